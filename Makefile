@@ -1,0 +1,9 @@
+# Every target is one line onto `cargo xtask`; `cargo xtask help` says what each does.
+.PHONY: run test check bench image clean help
+run:    ; cargo xtask run
+test:   ; cargo xtask test $(SCENARIO)
+check:  ; cargo xtask check
+bench:  ; cargo xtask bench
+image:  ; cargo xtask image
+clean:  ; cargo xtask clean
+help:   ; cargo xtask help
