@@ -1,5 +1,11 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! How a device does it: IOMMUs, accelerators, PCI.
+//!
+//! Drivers are generic over [`registers::Registers`] and [`memory::DmaMemory`], so that the same code
+//! runs on the hardware and against register-level models in host tests.
 #![cfg_attr(not(test), no_std)]
 
 extern crate alloc;
+
+pub mod memory;
+pub mod registers;

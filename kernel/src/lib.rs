@@ -1,7 +1,22 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! What a hypervisor with shared devices *is*: VMs, memory, I/O address spaces, PASIDs, vdevs,
-//! interrupts, scheduling, configuration, monitor. No architecture, no registers, no `unsafe`.
+//! interrupts, scheduling, configuration, monitor.
+//!
+//! **Principle.** This crate is a state machine. Exits and device events go in as plain values
+//! ([`exit::Exit`]), actions come out ([`exit::Action`]). It knows no register, no instruction set and
+//! no IOMMU model: those sit behind the traits [`iommu::Iommu`], [`parent::Parent`],
+//! [`parent::VdevModel`] and [`host::Host`]. Whatever a guest can provoke is therefore a function call
+//! in a host test.
 #![cfg_attr(not(test), no_std)]
 #![forbid(unsafe_code)]
 
 extern crate alloc;
+
+pub mod addr;
+pub mod exit;
+pub mod fault;
+pub mod host;
+pub mod iommu;
+pub mod parent;
+pub mod pasid;
+pub mod refusal;

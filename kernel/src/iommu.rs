@@ -1,0 +1,100 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! What the hypervisor needs from an IOMMU, whatever its make.
+//!
+//! **Contract.** Every method returns only when its effect is complete in the hardware: tables written,
+//! caches invalidated, invalidations waited for. After [`Iommu::detach`] no DMA with that tag can reach
+//! the old table. The cost of attach and detach does not depend on how many others are attached.
+
+use crate::addr::{HostPhys, Iova, Requester};
+use crate::exit::MsiMessage;
+use crate::fault::DmaFault;
+use crate::pasid::Pasid;
+use crate::refusal::Refusal;
+
+/// Names one I/O page table of a driver. Chosen by the driver, never reused while attached.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct TableId(pub u32);
+
+/// What an IOMMU can do; read once at bring-up.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct IommuCapabilities {
+    /// Width of the PASIDs it understands, in bits (0: none).
+    pub pasid_bits: u8,
+    /// Width of the IOVAs it translates, in bits.
+    pub address_bits: u8,
+    /// Largest leaf it takes, in bytes.
+    pub largest_page: u64,
+    /// Whether interrupts are remapped (isolation of MSIs).
+    pub interrupt_remapping: bool,
+}
+
+/// A remapped interrupt of a physical device: what to write into its MSI-X table, and the handle to free
+/// it with.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct RemappedInterrupt {
+    /// Names the remapping entry.
+    pub handle: u32,
+    /// What the device must write.
+    pub message: MsiMessage,
+}
+
+/// Where a physical interrupt goes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct HostVector {
+    /// Interrupt vector on the target.
+    pub vector: u8,
+    /// Hardware identifier of the target processor.
+    pub cpu: u32,
+}
+
+/// An IOMMU (or several behind one interface). All methods may be called from any processor.
+pub trait Iommu: Send + Sync {
+    /// Short name for people: `vtd`.
+    fn name(&self) -> &str;
+
+    /// What it can do.
+    fn capabilities(&self) -> IommuCapabilities;
+
+    /// Makes an empty I/O page table.
+    fn create_table(&self) -> Result<TableId, Refusal>;
+
+    /// Maps `len` bytes (page multiples) readable, and writable where `writable`. Uses the largest
+    /// leaves that fit. The range must not be mapped yet.
+    fn map(
+        &self,
+        table: TableId,
+        iova: Iova,
+        host: HostPhys,
+        len: u64,
+        writable: bool,
+    ) -> Result<(), Refusal>;
+
+    /// Removes a range, invalidates it on every attachment of the table, and waits.
+    fn unmap(&self, table: TableId, iova: Iova, len: u64) -> Result<(), Refusal>;
+
+    /// Frees a table. Refused while it is attached anywhere.
+    fn destroy_table(&self, table: TableId) -> Result<(), Refusal>;
+
+    /// Takes a device: its untagged DMA is blocked, its tagged DMA too until a PASID is attached.
+    fn claim(&self, requester: Requester) -> Result<(), Refusal>;
+
+    /// Joins tag and table for a claimed device. Refused where the tag is in use on that device.
+    fn attach(&self, requester: Requester, pasid: Pasid, table: TableId) -> Result<(), Refusal>;
+
+    /// Parts tag and table: entry cleared, PASID cache, IOTLB and device TLB invalidated and waited
+    /// for. The device must not send with that tag any more.
+    fn detach(&self, requester: Requester, pasid: Pasid) -> Result<(), Refusal>;
+
+    /// Allocates a remapping entry that lets exactly `requester` raise `target`.
+    fn map_interrupt(&self, requester: Requester, target: HostVector) -> Result<RemappedInterrupt, Refusal>;
+
+    /// Removes it, invalidates the interrupt-entry cache and waits.
+    fn unmap_interrupt(&self, handle: u32) -> Result<(), Refusal>;
+
+    /// Reads and clears the recorded faults, oldest first. Returns true where records were lost.
+    /// Called from the fault interrupt; takes no lock that mapping holds.
+    fn drain_faults(&self, sink: &mut dyn FnMut(DmaFault)) -> bool;
+
+    /// Invalidation commands issued since bring-up (for `bench` and `top`).
+    fn commands_issued(&self) -> u64;
+}

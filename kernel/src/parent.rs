@@ -1,0 +1,205 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Parents (physical devices that can be shared) and the models of their slices.
+//!
+//! **Order.** A slice is born without a tag: [`Parent::create`] reserves a queue and nothing else. It can
+//! do DMA only after [`VdevModel::attach`] has given it a PASID, which the lifecycle code calls when
+//! the IOMMU's table for that PASID stands. It ends with [`VdevModel::quiesce`], whose proof
+//! ([`DeviceQuiesced`]) is what the IOMMU detach and the PASID's return ask for.
+
+use alloc::boxed::Box;
+use alloc::string::String;
+use alloc::vec::Vec;
+
+use crate::addr::{HostPhys, Requester};
+use crate::exit::MsiMessage;
+use crate::pasid::Pasid;
+use crate::refusal::Refusal;
+
+/// A way to slice a parent.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct VdevType {
+    /// Name in the configuration: `dsa-dwq`.
+    pub name: &'static str,
+    /// One line for people.
+    pub description: &'static str,
+    /// Whether the guest reaches a page of the physical device without an exit. Such types need an
+    /// IOMMU, always.
+    pub direct_portal: bool,
+    /// How many instances an otherwise unused parent offers.
+    pub instances: u16,
+}
+
+/// A request for one slice.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct VdevRequest<'a> {
+    /// The VM that will own it (for messages).
+    pub vm: &'a str,
+    /// Name of the type.
+    pub type_name: &'a str,
+    /// Queue entries wanted; `None` leaves it to the driver.
+    pub entries: Option<u16>,
+}
+
+/// What happened on a parent, as read by its own interrupt handler.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum ParentEvent {
+    /// The device reported an error. `pasid` names the attachment it belongs to, if one.
+    Error {
+        /// The attachment's tag.
+        pasid: Option<Pasid>,
+        /// In words.
+        text: String,
+    },
+    /// The device stopped and needs a reset; every vdev on it is affected.
+    Halted(String),
+}
+
+/// A physical device that can be shared, with its driver. Methods may be called from any processor.
+pub trait Parent: Send + Sync {
+    /// Name in the configuration: `dsa0`.
+    fn name(&self) -> &str;
+
+    /// How the device identifies itself on the bus.
+    fn requester(&self) -> Requester;
+
+    /// The ways it can be sliced.
+    fn types(&self) -> &[VdevType];
+
+    /// How many more instances of a type could be created now; 0 for an unknown type.
+    fn available(&self, type_name: &str) -> u16;
+
+    /// Reserves one slice. Atomic: on refusal nothing is kept. Dropping the model without a PASID
+    /// attached gives the reservation back.
+    fn create(&self, request: &VdevRequest<'_>) -> Result<Box<dyn VdevModel>, Refusal>;
+
+    /// Programs (and unmasks) or clears (and masks) one MSI-X entry of the physical device.
+    fn set_interrupt(&self, entry: u16, message: Option<MsiMessage>);
+
+    /// The MSI-X entry that carries the device's own events (errors, halt), handled by
+    /// [`Parent::interrupt`]; `None` where it has none.
+    fn event_interrupt(&self) -> Option<u16>;
+
+    /// Handles the event interrupt: reads and acknowledges causes, reports them.
+    fn interrupt(&self, sink: &mut dyn FnMut(ParentEvent));
+
+    /// For the monitor: name and value of what is worth knowing (queues, state, firmware).
+    fn describe(&self) -> Vec<(&'static str, String)>;
+}
+
+/// One base address register of a vdev's PCI function. All are 64-bit memory BARs.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Bar {
+    /// Index of the lower half: 0, 2 or 4.
+    pub index: u8,
+    /// Size in bytes, a power of two, at least a page.
+    pub size: u64,
+    /// Prefetchable.
+    pub prefetchable: bool,
+}
+
+/// A page-aligned window of a BAR that the guest reaches directly.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Portal {
+    /// BAR index.
+    pub bar: u8,
+    /// Offset in the BAR.
+    pub offset: u64,
+    /// The page on the physical device.
+    pub host: HostPhys,
+    /// Length, a multiple of the page size.
+    pub len: u64,
+}
+
+/// How a vdev presents itself on the guest's PCI bus.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct PciIdentity {
+    /// Vendor ID.
+    pub vendor: u16,
+    /// Device ID.
+    pub device: u16,
+    /// Subsystem vendor and device.
+    pub subsystem: (u16, u16),
+    /// Revision.
+    pub revision: u8,
+    /// Class code, 24 bits (base, sub, interface).
+    pub class: u32,
+    /// Its BARs.
+    pub bars: Vec<Bar>,
+    /// Number of MSI-X vectors; the table and the PBA lie in `msix_bar`. The PCI function model serves
+    /// these windows itself, the vdev model never sees them.
+    pub msix_vectors: u16,
+    /// BAR of the MSI-X table and PBA.
+    pub msix_bar: u8,
+    /// Offset of the MSI-X table.
+    pub msix_table: u32,
+    /// Offset of the pending-bit array.
+    pub msix_pba: u32,
+}
+
+/// A physical MSI-X entry of the parent and the virtual vector it stands for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct InterruptBinding {
+    /// MSI-X entry of the physical device.
+    pub physical: u16,
+    /// MSI-X vector of the vdev.
+    pub virtual_vector: u16,
+}
+
+/// Proof that a slice's queue has stopped: it is disabled, nothing of it is in flight, and what the
+/// guest may still write to its portal is discarded by the device.
+///
+/// Made by parent drivers only, and only when the device has confirmed. Not `Clone`: it is used up by
+/// the detach that follows.
+#[derive(Debug)]
+pub struct DeviceQuiesced(());
+
+impl DeviceQuiesced {
+    /// The driver's word that the device confirmed the stop of this slice's queue.
+    pub fn confirmed_by_device() -> Self {
+        Self(())
+    }
+}
+
+/// Why a slice would not stop.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct QuiesceFailed {
+    /// What the device did or did not do, in words.
+    pub why: String,
+}
+
+/// The model of one slice: what the guest sees in its BARs, joined to its queue of the physical device.
+///
+/// Called with the vdev's lock held, one call at a time. `raise` marks a virtual MSI-X vector of the
+/// vdev pending; the PCI function model delivers it or keeps it pending.
+pub trait VdevModel: Send {
+    /// Constant for the life of the model.
+    fn identity(&self) -> PciIdentity;
+
+    /// Windows the guest reaches directly; constant for the life of the model.
+    fn portals(&self) -> Vec<Portal>;
+
+    /// The physical interrupts of this slice; constant for the life of the model.
+    fn interrupts(&self) -> Vec<InterruptBinding>;
+
+    /// Programs the queue's tag. Called once, after the IOMMU attached the table.
+    fn attach(&mut self, pasid: Pasid) -> Result<(), Refusal>;
+
+    /// A read of the BAR outside of portals and MSI-X structures.
+    fn read(&mut self, bar: u8, offset: u64, size: u8) -> u64;
+
+    /// A write, likewise.
+    fn write(&mut self, bar: u8, offset: u64, size: u8, value: u64, raise: &mut dyn FnMut(u16));
+
+    /// The guest changed bus mastering of its function.
+    fn set_bus_master(&mut self, enabled: bool);
+
+    /// The guest (or a VM reset) resets the function: queue stopped, registers back to their start. The
+    /// tag stays.
+    fn reset(&mut self) -> Result<(), QuiesceFailed>;
+
+    /// Stops the queue for good within the driver's deadline.
+    fn quiesce(&mut self) -> Result<DeviceQuiesced, QuiesceFailed>;
+
+    /// For the monitor: name and value of what is worth knowing (queue, state, submissions).
+    fn describe(&self) -> Vec<(&'static str, String)>;
+}
