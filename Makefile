@@ -1,5 +1,6 @@
 # Every target is one line onto `cargo xtask`; `cargo xtask help` says what each does.
-.PHONY: run test check bench image clean help
+.PHONY: build run test check bench image clean help
+build:  ; cargo xtask build
 run:    ; cargo xtask run
 test:   ; cargo xtask test $(SCENARIO)
 check:  ; cargo xtask check

@@ -1,4 +1,93 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! `cargo xtask`: everything the Makefile offers.
+//! `cargo xtask`: the only entry to building, testing and running Pasidon; the Makefile has one line per command here.
+//!
+//! Principle: a command does all the set-up it needs, says in one line what it does when that takes longer than a
+//! few seconds, and keeps what it made in the user's cache folder under a key of everything that went into it.
+//! Invariant: a cache entry is either complete or not there ([`cache`]).
+#![forbid(unsafe_code)]
 
-fn main() {}
+mod apt;
+mod cache;
+mod check;
+mod command;
+mod progress;
+mod rust_src;
+mod uefi;
+mod workspace;
+
+use anyhow::Result;
+use clap::{Args, Parser, Subcommand};
+use uefi::Arch;
+
+/// Builds, tests and runs Pasidon.
+///
+/// Everything that is needed (system packages, the platform QEMU, the guests' kernels, the disk image) is made on
+/// first use and kept in $XDG_CACHE_HOME/pasidon (~/.cache/pasidon).
+#[derive(Parser)]
+#[command(bin_name = "cargo xtask", version)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Formatting, clippy with warnings denied (host crates and the UEFI application), documentation without warnings.
+    Check,
+    /// Builds the UEFI application and prints the path of the .efi file.
+    Build(Build),
+    /// Runs a cargo command for the UEFI target, with what that target needs here: `cargo xtask uefi -- clippy -p pasidon`.
+    Uefi(UefiCargo),
+    /// Deletes what was built in this checkout; with --cache also the user's cache of this project.
+    Clean(Clean),
+}
+
+#[derive(Args)]
+struct Build {
+    /// The processor architecture to build for.
+    #[arg(long, value_enum, default_value_t = Arch::X86_64)]
+    arch: Arch,
+    /// Cargo features of the application, separated by commas (fault-injection builds for the tests).
+    #[arg(long, value_delimiter = ',')]
+    features: Vec<String>,
+}
+
+#[derive(Args)]
+struct UefiCargo {
+    /// The processor architecture to build for.
+    #[arg(long, value_enum, default_value_t = Arch::X86_64)]
+    arch: Arch,
+    /// The cargo command and its arguments, without --target.
+    #[arg(last = true, required = true)]
+    cargo: Vec<String>,
+}
+
+#[derive(Args)]
+struct Clean {
+    /// Delete the cache folder too: the platform QEMU, the guests' kernels and the rest are then made anew.
+    #[arg(long)]
+    cache: bool,
+}
+
+fn main() -> std::process::ExitCode {
+    match run(Cli::parse().command) {
+        Ok(()) => std::process::ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("xtask: {error:#}");
+            std::process::ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(command: Command) -> Result<()> {
+    match command {
+        Command::Check => check::run(),
+        Command::Build(build) => {
+            let efi = uefi::build(build.arch, &build.features)?;
+            println!("{}", efi.display());
+            Ok(())
+        }
+        Command::Uefi(uefi) => uefi::passthrough(uefi.arch, &uefi.cargo),
+        Command::Clean(clean) => workspace::clean(clean.cache),
+    }
+}

@@ -1,0 +1,150 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Debian packages: installing what the tools need, and fetching single packages of another suite.
+//!
+//! Invariant: no archive host is named here; the machine's own sources say where Debian is. A foreign suite is read
+//! through a sources list and a lists folder of our own, so the system's apt is not changed.
+
+use crate::command;
+use crate::progress::Step;
+use anyhow::{Context, Result, bail};
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+const DEB822_SOURCES: &str = "/etc/apt/sources.list.d/debian.sources";
+const ONE_LINE_SOURCES: &str = "/etc/apt/sources.list";
+const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
+
+/// A Debian suite that is read beside the system's own sources.
+pub struct Suite {
+    dir: PathBuf,
+}
+
+impl Suite {
+    /// Prepares the suite `name` (component main) in the folder `dir` and fetches its lists.
+    ///
+    /// # Errors
+    /// When the machine's sources name no Debian archive, or that has no such suite.
+    pub fn open(name: &str, dir: &Path, step: &Step) -> Result<Suite> {
+        let suite = Suite {
+            dir: dir.to_path_buf(),
+        };
+        fs::create_dir_all(suite.lists().join("partial"))?;
+        let archive = archive_uri()?;
+        let lines =
+            ["deb", "deb-src"].map(|kind| format!("{kind} [signed-by={KEYRING}] {archive} {name} main\n"));
+        fs::write(suite.sources(), lines.concat())?;
+        command::run(suite.apt_get().arg("update"), step)
+            .with_context(|| format!("reading Debian's suite {name}"))?;
+        Ok(suite)
+    }
+
+    /// The versions of a binary package in this suite.
+    ///
+    /// # Errors
+    /// When apt-cache fails.
+    pub fn versions(&self, package: &str) -> Result<Vec<String>> {
+        let listing = command::output(
+            self.with_options(&mut Command::new("apt-cache"))
+                .args(["madison", package]),
+        )?;
+        // " rust-src | 1.95.0+dfsg1-2~bpo13+1 | URI suite/main amd64 Packages"
+        let column = |line: &str| line.split('|').nth(1).map(|version| version.trim().to_owned());
+        Ok(listing
+            .lines()
+            .filter(|line| line.ends_with("Packages"))
+            .filter_map(column)
+            .collect())
+    }
+
+    /// Downloads one binary package of exactly that version into `dir`, and returns the file.
+    ///
+    /// # Errors
+    /// When the package cannot be fetched.
+    pub fn download(&self, package: &str, version: &str, dir: &Path, step: &Step) -> Result<PathBuf> {
+        let mut apt_get = self.apt_get();
+        command::run(
+            apt_get
+                .current_dir(dir)
+                .args(["download", &format!("{package}={version}")]),
+            step,
+        )?;
+        find_by_prefix(dir, &format!("{package}_"))
+    }
+
+    fn sources(&self) -> PathBuf {
+        self.dir.join("sources.list")
+    }
+
+    fn lists(&self) -> PathBuf {
+        self.dir.join("lists")
+    }
+
+    fn apt_get(&self) -> Command {
+        let mut apt_get = Command::new("apt-get");
+        self.with_options(&mut apt_get);
+        apt_get
+    }
+
+    fn with_options<'c>(&self, command: &'c mut Command) -> &'c mut Command {
+        let option = |name: &str, value: &Path| format!("-o{name}={}", value.display());
+        command.args([
+            option("Dir::Etc::SourceList", &self.sources()),
+            option("Dir::Etc::SourceParts", Path::new("/dev/null")),
+            option("Dir::State::Lists", &self.lists()),
+            option("Dir::Cache::pkgcache", Path::new("")),
+            option("Dir::Cache::srcpkgcache", Path::new("")),
+            // Ours is no folder that apt's unprivileged user may write to.
+            "-oAPT::Sandbox::User=root".to_owned(),
+        ])
+    }
+}
+
+/// Unpacks `member` (a path in the package without leading slash) of a .deb into `dir`, leaving out `without`.
+///
+/// # Errors
+/// When dpkg-deb or tar fails.
+pub fn unpack(deb: &Path, member: &str, without: &str, dir: &Path, step: &Step) -> Result<()> {
+    let script = r#"dpkg-deb --fsys-tarfile "$1" | tar -x -C "$4" --exclude="./$3" "./$2""#;
+    let mut shell = Command::new("bash");
+    shell.args(["-o", "pipefail", "-c", script, "unpack"]).args([
+        deb,
+        Path::new(member),
+        Path::new(without),
+        dir,
+    ]);
+    command::run(&mut shell, step).with_context(|| format!("unpacking {}", deb.display()))
+}
+
+/// The URI of the machine's own Debian archive.
+fn archive_uri() -> Result<String> {
+    if let Ok(text) = fs::read_to_string(DEB822_SOURCES)
+        && let Some(uris) = text.lines().find_map(|line| line.strip_prefix("URIs:"))
+        && let Some(uri) = uris.split_whitespace().next()
+    {
+        return Ok(uri.to_owned());
+    }
+    let text = fs::read_to_string(ONE_LINE_SOURCES).unwrap_or_default();
+    let deb_lines = text.lines().filter(|line| line.trim_start().starts_with("deb "));
+    let mut uris = deb_lines.filter_map(|line| line.split_whitespace().find(|word| word.contains("://")));
+    match uris.next() {
+        Some(uri) => Ok(uri.to_owned()),
+        None => bail!(
+            "neither {DEB822_SOURCES} nor {ONE_LINE_SOURCES} names a Debian archive; this needs Debian 12"
+        ),
+    }
+}
+
+/// The file in `dir` whose name starts with `prefix`.
+fn find_by_prefix(dir: &Path, prefix: &str) -> Result<PathBuf> {
+    for entry in fs::read_dir(dir)? {
+        let path = entry?.path();
+        if path
+            .file_name()
+            .is_some_and(|name| name.to_string_lossy().starts_with(prefix))
+        {
+            return Ok(path);
+        }
+    }
+    bail!("no {prefix}* in {}", dir.display())
+}

@@ -1,0 +1,169 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! What is expensive to make is kept in the user's cache folder, shared by all clones.
+//!
+//! Invariant: an entry is complete or not there. It is made in a folder of its own and renamed into place at the end;
+//! a file lock (released by the kernel however the process ends) keeps two runs from making the same one.
+
+use anyhow::{Context, Result};
+use sha2::{Digest, Sha256};
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+
+/// Hex digits of a key that appear in an entry's name.
+const KEY_DIGITS: usize = 16;
+
+/// Everything that went into an entry, hashed.
+#[derive(Clone, Default)]
+pub struct Key(Sha256);
+
+impl Key {
+    /// A key without parts.
+    pub fn new() -> Key {
+        Key::default()
+    }
+
+    /// Adds one input. Parts are length-prefixed, so that no two different lists of parts give the same key.
+    pub fn part(mut self, part: impl AsRef<[u8]>) -> Key {
+        let part = part.as_ref();
+        self.0.update((part.len() as u64).to_le_bytes());
+        self.0.update(part);
+        self
+    }
+
+    /// The first hex digits of the hash.
+    fn digits(&self) -> String {
+        hex(&self.0.clone().finalize())[..KEY_DIGITS].to_owned()
+    }
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// The cache folder of this project.
+pub struct Cache {
+    root: PathBuf,
+}
+
+impl Cache {
+    /// Opens `$XDG_CACHE_HOME/pasidon`, or `~/.cache/pasidon`, and creates it when missing.
+    ///
+    /// # Errors
+    /// When neither variable is set or the folder cannot be created.
+    pub fn open() -> Result<Cache> {
+        let base = match std::env::var_os("XDG_CACHE_HOME").filter(|dir| Path::new(dir).is_absolute()) {
+            Some(dir) => PathBuf::from(dir),
+            None => Path::new(&std::env::var_os("HOME").context("neither XDG_CACHE_HOME nor HOME is set")?)
+                .join(".cache"),
+        };
+        let root = base.join("pasidon");
+        for dir in ["locks", "making"] {
+            fs::create_dir_all(root.join(dir))
+                .with_context(|| format!("creating {}", root.join(dir).display()))?;
+        }
+        Ok(Cache { root })
+    }
+
+    /// The cache folder itself.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// Takes the lock of that name, waiting for another run that holds it. Dropping the file releases it.
+    ///
+    /// # Errors
+    /// When the lock file cannot be created.
+    pub fn lock(&self, name: &str) -> Result<File> {
+        let path = self.root.join("locks").join(name);
+        let file = File::create(&path).with_context(|| format!("creating {}", path.display()))?;
+        if file.try_lock().is_err() {
+            eprintln!("  waiting for another run that is making {name}");
+            file.lock()
+                .with_context(|| format!("locking {}", path.display()))?;
+        }
+        Ok(file)
+    }
+
+    /// The folder of the entry `name` with that key; made by `make`, which fills the empty folder it is given, when
+    /// it is not there yet.
+    ///
+    /// # Errors
+    /// Those of `make`, after which nothing of the attempt is left, and failures of the file system.
+    pub fn entry(&self, name: &str, key: &Key, make: impl FnOnce(&Path) -> Result<()>) -> Result<PathBuf> {
+        let name = format!("{name}-{}", key.digits());
+        let entry = self.root.join(&name);
+        if entry.is_dir() {
+            return Ok(entry);
+        }
+        let _lock = self.lock(&name)?;
+        if entry.is_dir() {
+            return Ok(entry);
+        }
+        let making = self.root.join("making").join(&name);
+        remove_if_there(&making)?;
+        fs::create_dir(&making).with_context(|| format!("creating {}", making.display()))?;
+        if let Err(error) = make(&making) {
+            remove_if_there(&making)?;
+            return Err(error);
+        }
+        fs::rename(&making, &entry).with_context(|| format!("renaming into {}", entry.display()))?;
+        Ok(entry)
+    }
+}
+
+/// Deletes a folder that may not exist.
+fn remove_if_there(dir: &Path) -> Result<()> {
+    match fs::remove_dir_all(dir) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(error).with_context(|| format!("deleting {}", dir.display()))
+        }
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use anyhow::bail;
+
+    fn scratch(name: &str) -> Cache {
+        let root = std::env::temp_dir().join(format!("pasidon-cache-test-{name}-{}", std::process::id()));
+        remove_if_there(&root).unwrap();
+        for dir in ["locks", "making"] {
+            fs::create_dir_all(root.join(dir)).unwrap();
+        }
+        Cache { root }
+    }
+
+    #[test]
+    fn a_failed_step_leaves_nothing_and_a_complete_one_is_made_once() {
+        let cache = scratch("entry");
+        let key = Key::new().part("a");
+        let failed = cache.entry("thing", &key, |dir| {
+            fs::write(dir.join("half"), "half")?;
+            bail!("interrupted")
+        });
+        assert!(failed.is_err());
+        assert!(
+            fs::read_dir(cache.root().join("making"))
+                .unwrap()
+                .next()
+                .is_none()
+        );
+        let made = cache
+            .entry("thing", &key, |dir| Ok(fs::write(dir.join("whole"), "whole")?))
+            .unwrap();
+        assert!(made.join("whole").exists() && !made.join("half").exists());
+        let again = cache.entry("thing", &key, |_| bail!("made twice")).unwrap();
+        assert_eq!(made, again);
+        fs::remove_dir_all(cache.root()).unwrap();
+    }
+
+    #[test]
+    fn keys_tell_apart_how_parts_are_cut() {
+        assert_ne!(
+            Key::new().part("ab").part("c").digits(),
+            Key::new().part("a").part("bc").digits()
+        );
+    }
+}

@@ -1,0 +1,53 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! `cargo xtask check`: what must hold for every change without running it.
+
+use crate::uefi::{self, Arch};
+use crate::{command, workspace};
+use anyhow::Result;
+
+/// The crate that only builds for UEFI targets; every other one builds on the host.
+const UEFI_ONLY: &str = "pasidon";
+
+/// Runs formatting, clippy and rustdoc over the host crates and the UEFI application.
+///
+/// # Errors
+/// At the first of them that finds something.
+pub fn run() -> Result<()> {
+    let host = ["--workspace", "--exclude", UEFI_ONLY];
+    let lib_or_bin = ["--package", UEFI_ONLY];
+    say("formatting");
+    command::run_visible(command::cargo().args(["fmt", "--all", "--check"]))?;
+    say("clippy, host crates");
+    let mut clippy = command::cargo();
+    command::run_visible(
+        clippy
+            .arg("clippy")
+            .args(host)
+            .args(["--all-targets", "--", "-D", "warnings"]),
+    )?;
+    say("clippy, UEFI application");
+    // Its test target would need a standard library: what can be tested on the host lies in the other crates.
+    command::run_visible(
+        uefi::cargo(Arch::X86_64, "clippy")?
+            .args(lib_or_bin)
+            .args(["--", "-D", "warnings"]),
+    )?;
+    say("documentation");
+    let mut doc = command::cargo();
+    doc.env("RUSTDOCFLAGS", "-D warnings")
+        .arg("doc")
+        .args(host)
+        .arg("--no-deps");
+    command::run_visible(&mut doc)?;
+    let mut doc = uefi::cargo(Arch::X86_64, "doc")?;
+    doc.env("RUSTDOCFLAGS", "-D warnings")
+        .args(lib_or_bin)
+        .arg("--no-deps");
+    command::run_visible(&mut doc)?;
+    println!("check: everything holds in {}", workspace::root().display());
+    Ok(())
+}
+
+fn say(what: &str) {
+    println!("check: {what}");
+}
