@@ -13,6 +13,8 @@ use std::process::Command;
 
 const DEB822_SOURCES: &str = "/etc/apt/sources.list.d/debian.sources";
 const ONE_LINE_SOURCES: &str = "/etc/apt/sources.list";
+/// Another apt may be running (unattended upgrades on a fresh machine): wait up to five minutes for it.
+const WAIT_FOR_LOCK: &str = "-oDPkg::Lock::Timeout=300";
 const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 
 /// A Debian suite that is read beside the system's own sources.
@@ -44,6 +46,18 @@ impl Suite {
     /// # Errors
     /// When apt-cache fails.
     pub fn versions(&self, package: &str) -> Result<Vec<String>> {
+        self.madison(package, "Packages")
+    }
+
+    /// The versions of a source package in this suite.
+    ///
+    /// # Errors
+    /// When apt-cache fails.
+    pub fn source_versions(&self, package: &str) -> Result<Vec<String>> {
+        self.madison(package, "Sources")
+    }
+
+    fn madison(&self, package: &str, kind: &str) -> Result<Vec<String>> {
         let listing = command::output(
             self.with_options(&mut Command::new("apt-cache"))
                 .args(["madison", package]),
@@ -52,9 +66,21 @@ impl Suite {
         let column = |line: &str| line.split('|').nth(1).map(|version| version.trim().to_owned());
         Ok(listing
             .lines()
-            .filter(|line| line.ends_with("Packages"))
+            .filter(|line| line.trim_end().ends_with(kind))
             .filter_map(column)
             .collect())
+    }
+
+    /// Downloads the files of a source package into `dir`.
+    ///
+    /// # Errors
+    /// When the source cannot be fetched.
+    pub fn download_source(&self, package: &str, version: &str, dir: &Path, step: &Step) -> Result<()> {
+        let mut apt_get = self.apt_get();
+        apt_get
+            .current_dir(dir)
+            .args(["source", "--download-only", &format!("{package}={version}")]);
+        command::run(&mut apt_get, step)
     }
 
     /// Downloads one binary package of exactly that version into `dir`, and returns the file.
@@ -98,6 +124,58 @@ impl Suite {
             "-oAPT::Sandbox::User=root".to_owned(),
         ])
     }
+}
+
+/// Makes sure that these Debian packages are installed, through apt when that is possible without asking.
+///
+/// # Errors
+/// When some are missing and cannot be installed; the error is the line to type.
+pub fn need(packages: &[impl AsRef<str>]) -> Result<()> {
+    let missing: Vec<&str> = packages
+        .iter()
+        .map(AsRef::as_ref)
+        .filter(|package| !is_installed(package))
+        .collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    let prefix: &[&str] = if command::is_root() {
+        &[]
+    } else if command::output(Command::new("sudo").args(["-n", "true"])).is_ok() {
+        &["sudo", "-n"]
+    } else {
+        bail!(
+            "some Debian packages are missing; run: sudo apt-get install {}",
+            missing.join(" ")
+        );
+    };
+    let step = Step::start(format!("installing Debian packages: {}", missing.join(" ")));
+    let apt_get = |arguments: &[&str]| {
+        let words = [
+            prefix,
+            &["env", "DEBIAN_FRONTEND=noninteractive", "apt-get", WAIT_FOR_LOCK],
+            arguments,
+        ]
+        .concat();
+        command::run(Command::new(words[0]).args(&words[1..]), &step)
+    };
+    let install = [
+        &["install", "--yes", "--no-install-recommends"],
+        missing.as_slice(),
+    ]
+    .concat();
+    if apt_get(&install).is_err() {
+        // The lists may never have been fetched, or name files that are gone.
+        apt_get(&["update"])?;
+        apt_get(&install)?;
+    }
+    step.done();
+    Ok(())
+}
+
+fn is_installed(package: &str) -> bool {
+    let query = command::output(Command::new("dpkg-query").args(["-W", "-f=${db:Status-Status}", package]));
+    query.is_ok_and(|status| status == "installed")
 }
 
 /// Unpacks `member` (a path in the package without leading slash) of a .deb into `dir`, leaving out `without`.

@@ -7,10 +7,13 @@
 use anyhow::{Context, Result};
 use sha2::{Digest, Sha256};
 use std::fs::{self, File};
+use std::io::Read;
 use std::path::{Path, PathBuf};
 
 /// Hex digits of a key that appear in an entry's name.
 const KEY_DIGITS: usize = 16;
+/// Bytes read at a time when a file is hashed.
+const READ_BLOCK: usize = 1 << 20;
 
 /// Everything that went into an entry, hashed.
 #[derive(Clone, Default)]
@@ -30,9 +33,28 @@ impl Key {
         self
     }
 
-    /// The first hex digits of the hash.
-    fn digits(&self) -> String {
+    /// The first hex digits of the hash: what tells entries of one name apart.
+    pub fn digits(&self) -> String {
         hex(&self.0.clone().finalize())[..KEY_DIGITS].to_owned()
+    }
+}
+
+/// SHA-256 of a file in lower-case hex.
+///
+/// # Errors
+/// When the file cannot be read.
+pub fn sha256_file(path: &Path) -> Result<String> {
+    let mut file = File::open(path).with_context(|| format!("opening {}", path.display()))?;
+    let mut hash = Sha256::new();
+    let mut block = vec![0; READ_BLOCK];
+    loop {
+        let length = file
+            .read(&mut block)
+            .with_context(|| format!("reading {}", path.display()))?;
+        if length == 0 {
+            return Ok(hex(&hash.finalize()));
+        }
+        hash.update(&block[..length]);
     }
 }
 
@@ -112,7 +134,10 @@ impl Cache {
 }
 
 /// Deletes a folder that may not exist.
-fn remove_if_there(dir: &Path) -> Result<()> {
+///
+/// # Errors
+/// When it exists and cannot be deleted.
+pub fn remove_if_there(dir: &Path) -> Result<()> {
     match fs::remove_dir_all(dir) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
             Err(error).with_context(|| format!("deleting {}", dir.display()))

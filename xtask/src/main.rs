@@ -10,6 +10,7 @@ mod apt;
 mod cache;
 mod check;
 mod command;
+mod platform;
 mod progress;
 mod rust_src;
 mod uefi;
@@ -38,6 +39,8 @@ enum Command {
     Build(Build),
     /// Runs a cargo command for the UEFI target, with what that target needs here: `cargo xtask uefi -- clippy -p pasidon`.
     Uefi(UefiCargo),
+    /// Makes the platform QEMU, if it is not in the cache, and prints its path.
+    Qemu(Platform),
     /// Deletes what was built in this checkout; with --cache also the user's cache of this project.
     Clean(Clean),
 }
@@ -63,6 +66,13 @@ struct UefiCargo {
 }
 
 #[derive(Args)]
+struct Platform {
+    /// The processor architecture that the machine has.
+    #[arg(long, value_enum, default_value_t = Arch::X86_64)]
+    arch: Arch,
+}
+
+#[derive(Args)]
 struct Clean {
     /// Delete the cache folder too: the platform QEMU, the guests' kernels and the rest are then made anew.
     #[arg(long)]
@@ -83,11 +93,14 @@ fn run(command: Command) -> Result<()> {
     match command {
         Command::Check => check::run(),
         Command::Build(build) => {
-            let efi = uefi::build(build.arch, &build.features)?;
-            println!("{}", efi.display());
+            println!("{}", uefi::build(build.arch, &build.features)?.efi.display());
             Ok(())
         }
         Command::Uefi(uefi) => uefi::passthrough(uefi.arch, &uefi.cargo),
+        Command::Qemu(platform) => {
+            println!("{}", platform::qemu(platform.arch)?.display());
+            Ok(())
+        }
         Command::Clean(clean) => workspace::clean(clean.cache),
     }
 }

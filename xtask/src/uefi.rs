@@ -45,21 +45,34 @@ impl fmt::Display for Arch {
     }
 }
 
-/// Builds the application and returns the .efi file.
+/// What a build of the application leaves.
+pub struct Application {
+    /// The EFI application.
+    pub efi: PathBuf,
+    /// The linker's map of it, from which its symbol file is made.
+    pub map: PathBuf,
+}
+
+/// Builds the application, with those cargo features.
 ///
 /// # Errors
 /// When the toolchain cannot be completed or the build fails.
-pub fn build(arch: Arch, features: &[String]) -> Result<PathBuf> {
-    let mut cargo = cargo(arch, "build")?;
+pub fn build(arch: Arch, features: &[String]) -> Result<Application> {
+    let folder = workspace::target_dir().join(arch.target()).join("release");
+    // A map of its own for each feature set: cargo does not link again what is fresh.
+    let name = [&[APPLICATION.to_owned()], features].concat().join("-");
+    let map = folder.join(format!("{name}.map"));
+    let mut cargo = cargo(arch, "rustc")?;
     cargo.args(["--package", APPLICATION, "--release"]);
     if !features.is_empty() {
         cargo.arg("--features").arg(features.join(","));
     }
+    cargo.arg("--").arg(format!("-Clink-arg=/MAP:{}", map.display()));
     command::run_visible(&mut cargo)?;
-    Ok(workspace::target_dir()
-        .join(arch.target())
-        .join("release")
-        .join(format!("{APPLICATION}.efi")))
+    Ok(Application {
+        efi: folder.join(format!("{APPLICATION}.efi")),
+        map,
+    })
 }
 
 /// Runs the cargo command line `words` for the UEFI target of `arch`.

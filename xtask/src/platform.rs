@@ -1,0 +1,356 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The reference platform: a QEMU with the accelerator model, built from Debian's source and the patches of this
+//! checkout as `tests/platform/qemu.toml` says.
+//!
+//! Principle: the finished binary is a cache entry whose key is everything that went into it. Beside it a build tree
+//! is kept, into which only changed files are carried, so that a changed patch recompiles what it touches; the tree is
+//! a help, never a result: it has a key of its own for all that would ask for a new configuration.
+
+use crate::apt::{self, Suite};
+use crate::cache::{self, Cache, Key};
+use crate::command;
+use crate::progress::Step;
+use crate::uefi::Arch;
+use crate::workspace;
+use anyhow::{Context, Result, bail, ensure};
+use serde::Deserialize;
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+/// Names another QEMU: the program, or the folder it lies in.
+const QEMU_VARIABLE: &str = "PASIDON_QEMU";
+/// Names a copy of the source tarball, for the day when Debian no longer carries that version.
+const TARBALL_VARIABLE: &str = "PASIDON_QEMU_TARBALL";
+/// Part of every key here: changes when this file builds differently from the same inputs.
+const RECIPE_VERSION: &str = "1";
+/// bzip2's encoding of an empty file.
+const EMPTY_BZIP2: [u8; 14] = *b"BZh9\x17\x72\x45\x38\x50\x90\x00\x00\x00\x00";
+
+/// `tests/platform/qemu.toml`.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Recipe {
+    source: Source,
+    build: Build,
+    /// Architecture name to the file with its devices.
+    targets: BTreeMap<String, PathBuf>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Source {
+    package: String,
+    version: String,
+    suite: String,
+    tarball: String,
+    sha256: String,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Build {
+    configure: Vec<String>,
+    packages: Vec<String>,
+    pip: Vec<String>,
+    empty_blobs: Vec<PathBuf>,
+}
+
+/// One patch of the series.
+struct Patch {
+    path: PathBuf,
+    text: Vec<u8>,
+}
+
+/// The platform's QEMU for `arch`, built when it is not in the cache.
+///
+/// # Errors
+/// When the recipe is wrong, something it needs cannot be had, a patch does not apply, or the build fails.
+pub fn qemu(arch: Arch) -> Result<PathBuf> {
+    let program = format!("qemu-system-{arch}");
+    if let Some(own) = std::env::var_os(QEMU_VARIABLE) {
+        let own = PathBuf::from(own);
+        let own = if own.is_dir() { own.join(&program) } else { own };
+        ensure!(
+            own.is_file(),
+            "{QEMU_VARIABLE}: no such program: {}",
+            own.display()
+        );
+        return Ok(own);
+    }
+    let dir = workspace::root().join("tests/platform");
+    let recipe_path = dir.join("qemu.toml");
+    let text =
+        fs::read_to_string(&recipe_path).with_context(|| format!("reading {}", recipe_path.display()))?;
+    let recipe: Recipe = toml::from_str(&text).with_context(|| format!("in {}", recipe_path.display()))?;
+    let devices = recipe.targets.get(&arch.to_string());
+    let devices = devices.with_context(|| format!("{}: [targets] has no {arch}", recipe_path.display()))?;
+    let devices =
+        fs::read(dir.join(devices)).with_context(|| format!("reading {}", dir.join(devices).display()))?;
+    let patches = read_patches(&dir.join("patches"))?;
+    let tree_key = recipe.tree_key(arch, &devices);
+    let key = patches
+        .iter()
+        .fold(tree_key.clone(), |key, patch| key.part(&patch.text));
+    let cache = Cache::open()?;
+    let entry = cache.entry(&format!("qemu-{arch}"), &key, |entry| {
+        apt::need(&recipe.build.packages)?;
+        let tarball = recipe.source.fetch(&cache)?;
+        let tree = Tree::open(&cache, arch, &tree_key)?;
+        tree.update(&recipe, &devices, &patches, &tarball)?;
+        let built = tree.build(&recipe, &program)?;
+        fs::create_dir(entry.join("bin"))?;
+        fs::copy(built, entry.join("bin").join(&program)).context("copying the finished QEMU")?;
+        fs::create_dir(entry.join("include"))?;
+        fs::copy(
+            tree.source().join("include/qemu/qemu-plugin.h"),
+            entry.join("include/qemu-plugin.h"),
+        )
+        .context("copying the header for plugins")?;
+        Ok(())
+    })?;
+    Ok(entry.join("bin").join(program))
+}
+
+/// The patches in the order they are applied.
+fn read_patches(dir: &Path) -> Result<Vec<Patch>> {
+    if !dir.is_dir() {
+        return Ok(Vec::new());
+    }
+    let mut paths: Vec<PathBuf> = fs::read_dir(dir)?
+        .map(|entry| Ok(entry?.path()))
+        .collect::<Result<_>>()?;
+    paths.retain(|path| path.extension().is_some_and(|extension| extension == "patch"));
+    paths.sort();
+    let read = |path: PathBuf| {
+        let text = fs::read(&path).with_context(|| format!("reading {}", path.display()))?;
+        Ok(Patch { path, text })
+    };
+    paths.into_iter().map(read).collect()
+}
+
+impl Recipe {
+    /// Everything but the patches.
+    fn tree_key(&self, arch: Arch, devices: &[u8]) -> Key {
+        let blobs = self
+            .build
+            .empty_blobs
+            .iter()
+            .map(|path| path.as_os_str().as_encoded_bytes());
+        let words = self
+            .build
+            .configure
+            .iter()
+            .chain(&self.build.pip)
+            .map(|word| word.as_bytes());
+        let key = Key::new()
+            .part(RECIPE_VERSION)
+            .part(&self.source.sha256)
+            .part(arch.to_string())
+            .part(devices);
+        words.chain(blobs).fold(key, Key::part)
+    }
+}
+
+impl Source {
+    /// The tarball, from the cache or from Debian, with its hash checked.
+    fn fetch(&self, cache: &Cache) -> Result<PathBuf> {
+        let entry = cache.entry("qemu-source", &Key::new().part(&self.sha256), |dir| {
+            let step = Step::start(format!(
+                "fetching the source of {} {}",
+                self.package, self.version
+            ));
+            let apt_dir = dir.join("apt");
+            let fetched = match std::env::var_os(TARBALL_VARIABLE) {
+                Some(path) => PathBuf::from(path),
+                None => self.download(&apt_dir, &step).with_context(|| {
+                    format!(
+                        "no source {} {}; {TARBALL_VARIABLE} may name a copy",
+                        self.package, self.version
+                    )
+                })?,
+            };
+            let found = cache::sha256_file(&fetched)?;
+            ensure!(
+                found == self.sha256,
+                "{} has SHA-256 {found}, not {}",
+                fetched.display(),
+                self.sha256
+            );
+            fs::copy(&fetched, dir.join(&self.tarball)).context("keeping the tarball")?;
+            if apt_dir.exists() {
+                fs::remove_dir_all(&apt_dir)?;
+            }
+            step.done();
+            Ok(())
+        })?;
+        Ok(entry.join(&self.tarball))
+    }
+
+    fn download(&self, dir: &Path, step: &Step) -> Result<PathBuf> {
+        let suite = Suite::open(&self.suite, dir, step)?;
+        let versions = suite.source_versions(&self.package)?;
+        // A new Debian revision of the same upstream version still has this tarball; an epoch is no part of the name.
+        let without_epoch = |version: &str| version.rsplit(':').next().unwrap_or_default().to_owned();
+        let upstream = |version: &str| version.rsplit_once('-').map(|(upstream, _)| upstream.to_owned());
+        let exact = versions
+            .iter()
+            .find(|version| without_epoch(version) == self.version);
+        let version = exact.or_else(|| {
+            versions
+                .iter()
+                .find(|version| upstream(&without_epoch(version)) == upstream(&self.version))
+        });
+        let Some(version) = version else {
+            bail!(
+                "Debian's {} now has {} {}",
+                self.suite,
+                self.package,
+                versions.join(", ")
+            );
+        };
+        suite.download_source(&self.package, version, dir, step)?;
+        Ok(dir.join(&self.tarball))
+    }
+}
+
+/// The kept build tree of one architecture and configuration; its lock is held as long as it is open.
+struct Tree {
+    dir: PathBuf,
+    _lock: fs::File,
+}
+
+impl Tree {
+    fn open(cache: &Cache, arch: Arch, key: &Key) -> Result<Tree> {
+        let name = format!("qemu-tree-{arch}-{}", key.digits());
+        let lock = cache.lock(&name)?;
+        let dir = cache.root().join("trees").join(name);
+        fs::create_dir_all(&dir).with_context(|| format!("creating {}", dir.display()))?;
+        Ok(Tree { dir, _lock: lock })
+    }
+
+    fn source(&self) -> PathBuf {
+        self.dir.join("source")
+    }
+
+    /// Makes the source in the tree equal to the patched tarball, touching only files that differ.
+    fn update(&self, recipe: &Recipe, devices: &[u8], patches: &[Patch], tarball: &Path) -> Result<()> {
+        let step = Step::start(format!("unpacking QEMU and applying {} patches", patches.len()));
+        let fresh = self.dir.join("fresh");
+        cache::remove_if_there(&fresh)?;
+        fs::create_dir(&fresh)?;
+        let mut tar = Command::new("tar");
+        command::run(
+            tar.arg("-xf")
+                .arg(tarball)
+                .args(["--strip-components=1", "-C"])
+                .arg(&fresh),
+            &step,
+        )?;
+        for patch in patches {
+            let mut apply = Command::new("patch");
+            apply
+                .current_dir(&fresh)
+                .args(["-p1", "--forward", "--no-backup-if-mismatch", "-i"])
+                .arg(&patch.path);
+            command::run(&mut apply, &step).with_context(|| format!("applying {}", patch.path.display()))?;
+        }
+        for blob in &recipe.build.empty_blobs {
+            fs::write(fresh.join(blob), EMPTY_BZIP2).with_context(|| format!("making {}", blob.display()))?;
+        }
+        for arch in recipe.targets.keys() {
+            fs::write(
+                fresh.join(format!("configs/devices/{arch}-softmmu/pasidon.mak")),
+                devices,
+            )?;
+        }
+        step.note("carrying over what changed");
+        if self.source().exists() {
+            mirror(&fresh, &self.source())?;
+            fs::remove_dir_all(&fresh)?;
+        } else {
+            fs::rename(&fresh, self.source())?;
+        }
+        step.done();
+        Ok(())
+    }
+
+    /// Configures when that has not been done, builds, and returns the program.
+    fn build(&self, recipe: &Recipe, program: &str) -> Result<PathBuf> {
+        let arch = program.rsplit('-').next().unwrap_or(program);
+        let build = self.dir.join("build");
+        // Written last, so that an interrupted configuration is done again from the start.
+        let configured = self.dir.join("configured");
+        if !configured.exists() {
+            let step = Step::start("configuring QEMU (half a minute)");
+            cache::remove_if_there(&build)?;
+            fs::create_dir(&build)?;
+            let venv = self.dir.join("venv");
+            cache::remove_if_there(&venv)?;
+            command::run(Command::new("python3").args(["-m", "venv"]).arg(&venv), &step)?;
+            let mut pip = Command::new(venv.join("bin/pip"));
+            command::run(
+                pip.args(["install", "--disable-pip-version-check"])
+                    .args(&recipe.build.pip),
+                &step,
+            )?;
+            let mut configure = Command::new(self.source().join("configure"));
+            configure.current_dir(&build).args(&recipe.build.configure);
+            configure.arg(format!("--python={}", venv.join("bin/python3").display()));
+            configure.args([
+                format!("--target-list={arch}-softmmu"),
+                format!("--with-devices-{arch}=pasidon"),
+            ]);
+            command::run(&mut configure, &step)?;
+            fs::write(&configured, "")?;
+            step.done();
+        }
+        let step = Step::start("building the platform QEMU (about 4 minutes from nothing on 2 cores)");
+        let mut ninja = Command::new("ninja");
+        command::run(ninja.arg("-C").arg(&build).arg(program), &step)?;
+        step.done();
+        Ok(build.join(program))
+    }
+}
+
+/// Makes `to` equal to `from`; files that are already equal keep their time stamps.
+fn mirror(from: &Path, to: &Path) -> Result<()> {
+    let names = |dir: &Path| -> Result<Vec<std::ffi::OsString>> {
+        fs::read_dir(dir)?.map(|entry| Ok(entry?.file_name())).collect()
+    };
+    let wanted = names(from)?;
+    for stale in names(to)?.into_iter().filter(|name| !wanted.contains(name)) {
+        remove(&to.join(stale))?;
+    }
+    for name in wanted {
+        let (source, target) = (from.join(&name), to.join(&name));
+        let kind = fs::symlink_metadata(&source)?.file_type();
+        let same_kind = fs::symlink_metadata(&target).is_ok_and(|found| found.file_type() == kind);
+        if !same_kind {
+            remove(&target)?;
+            fs::rename(&source, &target)?;
+        } else if kind.is_dir() {
+            mirror(&source, &target)?;
+        } else if kind.is_symlink() {
+            if fs::read_link(&source)? != fs::read_link(&target)? {
+                fs::rename(&source, &target)?;
+            }
+        } else if fs::read(&source)? != fs::read(&target)? {
+            fs::rename(&source, &target)?;
+            // The tarball's or patch's time may be older than the object made from the previous content.
+            fs::File::open(&target)?.set_modified(std::time::SystemTime::now())?;
+        }
+    }
+    Ok(())
+}
+
+/// Deletes a file, link or folder that may not exist.
+fn remove(path: &Path) -> Result<()> {
+    match fs::symlink_metadata(path) {
+        Ok(found) if found.is_dir() => fs::remove_dir_all(path)?,
+        Ok(_) => fs::remove_file(path)?,
+        Err(_) => {}
+    }
+    Ok(())
+}
