@@ -83,19 +83,33 @@ impl Suite {
         command::run(&mut apt_get, step)
     }
 
-    /// Downloads one binary package of exactly that version into `dir`, and returns the file.
+    /// Downloads one binary package, of exactly that version or else the newest, into `dir`; returns the file.
     ///
     /// # Errors
     /// When the package cannot be fetched.
-    pub fn download(&self, package: &str, version: &str, dir: &Path, step: &Step) -> Result<PathBuf> {
-        let mut apt_get = self.apt_get();
-        command::run(
-            apt_get
-                .current_dir(dir)
-                .args(["download", &format!("{package}={version}")]),
-            step,
-        )?;
+    pub fn download(&self, package: &str, version: Option<&str>, dir: &Path, step: &Step) -> Result<PathBuf> {
+        let wanted = version.map_or(package.to_owned(), |version| format!("{package}={version}"));
+        command::run(self.apt_get().current_dir(dir).args(["download", &wanted]), step)?;
         find_by_prefix(dir, &format!("{package}_"))
+    }
+
+    /// The first package that `package` depends on whose name starts with `prefix`.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn dependency(&self, package: &str, prefix: &str) -> Result<String> {
+        let listing = command::output(
+            self.with_options(&mut Command::new("apt-cache"))
+                .args(["depends", package]),
+        )?;
+        // "  Depends: linux-image-6.1.0-50-amd64"
+        let mut names = listing
+            .lines()
+            .filter_map(|line| line.trim().strip_prefix("Depends: "));
+        let found = names.find(|name| name.starts_with(prefix));
+        Ok(found
+            .with_context(|| format!("{package} depends on no {prefix}*"))?
+            .to_owned())
     }
 
     fn sources(&self) -> PathBuf {
@@ -118,6 +132,8 @@ impl Suite {
             option("Dir::Etc::SourceList", &self.sources()),
             option("Dir::Etc::SourceParts", Path::new("/dev/null")),
             option("Dir::State::Lists", &self.lists()),
+            // What is installed here must not count as a version of the other suite.
+            option("Dir::State::status", Path::new("/dev/null")),
             option("Dir::Cache::pkgcache", Path::new("")),
             option("Dir::Cache::srcpkgcache", Path::new("")),
             // Ours is no folder that apt's unprivileged user may write to.
@@ -178,19 +194,24 @@ fn is_installed(package: &str) -> bool {
     query.is_ok_and(|status| status == "installed")
 }
 
-/// Unpacks `member` (a path in the package without leading slash) of a .deb into `dir`, leaving out `without`.
+/// Unpacks `member` (a path in the package, `.` for all of it) of a .deb into `dir`, leaving out the path `without`.
 ///
 /// # Errors
 /// When dpkg-deb or tar fails.
-pub fn unpack(deb: &Path, member: &str, without: &str, dir: &Path, step: &Step) -> Result<()> {
-    let script = r#"dpkg-deb --fsys-tarfile "$1" | tar -x -C "$4" --exclude="./$3" "./$2""#;
+pub fn unpack(deb: &Path, member: &str, without: Option<&str>, dir: &Path, step: &Step) -> Result<()> {
+    let script = r#"deb=$1; shift; dpkg-deb --fsys-tarfile "$deb" | tar -x "$@""#;
     let mut shell = Command::new("bash");
-    shell.args(["-o", "pipefail", "-c", script, "unpack"]).args([
-        deb,
-        Path::new(member),
-        Path::new(without),
-        dir,
-    ]);
+    shell
+        .args(["-o", "pipefail", "-c", script, "unpack"])
+        .arg(deb)
+        .arg("-C")
+        .arg(dir);
+    shell.args(without.map(|path| format!("--exclude=./{path}")));
+    shell.arg(if member == "." {
+        "./".to_owned()
+    } else {
+        format!("./{member}")
+    });
     command::run(&mut shell, step).with_context(|| format!("unpacking {}", deb.display()))
 }
 

@@ -10,6 +10,7 @@ mod apt;
 mod cache;
 mod check;
 mod command;
+mod guests;
 mod platform;
 mod progress;
 mod rust_src;
@@ -41,6 +42,8 @@ enum Command {
     Uefi(UefiCargo),
     /// Makes the platform QEMU, if it is not in the cache, and prints its path.
     Qemu(Platform),
+    /// Makes the Linux guest's kernel and initrd, if they are not in the cache, and prints their paths.
+    Guests,
     /// Deletes what was built in this checkout; with --cache also the user's cache of this project.
     Clean(Clean),
 }
@@ -99,6 +102,13 @@ fn run(command: Command) -> Result<()> {
         Command::Uefi(uefi) => uefi::passthrough(uefi.arch, &uefi.cargo),
         Command::Qemu(platform) => {
             println!("{}", platform::qemu(platform.arch)?.display());
+            Ok(())
+        }
+        Command::Guests => {
+            let linux = guests::linux()?;
+            for path in [linux.vmlinux, linux.vmlinuz, linux.initrd] {
+                println!("{}", path.display());
+            }
             Ok(())
         }
         Command::Clean(clean) => workspace::clean(clean.cache),

@@ -65,9 +65,9 @@ fn from_package(version: &str, dir: &Path, step: &Step) -> Result<()> {
     else {
         bail!("Debian's {SUITE} has no rust-src {version}");
     };
-    let deb = suite.download("rust-src", &package_version, &apt_dir, step)?;
+    let deb = suite.download("rust-src", Some(&package_version), &apt_dir, step)?;
     let library = format!("usr/src/rustc-{version}/library");
-    apt::unpack(&deb, &library, &format!("{library}/vendor"), &apt_dir, step)?;
+    apt::unpack(&deb, &library, Some(&format!("{library}/vendor")), &apt_dir, step)?;
     fs::rename(apt_dir.join(&library), dir.join("library")).context("moving the library sources")?;
     fs::remove_dir_all(&apt_dir).context("deleting the package after unpacking it")
 }

@@ -1,0 +1,75 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The guests' root file system as a newc cpio archive (Linux `Documentation/driver-api/early-userspace/buffer-format`).
+//!
+//! It is not compressed: unpacking under TCG costs more than reading the bytes.
+
+use anyhow::{Context, Result};
+use cpio::newc::{Builder, trailer};
+use std::fs;
+use std::io::Write;
+use std::path::Path;
+
+/// File type and permission bits of `st_mode`.
+const DIRECTORY: u32 = 0o040_755;
+const PROGRAM: u32 = 0o100_755;
+const FILE: u32 = 0o100_644;
+const LINK: u32 = 0o120_777;
+
+/// The archive with busybox and the modules of the kernel entry `files`, and `scripts` (path in the archive, text).
+///
+/// # Errors
+/// When a file of the entry cannot be read.
+pub fn build(files: &Path, scripts: &[(&Path, Vec<u8>)]) -> Result<Vec<u8>> {
+    let mut archive = Archive::default();
+    for dir in [
+        "bin",
+        "dev",
+        "lib",
+        "lib/modules",
+        "proc",
+        "root",
+        "run",
+        "sys",
+        "tmp",
+    ] {
+        archive.add(dir, DIRECTORY, &[])?;
+    }
+    archive.add("bin/busybox", PROGRAM, &read(&files.join("busybox"))?)?;
+    archive.add("bin/sh", LINK, b"busybox")?;
+    let mut modules: Vec<_> = fs::read_dir(files.join("modules"))?.collect::<std::io::Result<_>>()?;
+    modules.sort_by_key(|module| module.file_name());
+    for module in modules {
+        let name = format!("lib/modules/{}", module.file_name().to_string_lossy());
+        archive.add(&name, FILE, &read(&module.path())?)?;
+    }
+    for (target, text) in scripts {
+        archive.add(&target.to_string_lossy(), PROGRAM, text)?;
+    }
+    Ok(trailer(archive.bytes)?)
+}
+
+fn read(path: &Path) -> Result<Vec<u8>> {
+    fs::read(path).with_context(|| format!("reading {}", path.display()))
+}
+
+#[derive(Default)]
+struct Archive {
+    bytes: Vec<u8>,
+    files: u32,
+}
+
+impl Archive {
+    fn add(&mut self, name: &str, mode: u32, content: &[u8]) -> Result<()> {
+        self.files += 1;
+        let size = u32::try_from(content.len()).context("a file of more than 4 GiB")?;
+        // Distinct inode numbers: the kernel takes equal ones for hard links.
+        let mut entry = Builder::new(name)
+            .ino(self.files)
+            .mode(mode)
+            .nlink(1)
+            .write(&mut self.bytes, size);
+        entry.write_all(content)?;
+        entry.finish()?;
+        Ok(())
+    }
+}
