@@ -13,10 +13,12 @@
 extern crate alloc;
 
 pub mod addr;
+pub mod dev;
 pub mod exit;
 pub mod fault;
 pub mod host;
 pub mod iommu;
+pub mod memory;
 pub mod parent;
 pub mod pasid;
 pub mod refusal;
