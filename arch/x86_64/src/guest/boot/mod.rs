@@ -1,0 +1,191 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Puts a kernel, its initrd, its command line and the firmware's tables into guest memory.
+//!
+//! **Principle.** An image is untrusted bytes: every number in it is checked before it is used, and what
+//! is wrong ends in one line that names it. Nothing is written outside of the guest's RAM, because there
+//! is no way to.
+
+mod elf;
+
+#[cfg(test)]
+mod tests;
+
+use alloc::format;
+
+use pasidon_kernel::addr::GuestPhys;
+use pasidon_kernel::memory::GuestMemory;
+use pasidon_kernel::refusal::Refusal;
+
+use super::{acpi, layout};
+
+/// What to boot.
+#[derive(Clone, Copy, Debug)]
+pub struct BootImage<'a> {
+    /// A `vmlinux` with a PVH entry, or a `bzImage`.
+    pub kernel: &'a [u8],
+    /// Initial RAM disk.
+    pub initrd: Option<&'a [u8]>,
+    /// Command line, without a terminating zero.
+    pub cmdline: &'a str,
+}
+
+/// How the processor is set up for the kernel's first instruction.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum EntryMode {
+    /// 32-bit protected mode without paging: flat CS, DS, ES and SS with base 0 and limit 4 GiB, TR with
+    /// base 0 and limit 0x67, RFLAGS 2, interrupts off.
+    Protected32,
+    /// 64-bit mode with the page tables at CR3, flat segments loaded from the GDT at
+    /// [`layout::boot::GDT`], RFLAGS 2, interrupts off.
+    Long64,
+}
+
+/// Registers at the kernel's first instruction; those not named are zero.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct EntryState {
+    /// Mode.
+    pub mode: EntryMode,
+    /// First instruction.
+    pub rip: u64,
+    /// PVH: address of the start info.
+    pub rbx: u64,
+    /// bzImage: address of the boot parameters.
+    pub rsi: u64,
+    /// CR0.
+    pub cr0: u64,
+    /// CR3.
+    pub cr3: u64,
+    /// CR4.
+    pub cr4: u64,
+    /// EFER as the guest sees it.
+    pub efer: u64,
+    /// GDTR: base and limit; `None` where the kernel loads its own before it needs one.
+    pub gdt: Option<(u64, u16)>,
+    /// CS selector.
+    pub cs: u16,
+    /// DS, ES and SS selector.
+    pub ds: u16,
+}
+
+/// CR0.PE and CR0.ET.
+const CR0_PROTECTED: u64 = 1 | 1 << 4;
+
+/// Loads everything into `memory` and says how to start. Writes the ACPI tables too.
+pub fn load(memory: &dyn GuestMemory, image: &BootImage<'_>) -> Result<EntryState, Refusal> {
+    let ram = memory.ram_size();
+    if !(layout::RAM_MIN..=layout::RAM_MAX).contains(&ram) {
+        return Err(Refusal::new(
+            "memory",
+            format!("{} MiB cannot be laid out as a PC", ram >> 20),
+            format!(
+                "use {} MiB to {} MiB",
+                layout::RAM_MIN >> 20,
+                layout::RAM_MAX >> 20
+            ),
+        ));
+    }
+    write(memory, "ACPI tables", layout::ACPI_BASE, &acpi::tables())?;
+    write_cmdline(memory, image.cmdline)?;
+    if image.kernel.starts_with(elf::MAGIC) {
+        return elf::load(memory, image);
+    }
+    Err(damaged("it is neither an ELF vmlinux nor a bzImage"))
+}
+
+/// A refusal of the kernel image.
+fn damaged(why: impl Into<alloc::string::String>) -> Refusal {
+    Refusal::new(
+        "kernel image",
+        why,
+        "use an unmodified vmlinux with a PVH entry, or a bzImage, for x86-64",
+    )
+}
+
+fn write(memory: &dyn GuestMemory, what: &str, address: u64, bytes: &[u8]) -> Result<(), Refusal> {
+    memory
+        .write(GuestPhys(address), bytes)
+        .map_err(|error| Refusal::new(what, format!("{error}"), "give the VM more memory"))
+}
+
+/// Writes `len` zeros.
+fn zero(memory: &dyn GuestMemory, what: &str, address: u64, len: u64) -> Result<(), Refusal> {
+    static ZEROS: [u8; 4096] = [0; 4096];
+    let mut done = 0;
+    while done < len {
+        let step = (len - done).min(ZEROS.len() as u64);
+        write(
+            memory,
+            what,
+            address.saturating_add(done),
+            &ZEROS[..step as usize],
+        )?;
+        done += step;
+    }
+    Ok(())
+}
+
+fn write_cmdline(memory: &dyn GuestMemory, cmdline: &str) -> Result<(), Refusal> {
+    let len = cmdline.len() as u64;
+    if len >= layout::boot::CMDLINE_LEN || cmdline.contains('\0') {
+        return Err(Refusal::new(
+            "command line",
+            format!("{len} bytes, or a zero byte in it"),
+            format!("use less than {} bytes", layout::boot::CMDLINE_LEN),
+        ));
+    }
+    write(memory, "command line", layout::boot::CMDLINE, cmdline.as_bytes())?;
+    write(memory, "command line", layout::boot::CMDLINE + len, &[0])
+}
+
+/// Puts the initrd as high as `limit` (exclusive) and low RAM allow, above `kernel_end`. Returns its
+/// address and length; zeros without one.
+fn write_initrd(
+    memory: &dyn GuestMemory,
+    initrd: Option<&[u8]>,
+    kernel_end: u64,
+    limit: u64,
+) -> Result<(u64, u64), Refusal> {
+    let Some(bytes) = initrd.filter(|b| !b.is_empty()) else {
+        return Ok((0, 0));
+    };
+    const PAGE_MASK: u64 = pasidon_kernel::addr::PAGE_SIZE - 1;
+    let len = bytes.len() as u64;
+    let top = layout::ram_split(memory.ram_size()).0.min(limit);
+    let start = top
+        .checked_sub(len)
+        .map(|s| s & !PAGE_MASK)
+        .filter(|s| *s >= kernel_end)
+        .ok_or_else(|| {
+            Refusal::new(
+                "initrd",
+                format!("{len} bytes do not fit between the kernel's end at {kernel_end:#x} and {top:#x}"),
+                "give the VM more memory",
+            )
+        })?;
+    write(memory, "initrd", start, bytes)?;
+    Ok((start, len))
+}
+
+/// `N` bytes at `offset`, if there are so many.
+fn bytes_at<const N: usize>(bytes: &[u8], offset: u64) -> Option<[u8; N]> {
+    let start = usize::try_from(offset).ok()?;
+    bytes.get(start..start.checked_add(N)?)?.try_into().ok()
+}
+
+fn u16_at(bytes: &[u8], offset: u64) -> Option<u16> {
+    bytes_at(bytes, offset).map(u16::from_le_bytes)
+}
+
+fn u32_at(bytes: &[u8], offset: u64) -> Option<u32> {
+    bytes_at(bytes, offset).map(u32::from_le_bytes)
+}
+
+fn u64_at(bytes: &[u8], offset: u64) -> Option<u64> {
+    bytes_at(bytes, offset).map(u64::from_le_bytes)
+}
+
+/// `len` bytes at `offset`, if there are so many.
+fn slice_at(bytes: &[u8], offset: u64, len: u64) -> Option<&[u8]> {
+    let start = usize::try_from(offset).ok()?;
+    bytes.get(start..start.checked_add(usize::try_from(len).ok()?)?)
+}

@@ -1,0 +1,157 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+use pasidon_kernel::refusal::Refusal;
+use proptest::prelude::*;
+
+use super::*;
+use crate::guest::layout::boot;
+use crate::guest::testing::TestMemory;
+
+const RAM: usize = 32 << 20;
+const ENTRY: u32 = 0x10_0010;
+
+/// An ELF with one load segment at 1 MiB and the PVH note.
+fn vmlinux() -> Vec<u8> {
+    let mut elf = vec![0; 0x40];
+    elf[..6].copy_from_slice(b"\x7fELF\x02\x01");
+    elf[0x12] = 62;
+    elf[0x20] = 0x40;
+    elf[0x36] = 0x38;
+    elf[0x38] = 2;
+    let note: Vec<u8> = [4u32, 4, 18]
+        .iter()
+        .flat_map(|w| w.to_le_bytes())
+        .chain(*b"Xen\0")
+        .collect();
+    let header = |kind: u32, offset: u64, address: u64, file: u64, memory: u64| {
+        let mut bytes: Vec<u8> = kind.to_le_bytes().into_iter().chain([0; 4]).collect();
+        for field in [offset, 0, address, file, memory, 0] {
+            bytes.extend_from_slice(&field.to_le_bytes());
+        }
+        bytes
+    };
+    elf.extend(header(1, 0xb0, 0x10_0000, 0x20, 0x3000));
+    elf.extend(header(4, 0xd0, 0, 20, 20));
+    elf.extend([0xcc; 0x20]);
+    elf.extend(note);
+    elf.extend(ENTRY.to_le_bytes());
+    elf
+}
+
+fn image<'a>(kernel: &'a [u8], initrd: Option<&'a [u8]>) -> BootImage<'a> {
+    BootImage {
+        kernel,
+        initrd,
+        cmdline: "console=ttyS0",
+    }
+}
+
+fn refusal(kernel: &[u8]) -> Refusal {
+    let error = load(&TestMemory::new(RAM), &image(kernel, None)).unwrap_err();
+    assert!(!error.to_string().contains('\n'));
+    error
+}
+
+#[test]
+fn a_vmlinux_is_loaded_and_told_everything() {
+    let memory = TestMemory::new(RAM);
+    memory.write(GuestPhys(0x10_0020), &[0xff; 0x100]).unwrap();
+    let kernel = vmlinux();
+    let entry = load(&memory, &image(&kernel, Some(b"initrd"))).unwrap();
+    assert_eq!(
+        (entry.mode, entry.rip, entry.rbx),
+        (EntryMode::Protected32, u64::from(ENTRY), boot::START_INFO)
+    );
+    assert_eq!(memory.bytes(0x10_0000, 0x20), [0xcc; 0x20]);
+    assert_eq!(
+        memory.bytes(0x10_0020, 0x100),
+        [0; 0x100],
+        "what is not in the file is zeroed"
+    );
+    assert_eq!(memory.u32(boot::START_INFO), 0x336e_c578);
+    assert_eq!(memory.u32(boot::START_INFO + 12), 1, "modules");
+    let initrd = memory.u64(memory.u64(boot::START_INFO + 16));
+    assert_eq!(
+        (initrd, memory.bytes(initrd, 6)),
+        (RAM as u64 - 0x1000, b"initrd".to_vec())
+    );
+    assert_eq!(
+        memory.bytes(memory.u64(boot::START_INFO + 24), 14),
+        b"console=ttyS0\0"
+    );
+    assert_eq!(memory.bytes(memory.u64(boot::START_INFO + 32), 8), b"RSD PTR ");
+    assert_eq!(memory.u32(boot::START_INFO + 48), 4, "map entries");
+    assert_eq!(memory.u64(boot::MEMORY_MAP + 8), 0xa_0000);
+}
+
+#[test]
+fn damaged_images_are_refused_in_one_line() {
+    let good = vmlinux();
+    let broken = |at: usize, value: u8| {
+        let mut kernel = good.clone();
+        kernel[at] = value;
+        refusal(&kernel).why
+    };
+    assert!(refusal(b"").why.contains("neither"));
+    assert!(refusal(b"\x7fELF").why.contains("ends inside"));
+    assert!(broken(0x12, 3).contains("not for x86-64"));
+    assert!(broken(0x36, 8).contains("wrong size"));
+    assert!(broken(0x3a - 2, 200).contains("beyond its end"));
+    assert!(broken(0xd0 + 8, 17).contains("PVH"));
+    assert!(broken(0xd0 + 16 + 3, 0xff).contains("outside"));
+    assert!(broken(0x40 + 0x18 + 2, 0).contains("1 MiB"));
+    assert!(broken(0x40 + 0x28 + 4, 1).contains("low RAM"));
+}
+
+#[test]
+fn an_initrd_that_does_not_fit_is_refused() {
+    let kernel = vmlinux();
+    let initrd = vec![1; RAM];
+    let error = load(&TestMemory::new(RAM), &image(&kernel, Some(&initrd))).unwrap_err();
+    assert_eq!(error.what, "initrd");
+}
+
+#[test]
+fn memory_and_command_line_have_limits() {
+    let kernel = vmlinux();
+    let error = load(&TestMemory::new(1 << 20), &image(&kernel, None)).unwrap_err();
+    assert_eq!(error.what, "memory");
+    let long = "x".repeat(boot::CMDLINE_LEN as usize);
+    let boot_image = BootImage {
+        kernel: &kernel,
+        initrd: None,
+        cmdline: &long,
+    };
+    assert_eq!(
+        load(&TestMemory::new(RAM), &boot_image).unwrap_err().what,
+        "command line"
+    );
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+    #[test]
+    fn no_bytes_panic_the_loaders(
+        edits in proptest::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..12),
+        cut in any::<prop::sample::Index>(),
+        shorten in any::<bool>(),
+    ) {
+        let memory = TestMemory::new(RAM);
+        let mut kernel = vmlinux();
+        for (at, value) in edits {
+            let at = at.index(kernel.len());
+            kernel[at] = value;
+        }
+        if shorten {
+            kernel.truncate(cut.index(kernel.len()));
+        }
+        let _ = load(&memory, &image(&kernel, Some(&[7; 100])));
+    }
+
+    #[test]
+    fn random_bytes_are_refused(mut bytes in proptest::collection::vec(any::<u8>(), 0..2000), elf in any::<bool>()) {
+        if elf {
+            bytes.splice(..bytes.len().min(4), *b"\x7fELF");
+        }
+        prop_assert!(load(&TestMemory::new(RAM), &image(&bytes, None)).is_err());
+    }
+}

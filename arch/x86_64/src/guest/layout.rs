@@ -1,0 +1,173 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Where everything is in the guest's physical address space and port space.
+//!
+//! ```text
+//! 0x0000_0000  RAM (0xA_0000..0x10_0000 reserved; the ACPI tables are at 0xE_0000)
+//! 0xC000_0000  end of low RAM at most
+//! 0xE000_0000  ECAM: configuration space of bus 0, 1 MiB
+//! 0xE800_0000  32-bit PCI window, 128 MiB
+//! 0xFEC0_0000  I/O APIC
+//! 0xFEE0_0000  local APIC
+//! 0x1_0000_0000 RAM above the hole
+//! 0x20_0000_0000 64-bit prefetchable PCI window, 16 GiB
+//! ```
+
+use pasidon_kernel::addr::GuestPhys;
+
+/// The most RAM below the hole.
+pub const LOW_RAM_MAX: u64 = 0xc000_0000;
+/// Where RAM goes on above the hole.
+pub const HIGH_RAM_BASE: u64 = 0x1_0000_0000;
+/// The least RAM a PC guest can have: room for what the loaders put below 1 MiB, and a kernel.
+pub const RAM_MIN: u64 = 16 << 20;
+/// The most RAM, so that it ends below the 64-bit PCI window.
+pub const RAM_MAX: u64 = LOW_RAM_MAX + (PCI64_BASE - HIGH_RAM_BASE);
+
+/// Legacy hole (video memory, option ROMs, BIOS): backed by RAM, but reserved in the memory map.
+pub const LEGACY_HOLE: core::ops::Range<u64> = 0xa_0000..0x10_0000;
+
+/// ECAM of bus 0.
+pub const ECAM_BASE: u64 = 0xe000_0000;
+/// Length of the ECAM: one bus.
+pub const ECAM_LEN: u64 = 1 << 20;
+/// 32-bit PCI window.
+pub const PCI32_BASE: u64 = 0xe800_0000;
+/// Its length.
+pub const PCI32_LEN: u64 = 0x800_0000;
+/// 64-bit prefetchable PCI window. Ends within 38 bits, which every 64-bit processor with nested paging
+/// can address.
+pub const PCI64_BASE: u64 = 0x20_0000_0000;
+/// Its length.
+pub const PCI64_LEN: u64 = 0x4_0000_0000;
+
+/// I/O APIC.
+pub const IOAPIC_BASE: u64 = 0xfec0_0000;
+/// Its window.
+pub const IOAPIC_LEN: u64 = 0x1000;
+/// Local APIC.
+pub const LAPIC_BASE: u64 = 0xfee0_0000;
+/// Its window.
+pub const LAPIC_LEN: u64 = 0x1000;
+
+/// First port of the serial console.
+pub const UART_PORT: u16 = 0x3f8;
+/// Global system interrupt of the serial console.
+pub const UART_GSI: u32 = 4;
+/// First port of the power registers.
+pub const POWER_PORT: u16 = 0x600;
+/// SLEEP_CONTROL_REG: offset from [`POWER_PORT`].
+pub const POWER_SLEEP_CONTROL: u16 = 0;
+/// SLEEP_STATUS_REG: offset from [`POWER_PORT`].
+pub const POWER_SLEEP_STATUS: u16 = 1;
+/// RESET_REG: offset from [`POWER_PORT`].
+pub const POWER_RESET: u16 = 2;
+/// Number of power ports.
+pub const POWER_PORTS: u16 = 4;
+
+/// RSDP and the other ACPI tables, in the legacy hole.
+pub const ACPI_BASE: u64 = 0xe_0000;
+/// Room for them.
+pub const ACPI_LEN: u64 = 0x2_0000;
+
+/// What the loaders put below the kernel, each at its own place.
+pub mod boot {
+    /// Global descriptor table of the 64-bit entry.
+    pub const GDT: u64 = 0x5000;
+    /// PVH start info, or the boot parameters ("zero page") of a bzImage.
+    pub const START_INFO: u64 = 0x6000;
+    /// PVH memory map.
+    pub const MEMORY_MAP: u64 = 0x7000;
+    /// PVH module list.
+    pub const MODULES: u64 = 0x7800;
+    /// Identity page tables of the 64-bit entry: PML4, PDPT, four page directories.
+    pub const PAGE_TABLES: u64 = 0x9000;
+    /// Command line, zero-terminated.
+    pub const CMDLINE: u64 = 0x2_0000;
+    /// Room for it.
+    pub const CMDLINE_LEN: u64 = 0x1_0000;
+    /// Kernels start here or above: what is below belongs to the loader.
+    pub const KERNEL_MIN: u64 = 0x10_0000;
+}
+
+/// Bytes of RAM below and above the hole for a guest of `ram_size` bytes.
+pub const fn ram_split(ram_size: u64) -> (u64, u64) {
+    if ram_size > LOW_RAM_MAX {
+        (LOW_RAM_MAX, ram_size - LOW_RAM_MAX)
+    } else {
+        (ram_size, 0)
+    }
+}
+
+/// The guest's RAM as ranges of guest-physical addresses: start and length. The second is empty unless
+/// the guest has more than [`LOW_RAM_MAX`].
+pub const fn ram_ranges(ram_size: u64) -> [(GuestPhys, u64); 2] {
+    let (low, high) = ram_split(ram_size);
+    [(GuestPhys(0), low), (GuestPhys(HIGH_RAM_BASE), high)]
+}
+
+/// Kind of a memory-map entry, with the numbers that both e820 and the PVH memory map use.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u32)]
+pub enum MemoryKind {
+    /// Usable RAM.
+    Ram = 1,
+    /// Not to be touched.
+    Reserved = 2,
+}
+
+/// One entry of the memory map handed to the kernel.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct MemoryEntry {
+    /// First address.
+    pub start: u64,
+    /// Length in bytes.
+    pub len: u64,
+    /// Kind.
+    pub kind: MemoryKind,
+}
+
+/// The memory map of a guest with `ram_size` bytes ([`RAM_MIN`]..=[`RAM_MAX`]), in ascending order. The
+/// last entry is empty unless there is RAM above the hole.
+pub const fn memory_map(ram_size: u64) -> [MemoryEntry; 5] {
+    const fn entry(start: u64, len: u64, kind: MemoryKind) -> MemoryEntry {
+        MemoryEntry { start, len, kind }
+    }
+    let (low, high) = ram_split(ram_size);
+    [
+        entry(0, LEGACY_HOLE.start, MemoryKind::Ram),
+        entry(
+            LEGACY_HOLE.start,
+            LEGACY_HOLE.end - LEGACY_HOLE.start,
+            MemoryKind::Reserved,
+        ),
+        entry(
+            LEGACY_HOLE.end,
+            low.saturating_sub(LEGACY_HOLE.end),
+            MemoryKind::Ram,
+        ),
+        // Linux uses ECAM early only where the memory map reserves it.
+        entry(ECAM_BASE, ECAM_LEN, MemoryKind::Reserved),
+        entry(HIGH_RAM_BASE, high, MemoryKind::Ram),
+    ]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_map_covers_all_ram_and_never_overlaps() {
+        for ram in [RAM_MIN, 256 << 20, LOW_RAM_MAX, LOW_RAM_MAX + (1 << 30), RAM_MAX] {
+            let map = memory_map(ram);
+            assert!(map.windows(2).all(|w| w[0].start + w[0].len <= w[1].start));
+            let usable: u64 = map
+                .iter()
+                .filter(|e| e.kind == MemoryKind::Ram)
+                .map(|e| e.len)
+                .sum();
+            assert_eq!(usable, ram - (LEGACY_HOLE.end - LEGACY_HOLE.start));
+            assert_eq!(ram_ranges(ram).iter().map(|(_, len)| len).sum::<u64>(), ram);
+        }
+        assert_eq!(HIGH_RAM_BASE + ram_split(RAM_MAX).1, PCI64_BASE);
+    }
+}

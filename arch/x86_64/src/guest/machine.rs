@@ -1,0 +1,344 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The PC as a whole: which device answers an exit, and how wired interrupts reach the processor.
+//!
+//! **Principle.** One value behind the VM's lock. An access goes in, a value comes out; what the devices
+//! want done besides is given to the `actions` sink. Wired interrupts end here: the sink only ever sees
+//! [`Action::Message`], which [`LocalApic::accept_message`] takes.
+
+use pasidon_kernel::dev::bus::{GuestBus, all_ones};
+use pasidon_kernel::dev::uart16550::{self, Uart16550};
+use pasidon_kernel::exit::{Access, AccessKind, Action, Actions, Device, Exit};
+use pasidon_kernel::refusal::Refusal;
+
+use super::acpi::{RESET_VALUE, SLEEP_TYPE_S5};
+use super::ioapic::IoApic;
+use super::lapic::{ApicEvent, Ipi, LocalApic};
+use super::layout;
+
+/// SLEEP_CONTROL_REG: SLP_EN and the shift of SLP_TYPx.
+const SLEEP_ENABLE: u64 = 1 << 5;
+const SLEEP_TYPE_SHIFT: u32 = 2;
+
+/// Which device a window leads to.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Target {
+    LocalApic,
+    IoApic,
+    Uart,
+    Power,
+}
+
+/// The answer to an access.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Answer {
+    /// What a read returns, zero-extended; 0 for a write.
+    pub value: u64,
+    /// An inter-processor interrupt for other vCPUs.
+    pub ipi: Option<Ipi>,
+}
+
+/// The devices of one VM.
+#[derive(Debug)]
+pub struct PcPlatform {
+    bus: GuestBus<Target>,
+    uart: Uart16550,
+    ioapic: IoApic,
+}
+
+impl PcPlatform {
+    /// The machine after power-on.
+    pub fn new() -> Result<Self, Refusal> {
+        let mut bus = GuestBus::new();
+        let windows = [
+            bus.claim_mmio(layout::LAPIC_BASE, layout::LAPIC_LEN, Target::LocalApic),
+            bus.claim_mmio(layout::IOAPIC_BASE, layout::IOAPIC_LEN, Target::IoApic),
+            bus.claim_io(layout::UART_PORT, uart16550::REGISTERS as u16, Target::Uart),
+            bus.claim_io(layout::POWER_PORT, layout::POWER_PORTS, Target::Power),
+        ];
+        if let Some(bad) = windows.into_iter().find_map(Result::err) {
+            return Err(Refusal::new(
+                "guest memory map",
+                alloc::format!("the window at {:#x} overlaps another", bad.start),
+                "correct guest/layout.rs",
+            ));
+        }
+        Ok(Self {
+            bus,
+            uart: Uart16550::new(layout::UART_GSI),
+            ioapic: IoApic::new(),
+        })
+    }
+
+    /// Answers [`Exit::Mmio`] and [`Exit::Io`]; `None` for all others. `lapic` is that of the vCPU that
+    /// exited, `now` its TSC.
+    pub fn exit(
+        &mut self,
+        exit: &Exit,
+        lapic: &mut LocalApic,
+        now: u64,
+        actions: Actions<'_>,
+    ) -> Option<Answer> {
+        let (access, found) = match exit {
+            Exit::Mmio(access) => (access, self.bus.mmio(access)),
+            Exit::Io(access) => (access, self.bus.io(access)),
+            _ => return None,
+        };
+        let nobody = match access.kind {
+            AccessKind::Read => Answer {
+                value: all_ones(access.size),
+                ipi: None,
+            },
+            AccessKind::Write(_) => Answer::default(),
+        };
+        let Some((target, offset)) = found else {
+            return Some(nobody);
+        };
+        Some(match target {
+            Target::LocalApic => self
+                .local_apic(access, offset, lapic, now, actions)
+                .unwrap_or(nobody),
+            Target::IoApic => value_of(match access.kind {
+                AccessKind::Read => self.ioapic.read(offset, access.size),
+                AccessKind::Write(value) => {
+                    self.ioapic.write(offset, value, actions);
+                    0
+                }
+            }),
+            Target::Uart => {
+                let Self { uart, ioapic, .. } = self;
+                value_of(device(uart, ioapic, access, offset, actions))
+            }
+            Target::Power => value_of(power(access, offset, actions)),
+        })
+    }
+
+    /// The xAPIC page; `None` where nobody answers (x2APIC mode).
+    fn local_apic(
+        &mut self,
+        access: &Access,
+        offset: u64,
+        lapic: &mut LocalApic,
+        now: u64,
+        actions: Actions<'_>,
+    ) -> Option<Answer> {
+        match access.kind {
+            AccessKind::Read => lapic.mmio_read(offset, access.size, now).map(value_of),
+            AccessKind::Write(value) => {
+                let ipi = match lapic.mmio_write(offset, access.size, value, now) {
+                    Some(ApicEvent::EndOfInterrupt { vector }) => {
+                        self.end_of_interrupt(vector, actions);
+                        None
+                    }
+                    Some(ApicEvent::Ipi(ipi)) => Some(ipi),
+                    None => None,
+                };
+                Some(Answer { value: 0, ipi })
+            }
+        }
+    }
+
+    /// A vCPU ended the level-triggered `vector` through an MSR ([`ApicEvent::EndOfInterrupt`]).
+    pub fn end_of_interrupt(&mut self, vector: u8, actions: Actions<'_>) {
+        self.ioapic.end_of_interrupt(vector, actions);
+    }
+
+    /// A byte typed for the guest; `false` if its queue is full and the byte was not taken.
+    pub fn push_input(&mut self, byte: u8, actions: Actions<'_>) -> bool {
+        let Self { uart, ioapic, .. } = self;
+        uart.push_input(byte, &mut |action| route(ioapic, action, actions))
+    }
+
+    /// How many bytes [`PcPlatform::push_input`] would take now.
+    pub fn input_space(&self) -> usize {
+        self.uart.input_space()
+    }
+
+    /// Back to the state after power-on, for a VM that starts again.
+    pub fn reset(&mut self, actions: Actions<'_>) {
+        self.ioapic = IoApic::new();
+        let Self { uart, ioapic, .. } = self;
+        uart.reset(&mut |action| route(ioapic, action, actions));
+    }
+
+    /// How many memory and port accesses no device answered.
+    pub fn unclaimed(&self) -> (u64, u64) {
+        self.bus.unclaimed()
+    }
+}
+
+const fn value_of(value: u64) -> Answer {
+    Answer { value, ipi: None }
+}
+
+/// Wired interrupts go to the I/O APIC, all else out.
+fn route(ioapic: &mut IoApic, action: Action, actions: Actions<'_>) {
+    match action {
+        Action::Line { gsi, level } => ioapic.set_line(gsi, level, actions),
+        other => actions(other),
+    }
+}
+
+fn device(
+    device: &mut dyn Device,
+    ioapic: &mut IoApic,
+    access: &Access,
+    offset: u64,
+    actions: Actions<'_>,
+) -> u64 {
+    let mut sink = |action| route(ioapic, action, actions);
+    match access.kind {
+        AccessKind::Read => device.read(offset, access.size, &mut sink),
+        AccessKind::Write(value) => {
+            device.write(offset, access.size, value, &mut sink);
+            0
+        }
+    }
+}
+
+/// The power registers: all read as zero.
+fn power(access: &Access, offset: u64, actions: Actions<'_>) -> u64 {
+    const SLEEP_CONTROL: u64 = layout::POWER_SLEEP_CONTROL as u64;
+    const RESET: u64 = layout::POWER_RESET as u64;
+    if let AccessKind::Write(value) = access.kind {
+        match offset {
+            SLEEP_CONTROL => {
+                let kind = (value >> SLEEP_TYPE_SHIFT) & 7;
+                if value & SLEEP_ENABLE != 0 && kind == u64::from(SLEEP_TYPE_S5) {
+                    actions(Action::PowerOff);
+                }
+            }
+            RESET if value as u8 == RESET_VALUE => actions(Action::Reset),
+            _ => {}
+        }
+    }
+    0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use pasidon_kernel::exit::MsiMessage;
+    use proptest::prelude::*;
+
+    fn io(address: u64, size: u8, kind: AccessKind) -> Exit {
+        Exit::Io(Access { address, size, kind })
+    }
+
+    fn mmio(address: u64, size: u8, kind: AccessKind) -> Exit {
+        Exit::Mmio(Access { address, size, kind })
+    }
+
+    struct Rig {
+        platform: PcPlatform,
+        lapic: LocalApic,
+        seen: Vec<Action>,
+    }
+
+    impl Rig {
+        fn new() -> Self {
+            let mut rig = Self {
+                platform: PcPlatform::new().unwrap(),
+                lapic: LocalApic::new(0),
+                seen: Vec::new(),
+            };
+            rig.run(&mmio(layout::LAPIC_BASE + 0xf0, 4, AccessKind::Write(0x1ff)));
+            rig
+        }
+
+        fn run(&mut self, exit: &Exit) -> u64 {
+            let Self {
+                platform,
+                lapic,
+                seen,
+            } = self;
+            platform
+                .exit(exit, lapic, 0, &mut |a| seen.push(a))
+                .unwrap()
+                .value
+        }
+
+        /// Hands the messages to the local APIC, as the vCPU loop does.
+        fn deliver(&mut self) {
+            for action in self.seen.drain(..) {
+                if let Action::Message(message) = action {
+                    self.lapic.accept_message(message);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn power_off_and_reset() {
+        let mut rig = Rig::new();
+        rig.run(&io(0x600, 1, AccessKind::Write(0x14)));
+        assert_eq!(rig.seen, [], "without SLP_EN nothing happens");
+        rig.run(&io(0x600, 1, AccessKind::Write(0x34)));
+        rig.run(&io(0x602, 1, AccessKind::Write(1)));
+        assert_eq!(rig.seen, [Action::PowerOff, Action::Reset]);
+    }
+
+    #[test]
+    fn typing_reaches_the_processor_as_a_level_interrupt() {
+        let mut rig = Rig::new();
+        rig.run(&mmio(layout::IOAPIC_BASE, 4, AccessKind::Write(0x18)));
+        rig.run(&mmio(layout::IOAPIC_BASE + 0x10, 4, AccessKind::Write(0x8031)));
+        rig.run(&io(0x3f9, 1, AccessKind::Write(1)));
+        assert!(rig.platform.push_input(b'a', &mut |a| rig.seen.push(a)));
+        assert_eq!(
+            rig.seen,
+            [Action::Message(MsiMessage {
+                address: 0xfee0_0000,
+                data: 0xc031
+            })]
+        );
+        rig.deliver();
+        assert_eq!(rig.lapic.pending(), Some(0x31));
+        rig.lapic.acknowledge(0x31);
+        // Ended without reading the byte: it comes again. Ended after reading it: quiet.
+        for (read, again) in [(false, true), (true, false)] {
+            if read {
+                assert_eq!(rig.run(&io(0x3f8, 1, AccessKind::Read)), u64::from(b'a'));
+            }
+            rig.run(&mmio(layout::LAPIC_BASE + 0xb0, 4, AccessKind::Write(0)));
+            rig.deliver();
+            assert_eq!(rig.lapic.pending().is_some(), again);
+            rig.lapic.acknowledge(0x31);
+        }
+    }
+
+    #[test]
+    fn what_nobody_answers_reads_as_ones_and_is_counted() {
+        let mut rig = Rig::new();
+        assert_eq!(rig.run(&io(0xcf8, 4, AccessKind::Read)), 0xffff_ffff);
+        assert_eq!(rig.run(&mmio(0xfed0_0000, 8, AccessKind::Read)), u64::MAX);
+        rig.run(&io(0x80, 1, AccessKind::Write(0)));
+        assert_eq!(rig.platform.unclaimed(), (1, 2));
+        assert_eq!(
+            rig.platform.exit(&Exit::Halt, &mut rig.lapic, 0, &mut |_| {}),
+            None
+        );
+    }
+
+    proptest! {
+        #[test]
+        fn no_access_panics(
+            ops in proptest::collection::vec((0u8..7, any::<u64>(), any::<u64>(), 0u8..9, any::<bool>()), 0..300),
+        ) {
+            const BASES: [u64; 6] =
+                [layout::IOAPIC_BASE, layout::LAPIC_BASE, layout::ECAM_BASE, layout::PCI32_BASE, layout::PCI64_BASE, 0];
+            let mut rig = Rig::new();
+            for (base, offset, value, size, write) in ops {
+                let kind = if write { AccessKind::Write(value) } else { AccessKind::Read };
+                let exit = match BASES.get(usize::from(base)) {
+                    Some(base) => mmio(base.wrapping_add(offset & 0x1fff), size, kind),
+                    None => io(0x3f0 + offset % 0x220, size, kind),
+                };
+                let read = rig.run(&exit);
+                prop_assert_eq!(read & !all_ones(size), 0, "a value wider than the access");
+                rig.platform.push_input(value as u8, &mut |_| {});
+                rig.deliver();
+            }
+            rig.platform.reset(&mut |_| {});
+        }
+    }
+}

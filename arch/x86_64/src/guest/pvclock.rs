@@ -1,0 +1,174 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Time for the guest: the paravirtual clock that Linux knows as kvm-clock.
+//!
+//! **Principle.** The guest's TSC is the clock. The structures only tell its frequency and what it read
+//! when; they are written once and stay true, because the TSC neither stops nor changes pace
+//! (`TSC_STABLE`). So Linux needs no calibration loop and no exit to read the time.
+//!
+//! Source: Linux `Documentation/virt/kvm/x86/msr.rst` and `pvclock-abi.h` (the interface, not the code).
+
+use pasidon_kernel::addr::GuestPhys;
+use pasidon_kernel::memory::{BadGuestAddress, GuestMemory};
+
+const NANOSECONDS_PER_SECOND: u64 = 1_000_000_000;
+/// `flags`: readings of different vCPUs agree.
+const FLAG_TSC_STABLE: u8 = 1;
+/// Any even version: the structure is not being written.
+const VERSION: u32 = 2;
+
+/// Size of the system-time structure.
+pub const SYSTEM_TIME_LEN: usize = 32;
+/// Size of the wall-clock structure.
+pub const WALL_CLOCK_LEN: usize = 12;
+
+/// How the guest's TSC relates to time.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct GuestClock {
+    tsc_hz: u64,
+    /// Unix time, in nanoseconds, at which the guest's TSC was zero.
+    wall_at_zero_ns: u64,
+}
+
+impl GuestClock {
+    /// A clock whose TSC runs at `tsc_hz` (not zero; zero is taken for one) and reads `tsc` when Unix
+    /// time is `wall_ns` nanoseconds.
+    pub const fn new(tsc_hz: u64, wall_ns: u64, tsc: u64) -> Self {
+        let tsc_hz = if tsc_hz == 0 { 1 } else { tsc_hz };
+        let clock = Self {
+            tsc_hz,
+            wall_at_zero_ns: 0,
+        };
+        Self {
+            wall_at_zero_ns: wall_ns.saturating_sub(clock.nanoseconds(tsc)),
+            ..clock
+        }
+    }
+
+    /// Frequency of the guest's TSC.
+    pub const fn tsc_hz(&self) -> u64 {
+        self.tsc_hz
+    }
+
+    /// Nanoseconds that `ticks` of the TSC take.
+    pub const fn nanoseconds(&self, ticks: u64) -> u64 {
+        let ns = ticks as u128 * NANOSECONDS_PER_SECOND as u128 / self.tsc_hz as u128;
+        if ns > u64::MAX as u128 {
+            u64::MAX
+        } else {
+            ns as u64
+        }
+    }
+
+    /// Multiplier and shift of the interface: ns = (ticks shifted left by `shift`) × `multiplier` / 2³².
+    fn scale(&self) -> (u32, i8) {
+        // The multiplier keeps the most precision when its top bit is set: shift ticks until one second
+        // of them lies in [1e9, 2e9).
+        let mut shift = 0i8;
+        let mut hz = u128::from(self.tsc_hz);
+        let second = u128::from(NANOSECONDS_PER_SECOND);
+        while hz >= 2 * second {
+            hz >>= 1;
+            shift -= 1;
+        }
+        while hz <= second {
+            hz <<= 1;
+            shift += 1;
+        }
+        // Exact: hz above lost low bits by shifting.
+        let (numerator, denominator) = if shift < 0 {
+            (
+                second << (32 + u32::from(shift.unsigned_abs())),
+                u128::from(self.tsc_hz),
+            )
+        } else {
+            (second << 32, hz)
+        };
+        (u32::try_from(numerator / denominator).unwrap_or(u32::MAX), shift)
+    }
+
+    /// Fills the system-time structure at `address`.
+    pub fn write_system_time(
+        &self,
+        memory: &dyn GuestMemory,
+        address: GuestPhys,
+    ) -> Result<(), BadGuestAddress> {
+        let (multiplier, shift) = self.scale();
+        let mut bytes = [0; SYSTEM_TIME_LEN];
+        bytes[0..4].copy_from_slice(&VERSION.to_le_bytes());
+        // tsc_timestamp (8..16) and system_time (16..24) are zero: time starts where the TSC does.
+        bytes[24..28].copy_from_slice(&multiplier.to_le_bytes());
+        bytes[28] = shift.cast_unsigned();
+        bytes[29] = FLAG_TSC_STABLE;
+        memory.write(address, &bytes)
+    }
+
+    /// Fills the wall-clock structure at `address`: Unix time when the TSC was zero.
+    pub fn write_wall_clock(
+        &self,
+        memory: &dyn GuestMemory,
+        address: GuestPhys,
+    ) -> Result<(), BadGuestAddress> {
+        let seconds = (self.wall_at_zero_ns / NANOSECONDS_PER_SECOND) as u32;
+        let nanoseconds = (self.wall_at_zero_ns % NANOSECONDS_PER_SECOND) as u32;
+        let mut bytes = [0; WALL_CLOCK_LEN];
+        bytes[0..4].copy_from_slice(&VERSION.to_le_bytes());
+        bytes[4..8].copy_from_slice(&seconds.to_le_bytes());
+        bytes[8..12].copy_from_slice(&nanoseconds.to_le_bytes());
+        memory.write(address, &bytes)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::guest::testing::TestMemory;
+    use proptest::prelude::*;
+
+    /// What Linux computes from the structure.
+    fn guest_ns(bytes: &[u8], tsc: u64) -> u64 {
+        let u64_at = |i: usize| u64::from_le_bytes(bytes[i..i + 8].try_into().unwrap());
+        let multiplier = u32::from_le_bytes(bytes[24..28].try_into().unwrap());
+        let shift = bytes[28] as i8;
+        let delta = tsc - u64_at(8);
+        let delta = if shift < 0 {
+            delta >> -shift
+        } else {
+            delta << shift
+        };
+        u64_at(16) + ((u128::from(delta) * u128::from(multiplier)) >> 32) as u64
+    }
+
+    #[test]
+    fn wall_clock_is_the_time_when_the_tsc_was_zero() {
+        let memory = TestMemory::new(1 << 20);
+        let clock = GuestClock::new(2_000_000_000, 1_700_000_005_500_000_000, 10_000_000_000);
+        clock.write_wall_clock(&memory, GuestPhys(0x100)).unwrap();
+        let mut bytes = [0; WALL_CLOCK_LEN];
+        memory.read(GuestPhys(0x100), &mut bytes).unwrap();
+        assert_eq!(u32::from_le_bytes(bytes[0..4].try_into().unwrap()) % 2, 0);
+        assert_eq!(u32::from_le_bytes(bytes[4..8].try_into().unwrap()), 1_700_000_000);
+        assert_eq!(u32::from_le_bytes(bytes[8..12].try_into().unwrap()), 500_000_000);
+    }
+
+    #[test]
+    fn a_structure_outside_of_ram_is_refused() {
+        let memory = TestMemory::new(0x1000);
+        let clock = GuestClock::new(0, 0, u64::MAX);
+        assert!(clock.write_system_time(&memory, GuestPhys(0xff0)).is_err());
+        assert!(clock.write_system_time(&memory, GuestPhys(u64::MAX)).is_err());
+    }
+
+    proptest! {
+        #[test]
+        fn the_guest_computes_the_right_time(hz in 1_000_000u64..20_000_000_000, seconds in 0u64..86_400) {
+            let memory = TestMemory::new(0x1000);
+            GuestClock::new(hz, 0, 0).write_system_time(&memory, GuestPhys(0)).unwrap();
+            let mut bytes = [0; SYSTEM_TIME_LEN];
+            memory.read(GuestPhys(0), &mut bytes).unwrap();
+            let ns = guest_ns(&bytes, hz * seconds);
+            let expected = seconds * NANOSECONDS_PER_SECOND;
+            // Within 1 in 1e8 (the interface's multiplier has 31 or 32 bits).
+            prop_assert!(ns.abs_diff(expected) <= expected / 100_000_000 + 2_000, "{ns} {expected}");
+        }
+    }
+}
