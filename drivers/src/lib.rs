@@ -7,5 +7,6 @@
 
 extern crate alloc;
 
+pub mod iommu;
 pub mod memory;
 pub mod registers;

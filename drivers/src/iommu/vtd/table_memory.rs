@@ -1,0 +1,69 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Memory that the unit walks, with its coherency honoured in one place.
+//!
+//! A unit that does not snoop the processor's caches (ECAP.C for root, context, PASID and interrupt
+//! tables, ECAP.SMPWCS for page tables) sees a write only after the line was flushed. Everything written
+//! through [`TableMemory`] is flushed where that is needed, so that no table code has to think of it.
+
+use alloc::format;
+use alloc::sync::Arc;
+
+use pasidon_kernel::addr::{HostPhys, PAGE_SIZE};
+use pasidon_kernel::refusal::Refusal;
+
+use crate::memory::DmaMemory;
+
+/// Memory for one kind of table.
+#[derive(Debug)]
+pub struct TableMemory<M> {
+    memory: Arc<M>,
+    coherent: bool,
+}
+
+impl<M: DmaMemory> TableMemory<M> {
+    /// `coherent`: whether every reader of these tables snoops the processor's caches.
+    pub fn new(memory: Arc<M>, coherent: bool) -> Self {
+        Self { memory, coherent }
+    }
+
+    /// Zeroed pages, aligned to their size, already visible to the unit as zeros. `what` names the table
+    /// in the refusal.
+    pub fn alloc(&self, pages: usize, what: &str) -> Result<HostPhys, Refusal> {
+        let start = self.memory.alloc(pages).ok_or_else(|| {
+            Refusal::new(
+                what,
+                format!("no {pages} contiguous pages of memory left"),
+                "give the guests less memory",
+            )
+        })?;
+        if !self.coherent {
+            self.memory.flush(start, pages * PAGE_SIZE as usize);
+        }
+        Ok(start)
+    }
+
+    /// Gives pages back. The unit must have forgotten them: invalidation waited for.
+    pub fn free(&self, start: HostPhys, pages: usize) {
+        self.memory.free(start, pages);
+    }
+
+    /// Reads the 64-bit word `index` words after `table`.
+    pub fn read(&self, table: HostPhys, index: usize) -> u64 {
+        self.memory.read64(word(table, index))
+    }
+
+    /// Writes the 64-bit word `index` words after `table`, visible to the unit and ordered after all
+    /// earlier writes when it returns.
+    pub fn write(&self, table: HostPhys, index: usize, value: u64) {
+        let address = word(table, index);
+        self.memory.write64(address, value);
+        if !self.coherent {
+            self.memory.flush(address, size_of::<u64>());
+        }
+    }
+}
+
+/// Address of a word of a table. Tables lie far below the end of the address space.
+fn word(table: HostPhys, index: usize) -> HostPhys {
+    HostPhys(table.0.wrapping_add((index * size_of::<u64>()) as u64))
+}

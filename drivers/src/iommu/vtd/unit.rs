@@ -1,0 +1,493 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! One remapping unit: its tables, its queue, and what is claimed and attached through it.
+//!
+//! **Order.** An entry is made invisible, then forgotten (context cache, PASID cache, IOTLB, device TLB,
+//! each fenced from the next), and only then reused. Each operation touches its own entries only, so its
+//! cost does not depend on how many others there are.
+//! Source: Intel VT-d specification, "Guidance to Software for Invalidations".
+
+use alloc::collections::BTreeMap;
+use alloc::format;
+use alloc::string::String;
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+use core::sync::atomic::{AtomicU64, Ordering};
+
+use pasidon_kernel::addr::{HostPhys, PAGE_SIZE};
+use pasidon_kernel::fault::DmaFault;
+use pasidon_kernel::host::Host;
+use pasidon_kernel::iommu::HostVector;
+use pasidon_kernel::pasid::Pasid;
+use pasidon_kernel::refusal::Refusal;
+use spin::Mutex;
+
+use super::dmar::Drhd;
+use super::fault;
+use super::interrupt_remapping::InterruptTable;
+use super::invalidation::{DeviceTlb, Invalidation, Queue};
+use super::registers::{Capability, ExtendedCapability, Global, command, offset};
+use super::second_stage::SecondStage;
+use super::table_memory::TableMemory;
+use super::tables::{ContextTables, DomainId, PasidDirectory, PasidEntry, RID_PASID};
+use crate::memory::DmaMemory;
+use crate::registers::Registers;
+
+/// One remapping unit.
+pub struct Unit<R, M> {
+    pub(super) registers: R,
+    pub(super) memory: Arc<M>,
+    pub(super) tables: TableMemory<M>,
+    pub(super) host: &'static dyn Host,
+    pub(super) base: HostPhys,
+    pub(super) segment: u16,
+    pub(super) capability: Capability,
+    pub(super) extended: ExtendedCapability,
+    pub(super) inner: Mutex<Inner>,
+    /// Held while fault records are read; nothing else takes it.
+    pub(super) faults: Mutex<()>,
+    commands: AtomicU64,
+}
+
+/// What changes while the unit runs.
+pub(super) struct Inner {
+    pub(super) contexts: ContextTables,
+    pub(super) queue: Queue,
+    pub(super) interrupts: InterruptTable,
+    devices: BTreeMap<u16, Device>,
+}
+
+/// A claimed device.
+struct Device {
+    directory: PasidDirectory,
+    device_tlb: Option<DeviceTlb>,
+    attachments: BTreeMap<u32, Attachment>,
+}
+
+/// A PASID entry in use.
+struct Attachment {
+    domain: DomainId,
+    /// Its end was begun and not confirmed by the unit: the tag is not free, and DMA with it may still
+    /// reach the table.
+    ending: bool,
+}
+
+/// Why an attachment was not made.
+#[derive(Debug)]
+pub(super) struct AttachFailed {
+    /// The reason.
+    pub(super) refusal: Refusal,
+    /// The entry was written before it failed, so the unit may know it: the tag is taken until a detach
+    /// has worked.
+    pub(super) tag_kept: bool,
+}
+
+impl From<Refusal> for AttachFailed {
+    fn from(refusal: Refusal) -> Self {
+        Self {
+            refusal,
+            tag_kept: false,
+        }
+    }
+}
+
+impl<R: Registers, M: DmaMemory> Unit<R, M> {
+    /// Reads the capabilities, refuses with the name of each missing one, and makes empty tables. Writes
+    /// no register. `x2apic`: interrupt destinations are 32-bit APIC identifiers.
+    pub(super) fn new(
+        registers: R,
+        memory: Arc<M>,
+        host: &'static dyn Host,
+        description: &Drhd,
+        x2apic: bool,
+    ) -> Result<Self, Refusal> {
+        let base = description.registers;
+        let capability = Capability(registers.read64(offset::CAP));
+        let extended = ExtendedCapability(registers.read64(offset::ECAP));
+        let missing = missing_capabilities(capability, extended, x2apic);
+        if !missing.is_empty() {
+            return Err(Refusal::new(
+                unit_name(base),
+                format!("the IOMMU lacks {}", missing.join(", ")),
+                "on a machine, enable VT-d scalable mode in the firmware; in QEMU, use \
+                 x-scalable-mode=on,x-pasid-mode=on,intremap=on,eim=on",
+            ));
+        }
+        let records_end = capability.fault_records_offset() + capability.fault_records() * 16;
+        if description.registers_len < records_end.max(offset::FIXED_END) as u64 {
+            return Err(Refusal::new(
+                unit_name(base),
+                format!(
+                    "DMAR gives it {:#x} bytes of registers, its fault records end at {records_end:#x}",
+                    description.registers_len
+                ),
+                "update the firmware",
+            ));
+        }
+        let tables = TableMemory::new(Arc::clone(&memory), extended.coherent());
+        let within = |refusal: Refusal| refusal.within(unit_name(base));
+        let inner = Inner {
+            contexts: ContextTables::new(&tables).map_err(within)?,
+            queue: Queue::new(&*memory, capability).map_err(within)?,
+            interrupts: InterruptTable::new(&tables, x2apic).map_err(within)?,
+            devices: BTreeMap::new(),
+        };
+        Ok(Self {
+            registers,
+            memory,
+            tables,
+            host,
+            base,
+            segment: description.segment,
+            capability,
+            extended,
+            inner: Mutex::new(inner),
+            faults: Mutex::new(()),
+            commands: AtomicU64::new(0),
+        })
+    }
+
+    /// How people call it: by the address of its registers.
+    pub fn name(&self) -> String {
+        unit_name(self.base)
+    }
+
+    /// CAP.
+    pub const fn capability(&self) -> Capability {
+        self.capability
+    }
+
+    /// ECAP.
+    pub const fn extended_capability(&self) -> ExtendedCapability {
+        self.extended
+    }
+
+    /// Invalidation descriptors handed over so far.
+    pub fn commands_issued(&self) -> u64 {
+        self.commands.load(Ordering::Relaxed)
+    }
+
+    /// Makes the context entry of a device present, with PASIDs on and none attached: all its DMA is
+    /// still blocked. `device_tlb` lets it ask for translations (ATS).
+    pub(super) fn claim(&self, rid: u16, device_tlb: Option<DeviceTlb>) -> Result<(), Refusal> {
+        let mut inner = self.inner.lock();
+        if inner.devices.contains_key(&rid) {
+            return Err(Refusal::new(
+                "claim",
+                "the device is claimed already",
+                "name it for one parent only",
+            ));
+        }
+        if device_tlb.is_some() && !self.extended.device_tlb() {
+            return Err(Refusal::new(
+                "claim with ATS",
+                format!("{} has no device-TLB support (ECAP.DT)", self.name()),
+                "use the device without ATS",
+            ));
+        }
+        let directory = PasidDirectory::new(&self.tables, self.extended.pasid_bits())?;
+        if let Err(refusal) = inner
+            .contexts
+            .set(&self.tables, rid, &directory, device_tlb.is_some())
+        {
+            directory.destroy(&self.tables);
+            return Err(refusal);
+        }
+        // From here on the entry is visible: on a refusal the device stays claimed and stays blocked.
+        inner.devices.insert(
+            rid,
+            Device {
+                directory,
+                device_tlb,
+                attachments: BTreeMap::new(),
+            },
+        );
+        self.push_out()?;
+        self.forget(
+            &mut inner.queue,
+            &[
+                Invalidation::ContextDevice { rid },
+                Invalidation::Fence,
+                Invalidation::IotlbDomain { domain: 0 },
+            ],
+        )
+    }
+
+    /// Joins a PASID of a claimed device to a page table.
+    pub(super) fn attach(
+        &self,
+        rid: u16,
+        pasid: Pasid,
+        domain: DomainId,
+        stage: &SecondStage,
+        levels: u8,
+    ) -> Result<(), AttachFailed> {
+        let mut inner = self.inner.lock();
+        let Inner { queue, devices, .. } = &mut *inner;
+        let device = devices.get_mut(&rid).ok_or_else(not_claimed)?;
+        self.check_tag(device, pasid)?;
+        let entry = PasidEntry::new(stage, levels, domain, self.extended.page_walk_coherent());
+        device.directory.set(&self.tables, pasid, entry)?;
+        let attachment = device.attachments.entry(pasid.value()).or_insert(Attachment {
+            domain,
+            ending: false,
+        });
+        let seen = self.push_out().and_then(|()| {
+            if !self.capability.caching_mode() {
+                return Ok(());
+            }
+            // The absence of the entry may be cached.
+            self.forget(
+                queue,
+                &[
+                    Invalidation::PasidCache { domain, pasid },
+                    Invalidation::Fence,
+                    Invalidation::PasidIotlb { domain, pasid },
+                ],
+            )
+        });
+        seen.map_err(|refusal| {
+            attachment.ending = true;
+            device.directory.clear_present(&self.tables, pasid);
+            AttachFailed {
+                refusal,
+                tag_kept: true,
+            }
+        })
+    }
+
+    /// Refuses a tag that cannot be attached now.
+    fn check_tag(&self, device: &Device, pasid: Pasid) -> Result<(), Refusal> {
+        let (why, remedy) = if pasid.value() == RID_PASID {
+            (
+                "it stands for untagged DMA, which stays blocked",
+                "use another PASID",
+            )
+        } else if !device.directory.holds(pasid) {
+            (
+                "it is wider than the PASIDs of the IOMMU (ECAP.PSS)",
+                "use a smaller PASID",
+            )
+        } else {
+            match device.attachments.get(&pasid.value()) {
+                None => return Ok(()),
+                Some(Attachment { ending: false, .. }) => ("attached already", "detach it first"),
+                Some(Attachment { ending: true, .. }) => (
+                    "the end of its last attachment was not confirmed by the IOMMU",
+                    "detach it again first",
+                ),
+            }
+        };
+        Err(Refusal::new(format!("PASID {pasid}"), why, remedy))
+    }
+
+    /// Whether a device was claimed with a TLB of its own.
+    pub(super) fn has_device_tlb(&self, rid: u16) -> bool {
+        let inner = self.inner.lock();
+        inner
+            .devices
+            .get(&rid)
+            .is_some_and(|device| device.device_tlb.is_some())
+    }
+
+    /// Parts a PASID from its page table. On a refusal the unit or the device may still use the old
+    /// table: the tag stays taken, and the call may be repeated. Returns the domain it led to.
+    pub(super) fn detach(&self, rid: u16, pasid: Pasid) -> Result<DomainId, Refusal> {
+        let mut inner = self.inner.lock();
+        let Inner { queue, devices, .. } = &mut *inner;
+        let device = devices.get_mut(&rid).ok_or_else(not_claimed)?;
+        let attachment = device
+            .attachments
+            .get_mut(&pasid.value())
+            .ok_or_else(|| not_attached(pasid))?;
+        attachment.ending = true;
+        let domain = attachment.domain;
+        device.directory.clear_present(&self.tables, pasid);
+        self.push_out()?;
+
+        let mut commands = Vec::with_capacity(5);
+        if cfg!(not(feature = "omit-pasid-cache-invalidation")) {
+            commands.extend([Invalidation::PasidCache { domain, pasid }, Invalidation::Fence]);
+        }
+        commands.push(Invalidation::IotlbDomain { domain });
+        if let Some(tlb) = device.device_tlb {
+            commands.extend([
+                Invalidation::Fence,
+                Invalidation::PasidDeviceTlb {
+                    rid,
+                    pfsid: self.pfsid(rid),
+                    pasid,
+                    tlb,
+                },
+            ]);
+        }
+        self.forget(queue, &commands)?;
+
+        device.directory.zero(&self.tables, pasid);
+        device.attachments.remove(&pasid.value());
+        Ok(domain)
+    }
+
+    /// Forgets the translations of a range of a domain, and of the devices with TLBs of their own that
+    /// are attached to it.
+    pub(super) fn forget_range(
+        &self,
+        domain: DomainId,
+        start: u64,
+        len: u64,
+        device_tlbs: impl Iterator<Item = (u16, Pasid)>,
+    ) -> Result<(), Refusal> {
+        let mut inner = self.inner.lock();
+        let Inner { queue, devices, .. } = &mut *inner;
+        self.push_out()?;
+        let mut commands = alloc::vec![self.range_command(domain, start, len)];
+        for (rid, pasid) in device_tlbs {
+            if let Some(tlb) = devices.get(&rid).and_then(|device| device.device_tlb) {
+                if commands.len() == 1 {
+                    commands.push(Invalidation::Fence);
+                }
+                commands.push(Invalidation::PasidDeviceTlb {
+                    rid,
+                    pfsid: self.pfsid(rid),
+                    pasid,
+                    tlb,
+                });
+            }
+        }
+        self.forget(queue, &commands)
+    }
+
+    /// The cheapest command that covers a range: the pages, or the domain where they do not fit one
+    /// aligned power of two that the unit takes.
+    fn range_command(&self, domain: DomainId, start: u64, len: u64) -> Invalidation {
+        let first = start / PAGE_SIZE;
+        let last = (start + (len - 1)) / PAGE_SIZE;
+        let mask = u64::BITS - (first ^ last).leading_zeros();
+        if self.capability.page_selective() && mask <= self.capability.max_address_mask() {
+            Invalidation::IotlbPages {
+                domain,
+                address: (first >> mask << mask) * PAGE_SIZE,
+                mask,
+            }
+        } else {
+            Invalidation::IotlbDomain { domain }
+        }
+    }
+
+    /// Makes a remapping entry for a device. Returns its index.
+    pub(super) fn map_interrupt(&self, rid: u16, target: HostVector) -> Result<u16, Refusal> {
+        let mut inner = self.inner.lock();
+        let Inner {
+            queue, interrupts, ..
+        } = &mut *inner;
+        let index = interrupts.set(&self.tables, rid, target)?;
+        // On a refusal the index stays taken: what the unit holds for it is not known.
+        self.push_out()?;
+        self.forget(queue, &[Invalidation::Interrupt { index }])?;
+        Ok(index)
+    }
+
+    /// Removes a remapping entry.
+    pub(super) fn unmap_interrupt(&self, index: u16) -> Result<(), Refusal> {
+        let mut inner = self.inner.lock();
+        let Inner {
+            queue, interrupts, ..
+        } = &mut *inner;
+        if !interrupts.clear(&self.tables, index) {
+            return Err(Refusal::new(
+                format!("interrupt handle {index}"),
+                "not in use",
+                "",
+            ));
+        }
+        self.push_out()?;
+        self.forget(queue, &[Invalidation::Interrupt { index }])?;
+        interrupts.release(index);
+        Ok(())
+    }
+
+    /// Reads and clears the fault records. Returns whether some were lost. Where another processor does
+    /// it already, that one goes on until none is left.
+    pub(super) fn drain_faults(&self, sink: &mut dyn FnMut(DmaFault)) -> bool {
+        let mut lost = false;
+        // A record set just after the other drainer looked, while its lock was still held, raises no
+        // second interrupt: so whoever drained looks again after letting go.
+        while let Some(guard) = self.faults.try_lock() {
+            let more = fault::drain(&self.registers, self.capability, self.segment, sink);
+            drop(guard);
+            lost |= more;
+            if more || !fault::pending(&self.registers) {
+                break;
+            }
+        }
+        lost
+    }
+
+    /// Pushes table writes out of the unit's write buffer, where it has one.
+    pub(super) fn push_out(&self) -> Result<(), Refusal> {
+        if self.capability.write_buffer_flush()
+            && !command(&self.registers, self.host, Global::WRITE_BUFFER, true)
+        {
+            return Err(Refusal::new(
+                self.name(),
+                "its write buffer does not empty (GSTS.WBFS stays set)",
+                "restart the machine",
+            ));
+        }
+        Ok(())
+    }
+
+    pub(super) fn forget(&self, queue: &mut Queue, commands: &[Invalidation]) -> Result<(), Refusal> {
+        let before = queue.issued();
+        let result = queue.execute(&self.registers, &*self.memory, self.host, commands);
+        self.commands
+            .fetch_add(queue.issued() - before, Ordering::Relaxed);
+        result.map_err(|refusal| refusal.within(self.name()))
+    }
+
+    /// The function whose invalidation queue is throttled: named only where the unit wants it.
+    const fn pfsid(&self, rid: u16) -> u16 {
+        if self.extended.device_tlb_throttle() {
+            rid
+        } else {
+            0
+        }
+    }
+}
+
+fn unit_name(base: HostPhys) -> String {
+    format!("vtd {base}")
+}
+
+fn not_claimed() -> Refusal {
+    Refusal::new("attachment", "the device is not claimed", "claim it first")
+}
+
+fn not_attached(pasid: Pasid) -> Refusal {
+    Refusal::new(format!("PASID {pasid}"), "not attached on this device", "")
+}
+
+/// Names what the driver cannot do without.
+fn missing_capabilities(
+    capability: Capability,
+    extended: ExtendedCapability,
+    x2apic: bool,
+) -> Vec<&'static str> {
+    [
+        (extended.scalable_mode(), "scalable mode (ECAP.SMTS)"),
+        (extended.second_stage(), "second-stage translation (ECAP.SLTS)"),
+        (extended.pasid(), "PASIDs (ECAP.PASID)"),
+        (extended.queued_invalidation(), "queued invalidation (ECAP.QI)"),
+        (extended.interrupt_remapping(), "interrupt remapping (ECAP.IR)"),
+        (
+            !x2apic || extended.extended_interrupt_mode(),
+            "x2APIC interrupt destinations (ECAP.EIM)",
+        ),
+        (
+            capability.second_stage_levels(3) || capability.second_stage_levels(4),
+            "page tables of 3 or 4 levels (CAP.SAGAW)",
+        ),
+    ]
+    .into_iter()
+    .filter_map(|(there, name)| (!there).then_some(name))
+    .collect()
+}
