@@ -492,3 +492,8 @@ fn common_geometry<R: Registers, M: DmaMemory>(
 const WIDTH_FLOOR: u8 = 32;
 /// Widest host-physical address an entry can hold.
 const HOST_WIDTH_LIMIT: u8 = 52;
+
+#[cfg(test)]
+mod model;
+#[cfg(test)]
+mod tests;

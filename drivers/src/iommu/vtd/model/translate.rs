@@ -1,0 +1,256 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The model's translation of DMA and of interrupt messages.
+
+use super::{FSTS_PFO, GSTS_IRES, GSTS_TES, State, Translation, UnitModel};
+
+const PAGE: u64 = 4096;
+const ADDRESS: u64 = 0x000f_ffff_ffff_f000;
+
+/// A fault reason code.
+pub type Code = u8;
+
+impl UnitModel {
+    /// A DMA access. Gives the host-physical address, or the fault code after recording the fault.
+    pub fn dma(&self, rid: u16, pasid: Option<u32>, iova: u64, write: bool) -> Result<u64, Code> {
+        let mut state = self.state.lock().unwrap();
+        let result = self.translate(&mut state, rid, pasid, iova, write);
+        if let Err(code) = result {
+            let tag = pasid.map_or(0, |pasid| 1 << 31 | u64::from(pasid) << 40);
+            let direction = if write { 0 } else { 1 << 62 };
+            let upper = 1 << 63 | direction | tag | u64::from(code) << 32 | u64::from(rid);
+            state.record(iova & !0xfff, upper);
+        }
+        result
+    }
+
+    /// An interrupt message. Gives the destination and the vector, or the fault code.
+    pub fn message(&self, rid: u16, address: u64, data: u32) -> Result<(u32, u8), Code> {
+        let mut state = self.state.lock().unwrap();
+        let result = self.remap(&mut state, rid, address, data);
+        if let Err((code, index)) = result {
+            state.record(index << 48, 1 << 63 | u64::from(code) << 32 | u64::from(rid));
+        }
+        result.map_err(|(code, _)| code)
+    }
+
+    fn remap(&self, state: &mut State, rid: u16, address: u64, data: u32) -> Result<(u32, u8), (Code, u64)> {
+        assert_ne!(state.gsts & GSTS_IRES, 0, "interrupt remapping is off");
+        assert_eq!(address >> 20, 0xfee, "an interrupt message");
+        if address >> 4 & 1 == 0 {
+            return Err((0x25, 0));
+        }
+        let mut index = address >> 5 & 0x7fff | (address >> 2 & 1) << 15;
+        if address >> 3 & 1 != 0 {
+            index += u64::from(data & 0xffff);
+        }
+        if index >= 1 << ((state.interrupt_table & 0xf) + 1) {
+            return Err((0x21, index));
+        }
+        let snoops = state.ecap & super::ECAP_C != 0;
+        let base = (state.interrupt_table & !0xfff) + index * 16;
+        let caches_absence = state.caching_mode();
+        let entry = match state.interrupts.get(&(index as u16)) {
+            Some(&entry) => entry,
+            None => {
+                let entry = [
+                    self.memory.device_read(base, snoops),
+                    self.memory.device_read(base + 8, snoops),
+                ];
+                if entry[0] & 1 != 0 || caches_absence {
+                    state.interrupts.insert(index as u16, entry);
+                }
+                entry
+            }
+        };
+        if entry[0] & 1 == 0 {
+            return Err((0x22, index));
+        }
+        if entry[1] >> 18 & 3 == 1 && entry[1] as u16 != rid {
+            return Err((0x26, index));
+        }
+        let extended = state.interrupt_table >> 11 & 1 != 0;
+        let destination = if extended {
+            entry[0] >> 32
+        } else {
+            entry[0] >> 40 & 0xff
+        };
+        Ok((destination as u32, (entry[0] >> 16) as u8))
+    }
+
+    fn translate(
+        &self,
+        state: &mut State,
+        rid: u16,
+        pasid: Option<u32>,
+        iova: u64,
+        write: bool,
+    ) -> Result<u64, Code> {
+        assert_ne!(
+            state.gsts & GSTS_TES,
+            0,
+            "translation is off: nothing is protected"
+        );
+        let snoops = state.ecap & super::ECAP_C != 0;
+        let context = self.context(state, rid, snoops)?;
+        if pasid.is_some() && context[0] >> 3 & 1 == 0 {
+            return Err(0x45);
+        }
+        let pasid = pasid.unwrap_or(context[1] as u32 & 0xf_ffff);
+        let entry = self.pasid_entry(state, rid, pasid, context, snoops)?;
+        if entry[0] & 1 == 0 {
+            return Err(0x59);
+        }
+        if entry[0] >> 6 & 7 != 2 {
+            return Err(0x5b);
+        }
+        let key = (entry[1] as u16, pasid, iova & !0xfff);
+        if iova >> 20 == 0xfee {
+            return Err(0x87);
+        }
+        let translation = match state.iotlb.get(&key) {
+            Some(translation) => translation.clone(),
+            None => {
+                let walk_snoops = state.ecap & super::ECAP_SMPWCS != 0 && entry[1] >> 23 & 1 != 0;
+                let translation = self.walk(state, entry, iova, walk_snoops)?;
+                if translation.host.is_some() || state.caching_mode() {
+                    state.iotlb.insert(key, translation.clone());
+                }
+                translation
+            }
+        };
+        let allowed = if write {
+            translation.writable
+        } else {
+            translation.readable
+        };
+        match translation.host {
+            Some(host) if allowed => Ok(host + iova % PAGE),
+            _ if write => Err(0x85),
+            _ => Err(0x86),
+        }
+    }
+
+    fn context(&self, state: &mut State, rid: u16, snoops: bool) -> Result<[u64; 4], Code> {
+        let caches_absence = state.caching_mode();
+        let entry = match state.contexts.get(&rid) {
+            Some(&entry) => entry,
+            None => {
+                let root = self
+                    .memory
+                    .device_read(state.root + u64::from(rid >> 7) * 8, snoops);
+                if root & 1 == 0 {
+                    return Err(0x39);
+                }
+                let base = (root & !0xfff) + u64::from(rid & 0x7f) * 32;
+                let entry = core::array::from_fn(|at| self.memory.device_read(base + at as u64 * 8, snoops));
+                if entry[0] & 1 != 0 || caches_absence {
+                    state.contexts.insert(rid, entry);
+                }
+                entry
+            }
+        };
+        if entry[0] & 1 == 0 {
+            return Err(0x41);
+        }
+        if entry[0] & 0x1f0 != 0 || entry[2..] != [0, 0] {
+            return Err(0x42);
+        }
+        Ok(entry)
+    }
+
+    fn pasid_entry(
+        &self,
+        state: &mut State,
+        rid: u16,
+        pasid: u32,
+        context: [u64; 4],
+        snoops: bool,
+    ) -> Result<[u64; 8], Code> {
+        if let Some(&entry) = state.pasids.get(&(rid, pasid)) {
+            return Ok(entry);
+        }
+        let slots = 1 << ((context[0] >> 9 & 7) + 7);
+        if pasid >> 6 >= slots {
+            return Err(0x46);
+        }
+        let directory = (context[0] & !0xfff) + u64::from(pasid >> 6) * 8;
+        let table = self.memory.device_read(directory, snoops);
+        if table & 1 == 0 {
+            return Err(0x51);
+        }
+        let base = (table & !0xfff) + u64::from(pasid & 0x3f) * 64;
+        let entry: [u64; 8] =
+            core::array::from_fn(|at| self.memory.device_read(base + at as u64 * 8, snoops));
+        if entry[0] & 1 != 0 || state.caching_mode() {
+            state.pasids.insert((rid, pasid), entry);
+        }
+        Ok(entry)
+    }
+
+    /// Walks a second-stage table.
+    fn walk(&self, state: &State, entry: [u64; 8], iova: u64, snoops: bool) -> Result<Translation, Code> {
+        let levels = (entry[0] >> 2 & 7) + 2;
+        assert_ne!(
+            state.cap >> (8 + levels - 2) & 1,
+            0,
+            "AW of a depth that CAP.SAGAW does not offer"
+        );
+        if iova >> (12 + 9 * levels) != 0 {
+            return Err(0x84);
+        }
+        let mut translation = Translation {
+            host: None,
+            writable: true,
+            readable: true,
+            walked: Vec::new(),
+        };
+        let mut table = entry[0] & !0xfff;
+        for level in (1..=levels).rev() {
+            translation.walked.push(table);
+            let shift = 12 + 9 * (level - 1);
+            let word = self
+                .memory
+                .device_read(table + (iova >> shift & 0x1ff) * 8, snoops);
+            translation.readable &= word & 1 != 0;
+            translation.writable &= word & 2 != 0;
+            if word & 3 == 0 {
+                return Ok(translation);
+            }
+            let leaf = level == 1 || word >> 7 & 1 != 0;
+            let snoop_control = leaf && state.ecap & super::ECAP_SC != 0;
+            if word >> 11 & 1 != 0 && !snoop_control {
+                return Err(0x7a);
+            }
+            if leaf {
+                let supported = level == 1 || level <= 3 && state.cap >> (34 + level - 2) & 1 != 0;
+                let offset_bits = (1 << shift) - 1;
+                if !supported || word & ADDRESS & offset_bits != 0 {
+                    return Err(0x7a);
+                }
+                translation.host = Some((word & ADDRESS) | iova & offset_bits & !0xfff);
+                return Ok(translation);
+            }
+            table = word & ADDRESS;
+        }
+        unreachable!("level 1 is always a leaf")
+    }
+}
+
+impl State {
+    fn record(&mut self, lower: u64, upper: u64) {
+        if self.fsts & FSTS_PFO != 0 {
+            return;
+        }
+        let slot = self.next_record;
+        if self.records[slot][1] >> 63 != 0 {
+            self.fsts |= FSTS_PFO;
+            return;
+        }
+        let pending = self.records.iter().any(|record| record[1] >> 63 != 0);
+        self.records[slot] = [lower, upper];
+        self.next_record = (slot + 1) % self.records.len();
+        if !pending {
+            self.raise_fault_event();
+        }
+    }
+}

@@ -1,0 +1,246 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Take-over, faults and interrupts.
+
+use pasidon_kernel::fault::FaultAccess;
+use pasidon_kernel::iommu::HostVector;
+
+use super::super::dmar::{DeviceScope, Rmrr, ScopeKind};
+use super::super::model::{CAP_CM, CAP_PROTECTED_MEMORY, ECAP_C, GSTS_IRES, GSTS_QIES, GSTS_TES};
+use super::*;
+
+fn refused(cap: u64, ecap: u64, dmar: &Dmar) -> String {
+    let memory = Arc::new(ModelMemory::new());
+    let unit = UnitModel::new(&memory, cap, ecap);
+    let host = Box::leak(Box::new(ModelHost::default()));
+    let result = Vtd::new(dmar, memory, host, true, &|_| None, &mut |_, _| {
+        ModelRegisters(Arc::clone(&unit))
+    });
+    result.err().expect("a refusal").to_string()
+}
+
+#[test]
+fn each_missing_capability_is_named() {
+    for (bit, name) in [
+        (43, "ECAP.SMTS"),
+        (46, "ECAP.SLTS"),
+        (40, "ECAP.PASID"),
+        (1, "ECAP.QI"),
+        (3, "ECAP.IR"),
+        (4, "ECAP.EIM"),
+    ] {
+        let line = refused(CAP, ECAP & !(1 << bit), &dmar());
+        assert!(
+            line.starts_with("vtd 0xfed90000: ") && line.contains(name),
+            "{line}"
+        );
+    }
+    let line = refused(CAP & !(0x1f << 8), ECAP & !(1 << 43) & !(1 << 1), &dmar());
+    for name in ["CAP.SAGAW", "ECAP.SMTS", "ECAP.QI"] {
+        assert!(line.contains(name), "{line}");
+    }
+    let off = Dmar {
+        interrupt_remapping: false,
+        ..dmar()
+    };
+    assert!(refused(CAP, ECAP, &off).contains("interrupt remapping is off"));
+    let none = Dmar {
+        units: Vec::new(),
+        ..dmar()
+    };
+    assert!(refused(CAP, ECAP, &none).contains("no remapping unit"));
+}
+
+#[test]
+fn a_unit_the_firmware_used_is_taken_over() {
+    let machine = Machine::found(CAP | CAP_PROTECTED_MEMORY, ECAP, &dmar());
+    {
+        let mut state = machine.unit.state.lock().unwrap();
+        state.gsts = GSTS_TES | GSTS_QIES | GSTS_IRES | 1 << 30 | 1 << 24;
+        state.pmen = 1 << 31 | 1;
+        state.fsts = 1 << 4;
+    }
+    machine.unit.poison_caches(DEVICE.rid);
+    machine.vtd.take_over().unwrap();
+    let state = machine.unit.state.lock().unwrap();
+    assert_eq!(state.pmen, 0);
+    for bit in [GSTS_TES, GSTS_QIES, GSTS_IRES] {
+        assert_ne!(state.gsts & bit, 0);
+    }
+    drop(state);
+    assert_eq!(machine.unit.dma(DEVICE.rid, None, 0, false), Err(0x39));
+    assert_eq!(machine.unit.dma(DEVICE.rid, Some(1), 0, false), Err(0x39));
+    assert_eq!(machine.unit.message(DEVICE.rid, 0xfee0_0010, 0), Err(0x22));
+    assert_eq!(machine.unit.message(DEVICE.rid, 0xfee0_0000, 0x41), Err(0x25));
+}
+
+#[test]
+fn a_device_the_firmware_uses_is_not_claimed() {
+    let mut dmar = dmar();
+    dmar.reserved.push(Rmrr {
+        segment: 0,
+        base: HostPhys(0x7000_0000),
+        limit: HostPhys(0x7000_ffff),
+        scopes: vec![DeviceScope {
+            kind: ScopeKind::Endpoint,
+            enumeration: 0,
+            start_bus: 0x6a,
+            path: vec![(1, 0)],
+        }],
+    });
+    let machine = Machine::found(CAP, ECAP, &dmar);
+    machine.vtd.take_over().unwrap();
+    let line = machine.vtd.claim(DEVICE).unwrap_err().to_string();
+    assert!(
+        line.contains("0000:6a:01.0") && line.contains("0x7000ffff (RMRR)"),
+        "{line}"
+    );
+    machine.vtd.claim(Requester::new(0, 0x6a, 2, 0)).unwrap();
+    assert_eq!(machine.vtd.reserved_regions().len(), 1);
+}
+
+#[test]
+fn capabilities_are_told() {
+    let capabilities = Machine::new().vtd.capabilities();
+    assert_eq!((capabilities.pasid_bits, capabilities.address_bits), (20, 48));
+    assert_eq!(capabilities.largest_page, GIB);
+    assert!(capabilities.interrupt_remapping);
+}
+
+#[test]
+fn faults_come_in_order_and_in_words() {
+    let machine = Machine::new();
+    machine.vtd.set_fault_interrupt(HostVector {
+        vector: 0x52,
+        cpu: 0x103,
+    });
+    let table = machine.table(4 * GIB, 2 * MIB);
+    machine.attach(0xabcde, table);
+    machine.write(0xabcde, GIB).unwrap_err();
+    machine.read(3, 0x5000).unwrap_err();
+    machine.unit.dma(DEVICE.rid, None, 0, false).unwrap_err();
+    {
+        let state = machine.unit.state.lock().unwrap();
+        assert_eq!(
+            state.events,
+            [(0x100_fee0_3000, 0x52)],
+            "one event, x2APIC destination"
+        );
+    }
+    let mut faults = Vec::new();
+    assert!(!machine.vtd.drain_faults(&mut |fault| faults.push(fault)));
+    let seen: Vec<_> = faults
+        .iter()
+        .map(|fault| {
+            (
+                fault.pasid.map(Pasid::value),
+                fault.address,
+                fault.access,
+                fault.reason,
+            )
+        })
+        .collect();
+    assert_eq!(
+        seen,
+        [
+            (Some(0xabcde), GIB, FaultAccess::Write, "not mapped for writing"),
+            (Some(3), 0x5000, FaultAccess::Read, "PASID not attached"),
+            (None, 0, FaultAccess::Read, "untagged DMA of a claimed device"),
+        ]
+    );
+    assert!(faults.iter().all(|fault| fault.requester == DEVICE));
+    assert!(!machine.vtd.drain_faults(&mut |_| panic!("nothing is left")));
+    // The records go round, and a new fault raises a new event.
+    machine.read(3, 0x6000).unwrap_err();
+    machine.read(3, 0x7000).unwrap_err();
+    assert_eq!(machine.unit.state.lock().unwrap().events.len(), 2);
+    let mut addresses = Vec::new();
+    machine
+        .vtd
+        .drain_faults(&mut |fault| addresses.push(fault.address));
+    assert_eq!(addresses, [0x6000, 0x7000]);
+}
+
+#[test]
+fn lost_faults_are_told() {
+    let machine = Machine::new();
+    for at in 0..6 {
+        machine.read(3, at * PAGE).unwrap_err();
+    }
+    let mut count = 0;
+    assert!(machine.vtd.drain_faults(&mut |_| count += 1), "two were lost");
+    assert_eq!(count, 4);
+    machine.read(3, 0).unwrap_err();
+    assert!(!machine.vtd.drain_faults(&mut |_| count += 1));
+    assert_eq!(count, 5);
+}
+
+#[test]
+fn a_storm_of_faults_does_not_hold_the_reader() {
+    let machine = Machine::new();
+    machine.read(3, 0).unwrap_err();
+    let mut count = 0;
+    let more = machine.vtd.drain_faults(&mut |_| {
+        count += 1;
+        machine.read(3, 0).unwrap_err();
+    });
+    assert!(more && count < 100, "{count}");
+}
+
+#[test]
+fn an_interrupt_is_for_its_device_only() {
+    for (cap, ecap) in [(CAP, ECAP), (CAP | CAP_CM, ECAP | ECAP_C)] {
+        let machine = Machine::with(cap, ecap);
+        let target = HostVector {
+            vector: 0x41,
+            cpu: 0x1_0002,
+        };
+        // What a unit in caching mode may remember.
+        assert_eq!(machine.unit.message(DEVICE.rid, 0xfee0_0010, 0), Err(0x22));
+        let interrupt = machine.vtd.map_interrupt(DEVICE, target).unwrap();
+        let message = interrupt.message;
+        assert_eq!(
+            machine.unit.message(DEVICE.rid, message.address, message.data),
+            Ok((0x1_0002, 0x41))
+        );
+        assert_eq!(
+            machine
+                .unit
+                .message(DEVICE.rid + 1, message.address, message.data),
+            Err(0x26)
+        );
+        let other = machine.vtd.map_interrupt(DEVICE, target).unwrap();
+        assert_ne!(other.handle, interrupt.handle);
+        machine.vtd.unmap_interrupt(interrupt.handle).unwrap();
+        assert_eq!(
+            machine.unit.message(DEVICE.rid, message.address, message.data),
+            Err(0x22)
+        );
+        assert!(machine.vtd.unmap_interrupt(interrupt.handle).is_err());
+        let mut reasons = Vec::new();
+        machine.vtd.drain_faults(&mut |fault| {
+            assert_eq!(fault.access, FaultAccess::Interrupt);
+            reasons.push(fault.reason);
+        });
+        assert_eq!(reasons[0], "interrupt not mapped");
+    }
+}
+
+#[test]
+fn interrupt_entries_run_out_with_a_refusal_and_come_back() {
+    let machine = Machine::new();
+    let target = HostVector { vector: 0x41, cpu: 0 };
+    let mut handles = Vec::new();
+    let refusal = loop {
+        match machine.vtd.map_interrupt(DEVICE, target) {
+            Ok(interrupt) => handles.push(interrupt.handle),
+            Err(refusal) => break refusal,
+        }
+    };
+    assert_eq!(handles.len(), 2048);
+    assert!(refusal.why.contains("all 2048 entries"), "{refusal}");
+    machine.vtd.unmap_interrupt(handles[77]).unwrap();
+    assert_eq!(
+        machine.vtd.map_interrupt(DEVICE, target).unwrap().handle,
+        handles[77]
+    );
+}
