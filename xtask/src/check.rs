@@ -6,7 +6,7 @@ use crate::{command, workspace};
 use anyhow::Result;
 
 /// The crate that only builds for UEFI targets; every other one builds on the host.
-const UEFI_ONLY: &str = "pasidon";
+pub const UEFI_ONLY: &str = "pasidon";
 
 /// Runs formatting, clippy and rustdoc over the host crates and the UEFI application.
 ///

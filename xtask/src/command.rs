@@ -84,6 +84,30 @@ pub fn output(command: &mut Command) -> Result<String> {
     Ok(String::from_utf8_lossy(&output.stdout).trim_end().to_owned())
 }
 
+/// Runs `command`, prints what it prints on its standard output as it comes, and returns it too.
+///
+/// # Errors
+/// When the program cannot be started or does not exit with 0.
+pub fn output_echoed(command: &mut Command) -> Result<String> {
+    let described = describe(command);
+    let mut child = command
+        .stdout(Stdio::piped())
+        .spawn()
+        .with_context(|| format!("starting {described}"))?;
+    let mut text = String::new();
+    for line in BufReader::new(child.stdout.take().context("no standard output")?).split(b'\n') {
+        let line = String::from_utf8_lossy(&line?).into_owned();
+        println!("{line}");
+        text.push_str(&line);
+        text.push('\n');
+    }
+    let status = child.wait()?;
+    if !status.success() {
+        bail!("{described} failed: {status}");
+    }
+    Ok(text)
+}
+
 /// Whether a program of that name lies in one of the folders of `PATH`.
 pub fn exists(program: &str) -> bool {
     let path = std::env::var_os("PATH").unwrap_or_default();

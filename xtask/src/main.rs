@@ -14,7 +14,10 @@ mod guests;
 mod platform;
 mod progress;
 mod rust_src;
+mod symbols;
+mod test;
 mod uefi;
+mod workshop;
 mod workspace;
 
 use anyhow::Result;
@@ -34,6 +37,10 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
+    /// Runs the host tests and the scenarios; with names only those scenarios.
+    Test(Test),
+    /// Lists the scenarios.
+    List,
     /// Formatting, clippy with warnings denied (host crates and the UEFI application), documentation without warnings.
     Check,
     /// Builds the UEFI application and prints the path of the .efi file.
@@ -46,6 +53,12 @@ enum Command {
     Guests,
     /// Deletes what was built in this checkout; with --cache also the user's cache of this project.
     Clean(Clean),
+}
+
+#[derive(Args)]
+struct Test {
+    /// Names of scenarios; one that ends in * stands for all that start so. `cargo xtask list` shows them.
+    scenario: Vec<String>,
 }
 
 #[derive(Args)]
@@ -94,6 +107,11 @@ fn main() -> std::process::ExitCode {
 
 fn run(command: Command) -> Result<()> {
     match command {
+        Command::Test(test) => test::run(&test.scenario),
+        Command::List => {
+            test::list();
+            Ok(())
+        }
         Command::Check => check::run(),
         Command::Build(build) => {
             println!("{}", uefi::build(build.arch, &build.features)?.efi.display());

@@ -5,10 +5,12 @@
 //! may not or cannot add it, cargo builds `core` and `alloc` from source, and that one cargo invocation is told to
 //! accept the unstable `-Zbuild-std` for it.
 
-use crate::{command, rust_src, workspace};
+use crate::{command, rust_src, symbols, workspace};
 use anyhow::{Context, Result, bail};
 use clap::ValueEnum;
+use pasidon_harness::Application;
 use std::fmt;
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -45,14 +47,6 @@ impl fmt::Display for Arch {
     }
 }
 
-/// What a build of the application leaves.
-pub struct Application {
-    /// The EFI application.
-    pub efi: PathBuf,
-    /// The linker's map of it, from which its symbol file is made.
-    pub map: PathBuf,
-}
-
 /// Builds the application, with those cargo features.
 ///
 /// # Errors
@@ -69,10 +63,19 @@ pub fn build(arch: Arch, features: &[String]) -> Result<Application> {
     }
     cargo.arg("--").arg(format!("-Clink-arg=/MAP:{}", map.display()));
     command::run_visible(&mut cargo)?;
-    Ok(Application {
-        efi: folder.join(format!("{APPLICATION}.efi")),
-        map,
-    })
+    // Cargo keeps one .efi for all feature sets; a copy of each set's own stays beside its map.
+    let efi = folder.join(format!(
+        "{name}.{}",
+        if features.is_empty() { "efi" } else { "copy.efi" }
+    ));
+    if !features.is_empty() {
+        fs::copy(folder.join(format!("{APPLICATION}.efi")), &efi).context("keeping the application")?;
+    }
+    let symbols = folder.join(format!("{name}.sym"));
+    let text = fs::read_to_string(&map).with_context(|| format!("reading {}", map.display()))?;
+    fs::write(&symbols, symbols::from_map(&text)?)
+        .with_context(|| format!("writing {}", symbols.display()))?;
+    Ok(Application { efi, symbols })
 }
 
 /// Runs the cargo command line `words` for the UEFI target of `arch`.
@@ -114,7 +117,7 @@ fn rustc() -> Command {
 
 /// Whether a prebuilt `core` of the target is installed.
 fn has_std(sysroot: &Path, arch: Arch) -> bool {
-    let Ok(files) = std::fs::read_dir(sysroot.join("lib/rustlib").join(arch.target()).join("lib")) else {
+    let Ok(files) = fs::read_dir(sysroot.join("lib/rustlib").join(arch.target()).join("lib")) else {
         return false;
     };
     files

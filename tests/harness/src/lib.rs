@@ -1,2 +1,33 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Serial-console harness: starts the platform, splits its serial line into one stream per guest, runs scenarios.
+//!
+//! Principle: everything a test knows about the machine it knows through the serial line, as a user would, and
+//! through QMP where the machine itself has to be changed. Every wait is for a condition and has a time-out; a
+//! time-out shows the whole transcript of every stream.
+//!
+//! | module | subject |
+//! |---|---|
+//! | [`framing`] | how several streams share one serial line |
+//! | [`transcript`] | what came in on each stream, and waiting for it |
+//! | [`platform`] | the machine as a QEMU command line |
+//! | [`machine`] | a running machine: consoles, monitor, log |
+//! | [`qmp`] | changing the machine from outside |
+//! | [`image`] | the boot disk |
+//! | [`workshop`] | where a scenario gets its files from |
+//! | [`scenario`] | what a scenario is, and running a list of them |
+//! | [`scenarios`] | the scenarios |
+#![forbid(unsafe_code)]
+
+pub mod framing;
+pub mod image;
+pub mod machine;
+pub mod platform;
+pub mod qmp;
+pub mod scenario;
+pub mod scenarios;
+pub mod transcript;
+pub mod workshop;
+
+pub use machine::{Console, Machine};
+pub use platform::Platform;
+pub use workshop::{Application, Linux, Workshop};

@@ -12,6 +12,7 @@ use crate::cache::{Cache, Key};
 use crate::progress::Step;
 use crate::workspace;
 use anyhow::{Context, Result};
+use pasidon_harness::Linux;
 use serde::Deserialize;
 use std::collections::BTreeMap;
 use std::fs;
@@ -33,16 +34,6 @@ struct Recipe {
     modules: Vec<PathBuf>,
     host_packages: Vec<String>,
     scripts: BTreeMap<String, PathBuf>,
-}
-
-/// A Linux guest's files.
-pub struct Linux {
-    /// The kernel as an ELF file with a PVH entry.
-    pub vmlinux: PathBuf,
-    /// The same kernel as Debian ships it.
-    pub vmlinuz: PathBuf,
-    /// The root file system with the scripts of `tests/guests/linux`.
-    pub initrd: PathBuf,
 }
 
 /// The Linux guest for x86_64, made when it is not in the cache.

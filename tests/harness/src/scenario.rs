@@ -1,0 +1,157 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! What a scenario is, and running a list of them.
+
+use crate::image::Image;
+use crate::machine::Machine;
+use crate::platform::Platform;
+use crate::workshop::Workshop;
+use anyhow::{Result, bail};
+use std::path::PathBuf;
+use std::time::Instant;
+
+/// A test of the whole system, runnable by itself.
+pub struct Scenario {
+    /// What `cargo xtask test NAME` calls it.
+    pub name: &'static str,
+    /// What it shows, in one line.
+    pub about: &'static str,
+    /// Runs it.
+    pub run: fn(&Lab<'_>) -> Result<()>,
+}
+
+/// What a scenario works with.
+pub struct Lab<'w> {
+    /// Where its files come from.
+    pub workshop: &'w dyn Workshop,
+    /// A folder for its disk images; kept after a failure.
+    pub folder: PathBuf,
+}
+
+impl Lab<'_> {
+    /// Boots Pasidon with that configuration, the Linux guest's files on its disk, and the machine as `adapt` makes it.
+    ///
+    /// # Errors
+    /// When a file cannot be made or QEMU cannot be started.
+    pub fn pasidon(&self, configuration: &str, adapt: impl FnOnce(Platform) -> Platform) -> Result<Machine> {
+        self.pasidon_with(configuration, &[], |image| image, adapt)
+    }
+
+    /// Like [`Lab::pasidon`], with cargo features of the application and further files on the disk.
+    ///
+    /// # Errors
+    /// When a file cannot be made or QEMU cannot be started.
+    pub fn pasidon_with(
+        &self,
+        configuration: &str,
+        features: &[&str],
+        fill: impl FnOnce(Image) -> Image,
+        adapt: impl FnOnce(Platform) -> Platform,
+    ) -> Result<Machine> {
+        let image =
+            Image::new(&self.workshop.application(features)?, configuration).linux(&self.workshop.linux()?);
+        let path = self.folder.join("disk.img");
+        fill(image).write(&path)?;
+        Machine::start(
+            &self.workshop.qemu()?,
+            &adapt(Platform::disk(&path)),
+            configuration,
+        )
+    }
+
+    /// Boots the Linux guest on the machine itself, without Pasidon, with words added to its command line.
+    ///
+    /// # Errors
+    /// When a file cannot be made or QEMU cannot be started.
+    pub fn bare_linux(&self, words: &str, adapt: impl FnOnce(Platform) -> Platform) -> Result<Machine> {
+        let linux = self.workshop.linux()?;
+        let line = format!("console=ttyS0 {words}");
+        let platform = adapt(Platform::linux(&linux.vmlinuz, &linux.initrd, &line));
+        Machine::start_plain(&self.workshop.qemu()?, &platform)
+    }
+}
+
+/// Picks the scenarios of those names; none means all. A name that ends in `*` stands for all that start so.
+///
+/// # Errors
+/// When a name fits no scenario.
+pub fn select<'a>(all: &'a [Scenario], names: &[String]) -> Result<Vec<&'a Scenario>> {
+    let fits = |scenario: &Scenario, name: &str| match name.strip_suffix('*') {
+        Some(start) => scenario.name.starts_with(start),
+        None => scenario.name == name,
+    };
+    for name in names {
+        if !all.iter().any(|scenario| fits(scenario, name)) {
+            bail!("no scenario {name}; `cargo xtask list` shows them all");
+        }
+    }
+    let chosen = |scenario: &&Scenario| names.is_empty() || names.iter().any(|name| fits(scenario, name));
+    Ok(all.iter().filter(chosen).collect())
+}
+
+/// What a run of several scenarios came to.
+#[derive(Default)]
+pub struct Outcome {
+    /// How many passed.
+    pub passed: usize,
+    /// Names of those that failed.
+    pub failed: Vec<&'static str>,
+}
+
+/// Runs the scenarios one after the other and prints a line for each, behind it the reason of a failure.
+pub fn run(scenarios: &[&Scenario], workshop: &dyn Workshop, folder: &std::path::Path) -> Outcome {
+    let mut outcome = Outcome::default();
+    for scenario in scenarios {
+        let started = Instant::now();
+        let folder = folder.join(scenario.name);
+        println!("scenario {} …", scenario.name);
+        let result = std::fs::create_dir_all(&folder)
+            .map_err(anyhow::Error::from)
+            .and_then(|()| {
+                (scenario.run)(&Lab {
+                    workshop,
+                    folder: folder.clone(),
+                })
+            });
+        let seconds = started.elapsed().as_secs_f32();
+        match result {
+            Ok(()) => {
+                outcome.passed += 1;
+                println!("scenario {}: passed in {seconds:.1} s", scenario.name);
+                // A disk image is large and can be made again.
+                let _ = std::fs::remove_dir_all(&folder);
+            }
+            Err(error) => {
+                outcome.failed.push(scenario.name);
+                println!("scenario {}: FAILED in {seconds:.1} s: {error:#}", scenario.name);
+            }
+        }
+    }
+    outcome
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn scenarios_are_chosen_by_name_and_by_the_start_of_a_name() {
+        let scenario = |name| Scenario {
+            name,
+            about: "",
+            run: |_| Ok(()),
+        };
+        let all = ["platform-dsa", "boot", "platform-boot"].map(scenario);
+        let chosen = |names: &[&str]| -> Vec<&str> {
+            let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
+            select(&all, &names)
+                .unwrap()
+                .iter()
+                .map(|scenario| scenario.name)
+                .collect()
+        };
+        assert_eq!(chosen(&[]), ["platform-dsa", "boot", "platform-boot"]);
+        assert_eq!(chosen(&["boot"]), ["boot"]);
+        assert_eq!(chosen(&["platform*"]), ["platform-dsa", "platform-boot"]);
+        assert!(select(&all, &["bot".to_owned()]).is_err());
+    }
+}

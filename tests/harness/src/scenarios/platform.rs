@@ -1,0 +1,68 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The platform without Pasidon: what it shows there is what Pasidon may be judged on.
+
+use crate::machine::PROMPT;
+use crate::scenario::Scenario;
+use anyhow::{Context, Result, ensure};
+use std::time::Duration;
+
+/// Debian's kernel, with VT-d in scalable mode.
+const SCALABLE_MODE: &str = "intel_iommu=on,sm_on pasidon.name=plain";
+/// Firmware, kernel and init of a machine without a hypervisor; about 10 s on 2 cores that do nothing else.
+const BOOT_TIMEOUT: Duration = Duration::from_secs(180);
+/// Verified copies that the accelerator model has to do without a failure.
+const COPIES: u32 = 10_000;
+/// For all of them; about a minute.
+const COPIES_TIMEOUT: Duration = Duration::from_secs(600);
+/// A command that only reads.
+const COMMAND_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// VT-d comes up as Pasidon needs it.
+pub const BOOT: Scenario = Scenario {
+    name: "platform-boot",
+    about: "Debian's kernel boots on the platform without Pasidon; VT-d in scalable mode, x2APIC, interrupt remapping",
+    run: |lab| {
+        let machine = lab.bare_linux(SCALABLE_MODE, |platform| platform)?;
+        let console = machine.log();
+        console.expect("PASIDON guest plain up", BOOT_TIMEOUT)?;
+        console.expect(PROMPT, COMMAND_TIMEOUT)?;
+        for sign in [
+            "DMAR: IOMMU enabled",
+            "DMAR-IR: Enabled IRQ remapping in x2apic mode",
+        ] {
+            let found = console.command(&format!("dmesg | grep -c '{sign}'"), COMMAND_TIMEOUT)?;
+            ensure!(
+                found == "1",
+                "the kernel's log has no line '{sign}'\n{}",
+                machine.transcript()
+            );
+        }
+        console.send_line("poweroff -f")?;
+        machine.wait_for_end(COMMAND_TIMEOUT)
+    },
+};
+
+/// The accelerator model works for the stock driver.
+pub const DMATEST: Scenario = Scenario {
+    name: "platform-dmatest",
+    about: "the stock idxd driver binds to the DSA model without Pasidon; dmatest passes 10,000 verified copies",
+    run: |lab| {
+        let words = format!("{SCALABLE_MODE} pasidon.run=dmatest pasidon.iterations={COPIES}");
+        // Linux 6.1 knows only the first device ID.
+        let machine = lab.bare_linux(&words, |platform| platform.dsa("device-id=0x0b25"))?;
+        let console = machine.log();
+        console.expect("PASIDON guest plain up", BOOT_TIMEOUT)?;
+        console.expect("PASIDON dsa dsa0 channel=dma0chan0", COMMAND_TIMEOUT)?;
+        let line = console
+            .expect("^PASIDON dmatest .*$\n", COPIES_TIMEOUT)?
+            .swap_remove(0);
+        check_dmatest(&line, COPIES).with_context(|| machine.transcript())
+    },
+};
+
+/// Whether the guest's dmatest line reports exactly `copies` copies without a failure.
+fn check_dmatest(line: &str, copies: u32) -> Result<()> {
+    let wanted = format!("tests={copies} failures=0 ");
+    ensure!(line.contains(&wanted), "dmatest: wanted {wanted}, got {line}");
+    Ok(())
+}

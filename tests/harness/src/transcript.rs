@@ -1,0 +1,288 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! What came in on each stream of a machine, and waiting for it.
+//!
+//! Invariant: nothing is ever dropped. A wait looks at what arrived since the last match on that stream, whether it
+//! arrived before or after the wait began, so there is no race between sending and expecting.
+
+use anyhow::{Result, bail};
+use regex::bytes::{Captures, Regex};
+use std::fmt::Write;
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+/// The streams of one machine.
+pub struct Transcript {
+    state: Mutex<State>,
+    changed: Condvar,
+    started: Instant,
+}
+
+struct State {
+    streams: Vec<Stream>,
+    /// Why no more will come.
+    ended: Option<String>,
+}
+
+struct Stream {
+    name: String,
+    /// Everything received, without carriage returns.
+    bytes: Vec<u8>,
+    /// Where the next wait starts to look.
+    cursor: usize,
+    /// Since when the machine has been saying this: offset of a line's start and its time, in order.
+    lines: Vec<(usize, Duration)>,
+}
+
+impl Transcript {
+    /// A transcript with one empty stream for each name.
+    pub fn new(names: impl IntoIterator<Item = String>) -> Transcript {
+        let empty = |name| Stream {
+            name,
+            bytes: Vec::new(),
+            cursor: 0,
+            lines: Vec::new(),
+        };
+        let state = State {
+            streams: names.into_iter().map(empty).collect(),
+            ended: None,
+        };
+        Transcript {
+            state: Mutex::new(state),
+            changed: Condvar::new(),
+            started: Instant::now(),
+        }
+    }
+
+    /// Appends bytes to streams; those of an unknown stream get a stream of their own, named by its number.
+    pub fn receive(&self, bytes: impl IntoIterator<Item = (usize, u8)>) {
+        let now = self.started.elapsed();
+        let mut state = self.lock();
+        for (index, byte) in bytes {
+            while state.streams.len() <= index {
+                let name = format!("channel {}", state.streams.len());
+                state.streams.push(Stream {
+                    name,
+                    bytes: Vec::new(),
+                    cursor: 0,
+                    lines: Vec::new(),
+                });
+            }
+            state.streams[index].push(byte, now);
+        }
+        drop(state);
+        self.changed.notify_all();
+    }
+
+    /// Says that nothing more will come, and why.
+    pub fn end(&self, why: String) {
+        self.lock().ended.get_or_insert(why);
+        self.changed.notify_all();
+    }
+
+    /// Waits until `pattern` matches what came on stream `index` after the previous match there, moves behind the
+    /// match, and returns its groups (group 0 is the whole match; a group that did not take part is empty).
+    ///
+    /// # Errors
+    /// When the time is up or the machine ends first; the error holds every stream's transcript.
+    pub fn expect(&self, index: usize, pattern: &str, timeout: Duration) -> Result<Vec<String>> {
+        let regex = compile(pattern)?;
+        let deadline = Instant::now() + timeout;
+        let mut state = self.lock();
+        loop {
+            if let Some(groups) = state.streams[index].take(&regex) {
+                return Ok(groups);
+            }
+            let name = state.streams[index].name.clone();
+            if let Some(why) = &state.ended {
+                let why = why.clone();
+                bail!(
+                    "{name}: /{pattern}/ did not come before the end: {why}\n{}",
+                    state.render()
+                );
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                let seconds = timeout.as_secs_f32();
+                bail!(
+                    "{name}: /{pattern}/ did not come within {seconds} s\n{}",
+                    state.render()
+                );
+            }
+            let waited = self.changed.wait_timeout(state, left);
+            state = waited.unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+
+    /// How often `pattern` matches everything that came on stream `index` so far.
+    ///
+    /// # Errors
+    /// When the pattern is no regular expression.
+    pub fn count(&self, index: usize, pattern: &str) -> Result<usize> {
+        let regex = compile(pattern)?;
+        Ok(regex.find_iter(&self.lock().streams[index].bytes).count())
+    }
+
+    /// Moves behind everything that came on stream `index` so far.
+    pub fn skip(&self, index: usize) {
+        let stream = &mut self.lock().streams[index];
+        stream.cursor = stream.bytes.len();
+    }
+
+    /// Waits until the machine has ended, and says why it did.
+    ///
+    /// # Errors
+    /// When the time is up first; the error holds every stream's transcript.
+    pub fn wait_for_end(&self, timeout: Duration) -> Result<String> {
+        let waited = self
+            .changed
+            .wait_timeout_while(self.lock(), timeout, |state| state.ended.is_none());
+        let state = waited.unwrap_or_else(PoisonError::into_inner).0;
+        match &state.ended {
+            Some(why) => Ok(why.clone()),
+            None => bail!(
+                "the machine did not end within {} s\n{}",
+                timeout.as_secs_f32(),
+                state.render()
+            ),
+        }
+    }
+
+    /// When, counted from the machine's start, the line began that holds the previous match on stream `index`.
+    pub fn time_of_match(&self, index: usize) -> Duration {
+        let state = self.lock();
+        let stream = &state.streams[index];
+        let line = stream.lines.partition_point(|(start, _)| *start < stream.cursor);
+        line.checked_sub(1)
+            .map_or(Duration::ZERO, |line| stream.lines[line].1)
+    }
+
+    /// Every stream's transcript, each line with its time in seconds since the machine's start.
+    pub fn render(&self) -> String {
+        self.lock().render()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    fn render(&self) -> String {
+        let mut text = String::new();
+        for stream in self.streams.iter().filter(|stream| !stream.bytes.is_empty()) {
+            let _ = writeln!(text, "──── {} ────", stream.name);
+            for (number, (start, time)) in stream.lines.iter().enumerate() {
+                let end = stream
+                    .lines
+                    .get(number + 1)
+                    .map_or(stream.bytes.len(), |(next, _)| *next);
+                let line = String::from_utf8_lossy(&stream.bytes[*start..end]);
+                let _ = writeln!(text, "{:8.2} {}", time.as_secs_f32(), printable(line.trim_end()));
+            }
+        }
+        text
+    }
+}
+
+impl Stream {
+    fn push(&mut self, byte: u8, now: Duration) {
+        if byte == b'\r' {
+            return;
+        }
+        if self.bytes.last().is_none_or(|last| *last == b'\n') {
+            self.lines.push((self.bytes.len(), now));
+        }
+        self.bytes.push(byte);
+    }
+
+    fn take(&mut self, regex: &Regex) -> Option<Vec<String>> {
+        let text = |captures: &Captures<'_>, group| {
+            captures.get(group).map_or(String::new(), |found| {
+                String::from_utf8_lossy(found.as_bytes()).into_owned()
+            })
+        };
+        let captures = regex.captures(&self.bytes[self.cursor..])?;
+        let groups = (0..captures.len()).map(|group| text(&captures, group)).collect();
+        self.cursor += captures.get(0).map_or(0, |whole| whole.end());
+        Some(groups)
+    }
+}
+
+/// Patterns work line by line: `^` and `$` match at line ends.
+fn compile(pattern: &str) -> Result<Regex> {
+    Ok(regex::bytes::RegexBuilder::new(pattern)
+        .multi_line(true)
+        .build()?)
+}
+
+/// Control characters (the firmware clears the screen) as carets, so that a transcript cannot disturb a terminal.
+fn printable(line: &str) -> String {
+    let show = |c: char| match c {
+        '\t' => String::from("\t"),
+        c if c.is_ascii_control() => format!("^{}", char::from((c as u8) ^ 0x40)),
+        c => c.to_string(),
+    };
+    line.chars().map(show).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::Arc;
+
+    fn say(transcript: &Transcript, stream: usize, text: &str) {
+        transcript.receive(text.bytes().map(|byte| (stream, byte)));
+    }
+
+    fn two() -> Transcript {
+        Transcript::new(["monitor".to_owned(), "alpha".to_owned()])
+    }
+
+    #[test]
+    fn matches_what_came_before_the_wait_and_never_twice() {
+        let transcript = two();
+        say(&transcript, 1, "one 1\r\none 2\r\n");
+        let first = transcript.expect(1, r"^one (\d)$", Duration::ZERO).unwrap();
+        assert_eq!(first, ["one 1", "1"]);
+        assert_eq!(
+            transcript.expect(1, r"^one (\d)$", Duration::ZERO).unwrap()[1],
+            "2"
+        );
+        assert!(transcript.expect(1, r"^one", Duration::ZERO).is_err());
+        assert_eq!(transcript.count(1, "^one").unwrap(), 2);
+    }
+
+    #[test]
+    fn wakes_up_when_the_rest_of_the_line_comes() {
+        let transcript = Arc::new(two());
+        say(&transcript, 1, "gue");
+        let speaker = Arc::clone(&transcript);
+        let thread = std::thread::spawn(move || say(&speaker, 1, "st# "));
+        transcript.expect(1, "guest# ", Duration::from_secs(60)).unwrap();
+        thread.join().unwrap();
+    }
+
+    #[test]
+    fn a_time_out_and_an_end_show_every_stream() {
+        let transcript = two();
+        say(&transcript, 0, "log line\n");
+        say(&transcript, 1, "\x1b[2Jhello\n");
+        let error = transcript
+            .expect(1, "bye", Duration::ZERO)
+            .unwrap_err()
+            .to_string();
+        assert!(
+            error.contains("log line") && error.contains("^[[2Jhello"),
+            "{error}"
+        );
+        transcript.end("QEMU exited".to_owned());
+        let error = transcript
+            .expect(1, "bye", Duration::from_secs(60))
+            .unwrap_err()
+            .to_string();
+        assert!(
+            error.contains("QEMU exited") && error.contains("log line"),
+            "{error}"
+        );
+    }
+}
