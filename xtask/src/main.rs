@@ -11,9 +11,12 @@ mod cache;
 mod check;
 mod command;
 mod guests;
+mod image;
 mod platform;
 mod progress;
+mod run;
 mod rust_src;
+mod setup;
 mod symbols;
 mod test;
 mod uefi;
@@ -22,6 +25,7 @@ mod workspace;
 
 use anyhow::Result;
 use clap::{Args, Parser, Subcommand};
+use std::path::PathBuf;
 use uefi::Arch;
 
 /// Builds, tests and runs Pasidon.
@@ -37,12 +41,19 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
+    /// Boots Pasidon with two Linux guests. On a terminal: a live console. Elsewhere: the demonstration to its end, a
+    /// summary, and success only if every guest's dmatest passed.
+    Run(Run),
     /// Runs the host tests and the scenarios; with names only those scenarios.
     Test(Test),
     /// Lists the scenarios.
     List,
     /// Formatting, clippy with warnings denied (host crates and the UEFI application), documentation without warnings.
     Check,
+    /// Makes the boot disk and prints its path.
+    Image(MakeImage),
+    /// Makes everything that the other commands make on first use: packages, platform, guests.
+    Setup,
     /// Builds the UEFI application and prints the path of the .efi file.
     Build(Build),
     /// Runs a cargo command for the UEFI target, with what that target needs here: `cargo xtask uefi -- clippy -p pasidon`.
@@ -53,6 +64,23 @@ enum Command {
     Guests,
     /// Deletes what was built in this checkout; with --cache also the user's cache of this project.
     Clean(Clean),
+}
+
+#[derive(Args)]
+struct Run {
+    /// Another configuration than the demonstration's (pasidon.toml at the top of the checkout).
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+}
+
+#[derive(Args)]
+struct MakeImage {
+    /// Another configuration than the demonstration's (pasidon.toml at the top of the checkout).
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Where the disk is written (default: pasidon.img in the target folder).
+    #[arg(long, value_name = "FILE")]
+    output: Option<PathBuf>,
 }
 
 #[derive(Args)]
@@ -96,7 +124,7 @@ struct Clean {
 }
 
 fn main() -> std::process::ExitCode {
-    match run(Cli::parse().command) {
+    match dispatch(Cli::parse().command) {
         Ok(()) => std::process::ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("xtask: {error:#}");
@@ -105,8 +133,18 @@ fn main() -> std::process::ExitCode {
     }
 }
 
-fn run(command: Command) -> Result<()> {
+fn dispatch(command: Command) -> Result<()> {
     match command {
+        Command::Run(options) => run::run(options.config.as_deref()),
+        Command::Image(options) => {
+            let configuration = image::configuration(options.config.as_deref())?;
+            println!(
+                "{}",
+                image::make(&configuration, options.output.as_deref())?.display()
+            );
+            Ok(())
+        }
+        Command::Setup => setup::run(),
         Command::Test(test) => test::run(&test.scenario),
         Command::List => {
             test::list();

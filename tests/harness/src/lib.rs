@@ -14,10 +14,12 @@
 //! | [`qmp`] | changing the machine from outside |
 //! | [`image`] | the boot disk |
 //! | [`workshop`] | where a scenario gets its files from |
+//! | [`demonstration`] | all guests' dmatest at once |
 //! | [`scenario`] | what a scenario is, and running a list of them |
 //! | [`scenarios`] | the scenarios |
 #![forbid(unsafe_code)]
 
+pub mod demonstration;
 pub mod framing;
 pub mod image;
 pub mod machine;

@@ -121,6 +121,11 @@ impl Machine {
         })
     }
 
+    /// Names of the VMs, in the order of the configuration.
+    pub fn vms(&self) -> &[String] {
+        &self.vms
+    }
+
     /// The console of the VM of that name.
     ///
     /// # Errors

@@ -1,0 +1,154 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The demonstration: every guest of a configuration runs dmatest on its vdev, all at once, and Pasidon is asked what
+//! that cost. `cargo xtask run` prints what came of it; scenarios judge it.
+
+use crate::machine::Machine;
+use crate::platform::Platform;
+use anyhow::{Context, Result, bail};
+use serde_json::Value;
+use std::time::Duration;
+
+/// Firmware, Pasidon and a guest's kernel, up to its init.
+const BOOT_TIMEOUT: Duration = Duration::from_secs(300);
+/// A guest's whole dmatest, beside others.
+const DMATEST_TIMEOUT: Duration = Duration::from_secs(1500);
+
+/// What a guest's dmatest reported.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Dmatest {
+    /// The guest's name for its DMA channel.
+    pub channel: String,
+    /// Verified copies done.
+    pub tests: u64,
+    /// Those of them that went wrong.
+    pub failures: u64,
+    /// As dmatest measured it, with its own filling and comparing not counted.
+    pub copies_per_second: String,
+}
+
+impl Dmatest {
+    /// Reads the line that `dsa-test` in the guest prints.
+    ///
+    /// # Errors
+    /// When the line reports an error or is something else.
+    pub fn parse(line: &str) -> Result<Dmatest> {
+        let rest = line
+            .trim()
+            .strip_prefix("PASIDON dmatest ")
+            .with_context(|| format!("no dmatest line: {line}"))?;
+        let value = |name: &str| {
+            let mut words = rest.split(' ').filter_map(|word| word.split_once('='));
+            let found = words.find(|(key, _)| *key == name);
+            found
+                .map(|(_, value)| value.to_owned())
+                .with_context(|| format!("the guest's dmatest says: {rest}"))
+        };
+        Ok(Dmatest {
+            channel: value("channel")?,
+            tests: value("tests")?.parse()?,
+            failures: value("failures")?.parse()?,
+            copies_per_second: value("copies_per_second")?,
+        })
+    }
+}
+
+/// A vdev as Pasidon's `vdevs --json` reports it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Vdev {
+    /// The VM that owns it.
+    pub vm: String,
+    /// Its name, `<parent>/<type>` with a number.
+    pub name: String,
+    /// The tag of its DMA.
+    pub pasid: u64,
+    /// Exits that submissions to its portal caused.
+    pub submission_exits: u64,
+}
+
+/// What came of the demonstration.
+pub struct Results {
+    /// Each VM with its dmatest, in the order of the configuration.
+    pub guests: Vec<(String, Dmatest)>,
+    /// Every vdev.
+    pub vdevs: Vec<Vdev>,
+}
+
+/// The reference platform with the accelerator in the place that the demonstration's configuration names.
+pub fn platform(platform: Platform) -> Platform {
+    platform.dsa("")
+}
+
+/// Follows the VMs of `machine` through their dmatest, telling `say` what happens, and asks Pasidon about the vdevs.
+///
+/// # Errors
+/// When a guest does not come up, reports an error, or does not finish in time.
+pub fn follow(machine: &Machine, mut say: impl FnMut(String)) -> Result<Results> {
+    let mut guests = Vec::new();
+    for vm in machine.vms() {
+        let console = machine.console(vm)?;
+        console.expect("^PASIDON guest .* up$", BOOT_TIMEOUT)?;
+        say(format!(
+            "{vm}: Linux is up after {:.1} s",
+            console.time_of_match().as_secs_f32()
+        ));
+    }
+    for vm in machine.vms() {
+        let console = machine.console(vm)?;
+        let line = console
+            .expect("^PASIDON (?:dmatest|dsa .*error).*$\n", DMATEST_TIMEOUT)?
+            .swap_remove(0);
+        say(format!("{vm}: {}", line.trim().trim_start_matches("PASIDON ")));
+        guests.push((
+            vm.clone(),
+            Dmatest::parse(&line).with_context(|| format!("VM {vm}\n{}", machine.transcript()))?,
+        ));
+    }
+    Ok(Results {
+        guests,
+        vdevs: vdevs(machine)?,
+    })
+}
+
+/// Every vdev there is, as the monitor reports it.
+///
+/// # Errors
+/// When the answer is not what `vdevs --json` is documented to give.
+pub fn vdevs(machine: &Machine) -> Result<Vec<Vdev>> {
+    let answer = machine.monitor("vdevs --json")?;
+    let Some(list) = answer.as_array() else {
+        bail!("vdevs --json: not a list: {answer}")
+    };
+    list.iter().map(vdev).collect()
+}
+
+fn vdev(entry: &Value) -> Result<Vdev> {
+    let text = |name: &str| entry[name].as_str().map(str::to_owned);
+    let number = |name: &str| entry[name].as_u64();
+    let read = || {
+        Some(Vdev {
+            vm: text("vm")?,
+            name: text("name")?,
+            pasid: number("pasid")?,
+            submission_exits: number("submission_exits")?,
+        })
+    };
+    read().with_context(|| format!("vdevs --json: no vm, name, pasid or submission_exits in {entry}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reads_the_guests_line() {
+        let line = "PASIDON dmatest channel=dma0chan0 tests=10000 failures=2 copies_per_second=123.4\n";
+        let result = Dmatest::parse(line).unwrap();
+        assert_eq!(
+            (result.tests, result.failures, result.channel.as_str()),
+            (10_000, 2, "dma0chan0")
+        );
+        let error = Dmatest::parse("PASIDON dmatest channel=dma0chan0 error=\"no summary\"\n").unwrap_err();
+        assert!(error.to_string().contains("no summary"));
+        assert!(Dmatest::parse("PASIDON dsa dsa0 error=\"loading idxd\" cmd_status=").is_err());
+    }
+}

@@ -1,0 +1,32 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! `cargo xtask image`: the boot disk with a configuration of the user's choice.
+
+use crate::workshop::Shop;
+use crate::workspace;
+use anyhow::{Context, Result};
+use pasidon_harness::Workshop;
+use pasidon_harness::image::Image;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// The configuration of that path, or the demonstration's.
+///
+/// # Errors
+/// When the file cannot be read.
+pub fn configuration(path: Option<&Path>) -> Result<String> {
+    let path = path.map_or(workspace::root().join("pasidon.toml"), Path::to_path_buf);
+    fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))
+}
+
+/// Makes the boot disk with `configuration` and the Linux guest, and returns where it lies: `output`, or a place in
+/// the target folder.
+///
+/// # Errors
+/// When a part of it cannot be made, or the disk cannot be written.
+pub fn make(configuration: &str, output: Option<&Path>) -> Result<PathBuf> {
+    let path = output.map_or(workspace::target_dir().join("pasidon.img"), Path::to_path_buf);
+    Image::new(&Shop.application(&[])?, configuration)
+        .linux(&Shop.linux()?)
+        .write(&path)?;
+    Ok(path)
+}
