@@ -14,3 +14,6 @@ CONFIG_PCIE_PORT=y
 # Disks for AAVMF's FAT image.
 CONFIG_VIRTIO_PCI=y
 CONFIG_VIRTIO_BLK=y
+
+# The accelerator.
+CONFIG_DSA=y

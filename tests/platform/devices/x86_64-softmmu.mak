@@ -21,3 +21,6 @@ CONFIG_VIRTIO_BLK=y
 
 # debugcon (firmware log) and debug-exit (a guest ends QEMU with a status).
 CONFIG_ISA_DEBUG=y
+
+# The accelerator.
+CONFIG_DSA=y
