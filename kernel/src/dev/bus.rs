@@ -68,7 +68,7 @@ impl<T: Copy> Space<T> {
             .partition_point(|w| w.start <= address)
             .checked_sub(1);
         let hit = found.and_then(|i| self.windows.get(i)).and_then(|w| {
-            let last = address.checked_add(u64::from(size).saturating_sub(1))?;
+            let last = address.checked_add(u64::from(size.max(1)) - 1)?;
             (last <= w.last).then(|| (w.target, address - w.start))
         });
         if hit.is_none() {

@@ -6,4 +6,5 @@
 //! it is handed one, so that everything a guest can do to it is a function call in a test.
 
 pub mod bus;
+pub mod pci;
 pub mod uart16550;

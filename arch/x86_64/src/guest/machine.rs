@@ -4,10 +4,16 @@
 //! **Principle.** One value behind the VM's lock. An access goes in, a value comes out; what the devices
 //! want done besides is given to the `actions` sink. Wired interrupts end here: the sink only ever sees
 //! [`Action::Message`], which [`LocalApic::accept_message`] takes.
+//! **Invariant.** No window holds RAM, so no BAR and no portal can be where RAM is.
+
+use alloc::boxed::Box;
+use core::fmt;
 
 use pasidon_kernel::dev::bus::{GuestBus, all_ones};
+use pasidon_kernel::dev::pci::{PciBus, PciWindow, Slot};
 use pasidon_kernel::dev::uart16550::{self, Uart16550};
 use pasidon_kernel::exit::{Access, AccessKind, Action, Actions, Device, Exit};
+use pasidon_kernel::parent::{QuiesceFailed, VdevModel};
 use pasidon_kernel::refusal::Refusal;
 
 use super::acpi::{RESET_VALUE, SLEEP_TYPE_S5};
@@ -24,6 +30,9 @@ const SLEEP_TYPE_SHIFT: u32 = 2;
 enum Target {
     LocalApic,
     IoApic,
+    Ecam,
+    /// A PCI window, with its start.
+    Pci(u64),
     Uart,
     Power,
 }
@@ -38,11 +47,19 @@ pub struct Answer {
 }
 
 /// The devices of one VM.
-#[derive(Debug)]
 pub struct PcPlatform {
     bus: GuestBus<Target>,
+    pci: PciBus,
     uart: Uart16550,
     ioapic: IoApic,
+}
+
+impl fmt::Debug for PcPlatform {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("PcPlatform")
+            .field("unclaimed", &self.unclaimed())
+            .finish_non_exhaustive()
+    }
 }
 
 impl PcPlatform {
@@ -52,6 +69,17 @@ impl PcPlatform {
         let windows = [
             bus.claim_mmio(layout::LAPIC_BASE, layout::LAPIC_LEN, Target::LocalApic),
             bus.claim_mmio(layout::IOAPIC_BASE, layout::IOAPIC_LEN, Target::IoApic),
+            bus.claim_mmio(layout::ECAM_BASE, layout::ECAM_LEN, Target::Ecam),
+            bus.claim_mmio(
+                layout::PCI32_BASE,
+                layout::PCI32_LEN,
+                Target::Pci(layout::PCI32_BASE),
+            ),
+            bus.claim_mmio(
+                layout::PCI64_BASE,
+                layout::PCI64_LEN,
+                Target::Pci(layout::PCI64_BASE),
+            ),
             bus.claim_io(layout::UART_PORT, uart16550::REGISTERS as u16, Target::Uart),
             bus.claim_io(layout::POWER_PORT, layout::POWER_PORTS, Target::Power),
         ];
@@ -62,8 +90,21 @@ impl PcPlatform {
                 "correct guest/layout.rs",
             ));
         }
+        let pci = PciBus::new(&[
+            PciWindow {
+                start: layout::PCI32_BASE,
+                len: layout::PCI32_LEN,
+                prefetchable: false,
+            },
+            PciWindow {
+                start: layout::PCI64_BASE,
+                len: layout::PCI64_LEN,
+                prefetchable: true,
+            },
+        ]);
         Ok(Self {
             bus,
+            pci,
             uart: Uart16550::new(layout::UART_GSI),
             ioapic: IoApic::new(),
         })
@@ -101,6 +142,20 @@ impl PcPlatform {
                 AccessKind::Read => self.ioapic.read(offset, access.size),
                 AccessKind::Write(value) => {
                     self.ioapic.write(offset, value, actions);
+                    0
+                }
+            }),
+            Target::Ecam => value_of(match access.kind {
+                AccessKind::Read => self.pci.ecam_read(offset, access.size),
+                AccessKind::Write(value) => {
+                    self.pci.ecam_write(offset, access.size, value, actions);
+                    0
+                }
+            }),
+            Target::Pci(start) => value_of(match access.kind {
+                AccessKind::Read => self.pci.mmio_read(start + offset, access.size),
+                AccessKind::Write(value) => {
+                    self.pci.mmio_write(start + offset, access.size, value, actions);
                     0
                 }
             }),
@@ -153,8 +208,30 @@ impl PcPlatform {
         self.uart.input_space()
     }
 
-    /// Back to the state after power-on, for a VM that starts again.
-    pub fn reset(&mut self, actions: Actions<'_>) {
+    /// Puts a vdev on the PCI bus. Before the guest runs, or it will not look.
+    pub fn add_vdev(&mut self, model: Box<dyn VdevModel>) -> Result<Slot, Refusal> {
+        self.pci.add(model)
+    }
+
+    /// Takes a vdev off the bus, its portals unmapped; the model comes back for its end.
+    pub fn remove_vdev(&mut self, slot: Slot, actions: Actions<'_>) -> Option<Box<dyn VdevModel>> {
+        self.pci.remove(slot, actions)
+    }
+
+    /// The physical device raised interrupt `vector` of the vdev in `slot`.
+    pub fn vdev_interrupt(&mut self, slot: Slot, vector: u16, actions: Actions<'_>) {
+        self.pci.interrupt(slot, vector, actions);
+    }
+
+    /// The PCI bus, for what the monitor shows of its vdevs and for their lifecycle.
+    pub fn pci(&mut self) -> &mut PciBus {
+        &mut self.pci
+    }
+
+    /// Back to the state after power-on, for a VM that starts again. Reports each vdev that did not stop;
+    /// the guest will not see that one again.
+    pub fn reset(&mut self, actions: Actions<'_>, failed: &mut dyn FnMut(Slot, &QuiesceFailed)) {
+        self.pci.reset(actions, failed);
         self.ioapic = IoApic::new();
         let Self { uart, ioapic, .. } = self;
         uart.reset(&mut |action| route(ioapic, action, actions));
@@ -162,7 +239,8 @@ impl PcPlatform {
 
     /// How many memory and port accesses no device answered.
     pub fn unclaimed(&self) -> (u64, u64) {
-        self.bus.unclaimed()
+        let (memory, ports) = self.bus.unclaimed();
+        (memory.saturating_add(self.pci.unclaimed()), ports)
     }
 }
 
@@ -312,7 +390,15 @@ mod tests {
         assert_eq!(rig.run(&io(0xcf8, 4, AccessKind::Read)), 0xffff_ffff);
         assert_eq!(rig.run(&mmio(0xfed0_0000, 8, AccessKind::Read)), u64::MAX);
         rig.run(&io(0x80, 1, AccessKind::Write(0)));
-        assert_eq!(rig.platform.unclaimed(), (1, 2));
+        assert_eq!(
+            rig.run(&mmio(layout::PCI64_BASE, 4, AccessKind::Read)),
+            0xffff_ffff
+        );
+        assert_eq!(rig.platform.unclaimed(), (2, 2));
+        assert_eq!(
+            rig.run(&mmio(layout::ECAM_BASE, 4, AccessKind::Read)),
+            0x0008_1b36
+        );
         assert_eq!(
             rig.platform.exit(&Exit::Halt, &mut rig.lapic, 0, &mut |_| {}),
             None
@@ -338,7 +424,7 @@ mod tests {
                 rig.platform.push_input(value as u8, &mut |_| {});
                 rig.deliver();
             }
-            rig.platform.reset(&mut |_| {});
+            rig.platform.reset(&mut |_| {}, &mut |_, _| {});
         }
     }
 }

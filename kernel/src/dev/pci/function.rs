@@ -1,0 +1,303 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! A vdev as a PCI function: its model behind a configuration space, BARs and MSI-X.
+//!
+//! **Principle.** The model knows its own registers only. What PCI adds is here, once for all vdevs, and
+//! is checked once when the function is made: afterwards every offset that reaches the model lies in the
+//! BAR it is said to lie in.
+
+use alloc::boxed::Box;
+use alloc::format;
+use alloc::vec::Vec;
+
+use super::config::ConfigSpace;
+use super::msix::{self, Gate, Msix};
+use crate::addr::PAGE_SIZE;
+use crate::dev::bus::all_ones;
+use crate::exit::Actions;
+use crate::parent::{Bar, PciIdentity, Portal, QuiesceFailed, VdevModel};
+use crate::refusal::Refusal;
+
+/// Largest BAR: more would not fit any window.
+const BAR_SIZE_MAX: u64 = 1 << 40;
+/// No BAR.
+const NO_BARS: usize = 3;
+
+/// What a configuration write changed beyond the registers themselves.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Change {
+    Nothing,
+    /// Which addresses the function answers may have changed.
+    Decoding,
+    /// A function-level reset was asked for; it has not been done.
+    Reset,
+}
+
+/// One vdev on the guest's PCI bus.
+pub(super) struct VdevFunction {
+    model: Box<dyn VdevModel>,
+    identity: PciIdentity,
+    portals: Vec<Portal>,
+    /// Address of each BAR after reset, in the order of `identity.bars`.
+    homes: Vec<u64>,
+    config: ConfigSpace,
+    msix: Msix,
+    /// The slice did not stop when it was reset: the function answers nothing any more.
+    failed: Option<QuiesceFailed>,
+    portal_traps: u64,
+}
+
+/// The model's own faults, found before the guest can meet them.
+fn check(identity: &PciIdentity, portals: &[Portal]) -> Result<(), Refusal> {
+    let wrong = |why: alloc::string::String| {
+        Err(Refusal::new(
+            "vdev model",
+            why,
+            "this is an error of the parent's driver",
+        ))
+    };
+    let bars = &identity.bars;
+    for (i, bar) in bars.iter().enumerate() {
+        let size_fits = bar.size.is_power_of_two() && (PAGE_SIZE..=BAR_SIZE_MAX).contains(&bar.size);
+        let repeated = bars.iter().take(i).any(|b| b.index == bar.index);
+        if bars.len() > NO_BARS || !matches!(bar.index, 0 | 2 | 4) || repeated || !size_fits {
+            return wrong(format!("BAR {} of {:#x} bytes cannot be", bar.index, bar.size));
+        }
+    }
+    let size_of = |index: u8| bars.iter().find(|b| b.index == index).map_or(0, |b| b.size);
+    let table = u64::from(identity.msix_table);
+    let pba = u64::from(identity.msix_pba);
+    let table_end = table + u64::from(identity.msix_vectors) * msix::ENTRY_LEN;
+    let pba_end = pba + msix::pba_len(identity.msix_vectors);
+    if identity.msix_vectors > 0 {
+        let size = size_of(identity.msix_bar);
+        let aligned = table.is_multiple_of(8) && pba.is_multiple_of(8);
+        let apart = table_end <= pba || pba_end <= table;
+        let few = identity.msix_vectors <= msix::VECTORS_MAX;
+        if !few || !aligned || !apart || table_end > size || pba_end > size {
+            return wrong(format!(
+                "{} MSI-X vectors do not fit their BAR",
+                identity.msix_vectors
+            ));
+        }
+    }
+    for portal in portals {
+        let aligned = [portal.offset, portal.len, portal.host.0]
+            .iter()
+            .all(|v| v.is_multiple_of(PAGE_SIZE));
+        let end = portal.offset.checked_add(portal.len);
+        let inside = end.is_some_and(|e| e <= size_of(portal.bar)) && portal.len > 0;
+        let touches = |start: u64, last: u64| {
+            let same_bar = identity.msix_vectors > 0 && portal.bar == identity.msix_bar;
+            same_bar && portal.offset < last && end.is_some_and(|e| start < e)
+        };
+        if !aligned || !inside || touches(table, table_end) || touches(pba, pba_end) {
+            return wrong(format!(
+                "portal at {:#x} of BAR {} cannot be",
+                portal.offset, portal.bar
+            ));
+        }
+    }
+    Ok(())
+}
+
+impl VdevFunction {
+    /// Checks the model. `homes` gives a BAR its address after reset.
+    pub(super) fn new(
+        model: Box<dyn VdevModel>,
+        mut homes: impl FnMut(&Bar) -> Option<u64>,
+    ) -> Result<Self, Refusal> {
+        let identity = model.identity();
+        let portals = model.portals();
+        check(&identity, &portals)?;
+        let mut addresses = Vec::new();
+        for bar in &identity.bars {
+            addresses.push(homes(bar).ok_or_else(|| {
+                Refusal::new(
+                    "vdev",
+                    format!(
+                        "no room for BAR {} of {:#x} bytes in the PCI windows",
+                        bar.index, bar.size
+                    ),
+                    "give the VM fewer vdevs",
+                )
+            })?);
+        }
+        let config = ConfigSpace::endpoint(&identity, identity.bars.iter().copied().zip(addresses.clone()));
+        let msix = Msix::new(identity.msix_vectors);
+        Ok(Self {
+            model,
+            identity,
+            portals,
+            homes: addresses,
+            config,
+            msix,
+            failed: None,
+            portal_traps: 0,
+        })
+    }
+
+    /// The model, for the end of the vdev.
+    pub(super) fn into_model(self) -> Box<dyn VdevModel> {
+        self.model
+    }
+
+    pub(super) fn model(&mut self) -> &mut dyn VdevModel {
+        &mut *self.model
+    }
+
+    pub(super) fn failed(&self) -> Option<&QuiesceFailed> {
+        self.failed.as_ref()
+    }
+
+    /// Accesses to portal pages that exited although the guest reaches them directly: those while the
+    /// portal was not mapped.
+    pub(super) fn portal_traps(&self) -> u64 {
+        self.portal_traps
+    }
+
+    /// The ranges that the BARs occupy after reset: start and length.
+    pub(super) fn homes(&self) -> impl Iterator<Item = (u64, u64)> {
+        self.homes
+            .iter()
+            .copied()
+            .zip(self.identity.bars.iter().map(|b| b.size))
+    }
+
+    /// The ranges that the BARs claim now: BAR index, start and length.
+    pub(super) fn claims(&self) -> impl Iterator<Item = (u8, u64, u64)> {
+        let on = self.failed.is_none() && self.config.memory_enabled();
+        self.identity
+            .bars
+            .iter()
+            .filter(move |_| on)
+            .map(|b| (b.index, self.config.bar(b.index), b.size))
+    }
+
+    pub(super) fn portals(&self) -> &[Portal] {
+        &self.portals
+    }
+
+    fn gate(&self) -> Gate {
+        Gate {
+            enabled: self.config.msix_enabled(),
+            open: !self.config.msix_function_masked() && self.config.bus_master(),
+        }
+    }
+
+    pub(super) fn config_read(&self, offset: u64, size: u8) -> u64 {
+        if self.failed.is_some() {
+            all_ones(size)
+        } else {
+            self.config.read(offset, size)
+        }
+    }
+
+    pub(super) fn config_write(&mut self, offset: u64, size: u8, value: u64, actions: Actions<'_>) -> Change {
+        if self.failed.is_some() {
+            return Change::Nothing;
+        }
+        let claims = |f: &Self| f.claims().collect::<Vec<_>>();
+        let (claims_before, master_before) = (claims(self), self.config.bus_master());
+        if self.config.write(offset, size, value) {
+            return Change::Reset;
+        }
+        let master = self.config.bus_master();
+        if master != master_before {
+            self.model.set_bus_master(master);
+        }
+        self.msix.flush(self.gate(), actions);
+        if claims(self) == claims_before {
+            Change::Nothing
+        } else {
+            Change::Decoding
+        }
+    }
+
+    /// Registers back to their start, so that the function claims no address. The caller has the portals
+    /// unmapped before it calls [`VdevFunction::reset_model`].
+    pub(super) fn reset_registers(&mut self) {
+        let homes = self.identity.bars.iter().copied().zip(self.homes.iter().copied());
+        self.config = ConfigSpace::endpoint(&self.identity, homes);
+        self.msix = Msix::new(self.identity.msix_vectors);
+    }
+
+    /// The slice back to its start. One that does not stop answers nothing from now on.
+    pub(super) fn reset_model(&mut self) -> Result<(), QuiesceFailed> {
+        match self.model.reset() {
+            Ok(()) => {
+                // The registers are at their start already: the model hears that it is no bus master.
+                self.model.set_bus_master(false);
+                self.failed = None;
+                Ok(())
+            }
+            Err(failed) => {
+                self.failed = Some(failed.clone());
+                Err(failed)
+            }
+        }
+    }
+
+    /// The function's interrupt `vector`, from its model or from the physical device.
+    pub(super) fn interrupt(&mut self, vector: u16, actions: Actions<'_>) {
+        if self.failed.is_none() {
+            self.msix.raise(vector, self.gate(), actions);
+        }
+    }
+
+    fn in_portal(&self, bar: u8, offset: u64, size: u8) -> bool {
+        let end = offset.saturating_add(u64::from(size));
+        self.portals
+            .iter()
+            .any(|p| p.bar == bar && p.offset < end && offset < p.offset + p.len)
+    }
+
+    /// Offset in the MSI-X table or the PBA, where the BAR offset lies in one.
+    fn in_msix(&self, bar: u8, offset: u64) -> Option<Structure> {
+        if bar != self.identity.msix_bar {
+            return None;
+        }
+        let within = |start: u32, len: u64| offset.checked_sub(u64::from(start)).filter(|o| *o < len);
+        let table = within(self.identity.msix_table, self.msix.table_len()).map(Structure::Table);
+        let pba_len = msix::pba_len(self.identity.msix_vectors);
+        table.or_else(|| within(self.identity.msix_pba, pba_len).map(Structure::PendingBits))
+    }
+
+    pub(super) fn bar_read(&mut self, bar: u8, offset: u64, size: u8) -> u64 {
+        if self.in_portal(bar, offset, size) {
+            self.portal_traps = self.portal_traps.saturating_add(1);
+            return all_ones(size);
+        }
+        let value = match self.in_msix(bar, offset) {
+            Some(Structure::Table(at)) => self.msix.read_table(at, size),
+            Some(Structure::PendingBits(at)) => self.msix.read_pba(at, size),
+            None => self.model.read(bar, offset, size),
+        };
+        value & all_ones(size)
+    }
+
+    pub(super) fn bar_write(&mut self, bar: u8, offset: u64, size: u8, value: u64, actions: Actions<'_>) {
+        if self.in_portal(bar, offset, size) {
+            self.portal_traps = self.portal_traps.saturating_add(1);
+            return;
+        }
+        let value = value & all_ones(size);
+        let gate = self.gate();
+        match self.in_msix(bar, offset) {
+            Some(Structure::Table(at)) => self.msix.write_table(at, size, value, gate, actions),
+            // The PBA is read-only.
+            Some(Structure::PendingBits(_)) => {}
+            None => {
+                let msix = &mut self.msix;
+                self.model.write(bar, offset, size, value, &mut |vector| {
+                    msix.raise(vector, gate, actions)
+                });
+            }
+        }
+    }
+}
+
+/// Which MSI-X structure, and the offset in it.
+enum Structure {
+    Table(u64),
+    PendingBits(u64),
+}

@@ -1,0 +1,350 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The guest's PCI bus 0: a host bridge, and one function per vdev.
+//!
+//! **Principle.** The guest may move BARs as it likes, but a BAR is decoded only where it lies wholly in
+//! a PCI window and clear of the BARs before it. Windows never hold RAM or another device, so a portal
+//! (a page of the physical device) can appear nowhere else.
+//! **Invariant.** The portals mapped in the guest, as told by [`Action::MapPortal`] and
+//! [`Action::UnmapPortal`], are exactly those of the BARs decoded now. They never overlap. Before a slice
+//! is reset or taken away, its portals are gone.
+//!
+//! Source: PCI Express Base 5.0, section 7.2.2 (ECAM) and chapter 7; PCI Local Bus 3.0, section 6.2.5.
+
+mod config;
+mod function;
+mod msix;
+
+#[cfg(test)]
+mod tests;
+
+use alloc::boxed::Box;
+use alloc::vec::Vec;
+
+use crate::addr::{GuestPhys, HostPhys};
+use crate::dev::bus::all_ones;
+use crate::exit::{Action, Actions};
+use crate::parent::{Bar, QuiesceFailed, VdevModel};
+use crate::refusal::Refusal;
+
+use config::ConfigSpace;
+use function::{Change, VdevFunction};
+
+/// Device numbers on a bus; 0 is the host bridge.
+const DEVICES: usize = 32;
+
+/// A vdev's place on the bus: its device number, 1..=31.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct Slot(u8);
+
+impl Slot {
+    /// The device number.
+    pub const fn device(self) -> u8 {
+        self.0
+    }
+}
+
+/// A range of guest-physical addresses that the platform leaves to BARs.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct PciWindow {
+    /// First address.
+    pub start: u64,
+    /// Length in bytes.
+    pub len: u64,
+    /// Whether prefetchable BARs are put here after reset, or the others.
+    pub prefetchable: bool,
+}
+
+/// A BAR that answers.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+struct Decoded {
+    start: u64,
+    len: u64,
+    slot: usize,
+    bar: u8,
+}
+
+/// A portal that is mapped in the guest.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+struct Mapped {
+    guest: GuestPhys,
+    host: HostPhys,
+    len: u64,
+}
+
+/// The guest's PCI bus.
+pub struct PciBus {
+    windows: Vec<PciWindow>,
+    bridge: ConfigSpace,
+    /// By device number; the first stays empty.
+    functions: [Option<VdevFunction>; DEVICES],
+    /// Ascending by start.
+    decoded: Vec<Decoded>,
+    mapped: Vec<Mapped>,
+    unclaimed: u64,
+}
+
+impl PciBus {
+    /// A bus with a host bridge only. The windows must not overlap RAM or another device.
+    pub fn new(windows: &[PciWindow]) -> Self {
+        Self {
+            windows: windows.to_vec(),
+            bridge: ConfigSpace::host_bridge(),
+            functions: [const { None }; DEVICES],
+            decoded: Vec::new(),
+            mapped: Vec::new(),
+            unclaimed: 0,
+        }
+    }
+
+    /// Puts a vdev into the first free slot, its BARs assigned, memory decoding off. On refusal the model
+    /// is dropped.
+    pub fn add(&mut self, model: Box<dyn VdevModel>) -> Result<Slot, Refusal> {
+        let free = (1..DEVICES)
+            .find(|i| self.functions[*i].is_none())
+            .ok_or_else(|| {
+                Refusal::new(
+                    "vdev",
+                    "all 31 slots of the PCI bus are taken",
+                    "give the VM fewer vdevs",
+                )
+            })?;
+        let mut taken: Vec<(u64, u64)> = self
+            .functions
+            .iter()
+            .flatten()
+            .flat_map(VdevFunction::homes)
+            .collect();
+        let windows = &self.windows;
+        let function = VdevFunction::new(model, |bar| {
+            let home = first_fit(windows, &taken, bar)?;
+            taken.push((home, bar.size));
+            Some(home)
+        })?;
+        self.functions[free] = Some(function);
+        Ok(Slot(free as u8))
+    }
+
+    /// Takes a vdev off the bus: its portals are unmapped, its configuration space reads as all ones, and
+    /// the model comes back for its end. `None` if the slot is empty.
+    pub fn remove(&mut self, slot: Slot, actions: Actions<'_>) -> Option<Box<dyn VdevModel>> {
+        let function = self.functions.get_mut(usize::from(slot.0))?.take()?;
+        self.update_decoding(actions);
+        Some(function.into_model())
+    }
+
+    /// The slots in use.
+    pub fn slots(&self) -> impl Iterator<Item = Slot> {
+        (1u8..)
+            .zip(self.functions.iter().skip(1))
+            .filter(|(_, f)| f.is_some())
+            .map(|(i, _)| Slot(i))
+    }
+
+    /// The model in a slot, for the lifecycle and the monitor.
+    pub fn model(&mut self, slot: Slot) -> Option<&mut dyn VdevModel> {
+        self.function(slot).map(VdevFunction::model)
+    }
+
+    /// Why the function in a slot answers nothing any more: its slice did not stop when it was reset.
+    pub fn failed(&self, slot: Slot) -> Option<&QuiesceFailed> {
+        self.functions.get(usize::from(slot.0))?.as_ref()?.failed()
+    }
+
+    /// Accesses to portal pages that exited: the guest touched the page while it was not mapped. Zero for
+    /// a driver that behaves.
+    pub fn portal_traps(&self, slot: Slot) -> u64 {
+        let function = self.functions.get(usize::from(slot.0)).and_then(Option::as_ref);
+        function.map_or(0, VdevFunction::portal_traps)
+    }
+
+    /// Accesses to PCI windows where no BAR answered.
+    pub fn unclaimed(&self) -> u64 {
+        self.unclaimed
+    }
+
+    /// Interrupt `vector` of a vdev, raised by the physical device: sent, or kept pending.
+    pub fn interrupt(&mut self, slot: Slot, vector: u16, actions: Actions<'_>) {
+        if let Some(function) = self.function(slot) {
+            function.interrupt(vector, actions);
+        }
+    }
+
+    /// Resets all functions, for a VM that starts again. Reports each slice that did not stop; its
+    /// function answers nothing from then on.
+    pub fn reset(&mut self, actions: Actions<'_>, failed: &mut dyn FnMut(Slot, &QuiesceFailed)) {
+        for function in self.functions.iter_mut().flatten() {
+            function.reset_registers();
+        }
+        self.update_decoding(actions);
+        for (i, function) in (0u8..).zip(&mut self.functions) {
+            if let Some(Err(why)) = function.as_mut().map(VdevFunction::reset_model) {
+                failed(Slot(i), &why);
+            }
+        }
+    }
+
+    /// Reads configuration space: `offset` is bus 27:20, device 19:15, function 14:12, register 11:0.
+    pub fn ecam_read(&mut self, offset: u64, size: u8) -> u64 {
+        let (device, register) = match ecam_target(offset) {
+            Some(target) => target,
+            None => return all_ones(size),
+        };
+        let value = match self.functions.get(device) {
+            _ if device == 0 => self.bridge.read(register, size),
+            Some(Some(function)) => function.config_read(register, size),
+            _ => all_ones(size),
+        };
+        value & all_ones(size)
+    }
+
+    /// Writes configuration space.
+    pub fn ecam_write(&mut self, offset: u64, size: u8, value: u64, actions: Actions<'_>) {
+        let Some((device, register)) = ecam_target(offset) else {
+            return;
+        };
+        let Some(Some(function)) = self.functions.get_mut(device) else {
+            return;
+        };
+        match function.config_write(register, size, value, actions) {
+            Change::Nothing => {}
+            Change::Decoding => self.update_decoding(actions),
+            Change::Reset => self.function_level_reset(device, actions),
+        }
+    }
+
+    fn function_level_reset(&mut self, device: usize, actions: Actions<'_>) {
+        if let Some(function) = &mut self.functions[device] {
+            function.reset_registers();
+        }
+        // The portals go first: nothing is submitted while the slice is reset.
+        self.update_decoding(actions);
+        if let Some(Err(failed)) = self.functions[device].as_mut().map(VdevFunction::reset_model) {
+            log::error!(
+                "vdev in slot {device}: did not stop at function-level reset: {}",
+                failed.why
+            );
+        }
+    }
+
+    fn decode(&mut self, address: u64, size: u8) -> Option<(&mut VdevFunction, u8, u64)> {
+        let found = self
+            .decoded
+            .partition_point(|d| d.start <= address)
+            .checked_sub(1);
+        let hit = found.and_then(|i| self.decoded.get(i)).filter(|d| {
+            let offset = address - d.start;
+            offset
+                .checked_add(u64::from(size.max(1)))
+                .is_some_and(|end| end <= d.len)
+        });
+        let Some(Decoded { start, slot, bar, .. }) = hit.copied() else {
+            self.unclaimed = self.unclaimed.saturating_add(1);
+            return None;
+        };
+        let function = self.functions.get_mut(slot)?.as_mut()?;
+        Some((function, bar, address - start))
+    }
+
+    /// Reads from a PCI window; all ones where no BAR answers.
+    pub fn mmio_read(&mut self, address: u64, size: u8) -> u64 {
+        match self.decode(address, size) {
+            Some((function, bar, offset)) => function.bar_read(bar, offset, size),
+            None => all_ones(size),
+        }
+    }
+
+    /// Writes to a PCI window.
+    pub fn mmio_write(&mut self, address: u64, size: u8, value: u64, actions: Actions<'_>) {
+        if let Some((function, bar, offset)) = self.decode(address, size) {
+            function.bar_write(bar, offset, size, value, actions);
+        }
+    }
+
+    fn function(&mut self, slot: Slot) -> Option<&mut VdevFunction> {
+        self.functions.get_mut(usize::from(slot.0))?.as_mut()
+    }
+
+    /// Finds out anew which BARs answer, and moves the portals after them.
+    fn update_decoding(&mut self, actions: Actions<'_>) {
+        let mut decoded: Vec<Decoded> = Vec::new();
+        for (slot, function) in self.functions.iter().enumerate() {
+            for (bar, start, len) in function.iter().flat_map(VdevFunction::claims) {
+                let in_window = self.windows.iter().any(|w| contains(w, start, len));
+                let at = decoded.partition_point(|d| d.start < start);
+                let free_below = at
+                    .checked_sub(1)
+                    .is_none_or(|i| decoded[i].start + decoded[i].len <= start);
+                let free_above = decoded
+                    .get(at)
+                    .is_none_or(|d| start.saturating_add(len) <= d.start);
+                if in_window && free_below && free_above {
+                    decoded.insert(
+                        at,
+                        Decoded {
+                            start,
+                            len,
+                            slot,
+                            bar,
+                        },
+                    );
+                }
+            }
+        }
+        self.decoded = decoded;
+
+        let mut wanted = Vec::new();
+        for d in &self.decoded {
+            let portals = self.functions[d.slot].iter().flat_map(VdevFunction::portals);
+            wanted.extend(portals.filter(|p| p.bar == d.bar).map(|p| Mapped {
+                guest: GuestPhys(d.start + p.offset),
+                host: p.host,
+                len: p.len,
+            }));
+        }
+        let before = core::mem::replace(&mut self.mapped, wanted);
+        for gone in before.iter().filter(|m| !self.mapped.contains(m)) {
+            actions(Action::UnmapPortal {
+                guest: gone.guest,
+                len: gone.len,
+            });
+        }
+        for new in self.mapped.iter().filter(|m| !before.contains(m)) {
+            actions(Action::MapPortal {
+                guest: new.guest,
+                host: new.host,
+                len: new.len,
+            });
+        }
+    }
+}
+
+/// Device and register of an ECAM offset; `None` where no function can be.
+fn ecam_target(offset: u64) -> Option<(usize, u64)> {
+    let (bus, function) = (offset >> 20, (offset >> 12) & 7);
+    (bus == 0 && function == 0).then_some(((offset >> 15) as usize & 31, offset & 0xfff))
+}
+
+fn contains(window: &PciWindow, start: u64, len: u64) -> bool {
+    start
+        .checked_sub(window.start)
+        .and_then(|o| o.checked_add(len))
+        .is_some_and(|end| end <= window.len)
+}
+
+/// The lowest aligned address in a fitting window that is clear of `taken` ranges (start, length).
+fn first_fit(windows: &[PciWindow], taken: &[(u64, u64)], bar: &Bar) -> Option<u64> {
+    let fitting = windows.iter().filter(|w| w.prefetchable == bar.prefetchable);
+    for window in fitting {
+        let mut at = window.start.checked_next_multiple_of(bar.size)?;
+        while contains(window, at, bar.size) {
+            let conflict = taken
+                .iter()
+                .find(|(start, len)| at < start + len && *start < at + bar.size);
+            match conflict {
+                None => return Some(at),
+                Some((start, len)) => at = (start + len).checked_next_multiple_of(bar.size)?,
+            }
+        }
+    }
+    None
+}

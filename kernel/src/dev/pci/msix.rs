@@ -1,0 +1,175 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The MSI-X table and pending-bit array of one function.
+//!
+//! **Invariant.** An interrupt raised while MSI-X is enabled is sent at once or its pending bit is set; a
+//! pending bit leads to exactly one message, at the moment when nothing masks it any more.
+//!
+//! Source: PCI Express Base 5.0, sections 6.1.4 and 7.7.2.
+
+use alloc::vec::Vec;
+
+use crate::exit::{Action, Actions, MsiMessage};
+
+/// Bytes of a table entry.
+pub(super) const ENTRY_LEN: u64 = 16;
+/// Most vectors a function can have.
+pub(super) const VECTORS_MAX: u16 = 2048;
+
+/// Dwords of a table entry.
+mod dword {
+    pub const ADDRESS_LOW: u64 = 0;
+    pub const ADDRESS_HIGH: u64 = 1;
+    pub const DATA: u64 = 2;
+    pub const CONTROL: u64 = 3;
+}
+
+/// Vector control: the mask bit.
+const MASKED: u32 = 1;
+
+#[derive(Clone, Copy, Debug)]
+struct Entry {
+    message: MsiMessage,
+    masked: bool,
+}
+
+/// Whether the function as a whole may send: MSI-X enabled, not masked, and a bus master.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct Gate {
+    pub enabled: bool,
+    pub open: bool,
+}
+
+#[derive(Clone, Debug)]
+pub(super) struct Msix {
+    entries: Vec<Entry>,
+    pending: Vec<u64>,
+}
+
+/// Length of the pending-bit array of `vectors` vectors, in bytes.
+pub(super) fn pba_len(vectors: u16) -> u64 {
+    u64::from(vectors).div_ceil(64) * 8
+}
+
+impl Msix {
+    pub(super) fn new(vectors: u16) -> Self {
+        let entry = Entry {
+            message: MsiMessage::default(),
+            masked: true,
+        };
+        Self {
+            entries: alloc::vec![entry; usize::from(vectors)],
+            pending: alloc::vec![0; usize::from(vectors).div_ceil(64)],
+        }
+    }
+
+    /// Length of the table in bytes.
+    pub(super) fn table_len(&self) -> u64 {
+        self.entries.len() as u64 * ENTRY_LEN
+    }
+
+    /// An interrupt of the function. Without MSI-X enabled there is no way to send or keep it.
+    pub(super) fn raise(&mut self, vector: u16, gate: Gate, actions: Actions<'_>) {
+        let index = usize::from(vector);
+        let Some(entry) = self.entries.get(index) else {
+            return;
+        };
+        if !gate.enabled {
+            return;
+        }
+        if gate.open && !entry.masked {
+            actions(Action::Message(entry.message));
+        } else if let Some(word) = self.pending.get_mut(index / 64) {
+            *word |= 1 << (index % 64);
+        }
+    }
+
+    /// Sends what is pending and no longer masked.
+    pub(super) fn flush(&mut self, gate: Gate, actions: Actions<'_>) {
+        if !gate.enabled || !gate.open {
+            return;
+        }
+        for (entries, word) in self.entries.chunks(64).zip(&mut self.pending) {
+            for (bit, entry) in entries.iter().enumerate() {
+                if *word & 1 << bit != 0 && !entry.masked {
+                    *word &= !(1 << bit);
+                    actions(Action::Message(entry.message));
+                }
+            }
+        }
+    }
+
+    fn dword(&self, offset: u64) -> u32 {
+        let entry = usize::try_from(offset / ENTRY_LEN)
+            .ok()
+            .and_then(|i| self.entries.get(i));
+        let Some(entry) = entry else { return 0 };
+        match offset % ENTRY_LEN / 4 {
+            dword::ADDRESS_LOW => entry.message.address as u32,
+            dword::ADDRESS_HIGH => (entry.message.address >> 32) as u32,
+            dword::DATA => entry.message.data,
+            _ => u32::from(entry.masked),
+        }
+    }
+
+    fn set_dword(&mut self, offset: u64, value: u32) {
+        let entry = usize::try_from(offset / ENTRY_LEN)
+            .ok()
+            .and_then(|i| self.entries.get_mut(i));
+        let Some(entry) = entry else { return };
+        let message = &mut entry.message;
+        match offset % ENTRY_LEN / 4 {
+            dword::ADDRESS_LOW => message.address = message.address & !0xffff_ffff | u64::from(value & !3),
+            dword::ADDRESS_HIGH => {
+                message.address = message.address & 0xffff_ffff | u64::from(value) << 32;
+            }
+            dword::DATA => message.data = value,
+            dword::CONTROL => entry.masked = value & MASKED != 0,
+            _ => {}
+        }
+    }
+
+    /// Reads from the table. Only aligned accesses of 4 or 8 bytes are defined; others read as zero.
+    pub(super) fn read_table(&self, offset: u64, size: u8) -> u64 {
+        match size {
+            4 if offset.is_multiple_of(4) => u64::from(self.dword(offset)),
+            8 if offset.is_multiple_of(8) => {
+                u64::from(self.dword(offset + 4)) << 32 | u64::from(self.dword(offset))
+            }
+            _ => 0,
+        }
+    }
+
+    /// Writes to the table, likewise.
+    pub(super) fn write_table(
+        &mut self,
+        offset: u64,
+        size: u8,
+        value: u64,
+        gate: Gate,
+        actions: Actions<'_>,
+    ) {
+        match size {
+            4 if offset.is_multiple_of(4) => self.set_dword(offset, value as u32),
+            8 if offset.is_multiple_of(8) => {
+                self.set_dword(offset, value as u32);
+                self.set_dword(offset + 4, (value >> 32) as u32);
+            }
+            _ => return,
+        }
+        self.flush(gate, actions);
+    }
+
+    /// Reads from the pending-bit array, likewise.
+    pub(super) fn read_pba(&self, offset: u64, size: u8) -> u64 {
+        let word = usize::try_from(offset / 8)
+            .ok()
+            .and_then(|i| self.pending.get(i))
+            .copied()
+            .unwrap_or(0);
+        match size {
+            4 if offset.is_multiple_of(4) => word >> (offset % 8 * 8) & 0xffff_ffff,
+            8 if offset.is_multiple_of(8) => word,
+            _ => 0,
+        }
+    }
+}

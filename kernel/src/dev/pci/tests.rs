@@ -1,0 +1,606 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+use std::sync::{Arc, Mutex};
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::exit::MsiMessage;
+use crate::parent::{DeviceQuiesced, InterruptBinding, PciIdentity, Portal};
+use crate::pasid::Pasid;
+
+const WINDOW32: PciWindow = PciWindow {
+    start: 0xe800_0000,
+    len: 0x800_0000,
+    prefetchable: false,
+};
+const WINDOW64: PciWindow = PciWindow {
+    start: 0x20_0000_0000,
+    len: 0x4_0000_0000,
+    prefetchable: true,
+};
+const TABLE: u64 = 0x2000;
+const PBA: u64 = 0x3000;
+const PORTAL: u64 = 0x1000;
+const PORTAL_HOST: HostPhys = HostPhys(0xc000_5000);
+
+/// What a model was told.
+#[derive(Default, Debug)]
+struct Log {
+    calls: Vec<String>,
+    reset_fails: bool,
+}
+
+/// A vdev like a slice of DSA: BAR 0 with MSI-X, BAR 2 with one portal page. Writing `v` to offset 0 of
+/// BAR 0 raises vector `v`; offset 8 reads back its own address.
+struct Model(Arc<Mutex<Log>>);
+
+impl Model {
+    fn note(&self, call: String) {
+        self.0.lock().unwrap().calls.push(call);
+    }
+}
+
+impl VdevModel for Model {
+    fn identity(&self) -> PciIdentity {
+        let bar = |index, size| Bar {
+            index,
+            size,
+            prefetchable: true,
+        };
+        PciIdentity {
+            vendor: 0x8086,
+            device: 0x0b25,
+            subsystem: (0x8086, 0),
+            revision: 0,
+            class: 0x08_8000,
+            bars: vec![bar(0, 0x1_0000), bar(2, 0x4000)],
+            msix_vectors: 2,
+            msix_bar: 0,
+            msix_table: TABLE as u32,
+            msix_pba: PBA as u32,
+        }
+    }
+
+    fn portals(&self) -> Vec<Portal> {
+        vec![Portal {
+            bar: 2,
+            offset: PORTAL,
+            host: PORTAL_HOST,
+            len: 0x1000,
+        }]
+    }
+
+    fn interrupts(&self) -> Vec<InterruptBinding> {
+        Vec::new()
+    }
+
+    fn attach(&mut self, _: Pasid) -> Result<(), Refusal> {
+        Ok(())
+    }
+
+    fn read(&mut self, bar: u8, offset: u64, _: u8) -> u64 {
+        assert!(offset < 0x1_0000);
+        u64::from(bar) << 32 | offset
+    }
+
+    fn write(&mut self, bar: u8, offset: u64, size: u8, value: u64, raise: &mut dyn FnMut(u16)) {
+        assert!(offset < 0x1_0000);
+        self.note(format!("write {bar} {offset:#x} {size} {value:#x}"));
+        if bar == 0 && offset == 0 {
+            raise(value as u16);
+        }
+    }
+
+    fn set_bus_master(&mut self, enabled: bool) {
+        self.note(format!("master {enabled}"));
+    }
+
+    fn reset(&mut self) -> Result<(), QuiesceFailed> {
+        self.note("reset".into());
+        match self.0.lock().unwrap().reset_fails {
+            true => Err(QuiesceFailed { why: "busy".into() }),
+            false => Ok(()),
+        }
+    }
+
+    fn quiesce(&mut self) -> Result<DeviceQuiesced, QuiesceFailed> {
+        Ok(DeviceQuiesced::confirmed_by_device())
+    }
+
+    fn describe(&self) -> Vec<(&'static str, String)> {
+        Vec::new()
+    }
+}
+
+/// A bus with one vdev, and what came out of it.
+struct Rig {
+    bus: PciBus,
+    slot: Slot,
+    seen: Vec<Action>,
+    log: Arc<Mutex<Log>>,
+}
+
+impl Rig {
+    fn new() -> Self {
+        let log = Arc::new(Mutex::new(Log::default()));
+        let mut bus = PciBus::new(&[WINDOW32, WINDOW64]);
+        let slot = bus.add(Box::new(Model(log.clone()))).unwrap();
+        Self {
+            bus,
+            slot,
+            seen: Vec::new(),
+            log,
+        }
+    }
+
+    fn config(&mut self, offset: u64, size: u8) -> u64 {
+        self.bus.ecam_read((u64::from(self.slot.0) << 15) + offset, size)
+    }
+
+    fn set_config(&mut self, offset: u64, size: u8, value: u64) {
+        let at = (u64::from(self.slot.0) << 15) + offset;
+        self.bus.ecam_write(at, size, value, &mut |a| self.seen.push(a));
+    }
+
+    fn set_bar(&mut self, index: u64, address: u64) {
+        self.set_config(0x10 + 4 * index, 4, address & 0xffff_ffff);
+        self.set_config(0x14 + 4 * index, 4, address >> 32);
+    }
+
+    fn bar(&mut self, index: u64) -> u64 {
+        self.config(0x10 + 4 * index, 8) & !0xf
+    }
+
+    fn write(&mut self, address: u64, size: u8, value: u64) {
+        self.bus
+            .mmio_write(address, size, value, &mut |a| self.seen.push(a));
+    }
+
+    /// Memory decoding and bus mastering on, MSI-X on with both vectors programmed and unmasked.
+    fn start(&mut self) -> u64 {
+        self.set_config(4, 2, 6);
+        self.set_config(0x82, 2, 0x8000);
+        let base = self.bar(0);
+        for vector in 0..2 {
+            self.write(base + TABLE + 16 * vector, 8, 0xfee0_0000);
+            self.write(base + TABLE + 16 * vector + 8, 4, 0x40 + vector);
+            self.write(base + TABLE + 16 * vector + 12, 4, 0);
+        }
+        self.seen.clear();
+        base
+    }
+
+    fn take(&mut self) -> Vec<Action> {
+        core::mem::take(&mut self.seen)
+    }
+
+    fn calls(&self) -> Vec<String> {
+        core::mem::take(&mut self.log.lock().unwrap().calls)
+    }
+}
+
+fn message(data: u32) -> Action {
+    Action::Message(MsiMessage {
+        address: 0xfee0_0000,
+        data,
+    })
+}
+
+#[test]
+fn a_scan_finds_the_bridge_and_the_vdev_and_nothing_else() {
+    let mut rig = Rig::new();
+    let mut found = Vec::new();
+    for device in 0..32 {
+        let id = rig.bus.ecam_read(device << 15, 4);
+        if id != 0xffff_ffff {
+            found.push((device, id, rig.bus.ecam_read((device << 15) + 8, 4) >> 8));
+        }
+        assert_eq!(
+            rig.bus.ecam_read((device << 15) + 0x1000, 4),
+            0xffff_ffff,
+            "function 1"
+        );
+    }
+    assert_eq!(found, [(0, 0x0008_1b36, 0x06_0000), (1, 0x0b25_8086, 0x08_8000)]);
+    assert_eq!(rig.bus.ecam_read(1 << 20, 4), 0xffff_ffff, "bus 1");
+    assert_eq!(rig.bus.slots().collect::<Vec<_>>(), [rig.slot]);
+}
+
+#[test]
+fn capabilities_are_chained_and_say_integrated_endpoint_with_reset_and_msix() {
+    let mut rig = Rig::new();
+    assert_ne!(rig.config(6, 2) & 0x10, 0);
+    let express = rig.config(0x34, 1);
+    assert_eq!((rig.config(express, 1), rig.config(express + 2, 2)), (0x10, 0x92));
+    assert_ne!(rig.config(express + 4, 4) & 1 << 28, 0);
+    let msix = rig.config(express + 1, 1);
+    assert_eq!((rig.config(msix, 1), rig.config(msix + 1, 1)), (0x11, 0));
+    assert_eq!(rig.config(msix + 2, 2), 1, "two vectors, disabled");
+    assert_eq!((rig.config(msix + 4, 4), rig.config(msix + 8, 4)), (TABLE, PBA));
+    assert_eq!(rig.config(0x100, 4), 0, "no extended capabilities");
+}
+
+#[test]
+fn bars_are_sized_as_linux_does_and_keep_their_address() {
+    let mut rig = Rig::new();
+    for (index, size) in [(0, 0x1_0000u64), (2, 0x4000)] {
+        let at = 0x10 + 4 * index;
+        let (low, high) = (rig.config(at, 4), rig.config(at + 4, 4));
+        assert_eq!(low & 0xf, 0xc, "64-bit prefetchable");
+        rig.set_config(at, 4, 0xffff_ffff);
+        let sized = rig.config(at, 4);
+        rig.set_config(at, 4, low);
+        rig.set_config(at + 4, 4, 0xffff_ffff);
+        let sized = (rig.config(at + 4, 4) << 32 | sized) & !0xf;
+        rig.set_config(at + 4, 4, high);
+        assert_eq!((!sized).wrapping_add(1), size);
+        let home = rig.bar(index);
+        assert!(home >= WINDOW64.start && home.is_multiple_of(size));
+    }
+    assert_eq!(rig.take(), [], "decoding is off");
+}
+
+#[test]
+fn the_portal_is_mapped_while_the_bar_is_decoded_and_follows_it() {
+    let mut rig = Rig::new();
+    let home = rig.bar(2);
+    let map = |base| Action::MapPortal {
+        guest: GuestPhys(base + PORTAL),
+        host: PORTAL_HOST,
+        len: 0x1000,
+    };
+    let unmap = |base| Action::UnmapPortal {
+        guest: GuestPhys(base + PORTAL),
+        len: 0x1000,
+    };
+    rig.set_config(4, 2, 2);
+    assert_eq!(rig.take(), [map(home)]);
+    rig.set_config(4, 2, 0x406);
+    assert_eq!(rig.take(), [], "still decoded");
+    // Moved in two halves: in between it lies nowhere.
+    let moved = WINDOW32.start + 0x10_0000;
+    rig.set_bar(2, moved);
+    assert_eq!(
+        rig.take(),
+        [
+            unmap(home),
+            map(home & !0xffff_ffff | moved),
+            unmap(home & !0xffff_ffff | moved),
+            map(moved)
+        ]
+    );
+    for bad in [
+        0,
+        0x10_0000,
+        0xfee0_0000,
+        WINDOW32.start - 0x4000,
+        WINDOW64.start + WINDOW64.len,
+        !0x3fff,
+    ] {
+        rig.set_bar(2, bad);
+        let mut mapped = 0i32;
+        for action in rig.take() {
+            match action {
+                Action::MapPortal { guest, .. } => {
+                    assert!(guest.0 >= WINDOW32.start, "{guest}");
+                    mapped += 1;
+                }
+                Action::UnmapPortal { .. } => mapped -= 1,
+                other => panic!("{other:?}"),
+            }
+        }
+        assert!(mapped <= 0, "mapped at {bad:#x}");
+    }
+    rig.set_bar(2, home);
+    rig.take();
+    rig.set_config(4, 2, 0);
+    assert_eq!(rig.take(), [unmap(home)]);
+}
+
+#[test]
+fn a_bar_over_another_is_not_decoded() {
+    let mut rig = Rig::new();
+    rig.set_config(4, 2, 2);
+    let (first, second) = (rig.bar(0), rig.bar(2));
+    rig.take();
+    rig.set_bar(2, first + 0x4000);
+    assert_eq!(
+        rig.take(),
+        [Action::UnmapPortal {
+            guest: GuestPhys(second + PORTAL),
+            len: 0x1000
+        }]
+    );
+    assert_eq!(rig.bus.mmio_read(first + 0x4008, 4), 0x4008, "BAR 0 answers");
+}
+
+#[test]
+fn interrupts_are_sent_kept_and_sent_once() {
+    let mut rig = Rig::new();
+    let base = rig.start();
+    let slot = rig.slot;
+    rig.write(base, 4, 1);
+    assert_eq!(rig.take(), [message(0x41)]);
+    rig.bus.interrupt(slot, 0, &mut |a| rig.seen.push(a));
+    assert_eq!(rig.take(), [message(0x40)]);
+
+    rig.write(base + TABLE + 16 + 12, 4, 1); // mask the vector
+    rig.write(base, 4, 1);
+    rig.write(base, 4, 1);
+    assert_eq!(rig.take(), []);
+    assert_eq!(rig.bus.mmio_read(base + PBA, 8), 2);
+    rig.write(base + PBA, 8, 0);
+    assert_eq!(rig.bus.mmio_read(base + PBA, 4), 2, "read-only");
+    rig.write(base + TABLE + 16 + 12, 4, 0);
+    assert_eq!(rig.take(), [message(0x41)]);
+    assert_eq!(rig.bus.mmio_read(base + PBA, 8), 0);
+
+    for (mask, unmask) in [((0x82, 0xc000), (0x82, 0x8000)), ((4, 2), (4, 6))] {
+        rig.set_config(mask.0, 2, mask.1); // function mask, then no bus master
+        rig.write(base, 4, 0);
+        assert_eq!(rig.take(), []);
+        rig.set_config(unmask.0, 2, unmask.1);
+        assert_eq!(rig.take(), [message(0x40)]);
+    }
+    rig.set_config(0x82, 2, 0);
+    rig.write(base, 4, 0);
+    rig.set_config(0x82, 2, 0x8000);
+    assert_eq!(rig.take(), [], "MSI-X was off: nothing was kept");
+    rig.write(base, 4, 77);
+    assert_eq!(rig.take(), [], "no such vector");
+}
+
+#[test]
+fn table_entries_read_back_and_start_masked() {
+    let mut rig = Rig::new();
+    rig.set_config(4, 2, 6);
+    let base = rig.bar(0);
+    assert_eq!(rig.bus.mmio_read(base + TABLE + 12, 4), 1);
+    rig.write(base + TABLE, 4, 0xfee0_1003);
+    rig.write(base + TABLE + 4, 4, 5);
+    rig.write(base + TABLE + 8, 8, 0x1_0000_0055);
+    assert_eq!(rig.bus.mmio_read(base + TABLE, 8), 0x5_fee0_1000);
+    assert_eq!(rig.bus.mmio_read(base + TABLE + 8, 8), 0x1_0000_0055);
+    rig.write(base + TABLE + 8, 2, 0);
+    assert_eq!(
+        rig.bus.mmio_read(base + TABLE + 8, 4),
+        0x55,
+        "narrow writes are not defined"
+    );
+}
+
+#[test]
+fn function_level_reset_unmaps_first_and_starts_over() {
+    let mut rig = Rig::new();
+    let base = rig.start();
+    rig.calls();
+    rig.set_config(0x48, 2, 0x8000 | 0x2810);
+    assert!(matches!(rig.take()[..], [Action::UnmapPortal { .. }]));
+    assert_eq!(rig.calls(), ["reset", "master false"]);
+    assert_eq!((rig.config(4, 2), rig.config(0x82, 2), rig.bar(0)), (0, 1, base));
+    assert_eq!(rig.config(0x48, 2), 0x2810, "the reset bit reads as zero");
+    rig.start();
+    rig.write(base, 4, 0);
+    assert_eq!(rig.take(), [message(0x40)]);
+}
+
+#[test]
+fn a_slice_that_does_not_stop_is_cut_off() {
+    let mut rig = Rig::new();
+    let base = rig.start();
+    rig.log.lock().unwrap().reset_fails = true;
+    rig.set_config(0x48, 2, 0x8000);
+    assert!(matches!(rig.take()[..], [Action::UnmapPortal { .. }]));
+    assert_eq!(rig.bus.failed(rig.slot).map(|f| f.why.as_str()), Some("busy"));
+    rig.set_config(4, 2, 6);
+    assert_eq!(rig.take(), []);
+    assert_eq!(
+        (rig.config(0, 4), rig.bus.mmio_read(base, 4)),
+        (0xffff_ffff, 0xffff_ffff)
+    );
+
+    rig.log.lock().unwrap().reset_fails = false;
+    rig.bus
+        .reset(&mut |a| rig.seen.push(a), &mut |slot, _| panic!("{slot:?}"));
+    assert_eq!(rig.config(0, 4), 0x0b25_8086);
+}
+
+#[test]
+fn a_removed_vdev_is_gone_and_its_slot_is_free() {
+    let mut rig = Rig::new();
+    let base = rig.start();
+    let slot = rig.slot;
+    assert!(rig.bus.remove(slot, &mut |a| rig.seen.push(a)).is_some());
+    assert!(matches!(rig.take()[..], [Action::UnmapPortal { .. }]));
+    assert!(rig.bus.remove(slot, &mut |_| {}).is_none());
+    assert_eq!(
+        (rig.config(0, 4), rig.bus.mmio_read(base, 8)),
+        (0xffff_ffff, u64::MAX)
+    );
+    rig.bus.interrupt(slot, 0, &mut |a| rig.seen.push(a));
+    assert_eq!(rig.take(), []);
+    assert_eq!(rig.bus.add(Box::new(Model(rig.log.clone()))).unwrap(), slot);
+    assert_eq!(rig.bar(0), base, "its addresses are used again");
+}
+
+#[test]
+fn an_access_to_an_unmapped_portal_goes_nowhere() {
+    let mut rig = Rig::new();
+    rig.start();
+    rig.calls();
+    let portal = rig.bar(2) + PORTAL;
+    rig.write(portal, 8, 1);
+    assert_eq!(rig.bus.mmio_read(portal + 8, 8), u64::MAX);
+    assert_eq!(rig.bus.mmio_read(portal - 4, 8), u64::MAX, "reaches into it");
+    assert_eq!((rig.calls(), rig.bus.portal_traps(rig.slot)), (vec![], 3));
+}
+
+#[test]
+fn thirty_one_vdevs_fit_apart_and_one_more_is_refused() {
+    let mut rig = Rig::new();
+    for _ in 1..31 {
+        rig.bus.add(Box::new(Model(rig.log.clone()))).unwrap();
+    }
+    assert!(
+        rig.bus
+            .add(Box::new(Model(rig.log.clone())))
+            .unwrap_err()
+            .why
+            .contains("31 slots")
+    );
+    for device in 1..32u64 {
+        rig.bus
+            .ecam_write((device << 15) + 4, 2, 2, &mut |a| rig.seen.push(a));
+    }
+    let mut pages: Vec<u64> = rig
+        .take()
+        .iter()
+        .map(|a| {
+            if let Action::MapPortal { guest, .. } = a {
+                guest.0
+            } else {
+                0
+            }
+        })
+        .collect();
+    pages.sort();
+    pages.dedup();
+    assert_eq!((pages.len(), pages[0] >= WINDOW64.start), (31, true));
+}
+
+/// A model whose identity and portals are given.
+struct Shaped(PciIdentity, Vec<Portal>);
+
+impl VdevModel for Shaped {
+    fn identity(&self) -> PciIdentity {
+        self.0.clone()
+    }
+    fn portals(&self) -> Vec<Portal> {
+        self.1.clone()
+    }
+    fn interrupts(&self) -> Vec<InterruptBinding> {
+        Vec::new()
+    }
+    fn attach(&mut self, _: Pasid) -> Result<(), Refusal> {
+        Ok(())
+    }
+    fn read(&mut self, _: u8, _: u64, _: u8) -> u64 {
+        0
+    }
+    fn write(&mut self, _: u8, _: u64, _: u8, _: u64, _: &mut dyn FnMut(u16)) {}
+    fn set_bus_master(&mut self, _: bool) {}
+    fn reset(&mut self) -> Result<(), QuiesceFailed> {
+        Ok(())
+    }
+    fn quiesce(&mut self) -> Result<DeviceQuiesced, QuiesceFailed> {
+        Ok(DeviceQuiesced::confirmed_by_device())
+    }
+    fn describe(&self) -> Vec<(&'static str, String)> {
+        Vec::new()
+    }
+}
+
+#[test]
+fn models_that_cannot_be_are_refused() {
+    let good = Model(Arc::default()).identity();
+    let portal = Portal {
+        bar: 2,
+        offset: PORTAL,
+        host: PORTAL_HOST,
+        len: 0x1000,
+    };
+    type Change<'a> = &'a dyn Fn(&mut PciIdentity, &mut Portal);
+    let shapes: [(&str, Change<'_>); 9] = [
+        ("odd size", &|i, _| i.bars[0].size = 0x1_0001),
+        ("below a page", &|i, _| i.bars[1].size = 0x800),
+        ("odd index", &|i, _| i.bars[1].index = 1),
+        ("twice", &|i, _| i.bars[1].index = 0),
+        ("table over PBA", &|i, _| i.msix_pba = i.msix_table + 8),
+        ("table beyond the BAR", &|i, _| i.msix_table = 0xfff8),
+        ("no such MSI-X BAR", &|i, _| i.msix_bar = 4),
+        ("portal beyond the BAR", &|_, p| p.offset = 0x4000),
+        ("portal over the MSI-X table", &|_, p| {
+            *p = Portal {
+                bar: 0,
+                offset: TABLE,
+                ..*p
+            }
+        }),
+    ];
+    for (name, change) in shapes {
+        let (mut identity, mut portal) = (good.clone(), portal);
+        change(&mut identity, &mut portal);
+        let mut bus = PciBus::new(&[WINDOW32, WINDOW64]);
+        assert!(
+            bus.add(Box::new(Shaped(identity, vec![portal]))).is_err(),
+            "{name}"
+        );
+    }
+    let mut huge = good;
+    huge.bars[0].size = 1 << 39;
+    let mut bus = PciBus::new(&[WINDOW32, WINDOW64]);
+    assert!(
+        bus.add(Box::new(Shaped(huge, vec![])))
+            .unwrap_err()
+            .why
+            .contains("no room")
+    );
+}
+
+proptest! {
+    #[test]
+    fn portals_stay_in_the_windows_whatever_the_guest_does(
+        ops in proptest::collection::vec((0u8..8, 1u64..4, any::<u64>(), any::<u64>(), 0u8..10), 0..200),
+    ) {
+        let log = Arc::new(Mutex::new(Log::default()));
+        let mut bus = PciBus::new(&[WINDOW32, WINDOW64]);
+        for _ in 0..3 {
+            bus.add(Box::new(Model(log.clone()))).unwrap();
+        }
+        let mut mapped: Vec<(u64, u64)> = Vec::new();
+        for (op, device, select, value, size) in ops {
+            let mut sink = |action| match action {
+                Action::MapPortal { guest, len, .. } => {
+                    let inside = [WINDOW32, WINDOW64].iter().any(|w| contains(w, guest.0, len));
+                    assert!(inside, "{guest} is in no window");
+                    assert!(mapped.iter().all(|(g, l)| guest.0 + len <= *g || g + l <= guest.0), "overlap");
+                    mapped.push((guest.0, len));
+                }
+                Action::UnmapPortal { guest, len } => {
+                    let before = mapped.len();
+                    mapped.retain(|m| *m != (guest.0, len));
+                    assert_eq!(mapped.len() + 1, before, "unmapped what was not mapped");
+                }
+                _ => {}
+            };
+            let function = device << 15;
+            // Interesting addresses: in the windows, at their ends, in RAM, anywhere.
+            let target = match select % 5 {
+                0 => WINDOW32.start + value % WINDOW32.len,
+                1 => WINDOW64.start + (value % 0x40) * 0x4000,
+                2 => WINDOW64.start + WINDOW64.len - (value & 0xffff),
+                3 => value & 0xffff_ffff,
+                _ => value,
+            };
+            match op {
+                0 => bus.ecam_write(function + 4, 2, value, &mut sink),
+                1 => {
+                    let bar = 0x10 + 8 * (select >> 8 & 1);
+                    bus.ecam_write(function + bar, 8, target, &mut sink);
+                }
+                2 => bus.ecam_write(function + (select & 0xfff), size, value, &mut sink),
+                3 => { bus.ecam_read(select, size); }
+                4 => bus.mmio_write(target, size, value, &mut sink),
+                5 => { bus.mmio_read(target, size); }
+                6 => bus.interrupt(Slot(select as u8), value as u16, &mut sink),
+                _ => if value % 16 == 0 { bus.reset(&mut sink, &mut |_, _| {}) },
+            }
+        }
+        for slot in bus.slots().collect::<Vec<_>>() {
+            bus.remove(slot, &mut |a| if let Action::UnmapPortal { guest, len } = a {
+                mapped.retain(|m| *m != (guest.0, len));
+            });
+        }
+        prop_assert!(mapped.is_empty());
+    }
+}
