@@ -83,8 +83,9 @@ pub mod boot {
     pub const PAGE_TABLES: u64 = 0x9000;
     /// Command line, zero-terminated.
     pub const CMDLINE: u64 = 0x2_0000;
-    /// Room for it.
-    pub const CMDLINE_LEN: u64 = 0x1_0000;
+    /// Room for it, the zero included: as much as Linux takes (COMMAND_LINE_SIZE). A longer one would be
+    /// cut off silently.
+    pub const CMDLINE_LEN: u64 = 2048;
     /// Kernels start here or above: what is below belongs to the loader.
     pub const KERNEL_MIN: u64 = 0x10_0000;
 }

@@ -5,6 +5,7 @@
 //! is wrong ends in one line that names it. Nothing is written outside of the guest's RAM, because there
 //! is no way to.
 
+mod bzimage;
 mod elf;
 
 #[cfg(test)]
@@ -88,6 +89,9 @@ pub fn load(memory: &dyn GuestMemory, image: &BootImage<'_>) -> Result<EntryStat
     write_cmdline(memory, image.cmdline)?;
     if image.kernel.starts_with(elf::MAGIC) {
         return elf::load(memory, image);
+    }
+    if bzimage::recognises(image.kernel) {
+        return bzimage::load(memory, image);
     }
     Err(damaged("it is neither an ELF vmlinux nor a bzImage"))
 }

@@ -127,23 +127,116 @@ fn memory_and_command_line_have_limits() {
     );
 }
 
+/// A bzImage of protocol 2.15 that prefers 16 MiB and needs 4 MiB.
+fn bz_image() -> Vec<u8> {
+    let mut image = vec![0; 0x400];
+    let mut set = |at: usize, bytes: &[u8]| image[at..at + bytes.len()].copy_from_slice(bytes);
+    set(0x1f1, &[1]);
+    set(0x1fe, &[0x55, 0xaa, 0xeb, 0x6a]);
+    set(0x202, b"HdrS");
+    set(0x206, &0x020fu16.to_le_bytes());
+    set(0x22c, &0x7fff_ffffu32.to_le_bytes());
+    set(0x230, &0x20_0000u32.to_le_bytes());
+    set(0x234, &[1]);
+    set(0x236, &1u16.to_le_bytes());
+    set(0x238, &2047u32.to_le_bytes());
+    set(0x258, &(16u64 << 20).to_le_bytes());
+    set(0x260, &(4u32 << 20).to_le_bytes());
+    image.extend([0xcc; 0x300]);
+    image
+}
+
+#[test]
+fn a_bzimage_starts_in_long_mode_with_its_parameters() {
+    let memory = TestMemory::new(RAM);
+    let kernel = bz_image();
+    let entry = load(&memory, &image(&kernel, Some(b"initrd"))).unwrap();
+    assert_eq!(
+        (entry.mode, entry.rip, entry.rsi),
+        (EntryMode::Long64, (16 << 20) + 0x200, boot::START_INFO)
+    );
+    assert_eq!((entry.cr0, entry.cr4, entry.efer), (0x8000_0011, 0x20, 0x500));
+    assert_eq!(
+        memory.bytes(16 << 20, 0x301),
+        [vec![0xcc; 0x300], vec![0]].concat()
+    );
+    let zero_page = boot::START_INFO;
+    assert_eq!(memory.bytes(zero_page + 0x202, 4), b"HdrS");
+    assert_eq!(memory.bytes(zero_page + 0x1e8, 1), [4]);
+    assert_eq!(memory.u64(zero_page + 0x2d0 + 8), 0xa_0000);
+    assert_eq!(memory.bytes(memory.u64(zero_page + 0x70), 8), b"RSD PTR ");
+    assert_eq!(
+        memory.bytes(u64::from(memory.u32(zero_page + 0x228)), 14),
+        b"console=ttyS0\0"
+    );
+    assert_eq!(
+        memory.bytes(u64::from(memory.u32(zero_page + 0x218)), 6),
+        b"initrd"
+    );
+    assert_eq!(memory.u32(zero_page + 0x21c), 6);
+    // Walk the page tables to the last byte below 4 GiB.
+    let address = 0xffff_ffffu64;
+    let pdpt = memory.u64(entry.cr3) & !0xfff;
+    let directory = memory.u64(pdpt + (address >> 30) * 8) & !0xfff;
+    let page = memory.u64(directory + (address >> 21 & 511) * 8);
+    assert_eq!((page & !0x1f_ffff, page & 0x83), (address & !0x1f_ffff, 0x83));
+    let (gdt, _) = entry.gdt.unwrap();
+    assert_eq!(memory.u64(gdt + u64::from(entry.cs)) >> 53 & 1, 1, "64-bit code");
+}
+
+#[test]
+fn a_bzimage_goes_lower_if_it_must_and_can() {
+    let mut kernel = bz_image();
+    kernel[0x258..0x260].copy_from_slice(&(30u64 << 20).to_le_bytes());
+    let entry = load(&TestMemory::new(RAM), &image(&kernel, None)).unwrap();
+    assert_eq!(entry.rip, (2 << 20) + 0x200);
+    kernel[0x234] = 0;
+    assert!(refusal(&kernel).remedy.contains("more memory"));
+}
+
+#[test]
+fn damaged_bzimages_are_refused_in_one_line() {
+    let broken = |at: usize, bytes: &[u8]| {
+        let mut kernel = bz_image();
+        kernel[at..at + bytes.len()].copy_from_slice(bytes);
+        refusal(&kernel).why
+    };
+    assert!(broken(0x202, b"XdrS").contains("neither"));
+    assert!(broken(0x206, &[0x0b, 2]).contains("2.11"));
+    assert!(broken(0x236, &[0]).contains("64-bit"));
+    assert!(broken(0x230, &[3, 0, 0, 0]).contains("power of two"));
+    assert!(broken(0x260, &[0xff; 4]).contains("needs 4096 MiB"));
+    assert!(broken(0x1f1, &[200]).contains("ends inside"));
+    assert!(broken(0x238, &[1, 0, 0, 0]).contains("takes 1"));
+    assert!(refusal(&bz_image()[..0x220]).why.contains("ends inside"));
+}
+
+/// Changes bytes, and shortens.
+fn damage(image: &mut Vec<u8>, edits: Vec<(prop::sample::Index, u8)>, cut: Option<prop::sample::Index>) {
+    for (at, value) in edits {
+        let at = at.index(image.len());
+        image[at] = value;
+    }
+    if let Some(cut) = cut {
+        image.truncate(cut.index(image.len()));
+    }
+}
+
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(64))]
+    #![proptest_config(ProptestConfig::with_cases(96))]
     #[test]
-    fn no_bytes_panic_the_loaders(
+    fn no_damage_panics_the_loaders(
         edits in proptest::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..12),
-        cut in any::<prop::sample::Index>(),
-        shorten in any::<bool>(),
+        header_edits in proptest::collection::vec((0x1f1usize..0x268, any::<u8>()), 0..6),
+        cut in proptest::option::of(any::<prop::sample::Index>()),
+        elf in any::<bool>(),
     ) {
         let memory = TestMemory::new(RAM);
-        let mut kernel = vmlinux();
-        for (at, value) in edits {
-            let at = at.index(kernel.len());
+        let mut kernel = if elf { vmlinux() } else { bz_image() };
+        for (at, value) in header_edits.into_iter().filter(|_| !elf) {
             kernel[at] = value;
         }
-        if shorten {
-            kernel.truncate(cut.index(kernel.len()));
-        }
+        damage(&mut kernel, edits, cut);
         let _ = load(&memory, &image(&kernel, Some(&[7; 100])));
     }
 
