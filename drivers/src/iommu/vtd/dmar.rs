@@ -274,3 +274,6 @@ impl Bytes<'_> {
         self.array(at).map(u64::from_le_bytes)
     }
 }
+
+#[cfg(test)]
+mod tests;

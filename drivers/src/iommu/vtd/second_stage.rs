@@ -368,3 +368,6 @@ fn slots(level: u8, start: u64, end: u64) -> impl Iterator<Item = (usize, u64, u
         Some((index(from, level), from, at))
     })
 }
+
+#[cfg(test)]
+mod tests;
