@@ -10,10 +10,12 @@
 //! | file | duty |
 //! |---|---|
 //! | `registers` | names and fields of the registers |
+//! | `capabilities` | what a unit must be able to do |
 //! | `dmar`, `scope` | which units there are, and whom each serves |
 //! | `bring_up` | take-over from the firmware |
 //! | `tables` | root, context and PASID tables |
 //! | `second_stage` | page tables |
+//! | `domains` | which page tables there are, and who uses them |
 //! | `invalidation` | the queue, and getting past its errors |
 //! | `interrupt_remapping` | who may raise which vector |
 //! | `fault` | fault records in words |
@@ -26,6 +28,8 @@ pub mod registers;
 pub mod scope;
 
 mod bring_up;
+mod capabilities;
+mod domains;
 mod fault;
 mod interrupt_remapping;
 mod invalidation;
@@ -34,10 +38,8 @@ mod table_memory;
 mod tables;
 mod unit;
 
-use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::format;
 use alloc::sync::Arc;
-use alloc::vec;
 use alloc::vec::Vec;
 
 use pasidon_kernel::addr::{HostPhys, Iova, Requester};
@@ -48,7 +50,9 @@ use pasidon_kernel::pasid::Pasid;
 use pasidon_kernel::refusal::Refusal;
 use spin::Mutex;
 
+use self::capabilities::common_geometry;
 use self::dmar::Dmar;
+use self::domains::{Domain, Domains};
 use self::scope::{Bridges, Coverage, DeviceSet};
 use self::second_stage::{Geometry, MapFailed, Removed, SecondStage};
 use self::table_memory::TableMemory;
@@ -70,9 +74,7 @@ pub struct Vtd<R, M> {
     memory: TableMemory<M>,
     geometry: Geometry,
     capabilities: IommuCapabilities,
-    /// Domain identifiers that every unit has: 1 to this. 0 is reserved.
-    last_domain: DomainId,
-    tables: Mutex<Tables>,
+    domains: Mutex<Domains>,
 }
 
 /// A region that the firmware says a device uses on its behalf (RMRR).
@@ -84,25 +86,6 @@ pub struct ReservedRegion {
     pub limit: HostPhys,
     /// The devices that use it.
     pub devices: DeviceSet,
-}
-
-/// The page tables, by domain identifier.
-#[derive(Default)]
-struct Tables {
-    entries: BTreeMap<DomainId, Table>,
-    last: DomainId,
-}
-
-struct Table {
-    stage: SecondStage,
-    /// Number of attachments on each unit.
-    users: Vec<usize>,
-    /// Attachments of devices with TLBs of their own: unit, routing ID, tag.
-    device_tlbs: BTreeSet<(usize, u16, Pasid)>,
-    /// An invalidation failed: units may hold what is no longer mapped.
-    stale: bool,
-    /// Pages taken out of the tree that a unit may still read.
-    limbo: Vec<HostPhys>,
 }
 
 impl<R: Registers, M: DmaMemory> Vtd<R, M> {
@@ -158,8 +141,7 @@ impl<R: Registers, M: DmaMemory> Vtd<R, M> {
             memory: TableMemory::new(memory, walks_snoop),
             geometry,
             capabilities,
-            last_domain: last_domain as DomainId,
-            tables: Mutex::new(Tables::default()),
+            domains: Mutex::new(Domains::new(last_domain as DomainId, units.len())),
             units,
         })
     }
@@ -231,59 +213,46 @@ impl<R: Registers, M: DmaMemory> Vtd<R, M> {
     /// has worked they are kept.
     fn forget_removed(
         &self,
-        domain: DomainId,
-        table: &mut Table,
+        domain: &mut Domain,
         start: u64,
         len: u64,
         removed: Removed,
     ) -> Result<(), Refusal> {
-        table.limbo.extend(removed.pages);
-        if removed.changed || table.stale {
-            let (start, len) = if table.stale {
+        domain.limbo.extend(removed.pages);
+        if removed.changed || domain.stale {
+            let (start, len) = if domain.stale {
                 (0, 1 << self.geometry.address_bits)
             } else {
                 (start, len)
             };
-            table.stale = true;
-            self.forget_range(domain, table, start, len)?;
-            table.stale = false;
+            domain.stale = true;
+            for (number, unit) in self.units.iter().enumerate() {
+                if domain.is_on(number) {
+                    unit.forget_range(domain.id, start, len, domain.device_tlbs(number))?;
+                }
+            }
+            domain.stale = false;
         }
-        for page in table.limbo.drain(..) {
+        for page in domain.limbo.drain(..) {
             self.memory.free(page, 1);
         }
         Ok(())
     }
 
-    fn forget_range(&self, domain: DomainId, table: &Table, start: u64, len: u64) -> Result<(), Refusal> {
+    /// Lets all units see a new mapping.
+    fn publish(&self, domain: &Domain, start: u64, len: u64) -> Result<(), Refusal> {
         for (number, unit) in self.units.iter().enumerate() {
-            if table.users[number] == 0 {
+            if !domain.is_on(number) {
                 continue;
             }
-            let device_tlbs = table
-                .device_tlbs
-                .iter()
-                .filter(|(of, ..)| *of == number)
-                .map(|&(_, rid, pasid)| (rid, pasid));
-            unit.forget_range(domain, start, len, device_tlbs)?;
+            if unit.capability().caching_mode() {
+                // The absence of the mapping may be cached.
+                unit.forget_range(domain.id, start, len, core::iter::empty())?;
+            } else {
+                unit.push_out()?;
+            }
         }
         Ok(())
-    }
-}
-
-impl Tables {
-    fn get(&mut self, id: TableId) -> Result<(DomainId, &mut Table), Refusal> {
-        DomainId::try_from(id.0)
-            .ok()
-            .and_then(|domain| Some((domain, self.entries.get_mut(&domain)?)))
-            .ok_or_else(|| Refusal::new(format!("I/O page table {}", id.0), "does not exist", ""))
-    }
-
-    /// A domain identifier that is not in use, going round so that one is reused as late as possible.
-    fn free_domain(&self, last_domain: DomainId) -> Option<DomainId> {
-        let round = (self.last..last_domain).map(|before| before + 1);
-        round
-            .chain(1..=self.last)
-            .find(|domain| !self.entries.contains_key(domain))
     }
 }
 
@@ -297,27 +266,9 @@ impl<R: Registers, M: DmaMemory> Iommu for Vtd<R, M> {
     }
 
     fn create_table(&self) -> Result<TableId, Refusal> {
-        let mut tables = self.tables.lock();
-        let domain = tables.free_domain(self.last_domain).ok_or_else(|| {
-            Refusal::new(
-                "I/O page table",
-                format!("all {} domain identifiers are in use", self.last_domain),
-                "end a VM first",
-            )
-        })?;
-        let stage = SecondStage::new(&self.memory, self.geometry)?;
-        tables.last = domain;
-        tables.entries.insert(
-            domain,
-            Table {
-                stage,
-                users: vec![0; self.units.len()],
-                device_tlbs: BTreeSet::new(),
-                stale: false,
-                limbo: Vec::new(),
-            },
-        );
-        Ok(TableId(domain.into()))
+        self.domains
+            .lock()
+            .create(|| SecondStage::new(&self.memory, self.geometry))
     }
 
     fn map(
@@ -328,56 +279,40 @@ impl<R: Registers, M: DmaMemory> Iommu for Vtd<R, M> {
         len: u64,
         writable: bool,
     ) -> Result<(), Refusal> {
-        let mut tables = self.tables.lock();
-        let (domain, table) = tables.get(table)?;
-        match table.stage.map(&self.memory, iova, host, len, writable) {
-            Ok(()) => {}
-            Err(MapFailed { refusal, removed }) => {
-                // What the roll-back took out may have been used meanwhile. Where the units cannot be
-                // made to forget it, the table says so at its next use.
-                let _ = self.forget_removed(domain, table, iova.0, len, removed);
-                return Err(refusal);
-            }
+        let mut domains = self.domains.lock();
+        let domain = domains.get(table)?;
+        let failed = match domain.stage.map(&self.memory, iova, host, len, writable) {
+            Ok(()) => match self.publish(domain, iova.0, len) {
+                Ok(()) => return Ok(()),
+                Err(refusal) => MapFailed {
+                    refusal,
+                    removed: domain.stage.unmap(&self.memory, iova, len)?,
+                },
+            },
+            Err(failed) => failed,
+        };
+        // What the roll-back took out may have been used meanwhile. Where the units cannot be made to
+        // forget it, the domain stays marked, and the next unmap has to make up for it.
+        if let Err(refusal) = self.forget_removed(domain, iova.0, len, failed.removed) {
+            log::error!("{refusal}");
         }
-        for (number, unit) in self.units.iter().enumerate() {
-            if table.users[number] == 0 {
-                continue;
-            }
-            if unit.capability().caching_mode() {
-                // The absence of the mapping may be cached.
-                unit.forget_range(domain, iova.0, len, core::iter::empty())?;
-            } else {
-                unit.push_out()?;
-            }
-        }
-        Ok(())
+        Err(failed.refusal)
     }
 
     fn unmap(&self, table: TableId, iova: Iova, len: u64) -> Result<(), Refusal> {
-        let mut tables = self.tables.lock();
-        let (domain, table) = tables.get(table)?;
-        let removed = table.stage.unmap(&self.memory, iova, len)?;
-        self.forget_removed(domain, table, iova.0, len, removed)
+        let mut domains = self.domains.lock();
+        let domain = domains.get(table)?;
+        let removed = domain.stage.unmap(&self.memory, iova, len)?;
+        self.forget_removed(domain, iova.0, len, removed)
     }
 
-    fn destroy_table(&self, id: TableId) -> Result<(), Refusal> {
-        let mut tables = self.tables.lock();
-        let (domain, table) = tables.get(id)?;
-        let users: usize = table.users.iter().sum();
-        if users != 0 {
-            return Err(Refusal::new(
-                format!("I/O page table {}", id.0),
-                format!("attached {users} times"),
-                "detach it first",
-            ));
+    fn destroy_table(&self, table: TableId) -> Result<(), Refusal> {
+        // The last detach invalidated the whole domain on every unit that knew it.
+        let domain = self.domains.lock().remove(table)?;
+        for page in domain.limbo {
+            self.memory.free(page, 1);
         }
-        if let Some(table) = tables.entries.remove(&domain) {
-            // The last detach invalidated the whole domain on every unit that knew it.
-            for page in table.limbo {
-                self.memory.free(page, 1);
-            }
-            table.stage.destroy(&self.memory);
-        }
+        domain.stage.destroy(&self.memory);
         Ok(())
     }
 
@@ -386,32 +321,29 @@ impl<R: Registers, M: DmaMemory> Iommu for Vtd<R, M> {
     }
 
     fn attach(&self, requester: Requester, pasid: Pasid, table: TableId) -> Result<(), Refusal> {
-        let unit = self.unit_of(requester)?;
-        let mut tables = self.tables.lock();
-        let (domain, table) = tables.get(table)?;
+        let number = self.unit_of(requester)?;
+        let unit = &self.units[number];
+        let mut domains = self.domains.lock();
+        let domain = domains.get(table)?;
         let (rid, levels) = (requester.rid, self.geometry.levels);
-        let (kept, result) = match self.units[unit].attach(rid, pasid, domain, &table.stage, levels) {
+        let (kept, result) = match unit.attach(rid, pasid, domain.id, &domain.stage, levels) {
             Ok(()) => (true, Ok(())),
             Err(failed) => (failed.tag_kept, Err(failed.refusal.within(requester))),
         };
         if kept {
-            table.users[unit] += 1;
-            if self.units[unit].has_device_tlb(rid) {
-                table.device_tlbs.insert((unit, rid, pasid));
-            }
+            domain.attached(number, rid, pasid, unit.has_device_tlb(rid));
         }
         result
     }
 
     fn detach(&self, requester: Requester, pasid: Pasid) -> Result<(), Refusal> {
-        let unit = self.unit_of(requester)?;
-        let mut tables = self.tables.lock();
-        let domain = self.units[unit]
+        let number = self.unit_of(requester)?;
+        let mut domains = self.domains.lock();
+        let id = self.units[number]
             .detach(requester.rid, pasid)
             .map_err(|refusal| refusal.within(requester))?;
-        if let Some(table) = tables.entries.get_mut(&domain) {
-            table.users[unit] -= 1;
-            table.device_tlbs.remove(&(unit, requester.rid, pasid));
+        if let Some(domain) = domains.by_id(id) {
+            domain.detached(number, requester.rid, pasid);
         }
         Ok(())
     }
@@ -446,52 +378,6 @@ impl<R: Registers, M: DmaMemory> Iommu for Vtd<R, M> {
         self.units.iter().map(Unit::commands_issued).sum()
     }
 }
-
-/// The page-table form that all units take.
-fn common_geometry<R: Registers, M: DmaMemory>(
-    dmar: &Dmar,
-    units: &[Unit<R, M>],
-) -> Result<Geometry, Refusal> {
-    if units.is_empty() {
-        return Err(Refusal::new(
-            "vtd",
-            "the DMAR table names no remapping unit",
-            "turn VT-d on in the firmware, or in QEMU use -device intel-iommu",
-        ));
-    }
-    let every = |has: fn(&Unit<R, M>) -> bool| units.iter().all(has);
-    let (levels, level_bits) = if every(|unit| unit.capability().second_stage_levels(4)) {
-        (4, 48)
-    } else if every(|unit| unit.capability().second_stage_levels(3)) {
-        (3, 39)
-    } else {
-        return Err(Refusal::new(
-            "vtd",
-            "the remapping units have no depth of page tables in common (CAP.SAGAW)",
-            "share devices of one unit only; this machine is not supported yet",
-        ));
-    };
-    let leaf_levels = if !every(|unit| unit.capability().second_stage_2m()) {
-        1
-    } else if !every(|unit| unit.capability().second_stage_1g()) {
-        2
-    } else {
-        3
-    };
-    let width = units.iter().map(|unit| unit.capability().address_bits()).min();
-    Ok(Geometry {
-        levels,
-        address_bits: width.map_or(level_bits, |width| width.clamp(WIDTH_FLOOR, level_bits)),
-        host_bits: dmar.host_address_bits.clamp(WIDTH_FLOOR, HOST_WIDTH_LIMIT),
-        leaf_levels,
-        snoop: every(|unit| unit.extended_capability().snoop_control()),
-    })
-}
-
-/// Narrowest address width believed.
-const WIDTH_FLOOR: u8 = 32;
-/// Widest host-physical address an entry can hold.
-const HOST_WIDTH_LIMIT: u8 = 52;
 
 #[cfg(test)]
 mod model;

@@ -21,6 +21,7 @@ use pasidon_kernel::pasid::Pasid;
 use pasidon_kernel::refusal::Refusal;
 use spin::Mutex;
 
+use super::capabilities;
 use super::dmar::Drhd;
 use super::fault;
 use super::interrupt_remapping::InterruptTable;
@@ -103,7 +104,7 @@ impl<R: Registers, M: DmaMemory> Unit<R, M> {
         let base = description.registers;
         let capability = Capability(registers.read64(offset::CAP));
         let extended = ExtendedCapability(registers.read64(offset::ECAP));
-        let missing = missing_capabilities(capability, extended, x2apic);
+        let missing = capabilities::missing(capability, extended, x2apic);
         if !missing.is_empty() {
             return Err(Refusal::new(
                 unit_name(base),
@@ -464,30 +465,4 @@ fn not_claimed() -> Refusal {
 
 fn not_attached(pasid: Pasid) -> Refusal {
     Refusal::new(format!("PASID {pasid}"), "not attached on this device", "")
-}
-
-/// Names what the driver cannot do without.
-fn missing_capabilities(
-    capability: Capability,
-    extended: ExtendedCapability,
-    x2apic: bool,
-) -> Vec<&'static str> {
-    [
-        (extended.scalable_mode(), "scalable mode (ECAP.SMTS)"),
-        (extended.second_stage(), "second-stage translation (ECAP.SLTS)"),
-        (extended.pasid(), "PASIDs (ECAP.PASID)"),
-        (extended.queued_invalidation(), "queued invalidation (ECAP.QI)"),
-        (extended.interrupt_remapping(), "interrupt remapping (ECAP.IR)"),
-        (
-            !x2apic || extended.extended_interrupt_mode(),
-            "x2APIC interrupt destinations (ECAP.EIM)",
-        ),
-        (
-            capability.second_stage_levels(3) || capability.second_stage_levels(4),
-            "page tables of 3 or 4 levels (CAP.SAGAW)",
-        ),
-    ]
-    .into_iter()
-    .filter_map(|(there, name)| (!there).then_some(name))
-    .collect()
 }

@@ -1,0 +1,143 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The page tables of the machine, each with the domain identifier under which every unit caches it.
+//!
+//! **Invariant.** A domain identifier belongs to one page table for as long as a unit may hold something
+//! of it: a table is removed only when no attachment is left, and the last detach invalidated the domain.
+
+use alloc::collections::{BTreeMap, BTreeSet};
+use alloc::format;
+use alloc::vec;
+use alloc::vec::Vec;
+
+use pasidon_kernel::addr::HostPhys;
+use pasidon_kernel::iommu::TableId;
+use pasidon_kernel::pasid::Pasid;
+use pasidon_kernel::refusal::Refusal;
+
+use super::second_stage::SecondStage;
+use super::tables::DomainId;
+
+/// A page table and who uses it.
+pub(super) struct Domain {
+    pub(super) id: DomainId,
+    pub(super) stage: SecondStage,
+    /// Number of attachments on each unit.
+    users: Vec<usize>,
+    /// Attachments of devices with TLBs of their own: unit, routing ID, tag.
+    device_tlbs: BTreeSet<(usize, u16, Pasid)>,
+    /// An invalidation failed: units may hold what is no longer mapped.
+    pub(super) stale: bool,
+    /// Pages taken out of the tree that a unit may still read.
+    pub(super) limbo: Vec<HostPhys>,
+}
+
+impl Domain {
+    /// Number of attachments.
+    pub(super) fn users(&self) -> usize {
+        self.users.iter().sum()
+    }
+
+    /// Whether some attachment is on the unit.
+    pub(super) fn is_on(&self, unit: usize) -> bool {
+        self.users[unit] != 0
+    }
+
+    /// Attachments of devices with TLBs of their own, on one unit.
+    pub(super) fn device_tlbs(&self, unit: usize) -> impl Iterator<Item = (u16, Pasid)> {
+        self.device_tlbs
+            .iter()
+            .filter(move |(of, ..)| *of == unit)
+            .map(|&(_, rid, pasid)| (rid, pasid))
+    }
+
+    /// Counts an attachment.
+    pub(super) fn attached(&mut self, unit: usize, rid: u16, pasid: Pasid, device_tlb: bool) {
+        self.users[unit] += 1;
+        if device_tlb {
+            self.device_tlbs.insert((unit, rid, pasid));
+        }
+    }
+
+    /// Counts it off.
+    pub(super) fn detached(&mut self, unit: usize, rid: u16, pasid: Pasid) {
+        self.users[unit] -= 1;
+        self.device_tlbs.remove(&(unit, rid, pasid));
+    }
+}
+
+/// All of them. The outside knows a page table by its domain identifier.
+pub(super) struct Domains {
+    entries: BTreeMap<DomainId, Domain>,
+    /// The last identifier given out: they go round, so that one is reused as late as possible.
+    recent: DomainId,
+    /// Identifiers that every unit has are 1 to this. 0 is reserved.
+    limit: DomainId,
+    units: usize,
+}
+
+impl Domains {
+    pub(super) fn new(limit: DomainId, units: usize) -> Self {
+        Self {
+            entries: BTreeMap::new(),
+            recent: 0,
+            limit,
+            units,
+        }
+    }
+
+    /// Takes a free identifier for a table that `make` makes.
+    pub(super) fn create(
+        &mut self,
+        make: impl FnOnce() -> Result<SecondStage, Refusal>,
+    ) -> Result<TableId, Refusal> {
+        let free = |id: &DomainId| !self.entries.contains_key(id);
+        let after = (self.recent..self.limit).map(|before| before + 1);
+        let id = after.chain(1..=self.recent).find(free).ok_or_else(|| {
+            Refusal::new(
+                "I/O page table",
+                format!("all {} domain identifiers are in use", self.limit),
+                "end a VM first",
+            )
+        })?;
+        let domain = Domain {
+            id,
+            stage: make()?,
+            users: vec![0; self.units],
+            device_tlbs: BTreeSet::new(),
+            stale: false,
+            limbo: Vec::new(),
+        };
+        self.recent = id;
+        self.entries.insert(id, domain);
+        Ok(TableId(id.into()))
+    }
+
+    /// A table by the name the outside has for it.
+    pub(super) fn get(&mut self, table: TableId) -> Result<&mut Domain, Refusal> {
+        DomainId::try_from(table.0)
+            .ok()
+            .and_then(|id| self.entries.get_mut(&id))
+            .ok_or_else(|| Refusal::new(format!("I/O page table {}", table.0), "does not exist", ""))
+    }
+
+    /// A table by its identifier.
+    pub(super) fn by_id(&mut self, id: DomainId) -> Option<&mut Domain> {
+        self.entries.get_mut(&id)
+    }
+
+    /// Takes out a table that is attached nowhere.
+    pub(super) fn remove(&mut self, table: TableId) -> Result<Domain, Refusal> {
+        let domain = self.get(table)?;
+        let (id, users) = (domain.id, domain.users());
+        if users == 0
+            && let Some(domain) = self.entries.remove(&id)
+        {
+            return Ok(domain);
+        }
+        Err(Refusal::new(
+            format!("I/O page table {}", table.0),
+            format!("attached {users} times"),
+            "detach it first",
+        ))
+    }
+}
