@@ -56,6 +56,7 @@ impl<R: Registers, M: DmaMemory> Unit<R, M> {
         }
         fault::discard(registers, self.capability);
 
+        self.push_out()?;
         registers.write64(offset::RTADDR, contexts.root().0 | RTADDR_TTM_SCALABLE);
         self.set(Global::ROOT_TABLE, true, "the root table pointer")?;
 

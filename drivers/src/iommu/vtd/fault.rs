@@ -48,6 +48,7 @@ pub fn drain<R: Registers>(
         }
         if !status.contains(FaultStatus::PPF) {
             if lost {
+                // Only now, with all records free, does the unit record again.
                 registers.write32(offset::FSTS, FaultStatus::PFO.bits());
             }
             return lost;
@@ -63,8 +64,6 @@ pub fn drain<R: Registers>(
             registers.write32(record + RECORD_FAULT_DWORD_OFFSET, RECORD_FAULT_DWORD);
             sink(decode(segment, lower, upper));
         }
-        // Overflow is cleared after the records: the unit records again only then.
-        registers.write32(offset::FSTS, FaultStatus::PFO.bits());
     }
     true
 }

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Memory with two views: what the processor wrote, and what a device that does not snoop sees of it.
+//! Memory as the processor wrote it, as it is behind a chipset's write buffer, and as a device sees it
+//! that does not snoop the processor's caches.
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, Weak};
@@ -16,7 +17,25 @@ const FIRST_PAGE: u64 = 0x10_0000;
 #[derive(Clone)]
 struct Page {
     processor: [u64; WORDS],
-    device: [u64; WORDS],
+    snooped: [u64; WORDS],
+    unsnooped: [u64; WORDS],
+}
+
+/// How a device reads.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum View {
+    /// Everything that was written: the invalidation queue.
+    Immediate,
+    /// Through the processor's caches, behind the write buffer.
+    Snooped,
+    /// What was flushed.
+    Unsnooped,
+}
+
+impl View {
+    pub fn tables(snoops: bool) -> Self {
+        if snoops { Self::Snooped } else { Self::Unsnooped }
+    }
 }
 
 #[derive(Default)]
@@ -26,6 +45,34 @@ struct Inner {
     next: u64,
     /// Pages that may still be allocated.
     left: usize,
+    /// Addresses of words in the write buffer, where there is one.
+    buffer: Option<Vec<u64>>,
+}
+
+impl Inner {
+    fn page(&mut self, address: u64, what: &str) -> &mut Page {
+        self.pages
+            .get_mut(&(address / PAGE_SIZE))
+            .unwrap_or_else(|| panic!("{what} {address:#x}, which is not allocated"))
+    }
+
+    fn written(&mut self, address: u64) {
+        match &mut self.buffer {
+            Some(buffer) => buffer.push(address),
+            None => self.reaches_memory(address),
+        }
+    }
+
+    fn reaches_memory(&mut self, address: u64) {
+        if let Some(page) = self.pages.get_mut(&(address / PAGE_SIZE)) {
+            let word = word(address);
+            page.snooped[word] = page.processor[word];
+        }
+    }
+}
+
+fn word(address: u64) -> usize {
+    (address % PAGE_SIZE) as usize / 8
 }
 
 /// The memory of a model machine.
@@ -60,33 +107,46 @@ impl ModelMemory {
         self.inner.lock().unwrap().allocations.values().sum()
     }
 
-    /// What a device reads; `snoops`: through the processor's caches.
-    pub fn device_read(&self, address: u64, snoops: bool) -> u64 {
-        let inner = self.inner.lock().unwrap();
-        let page = inner
-            .pages
-            .get(&(address / PAGE_SIZE))
-            .unwrap_or_else(|| panic!("the unit reads {address:#x}, which is not allocated"));
-        let word = (address % PAGE_SIZE) as usize / 8;
-        if snoops {
-            page.processor[word]
-        } else {
-            page.device[word]
+    /// Puts a write buffer between the processor and memory.
+    pub fn buffer_writes(&self) {
+        self.inner.lock().unwrap().buffer = Some(Vec::new());
+    }
+
+    /// Empties it.
+    pub fn push_out(&self) {
+        let mut inner = self.inner.lock().unwrap();
+        if let Some(words) = inner.buffer.as_mut().map(std::mem::take) {
+            for address in words {
+                inner.reaches_memory(address);
+            }
+        }
+    }
+
+    pub fn device_read(&self, address: u64, view: View) -> u64 {
+        let mut inner = self.inner.lock().unwrap();
+        let page = inner.page(address, "the unit reads");
+        match view {
+            View::Immediate => page.processor[word(address)],
+            View::Snooped => page.snooped[word(address)],
+            View::Unsnooped => page.unsnooped[word(address)],
         }
     }
 
     /// What a device writes: always coherent.
     pub fn device_write32(&self, address: u64, value: u32) {
         let mut inner = self.inner.lock().unwrap();
-        let page = inner
-            .pages
-            .get_mut(&(address / PAGE_SIZE))
-            .expect("the unit writes to memory that is not allocated");
-        let word = (address % PAGE_SIZE) as usize / 8;
+        let page = inner.page(address, "the unit writes");
         let shift = (address % 8) * 8;
-        let merged = page.processor[word] & !(0xffff_ffff << shift) | u64::from(value) << shift;
-        page.processor[word] = merged;
-        page.device[word] = merged;
+        let merged = page.processor[word(address)] & !(0xffff_ffff << shift) | u64::from(value) << shift;
+        page.processor[word(address)] = merged;
+    }
+
+    /// Every unit's noisy devices try again.
+    fn noise(&self) {
+        let units = self.units.lock().unwrap();
+        for unit in units.iter().filter_map(Weak::upgrade) {
+            unit.noise();
+        }
     }
 }
 
@@ -100,12 +160,16 @@ impl DmaMemory for ModelMemory {
         let start = inner.next.next_multiple_of(pages.next_power_of_two() as u64);
         inner.next = start + pages as u64;
         for page in start..start + pages as u64 {
-            // The device's view is rubbish until the zeros are flushed.
+            // What a device sees is rubbish until the zeros reach it.
             let fresh = Page {
                 processor: [0; WORDS],
-                device: [u64::MAX; WORDS],
+                snooped: [u64::MAX; WORDS],
+                unsnooped: [u64::MAX; WORDS],
             };
             inner.pages.insert(page, fresh);
+            for address in (page * PAGE_SIZE..(page + 1) * PAGE_SIZE).step_by(8) {
+                inner.written(address);
+            }
         }
         inner.allocations.insert(start, pages);
         Some(HostPhys(start * PAGE_SIZE))
@@ -126,33 +190,28 @@ impl DmaMemory for ModelMemory {
 
     fn read64(&self, address: HostPhys) -> u64 {
         assert!(address.is_aligned(8));
-        let inner = self.inner.lock().unwrap();
-        let page = inner
-            .pages
-            .get(&(address.0 / PAGE_SIZE))
-            .expect("read of freed memory");
-        page.processor[(address.0 % PAGE_SIZE) as usize / 8]
+        let mut inner = self.inner.lock().unwrap();
+        inner.page(address.0, "the driver reads").processor[word(address.0)]
     }
 
     fn write64(&self, address: HostPhys, value: u64) {
         assert!(address.is_aligned(8));
-        let mut inner = self.inner.lock().unwrap();
-        let page = inner
-            .pages
-            .get_mut(&(address.0 / PAGE_SIZE))
-            .expect("write to freed memory");
-        page.processor[(address.0 % PAGE_SIZE) as usize / 8] = value;
+        {
+            let mut inner = self.inner.lock().unwrap();
+            inner.page(address.0, "the driver writes").processor[word(address.0)] = value;
+            inner.written(address.0);
+        }
+        self.noise();
     }
 
     fn flush(&self, address: HostPhys, len: usize) {
-        let mut inner = self.inner.lock().unwrap();
-        for word in (address.0 & !7..address.0 + len as u64).step_by(8) {
-            let page = inner
-                .pages
-                .get_mut(&(word / PAGE_SIZE))
-                .expect("flush of freed memory");
-            let at = (word % PAGE_SIZE) as usize / 8;
-            page.device[at] = page.processor[at];
+        {
+            let mut inner = self.inner.lock().unwrap();
+            for at in (address.0 & !7..address.0 + len as u64).step_by(8) {
+                let page = inner.page(at, "the driver flushes");
+                page.unsnooped[word(at)] = page.processor[word(at)];
+            }
         }
+        self.noise();
     }
 }

@@ -17,7 +17,7 @@ use std::sync::{Arc, Mutex};
 use pasidon_kernel::host::Host;
 use pasidon_kernel::iommu::HostVector;
 
-pub use self::memory::ModelMemory;
+pub use self::memory::{ModelMemory, View};
 use crate::registers::Registers;
 
 /// CAP of QEMU 10.0 with 16-bit domains, 4-level tables, 2 MiB and 1 GiB leaves, fault records at 0x220.
@@ -112,6 +112,10 @@ pub struct State {
     /// So many device-TLB invalidations are not answered.
     pub silent_devices: usize,
     unanswered: bool,
+    /// Devices that send all the time: after each write to memory and each descriptor. Routing ID, tag.
+    pub noisy: Vec<(u16, u32)>,
+    /// Where the noise arrived, by tag.
+    pub reached: BTreeMap<u32, BTreeSet<u64>>,
 }
 
 /// One remapping unit.
@@ -134,7 +138,26 @@ impl UnitModel {
             }),
         });
         memory.watch(Arc::downgrade(&unit));
+        if cap & CAP_RWBF != 0 {
+            memory.buffer_writes();
+        }
         unit
+    }
+
+    /// The noisy devices send once each, to address 0.
+    pub fn noise(&self) {
+        // Where the unit itself is at work, it does so between two descriptors.
+        if let Ok(mut state) = self.state.try_lock() {
+            self.noise_within(&mut state);
+        }
+    }
+
+    fn noise_within(&self, state: &mut State) {
+        for (rid, pasid) in state.noisy.clone() {
+            if let Ok(host) = self.translate(state, rid, Some(pasid), 0, true) {
+                state.reached.entry(pasid).or_default().insert(host);
+            }
+        }
     }
 
     /// Leaves entries in every cache, as firmware would that used the unit before.
@@ -149,7 +172,7 @@ impl UnitModel {
             walked: Vec::new(),
         };
         state.iotlb.insert((1, 1, 0), translation);
-        state.interrupts.insert(0, [0, 0]);
+        state.interrupts.insert(0, [0x99_0001, 0]);
     }
 
     /// Fails the test where a cache still leads to memory that is being freed.
@@ -265,7 +288,12 @@ impl Registers for ModelRegisters {
         );
         let mut state = self.0.state.lock().unwrap();
         match offset {
-            0x18 => state.command(value),
+            0x18 => {
+                if value >> 27 & 1 != 0 {
+                    self.0.memory.push_out();
+                }
+                state.command(value);
+            }
             0x34 => {
                 // Fetching goes on by itself after a time-out, but not after a refused descriptor.
                 let resumed = state.fsts & value & FSTS_ITE != 0;

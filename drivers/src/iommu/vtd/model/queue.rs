@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! The model's invalidation queue.
 
-use super::{FSTS_IQE, FSTS_ITE, GSTS_QIES, State, UnitModel};
+use super::{FSTS_IQE, FSTS_ITE, GSTS_QIES, State, UnitModel, View};
 
 const DESCRIPTOR: u64 = 32;
 const PAGE: u64 = 4096;
@@ -21,7 +21,7 @@ impl UnitModel {
         while state.head != state.tail && state.fsts & (FSTS_IQE | FSTS_ITE) == 0 {
             let start = (state.iqa & !0xfff) + state.head;
             let words: [u64; 4] =
-                core::array::from_fn(|at| self.memory.device_read(start + at as u64 * 8, true));
+                core::array::from_fn(|at| self.memory.device_read(start + at as u64 * 8, View::Immediate));
             assert_eq!(words[2..], [0, 0], "the upper half of a descriptor is reserved");
             if let Some((kind, times)) = state.refuse
                 && kind == words[0] & 0xf
@@ -32,6 +32,7 @@ impl UnitModel {
             }
             self.carry_out(state, words[0], words[1]);
             state.executed += 1;
+            self.noise_within(state);
             state.head = (state.head + DESCRIPTOR) % bytes;
         }
     }

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! The model's translation of DMA and of interrupt messages.
 
-use super::{FSTS_PFO, GSTS_IRES, GSTS_TES, State, Translation, UnitModel};
+use super::{FSTS_PFO, GSTS_IRES, GSTS_TES, State, Translation, UnitModel, View};
 
 const PAGE: u64 = 4096;
 const ADDRESS: u64 = 0x000f_ffff_ffff_f000;
@@ -46,15 +46,15 @@ impl UnitModel {
         if index >= 1 << ((state.interrupt_table & 0xf) + 1) {
             return Err((0x21, index));
         }
-        let snoops = state.ecap & super::ECAP_C != 0;
+        let view = View::tables(state.ecap & super::ECAP_C != 0);
         let base = (state.interrupt_table & !0xfff) + index * 16;
         let caches_absence = state.caching_mode();
         let entry = match state.interrupts.get(&(index as u16)) {
             Some(&entry) => entry,
             None => {
                 let entry = [
-                    self.memory.device_read(base, snoops),
-                    self.memory.device_read(base + 8, snoops),
+                    self.memory.device_read(base, view),
+                    self.memory.device_read(base + 8, view),
                 ];
                 if entry[0] & 1 != 0 || caches_absence {
                     state.interrupts.insert(index as u16, entry);
@@ -77,7 +77,7 @@ impl UnitModel {
         Ok((destination as u32, (entry[0] >> 16) as u8))
     }
 
-    fn translate(
+    pub(super) fn translate(
         &self,
         state: &mut State,
         rid: u16,
@@ -90,18 +90,25 @@ impl UnitModel {
             0,
             "translation is off: nothing is protected"
         );
-        let snoops = state.ecap & super::ECAP_C != 0;
-        let context = self.context(state, rid, snoops)?;
+        let view = View::tables(state.ecap & super::ECAP_C != 0);
+        let context = self.context(state, rid, view)?;
         if pasid.is_some() && context[0] >> 3 & 1 == 0 {
             return Err(0x45);
         }
         let pasid = pasid.unwrap_or(context[1] as u32 & 0xf_ffff);
-        let entry = self.pasid_entry(state, rid, pasid, context, snoops)?;
+        let entry = self.pasid_entry(state, rid, pasid, context, view)?;
         if entry[0] & 1 == 0 {
             return Err(0x59);
         }
         if entry[0] >> 6 & 7 != 2 {
             return Err(0x5b);
+        }
+        let walk_snoops = entry[1] >> 23 & 1 != 0;
+        if entry[0] & 0xe22 != 0
+            || entry[2..] != [0; 6]
+            || walk_snoops && state.ecap & super::ECAP_SMPWCS == 0
+        {
+            return Err(0x5a);
         }
         let key = (entry[1] as u16, pasid, iova & !0xfff);
         if iova >> 20 == 0xfee {
@@ -110,8 +117,8 @@ impl UnitModel {
         let translation = match state.iotlb.get(&key) {
             Some(translation) => translation.clone(),
             None => {
-                let walk_snoops = state.ecap & super::ECAP_SMPWCS != 0 && entry[1] >> 23 & 1 != 0;
-                let translation = self.walk(state, entry, iova, walk_snoops)?;
+                let walk_view = View::tables(walk_snoops);
+                let translation = self.walk(state, entry, iova, walk_view)?;
                 if translation.host.is_some() || state.caching_mode() {
                     state.iotlb.insert(key, translation.clone());
                 }
@@ -130,19 +137,22 @@ impl UnitModel {
         }
     }
 
-    fn context(&self, state: &mut State, rid: u16, snoops: bool) -> Result<[u64; 4], Code> {
+    fn context(&self, state: &mut State, rid: u16, view: View) -> Result<[u64; 4], Code> {
         let caches_absence = state.caching_mode();
         let entry = match state.contexts.get(&rid) {
             Some(&entry) => entry,
             None => {
                 let root = self
                     .memory
-                    .device_read(state.root + u64::from(rid >> 7) * 8, snoops);
+                    .device_read(state.root + u64::from(rid >> 7) * 8, view);
                 if root & 1 == 0 {
+                    if caches_absence {
+                        state.contexts.insert(rid, [0; 4]);
+                    }
                     return Err(0x39);
                 }
                 let base = (root & !0xfff) + u64::from(rid & 0x7f) * 32;
-                let entry = core::array::from_fn(|at| self.memory.device_read(base + at as u64 * 8, snoops));
+                let entry = core::array::from_fn(|at| self.memory.device_read(base + at as u64 * 8, view));
                 if entry[0] & 1 != 0 || caches_absence {
                     state.contexts.insert(rid, entry);
                 }
@@ -164,7 +174,7 @@ impl UnitModel {
         rid: u16,
         pasid: u32,
         context: [u64; 4],
-        snoops: bool,
+        view: View,
     ) -> Result<[u64; 8], Code> {
         if let Some(&entry) = state.pasids.get(&(rid, pasid)) {
             return Ok(entry);
@@ -174,13 +184,12 @@ impl UnitModel {
             return Err(0x46);
         }
         let directory = (context[0] & !0xfff) + u64::from(pasid >> 6) * 8;
-        let table = self.memory.device_read(directory, snoops);
+        let table = self.memory.device_read(directory, view);
         if table & 1 == 0 {
             return Err(0x51);
         }
         let base = (table & !0xfff) + u64::from(pasid & 0x3f) * 64;
-        let entry: [u64; 8] =
-            core::array::from_fn(|at| self.memory.device_read(base + at as u64 * 8, snoops));
+        let entry: [u64; 8] = core::array::from_fn(|at| self.memory.device_read(base + at as u64 * 8, view));
         if entry[0] & 1 != 0 || state.caching_mode() {
             state.pasids.insert((rid, pasid), entry);
         }
@@ -188,7 +197,7 @@ impl UnitModel {
     }
 
     /// Walks a second-stage table.
-    fn walk(&self, state: &State, entry: [u64; 8], iova: u64, snoops: bool) -> Result<Translation, Code> {
+    fn walk(&self, state: &State, entry: [u64; 8], iova: u64, view: View) -> Result<Translation, Code> {
         let levels = (entry[0] >> 2 & 7) + 2;
         assert_ne!(
             state.cap >> (8 + levels - 2) & 1,
@@ -208,9 +217,7 @@ impl UnitModel {
         for level in (1..=levels).rev() {
             translation.walked.push(table);
             let shift = 12 + 9 * (level - 1);
-            let word = self
-                .memory
-                .device_read(table + (iova >> shift & 0x1ff) * 8, snoops);
+            let word = self.memory.device_read(table + (iova >> shift & 0x1ff) * 8, view);
             translation.readable &= word & 1 != 0;
             translation.writable &= word & 2 != 0;
             if word & 3 == 0 {

@@ -71,6 +71,11 @@ fn a_unit_the_firmware_used_is_taken_over() {
     assert_eq!(machine.unit.dma(DEVICE.rid, Some(1), 0, false), Err(0x39));
     assert_eq!(machine.unit.message(DEVICE.rid, 0xfee0_0010, 0), Err(0x22));
     assert_eq!(machine.unit.message(DEVICE.rid, 0xfee0_0000, 0x41), Err(0x25));
+    // What the firmware left in the caches for the first tag and domain is not used either.
+    machine.vtd.claim(DEVICE).unwrap();
+    let table = machine.table(4 * GIB, 2 * MIB);
+    machine.attach(1, table);
+    assert_eq!(machine.write(1, 0), Ok(4 * GIB));
 }
 
 #[test]

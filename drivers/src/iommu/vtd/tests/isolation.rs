@@ -135,6 +135,11 @@ fn an_unmapped_range_is_gone_and_its_neighbours_are_not() {
     for at in [gone - PAGE, gone + PAGE, 0, 2 * GIB - PAGE] {
         assert_eq!(machine.write(1, at), Ok(4 * GIB + at));
     }
+    // A range whose cover starts before it.
+    let start = 16 * MIB + 5 * PAGE;
+    assert!(machine.write(1, start).is_ok());
+    machine.vtd.unmap(table, Iova(start), 3 * PAGE).unwrap();
+    assert!(machine.write(1, start).is_err());
     machine.vtd.unmap(table, Iova(0), 2 * GIB).unwrap();
     for at in [gone - PAGE, gone + PAGE, 0, 2 * GIB - PAGE] {
         assert!(machine.write(1, at).is_err());
@@ -209,6 +214,37 @@ fn one_life_on_every_kind_of_unit() {
             assert!(machine.write(3, 0).is_err());
             // The PASID table of the first attachment stays.
             assert_eq!(machine.memory.used(), used + 1);
+        }
+    }
+}
+
+/// A device that never stops sending meets the old table, the new table, or a fault: at no moment an entry
+/// that is half written, and nothing of the old once its end was confirmed.
+#[test]
+fn a_device_that_keeps_sending_sees_whole_entries_only() {
+    for cap in [CAP, CAP | CAP_CM, CAP | CAP_RWBF] {
+        for extra in [0, ECAP_C | ECAP_SMPWCS] {
+            let machine = Machine::with(cap, ECAP | extra);
+            machine.unit.state.lock().unwrap().noisy = vec![(DEVICE.rid, 1), (DEVICE.rid, 2)];
+            let reached = |tag| {
+                let mut state = machine.unit.state.lock().unwrap();
+                Vec::from_iter(state.reached.remove(&tag).unwrap_or_default())
+            };
+            let beta = machine.table(64 * GIB, 2 * MIB);
+            machine.attach(2, beta);
+            for round in 1..4 {
+                let host = round * 4 * GIB;
+                let table = machine.table(host, 2 * MIB);
+                assert_eq!(reached(1), []);
+                machine.attach(1, table);
+                machine.vtd.unmap(table, Iova(MIB), PAGE).unwrap();
+                assert_eq!(reached(1), [host]);
+                machine.detach(1);
+                reached(1);
+                machine.vtd.destroy_table(table).unwrap();
+                assert_eq!(machine.write(1, 0), Err(0x59));
+                assert_eq!(reached(2), [64 * GIB], "the neighbour never noticed");
+            }
         }
     }
 }
