@@ -13,12 +13,14 @@
 extern crate alloc;
 
 pub mod addr;
+pub mod config;
 pub mod dev;
 pub mod exit;
 pub mod fault;
 pub mod host;
 pub mod iommu;
 pub mod memory;
+pub mod nearest;
 pub mod parent;
 pub mod pasid;
 pub mod refusal;

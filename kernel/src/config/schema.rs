@@ -1,0 +1,212 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The sections and keys of `pasidon.toml`, as data.
+//!
+//! One table serves three readers: the parser (which refuses what is not in it and names the nearest
+//! that is), its error messages (which show how a value is written), and the reference in
+//! `docs/src/configuration.md` (which a test compares with it).
+
+/// A kind of section.
+pub struct Section {
+    /// How it is written: `[[vm]]`.
+    pub heading: &'static str,
+    /// What it describes.
+    pub about: &'static str,
+    /// Its keys, in the order people write them.
+    pub keys: &'static [Key],
+}
+
+/// One key of a section.
+pub struct Key {
+    /// Its name.
+    pub name: &'static str,
+    /// What it takes, in words: `a string`, `a whole number from 1 to 65535`.
+    pub takes: &'static str,
+    /// What holds when it is left out; `None` where it must be given.
+    pub default: Option<&'static str>,
+    /// A whole example: `memory = "256M"`.
+    pub example: &'static str,
+    /// What it does, with its limits.
+    pub about: &'static str,
+}
+
+impl Section {
+    /// The key of that name.
+    pub fn key(&self, name: &str) -> Option<&'static Key> {
+        self.keys.iter().find(|key| key.name == name)
+    }
+}
+
+const NAME_RULE: &str = "1 to 31 letters, digits, `-` or `_`, the first one a letter";
+
+/// `[host]`.
+pub static HOST: Section = Section {
+    heading: "[host]",
+    about: "The hypervisor itself. The whole section may be left out.",
+    keys: &[
+        Key {
+            name: "log",
+            takes: "`\"off\"`, `\"error\"`, `\"warn\"`, `\"info\"`, `\"debug\"` or `\"trace\"`",
+            default: Some("`\"info\"`"),
+            example: "log = \"info\"",
+            about: "The least severe messages that are still printed. The monitor command `log` changes it later.",
+        },
+        Key {
+            name: "console",
+            takes: "`\"plain\"` or `\"framed\"`",
+            default: Some("`\"plain\"`"),
+            example: "console = \"plain\"",
+            about: "How the serial line is shared: one guest at a time for people, or every guest at once in frames that a program takes apart.",
+        },
+    ],
+};
+
+/// `[parent.NAME]`.
+pub static PARENT: Section = Section {
+    heading: "[parent.NAME]",
+    about: "A physical device that is shared. Exactly one of `pci` and `match` says which one it is. \
+            NAME is how the VMs and the monitor call it: 1 to 31 letters, digits, `-` or `_`, the first one a letter.",
+    keys: &[
+        Key {
+            name: "pci",
+            takes: "the string `SEGMENT:BUS:DEVICE.FUNCTION`, hexadecimal",
+            default: Some("none"),
+            example: "pci = \"0000:00:04.0\"",
+            about: "The device at this place.",
+        },
+        Key {
+            name: "match",
+            takes: "the string `VENDOR:DEVICE`, hexadecimal",
+            default: Some("none"),
+            example: "match = \"8086:11fb\"",
+            about: "The only device with these IDs.",
+        },
+        Key {
+            name: "iommu",
+            takes: "`\"on\"` or `\"off\"`",
+            default: Some("`\"on\"`"),
+            example: "iommu = \"on\"",
+            about: "`\"off\"` shares the device although no IOMMU confines it. Only trapped types are then offered, \
+                    and every banner and status line says TAINTED.",
+        },
+        Key {
+            name: "allow_unsafe_portals",
+            takes: "`true` or `false`",
+            default: Some("`false`"),
+            example: "allow_unsafe_portals = true",
+            about: "Map portals of a device that is known to be unsafe for that (8086:0b25, INTEL-SA-01084) all the same.",
+        },
+    ],
+};
+
+/// `[[vm]]`.
+pub static VM: Section = Section {
+    heading: "[[vm]]",
+    about: "A virtual machine. At least one.",
+    keys: &[
+        Key {
+            name: "name",
+            takes: "a string",
+            default: None,
+            example: "name = \"alpha\"",
+            about: NAME_RULE,
+        },
+        Key {
+            name: "memory",
+            takes: "a number with `K`, `M` or `G` as a string",
+            default: None,
+            example: "memory = \"256M\"",
+            about: "Size of its memory, a multiple of 2M, from 16M to 1024G.",
+        },
+        Key {
+            name: "kernel",
+            takes: "a string",
+            default: None,
+            example: "kernel = \"guests/vmlinuz\"",
+            about: "Its kernel, an ELF `vmlinux` with a PVH entry or a `bzImage`: a file on the ESP, counted from the ESP's root.",
+        },
+        Key {
+            name: "initrd",
+            takes: "a string",
+            default: Some("none"),
+            example: "initrd = \"guests/alpha.img\"",
+            about: "Its initial RAM disk, likewise a file on the ESP.",
+        },
+        Key {
+            name: "cmdline",
+            takes: "a string",
+            default: Some("`\"\"`"),
+            example: "cmdline = \"console=ttyS0\"",
+            about: "Its kernel's command line, at most 2047 bytes.",
+        },
+        Key {
+            name: "pasids",
+            takes: "a whole number from 0 to 65535",
+            default: Some("`8`"),
+            example: "pasids = 4",
+            about: "Quota: how many PASIDs its vdevs may hold together. Every vdev holds one.",
+        },
+        Key {
+            name: "vcpus",
+            takes: "a whole number",
+            default: Some("`1`"),
+            example: "vcpus = 1",
+            about: "Number of virtual processors. This version runs one per VM.",
+        },
+        Key {
+            name: "autostart",
+            takes: "`true` or `false`",
+            default: Some("`true`"),
+            example: "autostart = false",
+            about: "Whether it starts with the machine; otherwise `vm NAME start` does it.",
+        },
+        Key {
+            name: "on_reboot",
+            takes: "`\"restart\"` or `\"stop\"`",
+            default: Some("`\"restart\"`"),
+            example: "on_reboot = \"stop\"",
+            about: "What happens when the guest resets itself.",
+        },
+        Key {
+            name: "vdev",
+            takes: "sections `[[vm.vdev]]`",
+            default: Some("none"),
+            example: "[[vm.vdev]]",
+            about: "Its virtual devices, see below.",
+        },
+    ],
+};
+
+/// `[[vm.vdev]]`.
+pub static VDEV: Section = Section {
+    heading: "[[vm.vdev]]",
+    about: "A virtual device of the VM above it.",
+    keys: &[
+        Key {
+            name: "parent",
+            takes: "a string",
+            default: None,
+            example: "parent = \"dsa0\"",
+            about: "NAME of the `[parent.NAME]` it is a slice of.",
+        },
+        Key {
+            name: "type",
+            takes: "a string",
+            default: None,
+            example: "type = \"dsa-dwq\"",
+            about: "How the parent is sliced. The monitor command `parents` lists what each one offers.",
+        },
+        Key {
+            name: "entries",
+            takes: "a whole number from 1 to 65535",
+            default: Some("the driver's choice"),
+            example: "entries = 32",
+            about: "How many descriptors its work queue holds, at most what the device has left.",
+        },
+    ],
+};
+
+/// Every kind of section, in the order of the reference.
+pub static SECTIONS: [&Section; 4] = [&HOST, &PARENT, &VM, &VDEV];
+
+/// What may stand at the top level.
+pub static TOP: [&str; 3] = ["host", "parent", "vm"];

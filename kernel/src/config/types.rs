@@ -1,0 +1,164 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! What a checked `pasidon.toml` says. Each value knows its place, so that a check that needs the machine
+//! can still point at the line that asked for what is not there.
+
+use alloc::format;
+use alloc::string::String;
+use alloc::vec::Vec;
+
+use super::error::{ConfigError, Position, Scope, Spanned};
+use crate::addr::Requester;
+use crate::refusal::Refusal;
+
+/// The whole file. Everything in it is consistent as far as the text alone can tell.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Config {
+    /// `[host]`.
+    pub host: HostConfig,
+    /// `[parent.NAME]`, in the order of the file.
+    pub parents: Vec<ParentConfig>,
+    /// `[[vm]]`, in the order of the file, without those in which an error was found.
+    pub vms: Vec<VmConfig>,
+}
+
+/// `[host]`.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct HostConfig {
+    /// The least severe messages that are printed.
+    pub log: Spanned<log::LevelFilter>,
+    /// How the serial line is shared.
+    pub console: Spanned<ConsoleMode>,
+}
+
+/// How the serial line is shared between monitor and guests.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum ConsoleMode {
+    /// One at a time, for people.
+    Plain,
+    /// All at once in frames, for a program.
+    Framed,
+}
+
+/// `[parent.NAME]`.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct ParentConfig {
+    /// NAME.
+    pub name: Spanned<String>,
+    /// Which device it is.
+    pub selector: Spanned<ParentSelector>,
+    /// Whether an IOMMU confines it (`iommu = "on"`). False means: trapped types only, and TAINTED.
+    pub iommu: Spanned<bool>,
+    /// Portals are mapped even where the device is known to be unsafe for that.
+    pub allow_unsafe_portals: Spanned<bool>,
+}
+
+/// Which physical device a parent is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum ParentSelector {
+    /// `pci`: the device at this place.
+    Pci(Requester),
+    /// `match`: the only device with these IDs.
+    Match {
+        /// PCI vendor ID.
+        vendor: u16,
+        /// PCI device ID.
+        device: u16,
+    },
+}
+
+impl core::fmt::Display for ParentSelector {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        match self {
+            Self::Pci(requester) => write!(f, "pci = \"{requester}\""),
+            Self::Match { vendor, device } => write!(f, "match = \"{vendor:04x}:{device:04x}\""),
+        }
+    }
+}
+
+/// `[[vm]]`.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct VmConfig {
+    /// Its place among the `[[vm]]` sections of the file, counted from 0; the refused ones count too. The
+    /// framed console's channel is this plus one.
+    pub index: usize,
+    /// Where the section's heading stands.
+    pub at: Position,
+    /// Its name, unlike every other VM's.
+    pub name: Spanned<String>,
+    /// Size of its memory in bytes: a multiple of 2 MiB, from 16 MiB to 1 TiB.
+    pub memory: Spanned<u64>,
+    /// Path of the kernel on the ESP, from its root, with `/` between components.
+    pub kernel: Spanned<String>,
+    /// Path of the initial RAM disk.
+    pub initrd: Option<Spanned<String>>,
+    /// Kernel command line, at most 2047 bytes, without NUL.
+    pub cmdline: Spanned<String>,
+    /// Quota of PASIDs; at least the number of vdevs.
+    pub pasids: Spanned<u16>,
+    /// Number of vCPUs: 1.
+    pub vcpus: Spanned<u16>,
+    /// Starts with the machine.
+    pub autostart: Spanned<bool>,
+    /// What a reset by the guest does.
+    pub on_reboot: Spanned<OnReboot>,
+    /// Its virtual devices, in the order of the file.
+    pub vdevs: Vec<VdevConfig>,
+}
+
+/// What a reset by the guest does.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum OnReboot {
+    /// The VM starts again from its kernel, with fresh memory.
+    Restart,
+    /// The VM stops.
+    Stop,
+}
+
+/// `[[vm.vdev]]`.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct VdevConfig {
+    /// Where the section's heading stands.
+    pub at: Position,
+    /// Name of a parent in [`Config::parents`].
+    pub parent: Spanned<String>,
+    /// Name of the type; whether the parent has it is for its driver to say.
+    pub type_name: Spanned<String>,
+    /// Entries of its work queue, at least 1; `None` leaves it to the driver.
+    pub entries: Option<Spanned<u16>>,
+}
+
+impl Config {
+    /// The parent of that name.
+    pub fn parent(&self, name: &str) -> Option<&ParentConfig> {
+        self.parents.iter().find(|parent| parent.name.value == name)
+    }
+
+    /// The VM of that name, unless it was refused.
+    pub fn vm(&self, name: &str) -> Option<&VmConfig> {
+        self.vms.iter().find(|vm| vm.name.value == name)
+    }
+
+    /// An error that stops everything, for checks that need the machine.
+    pub fn error_at(&self, at: Position, what: impl Into<String>, remedy: impl Into<String>) -> ConfigError {
+        ConfigError::new(Scope::Whole, at, what, remedy)
+    }
+}
+
+impl VmConfig {
+    /// An error that stops this VM, for checks that need the machine. Reads `vm NAME: what; remedy`.
+    pub fn error_at(
+        &self,
+        at: Position,
+        what: impl core::fmt::Display,
+        remedy: impl Into<String>,
+    ) -> ConfigError {
+        let what = format!("vm {}: {what}", self.name.value);
+        ConfigError::new(Scope::Vm(self.index), at, what, remedy)
+    }
+
+    /// A refusal met while this VM was built; `at` is the value that asked for what was refused. The
+    /// refusal names the VM itself.
+    pub fn refused(&self, at: Position, refusal: &Refusal) -> ConfigError {
+        ConfigError::from_refusal(Scope::Vm(self.index), at, refusal)
+    }
+}
