@@ -9,4 +9,5 @@ extern crate alloc;
 
 pub mod iommu;
 pub mod memory;
+pub mod pci;
 pub mod registers;
