@@ -200,6 +200,10 @@ pub trait VdevModel: Send {
     /// Stops the queue for good within the driver's deadline.
     fn quiesce(&mut self) -> Result<DeviceQuiesced, QuiesceFailed>;
 
+    /// Called after [`Parent::interrupt`] reported an event that names this vdev's PASID, or a halt of the
+    /// device: the model shows the guest its part of it. Not called from the interrupt itself.
+    fn device_event(&mut self, _raise: &mut dyn FnMut(u16)) {}
+
     /// For the monitor: name and value of what is worth knowing (queue, state, submissions).
     fn describe(&self) -> Vec<(&'static str, String)>;
 }
