@@ -7,6 +7,7 @@
 
 extern crate alloc;
 
+pub mod accel;
 pub mod iommu;
 pub mod memory;
 pub mod pci;

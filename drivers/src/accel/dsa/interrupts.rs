@@ -1,0 +1,209 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Interrupts of the device: its MSI-X entries, its own events, and the errors it reports.
+//!
+//! **Invariant.** The event handler takes no lock, so that it may run in an interrupt whatever the
+//! interrupted code holds. An error goes to the one queue the device names, never to another; what a
+//! guest sees of it carries the guest's numbers.
+
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use pasidon_kernel::exit::MsiMessage;
+use pasidon_kernel::parent::ParentEvent;
+use pasidon_kernel::pasid::Pasid;
+
+use super::device::Device;
+use super::registers::{GENSTS, INTCAUSE, SWERR, SWERR_WORDS, gensts, intcause, msix_entry, swerr};
+use crate::pci::ConfigSpace;
+use crate::registers::Registers;
+
+/// Most passes of the event handler: a device that keeps raising causes must not keep the processor.
+const MAX_PASSES: usize = 8;
+
+/// A software error record (SWERR), as the device gave it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct ErrorRecord(pub [u64; SWERR_WORDS]);
+
+impl ErrorRecord {
+    fn field(&self, shift: u32, mask: u64) -> u64 {
+        self.0[0] >> shift & mask
+    }
+
+    fn queue(&self) -> Option<usize> {
+        (self.0[0] & swerr::WQ_VALID != 0).then(|| self.field(swerr::WQ_SHIFT, 0xff) as usize)
+    }
+
+    /// Whether it fits a queue with this tag: an error of the queue's earlier owner must not be shown to
+    /// the present one. Errors that come before a tag is known have none.
+    fn may_be_of(&self, pasid: Option<Pasid>) -> bool {
+        let tag = self.field(swerr::PASID_SHIFT, swerr::PASID_MASK);
+        tag == 0 || pasid.is_some_and(|pasid| u64::from(pasid.value()) == tag)
+    }
+
+    /// The same error with the numbers of a vdev: queue 0, no PASID.
+    pub fn for_guest(&self) -> [u64; SWERR_WORDS] {
+        let host = 0xff << swerr::WQ_SHIFT | swerr::PASID_MASK << swerr::PASID_SHIFT | swerr::OVERFLOW;
+        let mut words = self.0;
+        words[0] &= !host;
+        words
+    }
+}
+
+/// Hands one error from the event handler to the vdev without a lock. The first one stays until taken.
+pub(super) struct ErrorMailbox {
+    full: AtomicBool,
+    lost: AtomicBool,
+    words: [AtomicU64; SWERR_WORDS],
+}
+
+impl ErrorMailbox {
+    pub const fn new() -> Self {
+        Self {
+            full: AtomicBool::new(false),
+            lost: AtomicBool::new(false),
+            words: [const { AtomicU64::new(0) }; SWERR_WORDS],
+        }
+    }
+
+    /// Called by the event handler alone.
+    fn put(&self, record: ErrorRecord) {
+        if self.full.load(Ordering::Acquire) {
+            self.lost.store(true, Ordering::Release);
+            return;
+        }
+        for (slot, word) in self.words.iter().zip(record.0) {
+            slot.store(word, Ordering::Relaxed);
+        }
+        self.full.store(true, Ordering::Release);
+    }
+
+    /// The error waiting, and whether further ones were lost.
+    pub fn take(&self) -> Option<(ErrorRecord, bool)> {
+        if !self.full.load(Ordering::Acquire) {
+            return None;
+        }
+        let words = core::array::from_fn(|word| self.words[word].load(Ordering::Relaxed));
+        let lost = self.lost.swap(false, Ordering::AcqRel);
+        self.full.store(false, Ordering::Release);
+        Some((ErrorRecord(words), lost))
+    }
+
+    pub fn clear(&self) {
+        self.take();
+    }
+}
+
+impl<R: Registers, C: ConfigSpace> Device<R, C> {
+    /// Programs and unmasks, or masks and clears, one MSI-X entry.
+    pub fn set_interrupt(&self, entry: u16, message: Option<MsiMessage>) {
+        if entry >= self.capabilities.msix_entries {
+            log::warn!(
+                "parent {}: MSI-X entry {entry} does not exist (it has {})",
+                self.name,
+                self.capabilities.msix_entries
+            );
+            return;
+        }
+        let at = self.msix_entry(entry);
+        let registers = &self.registers;
+        // Masked while it changes, so that no half-written message is ever sent.
+        registers.write32(at + msix_entry::CONTROL, msix_entry::MASKED);
+        let MsiMessage { address, data } = message.unwrap_or_default();
+        registers.write32(at + msix_entry::ADDRESS_LOW, address as u32);
+        registers.write32(at + msix_entry::ADDRESS_HIGH, (address >> 32) as u32);
+        registers.write32(at + msix_entry::DATA, data);
+        if message.is_some() {
+            registers.write32(at + msix_entry::CONTROL, 0);
+        }
+        // The read pushes the writes, and messages the device sent before them.
+        registers.read32(at + msix_entry::CONTROL);
+    }
+
+    /// The event interrupt: acknowledges causes first, so that what happens meanwhile raises a new one.
+    pub fn handle_event(&self, sink: &mut dyn FnMut(ParentEvent)) {
+        for _ in 0..MAX_PASSES {
+            let cause = self.registers.read32(INTCAUSE);
+            if cause == 0 || cause == u32::MAX {
+                return;
+            }
+            self.registers.write32(INTCAUSE, cause);
+            if cause & intcause::SWERR != 0 {
+                self.take_error(sink);
+            }
+            if cause & intcause::HALT != 0 {
+                let status = self.registers.read32(GENSTS);
+                if status & gensts::STATE_MASK == gensts::HALT {
+                    sink(ParentEvent::Halted(alloc::format!(
+                        "the device halted and needs a {}",
+                        gensts::reset_type(status)
+                    )));
+                }
+            }
+            if cause & intcause::HANDLES_REVOKED != 0 {
+                sink(ParentEvent::Halted(
+                    "the device revoked its interrupt handles; completions may be missed".into(),
+                ));
+            }
+        }
+    }
+
+    fn take_error(&self, sink: &mut dyn FnMut(ParentEvent)) {
+        let record = ErrorRecord(core::array::from_fn(|word| {
+            self.registers.read64(SWERR + word * 8)
+        }));
+        let first = record.0[0];
+        if first & swerr::VALID == 0 {
+            return;
+        }
+        self.registers
+            .write64(SWERR, first & (swerr::VALID | swerr::OVERFLOW));
+        let queue = record
+            .queue()
+            .and_then(|index| self.queues.get(index))
+            .filter(|queue| record.may_be_of(queue.pasid()));
+        if let Some(queue) = queue {
+            queue.errors.put(record);
+        }
+        let place = match queue {
+            Some(queue) => alloc::format!("WQ {}", queue.index),
+            None => "the device".into(),
+        };
+        let lost = if first & swerr::OVERFLOW != 0 {
+            ", further errors were lost"
+        } else {
+            ""
+        };
+        sink(ParentEvent::Error {
+            pasid: queue.and_then(super::queue::Queue::pasid),
+            text: alloc::format!(
+                "{place}: {} (SWERR {:#04x}), operation {:#04x}, address {:#x}{lost}",
+                describe(record.field(swerr::CODE_SHIFT, 0xff)),
+                record.field(swerr::CODE_SHIFT, 0xff),
+                record.field(swerr::OPERATION_SHIFT, 0xff),
+                record.0[2],
+            ),
+        });
+    }
+}
+
+/// An error code of SWERR in words (the codes of completion records, and a few of its own).
+fn describe(code: u64) -> &'static str {
+    match code {
+        0x03 | 0x04 => "page fault",
+        0x06 => "page fault on a batch's descriptor list",
+        0x10 => "operation not supported",
+        0x11 => "invalid flags",
+        0x12 => "reserved field not zero",
+        0x13 => "transfer size out of range",
+        0x14 => "descriptor count out of range",
+        0x19 => "invalid interrupt handle",
+        0x1a => "page fault on a completion record",
+        0x1b => "completion record not aligned",
+        0x1d => "privileged descriptor in an unprivileged queue",
+        0x20 | 0x21 => "hardware error",
+        0x22 => "address translation failed",
+        swerr::CODE_PCI_CONFIG => "PCI configuration changed while enabled",
+        0x52 => "command written while another was active",
+        0x53 => "descriptor lost, the dedicated queue was full",
+        _ => "error",
+    }
+}

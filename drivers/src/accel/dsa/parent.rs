@@ -1,0 +1,257 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The device as a parent: its types, what is available, and refusals in words.
+
+use alloc::boxed::Box;
+use alloc::string::{String, ToString};
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+
+use pasidon_kernel::addr::Requester;
+use pasidon_kernel::exit::MsiMessage;
+use pasidon_kernel::parent::{Parent, ParentEvent, VdevModel, VdevRequest, VdevType};
+use pasidon_kernel::refusal::Refusal;
+
+use super::device::Device;
+use super::queue::{Queue, QueueLease, QueueState};
+use super::registers::{GENSTS, gensts};
+use super::vdev::DsaVdev;
+use super::{Capabilities, Setup, TYPE_DWQ};
+use crate::pci::ConfigSpace;
+use crate::registers::Registers;
+
+/// MSI-X entry of the device's own events.
+const EVENT_ENTRY: u16 = 0;
+
+/// One physical accelerator.
+pub struct DsaParent<R, C> {
+    device: Arc<Device<R, C>>,
+    types: [VdevType; 1],
+}
+
+impl<R: Registers, C: ConfigSpace> DsaParent<R, C> {
+    /// Takes the device over: resets it, shares out its queues and enables it. Its requester must already
+    /// be claimed from the IOMMU, so that whatever firmware left running reaches nothing.
+    pub fn new(setup: Setup<R, C>) -> Result<Arc<Self>, Refusal> {
+        let device = Arc::new(Device::bring_up(setup)?);
+        let usable = device.queues.iter().filter(|queue| queue.size > 0).count() as u16;
+        let instances = if portals_allowed(&device) { usable } else { 0 };
+        let dwq = VdevType {
+            name: TYPE_DWQ,
+            description: "a dedicated work queue, its portal mapped into the guest",
+            direct_portal: true,
+            instances,
+        };
+        Ok(Arc::new(Self { device, types: [dwq] }))
+    }
+
+    /// What the device can do.
+    pub fn capabilities(&self) -> &Capabilities {
+        &self.device.capabilities
+    }
+
+    /// Whether portals of silicon that is not safe for it are mapped into guests by explicit opt-in; then
+    /// every status line should say so.
+    pub fn unsafe_portals(&self) -> bool {
+        !self.device.silicon.safe_portals() && self.device.options.allow_unsafe_portals
+    }
+
+    /// The free queue that suits best: with a size, the smallest that has it; without, one that the plan
+    /// does not hold for someone else.
+    fn best_fit(&self, entries: Option<u16>) -> Option<&Queue> {
+        let free = self.device.queues.iter().filter(|queue| queue.is_free());
+        match entries {
+            Some(entries) => free
+                .filter(|queue| queue.size >= entries)
+                .min_by_key(|queue| (queue.size, queue.index)),
+            None => free.min_by_key(|queue| (queue.planned, queue.size, queue.index)),
+        }
+    }
+
+    fn take(&self, request: &VdevRequest<'_>) -> Option<QueueLease<R, C>> {
+        // Another processor may take the queue between the choice and the lease; there are only so many.
+        for _ in 0..self.device.queues.len() {
+            let queue = self.best_fit(request.entries)?;
+            let lease = QueueLease::take(&self.device, usize::from(queue.index), request.vm);
+            if lease.is_some() {
+                return lease;
+            }
+        }
+        None
+    }
+
+    /// Why there is no queue for this request.
+    fn refusal(&self, what: String, entries: Option<u16>) -> Refusal {
+        let queues = &self.device.queues;
+        let largest = queues
+            .iter()
+            .filter(|queue| queue.is_free())
+            .map(|queue| queue.size)
+            .max();
+        match (entries, largest) {
+            (Some(entries), Some(largest)) => Refusal::new(
+                what,
+                alloc::format!("entries {entries}: the largest free queue has {largest}"),
+                alloc::format!(
+                    "ask for at most {largest}, or plan the size in the configuration (the device has {} \
+                     entries for all queues, shared out at start)",
+                    self.device.capabilities.work_queues.total_size()
+                ),
+            ),
+            _ => {
+                let count = queues.iter().filter(|queue| queue.size > 0).count();
+                let retired = queues
+                    .iter()
+                    .filter(|queue| matches!(*queue.state.lock(), QueueState::Retired(_)))
+                    .count();
+                let mut why = alloc::format!("{} of {count} work queues", ordinal(count + 1));
+                if retired > 0 {
+                    why.push_str(&alloc::format!(" ({retired} retired after a failed stop)"));
+                }
+                Refusal::new(what, why, "use type dsa-swq or free one")
+            }
+        }
+    }
+}
+
+fn portals_allowed<R, C>(device: &Device<R, C>) -> bool {
+    device.silicon.safe_portals() || device.options.allow_unsafe_portals
+}
+
+/// 1st, 2nd, 3rd, 4th, 11th, …
+fn ordinal(number: usize) -> String {
+    let suffix = match (number % 10, number % 100) {
+        (1, tens) if tens != 11 => "st",
+        (2, tens) if tens != 12 => "nd",
+        (3, tens) if tens != 13 => "rd",
+        _ => "th",
+    };
+    alloc::format!("{number}{suffix}")
+}
+
+impl<R: Registers + 'static, C: ConfigSpace + 'static> Parent for DsaParent<R, C> {
+    fn name(&self) -> &str {
+        &self.device.name
+    }
+
+    fn requester(&self) -> Requester {
+        self.device.requester()
+    }
+
+    fn types(&self) -> &[VdevType] {
+        &self.types
+    }
+
+    fn available(&self, type_name: &str) -> u16 {
+        if type_name != TYPE_DWQ || !portals_allowed(&self.device) {
+            return 0;
+        }
+        self.device.queues.iter().filter(|queue| queue.is_free()).count() as u16
+    }
+
+    fn create(&self, request: &VdevRequest<'_>) -> Result<Box<dyn VdevModel>, Refusal> {
+        let what = alloc::format!(
+            "vm {}: vdev {}/{}",
+            request.vm,
+            self.device.name,
+            request.type_name
+        );
+        if request.type_name != TYPE_DWQ {
+            return Err(Refusal::new(
+                what,
+                alloc::format!("unknown type {}", request.type_name),
+                alloc::format!("{} offers {TYPE_DWQ}", self.device.name),
+            ));
+        }
+        if !portals_allowed(&self.device) {
+            return Err(Refusal::new(
+                what,
+                "the portals of 8086:0b25 are not safe for guests (INTEL-SA-01084)",
+                "use a device with the fix (8086:11fb), or accept the risk with allow_unsafe_portals = true",
+            ));
+        }
+        if request.entries == Some(0) {
+            return Err(Refusal::new(
+                what,
+                "entries 0: a queue needs at least one",
+                "leave the key out for a default size",
+            ));
+        }
+        match self.take(request) {
+            Some(lease) => Ok(Box::new(DsaVdev::new(lease, request.entries))),
+            None => Err(self.refusal(what, request.entries)),
+        }
+    }
+
+    fn set_interrupt(&self, entry: u16, message: Option<MsiMessage>) {
+        self.device.set_interrupt(entry, message);
+    }
+
+    fn event_interrupt(&self) -> Option<u16> {
+        Some(EVENT_ENTRY)
+    }
+
+    fn interrupt(&self, sink: &mut dyn FnMut(ParentEvent)) {
+        self.device.handle_event(sink);
+    }
+
+    fn describe(&self) -> Vec<(&'static str, String)> {
+        let device = &self.device;
+        let caps = &device.capabilities;
+        let status = device.registers.read32(GENSTS);
+        let mut lines = Vec::from([
+            ("device", device.function.identity().to_string()),
+            (
+                "version",
+                alloc::format!("{}.{}", caps.version >> 8 & 0xff, caps.version & 0xff),
+            ),
+            ("state", gensts::state(status).to_string()),
+            (
+                "queues",
+                alloc::format!(
+                    "{} with {} entries, {} groups, {} engines",
+                    caps.work_queues.queues(),
+                    caps.work_queues.total_size(),
+                    caps.groups.groups(),
+                    caps.engines
+                ),
+            ),
+        ]);
+        for queue in &device.queues {
+            let state = match &*queue.state.lock() {
+                QueueState::Free => "free".to_string(),
+                QueueState::Leased(vm) => match queue.pasid() {
+                    Some(pasid) => alloc::format!("vm {vm}, PASID {pasid}"),
+                    None => alloc::format!("vm {vm}, no PASID yet"),
+                },
+                QueueState::Retired(why) => alloc::format!("retired: {why}"),
+            };
+            lines.push((
+                "queue",
+                alloc::format!("{}: {} entries, {state}", queue.index, queue.size),
+            ));
+        }
+        if self.unsafe_portals() {
+            lines.push((
+                "portals",
+                "UNSAFE by allow_unsafe_portals (INTEL-SA-01084)".to_string(),
+            ));
+        } else if !device.silicon.safe_portals() {
+            lines.push((
+                "portals",
+                "not offered: this silicon is not safe for that (INTEL-SA-01084)".to_string(),
+            ));
+        }
+        lines
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::ordinal;
+
+    #[test]
+    fn ordinals_read_as_people_say_them() {
+        let words: Vec<String> = [1, 2, 3, 4, 9, 11, 12, 21].into_iter().map(ordinal).collect();
+        assert_eq!(words, ["1st", "2nd", "3rd", "4th", "9th", "11th", "12th", "21st"]);
+    }
+}

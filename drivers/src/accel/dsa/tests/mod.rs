@@ -1,0 +1,105 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The driver and the vdev against a register-level model of the device.
+
+use alloc::boxed::Box;
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+
+use pasidon_kernel::addr::Requester;
+use pasidon_kernel::exit::MsiMessage;
+use pasidon_kernel::parent::{Parent, ParentEvent, VdevModel, VdevRequest};
+use pasidon_kernel::pasid::Pasid;
+use pasidon_kernel::refusal::Refusal;
+use spin::Mutex;
+
+use self::model::Model;
+use super::{DsaParent, Options, Partition, Setup, TYPE_DWQ};
+use crate::pci::Function;
+use crate::pci::tests::{ConfigModel, TestHost};
+use crate::registers::Registers;
+
+mod isolation;
+mod linux;
+mod model;
+mod parent;
+
+type TestParent = DsaParent<Arc<Model>, Arc<ConfigModel>>;
+
+fn try_parent(
+    model: &Arc<Model>,
+    plan: &[Option<u16>],
+    options: Options,
+) -> Result<Arc<TestParent>, Refusal> {
+    let function = Function::new(Arc::clone(&model.config), Requester::new(0, 0, 4, 0))?;
+    DsaParent::new(Setup {
+        name: "dsa0".into(),
+        function,
+        registers: Arc::clone(model),
+        host: TestHost::new(),
+        partition: Partition {
+            queues: plan.to_vec(),
+        },
+        options,
+    })
+}
+
+fn parent(plan: &[Option<u16>]) -> (Arc<Model>, Arc<TestParent>) {
+    let model = Model::new(0x11fb);
+    let parent = try_parent(&model, plan, Options::default()).unwrap();
+    (model, parent)
+}
+
+fn create(parent: &TestParent, vm: &str, entries: Option<u16>) -> Result<Box<dyn VdevModel>, Refusal> {
+    parent.create(&VdevRequest {
+        vm,
+        type_name: TYPE_DWQ,
+        entries,
+    })
+}
+
+fn pasid(value: u32) -> Pasid {
+    Pasid::new(value).unwrap()
+}
+
+/// The guest's side of a vdev: accesses as its driver makes them, and the vectors it got.
+struct Guest {
+    vdev: Box<dyn VdevModel>,
+    raised: Vec<u16>,
+}
+
+impl Guest {
+    fn new(parent: &TestParent, vm: &str, entries: Option<u16>, tag: u32) -> Self {
+        let mut vdev = create(parent, vm, entries).unwrap();
+        vdev.attach(pasid(tag)).unwrap();
+        vdev.set_bus_master(true);
+        Self {
+            vdev,
+            raised: Vec::new(),
+        }
+    }
+
+    fn r32(&mut self, offset: u64) -> u32 {
+        self.vdev.read(0, offset, 4) as u32
+    }
+
+    fn r64(&mut self, offset: u64) -> u64 {
+        self.vdev.read(0, offset, 8)
+    }
+
+    fn w32(&mut self, offset: u64, value: u32) {
+        let raised = &mut self.raised;
+        self.vdev
+            .write(0, offset, 4, value.into(), &mut |vector| raised.push(vector));
+    }
+
+    fn w64(&mut self, offset: u64, value: u64) {
+        let raised = &mut self.raised;
+        self.vdev
+            .write(0, offset, 8, value, &mut |vector| raised.push(vector));
+    }
+
+    fn event(&mut self) {
+        let raised = &mut self.raised;
+        self.vdev.device_event(&mut |vector| raised.push(vector));
+    }
+}

@@ -1,0 +1,237 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! What a guest sees of its work queue: a small DSA of its own with one queue, one group, one engine.
+//!
+//! **Principle.** Registers and configuration tables are a shadow (`shadow`); a command of the guest
+//! becomes, in `commands`, at most a command on the leased queue.
+//! Nothing the guest writes is copied to the device but two limits, and these are clamped.
+//!
+//! The guest sees 8086:0b25, which every Linux since 5.18 knows, whatever the physical part is.
+
+use alloc::string::{String, ToString};
+use alloc::vec::Vec;
+
+use pasidon_kernel::addr::PAGE_SIZE;
+use pasidon_kernel::parent::{
+    Bar, DeviceQuiesced, InterruptBinding, PciIdentity, Portal, QuiesceFailed, VdevModel,
+};
+use pasidon_kernel::pasid::Pasid;
+use pasidon_kernel::refusal::Refusal;
+
+use self::shadow::{Access, Shadow};
+use super::Silicon;
+use super::queue::QueueLease;
+use super::registers::portal;
+use crate::pci::ConfigSpace;
+use crate::registers::Registers;
+
+mod commands;
+mod shadow;
+
+const BAR_REGISTERS: u8 = 0;
+const BAR_PORTALS: u8 = 2;
+const REGISTERS_SIZE: u64 = 0x1_0000;
+const PORTALS_SIZE: u64 = portal::STRIDE;
+/// Base class 8 (system peripheral), subclass 0x80 (other).
+const CLASS_SYSTEM_PERIPHERAL_OTHER: u32 = 0x08_8000;
+const MSIX_TABLE: u32 = 0x2000;
+const MSIX_PBA: u32 = 0x3000;
+
+/// Vector of the guest's device events (command completion, error).
+const VECTOR_MISC: u16 = 0;
+/// Vector of the guest's completions.
+const VECTOR_COMPLETION: u16 = 1;
+/// Both.
+const VECTORS: u16 = 2;
+
+/// The model of one `dsa-dwq`.
+pub struct DsaVdev<R: Registers, C: ConfigSpace> {
+    lease: QueueLease<R, C>,
+    shadow: Shadow,
+    /// Whether the physical queue is, as far as is known, enabled.
+    running: bool,
+    bus_master: bool,
+    /// Commands the guest gave.
+    commands: u64,
+}
+
+impl<R: Registers, C: ConfigSpace> DsaVdev<R, C> {
+    pub(super) fn new(lease: QueueLease<R, C>, entries: Option<u16>) -> Self {
+        let queue_size = lease.queue().size;
+        let size = entries.map_or(queue_size, |entries| entries.min(queue_size));
+        let device = lease.device();
+        let shadow = Shadow::new(
+            size,
+            device.limits(),
+            device.operations,
+            device.capabilities.general,
+            device.capabilities.groups.read_buffers(),
+        );
+        Self {
+            lease,
+            shadow,
+            running: false,
+            bus_master: false,
+            commands: 0,
+        }
+    }
+
+    /// Stops the physical queue at once.
+    fn stop(&mut self) -> Result<(), String> {
+        if self.running {
+            self.lease.reset()?;
+            self.running = false;
+        }
+        Ok(())
+    }
+
+    /// Takes over what the event handler left for this queue.
+    fn collect_error(&mut self) -> bool {
+        let Some((record, lost)) = self.lease.queue().errors.take() else {
+            return false;
+        };
+        self.shadow.record_error(record.for_guest(), lost);
+        true
+    }
+}
+
+impl<R: Registers, C: ConfigSpace> VdevModel for DsaVdev<R, C> {
+    fn identity(&self) -> PciIdentity {
+        PciIdentity {
+            vendor: Silicon::VENDOR,
+            device: Silicon::DEVICE_SAPPHIRE_RAPIDS,
+            subsystem: (Silicon::VENDOR, 0),
+            revision: 0,
+            class: CLASS_SYSTEM_PERIPHERAL_OTHER,
+            bars: Vec::from([
+                Bar {
+                    index: BAR_REGISTERS,
+                    size: REGISTERS_SIZE,
+                    prefetchable: true,
+                },
+                Bar {
+                    index: BAR_PORTALS,
+                    size: PORTALS_SIZE,
+                    prefetchable: true,
+                },
+            ]),
+            msix_vectors: VECTORS,
+            msix_bar: BAR_REGISTERS,
+            msix_table: MSIX_TABLE,
+            msix_pba: MSIX_PBA,
+        }
+    }
+
+    fn portals(&self) -> Vec<Portal> {
+        // The same physical page behind both of the guest's MSI-X portals: for a dedicated queue the
+        // limited and the unlimited one do the same. The IMS portals of the guest lead nowhere.
+        [portal::UNLIMITED_MSIX, portal::LIMITED_MSIX]
+            .into_iter()
+            .map(|offset| Portal {
+                bar: BAR_PORTALS,
+                offset,
+                host: self.lease.portal(),
+                len: PAGE_SIZE,
+            })
+            .collect()
+    }
+
+    fn interrupts(&self) -> Vec<InterruptBinding> {
+        Vec::from([InterruptBinding {
+            physical: self.lease.queue().interrupt_entry(),
+            virtual_vector: VECTOR_COMPLETION,
+        }])
+    }
+
+    fn attach(&mut self, pasid: Pasid) -> Result<(), Refusal> {
+        let device = self.lease.device();
+        let what = alloc::format!("{} WQ {}", device.name, self.lease.queue().index);
+        if let Some(present) = self.lease.queue().pasid() {
+            return Err(Refusal::new(
+                what,
+                alloc::format!("PASID {present} is attached already"),
+                "detach it first",
+            ));
+        }
+        if pasid.value() >> device.pasid_bits != 0 {
+            return Err(Refusal::new(
+                what,
+                alloc::format!(
+                    "PASID {pasid} does not fit the device's {} bits",
+                    device.pasid_bits
+                ),
+                "use a smaller PASID",
+            ));
+        }
+        self.lease.attach(pasid);
+        Ok(())
+    }
+
+    fn read(&mut self, bar: u8, offset: u64, size: u8) -> u64 {
+        match (bar, Access::new(offset, size, REGISTERS_SIZE)) {
+            (BAR_REGISTERS, Some(access)) => {
+                self.collect_error();
+                self.shadow.read(access)
+            }
+            // Portals read as zero.
+            _ => 0,
+        }
+    }
+
+    fn write(&mut self, bar: u8, offset: u64, size: u8, value: u64, raise: &mut dyn FnMut(u16)) {
+        if let (BAR_REGISTERS, Some(access)) = (bar, Access::new(offset, size, REGISTERS_SIZE)) {
+            for (register, mask, value) in access.words(value) {
+                self.write_register(register, mask, value, raise);
+            }
+        }
+    }
+
+    fn set_bus_master(&mut self, enabled: bool) {
+        let lost = self.bus_master && !enabled;
+        self.bus_master = enabled;
+        // A DSA whose configuration changes while it is not disabled halts.
+        if lost && !self.shadow.is_disabled() {
+            if let Err(why) = self.stop() {
+                log::error!("parent {}: bus mastering off: {why}", self.lease.device().name);
+            }
+            self.shadow.halt_on_config_change();
+        }
+    }
+
+    fn reset(&mut self) -> Result<(), QuiesceFailed> {
+        self.stop().map_err(|why| QuiesceFailed { why })?;
+        self.bus_master = false;
+        self.lease.queue().errors.clear();
+        self.shadow.function_reset();
+        Ok(())
+    }
+
+    fn quiesce(&mut self) -> Result<DeviceQuiesced, QuiesceFailed> {
+        self.lease.quiesce().map_err(|why| QuiesceFailed { why })?;
+        self.running = false;
+        self.shadow.function_reset();
+        Ok(DeviceQuiesced::confirmed_by_device())
+    }
+
+    fn device_event(&mut self, raise: &mut dyn FnMut(u16)) {
+        if self.collect_error() && self.shadow.error_interrupts() {
+            raise(VECTOR_MISC);
+        }
+    }
+
+    fn describe(&self) -> Vec<(&'static str, String)> {
+        let queue = self.lease.queue();
+        let state = if self.running { "enabled" } else { "disabled" };
+        Vec::from([
+            ("queue", alloc::format!("{} ({state})", queue.index)),
+            ("entries", self.shadow.size().to_string()),
+            ("device", self.shadow.state().to_string()),
+            (
+                "pasid",
+                queue
+                    .pasid()
+                    .map_or_else(|| "none".to_string(), |pasid| pasid.to_string()),
+            ),
+            ("commands", self.commands.to_string()),
+        ])
+    }
+}
