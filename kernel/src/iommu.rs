@@ -5,6 +5,9 @@
 //! caches invalidated, invalidations waited for. After [`Iommu::detach`] no DMA with that tag can reach
 //! the old table. The cost of attach and detach does not depend on how many others are attached.
 
+use alloc::string::String;
+use alloc::vec::Vec;
+
 use crate::addr::{HostPhys, Iova, Requester};
 use crate::exit::MsiMessage;
 use crate::fault::DmaFault;
@@ -97,4 +100,9 @@ pub trait Iommu: Send + Sync {
 
     /// Invalidation commands issued since bring-up (for `bench` and `top`).
     fn commands_issued(&self) -> u64;
+
+    /// For the monitor: name and value of what is worth knowing (units, what they can do, who is claimed).
+    fn describe(&self) -> Vec<(&'static str, String)> {
+        Vec::new()
+    }
 }

@@ -85,6 +85,11 @@ impl Domains {
         }
     }
 
+    /// Number of tables.
+    pub(super) fn len(&self) -> usize {
+        self.entries.len()
+    }
+
     /// Takes a free identifier for a table that `make` makes.
     pub(super) fn create(
         &mut self,

@@ -5,7 +5,9 @@
 //! entry is blocked. All units of the machine stand behind one [`Vtd`], which shares the page tables
 //! between them; a unit has its own root, context, PASID and interrupt tables and its own queue.
 //!
-//! **Locks.** The page tables' lock is taken before a unit's. Fault records have a lock of their own.
+//! **Locks.** The page tables' lock is taken before a unit's, and both are held while the unit carries out
+//! invalidations (each bounded by a second, see `invalidation`), so nothing here is called from an
+//! interrupt handler but [`Iommu::drain_faults`], which takes only the lock of the fault records.
 //!
 //! | file | duty |
 //! |---|---|
@@ -20,6 +22,7 @@
 //! | `interrupt_remapping` | who may raise which vector |
 //! | `fault` | fault records in words |
 //! | `unit` | the operations of one unit, in the right order |
+//! | `describe` | a unit in words |
 //!
 //! Source: Intel Virtualization Technology for Directed I/O, architecture specification.
 
@@ -29,6 +32,7 @@ pub mod scope;
 
 mod bring_up;
 mod capabilities;
+mod describe;
 mod domains;
 mod fault;
 mod interrupt_remapping;
@@ -39,7 +43,9 @@ mod tables;
 mod unit;
 
 use alloc::format;
+use alloc::string::{String, ToString};
 use alloc::sync::Arc;
+use alloc::vec;
 use alloc::vec::Vec;
 
 use pasidon_kernel::addr::{HostPhys, Iova, Requester};
@@ -376,6 +382,21 @@ impl<R: Registers, M: DmaMemory> Iommu for Vtd<R, M> {
 
     fn commands_issued(&self) -> u64 {
         self.units.iter().map(Unit::commands_issued).sum()
+    }
+
+    fn describe(&self) -> Vec<(&'static str, String)> {
+        let mut lines = vec![("page tables", format!("{}", self.domains.lock().len()))];
+        for unit in &self.units {
+            lines.extend(unit.describe());
+        }
+        for region in &self.reserved {
+            let devices = region.devices.to_string();
+            lines.push((
+                "reserved",
+                format!("{}..={} by {devices}", region.base, region.limit),
+            ));
+        }
+        lines
     }
 }
 

@@ -6,6 +6,7 @@
 //! gives. Source: Intel VT-d specification, "Device Scope Structure".
 
 use alloc::vec::Vec;
+use core::fmt;
 
 use pasidon_kernel::addr::Requester;
 
@@ -65,6 +66,18 @@ impl DeviceSet {
                     .buses
                     .iter()
                     .any(|range| (range.secondary..=range.subordinate).contains(&requester.bus())))
+    }
+}
+
+impl fmt::Display for DeviceSet {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (at, requester) in self.functions.iter().enumerate() {
+            write!(f, "{}{requester}", if at == 0 { "" } else { ", " })?;
+        }
+        for range in &self.buses {
+            write!(f, ", buses {:02x}-{:02x}", range.secondary, range.subordinate)?;
+        }
+        Ok(())
     }
 }
 

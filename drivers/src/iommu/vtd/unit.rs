@@ -54,22 +54,22 @@ pub(super) struct Inner {
     pub(super) contexts: ContextTables,
     pub(super) queue: Queue,
     pub(super) interrupts: InterruptTable,
-    devices: BTreeMap<u16, Device>,
+    pub(super) devices: BTreeMap<u16, Device>,
 }
 
 /// A claimed device.
-struct Device {
+pub(super) struct Device {
     directory: PasidDirectory,
     device_tlb: Option<DeviceTlb>,
-    attachments: BTreeMap<u32, Attachment>,
+    pub(super) attachments: BTreeMap<u32, Attachment>,
 }
 
 /// A PASID entry in use.
-struct Attachment {
+pub(super) struct Attachment {
     domain: DomainId,
     /// Its end was begun and not confirmed by the unit: the tag is not free, and DMA with it may still
     /// reach the table.
-    ending: bool,
+    pub(super) ending: bool,
 }
 
 /// Why an attachment was not made.

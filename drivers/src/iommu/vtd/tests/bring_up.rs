@@ -112,6 +112,27 @@ fn capabilities_are_told() {
 }
 
 #[test]
+fn it_describes_itself() {
+    let machine = Machine::new();
+    let table = machine.table(4 * GIB, 2 * MIB);
+    machine.attach(1, table);
+    machine.attach(2, table);
+    machine.unit.state.lock().unwrap().stuck = true;
+    machine.vtd.detach(DEVICE, tag(2)).unwrap_err();
+    let lines = machine.vtd.describe();
+    for line in [
+        ("page tables", "1"),
+        ("unit", "vtd 0xfed90000"),
+        ("widths", "PASID 20, address 48, domain 16 bits"),
+        ("features", "x2APIC destinations"),
+        ("fault records", "4"),
+        ("claimed", "0000:6a:01.0: 2 PASIDs attached, 1 of them ending"),
+    ] {
+        assert!(lines.contains(&(line.0, line.1.into())), "{line:?} in {lines:?}");
+    }
+}
+
+#[test]
 fn faults_come_in_order_and_in_words() {
     let machine = Machine::new();
     machine.vtd.set_fault_interrupt(HostVector {
