@@ -18,6 +18,7 @@ pub mod dev;
 pub mod exit;
 pub mod fault;
 pub mod host;
+pub mod info;
 pub mod iommu;
 pub mod memory;
 pub mod nearest;

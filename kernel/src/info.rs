@@ -1,0 +1,270 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! What the monitor shows: plain copies of the state at one moment.
+//!
+//! **Principle.** Whoever renders these holds no lock and can change nothing. Taking a snapshot never
+//! waits for a device. Field names are the ones of `--json` and so part of the monitor's interface.
+
+use alloc::string::String;
+use alloc::vec::Vec;
+
+use serde::Serialize;
+
+/// Name and value of something worth knowing that only its driver understands.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+pub struct Detail {
+    /// Name.
+    pub name: String,
+    /// Value, for people.
+    pub value: String,
+}
+
+/// The hypervisor as a whole.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize)]
+pub struct SystemInfo {
+    /// Time since boot in nanoseconds.
+    pub uptime_ns: u64,
+    /// Why isolation is weaker than it should be; shown as TAINTED wherever the state is shown. Empty is
+    /// what one wants.
+    pub taints: Vec<String>,
+    /// The IOMMU, if there is one.
+    pub iommu: Option<IommuInfo>,
+    /// Physical memory.
+    pub memory: MemoryInfo,
+    /// PASIDs.
+    pub pasids: PasidSpaceInfo,
+    /// Number of VMs, whatever their state.
+    pub vms: usize,
+    /// Number of vdevs.
+    pub vdevs: usize,
+    /// Interrupts of physical devices that led to no vdev any more (late ones, dropped).
+    pub stray_interrupts: u64,
+    /// What a failed stop has cost; empty is what one wants.
+    pub retired: Vec<RetiredInfo>,
+}
+
+/// The IOMMU.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+pub struct IommuInfo {
+    /// Its kind: `vtd`.
+    pub name: String,
+    /// Width of PASIDs, in bits.
+    pub pasid_bits: u8,
+    /// Width of I/O addresses, in bits.
+    pub address_bits: u8,
+    /// Largest leaf, in bytes.
+    pub largest_page: u64,
+    /// Whether interrupts are remapped.
+    pub interrupt_remapping: bool,
+    /// Invalidation commands issued since bring-up.
+    pub commands_issued: u64,
+    /// The I/O address spaces.
+    pub spaces: Vec<IoasInfo>,
+}
+
+/// One I/O address space.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+pub struct IoasInfo {
+    /// Its number.
+    pub id: u32,
+    /// Name of the VM that owns it.
+    pub vm: String,
+    /// The driver's number of its table.
+    pub table: u32,
+    /// Number of mapped ranges.
+    pub mappings: usize,
+    /// Bytes mapped.
+    pub mapped_bytes: u64,
+    /// PASIDs attached to it, retired ones included.
+    pub pasids: Vec<u32>,
+}
+
+/// Physical memory, in bytes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize)]
+pub struct MemoryInfo {
+    /// All that was given to the hypervisor for guests and tables.
+    pub total: u64,
+    /// Not in use.
+    pub free: u64,
+    /// In use by guests.
+    pub guests: u64,
+    /// In use by tables.
+    pub tables: u64,
+    /// Held because a device that can still reach it would not stop.
+    pub held: u64,
+}
+
+/// The PASID namespace.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize)]
+pub struct PasidSpaceInfo {
+    /// Smallest PASID that is leased.
+    pub first: u32,
+    /// Largest one.
+    pub last: u32,
+    /// Leased now.
+    pub leased: u32,
+    /// Never used again, because their end was not confirmed.
+    pub retired: u32,
+}
+
+/// One VM.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+pub struct VmInfo {
+    /// Its number.
+    pub id: u32,
+    /// Its name.
+    pub name: String,
+    /// `created`, `running`, `paused`, `stopping`, `stopped` or `crashed`.
+    pub state: &'static str,
+    /// Why it stopped, crashed or could not start.
+    pub reason: Option<String>,
+    /// Number of vCPUs.
+    pub vcpus: u16,
+    /// Memory of its definition, in bytes.
+    pub memory: u64,
+    /// Memory it has now, in bytes: 0 while it is stopped.
+    pub memory_in_use: u64,
+    /// Quota of PASIDs.
+    pub pasid_quota: u32,
+    /// PASIDs leased to it.
+    pub pasids_leased: u32,
+    /// PASIDs it cost for good.
+    pub pasids_retired: u32,
+    /// How often it was started.
+    pub starts: u64,
+    /// Time its vCPUs ran, in nanoseconds, since it was defined.
+    pub run_ns: u64,
+    /// Exits by kind since it was defined, all kinds in a fixed order.
+    pub exits: Vec<ExitCount>,
+    /// Interrupts of physical devices delivered to its vdevs.
+    pub interrupts: u64,
+    /// DMA faults of its vdevs.
+    pub faults: u64,
+    /// Its vdevs.
+    pub vdevs: Vec<VdevInfo>,
+}
+
+/// How often a VM exited for one reason.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
+pub struct ExitCount {
+    /// The reason: `mmio`, `io`, `halt`, …
+    pub kind: &'static str,
+    /// How often.
+    pub count: u64,
+}
+
+/// One vdev.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+pub struct VdevInfo {
+    /// Its number; never used for another.
+    pub id: u32,
+    /// Name of the VM that owns it.
+    pub vm: String,
+    /// Name of its parent.
+    pub parent: String,
+    /// Name of its type.
+    pub type_name: String,
+    /// Its PASID; `None` where its parent is used without an IOMMU.
+    pub pasid: Option<u32>,
+    /// The I/O address space it is attached to.
+    pub ioas: Option<u32>,
+    /// Its physical interrupts.
+    pub interrupts: Vec<InterruptInfo>,
+    /// DMA faults with its PASID.
+    pub faults: u64,
+    /// What its driver says (queue, state, submissions). Empty while the model is busy.
+    pub details: Vec<Detail>,
+}
+
+/// One physical interrupt that leads to a vdev.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+pub struct InterruptInfo {
+    /// MSI-X entry of the parent.
+    pub entry: u16,
+    /// MSI-X vector of the vdev.
+    pub virtual_vector: u16,
+    /// Vector on the processor that takes it.
+    pub host_vector: u8,
+    /// That processor's hardware identifier.
+    pub cpu: u32,
+    /// How often it was delivered.
+    pub delivered: u64,
+}
+
+/// One PASID in use or retired.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+pub struct PasidInfo {
+    /// The number.
+    pub pasid: u32,
+    /// `attached` or `retired`.
+    pub state: &'static str,
+    /// Name of the VM that has or had it.
+    pub vm: String,
+    /// Name of the parent.
+    pub parent: String,
+    /// The vdev it belongs or belonged to.
+    pub vdev: u32,
+    /// The I/O address space.
+    pub ioas: Option<u32>,
+    /// Why it was retired.
+    pub reason: Option<String>,
+}
+
+/// One parent.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+pub struct ParentInfo {
+    /// Its name.
+    pub name: String,
+    /// Where it is: `0000:00:04.0`.
+    pub requester: String,
+    /// Whether an IOMMU confines it. False is TAINTED.
+    pub iommu: bool,
+    /// Why it cannot be used at all.
+    pub unusable: Option<String>,
+    /// Its types.
+    pub types: Vec<TypeInfo>,
+    /// Events its driver reported (errors, halts).
+    pub events: u64,
+    /// What its driver says (queues, state, firmware).
+    pub details: Vec<Detail>,
+}
+
+/// One type of a parent.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+pub struct TypeInfo {
+    /// Its name.
+    pub name: String,
+    /// One line for people.
+    pub description: String,
+    /// Whether the guest reaches the device without an exit.
+    pub direct_portal: bool,
+    /// Instances an unused parent offers.
+    pub instances: u16,
+    /// Instances that could be created now.
+    pub available: u16,
+}
+
+/// Something that a device or IOMMU that did not stop has cost, until the machine restarts.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+pub struct RetiredInfo {
+    /// `pasid`, `interrupt` or `memory`.
+    pub what: &'static str,
+    /// Name of the VM it belonged to.
+    pub vm: String,
+    /// Which one: the PASID, the vector, or the number of bytes.
+    pub value: u64,
+    /// Why.
+    pub why: String,
+}
+
+/// One pCPU, for `top`.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+pub struct PcpuInfo {
+    /// Its number, from 0.
+    pub index: u32,
+    /// The vCPU that runs there now, as `NAME/INDEX`.
+    pub running: Option<String>,
+    /// vCPUs that are ready and wait.
+    pub waiting: usize,
+    /// vCPUs assigned to it, halted ones included.
+    pub assigned: usize,
+}
