@@ -9,9 +9,12 @@ use sha2::{Digest, Sha256};
 use std::fs::{self, File};
 use std::io::Read;
 use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
 /// Hex digits of a key that appear in an entry's name.
 const KEY_DIGITS: usize = 16;
+/// How many entries of one name are kept: enough for some branches of several clones.
+const KEPT: usize = 8;
 /// Bytes read at a time when a file is hashed.
 const READ_BLOCK: usize = 1 << 20;
 
@@ -112,13 +115,14 @@ impl Cache {
     /// # Errors
     /// Those of `make`, after which nothing of the attempt is left, and failures of the file system.
     pub fn entry(&self, name: &str, key: &Key, make: impl FnOnce(&Path) -> Result<()>) -> Result<PathBuf> {
-        let name = format!("{name}-{}", key.digits());
+        let kind = name;
+        let name = format!("{kind}-{}", key.digits());
         let entry = self.root.join(&name);
-        if entry.is_dir() {
+        if is_there(&entry) {
             return Ok(entry);
         }
         let _lock = self.lock(&name)?;
-        if entry.is_dir() {
+        if is_there(&entry) {
             return Ok(entry);
         }
         let making = self.root.join("making").join(&name);
@@ -129,8 +133,42 @@ impl Cache {
             return Err(error);
         }
         fs::rename(&making, &entry).with_context(|| format!("renaming into {}", entry.display()))?;
+        self.prune(kind)?;
         Ok(entry)
     }
+
+    /// Deletes those entries of one name that were not used for longest.
+    fn prune(&self, kind: &str) -> Result<()> {
+        let mut entries = Vec::new();
+        for entry in fs::read_dir(&self.root)? {
+            let entry = entry?;
+            let name = entry.file_name().to_string_lossy().into_owned();
+            if name
+                .strip_prefix(kind)
+                .and_then(|rest| rest.strip_prefix('-'))
+                .is_some_and(is_key)
+            {
+                entries.push((entry.metadata()?.modified()?, entry.path()));
+            }
+        }
+        entries.sort();
+        let surplus = entries.len().saturating_sub(KEPT);
+        entries[..surplus]
+            .iter()
+            .try_for_each(|(_, path)| remove_if_there(path))
+    }
+}
+
+/// Whether the entry exists; if so it is marked as used now.
+fn is_there(entry: &Path) -> bool {
+    let Ok(dir) = File::open(entry) else { return false };
+    // Only the order of deletion depends on it.
+    let _ = dir.set_modified(SystemTime::now());
+    true
+}
+
+fn is_key(text: &str) -> bool {
+    text.len() == KEY_DIGITS && text.bytes().all(|byte| byte.is_ascii_hexdigit())
 }
 
 /// Deletes a folder that may not exist.
@@ -181,6 +219,30 @@ mod tests {
         assert!(made.join("whole").exists() && !made.join("half").exists());
         let again = cache.entry("thing", &key, |_| bail!("made twice")).unwrap();
         assert_eq!(made, again);
+        fs::remove_dir_all(cache.root()).unwrap();
+    }
+
+    #[test]
+    fn the_entries_used_last_are_kept() {
+        let cache = scratch("prune");
+        let make = |part: &str| cache.entry("thing", &Key::new().part(part), |_| Ok(())).unwrap();
+        let other = cache.entry("thing-else", &Key::new(), |_| Ok(())).unwrap();
+        let first = make("0");
+        for number in 1..=KEPT {
+            // The clock may stand still between two entries; give the older one a time that is surely older.
+            File::open(make(&number.to_string()))
+                .unwrap()
+                .set_modified(SystemTime::UNIX_EPOCH)
+                .unwrap();
+            assert_eq!(first, make("0"));
+        }
+        assert!(first.is_dir() && other.is_dir());
+        let left = fs::read_dir(cache.root()).unwrap().count();
+        assert_eq!(
+            left,
+            KEPT + 3,
+            "entries of the name, the other name's, locks and making"
+        );
         fs::remove_dir_all(cache.root()).unwrap();
     }
 

@@ -2,7 +2,7 @@
 //! `cargo xtask test`: the host crates' tests, then the scenarios.
 
 use crate::workshop::Shop;
-use crate::{check, command, workspace};
+use crate::{check, command, setup, workspace};
 use anyhow::{Result, bail};
 use pasidon_harness::scenario::{self, Outcome};
 use pasidon_harness::scenarios;
@@ -16,6 +16,8 @@ use std::process::Stdio;
 /// When a name is unknown or a test failed.
 pub fn run(names: &[String]) -> Result<()> {
     let chosen = scenario::select(scenarios::ALL, names)?;
+    // Now, so that no scenario is blamed for the time or the failure of the set-up.
+    setup::prepare()?;
     let mut total = Outcome::default();
     if names.is_empty() {
         total.passed += host_tests()?;

@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Taking a kernel out of its bzImage, and building one module against Debian's headers without installing them.
+//! Taking a kernel out of its bzImage, and building modules against Debian's headers without installing them.
 
 use crate::command;
 use crate::progress::Step;
 use anyhow::{Context, Result, bail, ensure};
 use std::fs::{self, File};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 // Fields of the setup header (Linux x86 boot protocol 2.08, "The Real-Mode Kernel Header").
@@ -71,58 +71,89 @@ pub fn unpack_vmlinux(vmlinuz: &Path, vmlinux: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Builds Debian's unmodified `dmatest.c` against the headers that were unpacked below `root`.
-///
-/// `headers` are the package names of the flavour's and of the common headers, `tarball` is the kernel's source.
+/// Where modules are built: Debian's headers, unpacked below a folder instead of installed.
+pub struct Kbuild<'p> {
+    /// The folder that the header packages were unpacked to; the work is done there too.
+    pub root: &'p Path,
+    /// Package name of the flavour's headers.
+    pub flavour: &'p str,
+    /// Package name of the headers that all flavours share.
+    pub common: &'p str,
+}
+
+impl Kbuild<'_> {
+    /// The folder in which module sources are collected, empty at first.
+    ///
+    /// # Errors
+    /// When it cannot be created.
+    pub fn prepare(&self) -> Result<PathBuf> {
+        let dir = self.root.join("build");
+        fs::create_dir(&dir).with_context(|| format!("creating {}", dir.display()))?;
+        Ok(dir)
+    }
+
+    /// Builds every C file in `dir` as a module of its own, and puts the modules into `output`.
+    ///
+    /// # Errors
+    /// When the build fails.
+    pub fn build(&self, dir: &Path, output: &Path, step: &Step) -> Result<()> {
+        let sources = self.root.join("usr/src");
+        let flavour = sources.join(self.flavour);
+        // The one absolute path in the packages: where the flavour's Makefile finds the common one.
+        fs::write(
+            flavour.join("Makefile"),
+            format!("include {}/Makefile\n", sources.join(self.common).display()),
+        )?;
+        let mut names = Vec::new();
+        for entry in fs::read_dir(dir)? {
+            let path = entry?.path();
+            let name = path
+                .file_stem()
+                .with_context(|| format!("no file name: {}", path.display()))?;
+            names.push(name.to_string_lossy().into_owned());
+        }
+        let objects: Vec<String> = names.iter().map(|name| format!("{name}.o")).collect();
+        fs::write(dir.join("Makefile"), format!("obj-m := {}\n", objects.join(" ")))?;
+        let mut make = Command::new("make");
+        make.arg("-C")
+            .arg(&flavour)
+            .arg(format!("M={}", dir.display()))
+            .arg("modules");
+        // Flags of an outer make (`make test`) are not meant for the kernel's.
+        for variable in ["MAKEFLAGS", "MFLAGS", "MAKELEVEL", "MAKEOVERRIDES"] {
+            make.env_remove(variable);
+        }
+        command::run(&mut make, step).context("building modules")?;
+        for name in names.iter().map(|name| format!("{name}.ko")) {
+            let mut strip = Command::new("strip");
+            command::run(
+                strip
+                    .arg("--strip-debug")
+                    .arg("-o")
+                    .arg(output.join(&name))
+                    .arg(dir.join(&name)),
+                step,
+            )?;
+        }
+        Ok(())
+    }
+}
+
+/// Takes files of a kernel's source out of its tarball and puts them side by side into `dir`.
 ///
 /// # Errors
-/// When the build fails.
-pub fn build_dmatest(
-    root: &Path,
-    headers: [&str; 2],
-    tarball: &Path,
-    module: &Path,
-    step: &Step,
-) -> Result<()> {
-    let [flavour, common] = headers.map(|name| root.join("usr/src").join(name));
-    // The one absolute path in the packages: where the flavour's Makefile finds the common one.
-    fs::write(
-        flavour.join("Makefile"),
-        format!("include {}/Makefile\n", common.display()),
-    )?;
-    let dir = root.join("dmatest");
-    fs::create_dir(&dir)?;
-    let top = tarball
-        .file_stem()
-        .and_then(|name| Path::new(name).file_stem())
-        .context("a tarball name")?;
-    let member = Path::new(top).join("drivers/dma/dmatest.c");
+/// When the tarball has no such file.
+pub fn extract(tarball: &Path, files: &[PathBuf], dir: &Path, step: &Step) -> Result<()> {
+    let name = tarball
+        .file_name()
+        .context("a tarball without a name")?
+        .to_string_lossy();
+    let top = name.split(".tar").next().unwrap_or_default();
     let mut tar = Command::new("tar");
     tar.arg("-xf")
         .arg(tarball)
         .arg("-C")
-        .arg(&dir)
-        .arg("--strip-components=3")
-        .arg(member);
-    command::run(&mut tar, step)?;
-    fs::write(dir.join("Makefile"), "obj-m := dmatest.o\n")?;
-    let mut make = Command::new("make");
-    make.arg("-C")
-        .arg(&flavour)
-        .arg(format!("M={}", dir.display()))
-        .arg("modules");
-    // Flags of an outer make (`make test`) are not meant for the kernel's.
-    for variable in ["MAKEFLAGS", "MFLAGS", "MAKELEVEL", "MAKEOVERRIDES"] {
-        make.env_remove(variable);
-    }
-    command::run(&mut make, step).context("building dmatest.ko")?;
-    let mut strip = Command::new("strip");
-    command::run(
-        strip
-            .arg("--strip-debug")
-            .arg("-o")
-            .arg(module)
-            .arg(dir.join("dmatest.ko")),
-        step,
-    )
+        .arg(dir)
+        .arg("--transform=s,.*/,,");
+    command::run(tar.args(files.iter().map(|file| Path::new(top).join(file))), step)
 }

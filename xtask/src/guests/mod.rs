@@ -11,7 +11,9 @@ use crate::apt::{self, Suite};
 use crate::cache::{Cache, Key};
 use crate::progress::Step;
 use crate::workspace;
+
 use anyhow::{Context, Result};
+use kernel::Kbuild;
 use pasidon_harness::Linux;
 use serde::Deserialize;
 use std::collections::BTreeMap;
@@ -32,6 +34,8 @@ struct Recipe {
     source: String,
     busybox: String,
     modules: Vec<PathBuf>,
+    built_from_source: Vec<PathBuf>,
+    built_from_here: Vec<PathBuf>,
     host_packages: Vec<String>,
     scripts: BTreeMap<String, PathBuf>,
 }
@@ -39,7 +43,7 @@ struct Recipe {
 /// The Linux guest for x86_64, made when it is not in the cache.
 ///
 /// # Errors
-/// When the recipe is wrong, a package cannot be had, or `dmatest.ko` does not build.
+/// When the recipe is wrong, a package cannot be had, or a module does not build.
 pub fn linux() -> Result<Linux> {
     let dir = workspace::root().join("tests/guests/linux");
     let recipe_path = dir.join("guest.toml");
@@ -47,8 +51,12 @@ pub fn linux() -> Result<Linux> {
         fs::read_to_string(&recipe_path).with_context(|| format!("reading {}", recipe_path.display()))?;
     let recipe: Recipe = toml::from_str(&text).with_context(|| format!("in {}", recipe_path.display()))?;
     let cache = Cache::open()?;
-    let key = Key::new().part(RECIPE_VERSION).part(&text);
-    let files = cache.entry("guest-linux-x86_64", &key, |entry| recipe.fetch(entry))?;
+    let own: Vec<PathBuf> = recipe.built_from_here.iter().map(|path| dir.join(path)).collect();
+    let mut key = Key::new().part(RECIPE_VERSION).part(&text);
+    for path in &own {
+        key = key.part(fs::read(path).with_context(|| format!("reading {}", path.display()))?);
+    }
+    let files = cache.entry("guest-linux-x86_64", &key, |entry| recipe.fetch(&own, entry))?;
     let scripts = recipe.scripts.iter().map(|(name, target)| {
         let path = dir.join(name);
         let text = fs::read(&path).with_context(|| format!("reading {}", path.display()))?;
@@ -70,8 +78,8 @@ pub fn linux() -> Result<Linux> {
 }
 
 impl Recipe {
-    /// Fills `entry` with `vmlinuz`, `vmlinux`, `busybox` and `modules/`.
-    fn fetch(&self, entry: &Path) -> Result<()> {
+    /// Fills `entry` with `vmlinuz`, `vmlinux`, `busybox` and `modules/`; `own` are module sources of this checkout.
+    fn fetch(&self, own: &[PathBuf], entry: &Path) -> Result<()> {
         apt::need(&self.host_packages)?;
         let work = entry.join("work");
         let root = work.join("root");
@@ -91,7 +99,7 @@ impl Recipe {
         apt::unpack(&source, "usr/src", None, &root, &step)?;
         step.done();
 
-        let step = Step::start(format!("unpacking Linux {release} and building dmatest.ko"));
+        let step = Step::start(format!("unpacking Linux {release} and building modules"));
         let vmlinuz = entry.join("vmlinuz");
         fs::rename(root.join(format!("boot/vmlinuz-{release}")), &vmlinuz).context("taking the kernel")?;
         kernel::unpack_vmlinux(&vmlinuz, &entry.join("vmlinux"))?;
@@ -103,13 +111,20 @@ impl Recipe {
             fs::rename(&path, modules.join(name)).with_context(|| format!("taking {}", path.display()))?;
         }
         let tarball = root.join("usr/src").join(format!("{}.tar.xz", self.source));
-        kernel::build_dmatest(
-            &root,
-            [&headers, &common],
-            &tarball,
-            &modules.join("dmatest.ko"),
-            &step,
-        )?;
+        let kbuild = Kbuild {
+            root: &root,
+            flavour: &headers,
+            common: &common,
+        };
+        let sources = kbuild.prepare()?;
+        kernel::extract(&tarball, &self.built_from_source, &sources, &step)?;
+        for source in own {
+            let name = source
+                .file_name()
+                .context("a module source without a file name")?;
+            fs::copy(source, sources.join(name)).with_context(|| format!("copying {}", source.display()))?;
+        }
+        kbuild.build(&sources, &modules, &step)?;
         fs::rename(root.join("bin/busybox"), entry.join("busybox")).context("taking busybox")?;
         fs::remove_dir_all(&work).context("deleting what is no longer needed")?;
         step.done();
