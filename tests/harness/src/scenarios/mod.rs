@@ -6,4 +6,4 @@ mod platform;
 use crate::scenario::Scenario;
 
 /// Every scenario.
-pub const ALL: &[Scenario] = &[platform::BOOT, platform::DMATEST];
+pub const ALL: &[Scenario] = &[platform::BOOT, platform::DMATEST, platform::FAULT];

@@ -4,7 +4,7 @@
 use crate::demonstration::Dmatest;
 use crate::machine::PROMPT;
 use crate::scenario::Scenario;
-use anyhow::ensure;
+use anyhow::{Result, ensure};
 use std::time::Duration;
 
 /// Debian's kernel, with VT-d in scalable mode.
@@ -65,5 +65,34 @@ pub const DMATEST: Scenario = Scenario {
             machine.transcript()
         );
         Ok(())
+    },
+};
+
+/// The accelerator model's DMA goes through VT-d, and a denied one is reported.
+pub const FAULT: Scenario = Scenario {
+    name: "platform-fault",
+    about: "without Pasidon: a copy to an address that VT-d does not map ends with an error, the next one works",
+    run: |lab| {
+        let machine = lab.bare_linux(SCALABLE_MODE, |platform| platform.dsa("device-id=0x0b25"))?;
+        let console = machine.log();
+        console.expect("PASIDON guest plain up", BOOT_TIMEOUT)?;
+        console.expect(PROMPT, COMMAND_TIMEOUT)?;
+        let expect = |command: &str, wanted: &str| -> Result<()> {
+            let said = console.command(command, COMMAND_TIMEOUT)?;
+            ensure!(
+                said.contains(wanted),
+                "{command}: wanted {wanted}, got {said}\n{}",
+                machine.transcript()
+            );
+            Ok(())
+        };
+        expect("dsa-up", "PASIDON dsa dsa0 channel=dma0chan0")?;
+        expect("dsa-poke len=65536 fill=90", "result=ok match=yes")?;
+        expect("dsa-poke dst=0x123456000", "result=error match=none")?;
+        expect("dmesg | grep -c 'DMAR:.*fault addr 0x123456000'", "1")?;
+        expect("dsa-poke len=65536 fill=165", "result=ok match=yes")?;
+        expect("dsa-down", "PASIDON dsa dsa0 down")?;
+        expect("dsa-up", "PASIDON dsa dsa0 channel=dma0chan0")?;
+        expect("dsa-test 100", "tests=100 failures=0")
     },
 };
