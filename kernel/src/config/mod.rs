@@ -21,7 +21,7 @@ mod value;
 mod tests;
 
 pub use error::{ConfigError, Position, Scope, Spanned};
-pub use parse::{MAX_FILE, Parsed, parse};
+pub use parse::{MAX_FILE, MAX_VMS, Parsed, parse};
 pub use types::{
     Config, ConsoleMode, HostConfig, OnReboot, ParentConfig, ParentSelector, VdevConfig, VmConfig,
 };

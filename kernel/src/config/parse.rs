@@ -14,10 +14,14 @@ use super::types::{
     Config, ConsoleMode, HostConfig, OnReboot, ParentConfig, ParentSelector, VdevConfig, VmConfig,
 };
 use super::value::{self, Misfit};
+use crate::console::framing::CHANNELS;
 use crate::nearest::nearest;
 
 /// Longest file that is read, in bytes. Far above any sensible configuration, far below what would hurt.
 pub const MAX_FILE: usize = 256 << 10;
+
+/// Most VMs: the channels of the framed console without the monitor's.
+pub const MAX_VMS: usize = CHANNELS as usize - 1;
 
 /// PASID quota of a VM that does not name one.
 const DEFAULT_PASIDS: u16 = 8;
@@ -333,6 +337,20 @@ fn vms(
             continue;
         };
         let before = errors.len();
+        if index == MAX_VMS {
+            errors.push(ConfigError::new(
+                Scope::Vm(index),
+                at,
+                format!(
+                    "{} VMs are more than the {MAX_VMS} that the console can tell apart",
+                    array.len()
+                ),
+                "remove some",
+            ));
+        }
+        if index >= MAX_VMS {
+            break;
+        }
         let vm = vm(text, index, at, entries, &mut names, parents, errors);
         if errors.len() == before {
             vms.extend(vm);

@@ -101,7 +101,7 @@ pub static PARENT: Section = Section {
 /// `[[vm]]`.
 pub static VM: Section = Section {
     heading: "[[vm]]",
-    about: "A virtual machine. At least one.",
+    about: "A virtual machine. At least one, at most 31.",
     keys: &[
         Key {
             name: "name",

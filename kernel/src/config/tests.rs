@@ -288,6 +288,18 @@ fn bad_sizes_and_missing_keys() {
 }
 
 #[test]
+fn there_are_not_more_vms_than_channels() {
+    let text: String = (0..40).map(|n| vm(&format!("vm{n}"), "")).collect();
+    let parsed = parse(text.as_bytes()).unwrap();
+    assert_eq!(parsed.config.vms.len(), MAX_VMS);
+    let errors: Vec<_> = parsed.errors.iter().map(ConfigError::to_string).collect();
+    assert_eq!(
+        errors,
+        ["pasidon.toml:125:1: 40 VMs are more than the 31 that the console can tell apart; remove some"]
+    );
+}
+
+#[test]
 fn the_second_of_two_equal_names_is_refused() {
     assert_eq!(
         one_vm_refused(&vm("good", "")),
