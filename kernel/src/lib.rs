@@ -14,6 +14,7 @@ extern crate alloc;
 
 pub mod addr;
 pub mod config;
+pub mod console;
 pub mod dev;
 pub mod exit;
 pub mod fault;
