@@ -82,6 +82,18 @@ pub trait Parent: Send + Sync {
     /// Handles the event interrupt: reads and acknowledges causes, reports them.
     fn interrupt(&self, sink: &mut dyn FnMut(ParentEvent));
 
+    /// Resets the whole device and sets it up again: the way out after a halt, or after a slice that would
+    /// not stop. Every slice has stopped when it returns, also where it refuses; tags, interrupts and
+    /// reservations stay as they were. The caller announces it to each vdev with
+    /// [`VdevModel::device_event`], and may then quiesce those again that failed before. May take a second.
+    fn recover(&self) -> Result<(), Refusal> {
+        Err(Refusal::new(
+            alloc::format!("parent {}", self.name()),
+            "its driver cannot reset it",
+            "restart the machine",
+        ))
+    }
+
     /// For the monitor: name and value of what is worth knowing (queues, state, firmware).
     fn describe(&self) -> Vec<(&'static str, String)>;
 }
