@@ -103,6 +103,13 @@ impl<R: Registers, C: ConfigSpace> Device<R, C> {
             );
             return;
         }
+        let mut exclusive = self.exclusively();
+        exclusive.messages[usize::from(entry)] = message;
+        self.write_msix_entry(entry, message);
+    }
+
+    /// The same for an entry that exists, by the holder of the lock.
+    pub fn write_msix_entry(&self, entry: u16, message: Option<MsiMessage>) {
         let at = self.msix_entry(entry);
         let registers = &self.registers;
         // Masked while it changes, so that no half-written message is ever sent.
@@ -151,7 +158,8 @@ impl<R: Registers, C: ConfigSpace> Device<R, C> {
             self.registers.read64(SWERR + word * 8)
         }));
         let first = record.0[0];
-        if first & swerr::VALID == 0 {
+        // All ones: the device is being reset.
+        if first & swerr::VALID == 0 || first == u64::MAX {
             return;
         }
         self.registers

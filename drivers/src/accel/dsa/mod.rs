@@ -13,7 +13,8 @@
 //! | [`commands`] | command codes and errors |
 //! | `capabilities` | what the device can do, checked |
 //! | [`partition`] | sharing out of queue entries |
-//! | `device` | bring-up, commands, queue programming |
+//! | `bring_up` | bring-up and recovery |
+//! | `device` | commands, queue programming |
 //! | `queue` | queues and leases |
 //! | `interrupts` | MSI-X entries, events, errors |
 //! | `parent` | the [`Parent`](pasidon_kernel::parent::Parent) made of all that |
@@ -28,6 +29,7 @@ use pasidon_kernel::host::Host;
 
 use crate::pci::Function;
 
+mod bring_up;
 mod capabilities;
 pub mod commands;
 mod device;

@@ -12,7 +12,7 @@ use pasidon_kernel::parent::{Parent, ParentEvent, VdevModel, VdevRequest, VdevTy
 use pasidon_kernel::refusal::Refusal;
 
 use super::device::Device;
-use super::queue::{Queue, QueueLease, QueueState};
+use super::queue::{Queue, QueueLease};
 use super::registers::{GENSTS, gensts};
 use super::vdev::DsaVdev;
 use super::{Capabilities, Setup, TYPE_DWQ};
@@ -101,7 +101,7 @@ impl<R: Registers, C: ConfigSpace> DsaParent<R, C> {
                 let count = queues.iter().filter(|queue| queue.size > 0).count();
                 let retired = queues
                     .iter()
-                    .filter(|queue| matches!(*queue.state.lock(), QueueState::Retired(_)))
+                    .filter(|queue| queue.state.lock().retired.is_some())
                     .count();
                 let mut why = alloc::format!("{} of {count} work queues", ordinal(count + 1));
                 if retired > 0 {
@@ -194,6 +194,10 @@ impl<R: Registers + 'static, C: ConfigSpace + 'static> Parent for DsaParent<R, C
         self.device.handle_event(sink);
     }
 
+    fn recover(&self) -> Result<(), Refusal> {
+        self.device.recover()
+    }
+
     fn describe(&self) -> Vec<(&'static str, String)> {
         let device = &self.device;
         let caps = &device.capabilities;
@@ -217,13 +221,12 @@ impl<R: Registers + 'static, C: ConfigSpace + 'static> Parent for DsaParent<R, C
             ),
         ]);
         for queue in &device.queues {
-            let state = match &*queue.state.lock() {
-                QueueState::Free => "free".to_string(),
-                QueueState::Leased(vm) => match queue.pasid() {
-                    Some(pasid) => alloc::format!("vm {vm}, PASID {pasid}"),
-                    None => alloc::format!("vm {vm}, no PASID yet"),
-                },
-                QueueState::Retired(why) => alloc::format!("retired: {why}"),
+            let state = queue.state.lock().clone();
+            let state = match (state.retired, state.owner, queue.pasid()) {
+                (Some(why), ..) => alloc::format!("retired: {why}"),
+                (None, Some(vm), Some(pasid)) => alloc::format!("vm {vm}, PASID {pasid}"),
+                (None, Some(vm), None) => alloc::format!("vm {vm}, no PASID yet"),
+                (None, None, _) => "free".to_string(),
             };
             lines.push((
                 "queue",

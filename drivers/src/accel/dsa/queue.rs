@@ -3,11 +3,11 @@
 //!
 //! **Principle.** A vdev reaches the device only through its [`QueueLease`], which knows one queue and
 //! names no other. A lease that ends without the device's confirmation that the queue stopped does not
-//! give the queue back: it is retired until the next bring-up.
+//! give the queue back: it is retired until the whole device is reset.
 
 use alloc::string::{String, ToString};
 use alloc::sync::Arc;
-use core::sync::atomic::{AtomicU32, Ordering};
+use core::sync::atomic::{AtomicU16, AtomicU32, Ordering};
 
 use pasidon_kernel::addr::HostPhys;
 use pasidon_kernel::pasid::Pasid;
@@ -24,15 +24,13 @@ use crate::registers::Registers;
 /// Stands for "no PASID" in [`Queue::pasid`]; PASIDs have 20 bits.
 const NO_PASID: u32 = u32::MAX;
 
-/// Who may use a queue.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub(super) enum QueueState {
-    /// No one.
-    Free,
-    /// The named VM.
-    Leased(String),
-    /// No one any more: it did not stop for the reason given.
-    Retired(String),
+/// Who may use a queue: no one yet, if both are `None`.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub(super) struct QueueState {
+    /// The VM that has it.
+    pub owner: Option<String>,
+    /// Why it can go to no one any more: how it failed to stop.
+    pub retired: Option<String>,
 }
 
 /// One work queue of the device.
@@ -42,8 +40,7 @@ pub(super) struct Queue {
     pub size: u16,
     /// Whether the configuration planned this very size.
     pub planned: bool,
-    /// What descriptors name its interrupt with.
-    pub handle: u16,
+    handle: AtomicU16,
     pub state: Mutex<QueueState>,
     pasid: AtomicU32,
     /// Errors the device reported for it, for its vdev.
@@ -56,8 +53,8 @@ impl Queue {
             index,
             size: size.entries,
             planned: size.planned,
-            handle: 0,
-            state: Mutex::new(QueueState::Free),
+            handle: AtomicU16::new(0),
+            state: Mutex::new(QueueState::default()),
             pasid: AtomicU32::new(NO_PASID),
             errors: ErrorMailbox::new(),
         }
@@ -73,9 +70,27 @@ impl Queue {
         Pasid::new(self.pasid.load(Ordering::Acquire))
     }
 
+    /// What descriptors name its interrupt with.
+    pub fn handle(&self) -> u16 {
+        self.handle.load(Ordering::Acquire)
+    }
+
+    pub fn set_handle(&self, handle: u16) {
+        self.handle.store(handle, Ordering::Release);
+    }
+
     /// Whether it can be leased.
     pub fn is_free(&self) -> bool {
-        self.size > 0 && *self.state.lock() == QueueState::Free
+        self.size > 0 && *self.state.lock() == QueueState::default()
+    }
+
+    /// Takes its retirement back; only after a reset of the whole device.
+    pub fn revive(&self) {
+        let mut state = self.state.lock();
+        state.retired = None;
+        if state.owner.is_none() {
+            self.pasid.store(NO_PASID, Ordering::Release);
+        }
     }
 }
 
@@ -85,6 +100,8 @@ pub(super) struct QueueLease<R: Registers, C: ConfigSpace> {
     index: usize,
     /// Set from the first attach on; cleared when the device confirmed the stop.
     may_be_running: bool,
+    /// The device's epoch as far as the vdev was told.
+    epoch: u32,
 }
 
 impl<R: Registers, C: ConfigSpace> QueueLease<R, C> {
@@ -92,17 +109,24 @@ impl<R: Registers, C: ConfigSpace> QueueLease<R, C> {
     pub fn take(device: &Arc<Device<R, C>>, index: usize, vm: &str) -> Option<Self> {
         let queue = device.queues.get(index)?;
         let mut state = queue.state.lock();
-        if *state != QueueState::Free || queue.size == 0 {
+        if *state != QueueState::default() || queue.size == 0 {
             return None;
         }
-        *state = QueueState::Leased(vm.to_string());
+        state.owner = Some(vm.to_string());
         drop(state);
         queue.errors.clear();
         Some(Self {
             device: Arc::clone(device),
             index,
             may_be_running: false,
+            epoch: device.epoch(),
         })
+    }
+
+    /// Whether the whole device was reset since the last call: the queue is then disabled.
+    pub fn lost_by_reset(&mut self) -> bool {
+        let epoch = self.device.epoch();
+        core::mem::replace(&mut self.epoch, epoch) != epoch
     }
 
     pub fn device(&self) -> &Device<R, C> {
@@ -186,13 +210,13 @@ impl<R: Registers, C: ConfigSpace> QueueLease<R, C> {
 
     fn retire(&self, why: &str) {
         let mut state = self.queue().state.lock();
-        if !matches!(*state, QueueState::Retired(_)) {
+        if state.retired.is_none() {
             log::error!(
-                "parent {}: WQ {} retired: {why}; it is used again only after a restart",
+                "parent {}: WQ {} retired: {why}; it is used again only after a reset of the device",
                 self.device.name,
                 self.queue().index
             );
-            *state = QueueState::Retired(why.to_string());
+            state.retired = Some(why.to_string());
         }
     }
 }
@@ -201,11 +225,7 @@ impl<R: Registers, C: ConfigSpace> Drop for QueueLease<R, C> {
     fn drop(&mut self) {
         if self.may_be_running {
             self.retire("its vdev ended without being quiesced");
-            return;
         }
-        let mut state = self.queue().state.lock();
-        if matches!(*state, QueueState::Leased(_)) {
-            *state = QueueState::Free;
-        }
+        self.queue().state.lock().owner = None;
     }
 }

@@ -194,3 +194,39 @@ fn the_interrupt_table_is_not_reached_through_the_vdev() {
     }
     assert_eq!(model.state.lock().msix, before);
 }
+
+proptest! {
+    /// Commands that never end: the guest gets an error, nothing panics, and the queue is given to no one
+    /// else until the device was reset.
+    #[test]
+    fn a_device_that_hangs_costs_one_queue(
+        before in proptest::collection::vec(steps(), 0..10),
+        hang in proptest::collection::vec(6u32..11, 1..4),
+        after in proptest::collection::vec(steps(), 0..10),
+    ) {
+        let (model, parent) = parent(&[]);
+        let mut guest = Guest::new(&parent, "alpha", None, 5);
+        for step in &before {
+            run(&mut guest, step);
+        }
+        model.state.lock().hang = hang;
+        for step in &after {
+            if matches!(step, Step::Reset) {
+                // Refused or not, as the device has it.
+                let _ = guest.vdev.reset();
+            } else {
+                run(&mut guest, step);
+            }
+        }
+        let stopped = guest.vdev.quiesce().is_ok();
+        if stopped {
+            prop_assert!(!model.state.lock().queue_enabled(0));
+        }
+        drop(guest);
+        prop_assert_eq!(parent.available(TYPE_DWQ), if stopped { 8 } else { 7 });
+        parent.recover().unwrap();
+        prop_assert_eq!(parent.available(TYPE_DWQ), 8);
+        prop_assert!(!model.state.lock().queue_enabled(0));
+        prop_assert_eq!(model.state.lock().msixperm[1], 0);
+    }
+}

@@ -18,6 +18,7 @@ use crate::pci::Function;
 use crate::pci::tests::{ConfigModel, TestHost};
 use crate::registers::Registers;
 
+mod guest_pci;
 mod isolation;
 mod linux;
 mod model;

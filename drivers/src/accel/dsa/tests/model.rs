@@ -37,6 +37,8 @@ pub struct State {
     pub writes: Vec<(usize, u64)>,
     /// Commands that never end, by code.
     pub hang: Vec<u32>,
+    /// Whether not even a function-level reset helps.
+    pub stays_stuck: bool,
     /// CMDCAP; without handles where bit 13 is clear.
     pub cmdcap: u32,
     pub wqcap: u64,
@@ -274,6 +276,7 @@ impl Model {
             resets: 0,
             writes: Vec::new(),
             hang: Vec::new(),
+            stays_stuck: false,
             cmdcap: 0x7ffe,
             wqcap: 3 << 48 | 1 << 51 | (QUEUES as u64) << 16 | u64::from(TOTAL_SIZE),
             gencap: 1 << 31 | 10 << 21 | 31 << 16 | 1 << 4 | 1 << 1,
@@ -301,7 +304,11 @@ impl Model {
         if state.resets != resets {
             state.resets = resets;
             state.cmdsts = 0;
-            state.hang.clear();
+            if !state.stays_stuck {
+                state.hang.clear();
+            }
+            state.swerr = [0; 4];
+            state.msix = [[0, 0, 0, 1]; MSIX];
             state.power_on();
         }
         state

@@ -315,3 +315,134 @@ fn a_halt_is_reported_with_what_ends_it() {
         )]
     );
 }
+
+/// Enables the queue as a driver does, interrupts on errors and halts included.
+fn start(guest: &mut Guest) {
+    for (at, value) in [
+        (0xa0, 5 << 20),
+        (0x88, 3),
+        (0x800, 8),
+        (0x600, 1),
+        (0x620, 1),
+        (0x808, 1),
+        (0x80c, 21 | 5 << 5),
+        (0xa0, 1 << 20),
+        (0xa0, 6 << 20),
+    ] {
+        guest.w32(at, value);
+    }
+    assert_eq!(guest.r32(0xa8), 0);
+}
+
+#[test]
+fn recovery_ends_a_hang_and_is_announced_to_the_others() {
+    let (model, parent) = parent(&[]);
+    let mut alpha = Guest::new(&parent, "alpha", None, 10);
+    let mut beta = Guest::new(&parent, "beta", None, 11);
+    let message = MsiMessage {
+        address: 0xfee0_0000,
+        data: 0x55,
+    };
+    parent.set_interrupt(2, Some(message));
+    start(&mut alpha);
+    start(&mut beta);
+    model.state.lock().hang = Vec::from([10]);
+    alpha.vdev.quiesce().unwrap_err();
+
+    parent.recover().unwrap();
+    {
+        let state = model.state.lock();
+        assert_eq!(model.config.resets.load(core::sync::atomic::Ordering::SeqCst), 1);
+        assert_eq!((state.gensts, state.gencfg >> 12 & 1, state.genctrl), (1, 1, 3));
+        assert!(!state.queue_enabled(0) && !state.queue_enabled(1));
+        assert_eq!(
+            state.msixperm[2],
+            11 << 12 | 8,
+            "the permission of the other is back"
+        );
+        assert_eq!(state.msix[2], [0xfee0_0000, 0, 0x55, 0], "and its interrupt");
+        assert_eq!(state.msix[3][3], 1, "the rest stays masked");
+    }
+    // Now the first one stops, and its queue can be used again.
+    alpha.vdev.quiesce().unwrap();
+    drop(alpha);
+    assert_eq!(parent.available(TYPE_DWQ), 7);
+    assert_eq!(model.state.lock().msixperm[1], 0);
+
+    beta.raised.clear();
+    beta.event();
+    assert_eq!(beta.raised, [0]);
+    assert_eq!(
+        (beta.r32(0x90), beta.r32(0x98)),
+        (3, 1 << 4),
+        "halted, software reset"
+    );
+    beta.w32(0x98, 1 << 4);
+    start(&mut beta);
+    assert!(model.state.lock().queue_enabled(1));
+    assert_eq!(model.state.lock().mode(1) >> 8 & 0xf_ffff, 11);
+}
+
+#[test]
+fn a_command_after_an_unannounced_recovery_finds_the_device_halted() {
+    let (model, parent) = parent(&[]);
+    let mut guest = Guest::new(&parent, "alpha", None, 10);
+    start(&mut guest);
+    parent.recover().unwrap();
+    guest.raised.clear();
+    guest.w32(0xa0, 8 << 20 | 1);
+    assert_eq!((guest.r32(0xa8), guest.r32(0x90)), (5, 3));
+    assert_eq!(guest.raised, [0], "the halt");
+    start(&mut guest);
+    assert!(model.state.lock().queue_enabled(0));
+}
+
+#[test]
+fn a_halt_of_the_device_is_shown_to_its_guests() {
+    let (model, parent) = parent(&[]);
+    let mut guest = Guest::new(&parent, "alpha", None, 10);
+    start(&mut guest);
+    model.state.lock().gensts = 3 | 1 << 2;
+    guest.raised.clear();
+    guest.event();
+    assert_eq!(guest.raised, [0]);
+    assert_eq!(guest.r32(0x90), 3);
+    assert!(guest.vdev.quiesce().unwrap_err().why.contains("device is halted"));
+    parent.recover().unwrap();
+    guest.vdev.quiesce().unwrap();
+    drop(guest);
+    assert_eq!(parent.available(TYPE_DWQ), 8);
+}
+
+#[test]
+fn a_queue_retired_by_a_lost_vdev_comes_back_with_a_recovery() {
+    let (model, parent) = parent(&[]);
+    drop(Guest::new(&parent, "alpha", None, 10));
+    assert_eq!(parent.available(TYPE_DWQ), 7);
+    parent.recover().unwrap();
+    assert_eq!(parent.available(TYPE_DWQ), 8);
+    assert_eq!(
+        model.state.lock().msixperm[1],
+        0,
+        "the old tag may send no interrupt"
+    );
+}
+
+#[test]
+fn a_recovery_that_fails_leaves_the_device_without_dma() {
+    let (model, parent) = parent(&[]);
+    let mut guest = Guest::new(&parent, "alpha", None, 10);
+    start(&mut guest);
+    model.state.lock().stays_stuck = true;
+    model.state.lock().hang = Vec::from([1, 10]);
+    let refusal = parent.recover().unwrap_err();
+    assert!(
+        refusal
+            .to_string()
+            .starts_with("parent dsa0: Enable Device: not finished")
+    );
+    assert!(!model.config.bus_master());
+    guest.vdev.quiesce().unwrap_err();
+    drop(guest);
+    assert_eq!(parent.available(TYPE_DWQ), 7);
+}

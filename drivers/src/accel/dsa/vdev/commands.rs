@@ -37,6 +37,7 @@ impl<R: Registers, C: ConfigSpace> DsaVdev<R, C> {
         if mask != u32::MAX {
             return;
         }
+        self.notice_halt(raise);
         self.commands += 1;
         self.shadow.command_status = match self.command(value) {
             Ok(result) => u32::from(result) << cmd::RESULT_SHIFT,
@@ -222,13 +223,16 @@ impl<R: Registers, C: ConfigSpace> DsaVdev<R, C> {
         if operand != u32::from(VECTOR_COMPLETION) {
             return Err(error::HANDLE_INDEX);
         }
-        Ok(self.lease.queue().handle)
+        Ok(self.lease.queue().handle())
     }
 
     fn release_handle(&self, operand: u32) -> Outcome {
         // The specification wants the index, Linux gives the handle.
         let named = operand & HANDLE_INDEX_MASK;
-        let known = [u32::from(VECTOR_COMPLETION), u32::from(self.lease.queue().handle)];
+        let known = [
+            u32::from(VECTOR_COMPLETION),
+            u32::from(self.lease.queue().handle()),
+        ];
         if named != operand || !known.contains(&named) {
             return Err(error::HANDLE_INDEX);
         }

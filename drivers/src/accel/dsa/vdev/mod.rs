@@ -75,8 +75,22 @@ impl<R: Registers, C: ConfigSpace> DsaVdev<R, C> {
         }
     }
 
+    /// Takes note of a reset of the whole device, or of its halt: the guest finds its own halted and in
+    /// need of a software reset, and is interrupted if it wants to be.
+    fn notice_halt(&mut self, raise: &mut dyn FnMut(u16)) {
+        let lost = self.lease.lost_by_reset();
+        self.running &= !lost;
+        if self.shadow.is_enabled() && (lost || self.lease.device().is_halted()) {
+            self.shadow.halt();
+            if self.shadow.halt_interrupts() {
+                raise(VECTOR_MISC);
+            }
+        }
+    }
+
     /// Stops the physical queue at once.
     fn stop(&mut self) -> Result<(), String> {
+        self.running &= !self.lease.lost_by_reset();
         if self.running {
             self.lease.reset()?;
             self.running = false;
@@ -152,12 +166,12 @@ impl<R: Registers, C: ConfigSpace> VdevModel for DsaVdev<R, C> {
                 "detach it first",
             ));
         }
-        if pasid.value() >> device.pasid_bits != 0 {
+        if pasid.value() >> device.pasid_bits() != 0 {
             return Err(Refusal::new(
                 what,
                 alloc::format!(
                     "PASID {pasid} does not fit the device's {} bits",
-                    device.pasid_bits
+                    device.pasid_bits()
                 ),
                 "use a smaller PASID",
             ));
@@ -189,7 +203,7 @@ impl<R: Registers, C: ConfigSpace> VdevModel for DsaVdev<R, C> {
         let lost = self.bus_master && !enabled;
         self.bus_master = enabled;
         // A DSA whose configuration changes while it is not disabled halts.
-        if lost && !self.shadow.is_disabled() {
+        if lost && self.shadow.is_enabled() {
             if let Err(why) = self.stop() {
                 log::error!("parent {}: bus mastering off: {why}", self.lease.device().name);
             }
@@ -213,6 +227,7 @@ impl<R: Registers, C: ConfigSpace> VdevModel for DsaVdev<R, C> {
     }
 
     fn device_event(&mut self, raise: &mut dyn FnMut(u16)) {
+        self.notice_halt(raise);
         if self.collect_error() && self.shadow.error_interrupts() {
             raise(VECTOR_MISC);
         }

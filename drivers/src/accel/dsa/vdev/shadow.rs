@@ -220,7 +220,12 @@ impl Shadow {
         self.interrupt_cause |= cause;
     }
 
-    /// Whether software errors and halts interrupt.
+    /// Whether halts interrupt.
+    pub fn halt_interrupts(&self) -> bool {
+        self.general_control & genctrl::HALT_INT_EN != 0
+    }
+
+    /// Whether software errors interrupt.
     pub fn error_interrupts(&self) -> bool {
         self.general_control & genctrl::SWERR_INT_EN != 0
     }
@@ -238,11 +243,16 @@ impl Shadow {
         self.interrupt_cause |= intcause::SWERR;
     }
 
-    /// Bus mastering went away under an enabled device.
-    pub fn halt_on_config_change(&mut self) {
+    /// The device halts; a software reset ends that.
+    pub fn halt(&mut self) {
         self.general_status = gensts::HALT | gensts::RESET_SOFTWARE << gensts::RESET_TYPE_SHIFT;
         self.set_queue_enabled(false);
         self.interrupt_cause |= intcause::HALT;
+    }
+
+    /// Bus mastering went away under an enabled device.
+    pub fn halt_on_config_change(&mut self) {
+        self.halt();
         let record = swerr::VALID | swerr::CODE_PCI_CONFIG << swerr::CODE_SHIFT;
         self.record_error([record, 0, 0, 0], false);
     }

@@ -1,0 +1,284 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Bring-up of the device, and its recovery by a reset.
+//!
+//! **Order.** Memory decoding; what firmware left is reset; PASID on, ATS and page requests off (a change
+//! of these while the device is enabled halts it); groups, engines and queue sizes (writable only while it
+//! is disabled); user-mode interrupts allowed; enabled. Recovery is a function-level reset and the same
+//! again, and gives present owners their interrupts back.
+
+use alloc::string::{String, ToString};
+use alloc::vec::Vec;
+use core::sync::atomic::{AtomicU32, Ordering};
+
+use pasidon_kernel::refusal::Refusal;
+use spin::Mutex;
+
+use super::capabilities::{Capabilities, OPCAP_WORDS};
+use super::commands::{Command, CommandFailure, code};
+use super::device::{Device, Exclusive, OPERATION_BATCH};
+use super::queue::Queue;
+use super::registers::{GENCFG, GENCTRL, GENSTS, gencfg, genctrl, gensts, grpcfg, msix_entry, portal, wqcfg};
+use super::{Partition, Setup, Silicon};
+use crate::pci::ConfigSpace;
+use crate::registers::Registers;
+
+/// Operations of DSA 1.0, as in OPCAP word 0. Later ones (inter-domain among them) are not given to
+/// guests: they reach other address spaces.
+const OPERATIONS_1_0: u64 = 1 << 0x20 | 0x3f << 0x10 | 0x3ff;
+
+impl<R: Registers, C: ConfigSpace> Device<R, C> {
+    /// Brings the device up. On refusal it is left disabled and without bus mastering.
+    pub fn bring_up(setup: Setup<R, C>) -> Result<Self, Refusal> {
+        let name = setup.name.clone();
+        let function = setup.function.identity();
+        Self::new(setup).map_err(|refusal| {
+            Refusal {
+                what: String::new(),
+                ..refusal
+            }
+            .within(alloc::format!("parent {name} ({function})"))
+        })
+    }
+
+    fn new(setup: Setup<R, C>) -> Result<Self, Refusal> {
+        let Setup {
+            name,
+            function,
+            registers,
+            host,
+            partition,
+            options,
+        } = setup;
+        let refuse = |why: String, remedy: &str| Refusal::new("", why, remedy);
+        let identity = function.identity();
+        let silicon = Silicon::of(identity.vendor, identity.device).ok_or_else(|| {
+            refuse(
+                "not a Data Streaming Accelerator this driver knows".into(),
+                "name a function that is 8086:11fb or 8086:0b25",
+            )
+        })?;
+        let bar0 = function.memory_bar(0)?;
+        let bar2 = function.memory_bar(2)?;
+        let msix = function
+            .msix()
+            .ok_or_else(|| refuse("it has no MSI-X".into(), "name another device"))?;
+        let pasid = function.pasid().filter(|pasid| pasid.bits > 0).ok_or_else(|| {
+            refuse(
+                "it cannot tag its requests (no PASID capability)".into(),
+                "switch PASID on in the firmware's setup",
+            )
+        })?;
+        function.set_bus_master(false);
+        function.enable_memory();
+        let window = usize::try_from(bar0.size).unwrap_or(usize::MAX);
+        let capabilities = Capabilities::read(&registers, window, &msix)
+            .map_err(|why| refuse(why, "name another device, or check the firmware's setup"))?;
+        let needed = portal::STRIDE * u64::from(capabilities.work_queues.queues());
+        if bar2.size < needed {
+            return Err(refuse(
+                alloc::format!("BAR2 of {:#x} bytes lacks portals for its queues", bar2.size),
+                "name another device",
+            ));
+        }
+        let mut operations = [0; OPCAP_WORDS];
+        operations[0] = capabilities.operations[0] & OPERATIONS_1_0;
+        if silicon == Silicon::SapphireRapids {
+            operations[0] &= !OPERATION_BATCH;
+        }
+        let mut device = Self {
+            name,
+            registers,
+            function,
+            host,
+            silicon,
+            options,
+            capabilities,
+            msix,
+            pasid,
+            operations,
+            portals: bar2.address,
+            queues: Vec::new(),
+            epoch: AtomicU32::new(0),
+            exclusive: Mutex::new(Exclusive {
+                messages: alloc::vec![None; usize::from(msix.entries)],
+            }),
+        };
+        device.make_queues(&partition);
+        let mut exclusive = device.exclusive.lock();
+        device.reset(&mut exclusive)?;
+        device.start(&mut exclusive)?;
+        drop(exclusive);
+        Ok(device)
+    }
+
+    /// Configures and enables the device after a reset. On refusal it cannot do DMA.
+    fn start(&self, exclusive: &mut Exclusive) -> Result<(), Refusal> {
+        self.function.disable_ats_and_pri();
+        self.function.enable_pasid(&self.pasid);
+        self.mask_interrupts();
+        self.function.enable_msix(&self.msix);
+        self.configure();
+        self.function.set_bus_master(true);
+        let started = self
+            .execute_exclusively(exclusive, Command::EnableDevice)
+            .and_then(|_| self.request_handles(exclusive));
+        started.map_err(|failure| {
+            self.function.set_bus_master(false);
+            Refusal::new(
+                "",
+                failure.to_string(),
+                "try again after a cold start of the machine",
+            )
+        })
+    }
+
+    /// Resets the whole device and sets it up as it was, all queues disabled. Retired queues can be used
+    /// again: nothing survives a function-level reset.
+    pub fn recover(&self) -> Result<(), Refusal> {
+        let mut exclusive = self.exclusive.lock();
+        let exclusive = &mut *exclusive;
+        log::warn!(
+            "parent {}: resetting the device; every vdev on it stops",
+            self.name
+        );
+        self.epoch.fetch_add(1, Ordering::AcqRel);
+        // Whatever comes of the reset, no queue sends anything from here on.
+        self.function.set_bus_master(false);
+        let recovered = self
+            .function
+            .function_level_reset(&*self.host)
+            .and_then(|()| self.start(exclusive));
+        if let Err(refusal) = recovered {
+            return Err(Refusal {
+                what: String::new(),
+                ..refusal
+            }
+            .within(alloc::format!("parent {}", self.name)));
+        }
+        for queue in &self.queues {
+            queue.revive();
+            if let Some(pasid) = queue.pasid() {
+                self.permit_exclusively(exclusive, queue.interrupt_entry(), Some(pasid.value()));
+            }
+        }
+        for (entry, message) in (0u16..).zip(&exclusive.messages) {
+            if let Some(message) = message {
+                self.write_msix_entry(entry, Some(*message));
+            }
+        }
+        Ok(())
+    }
+
+    /// Stops whatever firmware may have left running.
+    fn reset(&self, exclusive: &mut Exclusive) -> Result<(), Refusal> {
+        let status = self.registers.read32(GENSTS);
+        let needs_more = status & gensts::STATE_MASK == gensts::HALT
+            && status >> gensts::RESET_TYPE_SHIFT & gensts::RESET_TYPE_MASK != gensts::RESET_SOFTWARE;
+        if !needs_more
+            && self.execute_exclusively(exclusive, Command::ResetDevice).is_ok()
+            && self.is_disabled()
+        {
+            return Ok(());
+        }
+        self.function.function_level_reset(&*self.host)?;
+        if self.is_disabled() {
+            return Ok(());
+        }
+        Err(Refusal::new(
+            "",
+            alloc::format!(
+                "still {} after a function-level reset",
+                gensts::state(self.registers.read32(GENSTS))
+            ),
+            "try again after a cold start of the machine",
+        ))
+    }
+
+    fn is_disabled(&self) -> bool {
+        self.registers.read32(GENSTS) & gensts::STATE_MASK == gensts::DISABLED
+    }
+
+    fn make_queues(&mut self, partition: &Partition) {
+        let caps = &self.capabilities;
+        // MSI-X entry 0 carries the device's own events; each queue needs one more.
+        let usable = usize::from(caps.msix_entries.saturating_sub(1));
+        let count = usize::from(caps.work_queues.queues()).min(usable);
+        let sizes = partition.sizes(count, caps.work_queues.total_size());
+        self.queues = (0u8..)
+            .zip(sizes)
+            .map(|(index, size)| Queue::new(index, size))
+            .collect();
+    }
+
+    /// Writes everything that can be written only while the device is disabled.
+    fn configure(&self) {
+        let caps = &self.capabilities;
+        for wq in 0..caps.work_queues.queues() {
+            let size = self.queues.get(usize::from(wq)).map_or(0, |queue| queue.size);
+            self.registers
+                .write32(caps.wqcfg_of(wq) + wqcfg::SIZE, u32::from(size));
+        }
+        let used: Vec<u8> = self
+            .queues
+            .iter()
+            .filter(|queue| queue.size > 0)
+            .map(|queue| queue.index)
+            .collect();
+        // One group and engine for each queue as far as they go, so that queues do not wait for each
+        // other; beyond that, queues share round robin.
+        let groups = usize::from(caps.groups.groups())
+            .min(usize::from(caps.engines))
+            .min(used.len());
+        for group in 0..usize::from(caps.groups.groups()) {
+            let at = caps.grpcfg + group * grpcfg::STRIDE;
+            let mut wqs = [0u64; 4];
+            let mut engines = 0u64;
+            if group < groups {
+                for &wq in used.iter().skip(group).step_by(groups) {
+                    wqs[usize::from(wq / 64)] |= 1 << (wq % 64);
+                }
+                for engine in (group..usize::from(caps.engines).min(64)).step_by(groups) {
+                    engines |= 1 << engine;
+                }
+            }
+            for (word, bits) in wqs.into_iter().enumerate() {
+                self.registers.write64(at + grpcfg::WQS + word * 8, bits);
+            }
+            self.registers.write64(at + grpcfg::ENGINES, engines);
+            // Read buffers stay as reset left them: all allowed to each group.
+            let flags = self.registers.read64(at + grpcfg::FLAGS) & !grpcfg::TRAFFIC_CLASS_MASK;
+            self.registers
+                .write64(at + grpcfg::FLAGS, flags | grpcfg::TRAFFIC_CLASS_1);
+        }
+        for entry in 0..caps.msix_entries {
+            self.registers.write32(caps.msixperm_of(entry), 0);
+        }
+        // Without it a descriptor of an unprivileged queue that asks for an interrupt is refused.
+        let general = self.registers.read32(GENCFG);
+        self.registers.write32(GENCFG, general | gencfg::USER_INT_EN);
+        self.registers
+            .write32(GENCTRL, genctrl::SWERR_INT_EN | genctrl::HALT_INT_EN);
+    }
+
+    /// The number by which descriptors name each queue's interrupt.
+    fn request_handles(&self, exclusive: &mut Exclusive) -> Result<(), CommandFailure> {
+        for queue in &self.queues {
+            let entry = queue.interrupt_entry();
+            let handle = if self.capabilities.has_command(code::REQUEST_HANDLE) {
+                self.execute_exclusively(exclusive, Command::RequestHandle(entry))?
+            } else {
+                entry
+            };
+            queue.set_handle(handle);
+        }
+        Ok(())
+    }
+
+    fn mask_interrupts(&self) {
+        for entry in 0..self.capabilities.msix_entries {
+            let at = self.msix_entry(entry);
+            self.registers
+                .write32(at + msix_entry::CONTROL, msix_entry::MASKED);
+        }
+    }
+}
