@@ -15,6 +15,7 @@ use super::types::{
 };
 use super::value::{self, Misfit};
 use crate::console::framing::CHANNELS;
+use crate::log::LEVELS;
 use crate::nearest::nearest;
 
 /// Longest file that is read, in bytes. Far above any sensible configuration, far below what would hurt.
@@ -132,18 +133,9 @@ fn host(text: &str, top: &DeTable<'_>, errors: &mut Vec<ConfigError>) -> HostCon
     };
     let table = Table::new(text, entries, &schema::HOST, at, "host".to_string(), Scope::Whole);
     table.refuse_unknown_keys(errors);
-    use log::LevelFilter::{Debug, Error, Info, Off, Trace, Warn};
-    let levels = [
-        ("off", Off),
-        ("error", Error),
-        ("warn", Warn),
-        ("info", Info),
-        ("debug", Debug),
-        ("trace", Trace),
-    ];
     let modes = [("plain", ConsoleMode::Plain), ("framed", ConsoleMode::Framed)];
     HostConfig {
-        log: table.choice("log", &levels, Info, errors),
+        log: table.choice("log", &LEVELS, log::LevelFilter::Info, errors),
         console: table.choice("console", &modes, ConsoleMode::Plain, errors),
     }
 }
