@@ -346,6 +346,13 @@ mod tests {
     }
 
     #[test]
+    fn the_platform_may_move_between_processors() {
+        fn is_send<T: Send>() {}
+        is_send::<PcPlatform>();
+        is_send::<LocalApic>();
+    }
+
+    #[test]
     fn power_off_and_reset() {
         let mut rig = Rig::new();
         rig.run(&io(0x600, 1, AccessKind::Write(0x14)));

@@ -25,6 +25,7 @@ const IA32_FEATURE_CONTROL: u32 = 0x3a;
 const IA32_BIOS_SIGN_ID: u32 = 0x8b;
 const PLATFORM_INFO: u32 = 0xce;
 const IA32_MTRRCAP: u32 = 0xfe;
+const IA32_MCG_CAP: u32 = 0x179;
 const IA32_MISC_ENABLE: u32 = 0x1a0;
 const IA32_DEBUGCTL: u32 = 0x1d9;
 const IA32_MTRR_DEF_TYPE: u32 = 0x2ff;
@@ -109,6 +110,8 @@ impl Msrs {
             KVM_WALL_CLOCK_NEW => Ok(self.wall_clock),
             AMD_HWCR => Ok(HWCR_TSC_FREQ_SEL),
             AMD_DE_CFG => Ok(DE_CFG_LFENCE_SERIALISE),
+            // No machine-check banks; Linux looks without asking CPUID.
+            IA32_MCG_CAP => Ok(0),
             IA32_PLATFORM_ID | IA32_BIOS_SIGN_ID | PLATFORM_INFO | IA32_MTRRCAP | IA32_DEBUGCTL => Ok(0),
             AMD_SYSCFG | AMD_NB_CFG | AMD_INT_PENDING | AMD_MMIO_CONF_BASE | AMD_TSEG_ADDR
             | AMD_TSEG_MASK => Ok(0),

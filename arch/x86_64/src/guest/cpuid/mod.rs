@@ -8,10 +8,15 @@
 //! Source: AMD APM volume 3, appendix E; Intel SDM volume 2A, CPUID; Linux
 //! `Documentation/virt/kvm/x86/cpuid.rst` for the paravirtual leaves.
 
+mod features;
+
 use alloc::vec::Vec;
 pub use core::arch::x86_64::CpuidResult;
 
-use bitflags::bitflags;
+use features::{
+    AddressSizesEbx, ExtendedEcx, ExtendedEdx, Leaf1Ecx, Leaf1Edx, Leaf7Ebx, Leaf7Ecx, Leaf7Edx,
+    ParavirtFeatures, XsaveFeatures,
+};
 
 /// Leaf numbers.
 mod leaf {
@@ -32,157 +37,6 @@ mod leaf {
     pub const AMD_L2: u32 = 0x8000_0006;
     pub const ADVANCED_POWER: u32 = 0x8000_0007;
     pub const ADDRESS_SIZES: u32 = 0x8000_0008;
-}
-
-bitflags! {
-    /// Leaf 1, EDX.
-    #[derive(Clone, Copy)]
-    struct Leaf1Edx: u32 {
-        const FPU = 1;
-        const VME = 1 << 1;
-        const DE = 1 << 2;
-        const PSE = 1 << 3;
-        const TSC = 1 << 4;
-        const MSR = 1 << 5;
-        const PAE = 1 << 6;
-        const CX8 = 1 << 8;
-        const APIC = 1 << 9;
-        const SEP = 1 << 11;
-        const MTRR = 1 << 12;
-        const PGE = 1 << 13;
-        const CMOV = 1 << 15;
-        const PAT = 1 << 16;
-        const PSE36 = 1 << 17;
-        const CLFSH = 1 << 19;
-        const MMX = 1 << 23;
-        const FXSR = 1 << 24;
-        const SSE = 1 << 25;
-        const SSE2 = 1 << 26;
-    }
-
-    /// Leaf 1, ECX. Not offered: MONITOR, VMX, DTES64 and other debugging, PDCM.
-    #[derive(Clone, Copy)]
-    struct Leaf1Ecx: u32 {
-        const SSE3 = 1;
-        const PCLMULQDQ = 1 << 1;
-        const SSSE3 = 1 << 9;
-        const FMA = 1 << 12;
-        const CX16 = 1 << 13;
-        const PCID = 1 << 17;
-        const SSE4_1 = 1 << 19;
-        const SSE4_2 = 1 << 20;
-        const X2APIC = 1 << 21;
-        const MOVBE = 1 << 22;
-        const POPCNT = 1 << 23;
-        const TSC_DEADLINE = 1 << 24;
-        const AES = 1 << 25;
-        const XSAVE = 1 << 26;
-        const OSXSAVE = 1 << 27;
-        const AVX = 1 << 28;
-        const F16C = 1 << 29;
-        const RDRAND = 1 << 30;
-        const HYPERVISOR = 1 << 31;
-    }
-
-    /// Leaf 7.0, EBX. Not offered: TSC_ADJUST, SGX, HLE, RTM, MPX, PQM, PT.
-    #[derive(Clone, Copy)]
-    struct Leaf7Ebx: u32 {
-        const FSGSBASE = 1;
-        const BMI1 = 1 << 3;
-        const AVX2 = 1 << 5;
-        const FDP_EXCPTN_ONLY = 1 << 6;
-        const SMEP = 1 << 7;
-        const BMI2 = 1 << 8;
-        const ERMS = 1 << 9;
-        const INVPCID = 1 << 10;
-        const ZERO_FCS_FDS = 1 << 13;
-        const AVX512F = 1 << 16;
-        const AVX512DQ = 1 << 17;
-        const RDSEED = 1 << 18;
-        const ADX = 1 << 19;
-        const SMAP = 1 << 20;
-        const AVX512_IFMA = 1 << 21;
-        const CLFLUSHOPT = 1 << 23;
-        const CLWB = 1 << 24;
-        const AVX512CD = 1 << 28;
-        const SHA = 1 << 29;
-        const AVX512BW = 1 << 30;
-        const AVX512VL = 1 << 31;
-    }
-
-    /// Leaf 7.0, ECX. Not offered: PKU, WAITPKG, CET_SS, LA57, ENQCMD (which needs a PASID of the guest's
-    /// own).
-    #[derive(Clone, Copy)]
-    struct Leaf7Ecx: u32 {
-        const AVX512_VBMI = 1 << 1;
-        const UMIP = 1 << 2;
-        const AVX512_VBMI2 = 1 << 6;
-        const GFNI = 1 << 8;
-        const VAES = 1 << 9;
-        const VPCLMULQDQ = 1 << 10;
-        const AVX512_VNNI = 1 << 11;
-        const AVX512_BITALG = 1 << 12;
-        const AVX512_VPOPCNTDQ = 1 << 14;
-        const RDPID = 1 << 22;
-        const MOVDIRI = 1 << 27;
-        const MOVDIR64B = 1 << 28;
-    }
-
-    /// Leaf 7.0, EDX.
-    #[derive(Clone, Copy)]
-    struct Leaf7Edx: u32 {
-        const FSRM = 1 << 4;
-    }
-
-    /// Leaf 0xD.1, EAX. Not offered: XSAVES, which has state behind IA32_XSS.
-    #[derive(Clone, Copy)]
-    struct XsaveFeatures: u32 {
-        const XSAVEOPT = 1;
-        const XSAVEC = 1 << 1;
-        const XGETBV_ECX1 = 1 << 2;
-    }
-
-    /// Leaf 0x8000_0001, ECX. Not offered: SVM, EXTAPIC, OSVW, IBS, SKINIT, WDT, LWP, TOPOEXT, counters.
-    #[derive(Clone, Copy)]
-    struct ExtendedEcx: u32 {
-        const LAHF_LM = 1;
-        const ABM = 1 << 5;
-        const SSE4A = 1 << 6;
-        const MISALIGNSSE = 1 << 7;
-        const PREFETCHW = 1 << 8;
-    }
-
-    /// Leaf 0x8000_0001, EDX, beside the bits it shares with leaf 1.
-    #[derive(Clone, Copy)]
-    struct ExtendedEdx: u32 {
-        const SYSCALL = 1 << 11;
-        const NX = 1 << 20;
-        const MMXEXT = 1 << 22;
-        const FXSR_OPT = 1 << 25;
-        const PAGE1GB = 1 << 26;
-        const RDTSCP = 1 << 27;
-        const LM = 1 << 29;
-        const THREEDNOWEXT = 1 << 30;
-        const THREEDNOW = 1 << 31;
-    }
-
-    /// Leaf 0x8000_0008, EBX.
-    #[derive(Clone, Copy)]
-    struct AddressSizesEbx: u32 {
-        const CLZERO = 1;
-        const XSAVEERPTR = 1 << 2;
-    }
-
-    /// Leaf 0x4000_0001, EAX.
-    #[derive(Clone, Copy)]
-    struct ParavirtFeatures: u32 {
-        /// Port delays are not needed: saves the writes to port 0x80.
-        const NOP_IO_DELAY = 1 << 1;
-        /// The clock of [`pvclock`](super::pvclock) at its present MSRs.
-        const CLOCKSOURCE2 = 1 << 3;
-        /// Its readings agree on all vCPUs.
-        const CLOCKSOURCE_STABLE = 1 << 24;
-    }
 }
 
 /// Bits of EDX that AMD repeats from leaf 1 in leaf 0x8000_0001 (where the bit means the same).
@@ -245,6 +99,7 @@ pub struct CpuidPolicy {
     entries: Vec<Entry>,
     components: Vec<Component>,
     xcr0: u64,
+    apic_id: u32,
 }
 
 const ZERO: CpuidResult = CpuidResult {
@@ -263,6 +118,7 @@ impl CpuidPolicy {
             entries: Vec::new(),
             components: Vec::new(),
             xcr0: 0,
+            apic_id: config.apic_id,
         };
         let features = features(config, host(leaf::FEATURES, 0));
         let has_xsave = features.ecx & Leaf1Ecx::XSAVE.bits() != 0;
@@ -461,16 +317,11 @@ impl CpuidPolicy {
     pub fn query(&self, leaf: u32, subleaf: u32, state: &CpuidState) -> CpuidResult {
         let key = |e: &Entry| (e.leaf, e.subleaf.unwrap_or(subleaf));
         let Ok(at) = self.entries.binary_search_by(|e| key(e).cmp(&(leaf, subleaf))) else {
-            // Topology sub-leaves beyond the last name the sub-leaf and the processor, as leaf 0xB must.
-            let id = self
-                .entries
-                .iter()
-                .find(|e| e.leaf == leaf::TOPOLOGY)
-                .map_or(0, |e| e.result.edx);
             return match leaf {
+                // Sub-leaves beyond the last name themselves and the processor.
                 leaf::TOPOLOGY => CpuidResult {
                     ecx: subleaf & 0xff,
-                    edx: id,
+                    edx: self.apic_id,
                     ..ZERO
                 },
                 _ => ZERO,
@@ -545,186 +396,4 @@ fn structured(config: &CpuidConfig, xcr0: u64, host: CpuidResult) -> CpuidResult
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use proptest::prelude::*;
-
-    const CONFIG: CpuidConfig = CpuidConfig {
-        apic_id: 0,
-        physical_bits: 40,
-        invariant_tsc: true,
-        xcr0: 0xff,
-        tsc_aux: false,
-    };
-    const STATE: CpuidState = CpuidState {
-        osxsave: false,
-        xcr0: 1,
-    };
-
-    /// A processor with every feature bit set.
-    fn generous(leaf: u32, subleaf: u32) -> CpuidResult {
-        const ONES: CpuidResult = CpuidResult {
-            eax: u32::MAX,
-            ebx: u32::MAX,
-            ecx: u32::MAX,
-            edx: u32::MAX,
-        };
-        match (leaf, subleaf) {
-            (leaf::VENDOR, _) => CpuidResult { eax: 0x20, ..ONES },
-            (leaf::EXTENDED, _) => CpuidResult {
-                eax: 0x8000_0021,
-                ..ONES
-            },
-            (leaf::XSAVE, 2) => CpuidResult {
-                eax: 256,
-                ebx: 576,
-                ..ZERO
-            },
-            (leaf::XSAVE, 5) => CpuidResult {
-                eax: 64,
-                ebx: 1088,
-                ..ZERO
-            },
-            (leaf::XSAVE, 6) => CpuidResult {
-                eax: 512,
-                ebx: 1152,
-                ..ZERO
-            },
-            (leaf::XSAVE, 7) => CpuidResult {
-                eax: 1024,
-                ebx: 1664,
-                ecx: 2,
-                ..ZERO
-            },
-            _ => ONES,
-        }
-    }
-
-    fn query(policy: &CpuidPolicy, leaf: u32, subleaf: u32) -> CpuidResult {
-        policy.query(leaf, subleaf, &STATE)
-    }
-
-    #[test]
-    fn what_must_not_be_offered_is_not_even_on_a_processor_with_everything() {
-        let policy = CpuidPolicy::new(&CONFIG, &generous);
-        let one = query(&policy, 1, 0);
-        assert_eq!(one.ecx & (1 << 3 | 1 << 5), 0, "MONITOR, VMX");
-        assert_eq!(
-            one.ecx & (1 << 21 | 1 << 24 | 1 << 31),
-            1 << 21 | 1 << 24 | 1 << 31
-        );
-        assert_eq!(
-            query(&policy, 0x8000_0001, 0).ecx & (1 << 2 | 1 << 22),
-            0,
-            "SVM, TOPOEXT"
-        );
-        assert_eq!(
-            query(&policy, 0x8000_0001, 0).edx & 1 << 27,
-            0,
-            "RDTSCP without TSC_AUX"
-        );
-        let seven = query(&policy, 7, 0);
-        assert_eq!(
-            seven.ecx & (1 << 29 | 1 << 16 | 1 << 3 | 1 << 22),
-            0,
-            "ENQCMD, LA57, PKU, RDPID"
-        );
-        assert_eq!(seven.ecx & (3 << 27), 3 << 27, "MOVDIRI, MOVDIR64B");
-        assert_eq!(seven.edx & (1 << 26 | 1 << 29), 0, "SPEC_CTRL, ARCH_CAPABILITIES");
-        for (leaf, subleaf) in [
-            (5, 0),
-            (7, 1),
-            (0xa, 0),
-            (0xf, 0),
-            (0x14, 0),
-            (0x8000_000a, 0),
-            (0xd, 9),
-        ] {
-            assert_eq!(query(&policy, leaf, subleaf), ZERO, "{leaf:#x}.{subleaf}");
-        }
-    }
-
-    #[test]
-    fn nothing_is_invented_on_a_processor_without_features() {
-        let policy = CpuidPolicy::new(&CONFIG, &|_, _| ZERO);
-        assert_eq!(query(&policy, 0, 0).eax, leaf::TOPOLOGY);
-        assert_eq!(query(&policy, 1, 0).ecx & 1 << 26, 0);
-        assert_eq!(query(&policy, 7, 0), ZERO);
-        assert_eq!((query(&policy, 0xd, 0), policy.xcr0()), (ZERO, 0));
-        assert_eq!(query(&policy, 0x8000_0001, 0), ZERO);
-    }
-
-    #[test]
-    fn xsave_sizes_follow_xcr0_and_avx512_needs_its_state() {
-        let policy = CpuidPolicy::new(&CONFIG, &generous);
-        assert_eq!(policy.xcr0(), 0xe7);
-        let at = |xcr0| {
-            let state = CpuidState { osxsave: true, xcr0 };
-            (policy.query(0xd, 0, &state).ebx, policy.query(0xd, 1, &state).ebx)
-        };
-        assert_eq!(at(1), (576, 576));
-        assert_eq!(at(7), (832, 832));
-        assert_eq!(at(0xe7), (2688, 832 + 64 + 512 + 1024));
-        assert_eq!(query(&policy, 0xd, 0).ecx, 2688);
-        assert_eq!(
-            policy
-                .query(
-                    1,
-                    0,
-                    &CpuidState {
-                        osxsave: true,
-                        xcr0: 1
-                    }
-                )
-                .ecx
-                & 1 << 27,
-            1 << 27
-        );
-
-        let narrow = CpuidPolicy::new(&CpuidConfig { xcr0: 7, ..CONFIG }, &generous);
-        assert_eq!(query(&narrow, 7, 0).ebx & 1 << 16, 0);
-        assert_eq!(query(&narrow, 7, 0).ebx & 1 << 5, 1 << 5);
-        let none = CpuidPolicy::new(&CpuidConfig { xcr0: 3, ..CONFIG }, &generous);
-        assert_eq!(query(&none, 1, 0).ecx & 1 << 28, 0);
-    }
-
-    #[test]
-    fn topology_and_signature_read_as_linux_expects() {
-        let policy = CpuidPolicy::new(&CONFIG, &generous);
-        assert_eq!(
-            query(&policy, 0xb, 0),
-            CpuidResult {
-                eax: 0,
-                ebx: 1,
-                ecx: 0x100,
-                edx: 0
-            }
-        );
-        assert_eq!(
-            query(&policy, 0xb, 1),
-            CpuidResult {
-                eax: 0,
-                ebx: 1,
-                ecx: 0x201,
-                edx: 0
-            }
-        );
-        assert_eq!(query(&policy, 0xb, 7), CpuidResult { ecx: 7, ..ZERO });
-        assert_eq!(query(&policy, 0x4000_0000, 5).ebx.to_le_bytes(), *b"KVMK");
-        assert_eq!(query(&policy, 0x4000_0001, 0).eax, 1 << 1 | 1 << 3 | 1 << 24);
-        assert_eq!(query(&policy, 0x8000_0008, 0).eax & 0xff, 40);
-        assert_eq!(query(&policy, 0x8000_0007, 0).edx, 1 << 8);
-        assert_eq!(query(&policy, 1, 0).ebx >> 16, 1);
-    }
-
-    proptest! {
-        #[test]
-        fn every_leaf_is_found_whatever_the_subleaf(leaf in any::<u32>(), subleaf in any::<u32>()) {
-            let policy = CpuidPolicy::new(&CONFIG, &generous);
-            policy.query(leaf, subleaf, &CpuidState { osxsave: true, xcr0: u64::MAX });
-            for entry in policy.entries.iter().filter(|e| e.subleaf.is_none()) {
-                prop_assert_eq!(query(&policy, entry.leaf, subleaf).eax, entry.result.eax);
-            }
-        }
-    }
-}
+mod tests;
