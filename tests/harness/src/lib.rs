@@ -3,11 +3,11 @@
 //!
 //! Principle: everything a test knows about the machine it knows through the serial line, as a user would, and
 //! through QMP where the machine itself has to be changed. Every wait is for a condition and has a time-out; a
-//! time-out shows the whole transcript of every stream.
+//! time-out shows the whole transcript of every stream. Several streams share the line as
+//! [`pasidon_kernel::console::framing`] says.
 //!
 //! | module | subject |
 //! |---|---|
-//! | [`framing`] | how several streams share one serial line |
 //! | [`transcript`] | what came in on each stream, and waiting for it |
 //! | [`platform`] | the machine as a QEMU command line |
 //! | [`machine`] | a running machine: consoles, monitor, log |
@@ -20,7 +20,6 @@
 #![forbid(unsafe_code)]
 
 pub mod demonstration;
-pub mod framing;
 pub mod image;
 pub mod machine;
 pub mod platform;

@@ -3,11 +3,11 @@
 //!
 //! Invariant: a machine ends with the value that stands for it, however a scenario ends.
 
-use crate::framing::{Decoder, Encoder, MONITOR};
 use crate::platform::Platform;
 use crate::qmp::Qmp;
 use crate::transcript::Transcript;
 use anyhow::{Context, Result, bail};
+use pasidon_kernel::console::framing::{Decoder, Encoder, MONITOR_CHANNEL};
 use serde_json::Value;
 use std::io::{Read, Write};
 use std::path::Path;
@@ -16,6 +16,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tempfile::TempDir;
 
+/// The stream of monitor and log.
+const MONITOR: usize = MONITOR_CHANNEL as usize;
 /// How long Pasidon's monitor may take to answer a command.
 const MONITOR_TIMEOUT: Duration = Duration::from_secs(60);
 /// Bytes read from the serial line at a time.
@@ -189,7 +191,9 @@ impl Machine {
     fn send(&self, channel: usize, bytes: &[u8]) -> Result<()> {
         let mut input = self.input.lock().unwrap_or_else(PoisonError::into_inner);
         let (encoder, line) = &mut *input;
-        let encoded = encoder.encode(channel, bytes);
+        let channel = u8::try_from(channel).context("no such channel")?;
+        let mut encoded = Vec::with_capacity(bytes.len() + 2);
+        encoder.send(channel, bytes, &mut |byte| encoded.push(byte));
         line.write_all(&encoded)
             .and_then(|()| line.flush())
             .with_context(|| {
@@ -290,16 +294,18 @@ fn read_serial_line(output: impl Read, line: Line, transcript: &Transcript, stre
     copy_blocks(output, |block| match line {
         Line::Plain => transcript.receive(block.iter().map(|byte| (MONITOR, *byte))),
         Line::Framed => {
-            let mut bytes = Vec::with_capacity(block.len());
-            decoder.decode(block, |channel, byte| {
-                let stream = if channel < stream_of_qemu {
-                    channel
-                } else {
-                    channel + 1
-                };
-                bytes.push((stream, byte));
-            });
-            transcript.receive(bytes);
+            let received = block.iter().filter_map(|byte| decoder.receive(*byte));
+            transcript.receive(received.map(|(channel, byte)| {
+                let channel = usize::from(channel);
+                (
+                    if channel < stream_of_qemu {
+                        channel
+                    } else {
+                        channel + 1
+                    },
+                    byte,
+                )
+            }));
         }
     });
 }
