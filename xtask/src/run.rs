@@ -20,7 +20,7 @@ pub fn run(configuration: Option<&Path>) -> Result<()> {
     if std::io::stdin().is_terminal() && std::io::stdout().is_terminal() {
         return live(&text);
     }
-    let framed = framed(&text)?;
+    let framed = demonstration::framed(&text)?;
     let disk = image::make(&framed, None)?;
     let platform = demonstration::platform(Platform::disk(&disk));
     let machine = Machine::start(&Shop.qemu()?, &platform, &framed)?;
@@ -35,17 +35,6 @@ pub fn run(configuration: Option<&Path>) -> Result<()> {
     );
     println!("every guest's dmatest passed");
     Ok(())
-}
-
-/// The configuration with the framed console that the harness reads.
-fn framed(text: &str) -> Result<String> {
-    let mut table: Table = toml::from_str(text).context("in the configuration")?;
-    let host = table.entry("host").or_insert_with(|| Value::Table(Table::new()));
-    let host = host
-        .as_table_mut()
-        .context("in the configuration: host is no table")?;
-    host.insert("console".to_owned(), Value::String("framed".to_owned()));
-    Ok(toml::to_string(&table)?)
 }
 
 /// One line for each vdev, with its VM's dmatest.
@@ -217,13 +206,5 @@ mod tests {
         out.extend(filter.pass(b"hBdsDxe: \x1b[1mloading\r\nPasidon 0.1\r\n"));
         assert_eq!(out, b"BdsDxe: \x1b[1mloading\r\nPasidon 0.1\r\n");
         assert_eq!(filter.pass(b"\x1b[2Jtop"), b"\x1b[2Jtop");
-    }
-
-    #[test]
-    fn the_framed_console_is_added_to_a_configuration() {
-        let framed = framed("[host]\nlog = \"info\"\n[[vm]]\nname = \"alpha\"\n").unwrap();
-        let table: Table = toml::from_str(&framed).unwrap();
-        assert_eq!(table["host"]["console"].as_str(), Some("framed"));
-        assert_eq!(table["vm"][0]["name"].as_str(), Some("alpha"));
     }
 }

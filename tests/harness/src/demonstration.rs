@@ -7,6 +7,7 @@ use crate::platform::Platform;
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
 use std::time::Duration;
+use toml::Table;
 
 /// Firmware, Pasidon and a guest's kernel, up to its init.
 const BOOT_TIMEOUT: Duration = Duration::from_secs(300);
@@ -52,12 +53,12 @@ impl Dmatest {
     }
 }
 
-/// A vdev as Pasidon's `vdevs --json` reports it.
+/// A vdev as Pasidon's `vdevs --json` reports it (`pasidon_kernel::info::VdevInfo`).
 #[derive(Clone, Debug, PartialEq)]
 pub struct Vdev {
     /// The VM that owns it.
     pub vm: String,
-    /// Its name, `<parent>/<type>` with a number.
+    /// Its parent and type, `dsa0/dsa-dwq`.
     pub name: String,
     /// The tag of its DMA.
     pub pasid: u64,
@@ -121,23 +122,74 @@ pub fn vdevs(machine: &Machine) -> Result<Vec<Vdev>> {
     list.iter().map(vdev).collect()
 }
 
+/// Name of the detail in which a driver counts the exits that submissions caused.
+const SUBMISSION_EXITS: &str = "submission exits";
+
 fn vdev(entry: &Value) -> Result<Vdev> {
-    let text = |name: &str| entry[name].as_str().map(str::to_owned);
-    let number = |name: &str| entry[name].as_u64();
+    let text = |name: &str| entry[name].as_str();
+    let detail = |name: &str| {
+        let details = entry["details"].as_array()?;
+        details.iter().find(|detail| detail["name"] == name)?["value"].as_str()
+    };
     let read = || {
         Some(Vdev {
-            vm: text("vm")?,
-            name: text("name")?,
-            pasid: number("pasid")?,
-            submission_exits: number("submission_exits")?,
+            vm: text("vm")?.to_owned(),
+            name: format!("{}/{}", text("parent")?, text("type_name")?),
+            pasid: entry["pasid"].as_u64()?,
+            submission_exits: detail(SUBMISSION_EXITS)?.parse().ok()?,
         })
     };
-    read().with_context(|| format!("vdevs --json: no vm, name, pasid or submission_exits in {entry}"))
+    read().with_context(|| {
+        format!("vdevs --json: no vm, parent, type_name, pasid or {SUBMISSION_EXITS} in {entry}")
+    })
+}
+
+/// `configuration` with the framed console that the harness reads.
+///
+/// # Errors
+/// When it is no TOML, or `host` in it is no table.
+pub fn framed(configuration: &str) -> Result<String> {
+    let mut table: Table = toml::from_str(configuration).context("in the configuration")?;
+    let host = table
+        .entry("host")
+        .or_insert_with(|| toml::Value::Table(Table::new()));
+    let host = host
+        .as_table_mut()
+        .context("in the configuration: host is no table")?;
+    host.insert("console".to_owned(), toml::Value::String("framed".to_owned()));
+    Ok(toml::to_string(&table)?)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn the_framed_console_is_added_to_a_configuration() {
+        let framed = framed("[host]\nlog = \"info\"\n[[vm]]\nname = \"alpha\"\n").unwrap();
+        let table: Table = toml::from_str(&framed).unwrap();
+        assert_eq!(table["host"]["console"].as_str(), Some("framed"));
+        assert_eq!(table["vm"][0]["name"].as_str(), Some("alpha"));
+    }
+
+    #[test]
+    fn reads_a_vdev_and_misses_what_is_not_there() {
+        let detail =
+            json!([{ "name": "state", "value": "enabled" }, { "name": SUBMISSION_EXITS, "value": "7" }]);
+        let entry =
+            json!({ "vm": "alpha", "parent": "dsa0", "type_name": "dsa-dwq", "pasid": 3, "details": detail });
+        let wanted = Vdev {
+            vm: "alpha".into(),
+            name: "dsa0/dsa-dwq".into(),
+            pasid: 3,
+            submission_exits: 7,
+        };
+        assert_eq!(vdev(&entry).unwrap(), wanted);
+        assert!(
+            vdev(&json!({ "vm": "alpha", "parent": "dsa0", "type_name": "dsa-dwq", "pasid": 3 })).is_err()
+        );
+    }
 
     #[test]
     fn reads_the_guests_line() {

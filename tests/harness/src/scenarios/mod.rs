@@ -1,9 +1,31 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! The scenarios, in the order they run: the platform first, then what stands on it.
 
+mod configuration;
+mod guests;
+mod lifecycle;
+mod no_iommu;
+mod pasidon;
 mod platform;
+mod sharing;
 
 use crate::scenario::Scenario;
 
 /// Every scenario.
-pub const ALL: &[Scenario] = &[platform::BOOT, platform::DMATEST, platform::FAULT];
+pub const ALL: &[Scenario] = &[
+    platform::BOOT,
+    platform::DMATEST,
+    platform::FAULT,
+    guests::INVENTORY,
+    guests::TWO,
+    guests::THREE,
+    guests::ENDS,
+    sharing::BOTH,
+    sharing::SAME_ADDRESSES,
+    sharing::DENIED,
+    lifecycle::KILLED,
+    lifecycle::STALE_PASID_CACHE,
+    configuration::OF_ONE_VM,
+    configuration::OF_ALL,
+    no_iommu::REFUSED,
+];

@@ -1,0 +1,198 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Errors of the configuration: each one line with file, line, column and remedy, and the other VMs still started
+//! where that is safe.
+
+use super::pasidon::{BOOT_TIMEOUT, COMMAND_TIMEOUT, HOST, shell, vm};
+use crate::demonstration;
+use crate::machine::Machine;
+use crate::scenario::{Lab, Scenario};
+use anyhow::{Context, Result, ensure};
+
+/// Errors within one VM.
+pub const OF_ONE_VM: Scenario = Scenario {
+    name: "config-one-vm",
+    about: "every configuration error within one VM is one line with place and remedy; the sound VM starts",
+    run: one_vm,
+};
+
+/// Errors that concern everything.
+pub const OF_ALL: Scenario = Scenario {
+    name: "config-whole",
+    about: "a configuration error that concerns everything is one line with place and remedy; no VM starts",
+    run: whole,
+};
+
+/// A piece of a configuration that must be refused.
+struct Mistake {
+    /// The piece.
+    text: String,
+    /// Where in it the error line must point: the first occurrence of these characters.
+    at: &'static str,
+    /// What the line must say, as a regular expression.
+    says: &'static str,
+}
+
+fn one_vm(lab: &Lab<'_>) -> Result<()> {
+    let with = |name: &str, key: &str| vm(name, 0, "").replace("cmdline", &format!("{key}\ncmdline"));
+    let replaced = |name: &str, from: &str, to: &str| vm(name, 0, "").replace(from, to);
+    let vdev = |name: &str, from: &str, to: &str| vm(name, 1, "").replace(from, to);
+    let mistake = |text: String, at, says| Mistake { text, at, says };
+    let mistakes = [
+        mistake(
+            with("key", "memroy = \"1G\""),
+            "memroy",
+            r#"vm key: unknown key "memroy"; .*memory"#,
+        ),
+        mistake(
+            replaced("kind", "\"256M\"", "256"),
+            "256",
+            "vm kind: memory takes .*; write memory",
+        ),
+        mistake(
+            vm("good", 0, ""),
+            "\"good\"",
+            "vm good: the VM on line .* has this name already; ",
+        ),
+        mistake(
+            replaced("large", "256M", "512G"),
+            "\"512G\"",
+            "vm large: .*memory.*; ",
+        ),
+        mistake(
+            replaced("gone", "guests/vmlinux", "guests/none"),
+            "\"guests/none\"",
+            "vm gone: .*guests/none.*; ",
+        ),
+        mistake(
+            replaced("torn", "guests/vmlinux", "guests/torn"),
+            "\"guests/torn\"",
+            "vm torn: .*guests/torn.*; ",
+        ),
+        mistake(
+            replaced("noinit", "initrd.img", "no.img"),
+            "\"guests/no.img\"",
+            "vm noinit: .*guests/no.img.*; ",
+        ),
+        mistake(
+            vdev("parent", "\"dsa0\"", "\"dsa1\""),
+            "\"dsa1\"",
+            "vm parent: .*unknown parent \"dsa1\"; .*dsa0",
+        ),
+        mistake(
+            vdev("slice", "dsa-dwq", "dsa-dqw"),
+            "\"dsa-dqw\"",
+            "vm slice: .*dsa-dqw.*; .*dsa-dwq",
+        ),
+        mistake(
+            vdev("deep", "entries = 8", "entries = 9999"),
+            "9999",
+            "vm deep: .*entries.*; ",
+        ),
+        mistake(
+            vm("quota", 2, "").replace("cmdline", "pasids = 1\ncmdline"),
+            "[[vm.vdev]]",
+            "vm quota: 2 vdevs need 2 PASIDs, but its quota is 1; ",
+        ),
+        mistake(vm("ninth", 1, ""), "\"dsa-dwq\"", "vm ninth: .*; "),
+    ];
+    // The sound VM has all eight dedicated work queues there are; `ninth` comes last.
+    let mut configuration = [HOST, &vm("good", 8, "")].concat();
+    let mut wanted = Vec::new();
+    for mistake in &mistakes {
+        let place = mistake
+            .text
+            .find(mistake.at)
+            .context("a mistake that is not in its text")?;
+        // Of two equal sections the second one is the ninth: the quota's error points at the last of them.
+        let place = if mistake.at == "[[vm.vdev]]" {
+            mistake.text.rfind(mistake.at).unwrap_or(place)
+        } else {
+            place
+        };
+        let (line, column) = position(&[configuration.as_str(), &mistake.text[..place]].concat());
+        wanted.push(format!("pasidon\\.toml:{line}:{column}: {}.*$", mistake.says));
+        configuration += &mistake.text;
+    }
+    let machine = lab.pasidon_with(
+        &configuration,
+        &[],
+        |image| image.text("guests/torn", "no kernel at all"),
+        demonstration::platform,
+    )?;
+    shell(&machine, "good")?;
+    for pattern in &wanted {
+        let found = machine.log().count(pattern)?;
+        ensure!(
+            found == 1,
+            "wanted one line /{pattern}/, found {found}\n{}",
+            machine.transcript()
+        );
+    }
+    let vms = machine.monitor("vms --json")?;
+    let running = |vm: &&serde_json::Value| vm["state"] == "running";
+    let count = vms
+        .as_array()
+        .context("vms --json: not a list")?
+        .iter()
+        .filter(running)
+        .count();
+    ensure!(count == 1, "only the sound VM may run: {vms}");
+    Ok(())
+}
+
+fn whole(lab: &Lab<'_>) -> Result<()> {
+    let sound = vm("good", 1, "");
+    let cases: [(String, &str); 4] = [
+        (
+            format!("{HOST}[[vm]]\nname = \"open\nmemory = \"1G\"\n"),
+            r"pasidon\.toml:8:\d+: syntax: .*$",
+        ),
+        (HOST.to_owned(), r"pasidon\.toml:1:1: there is no VM; .*$"),
+        (
+            format!("{HOST}[hots]\nlog = \"info\"\n{sound}"),
+            r#"pasidon\.toml:7:2: unknown key "hots"; .*host.*$"#,
+        ),
+        (
+            format!("{HOST}[parent.twin]\nmatch = \"8086:11fb\"\n\n{sound}"),
+            r"pasidon\.toml:8:\d+: parent twin: .*dsa0.*; .*$",
+        ),
+    ];
+    for (configuration, pattern) in cases {
+        let machine = lab.pasidon(&configuration, demonstration::platform)?;
+        machine.log().expect(pattern, BOOT_TIMEOUT)?;
+        nothing_started(&machine)?;
+    }
+    Ok(())
+}
+
+/// After its error line Pasidon says that it stops, and no guest has said anything.
+fn nothing_started(machine: &Machine) -> Result<()> {
+    machine.log().expect("[Nn]othing .*started", COMMAND_TIMEOUT)?;
+    for vm in machine.vms() {
+        let said = machine.console(vm)?.count("(?s).")?;
+        ensure!(
+            said == 0,
+            "VM {vm} runs in spite of the error\n{}",
+            machine.transcript()
+        );
+    }
+    Ok(())
+}
+
+/// Line and column, from 1, of the character behind `text`.
+fn position(text: &str) -> (usize, usize) {
+    let line = text.matches('\n').count() + 1;
+    let column = text.chars().rev().take_while(|c| *c != '\n').count() + 1;
+    (line, column)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn positions_count_from_one() {
+        assert_eq!(position(""), (1, 1));
+        assert_eq!(position("a = 1\nb = "), (2, 5));
+    }
+}

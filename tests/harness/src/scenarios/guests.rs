@@ -1,0 +1,105 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Linux guests without an accelerator: booting, running side by side, ending in every way a guest can end.
+
+use super::pasidon::{BOOT_TIMEOUT, COMMAND_TIMEOUT, HOST, check, shell, vm, wait_for_state};
+use crate::demonstration;
+use crate::scenario::Scenario;
+
+/// Pasidon takes the machine over and says what it found.
+pub const INVENTORY: Scenario = Scenario {
+    name: "boot",
+    about: "Pasidon boots, lists processors, IOMMU and the parent, and starts a guest from a bzImage too",
+    run: |lab| {
+        let bzimage = vm("alpha", 0, "").replace("guests/vmlinux", "guests/vmlinuz");
+        let machine = lab.pasidon(&[HOST, &bzimage].concat(), demonstration::platform)?;
+        machine.log().expect("Pasidon", BOOT_TIMEOUT)?;
+        let alpha = shell(&machine, "alpha")?;
+        let parents = machine.monitor("parents --json")?;
+        anyhow::ensure!(
+            parents[0]["name"] == "dsa0" && parents[0]["iommu"] == true,
+            "parents --json: {parents}"
+        );
+        anyhow::ensure!(
+            parents[0]["requester"] == "0000:00:04.0",
+            "parents --json: {parents}"
+        );
+        check(&machine, alpha, "uname -sr", "Linux 6.1.").map(drop)
+    },
+};
+
+/// Two guests at their shells.
+pub const TWO: Scenario = Scenario {
+    name: "two-guests",
+    about: "two Linux guests at their shells at once, each on its own console",
+    run: |lab| {
+        let configuration = [HOST, &vm("alpha", 0, ""), &vm("beta", 0, "")].concat();
+        let machine = lab.pasidon(&configuration, demonstration::platform)?;
+        for name in ["alpha", "beta"] {
+            let console = shell(&machine, name)?;
+            check(&machine, console, "hostname", name)?;
+        }
+        Ok(())
+    },
+};
+
+/// More guests than processors.
+pub const THREE: Scenario = Scenario {
+    name: "three-guests",
+    about: "three guests on two pCPUs: all compute to the end and all keep time",
+    run: |lab| {
+        let configuration = [HOST, &vm("alpha", 0, ""), &vm("beta", 0, ""), &vm("gamma", 0, "")].concat();
+        let machine = lab.pasidon(&configuration, demonstration::platform)?;
+        let names = ["alpha", "beta", "gamma"];
+        for name in names {
+            shell(&machine, name)?;
+        }
+        // All three at once; a guest that is never scheduled does not finish.
+        for name in names {
+            machine
+                .console(name)?
+                .send_line("i=0; while [ $i -lt 20000 ]; do i=$((i+1)); done; echo done $i")?;
+        }
+        for name in names {
+            machine.console(name)?.expect("^done 20000$", BOOT_TIMEOUT)?;
+        }
+        Ok(())
+    },
+};
+
+/// Ends of a guest that the others do not notice.
+pub const ENDS: Scenario = Scenario {
+    name: "guest-ends",
+    about: "guest panic, triple fault, reboot and poweroff: the other guest goes on",
+    run: |lab| {
+        // reboot=t: Linux resets by a triple fault. panic=0: it stays where it panicked.
+        let words = [
+            ("panics", "panic=0"),
+            ("triple", "reboot=t"),
+            ("reboots", "reboot=a"),
+            ("leaves", ""),
+        ];
+        let mut configuration = [HOST, &vm("alpha", 0, "")].concat();
+        for (name, words) in words {
+            let memory = vm(name, 0, words).replace("256M", "128M");
+            configuration += &memory.replace("cmdline", "on_reboot = \"stop\"\ncmdline");
+        }
+        let machine = lab.pasidon(&configuration, demonstration::platform)?;
+        let alpha = shell(&machine, "alpha")?;
+        let ends = [
+            ("panics", "echo c > /proc/sysrq-trigger", None),
+            ("triple", "reboot -f", Some("stopped")),
+            ("reboots", "reboot -f", Some("stopped")),
+            ("leaves", "poweroff -f", Some("stopped")),
+        ];
+        for (name, command, state) in ends {
+            let console = shell(&machine, name)?;
+            console.send_line(command)?;
+            match state {
+                Some(state) => wait_for_state(&machine, name, state)?,
+                None => drop(console.expect("Kernel panic - not syncing", COMMAND_TIMEOUT)?),
+            }
+            check(&machine, alpha, "echo $((6 * 7))", "42")?;
+        }
+        Ok(())
+    },
+};

@@ -1,0 +1,125 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The ordered end: what a VM held is taken back completely, and nothing of it reaches the next owner.
+
+use super::pasidon::{BOOT_TIMEOUT, HOST, check, named, shell, vm, wait_for_state};
+use crate::demonstration;
+use crate::machine::Machine;
+use crate::scenario::{Lab, Scenario};
+use anyhow::{Result, bail, ensure};
+use serde_json::Value;
+
+/// How often the guest is killed and started again.
+const ROUNDS: u32 = 20;
+/// A build that leaves the PASID-cache invalidation out.
+const WITHOUT_INVALIDATION: &str = "fault-no-pasid-cache-invalidation";
+
+/// A guest killed in the middle of DMA.
+pub const KILLED: Scenario = Scenario {
+    name: "killed-in-dma",
+    about: "a guest killed in the middle of DMA 20 times: PASID, queue and memory come back, the other goes on",
+    run: |lab| {
+        let configuration = [HOST, &vm("alpha", 1, ""), &vm("beta", 1, "")].concat();
+        let machine = lab.pasidon(&configuration, demonstration::platform)?;
+        let beta = shell(&machine, "beta")?;
+        check(&machine, beta, "dsa-up", "channel=dma0chan0")?;
+        shell(&machine, "alpha")?;
+        machine.log().send_line("vm alpha stop")?;
+        wait_for_state(&machine, "alpha", "stopped")?;
+        let start = counters(&machine)?;
+        for round in 1..=ROUNDS {
+            machine.log().send_line("vm alpha start")?;
+            let alpha = shell(&machine, "alpha")?;
+            check(&machine, alpha, "dsa-up", "channel=dma0chan0")?;
+            alpha.send_line("dsa-test 100000000 &")?;
+            // The first finished copies show that DMA is in flight.
+            alpha.send_line("until dmesg | grep -q 'dmatest: Started'; do :; done; echo in flight")?;
+            alpha.expect("^in flight$", BOOT_TIMEOUT)?;
+            machine.log().send_line("vm alpha stop")?;
+            wait_for_state(&machine, "alpha", "stopped")?;
+            let now = counters(&machine)?;
+            ensure!(
+                now == start,
+                "round {round}: at the start {start:?}, now {now:?}\n{}",
+                machine.transcript()
+            );
+            check(&machine, beta, "dsa-test 50", "tests=50 failures=0")?;
+        }
+        Ok(())
+    },
+};
+
+/// The reuse test must be able to fail.
+pub const STALE_PASID_CACHE: Scenario = Scenario {
+    name: "stale-pasid-cache",
+    about: "reuse of a PASID by another guest is sound; a build without PASID-cache invalidation is caught at it",
+    run: |lab| {
+        reuse(lab, &[])?;
+        match reuse(lab, &[WITHOUT_INVALIDATION]) {
+            Err(error) if error.to_string().contains("reused PASID") => Ok(()),
+            Err(error) => Err(error.context("the faulty build failed for another reason")),
+            Ok(()) => bail!("the faulty build was not caught"),
+        }
+    },
+};
+
+/// Ends alpha and gives its PASID to beta, whose copies must then reach beta's memory and no other.
+fn reuse(lab: &Lab<'_>, features: &[&str]) -> Result<()> {
+    let words = "memmap=4M$0x8000000";
+    let later = vm("beta", 1, words).replace("cmdline", "autostart = false\ncmdline");
+    let configuration = [HOST, &vm("alpha", 1, words), &later].concat();
+    let machine = lab.pasidon_with(&configuration, features, |image| image, demonstration::platform)?;
+    let copy = "dsa-poke src=0x8000000 dst=0x8100000 len=65536";
+    let alpha = shell(&machine, "alpha")?;
+    check(&machine, alpha, "dsa-up", "channel=dma0chan0")?;
+    check(&machine, alpha, &format!("{copy} fill=17"), "result=ok match=yes")?;
+    let old = named_vdev(&machine, "alpha")?;
+    machine.log().send_line("vm alpha stop")?;
+    wait_for_state(&machine, "alpha", "stopped")?;
+    machine.log().send_line("vm beta start")?;
+    let beta = shell(&machine, "beta")?;
+    let new = named_vdev(&machine, "beta")?;
+    ensure!(
+        old == new,
+        "beta has PASID {new}, not alpha's {old}: this shows nothing about reuse"
+    );
+    check(&machine, beta, "dsa-up", "channel=dma0chan0")?;
+    let said = beta.command(&format!("{copy} fill=34"), BOOT_TIMEOUT)?;
+    ensure!(
+        said.contains("result=ok match=yes"),
+        "reused PASID: {said}\n{}",
+        machine.transcript()
+    );
+    Ok(())
+}
+
+fn named_vdev(machine: &Machine, vm: &str) -> Result<u64> {
+    let vdevs = demonstration::vdevs(machine)?;
+    match vdevs.iter().find(|vdev| vdev.vm == vm) {
+        Some(vdev) => Ok(vdev.pasid),
+        None => bail!("no vdev of {vm}: {vdevs:?}"),
+    }
+}
+
+/// What must be the same again when a VM has ended.
+#[derive(Debug, PartialEq)]
+struct Counters {
+    pasids: Value,
+    memory: Value,
+    available: Value,
+    spaces: Option<usize>,
+    retired: Value,
+    in_use: Value,
+}
+
+fn counters(machine: &Machine) -> Result<Counters> {
+    let status = machine.monitor("status --json")?;
+    let parent = named(machine, "parents --json", "dsa0")?;
+    Ok(Counters {
+        pasids: status["pasids"].clone(),
+        memory: status["memory"].clone(),
+        available: parent["types"].clone(),
+        spaces: status["iommu"]["spaces"].as_array().map(Vec::len),
+        retired: status["retired"].clone(),
+        in_use: named(machine, "vms --json", "alpha")?["memory_in_use"].clone(),
+    })
+}

@@ -1,0 +1,43 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! A machine without an IOMMU: nothing is shared there that an IOMMU would have to confine.
+
+use super::pasidon::{BOOT_TIMEOUT, HOST, shell, vm};
+use crate::demonstration;
+use crate::scenario::{Lab, Scenario};
+use anyhow::{Result, ensure};
+
+/// Both refusals.
+pub const REFUSED: Scenario = Scenario {
+    name: "no-iommu",
+    about: "without an IOMMU a vdev is refused; with iommu = \"off\" dsa-dwq is refused with the reason, and TAINTED",
+    run: |lab| {
+        // The refusal names the VM, and what would help.
+        refused(lab, HOST, "vm alpha: .*IOMMU.*; .+$")?;
+        let off = HOST.replace("[parent.dsa0]\n", "[parent.dsa0]\niommu = \"off\"\n");
+        refused(lab, &off, "vm alpha: .*dsa-dwq.*; .+$")?;
+        Ok(())
+    },
+};
+
+fn refused(lab: &Lab<'_>, host: &str, pattern: &str) -> Result<()> {
+    let configuration = [host, &vm("alpha", 1, ""), &vm("beta", 0, "")].concat();
+    let machine = lab.pasidon(&configuration, |platform| {
+        demonstration::platform(platform).without_iommu()
+    })?;
+    machine.log().expect(pattern, BOOT_TIMEOUT)?;
+    // A VM that asks for nothing of the kind runs.
+    shell(&machine, "beta")?;
+    let vdevs = machine.monitor("vdevs --json")?;
+    ensure!(
+        vdevs.as_array().is_some_and(Vec::is_empty),
+        "there is a vdev without an IOMMU: {vdevs}"
+    );
+    if host.contains("off") {
+        ensure!(
+            machine.log().count("TAINTED")? > 0,
+            "nothing says TAINTED\n{}",
+            machine.transcript()
+        );
+    }
+    Ok(())
+}

@@ -1,0 +1,87 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! What the scenarios that boot Pasidon have in common: configurations, how long things may take, and what the
+//! monitor says.
+
+use crate::machine::{Console, Machine, PROMPT};
+use anyhow::{Context, Result, ensure};
+use serde_json::Value;
+use std::time::{Duration, Instant};
+
+/// Firmware, Pasidon and a guest's kernel, up to its init.
+pub const BOOT_TIMEOUT: Duration = Duration::from_secs(300);
+/// A command in a guest or in the monitor that does little.
+pub const COMMAND_TIMEOUT: Duration = Duration::from_secs(60);
+/// A guest's dmatest of some thousand copies, beside others.
+pub const DMATEST_TIMEOUT: Duration = Duration::from_secs(600);
+
+/// The `[host]` section that the harness needs, and the accelerator of the reference platform.
+pub const HOST: &str = "[host]\nconsole = \"framed\"\n\n[parent.dsa0]\npci = \"0000:00:04.0\"\n\n";
+
+/// A Linux guest with `vdevs` work queues of `dsa0`, words added to its kernel's command line.
+pub fn vm(name: &str, vdevs: usize, words: &str) -> String {
+    let vdev = "  [[vm.vdev]]\n  parent = \"dsa0\"\n  type = \"dsa-dwq\"\n  entries = 8\n\n";
+    format!(
+        "[[vm]]\nname = \"{name}\"\nmemory = \"256M\"\nkernel = \"guests/vmlinux\"\ninitrd = \"guests/initrd.img\"\n\
+         cmdline = \"console=ttyS0 pasidon.name={name} {words}\"\n\n{}",
+        vdev.repeat(vdevs)
+    )
+}
+
+/// Waits until the Linux guest of that name is at its shell, and returns its console.
+///
+/// # Errors
+/// When it does not get there in time.
+pub fn shell<'m>(machine: &'m Machine, name: &str) -> Result<Console<'m>> {
+    let console = machine.console(name)?;
+    console.expect(&format!("^PASIDON guest {name} up$"), BOOT_TIMEOUT)?;
+    console.expect(PROMPT, COMMAND_TIMEOUT)?;
+    Ok(console)
+}
+
+/// Types a command at the guest's shell and makes sure that what it prints contains `wanted`.
+///
+/// # Errors
+/// When it prints something else, or nothing in time.
+pub fn check(machine: &Machine, console: Console<'_>, command: &str, wanted: &str) -> Result<String> {
+    let said = console.command(command, DMATEST_TIMEOUT)?;
+    ensure!(
+        said.contains(wanted),
+        "{command}: wanted {wanted}, got {said}\n{}",
+        machine.transcript()
+    );
+    Ok(said)
+}
+
+/// The entry with that `name` of a list that the monitor gives, such as `vms --json`.
+///
+/// # Errors
+/// When the answer is no list or has no such entry.
+pub fn named(machine: &Machine, command: &str, name: &str) -> Result<Value> {
+    let answer = machine.monitor(command)?;
+    let list = answer
+        .as_array()
+        .with_context(|| format!("{command}: not a list: {answer}"))?;
+    let found = list.iter().find(|entry| entry["name"] == name);
+    found
+        .cloned()
+        .with_context(|| format!("{command}: no {name} in {answer}"))
+}
+
+/// Asks the monitor until the VM is in that state; the monitor itself is what takes the time in between.
+///
+/// # Errors
+/// When it does not get there in time.
+pub fn wait_for_state(machine: &Machine, vm: &str, state: &str) -> Result<()> {
+    let deadline = Instant::now() + BOOT_TIMEOUT;
+    loop {
+        let found = named(machine, "vms --json", vm)?;
+        if found["state"] == state {
+            return Ok(());
+        }
+        ensure!(
+            Instant::now() < deadline,
+            "VM {vm} is not {state} but: {found}\n{}",
+            machine.transcript()
+        );
+    }
+}

@@ -1,0 +1,131 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Guests that share the accelerator: what they may do together, and what they may not do to each other.
+
+use super::pasidon::{COMMAND_TIMEOUT, DMATEST_TIMEOUT, HOST, check, shell, vm};
+use crate::demonstration::{self, Dmatest};
+use crate::scenario::Scenario;
+use anyhow::{Context, ensure};
+
+/// The configuration that `cargo xtask run` shows.
+const DEMONSTRATION: &str = include_str!("../../../../pasidon.toml");
+/// Verified copies each guest of the demonstration does.
+const COPIES: u64 = 10_000;
+
+/// The demonstration, judged.
+pub const BOTH: Scenario = Scenario {
+    name: "dmatest-both",
+    about: "both guests' dmatest at once, 10,000 verified copies each, two PASIDs, zero exits on submission",
+    run: |lab| {
+        let configuration = demonstration::framed(DEMONSTRATION)?;
+        let machine = lab.pasidon(&configuration, demonstration::platform)?;
+        let results = demonstration::follow(&machine, |line| println!("  {line}"))?;
+        for (vm, dmatest) in &results.guests {
+            let good = dmatest.tests == COPIES && dmatest.failures == 0;
+            ensure!(
+                good,
+                "{vm}: wanted {COPIES} copies without a failure: {dmatest:?}\n{}",
+                machine.transcript()
+            );
+        }
+        let [alpha, beta] = results.vdevs.as_slice() else {
+            anyhow::bail!("wanted two vdevs: {:?}", results.vdevs);
+        };
+        ensure!(
+            alpha.vm == "alpha" && beta.vm == "beta",
+            "wanted a vdev each: {:?}",
+            results.vdevs
+        );
+        ensure!(
+            alpha.pasid != beta.pasid,
+            "one PASID for two guests: {:?}",
+            results.vdevs
+        );
+        let exits = alpha.submission_exits + beta.submission_exits;
+        ensure!(exits == 0, "{exits} exits on submission: {:?}", results.vdevs);
+        Ok(())
+    },
+};
+
+/// The PASID alone decides which guest's memory an address means.
+pub const SAME_ADDRESSES: Scenario = Scenario {
+    name: "same-addresses",
+    about: "the same guest-physical addresses in both guests, different data: each copies its own",
+    run: |lab| {
+        // The kernel leaves this piece of memory alone in both guests.
+        let words = "memmap=4M$0x8000000";
+        let configuration = [HOST, &vm("alpha", 1, words), &vm("beta", 1, words)].concat();
+        let machine = lab.pasidon(&configuration, demonstration::platform)?;
+        let copy = "dsa-poke src=0x8000000 dst=0x8100000 len=65536";
+        let guests = [
+            (shell(&machine, "alpha")?, 0x11),
+            (shell(&machine, "beta")?, 0x22),
+        ];
+        for (console, fill) in guests {
+            check(&machine, console, "dsa-up", "channel=dma0chan0")?;
+            check(
+                &machine,
+                console,
+                &format!("{copy} fill={fill}"),
+                "result=ok match=yes",
+            )?;
+        }
+        // What the second one did is not seen by the first, neither at the source nor at the destination.
+        for (console, fill) in guests {
+            for address in ["0x8000000", "0x8100000", "0x810fffc"] {
+                let word = format!("0x{}", format!("{fill:02X}").repeat(4));
+                check(&machine, console, &format!("devmem {address}"), &word)?;
+            }
+        }
+        Ok(())
+    },
+};
+
+/// A guest names memory it does not own.
+pub const DENIED: Scenario = Scenario {
+    name: "dma-denied",
+    about: "DMA outside the guest: fault status, a line with VM, vdev, PASID and address; the other guest is unharmed",
+    run: |lab| {
+        let configuration = [HOST, &vm("alpha", 1, ""), &vm("beta", 1, "")].concat();
+        let machine = lab.pasidon(&configuration, demonstration::platform)?;
+        let alpha = shell(&machine, "alpha")?;
+        let beta = shell(&machine, "beta")?;
+        for console in [alpha, beta] {
+            check(&machine, console, "dsa-up", "channel=dma0chan0")?;
+        }
+        let pasid = |name: &str| {
+            let vdevs = demonstration::vdevs(&machine)?;
+            let found = vdevs.into_iter().find(|vdev| vdev.vm == name);
+            Ok::<u64, anyhow::Error>(found.with_context(|| format!("no vdev of {name}"))?.pasid)
+        };
+        let pasid = pasid("alpha")?;
+        beta.send_line("dsa-test 2000")?;
+        // Above the guest's 256 MiB: host memory that belongs to somebody else.
+        for address in ["0x10000000", "0x20000000", "0x123456000"] {
+            check(
+                &machine,
+                alpha,
+                &format!("dsa-poke dst={address}"),
+                "result=error",
+            )?;
+            let line = machine
+                .log()
+                .expect("^.*[Ff]ault.*$\n", COMMAND_TIMEOUT)?
+                .swap_remove(0);
+            for wanted in ["alpha", "dsa0", &pasid.to_string(), address] {
+                ensure!(
+                    line.contains(wanted),
+                    "the fault line does not name {wanted}: {line}"
+                );
+            }
+        }
+        let line = beta
+            .expect("^PASIDON dmatest .*$\n", DMATEST_TIMEOUT)?
+            .swap_remove(0);
+        let result = Dmatest::parse(&line)?;
+        ensure!(
+            result.tests == 2000 && result.failures == 0,
+            "beta was harmed: {result:?}"
+        );
+        check(&machine, alpha, "dsa-test 100", "tests=100 failures=0").map(drop)
+    },
+};
