@@ -12,10 +12,10 @@
  *
  *   gcc -O2 -Wall -static -o dsa-selftest *.c
  *
- *   dsa-selftest MODE...   modes: basic latency hang pasid
+ *   dsa-selftest MODE...   modes: basic latency hang pasid fuzz
  *
  * latency wants the device property latency-ns=20000000, hang wants
- * drain-hang=on, pasid wants an intel-iommu with x-scalable-mode=on,
+ * drain-hang=on, pasid and fuzz want an intel-iommu with x-scalable-mode=on,
  * x-pasid-mode=on. Prints one line per failed check and ends in
  * "dsa-selftest: N checks, M failed"; exit status 0 only if M is 0.
  *
@@ -47,6 +47,8 @@ int main(int argc, char **argv)
             test_hang();
         } else if (!strcmp(argv[i], "pasid")) {
             test_pasid();
+        } else if (!strcmp(argv[i], "fuzz")) {
+            test_fuzz();
         } else {
             printf("dsa-selftest: no mode %s\n", argv[i]);
             return 2;

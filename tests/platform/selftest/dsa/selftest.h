@@ -158,5 +158,6 @@ void test_interrupts(void);
 void test_latency(void);
 void test_hang(void);
 void test_pasid(void);
+void test_fuzz(void);
 
 #endif
