@@ -13,6 +13,7 @@ use alloc::vec::Vec;
 use serde::Serialize;
 
 use crate::fault::{DmaFault, FaultAccess};
+use crate::monitor::vdev_name;
 
 /// Records kept per vdev.
 const RECORDS: usize = 32;
@@ -147,7 +148,7 @@ impl FaultLog {
         if !self.owners.contains_key(&key) && self.owners.len() == OWNERS {
             self.forget_quietest();
         }
-        let name = owner.map(|owner| format!("{}/{}#{}", owner.parent, owner.type_name, owner.vdev));
+        let name = owner.map(|owner| vdev_name(owner.parent, owner.type_name, owner.vdev));
         let record = FaultRecord {
             number: self.total,
             time_ns: now_ns,

@@ -19,11 +19,14 @@ pub mod dev;
 pub mod exit;
 pub mod fault;
 pub mod fault_log;
+#[cfg(test)]
+mod generated;
 pub mod host;
 pub mod info;
 pub mod iommu;
 pub mod log;
 pub mod memory;
+pub mod monitor;
 pub mod nearest;
 pub mod parent;
 pub mod pasid;

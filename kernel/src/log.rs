@@ -178,7 +178,8 @@ impl log::Log for Logger {
     }
 }
 
-/// `[   12.345678] warn vtd: text`; information bears no level.
+/// `   12.345678 warn vtd: text`; information bears no level. Never starts like JSON, so that programs can
+/// tell it from the monitor's answers.
 fn message(now_ns: u64, record: &Record<'_>) -> Message {
     let mut line = OneLine(Message::new());
     let origin = record.target().rsplit("::").next().unwrap_or_default();
@@ -191,11 +192,7 @@ fn message(now_ns: u64, record: &Record<'_>) -> Message {
     };
     let (seconds, micros) = (now_ns / 1_000_000_000, now_ns / 1000 % 1_000_000);
     // A message that does not fit is cut, which its end shows.
-    let _ = write!(
-        line,
-        "[{seconds:5}.{micros:06}] {level}{origin}: {}",
-        record.args()
-    );
+    let _ = write!(line, "{seconds:5}.{micros:06} {level}{origin}: {}", record.args());
     line.0
 }
 
@@ -259,8 +256,8 @@ mod tests {
         assert_eq!(
             drained(&logger),
             [
-                "[    0.000000] vtd: before the sink",
-                "[   12.345678] warn vtd: two lines"
+                "    0.000000 vtd: before the sink",
+                "   12.345678 warn vtd: two lines"
             ]
         );
         assert!(drained(&logger).is_empty());

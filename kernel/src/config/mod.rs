@@ -18,6 +18,8 @@ mod types;
 mod value;
 
 #[cfg(test)]
+mod docs;
+#[cfg(test)]
 mod tests;
 
 pub use error::{ConfigError, Position, Scope, Spanned};

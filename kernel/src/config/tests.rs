@@ -7,7 +7,7 @@ use super::*;
 use crate::addr::Requester;
 
 /// The example of the design, with every key given.
-const FULL: &str = r#"
+pub(super) const FULL: &str = r#"
 [host]
 log = "debug"
 console = "framed"

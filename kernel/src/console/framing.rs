@@ -135,7 +135,7 @@ mod tests {
                 0..50,
             )
         ) {
-            let mut sent = vec![Vec::new(); 32];
+            let mut sent = vec![Vec::<u8>::new(); 32];
             for (channel, bytes) in &pieces {
                 sent[usize::from(*channel)].extend(bytes);
             }

@@ -190,7 +190,7 @@ proptest! {
     #[test]
     fn framed_output_comes_apart_again(events in proptest::collection::vec(event(), 0..60)) {
         let (mut console, mut line) = (console(ConsoleMode::Framed), Line::default());
-        let mut expected = vec![Vec::new(); 2];
+        let mut expected = vec![Vec::<u8>::new(); 2];
         for event in events {
             if let Event::Output(vm @ 0..2, bytes) = &event {
                 expected[*vm].extend(bytes);
@@ -217,7 +217,7 @@ proptest! {
     #[test]
     fn plain_output_is_shown_once_and_in_order(events in proptest::collection::vec(event(), 0..60)) {
         let (mut console, mut line) = (console(ConsoleMode::Plain), Line::default());
-        let mut expected = [Vec::new(), Vec::new()];
+        let mut expected = [Vec::<u8>::new(), Vec::new()];
         for event in events {
             let event = match event {
                 Event::Output(vm @ 0..2, bytes) => {

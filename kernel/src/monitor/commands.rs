@@ -1,0 +1,175 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The commands as data: for `help`, for error messages, and for `docs/src/monitor.md`, which a test
+//! compares with this table.
+
+use alloc::format;
+use alloc::string::String;
+
+use crate::refusal::Refusal;
+
+/// One command.
+#[derive(Debug)]
+pub struct Command {
+    /// Its first word.
+    pub name: &'static str,
+    /// Its forms.
+    pub usage: &'static [&'static str],
+    /// What it does, in one line.
+    pub about: &'static str,
+    /// What else one should know, in lines.
+    pub more: &'static [&'static str],
+}
+
+/// All commands, in the order of `help`.
+pub static COMMANDS: [Command; 17] = [
+    Command {
+        name: "help",
+        usage: &["help [COMMAND]"],
+        about: "Lists the commands, or explains one.",
+        more: &[],
+    },
+    Command {
+        name: "vms",
+        usage: &["vms"],
+        about: "Lists the VMs with their state, memory and PASIDs.",
+        more: &[],
+    },
+    Command {
+        name: "vm",
+        usage: &["vm NAME", "vm NAME start|stop|restart|pause|resume"],
+        about: "Shows one VM, or controls it.",
+        more: &[
+            "start builds the VM and lets it run; stop ends it in order: its vdevs are quiesced, their",
+            "PASIDs returned, its memory freed and scrubbed. restart is both. pause stops its processors",
+            "where they are until resume; what its vdevs have accepted is still finished.",
+        ],
+    },
+    Command {
+        name: "vdevs",
+        usage: &["vdevs"],
+        about: "Lists the vdevs with their owners, PASIDs and counters.",
+        more: &[
+            "SUBMISSION EXITS counts accesses to a portal that came to the hypervisor. It is 0 while the",
+            "guest reaches its queue directly.",
+        ],
+    },
+    Command {
+        name: "vdev",
+        usage: &[
+            "vdev ID",
+            "vdev create VM PARENT/TYPE [entries=N]",
+            "vdev destroy ID",
+        ],
+        about: "Shows one vdev, creates one, or ends one.",
+        more: &[
+            "ID is the number, or the whole name as vdevs shows it. Creating gives queue, PASID, address",
+            "space and interrupts, or nothing. Ending quiesces in order before anything is reused.",
+        ],
+    },
+    Command {
+        name: "parents",
+        usage: &["parents"],
+        about: "Lists the shared devices, their types and how many instances are available.",
+        more: &[],
+    },
+    Command {
+        name: "pasids",
+        usage: &["pasids"],
+        about: "Lists the PASIDs that are attached or retired.",
+        more: &[
+            "A PASID is retired, and never used again, when a device or the IOMMU did not confirm its end.",
+        ],
+    },
+    Command {
+        name: "iommu",
+        usage: &["iommu"],
+        about: "Shows the IOMMU, the I/O address spaces, and what failed stops have cost.",
+        more: &[],
+    },
+    Command {
+        name: "faults",
+        usage: &["faults"],
+        about: "Lists the last DMA faults of every vdev, and counts all of them.",
+        more: &[],
+    },
+    Command {
+        name: "interrupts",
+        usage: &["interrupts"],
+        about: "Lists the physical interrupts that lead to vdevs.",
+        more: &[],
+    },
+    Command {
+        name: "exits",
+        usage: &["exits"],
+        about: "Counts the exits of every VM by kind, since its definition.",
+        more: &[],
+    },
+    Command {
+        name: "top",
+        usage: &["top"],
+        about: "Shows once a second what runs: processors, VMs, exits by kind, vdevs.",
+        more: &[
+            "Any key ends it. With --json, and on a framed line, it shows one picture: rates since the",
+            "last one, the first time since boot.",
+        ],
+    },
+    Command {
+        name: "console",
+        usage: &["console NAME"],
+        about: "Gives the line to the console of that VM; Ctrl-] comes back.",
+        more: &["In the monitor, Ctrl-] returns to the guest that was left last."],
+    },
+    Command {
+        name: "log",
+        usage: &["log [off|error|warn|info|debug|trace]"],
+        about: "Shows or sets the least severe messages that are printed.",
+        more: &[],
+    },
+    Command {
+        name: "version",
+        usage: &["version"],
+        about: "Shows the version, the time since boot, memory, and taints.",
+        more: &[],
+    },
+    Command {
+        name: "shutdown",
+        usage: &["shutdown"],
+        about: "Ends all VMs in order and switches the machine off.",
+        more: &[],
+    },
+    Command {
+        name: "reboot",
+        usage: &["reboot"],
+        about: "Ends all VMs in order and resets the machine.",
+        more: &[],
+    },
+];
+
+/// The command of that name.
+pub fn command(name: &str) -> Option<&'static Command> {
+    COMMANDS.iter().find(|command| command.name == name)
+}
+
+impl Command {
+    /// The refusal of arguments that fit none of its forms.
+    pub(super) fn misused(&self) -> Refusal {
+        Refusal::new(
+            self.name,
+            "the arguments do not fit",
+            format!("use {}", self.usage.join(", or ")),
+        )
+    }
+
+    /// What `help COMMAND` shows.
+    pub(super) fn explain(&self) -> String {
+        let mut text = String::new();
+        for usage in self.usage {
+            text += &format!("{usage}\n");
+        }
+        text += &format!("\n{}\n", self.about);
+        for line in self.more {
+            text += &format!("{line}\n");
+        }
+        text
+    }
+}

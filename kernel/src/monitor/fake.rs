@@ -1,0 +1,243 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! A hypervisor of two VMs that share a device, for tests and for the examples in the documentation.
+
+use super::{HostPower, MonitorHost, NewVdev, VmControl};
+use crate::addr::Requester;
+use crate::fault::{DmaFault, FaultAccess};
+use crate::fault_log::{FaultLog, FaultOwner, FaultsInfo};
+use crate::info::{
+    Detail, ExitCount, InterruptInfo, IoasInfo, IommuInfo, MemoryInfo, ParentInfo, PasidInfo, PasidSpaceInfo,
+    PcpuInfo, SystemInfo, TypeInfo, VdevInfo, VmInfo,
+};
+use crate::pasid::Pasid;
+use crate::refusal::Refusal;
+use log::LevelFilter;
+
+pub(super) struct FakeHost {
+    pub now_ns: u64,
+    pub system: SystemInfo,
+    pub vms: Vec<VmInfo>,
+    pub level: LevelFilter,
+    /// What was asked of it.
+    pub done: Vec<String>,
+}
+
+fn vdev(id: u32, vm: &str, pasid: u32) -> VdevInfo {
+    VdevInfo {
+        id,
+        vm: vm.into(),
+        parent: "dsa0".into(),
+        type_name: "dsa-dwq".into(),
+        pasid: Some(pasid),
+        ioas: Some(id),
+        interrupts: vec![InterruptInfo {
+            entry: id as u16,
+            virtual_vector: 1,
+            host_vector: 0x40 + id as u8,
+            cpu: 0,
+            delivered: 10_016,
+        }],
+        faults: u64::from(id == 2),
+        details: vec![
+            Detail {
+                name: "queue".into(),
+                value: format!("{} (enabled)", id - 1),
+            },
+            Detail {
+                name: "entries".into(),
+                value: "16".into(),
+            },
+        ],
+    }
+}
+
+fn vm(id: u32, name: &str, pasid: u32) -> VmInfo {
+    let exit = |kind, count| ExitCount { kind, count };
+    VmInfo {
+        id,
+        name: name.into(),
+        state: "running",
+        reason: None,
+        vcpus: 1,
+        memory: 256 << 20,
+        memory_in_use: 256 << 20,
+        pasid_quota: 4,
+        pasids_leased: 1,
+        pasids_retired: 0,
+        starts: 1,
+        run_ns: 41_000_000_000,
+        exits: vec![exit("mmio", 1204), exit("io", 0), exit("halt", 5310)],
+        interrupts: 10_016,
+        faults: u64::from(id == 1),
+        vdevs: vec![vdev(id + 1, name, pasid)],
+    }
+}
+
+impl FakeHost {
+    pub fn new() -> Self {
+        let vms = vec![vm(0, "alpha", 1), vm(1, "beta", 2)];
+        let space = |id: u32, vm: &str| IoasInfo {
+            id,
+            vm: vm.into(),
+            table: id - 1,
+            mappings: 1,
+            mapped_bytes: 256 << 20,
+            pasids: vec![id],
+        };
+        Self {
+            now_ns: 83_000_000_000,
+            system: SystemInfo {
+                uptime_ns: 83_000_000_000,
+                iommu: Some(IommuInfo {
+                    name: "vtd".into(),
+                    pasid_bits: 20,
+                    address_bits: 48,
+                    largest_page: 2 << 20,
+                    interrupt_remapping: true,
+                    commands_issued: 64,
+                    spaces: vec![space(1, "alpha"), space(2, "beta")],
+                }),
+                memory: MemoryInfo {
+                    total: 1 << 30,
+                    free: 504 << 20,
+                    guests: 512 << 20,
+                    tables: 8 << 20,
+                    held: 0,
+                },
+                pasids: PasidSpaceInfo {
+                    first: 1,
+                    last: (1 << 20) - 1,
+                    leased: 2,
+                    retired: 0,
+                },
+                vms: 2,
+                vdevs: 2,
+                ..SystemInfo::default()
+            },
+            vms,
+            level: LevelFilter::Info,
+            done: Vec::new(),
+        }
+    }
+}
+
+impl MonitorHost for FakeHost {
+    fn now_ns(&self) -> u64 {
+        self.now_ns
+    }
+
+    fn system(&self) -> SystemInfo {
+        self.system.clone()
+    }
+
+    fn vms(&self) -> Vec<VmInfo> {
+        self.vms.clone()
+    }
+
+    fn parents(&self) -> Vec<ParentInfo> {
+        vec![ParentInfo {
+            name: "dsa0".into(),
+            requester: "0000:00:04.0".into(),
+            iommu: true,
+            unusable: None,
+            types: vec![TypeInfo {
+                name: "dsa-dwq".into(),
+                description: "a dedicated work queue, its portal in the guest".into(),
+                direct_portal: true,
+                instances: 8,
+                available: 6,
+            }],
+            events: 0,
+            details: vec![Detail {
+                name: "state".into(),
+                value: "enabled".into(),
+            }],
+        }]
+    }
+
+    fn pasids(&self) -> Vec<PasidInfo> {
+        let pasid = |vdev: &VdevInfo| PasidInfo {
+            pasid: vdev.pasid.unwrap(),
+            state: "attached",
+            vm: vdev.vm.clone(),
+            parent: vdev.parent.clone(),
+            vdev: vdev.id,
+            ioas: vdev.ioas,
+            reason: None,
+        };
+        self.vms.iter().flat_map(|vm| &vm.vdevs).map(pasid).collect()
+    }
+
+    fn pcpus(&self) -> Vec<PcpuInfo> {
+        let pcpu = |(index, vm): (usize, &VmInfo)| PcpuInfo {
+            index: index as u32,
+            running: Some(format!("{}/0", vm.name)),
+            waiting: 0,
+            assigned: 1,
+        };
+        self.vms.iter().enumerate().map(pcpu).collect()
+    }
+
+    fn faults(&self) -> FaultsInfo {
+        let mut log = FaultLog::new();
+        let owner = FaultOwner {
+            vm: "beta",
+            parent: "dsa0",
+            type_name: "dsa-dwq",
+            vdev: 2,
+        };
+        let fault = DmaFault {
+            requester: Requester::new(0, 0, 4, 0),
+            pasid: Pasid::new(2),
+            address: 0x4000_0000,
+            access: FaultAccess::Read,
+            reason: "no mapping",
+            code: 0x59,
+        };
+        log.record(12_345_678_000, Some(owner), &fault);
+        log.snapshot()
+    }
+
+    fn submission_exits(&self, _vdev: u32) -> u64 {
+        0
+    }
+
+    fn console_of(&self, vm: &str) -> Option<usize> {
+        ["alpha", "beta"].iter().position(|name| *name == vm)
+    }
+
+    fn log_level(&self) -> LevelFilter {
+        self.level
+    }
+
+    fn set_log_level(&mut self, level: LevelFilter) {
+        self.level = level;
+    }
+
+    fn control(&mut self, vm: &str, control: VmControl) -> Result<(), Refusal> {
+        if control == VmControl::Start {
+            return Err(Refusal::new(
+                format!("vm {vm}"),
+                "it runs already",
+                "stop it first",
+            ));
+        }
+        self.done.push(format!("{control:?} {vm}"));
+        Ok(())
+    }
+
+    fn create_vdev(&mut self, vdev: NewVdev<'_>) -> Result<u32, Refusal> {
+        self.done.push(format!("{vdev:?}"));
+        Ok(3)
+    }
+
+    fn destroy_vdev(&mut self, vdev: u32) -> Result<(), Refusal> {
+        self.done.push(format!("destroy {vdev}"));
+        Ok(())
+    }
+
+    fn power(&mut self, power: HostPower) -> Result<(), Refusal> {
+        self.done.push(format!("{power:?}"));
+        Ok(())
+    }
+}

@@ -1,0 +1,100 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! What the monitor needs from the rest of the hypervisor.
+
+use alloc::vec::Vec;
+
+use log::LevelFilter;
+
+use crate::fault_log::FaultsInfo;
+use crate::info::{ParentInfo, PasidInfo, PcpuInfo, SystemInfo, VmInfo};
+use crate::refusal::Refusal;
+
+/// What can be done to a VM.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum VmControl {
+    /// Builds it and lets it run. Refused unless it is stopped.
+    Start,
+    /// Ends it in order; its vdevs are quiesced, its memory is freed.
+    Stop,
+    /// Ends it and starts it anew from its kernel.
+    Restart,
+    /// Stops its vCPUs where they are. Its devices finish what they have.
+    Pause,
+    /// Lets its vCPUs go on.
+    Resume,
+}
+
+/// What can be done to the machine.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum HostPower {
+    /// Ends all VMs in order and switches the machine off.
+    Off,
+    /// Ends all VMs in order and resets the machine.
+    Reset,
+}
+
+/// A vdev to be created.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct NewVdev<'a> {
+    /// Name of the VM that will own it.
+    pub vm: &'a str,
+    /// Name of the parent.
+    pub parent: &'a str,
+    /// Name of the type.
+    pub type_name: &'a str,
+    /// Queue entries; `None` leaves it to the driver.
+    pub entries: Option<u16>,
+}
+
+/// The hypervisor as the monitor sees and controls it. The monitor holds no lock while it calls.
+///
+/// The getters take snapshots and never wait for a device; the operations may take as long as a device's
+/// deadline, and are complete when they return.
+pub trait MonitorHost {
+    /// Time since boot, in nanoseconds.
+    fn now_ns(&self) -> u64;
+
+    /// The hypervisor as a whole.
+    fn system(&self) -> SystemInfo;
+
+    /// Every VM, in the order of the configuration, with its vdevs.
+    fn vms(&self) -> Vec<VmInfo>;
+
+    /// Every parent, in the order of the configuration.
+    fn parents(&self) -> Vec<ParentInfo>;
+
+    /// Every PASID in use or retired.
+    fn pasids(&self) -> Vec<PasidInfo>;
+
+    /// Every pCPU.
+    fn pcpus(&self) -> Vec<PcpuInfo>;
+
+    /// The fault log.
+    fn faults(&self) -> FaultsInfo;
+
+    /// How many exits accesses to the portals of a vdev have caused since it was created. 0 is what one
+    /// wants.
+    fn submission_exits(&self, vdev: u32) -> u64;
+
+    /// The VM's place among the `[[vm]]` sections, from 0
+    /// ([`VmConfig::index`](crate::config::VmConfig::index)); `None` where it was created later.
+    fn console_of(&self, vm: &str) -> Option<usize>;
+
+    /// The least severe messages that are printed.
+    fn log_level(&self) -> LevelFilter;
+
+    /// Changes it.
+    fn set_log_level(&mut self, level: LevelFilter);
+
+    /// Starts, stops, pauses a VM.
+    fn control(&mut self, vm: &str, control: VmControl) -> Result<(), Refusal>;
+
+    /// Creates a vdev, attaches it and plugs it into its VM. Returns its number.
+    fn create_vdev(&mut self, vdev: NewVdev<'_>) -> Result<u32, Refusal>;
+
+    /// Ends a vdev in order.
+    fn destroy_vdev(&mut self, vdev: u32) -> Result<(), Refusal>;
+
+    /// Begins to switch the machine off. The answer is still shown.
+    fn power(&mut self, power: HostPower) -> Result<(), Refusal>;
+}

@@ -1,0 +1,452 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The state in tables for people. Programs get the snapshots themselves.
+
+use alloc::format;
+use alloc::string::{String, ToString};
+use alloc::vec::Vec;
+
+use serde::Serialize;
+
+use crate::fault_log::FaultsInfo;
+use crate::info::{IommuInfo, ParentInfo, PasidInfo, RetiredInfo, SystemInfo, VdevInfo, VmInfo};
+use crate::table::{Table, bytes, duration, pairs};
+
+/// Stands where there is no value.
+pub(super) const NONE: &str = "-";
+
+/// A vdev's name: `dsa0/dsa-dwq#3`.
+pub fn vdev_name(parent: &str, type_name: &str, id: u32) -> String {
+    format!("{parent}/{type_name}#{id}")
+}
+
+pub(super) fn or_none(value: Option<impl ToString>) -> String {
+    value.map_or_else(|| NONE.to_string(), |value| value.to_string())
+}
+
+/// One line for each reason not to trust the isolation.
+pub(super) fn taints(system: &SystemInfo) -> String {
+    let line = |taint: &String| format!("TAINTED: {taint}\n");
+    system.taints.iter().map(line).collect()
+}
+
+/// A vdev as programs get it.
+#[derive(Debug, Serialize)]
+pub(super) struct VdevRow {
+    /// `dsa0/dsa-dwq#3`.
+    pub name: String,
+    /// Exits that accesses to its portals caused.
+    pub submission_exits: u64,
+    /// The rest.
+    #[serde(flatten)]
+    pub info: VdevInfo,
+}
+
+impl VdevRow {
+    pub fn interrupts(&self) -> u64 {
+        self.info.interrupts.iter().map(|line| line.delivered).sum()
+    }
+
+    /// A value only its driver knows.
+    pub fn detail(&self, name: &str) -> String {
+        let detail = self.info.details.iter().find(|detail| detail.name == name);
+        or_none(detail.map(|detail| &detail.value))
+    }
+}
+
+pub(super) fn vms(vms: &[VmInfo]) -> String {
+    let mut table = Table::new([
+        "VM",
+        "STATE",
+        "#MEMORY",
+        "#VCPUS",
+        "#VDEVS",
+        "#PASIDS",
+        "#QUOTA",
+        "#STARTS",
+        "#RUN TIME",
+        "#FAULTS",
+        "REASON",
+    ]);
+    for vm in vms {
+        table.row([
+            vm.name.clone(),
+            vm.state.to_string(),
+            bytes(vm.memory),
+            vm.vcpus.to_string(),
+            vm.vdevs.len().to_string(),
+            vm.pasids_leased.to_string(),
+            vm.pasid_quota.to_string(),
+            vm.starts.to_string(),
+            duration(vm.run_ns),
+            vm.faults.to_string(),
+            vm.reason.clone().unwrap_or_default(),
+        ]);
+    }
+    table.render_or("there is no VM")
+}
+
+pub(super) fn vm(vm: &VmInfo) -> String {
+    let vdev = |vdev: &VdevInfo| vdev_name(&vdev.parent, &vdev.type_name, vdev.id);
+    let exits = vm.exits.iter().filter(|exit| exit.count > 0);
+    let lines = [
+        ("name", vm.name.clone()),
+        ("state", vm.state.to_string()),
+        ("reason", or_none(vm.reason.as_ref())),
+        (
+            "memory",
+            format!("{}, in use {}", bytes(vm.memory), bytes(vm.memory_in_use)),
+        ),
+        ("vcpus", vm.vcpus.to_string()),
+        ("run time", duration(vm.run_ns)),
+        ("starts", vm.starts.to_string()),
+        (
+            "pasids",
+            format!(
+                "{} of {}, {} retired",
+                vm.pasids_leased, vm.pasid_quota, vm.pasids_retired
+            ),
+        ),
+        ("interrupts", vm.interrupts.to_string()),
+        ("faults", vm.faults.to_string()),
+        (
+            "exits",
+            list(exits.map(|exit| format!("{} {}", exit.kind, exit.count))),
+        ),
+        ("vdevs", list(vm.vdevs.iter().map(vdev))),
+    ];
+    pairs(lines)
+}
+
+fn list(items: impl Iterator<Item = String>) -> String {
+    let items: Vec<String> = items.collect();
+    if items.is_empty() {
+        NONE.to_string()
+    } else {
+        items.join(", ")
+    }
+}
+
+pub(super) fn vdevs(vdevs: &[VdevRow]) -> String {
+    let mut table = Table::new([
+        "VDEV",
+        "VM",
+        "#PASID",
+        "#SPACE",
+        "QUEUE",
+        "#ENTRIES",
+        "#SUBMISSION EXITS",
+        "#INTERRUPTS",
+        "#FAULTS",
+    ]);
+    for vdev in vdevs {
+        table.row([
+            vdev.name.clone(),
+            vdev.info.vm.clone(),
+            or_none(vdev.info.pasid),
+            or_none(vdev.info.ioas),
+            vdev.detail("queue"),
+            vdev.detail("entries"),
+            vdev.submission_exits.to_string(),
+            vdev.interrupts().to_string(),
+            vdev.info.faults.to_string(),
+        ]);
+    }
+    table.render_or("there is no vdev")
+}
+
+pub(super) fn vdev(vdev: &VdevRow) -> String {
+    let own = [
+        ("name", vdev.name.clone()),
+        ("vm", vdev.info.vm.clone()),
+        ("pasid", or_none(vdev.info.pasid)),
+        ("space", or_none(vdev.info.ioas)),
+        ("submission exits", vdev.submission_exits.to_string()),
+        ("interrupts", vdev.interrupts().to_string()),
+        ("faults", vdev.info.faults.to_string()),
+    ];
+    let details = vdev.info.details.iter();
+    let details = details.map(|detail| (detail.name.as_str(), detail.value.clone()));
+    pairs(
+        own.into_iter()
+            .chain(details.filter(|(name, _)| *name != "pasid")),
+    )
+}
+
+pub(super) fn parents(parents: &[ParentInfo]) -> String {
+    let mut table = Table::new([
+        "PARENT",
+        "AT",
+        "IOMMU",
+        "TYPE",
+        "#AVAILABLE",
+        "#OF",
+        "PORTAL",
+        "DESCRIPTION",
+    ]);
+    for parent in parents {
+        let iommu = if parent.iommu { "on" } else { "off" };
+        let head = [parent.name.clone(), parent.requester.clone(), iommu.to_string()];
+        if parent.types.is_empty() {
+            table.row(head);
+            continue;
+        }
+        for kind in &parent.types {
+            let portal = if kind.direct_portal { "direct" } else { "trapped" };
+            table.row(head.iter().cloned().chain([
+                kind.name.clone(),
+                kind.available.to_string(),
+                kind.instances.to_string(),
+                portal.to_string(),
+                kind.description.clone(),
+            ]));
+        }
+    }
+    let mut text = table.render_or("there is no parent");
+    for parent in parents {
+        let unusable = parent.unusable.iter().map(|why| ("unusable", why.clone()));
+        let details = parent.details.iter();
+        let details = details.map(|detail| (detail.name.as_str(), detail.value.clone()));
+        text += &format!("\n{}\n", parent.name);
+        text += &pairs(
+            unusable
+                .chain(details)
+                .chain([("events", parent.events.to_string())]),
+        );
+    }
+    text
+}
+
+pub(super) fn pasids(pasids: &[PasidInfo]) -> String {
+    let mut table = Table::new(["#PASID", "STATE", "VM", "PARENT", "#VDEV", "#SPACE", "REASON"]);
+    for pasid in pasids {
+        table.row([
+            pasid.pasid.to_string(),
+            pasid.state.to_string(),
+            pasid.vm.clone(),
+            pasid.parent.clone(),
+            pasid.vdev.to_string(),
+            or_none(pasid.ioas),
+            pasid.reason.clone().unwrap_or_default(),
+        ]);
+    }
+    table.render_or("no PASID is in use")
+}
+
+/// What `iommu` gives to programs.
+#[derive(Debug, Serialize)]
+pub(super) struct IommuState<'a> {
+    pub iommu: &'a Option<IommuInfo>,
+    pub retired: &'a [RetiredInfo],
+    pub stray_interrupts: u64,
+}
+
+pub(super) fn iommu(state: &IommuState<'_>) -> String {
+    let Some(iommu) = state.iommu else {
+        return String::from("there is no IOMMU: vdevs only of parents with iommu = \"off\"\n");
+    };
+    let remapping = if iommu.interrupt_remapping { "yes" } else { "NO" };
+    let mut text = pairs([
+        ("kind", iommu.name.clone()),
+        ("PASID width", format!("{} bits", iommu.pasid_bits)),
+        ("address width", format!("{} bits", iommu.address_bits)),
+        ("largest page", bytes(iommu.largest_page)),
+        ("interrupts remapped", remapping.to_string()),
+        ("invalidation commands", iommu.commands_issued.to_string()),
+        ("stray interrupts", state.stray_interrupts.to_string()),
+    ]);
+    let mut spaces = Table::new(["#SPACE", "VM", "#TABLE", "#MAPPINGS", "#MAPPED", "PASIDS"]);
+    for space in &iommu.spaces {
+        spaces.row([
+            space.id.to_string(),
+            space.vm.clone(),
+            space.table.to_string(),
+            space.mappings.to_string(),
+            bytes(space.mapped_bytes),
+            list(space.pasids.iter().map(u32::to_string)),
+        ]);
+    }
+    text += &format!("\n{}", spaces.render_or("there is no I/O address space"));
+    let mut retired = Table::new(["RETIRED", "VM", "#VALUE", "WHY"]);
+    for loss in state.retired {
+        retired.row([
+            loss.what.to_string(),
+            loss.vm.clone(),
+            loss.value.to_string(),
+            loss.why.clone(),
+        ]);
+    }
+    text += &format!("\n{}", retired.render_or("nothing is retired"));
+    text
+}
+
+pub(super) fn faults(faults: &FaultsInfo) -> String {
+    let mut text = String::new();
+    for fault in &faults.faults {
+        let (seconds, micros) = (fault.time_ns / 1_000_000_000, fault.time_ns / 1000 % 1_000_000);
+        text += &format!("{seconds:5}.{micros:06} {fault}\n");
+    }
+    let mut table = Table::new(["VDEV", "#FAULTS"]);
+    for vdev in &faults.vdevs {
+        table.row([or_none(vdev.vdev.as_ref()), vdev.count.to_string()]);
+    }
+    if !table.is_empty() {
+        text += &format!("\n{}\n", table.render());
+    }
+    text += &match faults.total {
+        0 => String::from("no fault since boot\n"),
+        1 => String::from("1 fault since boot\n"),
+        total => format!("{total} faults since boot\n"),
+    };
+    if faults.overflows > 0 {
+        text += &format!(
+            "the IOMMU had no room for some more, {} times\n",
+            faults.overflows
+        );
+    }
+    text
+}
+
+/// A physical interrupt as programs get it.
+#[derive(Debug, Serialize)]
+pub(super) struct InterruptRow {
+    pub vdev: String,
+    pub vm: String,
+    pub parent: String,
+    pub entry: u16,
+    pub virtual_vector: u16,
+    pub host_vector: u8,
+    pub cpu: u32,
+    pub delivered: u64,
+}
+
+pub(super) fn interrupt_rows(vdevs: &[VdevRow]) -> Vec<InterruptRow> {
+    let rows = |vdev: &VdevRow| {
+        let line = |line: &crate::info::InterruptInfo| InterruptRow {
+            vdev: vdev.name.clone(),
+            vm: vdev.info.vm.clone(),
+            parent: vdev.info.parent.clone(),
+            entry: line.entry,
+            virtual_vector: line.virtual_vector,
+            host_vector: line.host_vector,
+            cpu: line.cpu,
+            delivered: line.delivered,
+        };
+        vdev.info.interrupts.iter().map(line).collect::<Vec<_>>()
+    };
+    vdevs.iter().flat_map(rows).collect()
+}
+
+pub(super) fn interrupts(rows: &[InterruptRow]) -> String {
+    let mut table = Table::new([
+        "PARENT",
+        "#ENTRY",
+        "#CPU",
+        "#HOST VECTOR",
+        "VM",
+        "VDEV",
+        "#VECTOR",
+        "#DELIVERED",
+    ]);
+    for row in rows {
+        table.row([
+            row.parent.clone(),
+            row.entry.to_string(),
+            row.cpu.to_string(),
+            format!("{:#x}", row.host_vector),
+            row.vm.clone(),
+            row.vdev.clone(),
+            row.virtual_vector.to_string(),
+            row.delivered.to_string(),
+        ]);
+    }
+    table.render_or("no interrupt leads to a vdev")
+}
+
+/// Exits as programs get them.
+#[derive(Debug, Serialize)]
+pub(super) struct ExitsRow<'a> {
+    pub vm: &'a str,
+    pub run_ns: u64,
+    pub total: u64,
+    pub exits: &'a [crate::info::ExitCount],
+}
+
+pub(super) fn exits_rows(vms: &[VmInfo]) -> Vec<ExitsRow<'_>> {
+    fn row(vm: &VmInfo) -> ExitsRow<'_> {
+        ExitsRow {
+            vm: &vm.name,
+            run_ns: vm.run_ns,
+            total: vm.exits.iter().map(|exit| exit.count).sum(),
+            exits: &vm.exits,
+        }
+    }
+    vms.iter().map(row).collect()
+}
+
+/// The kinds of exit that occurred at all, in the order in which the VMs give them.
+pub(super) fn exit_kinds(vms: &[VmInfo]) -> Vec<&'static str> {
+    let mut kinds = Vec::new();
+    for exit in vms.iter().flat_map(|vm| &vm.exits) {
+        if exit.count > 0 && !kinds.contains(&exit.kind) {
+            kinds.push(exit.kind);
+        }
+    }
+    kinds
+}
+
+pub(super) fn exit_count(vm: &VmInfo, kind: &str) -> u64 {
+    let exits = vm.exits.iter().filter(|exit| exit.kind == kind);
+    exits.map(|exit| exit.count).sum()
+}
+
+pub(super) fn exits(vms: &[VmInfo]) -> String {
+    let kinds = exit_kinds(vms);
+    let columns: Vec<String> = kinds.iter().map(|kind| format!("#{kind}")).collect();
+    let headings = ["VM", "#TOTAL"].into_iter();
+    let mut table = Table::new(headings.chain(columns.iter().map(String::as_str)));
+    for (vm, row) in vms.iter().zip(exits_rows(vms)) {
+        let counts = kinds.iter().map(|kind| exit_count(vm, kind).to_string());
+        table.row([vm.name.clone(), row.total.to_string()].into_iter().chain(counts));
+    }
+    table.render_or("there is no VM")
+}
+
+/// What `version` gives to programs.
+#[derive(Debug, Serialize)]
+pub(super) struct Version<'a> {
+    pub name: &'static str,
+    pub version: &'static str,
+    #[serde(flatten)]
+    pub system: &'a SystemInfo,
+}
+
+pub(super) fn version(version: &Version<'_>) -> String {
+    let system = version.system;
+    let memory = system.memory;
+    let pasids = system.pasids;
+    pairs([
+        ("version", format!("{} {}", version.name, version.version)),
+        ("up", duration(system.uptime_ns)),
+        ("iommu", or_none(system.iommu.as_ref().map(|iommu| &iommu.name))),
+        (
+            "memory",
+            format!(
+                "{} free of {}, guests {}, tables {}, held {}",
+                bytes(memory.free),
+                bytes(memory.total),
+                bytes(memory.guests),
+                bytes(memory.tables),
+                bytes(memory.held)
+            ),
+        ),
+        (
+            "pasids",
+            format!(
+                "{} leased, {} retired, from {} to {}",
+                pasids.leased, pasids.retired, pasids.first, pasids.last
+            ),
+        ),
+        ("vms", system.vms.to_string()),
+        ("vdevs", system.vdevs.to_string()),
+    ])
+}

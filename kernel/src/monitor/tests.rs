@@ -1,0 +1,335 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Each command as it is typed, for people and for programs; and that any line at all is answered.
+
+use proptest::prelude::*;
+use serde_json::Value;
+
+use super::fake::FakeHost;
+use super::*;
+
+fn text(line: &str) -> String {
+    match Monitor::new(ConsoleMode::Plain).command(line, &mut FakeHost::new()) {
+        Reply::Text(text) => text,
+        other => panic!("{line}: {other:?}"),
+    }
+}
+
+/// The answer to a program, which must be one line of JSON.
+fn value(line: &str) -> Value {
+    let text = text(&format!("{line} --json"));
+    assert_eq!(text.matches('\n').count(), 1, "{text}");
+    assert!(text.starts_with(['{', '[']), "{text}");
+    serde_json::from_str(&text).unwrap()
+}
+
+fn asked(line: &str) -> (String, Vec<String>) {
+    let mut host = FakeHost::new();
+    match Monitor::new(ConsoleMode::Plain).command(line, &mut host) {
+        Reply::Text(text) => (text, host.done),
+        other => panic!("{line}: {other:?}"),
+    }
+}
+
+#[test]
+fn tables_for_people() {
+    assert_eq!(
+        text("vms"),
+        "VM     STATE    MEMORY  VCPUS  VDEVS  PASIDS  QUOTA  STARTS  RUN TIME  FAULTS  REASON\n\
+         alpha  running    256M      1      1       1      4       1   0:00:41       0\n\
+         beta   running    256M      1      1       1      4       1   0:00:41       1\n"
+    );
+    assert_eq!(
+        text("vdevs"),
+        "VDEV            VM     PASID  SPACE  QUEUE        ENTRIES  SUBMISSION EXITS  INTERRUPTS  FAULTS\n\
+         dsa0/dsa-dwq#1  alpha      1      1  0 (enabled)       16                 0       10016       0\n\
+         dsa0/dsa-dwq#2  beta       2      2  1 (enabled)       16                 0       10016       1\n"
+    );
+    assert_eq!(
+        text("exits"),
+        "VM     TOTAL  mmio  halt\nalpha   6514  1204  5310\nbeta    6514  1204  5310\n"
+    );
+    assert!(text("faults").contains(
+        "   12.345678 fault: vm beta vdev dsa0/dsa-dwq#2 pasid 2: read from 0x40000000 refused: no mapping (code 0x59)\n"
+    ));
+    assert!(text("faults").ends_with("1 fault since boot\n"));
+    assert_eq!(
+        text("interrupts").lines().nth(1).unwrap(),
+        "dsa0        1    0         0x41  alpha  dsa0/dsa-dwq#1       1      10016"
+    );
+    assert!(text("parents").contains("dsa0    0000:00:04.0  on     dsa-dwq          6   8  direct"));
+    assert!(text("pasids").contains("\n    2  attached  beta   dsa0       2      2\n"));
+    assert!(text("iommu").contains("PASID width            20 bits\n"));
+    assert!(text("version").contains("504M free of 1G"));
+    assert!(text("vm beta").contains("exits       mmio 1204, halt 5310\n"));
+    for name in ["vdev 2", "vdev #2", "vdev dsa0/dsa-dwq#2"] {
+        assert!(text(name).contains("queue             1 (enabled)\n"), "{name}");
+    }
+}
+
+#[test]
+fn json_for_programs() {
+    let vdevs = value("vdevs");
+    assert_eq!(vdevs[1]["vm"], "beta");
+    assert_eq!(vdevs[1]["name"], "dsa0/dsa-dwq#2");
+    assert_eq!(vdevs[1]["pasid"], 2);
+    assert_eq!(vdevs[1]["submission_exits"], 0);
+    assert_eq!(value("vms")[0]["exits"][2]["kind"], "halt");
+    assert_eq!(value("vm alpha")["name"], "alpha");
+    assert_eq!(value("vdev 1")["vm"], "alpha");
+    assert_eq!(value("parents")[0]["types"][0]["available"], 6);
+    assert_eq!(value("pasids")[1]["state"], "attached");
+    assert_eq!(value("iommu")["iommu"]["spaces"][0]["mapped_bytes"], 256 << 20);
+    assert_eq!(value("faults")["faults"][0]["address"], 0x4000_0000);
+    assert_eq!(value("interrupts")[1]["delivered"], 10_016);
+    assert_eq!(value("exits")[0]["total"], 6514);
+    assert_eq!(value("log debug")["level"], "debug");
+    assert_eq!(value("version")["version"], VERSION);
+    assert_eq!(value("help").as_array().unwrap().len(), COMMANDS.len());
+    assert_eq!(value("help vms")["name"], "vms");
+    assert_eq!(value("vm alpha stop")["done"], "vm alpha stopped");
+    assert_eq!(value("vdev create beta dsa0/dsa-swq")["vdev"], 3);
+    assert_eq!(value("nonsense")["error"]["why"], "unknown command nonsense");
+    assert_eq!(value("vm alpha start")["error"]["remedy"], "stop it first");
+    assert_eq!(value("")["error"]["why"], "no command");
+    assert!(value("console alpha")["error"]["why"].is_string());
+}
+
+#[test]
+fn operations_reach_the_host_once() {
+    assert_eq!(
+        asked("vm alpha restart"),
+        ("vm alpha restarted\n".into(), vec!["Restart alpha".into()])
+    );
+    assert_eq!(
+        asked("vdev create beta dsa0/dsa-dwq entries=32"),
+        (
+            "vdev dsa0/dsa-dwq#3 created for vm beta\n".into(),
+            vec![
+                "NewVdev { vm: \"beta\", parent: \"dsa0\", type_name: \"dsa-dwq\", entries: Some(32) }"
+                    .into()
+            ]
+        )
+    );
+    assert_eq!(
+        asked("vdev destroy 2"),
+        ("vdev dsa0/dsa-dwq#2 destroyed\n".into(), vec!["destroy 2".into()])
+    );
+    assert_eq!(asked("shutdown"), ("switching off\n".into(), vec!["Off".into()]));
+    assert_eq!(asked("reboot"), ("resetting\n".into(), vec!["Reset".into()]));
+    assert_eq!(asked("log warn").0, "log level warn\n");
+}
+
+#[test]
+fn refusals_say_what_helps_and_do_nothing() {
+    for (line, answer) in [
+        ("vmz", "monitor: unknown command vmz; did you mean vms?"),
+        (
+            "frobnicate",
+            "monitor: unknown command frobnicate; help lists the commands",
+        ),
+        ("help vsm", "monitor: unknown command vsm; did you mean vms?"),
+        ("vm gamma stop", "monitor: unknown vm gamma; known: alpha, beta"),
+        ("vm alhpa stop", "monitor: unknown vm alhpa; did you mean alpha?"),
+        (
+            "vm alpha kill",
+            "monitor: unknown operation kill; known: start, stop, restart, pause, resume",
+        ),
+        ("vm alpha start", "vm alpha: it runs already; stop it first"),
+        ("vms all", "vms: the arguments do not fit; use vms"),
+        (
+            "vdev create alpha dsa0",
+            "vdev: the arguments do not fit; use vdev ID, or vdev create VM PARENT/TYPE [entries=N], \
+             or vdev destroy ID",
+        ),
+        (
+            "vdev create alpha dsa0/dsa-dwq entries=0",
+            "vm alpha: vdev dsa0/dsa-dwq: entries is no number from 1 to 65535; write entries=32",
+        ),
+        (
+            "vdev destroy 9",
+            "monitor: unknown vdev 9; known: dsa0/dsa-dwq#1, dsa0/dsa-dwq#2",
+        ),
+        ("log inf", "monitor: unknown level inf; did you mean info?"),
+    ] {
+        assert_eq!(asked(line), (format!("{answer}\n"), vec![]), "{line}");
+    }
+    assert_eq!(text("  "), "");
+}
+
+#[test]
+fn help_knows_every_command_and_every_command_is_known() {
+    let list = text("help");
+    for command in &COMMANDS {
+        assert!(list.contains(command.about));
+        assert!(text(&format!("help {}", command.name)).starts_with(command.usage[0]));
+        let answer = Monitor::new(ConsoleMode::Plain).command(command.name, &mut FakeHost::new());
+        assert!(
+            !matches!(&answer, Reply::Text(text) if text.contains("unknown command")),
+            "{answer:?}"
+        );
+    }
+    assert!(list.lines().all(|line| line.chars().count() <= 130));
+}
+
+#[test]
+fn taints_are_said_everywhere() {
+    let mut host = FakeHost::new();
+    host.system.taints = vec!["parent dsa0 without an IOMMU".into()];
+    for line in ["vms", "vdevs", "parents", "iommu", "version", "top"] {
+        let reply = Monitor::new(ConsoleMode::Framed).command(line, &mut host);
+        let Reply::Text(text) = reply else {
+            panic!("{reply:?}")
+        };
+        assert!(
+            text.contains("TAINTED: parent dsa0 without an IOMMU\n"),
+            "{line}: {text}"
+        );
+    }
+}
+
+#[test]
+fn without_an_iommu_it_says_so() {
+    let mut host = FakeHost::new();
+    host.system.iommu = None;
+    let mut monitor = Monitor::new(ConsoleMode::Framed);
+    let Reply::Text(text) = monitor.command("iommu", &mut host) else {
+        panic!()
+    };
+    assert_eq!(
+        text,
+        "there is no IOMMU: vdevs only of parents with iommu = \"off\"\n"
+    );
+    let Reply::Text(json) = monitor.command("iommu --json", &mut host) else {
+        panic!()
+    };
+    assert!(json.starts_with("{\"iommu\":null"));
+}
+
+#[test]
+fn top_refreshes_with_rates_until_it_is_cancelled() {
+    let (mut monitor, mut host) = (Monitor::new(ConsoleMode::Plain), FakeHost::new());
+    let Reply::Live(first) = monitor.command("top", &mut host) else {
+        panic!()
+    };
+    assert!(first.starts_with("up 0:01:23  memory 504M free of 1G  PASIDs 2  rates since boot\n"));
+    assert!(
+        first.contains("\nalpha  running   0:00:41  49.3       0  10016    120       77      14      63\n"),
+        "{first}"
+    );
+    host.now_ns += 500_000_000;
+    assert_eq!(monitor.tick(&host), None, "not yet");
+    host.now_ns += 1_500_000_000;
+    host.vms[0].run_ns += 1_000_000_000;
+    host.vms[0].exits[0].count += 30;
+    host.vms[0].interrupts += 8;
+    let second = monitor.tick(&host).unwrap();
+    assert!(second.contains("rates of the last 2000 ms"));
+    assert!(
+        second.contains("\nalpha  running   0:00:42  50.0       0  10024      4       15      15       0\n"),
+        "{second}"
+    );
+    assert!(
+        second.contains("\ndsa0/dsa-dwq#1  alpha      1          -                 0       10016       0\n")
+    );
+    monitor.cancel();
+    host.now_ns += 5_000_000_000;
+    assert_eq!(monitor.tick(&host), None);
+}
+
+#[test]
+fn top_for_programs_is_one_picture() {
+    let (mut monitor, mut host) = (Monitor::new(ConsoleMode::Framed), FakeHost::new());
+    let mut picture = |host: &mut FakeHost| -> Value {
+        let Reply::Text(text) = monitor.command("top --json", host) else {
+            panic!()
+        };
+        serde_json::from_str(&text).unwrap()
+    };
+    assert_eq!(picture(&mut host)["interval_ns"], 83_000_000_000u64);
+    host.now_ns += 1_000_000_000;
+    host.vms[1].exits[2].count += 7;
+    let second = picture(&mut host);
+    assert_eq!(second["interval_ns"], 1_000_000_000);
+    assert_eq!(second["vms"][1]["exits_per_second"][1]["rate"], 7);
+    assert_eq!(second["vdevs"][0]["submission_exits"], 0);
+    assert_eq!(monitor.tick(&host), None);
+}
+
+#[test]
+fn a_vm_that_restarts_its_counters_is_no_flood() {
+    let (mut monitor, mut host) = (Monitor::new(ConsoleMode::Plain), FakeHost::new());
+    monitor.command("top", &mut host);
+    host.now_ns += 1_000_000_000;
+    host.vms[0].run_ns = 0;
+    host.vms[0].exits[0].count = 0;
+    assert!(
+        monitor
+            .tick(&host)
+            .unwrap()
+            .contains("\nalpha  running   0:00:00   0.0")
+    );
+}
+
+#[test]
+fn the_console_is_entered_or_named() {
+    let mut host = FakeHost::new();
+    let enter = Monitor::new(ConsoleMode::Plain).command("console beta", &mut host);
+    assert_eq!(enter, Reply::Enter(1));
+    let mut framed = Monitor::new(ConsoleMode::Framed);
+    assert_eq!(
+        framed.command("console beta", &mut host),
+        Reply::Text("the console of beta is channel 2\n".into())
+    );
+    assert_eq!(
+        framed.command("console beta --json", &mut host),
+        Reply::Text("{\"channel\":2}\n".into())
+    );
+    host.vms[0].name = "later".into();
+    assert!(
+        matches!(framed.command("console later", &mut host), Reply::Text(text) if text.contains("no console"))
+    );
+}
+
+fn word() -> impl Strategy<Value = String> {
+    let known = COMMANDS.iter().map(|command| command.name);
+    let more = [
+        "alpha",
+        "beta",
+        "stop",
+        "start",
+        "create",
+        "destroy",
+        "dsa0/dsa-dwq",
+        "#1",
+        "9",
+        "entries=",
+        "entries=70000",
+        "--json",
+        "/",
+        "=",
+    ];
+    let known: Vec<String> = known.chain(more).map(String::from).collect();
+    prop_oneof![4 => proptest::sample::select(known), 1 => any::<String>()]
+}
+
+proptest! {
+    #[test]
+    fn any_line_is_answered(words in proptest::collection::vec(word(), 0..6), framed in any::<bool>()) {
+        let mode = if framed { ConsoleMode::Framed } else { ConsoleMode::Plain };
+        let line = words.join(" ");
+        let json = line.split_whitespace().any(|word| word == JSON_FLAG);
+        let mut host = FakeHost::new();
+        match Monitor::new(mode).command(&line, &mut host) {
+            Reply::Text(text) if json => {
+                let starts_well = text.starts_with(['{', '[']);
+                prop_assert!(starts_well);
+                prop_assert_eq!(text.matches('\n').count(), 1);
+                prop_assert!(serde_json::from_str::<Value>(&text).is_ok());
+            }
+            Reply::Text(text) => prop_assert!(text.is_empty() || text.ends_with('\n')),
+            Reply::Enter(vm) => prop_assert!(vm < 2 && !framed && !json),
+            Reply::Live(_) => prop_assert!(!framed && !json),
+        }
+        prop_assert!(host.done.len() <= 1);
+    }
+}
