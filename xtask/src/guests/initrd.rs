@@ -7,7 +7,7 @@ use anyhow::{Context, Result};
 use cpio::newc::{Builder, trailer};
 use std::fs;
 use std::io::Write;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// File type and permission bits of `st_mode`.
 const DIRECTORY: u32 = 0o040_755;
@@ -15,11 +15,11 @@ const PROGRAM: u32 = 0o100_755;
 const FILE: u32 = 0o100_644;
 const LINK: u32 = 0o120_777;
 
-/// The archive with busybox and the modules of the kernel entry `files`, and `scripts` (path in the archive, text).
+/// The archive with busybox, the modules, and `scripts` (path in the archive, text).
 ///
 /// # Errors
-/// When a file of the entry cannot be read.
-pub fn build(files: &Path, scripts: &[(&Path, Vec<u8>)]) -> Result<Vec<u8>> {
+/// When a file cannot be read.
+pub fn build(busybox: &Path, modules: &[PathBuf], scripts: &[(String, Vec<u8>)]) -> Result<Vec<u8>> {
     let mut archive = Archive::default();
     for dir in [
         "bin",
@@ -34,16 +34,17 @@ pub fn build(files: &Path, scripts: &[(&Path, Vec<u8>)]) -> Result<Vec<u8>> {
     ] {
         archive.add(dir, DIRECTORY, &[])?;
     }
-    archive.add("bin/busybox", PROGRAM, &read(&files.join("busybox"))?)?;
+    archive.add("bin/busybox", PROGRAM, &read(busybox)?)?;
     archive.add("bin/sh", LINK, b"busybox")?;
-    let mut modules: Vec<_> = fs::read_dir(files.join("modules"))?.collect::<std::io::Result<_>>()?;
-    modules.sort_by_key(|module| module.file_name());
     for module in modules {
-        let name = format!("lib/modules/{}", module.file_name().to_string_lossy());
-        archive.add(&name, FILE, &read(&module.path())?)?;
+        let name = module
+            .file_name()
+            .context("a module without a name")?
+            .to_string_lossy();
+        archive.add(&format!("lib/modules/{name}"), FILE, &read(module)?)?;
     }
     for (target, text) in scripts {
-        archive.add(&target.to_string_lossy(), PROGRAM, text)?;
+        archive.add(target, PROGRAM, text)?;
     }
     Ok(trailer(archive.bytes)?)
 }

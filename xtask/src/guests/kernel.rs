@@ -71,72 +71,67 @@ pub fn unpack_vmlinux(vmlinuz: &Path, vmlinux: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Where modules are built: Debian's headers, unpacked below a folder instead of installed.
-pub struct Kbuild<'p> {
-    /// The folder that the header packages were unpacked to; the work is done there too.
-    pub root: &'p Path,
-    /// Package name of the flavour's headers.
-    pub flavour: &'p str,
-    /// Package name of the headers that all flavours share.
-    pub common: &'p str,
+/// Builds every C file of Debian's `sources/` and of `own` (file, text) as a module, and returns these and Debian's
+/// own modules. `files` is what [`super::debian`] makes, `work` a folder that is created for it.
+///
+/// # Errors
+/// When the build fails.
+pub fn build_modules(
+    files: &Path,
+    own: &[(PathBuf, Vec<u8>)],
+    work: &Path,
+    step: &Step,
+) -> Result<Vec<PathBuf>> {
+    let stripped = work.join("stripped");
+    fs::create_dir_all(&stripped).with_context(|| format!("creating {}", stripped.display()))?;
+    let mut modules = list(&files.join("modules"))?;
+    let mut sources = Vec::new();
+    for source in list(&files.join("sources"))? {
+        let text = fs::read(&source)?;
+        sources.push((source, text));
+    }
+    let mut names = Vec::new();
+    for (path, text) in sources.iter().chain(own) {
+        let name = path
+            .file_name()
+            .with_context(|| format!("no file name: {}", path.display()))?;
+        fs::write(work.join(name), text)?;
+        names.push(Path::new(name).with_extension("o").to_string_lossy().into_owned());
+    }
+    fs::write(work.join("Makefile"), format!("obj-m := {}\n", names.join(" ")))?;
+    let mut make = Command::new("make");
+    make.arg("-C")
+        .arg(files.join("kbuild/flavour"))
+        .arg(format!("M={}", work.display()))
+        .arg("modules");
+    // Flags of an outer make (`make test`) are not meant for the kernel's.
+    for variable in ["MAKEFLAGS", "MFLAGS", "MAKELEVEL", "MAKEOVERRIDES"] {
+        make.env_remove(variable);
+    }
+    command::run(&mut make, step).context("building the guests' modules")?;
+    for name in &names {
+        let name = Path::new(name).with_extension("ko");
+        let module = stripped.join(&name);
+        let mut strip = Command::new("strip");
+        command::run(
+            strip
+                .arg("--strip-debug")
+                .arg("-o")
+                .arg(&module)
+                .arg(work.join(&name)),
+            step,
+        )?;
+        modules.push(module);
+    }
+    Ok(modules)
 }
 
-impl Kbuild<'_> {
-    /// The folder in which module sources are collected, empty at first.
-    ///
-    /// # Errors
-    /// When it cannot be created.
-    pub fn prepare(&self) -> Result<PathBuf> {
-        let dir = self.root.join("build");
-        fs::create_dir(&dir).with_context(|| format!("creating {}", dir.display()))?;
-        Ok(dir)
-    }
-
-    /// Builds every C file in `dir` as a module of its own, and puts the modules into `output`.
-    ///
-    /// # Errors
-    /// When the build fails.
-    pub fn build(&self, dir: &Path, output: &Path, step: &Step) -> Result<()> {
-        let sources = self.root.join("usr/src");
-        let flavour = sources.join(self.flavour);
-        // The one absolute path in the packages: where the flavour's Makefile finds the common one.
-        fs::write(
-            flavour.join("Makefile"),
-            format!("include {}/Makefile\n", sources.join(self.common).display()),
-        )?;
-        let mut names = Vec::new();
-        for entry in fs::read_dir(dir)? {
-            let path = entry?.path();
-            let name = path
-                .file_stem()
-                .with_context(|| format!("no file name: {}", path.display()))?;
-            names.push(name.to_string_lossy().into_owned());
-        }
-        let objects: Vec<String> = names.iter().map(|name| format!("{name}.o")).collect();
-        fs::write(dir.join("Makefile"), format!("obj-m := {}\n", objects.join(" ")))?;
-        let mut make = Command::new("make");
-        make.arg("-C")
-            .arg(&flavour)
-            .arg(format!("M={}", dir.display()))
-            .arg("modules");
-        // Flags of an outer make (`make test`) are not meant for the kernel's.
-        for variable in ["MAKEFLAGS", "MFLAGS", "MAKELEVEL", "MAKEOVERRIDES"] {
-            make.env_remove(variable);
-        }
-        command::run(&mut make, step).context("building modules")?;
-        for name in names.iter().map(|name| format!("{name}.ko")) {
-            let mut strip = Command::new("strip");
-            command::run(
-                strip
-                    .arg("--strip-debug")
-                    .arg("-o")
-                    .arg(output.join(&name))
-                    .arg(dir.join(&name)),
-                step,
-            )?;
-        }
-        Ok(())
-    }
+/// The files in a folder, sorted.
+fn list(dir: &Path) -> Result<Vec<PathBuf>> {
+    let entries = fs::read_dir(dir).with_context(|| format!("reading {}", dir.display()))?;
+    let mut paths: Vec<PathBuf> = entries.map(|entry| Ok(entry?.path())).collect::<Result<_>>()?;
+    paths.sort();
+    Ok(paths)
 }
 
 /// Takes files of a kernel's source out of its tarball and puts them side by side into `dir`.
