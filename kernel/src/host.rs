@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! What the machine itself offers to the hypervisor: time, and interrupt vectors of its own.
 
+use crate::exit::MsiMessage;
 use crate::iommu::HostVector;
 
 /// Services of the processor the hypervisor runs on; implemented by `arch`.
@@ -11,6 +12,18 @@ pub trait Host: Send + Sync {
     /// Takes a free interrupt vector on some processor. The route that the vector leads to is
     /// registered by the caller before the device is given the message.
     fn allocate_vector(&self) -> Option<HostVector>;
+
+    /// Returns when an interrupt that a processor accepted with this vector before the call has been
+    /// handled. Called after the message was masked and unmapped, and before the vector is given back, so
+    /// that a late interrupt cannot be taken for one of the vector's next owner. Must not be called from
+    /// an interrupt handler. Doing nothing is right only where vectors are never given out again.
+    fn settle_vector(&self, _vector: HostVector) {}
+
+    /// The message that raises a vector without interrupt remapping, for parents that are used without an
+    /// IOMMU; `None` where that is not possible.
+    fn unremapped_message(&self, _vector: HostVector) -> Option<MsiMessage> {
+        None
+    }
 
     /// Gives a vector back. The caller has made sure that no message for it is under way.
     fn free_vector(&self, vector: HostVector);

@@ -88,6 +88,13 @@ pub trait Iommu: Send + Sync {
     /// for. The device must not send with that tag any more.
     fn detach(&self, requester: Requester, pasid: Pasid) -> Result<(), Refusal>;
 
+    /// Whether that tag may still reach a table: it is attached, or an attach or detach of it failed half
+    /// way. Asked after a refused attach, to tell a clean refusal from one that left something behind.
+    /// Where a driver cannot tell, it is true.
+    fn may_be_attached(&self, _requester: Requester, _pasid: Pasid) -> bool {
+        true
+    }
+
     /// Allocates a remapping entry that lets exactly `requester` raise `target`.
     fn map_interrupt(&self, requester: Requester, target: HostVector) -> Result<RemappedInterrupt, Refusal>;
 

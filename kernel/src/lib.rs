@@ -12,6 +12,9 @@
 
 extern crate alloc;
 
+#[cfg(test)]
+mod generated;
+
 pub mod addr;
 pub mod config;
 pub mod console;
@@ -19,16 +22,19 @@ pub mod dev;
 pub mod exit;
 pub mod fault;
 pub mod fault_log;
-#[cfg(test)]
-mod generated;
+pub mod frames;
 pub mod host;
+pub mod id;
 pub mod info;
 pub mod iommu;
+pub mod irq;
 pub mod log;
 pub mod memory;
 pub mod monitor;
 pub mod nearest;
 pub mod parent;
 pub mod pasid;
+pub mod ram;
 pub mod refusal;
+pub mod stats;
 pub mod table;
