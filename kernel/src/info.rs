@@ -113,7 +113,7 @@ pub struct VmInfo {
     pub id: u32,
     /// Its name.
     pub name: String,
-    /// `created`, `running`, `paused`, `stopping`, `stopped` or `crashed`.
+    /// `created`, `starting`, `running`, `paused`, `stopping`, `stopped` or `crashed`.
     pub state: &'static str,
     /// Why it stopped, crashed or could not start.
     pub reason: Option<String>,
@@ -246,11 +246,11 @@ pub struct TypeInfo {
 /// Something that a device or IOMMU that did not stop has cost, until the machine restarts.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize)]
 pub struct RetiredInfo {
-    /// `pasid`, `interrupt` or `memory`.
+    /// `pasid`, `vdev`, `interrupt` or `memory`.
     pub what: &'static str,
     /// Name of the VM it belonged to.
     pub vm: String,
-    /// Which one: the PASID, the vector, or the number of bytes.
+    /// Which one: the PASID, the vdev, the vector, or the number of bytes.
     pub value: u64,
     /// Why.
     pub why: String,

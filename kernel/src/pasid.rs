@@ -1,7 +1,26 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! PASIDs: the tag that selects an I/O address space.
+//! PASIDs: the tag that selects an I/O address space, and who may use which.
+//!
+//! **Principle.** A number is leased to one attachment and comes back only inside the proof
+//! ([`Quiesced`]) that nothing can send with it any more. A lease that is dropped in any other way is
+//! *retired*: its number is never used again and counted, because a PASID is not reused on hope.
+//!
+//! **Invariants.** No number is in two leases. PASID 0 is never leased: it stands for untagged DMA
+//! (RID_PASID of VT-d, Arm's traffic without SubstreamID). Numbers not yet used are preferred, then
+//! the one that has been back for longest.
+//!
+//! Source: PCIe 6.20 (PASID TLP prefix).
 
+use alloc::collections::VecDeque;
+use alloc::format;
+use alloc::sync::Arc;
 use core::fmt;
+use core::sync::atomic::{AtomicU32, Ordering};
+
+use crate::attachment::Quiesced;
+use crate::id::VmId;
+use crate::info::PasidSpaceInfo;
+use crate::refusal::Refusal;
 
 /// A process address space identifier (PCIe), the same thing as an Arm SubstreamID. 20 bits.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -29,5 +48,310 @@ impl Pasid {
 impl fmt::Display for Pasid {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}", self.0)
+    }
+}
+
+#[derive(Debug, Default)]
+struct Counters {
+    leased: AtomicU32,
+    retired: AtomicU32,
+}
+
+#[derive(Debug)]
+struct QuotaInner {
+    vm: VmId,
+    limit: u32,
+    counters: Counters,
+}
+
+/// How many PASIDs one VM may have. Retired ones count: a VM whose device would not stop cannot use up
+/// the namespace of the others.
+#[derive(Clone, Debug)]
+pub struct PasidQuota(Arc<QuotaInner>);
+
+impl PasidQuota {
+    /// A quota of `limit` PASIDs for `vm`.
+    pub fn new(vm: VmId, limit: u32) -> Self {
+        Self(Arc::new(QuotaInner {
+            vm,
+            limit,
+            counters: Counters::default(),
+        }))
+    }
+
+    /// The most it may have.
+    pub fn limit(&self) -> u32 {
+        self.0.limit
+    }
+
+    /// How many it has now.
+    pub fn leased(&self) -> u32 {
+        self.0.counters.leased.load(Ordering::Relaxed)
+    }
+
+    /// How many it cost for good.
+    pub fn retired(&self) -> u32 {
+        self.0.counters.retired.load(Ordering::Relaxed)
+    }
+}
+
+/// The right to use one PASID for one attachment.
+///
+/// Not `Clone`. Dropping it retires the number; only [`PasidSpace::give_back`] returns it.
+#[derive(Debug)]
+pub struct PasidLease {
+    pasid: Pasid,
+    quota: PasidQuota,
+    space: Arc<Counters>,
+    returned: bool,
+}
+
+impl PasidLease {
+    /// The number.
+    pub fn pasid(&self) -> Pasid {
+        self.pasid
+    }
+
+    /// The VM on whose quota it is.
+    pub fn owner(&self) -> VmId {
+        self.quota.0.vm
+    }
+}
+
+impl Drop for PasidLease {
+    fn drop(&mut self) {
+        for counters in [&self.quota.0.counters, &*self.space] {
+            counters.leased.fetch_sub(1, Ordering::Relaxed);
+            if !self.returned {
+                counters.retired.fetch_add(1, Ordering::Relaxed);
+            }
+        }
+    }
+}
+
+/// The namespace that all leases come from. Leasing and returning take constant time.
+#[derive(Debug)]
+pub struct PasidSpace {
+    first: u32,
+    last: u32,
+    /// The smallest number that was never leased.
+    fresh: u32,
+    /// Returned numbers, the oldest first.
+    returned: VecDeque<u32>,
+    counters: Arc<Counters>,
+}
+
+impl PasidSpace {
+    /// All PASIDs from `first` to `last`, both included. `first` is at least 1.
+    pub fn new(first: Pasid, last: Pasid) -> Result<Self, Refusal> {
+        if first.value() == 0 || first > last {
+            return Err(Refusal::new(
+                "PASID namespace",
+                format!("{first}..={last} is empty or holds PASID 0, which stands for untagged DMA"),
+                "use an IOMMU with at least one PASID bit, and a first PASID of at least 1",
+            ));
+        }
+        Ok(Self {
+            first: first.value(),
+            last: last.value(),
+            fresh: first.value(),
+            returned: VecDeque::new(),
+            counters: Arc::default(),
+        })
+    }
+
+    /// Leases one number on a VM's quota. Refused where the quota or the namespace is used up.
+    pub fn lease(&mut self, quota: &PasidQuota) -> Result<PasidLease, Refusal> {
+        let taken = quota.leased() + quota.retired();
+        if taken >= quota.limit() {
+            return Err(Refusal::new(
+                "PASID",
+                format!(
+                    "quota of {} used up{}",
+                    quota.limit(),
+                    of_which_retired(quota.retired())
+                ),
+                if quota.retired() == 0 {
+                    "raise pasids of this VM or destroy one of its vdevs"
+                } else {
+                    "raise pasids of this VM, destroy one of its vdevs, or restart the machine"
+                },
+            ));
+        }
+        let number = if self.fresh <= self.last {
+            self.fresh += 1;
+            self.fresh - 1
+        } else {
+            self.returned.pop_front().ok_or_else(|| {
+                let retired = self.counters.retired.load(Ordering::Relaxed);
+                Refusal::new(
+                    "PASID",
+                    format!(
+                        "all {} of {}..={} are in use{}",
+                        self.last - self.first + 1,
+                        self.first,
+                        self.last,
+                        of_which_retired(retired)
+                    ),
+                    "destroy a vdev",
+                )
+            })?
+        };
+        for counters in [&quota.0.counters, &*self.counters] {
+            counters.leased.fetch_add(1, Ordering::Relaxed);
+        }
+        Ok(PasidLease {
+            pasid: Pasid(number),
+            quota: quota.clone(),
+            space: self.counters.clone(),
+            returned: false,
+        })
+    }
+
+    /// Takes a number back from an attachment that has ended; it can be leased again. The proof carries
+    /// the lease, so that the two cannot be mixed up.
+    pub fn give_back(&mut self, ended: Quiesced) {
+        let mut lease = ended.into_lease();
+        if !Arc::ptr_eq(&lease.space, &self.counters) {
+            // A lease of another namespace: dropping it retires it there.
+            return;
+        }
+        lease.returned = true;
+        self.returned.push_back(lease.pasid.value());
+    }
+
+    /// For the monitor.
+    pub fn info(&self) -> PasidSpaceInfo {
+        PasidSpaceInfo {
+            first: self.first,
+            last: self.last,
+            leased: self.counters.leased.load(Ordering::Relaxed),
+            retired: self.counters.retired.load(Ordering::Relaxed),
+        }
+    }
+}
+
+fn of_which_retired(retired: u32) -> alloc::string::String {
+    if retired == 0 {
+        alloc::string::String::new()
+    } else {
+        format!(" ({retired} retired after a failed stop)")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use std::collections::BTreeSet;
+
+    fn space(first: u32, last: u32) -> PasidSpace {
+        PasidSpace::new(Pasid(first), Pasid(last)).unwrap()
+    }
+
+    #[test]
+    fn zero_is_never_leased() {
+        assert!(PasidSpace::new(Pasid(0), Pasid(7)).is_err());
+        assert!(PasidSpace::new(Pasid(8), Pasid(7)).is_err());
+    }
+
+    #[test]
+    fn a_number_that_came_back_is_used_last() {
+        let mut space = space(1, 3);
+        let quota = PasidQuota::new(VmId(0), 3);
+        let first = space.lease(&quota).unwrap();
+        assert_eq!(first.pasid(), Pasid(1));
+        space.give_back(Quiesced::for_test(first));
+        let next: Vec<u32> = (0..3)
+            .map(|_| {
+                let lease = space.lease(&quota).unwrap();
+                let number = lease.pasid().value();
+                core::mem::forget(lease);
+                number
+            })
+            .collect();
+        assert_eq!(next, [2, 3, 1]);
+    }
+
+    #[test]
+    fn quota_and_namespace_refuse_with_a_remedy() {
+        let mut space = space(1, 2);
+        let small = PasidQuota::new(VmId(0), 1);
+        let kept = space.lease(&small).unwrap();
+        assert_eq!(
+            space.lease(&small).unwrap_err().to_string(),
+            "PASID: quota of 1 used up; raise pasids of this VM or destroy one of its vdevs"
+        );
+        let large = PasidQuota::new(VmId(1), 9);
+        let other = space.lease(&large).unwrap();
+        assert_eq!(
+            space.lease(&large).unwrap_err().to_string(),
+            "PASID: all 2 of 1..=2 are in use; destroy a vdev"
+        );
+        assert_eq!((space.info().leased, small.leased(), large.leased()), (2, 1, 1));
+        space.give_back(Quiesced::for_test(kept));
+        space.give_back(Quiesced::for_test(other));
+        assert_eq!((space.info().leased, space.info().retired), (0, 0));
+    }
+
+    #[test]
+    fn a_dropped_lease_is_retired_and_stays_on_the_quota() {
+        let mut space = space(1, 1);
+        let quota = PasidQuota::new(VmId(0), 1);
+        drop(space.lease(&quota).unwrap());
+        assert_eq!((quota.leased(), quota.retired()), (0, 1));
+        assert_eq!((space.info().leased, space.info().retired), (0, 1));
+        assert!(space.lease(&quota).unwrap_err().why.contains("1 retired"));
+        let other = PasidQuota::new(VmId(1), 1);
+        assert!(space.lease(&other).unwrap_err().why.contains("1 retired"));
+    }
+
+    #[test]
+    fn a_lease_of_another_namespace_is_not_taken() {
+        let (mut one, mut two) = (space(1, 1), space(1, 1));
+        let quota = PasidQuota::new(VmId(0), 1);
+        let lease = one.lease(&quota).unwrap();
+        two.give_back(Quiesced::for_test(lease));
+        assert_eq!(one.info().retired, 1);
+        assert!(two.returned.is_empty());
+    }
+
+    proptest! {
+        /// Steps: 0 leases, 1 gives back, 2 drops; on one of three VMs.
+        #[test]
+        fn no_number_is_leased_twice_and_the_counters_agree(
+            steps in proptest::collection::vec((0u8..3, 0u16..3, any::<prop::sample::Index>()), 0..200)
+        ) {
+            let mut space = space(3, 12);
+            let quotas: Vec<PasidQuota> = (0..3).map(|vm| PasidQuota::new(VmId(vm), 5)).collect();
+            let mut live: Vec<PasidLease> = Vec::new();
+            let mut retired = BTreeSet::new();
+            for (step, vm, index) in steps {
+                match step {
+                    0 => if let Ok(lease) = space.lease(&quotas[usize::from(vm)]) {
+                        prop_assert!((3..=12).contains(&lease.pasid().value()));
+                        prop_assert!(live.iter().all(|other| other.pasid() != lease.pasid()));
+                        prop_assert!(!retired.contains(&lease.pasid()));
+                        live.push(lease);
+                    },
+                    _ if live.is_empty() => {}
+                    1 => {
+                        let lease = live.swap_remove(index.index(live.len()));
+                        space.give_back(Quiesced::for_test(lease));
+                    }
+                    _ => {
+                        let lease = live.swap_remove(index.index(live.len()));
+                        retired.insert(lease.pasid());
+                    }
+                }
+                prop_assert_eq!(space.info().leased as usize, live.len());
+                prop_assert_eq!(space.info().retired as usize, retired.len());
+                for quota in &quotas {
+                    let held = live.iter().filter(|lease| lease.owner() == quota.0.vm).count();
+                    prop_assert_eq!(quota.leased() as usize, held);
+                    prop_assert!(quota.leased() + quota.retired() <= quota.limit());
+                }
+            }
+        }
     }
 }

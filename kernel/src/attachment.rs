@@ -1,0 +1,179 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The joining of tag and table, and the order in which it ends.
+//!
+//! **Principle.** The order is in the types. An [`Attachment`] is made from a [`PasidLease`] by
+//! [`Attachment::attach`] and consumed by [`Attachment::end`], which asks for the device's word that the
+//! queue has stopped ([`DeviceQuiesced`]) and makes [`Quiesced`] only after the IOMMU has confirmed the
+//! detach. [`crate::pasid::PasidSpace::give_back`] takes nothing but that proof. Forgetting a step does
+//! not compile; a step that fails retires the PASID.
+//!
+//! **Invariant.** An attachment whose end was not confirmed stays listed in its I/O address space, which
+//! can therefore not be destroyed, and so its memory is not reused.
+
+use alloc::format;
+use alloc::string::{String, ToString};
+use alloc::sync::Arc;
+
+use crate::addr::Requester;
+use crate::id::VdevId;
+use crate::ioas::IoAddressSpace;
+use crate::parent::DeviceQuiesced;
+use crate::pasid::{Pasid, PasidLease};
+use crate::refusal::Refusal;
+
+/// Proof that nothing can send with a PASID any more: its queue has stopped and the IOMMU has forgotten
+/// it. Carries the lease, for return or for another attachment.
+#[derive(Debug)]
+pub struct Quiesced(PasidLease);
+
+impl Quiesced {
+    /// The PASID that is quiet.
+    pub fn pasid(&self) -> Pasid {
+        self.0.pasid()
+    }
+
+    pub(crate) fn into_lease(self) -> PasidLease {
+        self.0
+    }
+
+    #[cfg(test)]
+    pub(crate) fn for_test(lease: PasidLease) -> Self {
+        Self(lease)
+    }
+}
+
+/// An attachment was not made.
+#[derive(Debug)]
+pub struct AttachFailed {
+    /// Why.
+    pub refusal: Refusal,
+    /// The lease, where the tag is certainly not attached.
+    pub unused: Result<Quiesced, RetiredAttachment>,
+}
+
+/// An attachment whose end was not confirmed. It keeps what the device may still reach: the PASID is
+/// never used again, the I/O address space cannot be destroyed.
+#[derive(Debug)]
+pub struct RetiredAttachment {
+    /// The tag.
+    pub pasid: Pasid,
+    /// Who may still send with it.
+    pub requester: Requester,
+    /// Whose queue it was.
+    pub vdev: VdevId,
+    /// The address space behind it.
+    pub ioas: Arc<IoAddressSpace>,
+    /// Why.
+    pub why: String,
+}
+
+/// One tag of one device, joined to one table.
+#[derive(Debug)]
+pub struct Attachment {
+    requester: Requester,
+    vdev: VdevId,
+    lease: PasidLease,
+    ioas: Arc<IoAddressSpace>,
+}
+
+impl Attachment {
+    /// Joins them in the IOMMU. The queue must not have been given the tag yet.
+    ///
+    /// Refused where lease and address space belong to different VMs, and where the IOMMU refuses.
+    pub fn attach(
+        requester: Requester,
+        vdev: VdevId,
+        lease: PasidLease,
+        ioas: &Arc<IoAddressSpace>,
+    ) -> Result<Self, AttachFailed> {
+        let pasid = lease.pasid();
+        if lease.owner() != ioas.owner() {
+            return Err(AttachFailed {
+                refusal: Refusal::new(
+                    format!("PASID {pasid}"),
+                    format!(
+                        "leased to VM {}, the I/O address space is of VM {}",
+                        lease.owner(),
+                        ioas.owner()
+                    ),
+                    "attach a VM's vdevs to its own address spaces",
+                ),
+                unused: Ok(Quiesced(lease)),
+            });
+        }
+        match ioas.attach(requester, pasid) {
+            Ok(()) => Ok(Self {
+                requester,
+                vdev,
+                lease,
+                ioas: ioas.clone(),
+            }),
+            Err(failed) => Err(AttachFailed {
+                unused: if failed.detached {
+                    Ok(Quiesced(lease))
+                } else {
+                    let attachment = Self {
+                        requester,
+                        vdev,
+                        lease,
+                        ioas: ioas.clone(),
+                    };
+                    Err(attachment.retire(failed.refusal.to_string()))
+                },
+                refusal: failed.refusal,
+            }),
+        }
+    }
+
+    /// The tag.
+    pub fn pasid(&self) -> Pasid {
+        self.lease.pasid()
+    }
+
+    /// The device.
+    pub fn requester(&self) -> Requester {
+        self.requester
+    }
+
+    /// The address space.
+    pub fn ioas(&self) -> &Arc<IoAddressSpace> {
+        &self.ioas
+    }
+
+    /// Parts tag and table, after the device has stopped.
+    pub fn end(self, stopped: DeviceQuiesced) -> Result<Quiesced, RetiredAttachment> {
+        let DeviceQuiesced { .. } = stopped;
+        match self.ioas.detach(self.requester, self.lease.pasid()) {
+            Ok(()) => Ok(Quiesced(self.lease)),
+            Err(refusal) => Err(self.retire(refusal.to_string())),
+        }
+    }
+
+    /// Puts another address space of the same VM behind the same tag, while the device is stopped. On
+    /// refusal the tag is detached from both, unless it had to be retired.
+    pub fn replace(self, stopped: DeviceQuiesced, ioas: &Arc<IoAddressSpace>) -> Result<Self, AttachFailed> {
+        let (requester, vdev) = (self.requester, self.vdev);
+        match self.end(stopped) {
+            Ok(quiet) => Self::attach(requester, vdev, quiet.into_lease(), ioas),
+            Err(retired) => Err(AttachFailed {
+                refusal: Refusal::new(
+                    format!("PASID {}", retired.pasid),
+                    format!("the end of its attachment was not confirmed: {}", retired.why),
+                    "restart the machine to get it back",
+                ),
+                unused: Err(retired),
+            }),
+        }
+    }
+
+    /// Gives up on an attachment that cannot be ended: the lease is dropped, and so its PASID retired.
+    pub fn retire(self, why: String) -> RetiredAttachment {
+        RetiredAttachment {
+            pasid: self.lease.pasid(),
+            requester: self.requester,
+            vdev: self.vdev,
+            ioas: self.ioas,
+            why,
+        }
+    }
+}

@@ -1,0 +1,282 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! I/O address spaces: what a device sees behind one PASID.
+//!
+//! **Principle.** An address space is an object of its own: created, mapped, attached, destroyed. By
+//! default a VM has one, equal to its guest-physical memory. It can map nothing but the RAM of its owner,
+//! because mappings are asked for in guest-physical addresses of a [`GuestRam`] of the same VM.
+//!
+//! **Invariants.** It holds the RAM that it maps until its table is destroyed, and the table cannot be
+//! destroyed while a tag may reach it. RAM that a device might write is therefore never free.
+
+use alloc::collections::{BTreeMap, BTreeSet};
+use alloc::format;
+use alloc::string::{String, ToString};
+use alloc::sync::Arc;
+use core::fmt;
+
+use spin::Mutex;
+
+use crate::addr::{GuestPhys, HostPhys, Iova, PAGE_SIZE, Requester};
+use crate::id::{IoasId, VmId};
+use crate::info::IoasInfo;
+use crate::iommu::{Iommu, TableId};
+use crate::pasid::Pasid;
+use crate::ram::GuestRam;
+use crate::refusal::Refusal;
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum State {
+    Live,
+    /// The table is gone.
+    Destroyed,
+    /// The IOMMU refused to destroy the table although nothing is attached: what it maps stays held.
+    Lost,
+}
+
+#[derive(Debug)]
+struct Inner {
+    state: State,
+    /// By IOVA: length in bytes.
+    mappings: BTreeMap<u64, u64>,
+    /// What is mapped. One VM has one RAM per life, so one reference is enough.
+    ram: Option<Arc<GuestRam>>,
+    /// Tags that reach the table, or may.
+    attached: BTreeSet<(Requester, Pasid)>,
+}
+
+/// One I/O address space. Methods may be called from any processor, but not from an interrupt handler.
+pub struct IoAddressSpace {
+    id: IoasId,
+    owner: VmId,
+    iommu: &'static dyn Iommu,
+    table: TableId,
+    inner: Mutex<Inner>,
+}
+
+/// A tag was not attached to an address space.
+#[derive(Debug)]
+pub(crate) struct SpaceAttachFailed {
+    pub(crate) refusal: Refusal,
+    /// Whether the tag certainly reaches nothing.
+    pub(crate) detached: bool,
+}
+
+impl IoAddressSpace {
+    /// An empty address space of a VM. `id` is not used for any other, ever.
+    pub fn create(id: IoasId, owner: VmId, iommu: &'static dyn Iommu) -> Result<Self, Refusal> {
+        Ok(Self {
+            id,
+            owner,
+            iommu,
+            table: iommu
+                .create_table()
+                .map_err(|refusal| refusal.within("I/O address space"))?,
+            inner: Mutex::new(Inner {
+                state: State::Live,
+                mappings: BTreeMap::new(),
+                ram: None,
+                attached: BTreeSet::new(),
+            }),
+        })
+    }
+
+    /// Its number.
+    pub fn id(&self) -> IoasId {
+        self.id
+    }
+
+    /// The VM that owns it.
+    pub fn owner(&self) -> VmId {
+        self.owner
+    }
+
+    /// Maps `len` bytes of the owner's RAM from guest-physical `guest` at `iova`. Everything is a multiple
+    /// of the page size. All or nothing: on refusal what was mapped of it is unmapped again.
+    pub fn map(
+        &self,
+        ram: &Arc<GuestRam>,
+        guest: GuestPhys,
+        iova: Iova,
+        len: u64,
+        writable: bool,
+    ) -> Result<(), Refusal> {
+        let refuse = |why: String, remedy: &str| {
+            Err(Refusal::new(
+                format!("I/O address space {}: map {len:#x} bytes at {iova}", self.id),
+                why,
+                remedy,
+            ))
+        };
+        if ram.owner() != self.owner {
+            return refuse(
+                format!(
+                    "the RAM is of VM {}, the address space of VM {}",
+                    ram.owner(),
+                    self.owner
+                ),
+                "map a VM's own RAM",
+            );
+        }
+        let aligned = [guest.0, iova.0, len].iter().all(|value| value % PAGE_SIZE == 0);
+        let width = u32::from(self.iommu.capabilities().address_bits);
+        let Some(end) = iova.checked_add(len).filter(|_| aligned && len > 0) else {
+            return refuse("not whole pages".to_string(), "use multiples of 4096 bytes");
+        };
+        if width < u64::BITS && (end.0 - 1) >> width != 0 {
+            return refuse(
+                format!("the IOMMU translates addresses of {width} bits"),
+                "use lower addresses, or give the VM less memory",
+            );
+        }
+        let mut inner = self.inner.lock();
+        if inner.state != State::Live {
+            return refuse("it is being destroyed".to_string(), "create another");
+        }
+        let below = inner.mappings.range(..end.0).next_back();
+        if below.is_some_and(|(start, length)| start + length > iova.0) {
+            return refuse("part of it is mapped".to_string(), "unmap it first");
+        }
+        let Some(pieces) = ram.host_ranges(guest, len) else {
+            return refuse(format!("{guest} is not all RAM of the VM"), "map only RAM");
+        };
+        // From here on the table may hold these pages.
+        inner.ram = Some(ram.clone());
+        let mut done = 0;
+        for (host, piece) in pieces {
+            if let Err(refusal) = self.map_piece(iova, done, host, piece, writable) {
+                if done > 0 && self.iommu.unmap(self.table, iova, done).is_err() {
+                    // Still there, as far as anyone knows. Listed, so that it is not mapped over.
+                    inner.mappings.insert(iova.0, done);
+                }
+                return Err(refusal.within(format!("I/O address space {}", self.id)));
+            }
+            done += piece;
+        }
+        inner.mappings.insert(iova.0, len);
+        Ok(())
+    }
+
+    fn map_piece(
+        &self,
+        iova: Iova,
+        done: u64,
+        host: HostPhys,
+        len: u64,
+        writable: bool,
+    ) -> Result<(), Refusal> {
+        self.iommu
+            .map(self.table, Iova(iova.0 + done), host, len, writable)
+    }
+
+    /// Maps all RAM of the owner at the addresses at which the guest sees it.
+    pub fn map_all(&self, ram: &Arc<GuestRam>) -> Result<(), Refusal> {
+        ram.ranges()
+            .iter()
+            .try_for_each(|range| self.map(ram, range.start, Iova(range.start.0), range.len, true))
+    }
+
+    /// Removes one whole mapping, as it was mapped. The owner's RAM stays held until the address space is
+    /// destroyed.
+    pub fn unmap(&self, iova: Iova, len: u64) -> Result<(), Refusal> {
+        let mut inner = self.inner.lock();
+        if inner.state != State::Live || inner.mappings.get(&iova.0) != Some(&len) {
+            return Err(Refusal::new(
+                format!("I/O address space {}: unmap {len:#x} bytes at {iova}", self.id),
+                "no such mapping",
+                "unmap a range as it was mapped",
+            ));
+        }
+        self.iommu
+            .unmap(self.table, iova, len)
+            .map_err(|refusal| refusal.within(format!("I/O address space {}", self.id)))?;
+        inner.mappings.remove(&iova.0);
+        Ok(())
+    }
+
+    pub(crate) fn attach(&self, requester: Requester, pasid: Pasid) -> Result<(), SpaceAttachFailed> {
+        let mut inner = self.inner.lock();
+        let clean = |refusal| SpaceAttachFailed {
+            refusal,
+            detached: true,
+        };
+        if inner.state != State::Live {
+            return Err(clean(Refusal::new(
+                format!("I/O address space {}", self.id),
+                "it is being destroyed",
+                "create another",
+            )));
+        }
+        if inner.attached.contains(&(requester, pasid)) {
+            return Err(clean(Refusal::new(
+                format!("{requester}: PASID {pasid}"),
+                "attached already",
+                "detach it first",
+            )));
+        }
+        let Err(refusal) = self.iommu.attach(requester, pasid, self.table) else {
+            inner.attached.insert((requester, pasid));
+            return Ok(());
+        };
+        let detached =
+            !self.iommu.may_be_attached(requester, pasid) || self.iommu.detach(requester, pasid).is_ok();
+        if !detached {
+            inner.attached.insert((requester, pasid));
+        }
+        Err(SpaceAttachFailed { refusal, detached })
+    }
+
+    /// On refusal the tag stays listed: the table cannot be destroyed.
+    pub(crate) fn detach(&self, requester: Requester, pasid: Pasid) -> Result<(), Refusal> {
+        let mut inner = self.inner.lock();
+        self.iommu.detach(requester, pasid)?;
+        inner.attached.remove(&(requester, pasid));
+        Ok(())
+    }
+
+    /// Destroys the table and lets go of the RAM. Refused while a tag may reach it. Destroying twice is
+    /// no error.
+    pub fn destroy(&self) -> Result<(), Refusal> {
+        let mut inner = self.inner.lock();
+        if inner.state == State::Destroyed {
+            return Ok(());
+        }
+        if let Some((requester, pasid)) = inner.attached.first() {
+            return Err(Refusal::new(
+                format!("I/O address space {}", self.id),
+                format!("PASID {pasid} of {requester} may still reach it"),
+                "end the vdev first; if it would not stop, restart the machine",
+            ));
+        }
+        inner.state = State::Lost;
+        self.iommu
+            .destroy_table(self.table)
+            .map_err(|refusal| refusal.within(format!("I/O address space {}", self.id)))?;
+        inner.state = State::Destroyed;
+        inner.mappings.clear();
+        inner.ram = None;
+        Ok(())
+    }
+
+    /// For the monitor; `vm` is its owner's name.
+    pub fn info(&self, vm: &str) -> IoasInfo {
+        let inner = self.inner.lock();
+        IoasInfo {
+            id: self.id.0,
+            vm: vm.to_string(),
+            table: self.table.0,
+            mappings: inner.mappings.len(),
+            mapped_bytes: inner.mappings.values().sum(),
+            pasids: inner.attached.iter().map(|(_, pasid)| pasid.value()).collect(),
+        }
+    }
+}
+
+impl fmt::Debug for IoAddressSpace {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("IoAddressSpace")
+            .field("id", &self.id)
+            .field("owner", &self.owner)
+            .field("table", &self.table)
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,98 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! One physical interrupt of a device: vector, route, remapping entry and MSI-X entry, joined and parted in
+//! that order.
+//!
+//! **Invariant.** The device can raise the vector only while the route stands. A vector goes back only
+//! after the remapping entry is gone and what was under way has been handled.
+
+use alloc::format;
+
+use super::Services;
+use crate::iommu::{HostVector, RemappedInterrupt};
+use crate::irq::{Route, RouteHandle};
+use crate::parent::Parent;
+use crate::refusal::Refusal;
+
+/// A connected interrupt.
+#[derive(Debug)]
+pub(crate) struct Interrupt {
+    /// MSI-X entry of the physical device.
+    pub(crate) entry: u16,
+    pub(crate) route: RouteHandle,
+    /// `None` where the parent is used without an IOMMU.
+    remapped: Option<RemappedInterrupt>,
+}
+
+/// A vector that cannot be used again.
+#[derive(Debug)]
+pub(crate) struct LostVector {
+    pub(crate) vector: HostVector,
+    pub(crate) why: Refusal,
+}
+
+impl Interrupt {
+    /// Connects one MSI-X entry. All or nothing.
+    pub(crate) fn connect(
+        services: &Services,
+        parent: &dyn Parent,
+        translated: bool,
+        entry: u16,
+        route: Route,
+    ) -> Result<Self, Refusal> {
+        let what = || format!("interrupt {entry} of {}", parent.name());
+        let vector = services.host.allocate_vector().ok_or_else(|| {
+            Refusal::new(
+                what(),
+                "no free interrupt vector on any processor",
+                "destroy a vdev, or use more processors",
+            )
+        })?;
+        let handle = services.routes.register(vector, route).inspect_err(|_| {
+            services.host.free_vector(vector);
+        })?;
+        let message = if let Some(iommu) = services.iommu.filter(|_| translated) {
+            iommu
+                .map_interrupt(parent.requester(), vector)
+                .map(|remapped| (remapped.message, Some(remapped)))
+        } else {
+            let message = services.host.unremapped_message(vector);
+            message.map(|message| (message, None)).ok_or_else(|| {
+                Refusal::new(
+                    what(),
+                    "this machine cannot raise it without interrupt remapping",
+                    "use the parent with an IOMMU",
+                )
+            })
+        };
+        match message {
+            Ok((message, remapped)) => {
+                parent.set_interrupt(entry, Some(message));
+                Ok(Self {
+                    entry,
+                    route: handle,
+                    remapped,
+                })
+            }
+            Err(refusal) => {
+                services.routes.unregister(handle);
+                services.host.free_vector(vector);
+                Err(refusal.within(what()))
+            }
+        }
+    }
+
+    /// Masks and disconnects it. The vector is lost where the IOMMU does not confirm.
+    pub(crate) fn disconnect(self, services: &Services, parent: &dyn Parent) -> Result<(), LostVector> {
+        let vector = self.route.vector();
+        parent.set_interrupt(self.entry, None);
+        services.routes.unregister(self.route);
+        if let (Some(iommu), Some(remapped)) = (services.iommu, self.remapped) {
+            iommu
+                .unmap_interrupt(remapped.handle)
+                .map_err(|why| LostVector { vector, why })?;
+        }
+        services.host.settle_vector(vector);
+        services.host.free_vector(vector);
+        Ok(())
+    }
+}

@@ -1,0 +1,477 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Virtual devices: one slice of a parent, owned by one VM.
+//!
+//! **Principle.** Creation joins four things that belong to different owners: a slice of the parent, a
+//! PASID with its table, interrupts, and the tag in the device. It gives all or leaves no trace. The end
+//! is the same way back, in the order of the design: portals unmapped → queue stopped → interrupts masked
+//! and gone → tag detached → PASID returned → slice returned. What does not confirm is retired.
+//!
+//! **Invariants.** The device is given a tag only when the table behind it stands. A type that maps a page
+//! of the device into the guest never exists without an IOMMU.
+
+pub(crate) mod interrupt;
+pub mod model;
+
+use alloc::boxed::Box;
+use alloc::format;
+use alloc::string::{String, ToString};
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+use core::fmt;
+use core::sync::atomic::{AtomicU64, Ordering};
+
+use spin::Mutex;
+
+use crate::addr::Requester;
+use crate::attachment::Attachment;
+use crate::host::Host;
+use crate::id::{IoasId, VdevId, VmId};
+use crate::info::{Detail, InterruptInfo, VdevInfo};
+use crate::ioas::IoAddressSpace;
+use crate::iommu::Iommu;
+use crate::irq::{Route, RouteTable};
+use crate::parent::{DeviceQuiesced, Parent, QuiesceFailed, VdevModel, VdevRequest, VdevType};
+use crate::pasid::{Pasid, PasidQuota, PasidSpace};
+use crate::ram::GuestRam;
+use crate::refusal::Refusal;
+use crate::retired::{Retired, Retirement};
+use interrupt::Interrupt;
+use model::{GuestSide, SharedModel};
+
+/// A vdev as it is asked for.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct VdevSpec {
+    /// Name of the parent.
+    pub parent: String,
+    /// Name of the type.
+    pub type_name: String,
+    /// Queue entries; `None` leaves it to the driver.
+    pub entries: Option<u16>,
+}
+
+/// Proof that no vCPU can reach any portal of a vdev.
+///
+/// Made by architecture code only, which has removed the pages from stage 2 and made every processor
+/// forget them. Not `Clone`.
+#[derive(Debug)]
+pub struct PortalsUnmapped(VdevId);
+
+impl PortalsUnmapped {
+    /// The architecture's word for one vdev. A vdev whose portals were never mapped counts.
+    pub fn confirmed_by_arch(vdev: VdevId) -> Self {
+        Self(vdev)
+    }
+}
+
+/// What creating and ending vdevs works with.
+pub(crate) struct Services {
+    pub(crate) host: &'static dyn Host,
+    pub(crate) iommu: Option<&'static dyn Iommu>,
+    pub(crate) pasids: Mutex<PasidSpace>,
+    pub(crate) routes: RouteTable,
+}
+
+/// What a slice can reach.
+#[derive(Debug)]
+enum Reach {
+    /// What the address space maps.
+    Translated(Attachment),
+    /// Whatever its driver lets it, without an IOMMU behind it.
+    Untranslated(Arc<GuestRam>),
+}
+
+/// The address space a vdev is created on.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Space<'a> {
+    Translated(&'a Arc<IoAddressSpace>),
+    Untranslated(&'a Arc<GuestRam>),
+}
+
+/// The VM a vdev is created for.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Owner<'a> {
+    pub(crate) vm: VmId,
+    pub(crate) name: &'a str,
+    pub(crate) quota: &'a PasidQuota,
+}
+
+/// A vdev was not created.
+#[derive(Debug)]
+pub(crate) struct CreateFailed {
+    pub(crate) refusal: Refusal,
+    /// What the attempt cost, where the way back failed too.
+    pub(crate) retired: Vec<Retirement>,
+}
+
+impl From<Refusal> for CreateFailed {
+    fn from(refusal: Refusal) -> Self {
+        Self {
+            refusal,
+            retired: Vec::new(),
+        }
+    }
+}
+
+/// What is joined while a vdev lives.
+#[derive(Debug)]
+struct Live {
+    reach: Reach,
+    interrupts: Vec<Interrupt>,
+}
+
+/// One vdev. What the guest's bus needs of it is a [`GuestSide`].
+pub struct Vdev {
+    id: VdevId,
+    vm: VmId,
+    vm_name: String,
+    parent: &'static dyn Parent,
+    type_name: String,
+    model: Arc<SharedModel>,
+    /// Kept after the end, for messages.
+    pasid: Option<Pasid>,
+    ioas: Option<IoasId>,
+    faults: AtomicU64,
+    /// `None` after the end.
+    live: Mutex<Option<Live>>,
+}
+
+/// `vm beta: vdev dsa0/dsa-dwq`.
+pub(crate) fn title(vm: &str, parent: &str, type_name: &str) -> String {
+    format!("vm {vm}: vdev {parent}/{type_name}")
+}
+
+/// Whether a type may be used on a parent, with or without an IOMMU (invariant 8 of the design).
+pub(crate) fn check_type<'a>(
+    parent: &'a dyn Parent,
+    type_name: &str,
+    translated: bool,
+) -> Result<&'a VdevType, Refusal> {
+    let types = parent.types();
+    let names = |wanted: &dyn Fn(&VdevType) -> bool| -> Vec<&str> {
+        types.iter().filter(|t| wanted(t)).map(|t| t.name).collect()
+    };
+    let Some(found) = types.iter().find(|t| t.name == type_name) else {
+        return Err(Refusal::new(
+            "",
+            format!("{} has no such type", parent.name()),
+            format!("use one of: {}", names(&|_| true).join(", ")),
+        ));
+    };
+    if found.direct_portal && !translated {
+        let trapped = names(&|t| !t.direct_portal);
+        return Err(Refusal::new(
+            "",
+            format!(
+                "the type maps a page of the device into the guest, which needs an IOMMU, and {} has iommu = \
+                 \"off\"",
+                parent.name()
+            ),
+            if trapped.is_empty() {
+                "remove iommu = \"off\"; the parent has no trapped type".to_string()
+            } else {
+                format!("remove iommu = \"off\", or use type {}", trapped.join(" or "))
+            },
+        ));
+    }
+    Ok(found)
+}
+
+impl Vdev {
+    /// Creates a vdev: slice, PASID and table, interrupts, tag; or nothing.
+    pub(crate) fn create(
+        services: &Services,
+        id: VdevId,
+        owner: Owner<'_>,
+        parent: &'static dyn Parent,
+        spec: &VdevSpec,
+        space: Space<'_>,
+    ) -> Result<Self, CreateFailed> {
+        let what = title(owner.name, parent.name(), &spec.type_name);
+        let within = |refusal: Refusal| refusal.within(&what);
+        let translated = matches!(space, Space::Translated(_));
+        check_type(parent, &spec.type_name, translated).map_err(within)?;
+        let model = parent.create(&VdevRequest {
+            vm: owner.name,
+            type_name: &spec.type_name,
+            entries: spec.entries,
+        })?;
+
+        let reach = match space {
+            Space::Untranslated(ram) => Reach::Untranslated(ram.clone()),
+            Space::Translated(ioas) => {
+                // Without a tag, dropping the model gives the slice back.
+                let lease = services.pasids.lock().lease(owner.quota).map_err(within)?;
+                match Attachment::attach(parent.requester(), id, lease, ioas) {
+                    Ok(attachment) => Reach::Translated(attachment),
+                    Err(failed) => {
+                        let mut retired = Vec::new();
+                        match failed.unused {
+                            Ok(quiet) => services.pasids.lock().give_back(quiet),
+                            Err(attachment) => retired.push(Retirement {
+                                vm: owner.name.to_string(),
+                                why: attachment.why.clone(),
+                                what: Retired::Attachment {
+                                    parent: parent.name().to_string(),
+                                    attachment,
+                                },
+                            }),
+                        }
+                        return Err(CreateFailed {
+                            refusal: within(failed.refusal),
+                            retired,
+                        });
+                    }
+                }
+            }
+        };
+        let (pasid, ioas) = match &reach {
+            Reach::Translated(attachment) => (Some(attachment.pasid()), Some(attachment.ioas().id())),
+            Reach::Untranslated(_) => (None, None),
+        };
+        let vdev = Self {
+            id,
+            vm: owner.vm,
+            vm_name: owner.name.to_string(),
+            parent,
+            type_name: spec.type_name.clone(),
+            model: SharedModel::new(model),
+            pasid,
+            ioas,
+            faults: AtomicU64::new(0),
+            live: Mutex::new(None),
+        };
+        let mut live = Live {
+            reach,
+            interrupts: Vec::new(),
+        };
+        match vdev.connect(services, &mut live) {
+            Ok(()) => {
+                *vdev.live.lock() = Some(live);
+                Ok(vdev)
+            }
+            Err(refusal) => Err(CreateFailed {
+                refusal: within(refusal),
+                retired: vdev.dismantle(services, live),
+            }),
+        }
+    }
+
+    /// The last two steps of creation: interrupts, then the tag.
+    fn connect(&self, services: &Services, live: &mut Live) -> Result<(), Refusal> {
+        for binding in self.model.interrupts() {
+            let route = Route::Vdev {
+                vm: self.vm,
+                vdev: self.id,
+                vector: binding.virtual_vector,
+            };
+            let interrupt = Interrupt::connect(
+                services,
+                self.parent,
+                self.pasid.is_some(),
+                binding.physical,
+                route,
+            )?;
+            live.interrupts.push(interrupt);
+        }
+        match self.pasid {
+            Some(pasid) => self.model.with(|model| model.attach(pasid)).unwrap_or(Ok(())),
+            None => Ok(()),
+        }
+    }
+
+    /// Ends the vdev. Returns what it cost: empty where everything was confirmed and given back.
+    ///
+    /// Refused, with nothing changed, where the proof is for another vdev or the vdev has ended.
+    pub(crate) fn end(
+        &self,
+        services: &Services,
+        unmapped: PortalsUnmapped,
+    ) -> Result<Vec<Retirement>, Refusal> {
+        let refuse = |why: &str| {
+            Refusal::new(
+                title(&self.vm_name, self.parent.name(), &self.type_name),
+                why,
+                "end each vdev once, after its own portals are unmapped",
+            )
+        };
+        if unmapped.0 != self.id {
+            return Err(refuse("its portals may still be mapped"));
+        }
+        let live = self
+            .live
+            .lock()
+            .take()
+            .ok_or_else(|| refuse("it has ended already"))?;
+        Ok(self.dismantle(services, live))
+    }
+
+    /// From a stopped queue to a returned slice.
+    fn dismantle(&self, services: &Services, live: Live) -> Vec<Retirement> {
+        let mut retired = Vec::new();
+        let mut keep = |why: String, what: Retired| {
+            retired.push(Retirement {
+                vm: self.vm_name.clone(),
+                why,
+                what,
+            });
+        };
+        let parent = || self.parent.name().to_string();
+        let model = self.model.take();
+        let (stopped, model) = stop(model);
+        for interrupt in live.interrupts.into_iter().rev() {
+            if let Err(lost) = interrupt.disconnect(services, self.parent) {
+                keep(lost.why.to_string(), Retired::Vector(lost.vector));
+            }
+        }
+        match (live.reach, stopped) {
+            (Reach::Translated(attachment), Ok(proof)) => match attachment.end(proof) {
+                Ok(quiet) => services.pasids.lock().give_back(quiet),
+                Err(attachment) => keep(
+                    attachment.why.clone(),
+                    Retired::Attachment {
+                        parent: parent(),
+                        attachment,
+                    },
+                ),
+            },
+            (Reach::Translated(attachment), Err(failed)) => keep(
+                failed.why.clone(),
+                Retired::Attachment {
+                    parent: parent(),
+                    attachment: attachment.retire(failed.why),
+                },
+            ),
+            (Reach::Untranslated(_), Ok(_)) => {}
+            (Reach::Untranslated(ram), Err(failed)) => keep(
+                failed.why,
+                Retired::Untranslated {
+                    parent: parent(),
+                    vdev: self.id,
+                    ram,
+                },
+            ),
+        }
+        // The slice goes back to its parent, which keeps it where it would not stop.
+        drop(model);
+        retired
+    }
+
+    /// Its number.
+    pub fn id(&self) -> VdevId {
+        self.id
+    }
+
+    /// The VM that owns it.
+    pub fn vm(&self) -> VmId {
+        self.vm
+    }
+
+    /// That VM's name.
+    pub fn vm_name(&self) -> &str {
+        &self.vm_name
+    }
+
+    /// Name of its parent.
+    pub fn parent(&self) -> &str {
+        self.parent.name()
+    }
+
+    /// The physical device.
+    pub fn requester(&self) -> Requester {
+        self.parent.requester()
+    }
+
+    /// Name of its type.
+    pub fn type_name(&self) -> &str {
+        &self.type_name
+    }
+
+    /// Its tag; `None` where the parent is used without an IOMMU.
+    pub fn pasid(&self) -> Option<Pasid> {
+        self.pasid
+    }
+
+    /// Its model.
+    pub fn model(&self) -> &Arc<SharedModel> {
+        &self.model
+    }
+
+    /// What to put on the guest's bus.
+    pub fn guest_side(&self) -> Box<dyn VdevModel> {
+        Box::new(GuestSide(self.model.clone()))
+    }
+
+    pub(crate) fn count_fault(&self) {
+        self.faults.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(crate) fn faults(&self) -> u64 {
+        self.faults.load(Ordering::Relaxed)
+    }
+
+    /// For the monitor. Waits for no device.
+    pub(crate) fn info(&self, routes: &RouteTable) -> VdevInfo {
+        let live = self.live.lock();
+        let interrupts = live.iter().flat_map(|live| &live.interrupts).map(|interrupt| {
+            let vector = interrupt.route.vector();
+            InterruptInfo {
+                entry: interrupt.entry,
+                virtual_vector: match interrupt.route.route() {
+                    Route::Vdev { vector, .. } => vector,
+                    Route::ParentEvent(_) => 0,
+                },
+                host_vector: vector.vector,
+                cpu: vector.cpu,
+                delivered: routes.delivered(&interrupt.route),
+            }
+        });
+        VdevInfo {
+            id: self.id.0,
+            vm: self.vm_name.clone(),
+            parent: self.parent.name().to_string(),
+            type_name: self.type_name.clone(),
+            pasid: self.pasid.map(Pasid::value),
+            ioas: self.ioas.map(|id| id.0),
+            interrupts: interrupts.collect(),
+            faults: self.faults(),
+            details: details(self.model.describe()),
+        }
+    }
+}
+
+impl fmt::Debug for Vdev {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Vdev")
+            .field("id", &self.id)
+            .field("vm", &self.vm)
+            .field("parent", &self.parent.name())
+            .field("type_name", &self.type_name)
+            .field("pasid", &self.pasid)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Stops a model for good. One that is not there cannot have been stopped.
+fn stop(
+    model: Option<Box<dyn VdevModel>>,
+) -> (Result<DeviceQuiesced, QuiesceFailed>, Option<Box<dyn VdevModel>>) {
+    match model {
+        Some(mut model) => (model.quiesce(), Some(model)),
+        None => (
+            Err(QuiesceFailed {
+                why: "its model is gone".to_string(),
+            }),
+            None,
+        ),
+    }
+}
+
+pub(crate) fn details(lines: Vec<(&'static str, String)>) -> Vec<Detail> {
+    lines
+        .into_iter()
+        .map(|(name, value)| Detail {
+            name: name.to_string(),
+            value,
+        })
+        .collect()
+}

@@ -1,0 +1,136 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The model of a vdev, shared between the guest's bus and the lifecycle.
+//!
+//! **Principle.** The bus serves the guest's accesses through a [`GuestSide`]; the lifecycle keeps the
+//! right to end the model. When the vdev ends, the model is taken away under the bus: what is left reads
+//! as all ones. Neither side has to know when the other lets go.
+
+use alloc::boxed::Box;
+use alloc::string::{String, ToString};
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+use core::fmt;
+
+use spin::Mutex;
+
+use crate::dev::bus::all_ones;
+use crate::parent::{DeviceQuiesced, InterruptBinding, PciIdentity, Portal, QuiesceFailed, VdevModel};
+use crate::pasid::Pasid;
+use crate::refusal::Refusal;
+
+/// A model, until the vdev ends.
+pub struct SharedModel {
+    identity: PciIdentity,
+    portals: Vec<Portal>,
+    interrupts: Vec<InterruptBinding>,
+    model: Mutex<Option<Box<dyn VdevModel>>>,
+}
+
+impl SharedModel {
+    pub(super) fn new(model: Box<dyn VdevModel>) -> Arc<Self> {
+        Arc::new(Self {
+            identity: model.identity(),
+            portals: model.portals(),
+            interrupts: model.interrupts(),
+            model: Mutex::new(Some(model)),
+        })
+    }
+
+    /// How it presents itself on the guest's bus.
+    pub fn identity(&self) -> &PciIdentity {
+        &self.identity
+    }
+
+    /// Windows the guest reaches directly.
+    pub fn portals(&self) -> &[Portal] {
+        &self.portals
+    }
+
+    /// Its physical interrupts.
+    pub fn interrupts(&self) -> &[InterruptBinding] {
+        &self.interrupts
+    }
+
+    /// Calls the model, unless the vdev has ended.
+    pub fn with<R>(&self, call: impl FnOnce(&mut dyn VdevModel) -> R) -> Option<R> {
+        self.model.lock().as_mut().map(|model| call(model.as_mut()))
+    }
+
+    /// What the model says about itself; nothing while it is busy.
+    pub(super) fn describe(&self) -> Vec<(&'static str, String)> {
+        self.model
+            .try_lock()
+            .and_then(|model| model.as_deref().map(VdevModel::describe))
+            .unwrap_or_default()
+    }
+
+    pub(super) fn take(&self) -> Option<Box<dyn VdevModel>> {
+        self.model.lock().take()
+    }
+}
+
+impl fmt::Debug for SharedModel {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SharedModel")
+            .field("identity", &self.identity)
+            .finish_non_exhaustive()
+    }
+}
+
+/// What the guest's bus holds: everything of a model but its beginning and its end.
+#[derive(Debug)]
+pub struct GuestSide(pub(super) Arc<SharedModel>);
+
+const ENDED: &str = "the vdev has ended";
+
+impl VdevModel for GuestSide {
+    fn identity(&self) -> PciIdentity {
+        self.0.identity.clone()
+    }
+
+    fn portals(&self) -> Vec<Portal> {
+        self.0.portals.clone()
+    }
+
+    fn interrupts(&self) -> Vec<InterruptBinding> {
+        self.0.interrupts.clone()
+    }
+
+    fn attach(&mut self, pasid: Pasid) -> Result<(), Refusal> {
+        Err(Refusal::new(
+            alloc::format!("PASID {pasid}"),
+            "the guest's bus does not attach",
+            "create the vdev through the system",
+        ))
+    }
+
+    fn read(&mut self, bar: u8, offset: u64, size: u8) -> u64 {
+        self.0
+            .with(|model| model.read(bar, offset, size))
+            .unwrap_or(all_ones(size))
+    }
+
+    fn write(&mut self, bar: u8, offset: u64, size: u8, value: u64, raise: &mut dyn FnMut(u16)) {
+        self.0.with(|model| model.write(bar, offset, size, value, raise));
+    }
+
+    fn set_bus_master(&mut self, enabled: bool) {
+        self.0.with(|model| model.set_bus_master(enabled));
+    }
+
+    fn reset(&mut self) -> Result<(), QuiesceFailed> {
+        self.0.with(|model| model.reset()).unwrap_or(Err(QuiesceFailed {
+            why: ENDED.to_string(),
+        }))
+    }
+
+    fn quiesce(&mut self) -> Result<DeviceQuiesced, QuiesceFailed> {
+        Err(QuiesceFailed {
+            why: "the guest's bus does not end a vdev".to_string(),
+        })
+    }
+
+    fn describe(&self) -> Vec<(&'static str, String)> {
+        self.0.describe()
+    }
+}

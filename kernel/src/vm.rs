@@ -1,0 +1,446 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! VMs: definition, state, and what each life of one holds.
+//!
+//! **Principle.** The definition ([`VmSpec`]) stays; memory, address spaces and vdevs belong to one life,
+//! from start to stop. One operation at a time changes a VM, and none waits for another: a second one is
+//! refused. A vCPU that meets the end of its VM therefore never waits for a processor that waits for it;
+//! it leaves a request ([`Vm::request`]) that the main loop carries out.
+//!
+//! **Invariant.** The state changes along the arrows of [`VmState::may_become`] only.
+
+use alloc::format;
+use alloc::string::{String, ToString};
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+use core::sync::atomic::{AtomicBool, Ordering};
+
+use spin::Mutex;
+
+use crate::addr::HostPhys;
+use crate::frames::GuestGone;
+use crate::id::{VdevId, VmId};
+use crate::info::VmInfo;
+use crate::ioas::IoAddressSpace;
+use crate::irq::RouteTable;
+use crate::pasid::PasidQuota;
+use crate::ram::{GuestRam, RamRange};
+use crate::refusal::Refusal;
+use crate::stats::VmStats;
+use crate::vdev::{PortalsUnmapped, Vdev, VdevSpec};
+
+/// A VM as it is asked for.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct VmSpec {
+    /// Its name; no other VM has it.
+    pub name: String,
+    /// Where its RAM lies, in ascending ranges of whole 2 MiB pages.
+    pub ram: Vec<RamRange>,
+    /// Number of vCPUs.
+    pub vcpus: u16,
+    /// The most PASIDs it may have.
+    pub pasid_quota: u32,
+    /// Whether a reset by the guest starts it again; otherwise it stops.
+    pub restart_on_reset: bool,
+    /// Vdevs it is started with.
+    pub vdevs: Vec<VdevSpec>,
+}
+
+/// Where a VM is in its life.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum VmState {
+    /// Defined, never started.
+    Created,
+    /// Being built.
+    Starting,
+    /// Its vCPUs run.
+    Running,
+    /// Its vCPUs stand still.
+    Paused,
+    /// Being taken apart.
+    Stopping,
+    /// Over, in order.
+    Stopped,
+    /// Over, by its own fault.
+    Crashed,
+}
+
+impl VmState {
+    /// Whether this state may be followed by that one.
+    pub const fn may_become(self, next: Self) -> bool {
+        matches!(
+            (self, next),
+            (Self::Created | Self::Stopped | Self::Crashed, Self::Starting)
+                | (Self::Starting, Self::Running | Self::Stopping)
+                | (Self::Running, Self::Paused | Self::Stopping)
+                | (Self::Paused, Self::Running | Self::Stopping)
+                | (Self::Stopping, Self::Stopped | Self::Crashed)
+        )
+    }
+
+    /// The word for people and for `--json`.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Created => "created",
+            Self::Starting => "starting",
+            Self::Running => "running",
+            Self::Paused => "paused",
+            Self::Stopping => "stopping",
+            Self::Stopped => "stopped",
+            Self::Crashed => "crashed",
+        }
+    }
+
+    /// Whether the VM has vCPUs that run or could.
+    pub const fn is_alive(self) -> bool {
+        matches!(self, Self::Running | Self::Paused)
+    }
+}
+
+/// Why a VM ends.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum VmEnd {
+    /// The guest switched itself off.
+    PowerOff,
+    /// The guest asked to be started again.
+    Reset,
+    /// Somebody stopped it; who or why.
+    Stopped(String),
+    /// It could not go on; why.
+    Crashed(String),
+}
+
+impl VmEnd {
+    pub(crate) fn state(&self) -> VmState {
+        match self {
+            Self::Crashed(_) => VmState::Crashed,
+            _ => VmState::Stopped,
+        }
+    }
+
+    pub(crate) fn reason(&self) -> String {
+        match self {
+            Self::PowerOff => "powered off by the guest".to_string(),
+            Self::Reset => "reset by the guest".to_string(),
+            Self::Stopped(why) | Self::Crashed(why) => why.clone(),
+        }
+    }
+}
+
+/// Proof that no vCPU of a VM runs or will run again in this life. Made by architecture code only.
+#[derive(Debug)]
+pub struct VcpusStopped(VmId);
+
+impl VcpusStopped {
+    /// The architecture's word.
+    pub fn confirmed_by_arch(vm: VmId) -> Self {
+        Self(vm)
+    }
+
+    /// The VM it is about.
+    pub fn vm(&self) -> VmId {
+        self.0
+    }
+}
+
+/// What the architecture does for a VM's life. Called by [`crate::system::System`] with one operation per
+/// VM at a time, from any processor but never from an interrupt handler, and never while a lock is held
+/// that a vCPU's exit path takes.
+///
+/// [`VmHost::stop`], [`VmHost::unplug`] and [`VmHost::tear_down`] are also called for VMs and vdevs that
+/// were not built or plugged completely, or at all; there is then nothing to do but to say so.
+pub trait VmHost: Send + Sync {
+    /// Fills host memory with zeroes.
+    fn scrub(&self, start: HostPhys, len: u64);
+
+    /// Makes the machine around `ram`: stage 2, devices, kernel image loaded, vCPUs that do not run yet.
+    /// May keep a reference to `ram` until [`VmHost::tear_down`].
+    fn build(&self, vm: &Vm, ram: &Arc<GuestRam>) -> Result<(), Refusal>;
+
+    /// Puts a vdev ([`Vdev::guest_side`]) on the VM's bus. Its interrupts arrive as
+    /// [`crate::irq::Route::Vdev`].
+    fn plug(&self, vm: &Vm, vdev: &Vdev) -> Result<(), Refusal>;
+
+    /// Takes a vdev off the bus. When this returns, no vCPU can reach its portals.
+    fn unplug(&self, vm: &Vm, vdev: VdevId) -> PortalsUnmapped;
+
+    /// Lets the vCPUs run, for the first time or after a pause.
+    fn run(&self, vm: &Vm) -> Result<(), Refusal>;
+
+    /// Makes the vCPUs stand still. When this returns, none runs.
+    fn pause(&self, vm: &Vm);
+
+    /// Stops the vCPUs for good. When this returns, none runs.
+    fn stop(&self, vm: &Vm) -> VcpusStopped;
+
+    /// Takes the machine apart: stage 2 is gone from every processor, and every reference to the RAM is
+    /// dropped.
+    fn tear_down(&self, vm: &Vm, stopped: VcpusStopped) -> GuestGone;
+}
+
+/// What one life of a VM holds.
+#[derive(Debug, Default)]
+pub(crate) struct Life {
+    pub(crate) ram: Option<Arc<GuestRam>>,
+    /// The first is the default one.
+    pub(crate) spaces: Vec<Arc<IoAddressSpace>>,
+    pub(crate) vdevs: Vec<Arc<Vdev>>,
+}
+
+#[derive(Debug)]
+struct Status {
+    state: VmState,
+    reason: Option<String>,
+}
+
+/// One VM. Its exit path needs nothing but [`Vm::stats`].
+#[derive(Debug)]
+pub struct Vm {
+    id: VmId,
+    spec: VmSpec,
+    quota: PasidQuota,
+    stats: VmStats,
+    status: Mutex<Status>,
+    busy: AtomicBool,
+    request: Mutex<Option<VmEnd>>,
+    pub(crate) life: Mutex<Life>,
+}
+
+/// The right to change a VM. Only one exists at a time.
+#[derive(Debug)]
+pub(crate) struct Operation<'a>(&'a Vm);
+
+impl Drop for Operation<'_> {
+    fn drop(&mut self) {
+        self.0.busy.store(false, Ordering::Release);
+    }
+}
+
+impl Vm {
+    pub(crate) fn new(id: VmId, spec: VmSpec) -> Self {
+        Self {
+            id,
+            quota: PasidQuota::new(id, spec.pasid_quota),
+            spec,
+            stats: VmStats::default(),
+            status: Mutex::new(Status {
+                state: VmState::Created,
+                reason: None,
+            }),
+            busy: AtomicBool::new(false),
+            request: Mutex::new(None),
+            life: Mutex::new(Life::default()),
+        }
+    }
+
+    /// Its number.
+    pub fn id(&self) -> VmId {
+        self.id
+    }
+
+    /// Its name.
+    pub fn name(&self) -> &str {
+        &self.spec.name
+    }
+
+    /// Its definition.
+    pub fn spec(&self) -> &VmSpec {
+        &self.spec
+    }
+
+    /// Its counters.
+    pub fn stats(&self) -> &VmStats {
+        &self.stats
+    }
+
+    /// Its PASIDs, by number.
+    pub fn quota(&self) -> &PasidQuota {
+        &self.quota
+    }
+
+    /// Where it is in its life.
+    pub fn state(&self) -> VmState {
+        self.status.lock().state
+    }
+
+    /// Why it is stopped or crashed.
+    pub fn reason(&self) -> Option<String> {
+        self.status.lock().reason.clone()
+    }
+
+    /// Its RAM in this life.
+    pub fn ram(&self) -> Option<Arc<GuestRam>> {
+        self.life.lock().ram.clone()
+    }
+
+    /// Its vdevs in this life.
+    pub fn vdevs(&self) -> Vec<Arc<Vdev>> {
+        self.life.lock().vdevs.clone()
+    }
+
+    /// Its vdev of that number.
+    pub fn vdev(&self, id: VdevId) -> Option<Arc<Vdev>> {
+        self.life
+            .lock()
+            .vdevs
+            .iter()
+            .find(|vdev| vdev.id() == id)
+            .cloned()
+    }
+
+    /// Asks for its end, from a vCPU's exit path: waits for nothing. The first reason stands until it is
+    /// served by [`crate::system::System::serve_requests`]. The vCPU must not run again.
+    pub fn request(&self, end: VmEnd) {
+        self.request.lock().get_or_insert(end);
+    }
+
+    pub(crate) fn requested(&self) -> Option<VmEnd> {
+        self.request.lock().clone()
+    }
+
+    pub(crate) fn clear_request(&self) {
+        *self.request.lock() = None;
+    }
+
+    /// Starts an operation on the VM, unless one is under way.
+    pub(crate) fn begin(&self) -> Result<Operation<'_>, Refusal> {
+        self.busy
+            .compare_exchange(false, true, Ordering::Acquire, Ordering::Relaxed)
+            .map(|_| Operation(self))
+            .map_err(|_| self.refuse("another operation on it is under way", "try again"))
+    }
+
+    pub(crate) fn refuse(&self, why: impl Into<String>, remedy: &str) -> Refusal {
+        Refusal::new(format!("vm {}", self.name()), why, remedy)
+    }
+
+    pub(crate) fn become_state(
+        &self,
+        _operation: &Operation<'_>,
+        next: VmState,
+        reason: Option<String>,
+    ) -> Result<(), Refusal> {
+        let mut status = self.status.lock();
+        if !status.state.may_become(next) {
+            let state = status.state.name();
+            let (why, remedy) = match next {
+                VmState::Starting => (format!("it is {state}"), "stop it first"),
+                VmState::Paused | VmState::Running => (
+                    format!("it is {state}"),
+                    "`vms` shows which are running or paused",
+                ),
+                _ => (format!("it is {state}"), "start it first"),
+            };
+            return Err(self.refuse(why, remedy));
+        }
+        *status = Status { state: next, reason };
+        Ok(())
+    }
+
+    /// For the monitor. Waits for no device.
+    pub(crate) fn info(&self, routes: &RouteTable) -> VmInfo {
+        let (vdevs, memory_in_use) = {
+            let life = self.life.lock();
+            (life.vdevs.clone(), life.ram.as_ref().map_or(0, |ram| ram.bytes()))
+        };
+        let vdevs: Vec<_> = vdevs.iter().map(|vdev| vdev.info(routes)).collect();
+        let status = self.status.lock();
+        VmInfo {
+            id: self.id.0.into(),
+            name: self.name().to_string(),
+            state: status.state.name(),
+            reason: status.reason.clone(),
+            vcpus: self.spec.vcpus,
+            memory: self.spec.ram.iter().map(|range| range.len).sum(),
+            memory_in_use,
+            pasid_quota: self.quota.limit(),
+            pasids_leased: self.quota.leased(),
+            pasids_retired: self.quota.retired(),
+            starts: self.stats.starts(),
+            run_ns: self.stats.run_ns(),
+            exits: self.stats.all_exits(),
+            interrupts: vdevs
+                .iter()
+                .flat_map(|vdev| &vdev.interrupts)
+                .map(|interrupt| interrupt.delivered)
+                .sum(),
+            faults: self.stats.faults(),
+            vdevs,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const STATES: [VmState; 7] = [
+        VmState::Created,
+        VmState::Starting,
+        VmState::Running,
+        VmState::Paused,
+        VmState::Stopping,
+        VmState::Stopped,
+        VmState::Crashed,
+    ];
+
+    fn vm() -> Vm {
+        Vm::new(
+            VmId(0),
+            VmSpec {
+                name: "alpha".to_string(),
+                ram: Vec::new(),
+                vcpus: 1,
+                pasid_quota: 1,
+                restart_on_reset: true,
+                vdevs: Vec::new(),
+            },
+        )
+    }
+
+    #[test]
+    fn a_life_has_one_beginning_and_one_end() {
+        for state in STATES {
+            // What holds resources is left through Stopping only, and entered through Starting only.
+            if state.is_alive() {
+                assert!(state.may_become(VmState::Stopping));
+                assert!(!state.may_become(VmState::Stopped) && !state.may_become(VmState::Crashed));
+            }
+            assert_eq!(
+                state.may_become(VmState::Starting),
+                matches!(state, VmState::Created | VmState::Stopped | VmState::Crashed)
+            );
+            assert!(!state.may_become(VmState::Created) && !state.may_become(state));
+        }
+    }
+
+    #[test]
+    fn operations_exclude_each_other_without_waiting() {
+        let vm = vm();
+        let operation = vm.begin().unwrap();
+        assert_eq!(
+            vm.begin().unwrap_err().to_string(),
+            "vm alpha: another operation on it is under way; try again"
+        );
+        assert_eq!(
+            vm.become_state(&operation, VmState::Stopping, None)
+                .unwrap_err()
+                .to_string(),
+            "vm alpha: it is created; start it first"
+        );
+        drop(operation);
+        assert!(vm.begin().is_ok());
+    }
+
+    #[test]
+    fn the_first_reason_to_end_stands() {
+        let vm = vm();
+        vm.request(VmEnd::Crashed("triple fault".to_string()));
+        vm.request(VmEnd::PowerOff);
+        assert_eq!(
+            vm.requested().map(|end| end.reason()).as_deref(),
+            Some("triple fault")
+        );
+        vm.clear_request();
+        assert_eq!(vm.requested(), None);
+    }
+}
