@@ -73,6 +73,9 @@ impl<T> Deref for Spanned<T> {
 pub enum Scope {
     /// Everything: nothing may be started.
     Whole,
+    /// One parent, by its place among the `[parent.NAME]` sections of the file, counted from 0. The VMs that
+    /// have a vdev of it get errors of their own.
+    Parent(usize),
     /// One VM, by its place among the `[[vm]]` sections of the file, counted from 0. The others may start.
     Vm(usize),
 }

@@ -3,7 +3,8 @@
 //!
 //! **Principle.** The file is read and checked as a whole before anything is touched. Every error is one
 //! line that starts with `pasidon.toml:LINE:COLUMN:` and ends with what helps. An error within one
-//! `[[vm]]` keeps that VM from starting and no other; every other error stops everything.
+//! `[[vm]]` keeps that VM from starting, one within a `[parent.NAME]` the VMs that use it; every other
+//! error stops everything.
 //!
 //! What the text alone cannot tell (whether there is that much memory, whether the files are there, what
 //! the parents offer) is checked by those who know it, later. Each value keeps its [`Position`] for them.

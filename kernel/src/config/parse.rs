@@ -32,7 +32,7 @@ const DEFAULT_PASIDS: u16 = 8;
 pub struct Parsed {
     /// The configuration, with at least one VM.
     pub config: Config,
-    /// The errors that keep single VMs from starting, in the order of the file.
+    /// The errors that keep single VMs and parents from being used, in the order of the file.
     pub errors: Vec<ConfigError>,
 }
 
@@ -113,7 +113,7 @@ fn check(text: &str, errors: &mut Vec<ConfigError>) -> Option<Config> {
     let vms = vms(text, top, &parents, errors);
     Some(Config {
         host,
-        parents: parents.into_iter().filter_map(|(_, parent)| parent).collect(),
+        parents: parents.into_iter().filter_map(|named| named.sound).collect(),
         vms,
     })
 }
@@ -149,13 +149,14 @@ fn wrong_section(at: Position, value: &Value<'_>, name: &str, heading: &str) -> 
     )
 }
 
-/// Every `[parent.NAME]` in the order of the file. A parent with an error keeps its name, so that the
-/// VMs that use it are not reported as well.
-fn parents(
-    text: &str,
-    top: &DeTable<'_>,
-    errors: &mut Vec<ConfigError>,
-) -> Vec<(String, Option<ParentConfig>)> {
+/// A `[parent.NAME]`, sound or not.
+struct NamedParent {
+    name: Spanned<String>,
+    sound: Option<ParentConfig>,
+}
+
+/// Every `[parent.NAME]` in the order of the file.
+fn parents(text: &str, top: &DeTable<'_>, errors: &mut Vec<ConfigError>) -> Vec<NamedParent> {
     let Some(value) = top.get("parent") else {
         return Vec::new();
     };
@@ -166,45 +167,65 @@ fn parents(
     };
     let mut sections: Vec<_> = named.iter().collect();
     sections.sort_by_key(|(name, _)| name.span().start);
-    let mut parents: Vec<(String, Option<ParentConfig>)> = Vec::new();
-    for (name, value) in sections {
+    let mut parents: Vec<NamedParent> = Vec::new();
+    for (index, (name, value)) in sections.into_iter().enumerate() {
         let name = Spanned::new(name.get_ref().to_string(), Position::of(text, name.span().start));
+        let before = errors.len();
         let parent = match value.get_ref().as_table() {
-            Some(entries) => parent(text, &name, entries, errors),
+            Some(entries) => parent(text, index, &name, entries, errors),
             None => {
-                errors.push(wrong_section(name.at, value, "parent", schema::PARENT.heading));
+                errors.push(ConfigError {
+                    scope: Scope::Parent(index),
+                    ..wrong_section(name.at, value, "parent", schema::PARENT.heading)
+                });
                 None
             }
         };
-        if let Some(parent) = &parent {
-            let twin = parents
-                .iter()
-                .filter_map(|(_, other)| other.as_ref())
-                .find(|other| other.selector.value == parent.selector.value);
-            if let Some(twin) = twin {
-                errors.push(whole(
-                    parent.selector.at,
-                    format!(
-                        "parent {}: {} is the device of parent {} too (line {})",
-                        parent.name.value, parent.selector.value, twin.name.value, twin.selector.at.line
-                    ),
-                    "keep one of the two, or let each name its own device by pci",
-                ));
-            }
-        }
-        parents.push((name.value, parent));
+        let sound = parent.filter(|_| errors.len() == before);
+        parents.push(NamedParent { name, sound });
     }
+    refuse_twins(&mut parents, errors);
     parents
+}
+
+/// Two parents on one device: neither is usable, since nobody knows which was meant.
+fn refuse_twins(parents: &mut [NamedParent], errors: &mut Vec<ConfigError>) {
+    let sound: Vec<ParentConfig> = parents.iter().filter_map(|named| named.sound.clone()).collect();
+    for named in parents {
+        let Some(parent) = &named.sound else { continue };
+        let is_twin = |other: &&ParentConfig| {
+            other.index != parent.index && other.selector.value == parent.selector.value
+        };
+        if let Some(twin) = sound.iter().find(is_twin) {
+            errors.push(parent.error_at(
+                parent.selector.at,
+                format_args!(
+                    "{} is the device of parent {} too (line {})",
+                    parent.selector.value, twin.name.value, twin.selector.at.line
+                ),
+                "keep one of the two, or let each name its own device by pci",
+            ));
+            named.sound = None;
+        }
+    }
 }
 
 fn parent(
     text: &str,
+    index: usize,
     name: &Spanned<String>,
     entries: &DeTable<'_>,
     errors: &mut Vec<ConfigError>,
 ) -> Option<ParentConfig> {
     let subject = format!("parent {}", super::error::shortened(name));
-    let table = Table::new(text, entries, &schema::PARENT, name.at, subject, Scope::Whole);
+    let table = Table::new(
+        text,
+        entries,
+        &schema::PARENT,
+        name.at,
+        subject,
+        Scope::Parent(index),
+    );
     if let Err(misfit) = value::name(name) {
         errors.push(misfitting(&table, name.at, "its name", name, misfit));
     }
@@ -236,6 +257,7 @@ fn parent(
         }),
     };
     Some(ParentConfig {
+        index,
         name: name.clone(),
         selector: selector?,
         iommu,
@@ -286,7 +308,7 @@ fn required<T>(
 fn vms(
     text: &str,
     top: &DeTable<'_>,
-    parents: &[(String, Option<ParentConfig>)],
+    parents: &[NamedParent],
     errors: &mut Vec<ConfigError>,
 ) -> Vec<VmConfig> {
     let Some(value) = top.get("vm") else {
@@ -358,7 +380,7 @@ fn vm(
     at: Position,
     entries: &DeTable<'_>,
     names: &mut Vec<Spanned<String>>,
-    parents: &[(String, Option<ParentConfig>)],
+    parents: &[NamedParent],
     errors: &mut Vec<ConfigError>,
 ) -> Option<VmConfig> {
     let subject = format!("vm number {}", index + 1);
@@ -449,7 +471,7 @@ fn vdevs(
     text: &str,
     index: usize,
     vm: &Table<'_>,
-    parents: &[(String, Option<ParentConfig>)],
+    parents: &[NamedParent],
     errors: &mut Vec<ConfigError>,
 ) -> Vec<VdevConfig> {
     let Some((value, at)) = vm.value("vdev") else {
@@ -490,14 +512,23 @@ fn vdevs(
 fn known_parent(
     table: &Table<'_>,
     parent: &Spanned<String>,
-    parents: &[(String, Option<ParentConfig>)],
+    parents: &[NamedParent],
     errors: &mut Vec<ConfigError>,
 ) {
-    let names = || parents.iter().map(|(name, _)| name.as_str());
-    if names().any(|name| name == parent.value) {
+    let known = parents.iter().find(|known| known.name.value == parent.value);
+    if let Some(known) = known {
+        if known.sound.is_none() {
+            let line = known.name.at.line;
+            errors.push(table.error(
+                parent.at,
+                format_args!("parent {} was refused", parent.value),
+                format!("correct it first, it is on line {line}"),
+            ));
+        }
         return;
     }
-    let remedy = match nearest(parent, names()) {
+    let names = parents.iter().map(|known| known.name.value.as_str());
+    let remedy = match nearest(parent, names) {
         Some(near) => format!("did you mean \"{near}\"?"),
         None => "add a [parent.NAME] section for it, or name one that is there".to_string(),
     };

@@ -326,39 +326,66 @@ fn the_quota_covers_the_vdevs() {
     );
 }
 
+/// The errors of a file that can be used without its parents.
+fn parents_refused(parents: &str) -> Vec<String> {
+    let text = format!("{parents}\n{}", vm("a", ""));
+    let parsed = parse(text.as_bytes()).unwrap_or_else(|errors| panic!("{errors:?}"));
+    assert_eq!(parsed.config.vms.len(), 1);
+    assert_eq!(parsed.config.parents, []);
+    let scopes: Vec<_> = parsed.errors.iter().map(|error| error.scope).collect();
+    assert!(
+        scopes.iter().all(|scope| matches!(scope, Scope::Parent(_))),
+        "{scopes:?}"
+    );
+    parsed.errors.iter().map(ConfigError::to_string).collect()
+}
+
 #[test]
 fn parents_say_which_device_they_are_exactly_once() {
-    let with = |parents: &str| refused(&format!("{parents}\n{}", vm("a", "")));
     assert_eq!(
-        with("[parent.dsa0]"),
+        parents_refused("[parent.dsa0]"),
         [
             "pasidon.toml:1:9: parent dsa0: neither pci nor match says which device it is; \
           add a line like pci = \"0000:00:04.0\" or match = \"8086:11fb\""
         ]
     );
     assert_eq!(
-        with("[parent.dsa0]\npci = \"0000:00:04.0\"\nmatch = \"8086:11fb\""),
+        parents_refused("[parent.dsa0]\npci = \"0000:00:04.0\"\nmatch = \"8086:11fb\""),
         ["pasidon.toml:3:9: parent dsa0: pci and match both say which device it is; keep one of them"]
     );
     assert_eq!(
-        with("[parent.dsa0]\npci = \"00:04.0\""),
+        parents_refused("[parent.dsa0]\npci = \"00:04.0\""),
         [
             "pasidon.toml:2:7: parent dsa0: pci \"00:04.0\" is no PCI address; \
           write SEGMENT:BUS:DEVICE.FUNCTION in hexadecimal, like pci = \"0000:00:04.0\""
         ]
     );
     assert_eq!(
-        with("[parent.b]\npci = \"0000:00:04.0\"\n[parent.a]\npci = \"0000:00:04.0\""),
+        parents_refused("[parent.b]\npci = \"0000:00:04.0\"\n[parent.a]\npci = \"0000:00:04.0\""),
         [
+            "pasidon.toml:2:7: parent b: pci = \"0000:00:04.0\" is the device of parent a too (line 4); \
+             keep one of the two, or let each name its own device by pci",
             "pasidon.toml:4:7: parent a: pci = \"0000:00:04.0\" is the device of parent b too (line 2); \
-          keep one of the two, or let each name its own device by pci"
+             keep one of the two, or let each name its own device by pci"
         ]
     );
     assert_eq!(
-        with("[parent.\"a\\nb\"]\npci = \"0000:00:04.0\"")[0]
+        parents_refused("[parent.\"a\\nb\"]\npci = \"0000:00:04.0\"")[0]
             .lines()
             .count(),
         1
+    );
+}
+
+#[test]
+fn a_vm_on_a_refused_parent_is_refused_and_says_why() {
+    let vdev = "[[vm.vdev]]\ntype = \"dsa-dwq\"\nparent = \"dsa0\"";
+    let text = format!("[parent.dsa0]\niommu = 1\n{}{}", vm("good", ""), vm("bad", vdev));
+    let parsed = parse(text.as_bytes()).unwrap();
+    assert!(parsed.config.vm("good").is_some() && parsed.config.vm("bad").is_none());
+    assert_eq!(
+        parsed.errors.last().unwrap().to_string(),
+        "pasidon.toml:13:10: vm bad: vdev number 1: parent dsa0 was refused; correct it first, it is on line 1"
     );
 }
 

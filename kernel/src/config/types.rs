@@ -15,7 +15,7 @@ use crate::refusal::Refusal;
 pub struct Config {
     /// `[host]`.
     pub host: HostConfig,
-    /// `[parent.NAME]`, in the order of the file.
+    /// `[parent.NAME]`, in the order of the file, without those in which an error was found.
     pub parents: Vec<ParentConfig>,
     /// `[[vm]]`, in the order of the file, without those in which an error was found.
     pub vms: Vec<VmConfig>,
@@ -42,6 +42,8 @@ pub enum ConsoleMode {
 /// `[parent.NAME]`.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct ParentConfig {
+    /// Its place among the `[parent.NAME]` sections of the file, counted from 0; the refused ones count too.
+    pub index: usize,
     /// NAME.
     pub name: Spanned<String>,
     /// Which device it is.
@@ -138,13 +140,46 @@ impl Config {
         self.vms.iter().find(|vm| vm.name.value == name)
     }
 
+    /// Takes out what errors found later are about: parents, and VMs.
+    pub fn remove_refused(&mut self, errors: &[ConfigError]) {
+        let refused = |scope: Scope| errors.iter().any(|error| error.scope == scope);
+        self.parents
+            .retain(|parent| !refused(Scope::Parent(parent.index)));
+        self.vms.retain(|vm| !refused(Scope::Vm(vm.index)));
+    }
+
     /// An error that stops everything, for checks that need the machine.
     pub fn error_at(&self, at: Position, what: impl Into<String>, remedy: impl Into<String>) -> ConfigError {
         ConfigError::new(Scope::Whole, at, what, remedy)
     }
 }
 
+impl ParentConfig {
+    /// An error that makes this parent unusable, for checks that need the machine. Reads
+    /// `parent NAME: what; remedy`.
+    pub fn error_at(
+        &self,
+        at: Position,
+        what: impl core::fmt::Display,
+        remedy: impl Into<String>,
+    ) -> ConfigError {
+        let what = format!("parent {}: {what}", self.name.value);
+        ConfigError::new(Scope::Parent(self.index), at, what, remedy)
+    }
+
+    /// A refusal met while this parent was taken; the refusal names the parent itself.
+    pub fn refused(&self, at: Position, refusal: &Refusal) -> ConfigError {
+        ConfigError::from_refusal(Scope::Parent(self.index), at, refusal)
+    }
+}
+
 impl VmConfig {
+    /// The error of a file on the ESP that is missing or damaged; `key` is the one that names it.
+    pub fn file_error(&self, key: &str, path: &Spanned<String>, why: impl core::fmt::Display) -> ConfigError {
+        let what = format!("{key} \"{}\": {why}", path.value);
+        self.error_at(path.at, what, "put a good one there or correct the path")
+    }
+
     /// An error that stops this VM, for checks that need the machine. Reads `vm NAME: what; remedy`.
     pub fn error_at(
         &self,
