@@ -53,12 +53,12 @@ impl Dmatest {
     }
 }
 
-/// A vdev as Pasidon's `vdevs --json` reports it (`pasidon_kernel::info::VdevInfo`).
+/// A vdev as Pasidon's `vdevs --json` reports it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Vdev {
     /// The VM that owns it.
     pub vm: String,
-    /// Its parent and type, `dsa0/dsa-dwq`.
+    /// Its name, `dsa0/dsa-dwq#1`.
     pub name: String,
     /// The tag of its DMA.
     pub pasid: u64,
@@ -115,33 +115,25 @@ pub fn follow(machine: &Machine, mut say: impl FnMut(String)) -> Result<Results>
 /// # Errors
 /// When the answer is not what `vdevs --json` is documented to give.
 pub fn vdevs(machine: &Machine) -> Result<Vec<Vdev>> {
-    let answer = machine.monitor("vdevs --json")?;
+    let answer = machine.monitor("vdevs")?;
     let Some(list) = answer.as_array() else {
         bail!("vdevs --json: not a list: {answer}")
     };
     list.iter().map(vdev).collect()
 }
 
-/// Name of the detail in which a driver counts the exits that submissions caused.
-const SUBMISSION_EXITS: &str = "submission exits";
-
 fn vdev(entry: &Value) -> Result<Vdev> {
-    let text = |name: &str| entry[name].as_str();
-    let detail = |name: &str| {
-        let details = entry["details"].as_array()?;
-        details.iter().find(|detail| detail["name"] == name)?["value"].as_str()
-    };
+    let text = |name: &str| entry[name].as_str().map(str::to_owned);
+    let number = |name: &str| entry[name].as_u64();
     let read = || {
         Some(Vdev {
-            vm: text("vm")?.to_owned(),
-            name: format!("{}/{}", text("parent")?, text("type_name")?),
-            pasid: entry["pasid"].as_u64()?,
-            submission_exits: detail(SUBMISSION_EXITS)?.parse().ok()?,
+            vm: text("vm")?,
+            name: text("name")?,
+            pasid: number("pasid")?,
+            submission_exits: number("submission_exits")?,
         })
     };
-    read().with_context(|| {
-        format!("vdevs --json: no vm, parent, type_name, pasid or {SUBMISSION_EXITS} in {entry}")
-    })
+    read().with_context(|| format!("vdevs --json: no vm, name, pasid or submission_exits in {entry}"))
 }
 
 /// `configuration` with the framed console that the harness reads.
@@ -175,20 +167,16 @@ mod tests {
 
     #[test]
     fn reads_a_vdev_and_misses_what_is_not_there() {
-        let detail =
-            json!([{ "name": "state", "value": "enabled" }, { "name": SUBMISSION_EXITS, "value": "7" }]);
-        let entry =
-            json!({ "vm": "alpha", "parent": "dsa0", "type_name": "dsa-dwq", "pasid": 3, "details": detail });
+        let mut entry = json!({ "vm": "alpha", "name": "dsa0/dsa-dwq#1", "pasid": 3, "submission_exits": 7 });
         let wanted = Vdev {
             vm: "alpha".into(),
-            name: "dsa0/dsa-dwq".into(),
+            name: "dsa0/dsa-dwq#1".into(),
             pasid: 3,
             submission_exits: 7,
         };
         assert_eq!(vdev(&entry).unwrap(), wanted);
-        assert!(
-            vdev(&json!({ "vm": "alpha", "parent": "dsa0", "type_name": "dsa-dwq", "pasid": 3 })).is_err()
-        );
+        entry["pasid"] = Value::Null;
+        assert!(vdev(&entry).is_err());
     }
 
     #[test]

@@ -150,21 +150,29 @@ impl Machine {
         }
     }
 
-    /// Gives the monitor a command whose answer is JSON, and returns the answer.
+    /// Gives the monitor a command, and returns its answer in JSON.
     ///
     /// # Errors
-    /// When no line of JSON comes back in time.
+    /// When the monitor refuses, or no line of JSON comes back in time.
     pub fn monitor(&self, command: &str) -> Result<Value> {
         let _one_at_a_time = self.monitor.lock().unwrap_or_else(PoisonError::into_inner);
-        // Log lines share the stream and may come in between. Only what comes from now on can be the answer.
+        let command = format!("{command} --json");
+        // Log lines share the stream and may come in between; they never start like this. Only what comes from now
+        // on can be the answer.
         let log = self.log();
-        self.transcript.skip(MONITOR);
-        log.send_line(command)?;
+        let seen = self.transcript.skip(MONITOR);
+        log.send_line(&command)?;
         let answer = log
             .expect(r"^[{\[].*$\n", MONITOR_TIMEOUT)
             .with_context(|| format!("monitor: {command}"))?;
-        serde_json::from_str(answer[0].trim())
-            .with_context(|| format!("monitor: {command}: not JSON: {}", answer[0]))
+        // Log lines that came before the answer are still to be seen by who waits for them.
+        self.transcript.go_back(MONITOR, seen);
+        let answer: Value = serde_json::from_str(answer[0].trim())
+            .with_context(|| format!("monitor: {command}: not JSON: {}", answer[0]))?;
+        if let Some(error) = answer.get("error") {
+            bail!("monitor: {command}: {error}");
+        }
+        Ok(answer)
     }
 
     /// A new QMP connection. The serial line must have shown something before, so that QEMU is known to listen.

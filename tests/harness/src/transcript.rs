@@ -122,10 +122,15 @@ impl Transcript {
         Ok(regex.find_iter(&self.lock().streams[index].bytes).count())
     }
 
-    /// Moves behind everything that came on stream `index` so far.
-    pub fn skip(&self, index: usize) {
+    /// Moves behind everything that came on stream `index` so far, and returns where the next wait would have looked.
+    pub fn skip(&self, index: usize) -> usize {
         let stream = &mut self.lock().streams[index];
-        stream.cursor = stream.bytes.len();
+        std::mem::replace(&mut stream.cursor, stream.bytes.len())
+    }
+
+    /// Lets the next wait on stream `index` look from that place on.
+    pub fn go_back(&self, index: usize, place: usize) {
+        self.lock().streams[index].cursor = place;
     }
 
     /// Waits until the machine has ended, and says why it did.

@@ -128,11 +128,11 @@ fn one_vm(lab: &Lab<'_>) -> Result<()> {
             machine.transcript()
         );
     }
-    let vms = machine.monitor("vms --json")?;
+    let vms = machine.monitor("vms")?;
     let running = |vm: &&serde_json::Value| vm["state"] == "running";
     let count = vms
         .as_array()
-        .context("vms --json: not a list")?
+        .context("vms : not a list")?
         .iter()
         .filter(running)
         .count();

@@ -14,15 +14,12 @@ pub const INVENTORY: Scenario = Scenario {
         let machine = lab.pasidon(&[HOST, &bzimage].concat(), demonstration::platform)?;
         machine.log().expect("Pasidon", BOOT_TIMEOUT)?;
         let alpha = shell(&machine, "alpha")?;
-        let parents = machine.monitor("parents --json")?;
+        let parents = machine.monitor("parents")?;
         anyhow::ensure!(
             parents[0]["name"] == "dsa0" && parents[0]["iommu"] == true,
-            "parents --json: {parents}"
+            "parents : {parents}"
         );
-        anyhow::ensure!(
-            parents[0]["requester"] == "0000:00:04.0",
-            "parents --json: {parents}"
-        );
+        anyhow::ensure!(parents[0]["requester"] == "0000:00:04.0", "parents : {parents}");
         check(&machine, alpha, "uname -sr", "Linux 6.1.").map(drop)
     },
 };

@@ -23,18 +23,18 @@ pub const KILLED: Scenario = Scenario {
         let beta = shell(&machine, "beta")?;
         check(&machine, beta, "dsa-up", "channel=dma0chan0")?;
         shell(&machine, "alpha")?;
-        machine.log().send_line("vm alpha stop")?;
+        machine.monitor("vm alpha stop")?;
         wait_for_state(&machine, "alpha", "stopped")?;
         let start = counters(&machine)?;
         for round in 1..=ROUNDS {
-            machine.log().send_line("vm alpha start")?;
+            machine.monitor("vm alpha start")?;
             let alpha = shell(&machine, "alpha")?;
             check(&machine, alpha, "dsa-up", "channel=dma0chan0")?;
             alpha.send_line("dsa-test 100000000 &")?;
             // The first finished copies show that DMA is in flight.
             alpha.send_line("until dmesg | grep -q 'dmatest: Started'; do :; done; echo in flight")?;
             alpha.expect("^in flight$", BOOT_TIMEOUT)?;
-            machine.log().send_line("vm alpha stop")?;
+            machine.monitor("vm alpha stop")?;
             wait_for_state(&machine, "alpha", "stopped")?;
             let now = counters(&machine)?;
             ensure!(
@@ -73,9 +73,9 @@ fn reuse(lab: &Lab<'_>, features: &[&str]) -> Result<()> {
     check(&machine, alpha, "dsa-up", "channel=dma0chan0")?;
     check(&machine, alpha, &format!("{copy} fill=17"), "result=ok match=yes")?;
     let old = named_vdev(&machine, "alpha")?;
-    machine.log().send_line("vm alpha stop")?;
+    machine.monitor("vm alpha stop")?;
     wait_for_state(&machine, "alpha", "stopped")?;
-    machine.log().send_line("vm beta start")?;
+    machine.monitor("vm beta start")?;
     let beta = shell(&machine, "beta")?;
     let new = named_vdev(&machine, "beta")?;
     ensure!(
@@ -112,14 +112,13 @@ struct Counters {
 }
 
 fn counters(machine: &Machine) -> Result<Counters> {
-    let status = machine.monitor("status --json")?;
-    let parent = named(machine, "parents --json", "dsa0")?;
+    let iommu = machine.monitor("iommu")?;
     Ok(Counters {
-        pasids: status["pasids"].clone(),
-        memory: status["memory"].clone(),
-        available: parent["types"].clone(),
-        spaces: status["iommu"]["spaces"].as_array().map(Vec::len),
-        retired: status["retired"].clone(),
-        in_use: named(machine, "vms --json", "alpha")?["memory_in_use"].clone(),
+        pasids: machine.monitor("pasids")?,
+        memory: machine.monitor("version")?["memory"].clone(),
+        available: named(machine, "parents", "dsa0")?["types"].clone(),
+        spaces: iommu["iommu"]["spaces"].as_array().map(Vec::len),
+        retired: iommu["retired"].clone(),
+        in_use: named(machine, "vms", "alpha")?["memory_in_use"].clone(),
     })
 }

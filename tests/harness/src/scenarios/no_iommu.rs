@@ -27,7 +27,7 @@ fn refused(lab: &Lab<'_>, host: &str, pattern: &str) -> Result<()> {
     machine.log().expect(pattern, BOOT_TIMEOUT)?;
     // A VM that asks for nothing of the kind runs.
     shell(&machine, "beta")?;
-    let vdevs = machine.monitor("vdevs --json")?;
+    let vdevs = machine.monitor("vdevs")?;
     ensure!(
         vdevs.as_array().is_some_and(Vec::is_empty),
         "there is a vdev without an IOMMU: {vdevs}"

@@ -52,7 +52,7 @@ pub fn check(machine: &Machine, console: Console<'_>, command: &str, wanted: &st
     Ok(said)
 }
 
-/// The entry with that `name` of a list that the monitor gives, such as `vms --json`.
+/// The entry with that `name` of a list that the monitor gives, such as `vms`.
 ///
 /// # Errors
 /// When the answer is no list or has no such entry.
@@ -74,7 +74,7 @@ pub fn named(machine: &Machine, command: &str, name: &str) -> Result<Value> {
 pub fn wait_for_state(machine: &Machine, vm: &str, state: &str) -> Result<()> {
     let deadline = Instant::now() + BOOT_TIMEOUT;
     loop {
-        let found = named(machine, "vms --json", vm)?;
+        let found = named(machine, "vms", vm)?;
         if found["state"] == state {
             return Ok(());
         }
