@@ -12,6 +12,7 @@
 //! Source: the configuration section of the design; TOML 1.0.
 
 mod error;
+mod machine;
 mod parse;
 pub mod schema;
 mod table;
@@ -24,6 +25,7 @@ mod docs;
 mod tests;
 
 pub use error::{ConfigError, Position, Scope, Spanned};
+pub use machine::{FindParent, PciDevice, ResolvedParents, check_memory, check_vdevs, resolve_parents};
 pub use parse::{MAX_FILE, MAX_VMS, Parsed, parse};
 pub use types::{
     Config, ConsoleMode, HostConfig, OnReboot, ParentConfig, ParentSelector, VdevConfig, VmConfig,
