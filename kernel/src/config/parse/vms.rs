@@ -1,0 +1,228 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The `[[vm]]` sections with their vdevs.
+
+use alloc::format;
+use alloc::string::{String, ToString};
+use alloc::vec::Vec;
+
+use toml::de::{DeTable, DeValue};
+
+use super::parents::{NamedParent, known_parent};
+use super::{converted, required, whole, wrong_section};
+use crate::config::error::{ConfigError, Position, Scope, Spanned};
+use crate::config::schema;
+use crate::config::table::Table;
+use crate::config::types::{OnReboot, VdevConfig, VmConfig};
+use crate::config::value::{self, Misfit};
+use crate::console::framing::CHANNELS;
+
+/// Most VMs: the channels of the framed console without the monitor's.
+pub const MAX_VMS: usize = CHANNELS as usize - 1;
+
+/// PASID quota of a VM that does not name one.
+const DEFAULT_PASIDS: u16 = 8;
+
+/// Every sound `[[vm]]` in the order of the file.
+pub(super) fn vms(
+    text: &str,
+    top: &DeTable<'_>,
+    parents: &[NamedParent],
+    errors: &mut Vec<ConfigError>,
+) -> Vec<VmConfig> {
+    let Some(value) = top.get("vm") else {
+        errors.push(whole(
+            Position::START,
+            "there is no VM",
+            "add a [[vm]] section with name, memory and kernel",
+        ));
+        return Vec::new();
+    };
+    let Some(array) = value.get_ref().as_array() else {
+        let at = Position::of(text, value.span().start);
+        errors.push(match value.get_ref() {
+            DeValue::Table(_) => whole(
+                at,
+                "vm is a list of sections, but this is a single one",
+                "write it as [[vm]], with double brackets",
+            ),
+            _ => wrong_section(at, value, "vm", schema::VM.heading),
+        });
+        return Vec::new();
+    };
+    if array.is_empty() {
+        let at = Position::of(text, value.span().start);
+        errors.push(whole(
+            at,
+            "there is no VM",
+            "add a [[vm]] section with name, memory and kernel",
+        ));
+    }
+    let mut names: Vec<Spanned<String>> = Vec::new();
+    let mut vms = Vec::new();
+    for (index, value) in array.iter().enumerate() {
+        let at = Position::of(text, value.span().start);
+        let Some(entries) = value.get_ref().as_table() else {
+            errors.push(ConfigError {
+                scope: Scope::Vm(index),
+                ..wrong_section(at, value, "vm", schema::VM.heading)
+            });
+            continue;
+        };
+        let before = errors.len();
+        if index == MAX_VMS {
+            errors.push(ConfigError::new(
+                Scope::Vm(index),
+                at,
+                format!(
+                    "{} VMs are more than the {MAX_VMS} that the console can tell apart",
+                    array.len()
+                ),
+                "remove some",
+            ));
+        }
+        if index >= MAX_VMS {
+            break;
+        }
+        let vm = vm(text, index, at, entries, &mut names, parents, errors);
+        if errors.len() == before {
+            vms.extend(vm);
+        }
+    }
+    vms
+}
+
+/// One VM. `names` are those of the VMs before it; its own is added.
+fn vm(
+    text: &str,
+    index: usize,
+    at: Position,
+    entries: &DeTable<'_>,
+    names: &mut Vec<Spanned<String>>,
+    parents: &[NamedParent],
+    errors: &mut Vec<ConfigError>,
+) -> Option<VmConfig> {
+    let subject = format!("vm number {}", index + 1);
+    let mut table = Table::new(text, entries, &schema::VM, at, subject, Scope::Vm(index));
+    let name = required(&table, "name", errors, |text| {
+        value::name(text).map(|()| text.to_string())
+    });
+    if let Some(name) = &name {
+        table.subject = format!("vm {}", name.value);
+        match names.iter().find(|other| other.value == name.value) {
+            Some(other) => errors.push(table.error(
+                name.at,
+                format_args!("the VM on line {} has this name already", other.at.line),
+                "give each VM a name of its own",
+            )),
+            None => names.push(name.clone()),
+        }
+    }
+    table.refuse_unknown_keys(errors);
+    let memory = required(&table, "memory", errors, value::memory);
+    let kernel = required(&table, "kernel", errors, value::path);
+    let initrd = converted(&table, "initrd", errors, value::path);
+    let cmdline = converted(&table, "cmdline", errors, cmdline);
+    let pasids = table
+        .integer("pasids", 0..=u16::MAX, errors)
+        .unwrap_or(Spanned::new(DEFAULT_PASIDS, at));
+    let vcpus = table
+        .integer("vcpus", 1..=u16::MAX, errors)
+        .unwrap_or(Spanned::new(1, at));
+    if vcpus.value != 1 {
+        errors.push(table.error(
+            vcpus.at,
+            format_args!("vcpus = {}, but this version runs one vCPU per VM", vcpus.value),
+            "write vcpus = 1 or leave it out",
+        ));
+    }
+    let autostart = table.boolean("autostart", true, errors);
+    let on_reboot = table.choice(
+        "on_reboot",
+        &[("restart", OnReboot::Restart), ("stop", OnReboot::Stop)],
+        OnReboot::Restart,
+        errors,
+    );
+    let vdevs = vdevs(text, index, &table, parents, errors);
+    if let Some(excess) = vdevs.get(usize::from(pasids.value)) {
+        errors.push(table.error(
+            excess.at,
+            format_args!(
+                "{} vdevs need {} PASIDs, but its quota is {}",
+                vdevs.len(),
+                vdevs.len(),
+                pasids.value
+            ),
+            format!("write pasids = {} or remove a vdev", vdevs.len()),
+        ));
+    }
+    Some(VmConfig {
+        index,
+        at,
+        name: name?,
+        memory: memory?,
+        kernel: kernel?,
+        initrd,
+        cmdline: cmdline.unwrap_or(Spanned::new(String::new(), at)),
+        pasids,
+        vcpus,
+        autostart,
+        on_reboot,
+        vdevs,
+    })
+}
+
+fn cmdline(text: &str) -> Result<String, Misfit> {
+    let misfit = |why, remedy| Err(Misfit { why, remedy });
+    if text.len() > value::MAX_CMDLINE {
+        misfit(
+            "is longer than 2047 bytes, which is all Linux reads",
+            "shorten it",
+        )
+    } else if text.contains(|c: char| c.is_control()) {
+        misfit("holds control characters", "write it in one line of plain text")
+    } else {
+        Ok(text.to_string())
+    }
+}
+
+fn vdevs(
+    text: &str,
+    index: usize,
+    vm: &Table<'_>,
+    parents: &[NamedParent],
+    errors: &mut Vec<ConfigError>,
+) -> Vec<VdevConfig> {
+    let Some((value, at)) = vm.value("vdev") else {
+        return Vec::new();
+    };
+    let Some(array) = value.get_ref().as_array() else {
+        vm.wrong_type("vdev", value.get_ref(), at, errors);
+        return Vec::new();
+    };
+    let mut vdevs = Vec::new();
+    for (number, value) in array.iter().enumerate() {
+        let at = Position::of(text, value.span().start);
+        let DeValue::Table(entries) = value.get_ref() else {
+            vm.wrong_type("vdev", value.get_ref(), at, errors);
+            continue;
+        };
+        let subject = format!("{}: vdev number {}", vm.subject, number + 1);
+        let table = Table::new(text, entries, &schema::VDEV, at, subject, Scope::Vm(index));
+        table.refuse_unknown_keys(errors);
+        let parent = table.required_string("parent", errors);
+        let type_name = table.required_string("type", errors);
+        let entries = table.integer("entries", 1..=u16::MAX, errors);
+        if let Some(parent) = &parent {
+            known_parent(&table, parent, parents, errors);
+        }
+        if let (Some(parent), Some(type_name)) = (parent, type_name) {
+            vdevs.push(VdevConfig {
+                at,
+                parent,
+                type_name,
+                entries,
+            });
+        }
+    }
+    vdevs
+}
