@@ -7,6 +7,7 @@
 #![forbid(unsafe_code)]
 
 mod apt;
+mod bench;
 mod cache;
 mod check;
 mod command;
@@ -50,6 +51,8 @@ enum Command {
     List,
     /// Formatting, clippy with warnings denied (host crates and the UEFI application), documentation without warnings.
     Check,
+    /// Runs the benchmarks, prints a table, and writes it as JSON to bench.json in the target folder.
+    Bench,
     /// Makes the boot disk and prints its path.
     Image(MakeImage),
     /// Makes everything that the other commands make on first use: packages, platform, guests.
@@ -150,6 +153,7 @@ fn dispatch(command: Command) -> Result<()> {
             test::list();
             Ok(())
         }
+        Command::Bench => bench::run(),
         Command::Check => check::run(),
         Command::Build(build) => {
             println!("{}", uefi::build(build.arch, &build.features)?.efi.display());

@@ -113,6 +113,38 @@ pub fn qemu(arch: Arch) -> Result<PathBuf> {
     Ok(entry.join("bin").join(program))
 }
 
+/// The plugin `name` of `tests/platform/plugins`, built for the platform's QEMU when it is not in the cache.
+///
+/// # Errors
+/// When the QEMU that is used has no header for plugins beside it, or the plugin does not compile.
+pub fn plugin(arch: Arch, name: &str) -> Result<PathBuf> {
+    let include = qemu(arch)?
+        .parent()
+        .map(|bin| bin.join("../include"))
+        .context("a QEMU without a folder")?;
+    let header = include.join("qemu-plugin.h");
+    let header = fs::read(&header).with_context(|| format!("no header for plugins: {}", header.display()))?;
+    let source = workspace::root().join(format!("tests/platform/plugins/{name}.c"));
+    let text = fs::read(&source).with_context(|| format!("reading {}", source.display()))?;
+    let key = Key::new().part(RECIPE_VERSION).part(header).part(text);
+    let entry = Cache::open()?.entry(&format!("plugin-{name}"), &key, |entry| {
+        let step = Step::start(format!("building the plugin {name}"));
+        let flags = command::output(Command::new("pkg-config").args(["--cflags", "glib-2.0"]))?;
+        let mut gcc = Command::new("gcc");
+        gcc.args(["-O2", "-Wall", "-Werror", "-shared", "-fPIC"])
+            .args(flags.split_whitespace());
+        gcc.arg("-I")
+            .arg(&include)
+            .arg(&source)
+            .arg("-o")
+            .arg(entry.join("plugin.so"));
+        command::run(&mut gcc, &step)?;
+        step.done();
+        Ok(())
+    })?;
+    Ok(entry.join("plugin.so"))
+}
+
 /// The patches in the order they are applied.
 fn read_patches(dir: &Path) -> Result<Vec<Patch>> {
     if !dir.is_dir() {

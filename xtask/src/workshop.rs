@@ -16,6 +16,10 @@ impl Workshop for Shop {
         platform::qemu(Arch::X86_64)
     }
 
+    fn exit_counter(&self) -> Result<PathBuf> {
+        platform::plugin(Arch::X86_64, "exits")
+    }
+
     fn application(&self, features: &[&str]) -> Result<Application> {
         let features: Vec<String> = features.iter().map(|feature| (*feature).to_owned()).collect();
         uefi::build(Arch::X86_64, &features)

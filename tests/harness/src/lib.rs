@@ -17,8 +17,10 @@
 //! | [`demonstration`] | all guests' dmatest at once |
 //! | [`scenario`] | what a scenario is, and running a list of them |
 //! | [`scenarios`] | the scenarios |
+//! | [`bench`] | the benchmarks |
 #![forbid(unsafe_code)]
 
+pub mod bench;
 pub mod demonstration;
 pub mod image;
 pub mod machine;

@@ -32,6 +32,12 @@ pub trait Workshop {
     /// When it cannot be built.
     fn qemu(&self) -> Result<PathBuf>;
 
+    /// The plugin of that QEMU that counts a hypervisor's instructions (`tests/platform/plugins/exits.c`).
+    ///
+    /// # Errors
+    /// When it does not build.
+    fn exit_counter(&self) -> Result<PathBuf>;
+
     /// Pasidon, built with those cargo features.
     ///
     /// # Errors

@@ -5,7 +5,7 @@ mod configuration;
 mod guests;
 mod lifecycle;
 mod no_iommu;
-mod pasidon;
+pub(crate) mod pasidon;
 mod platform;
 mod sharing;
 

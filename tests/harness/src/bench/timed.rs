@@ -1,0 +1,203 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Figures that depend on time, and those that Pasidon counts itself.
+
+use super::{Figure, median};
+use crate::demonstration::{self, Dmatest};
+use crate::machine::{Console, Machine};
+use crate::scenario::Lab;
+use crate::scenarios::pasidon::{BOOT_TIMEOUT, DMATEST_TIMEOUT, HOST, check, named, shell, vm};
+use crate::workshop::Workshop;
+use anyhow::{Context, Result, ensure};
+use std::path::Path;
+use std::time::Duration;
+
+/// Copies of one run of dmatest.
+const COPIES: u64 = 2000;
+/// Runs whose median counts.
+const RUNS: usize = 5;
+
+/// What the platform does without Pasidon.
+pub struct Bare {
+    copies_per_second: f64,
+    /// From the kernel's first line to its init.
+    kernel_to_init: Duration,
+}
+
+/// Measures the reference.
+pub fn bare(workshop: &dyn Workshop) -> Result<Bare> {
+    let lab = Lab {
+        workshop,
+        folder: Default::default(),
+    };
+    let machine = lab.bare_linux("intel_iommu=on,sm_on pasidon.name=plain", |p| {
+        p.dsa("device-id=0x0b25")
+    })?;
+    let console = machine.log();
+    let kernel_to_init = kernel_to_init(console, "plain")?;
+    console.expect(crate::machine::PROMPT, BOOT_TIMEOUT)?;
+    check(&machine, console, "dsa-up", "channel=dma0chan0")?;
+    Ok(Bare {
+        copies_per_second: copies_per_second(&machine, console)?,
+        kernel_to_init,
+    })
+}
+
+/// Measures Pasidon with two guests.
+pub fn guests(workshop: &dyn Workshop, folder: &Path, bare: Bare) -> Result<Vec<Figure>> {
+    let lab = Lab {
+        workshop,
+        folder: folder.to_path_buf(),
+    };
+    let configuration = [HOST, &vm("alpha", 1, ""), &vm("beta", 1, "")].concat();
+    let machine = lab.pasidon(&configuration, demonstration::platform)?;
+    let log = machine.log();
+    log.expect("Pasidon", BOOT_TIMEOUT)?;
+    let handed_over = log.time_of_match();
+    let mut figures = vec![Figure::new(
+        "bare platform: kernel's first line to init",
+        bare.kernel_to_init.as_secs_f64(),
+        "s",
+    )];
+    for name in ["alpha", "beta"] {
+        let console = machine.console(name)?;
+        let kernel = kernel_to_init(console, name)?;
+        let all = console.time_of_match().saturating_sub(handed_over);
+        figures.push(Figure::new(
+            format!("{name}: firmware hand-over to init"),
+            all.as_secs_f64(),
+            "s",
+        ));
+        figures.push(Figure::new(
+            format!("{name}: kernel's first line to init"),
+            kernel.as_secs_f64(),
+            "s",
+        ));
+    }
+    let alpha = machine.console("alpha")?;
+    alpha.expect(crate::machine::PROMPT, BOOT_TIMEOUT)?;
+    check(&machine, alpha, "dsa-up", "channel=dma0chan0")?;
+    let before = exits(&machine)?;
+    let rate = copies_per_second(&machine, alpha)?;
+    let after = exits(&machine)?;
+    let descriptors = (COPIES * RUNS as u64) as f64;
+    let submission: u64 = demonstration::vdevs(&machine)?
+        .iter()
+        .map(|vdev| vdev.submission_exits)
+        .sum();
+    figures.push(Figure::new(
+        "exits per submitted descriptor",
+        submission as f64 / descriptors,
+        "exits",
+    ));
+    figures.push(Figure::new(
+        "all exits per copy, of whatever kind",
+        (after - before) as f64 / descriptors,
+        "exits",
+    ));
+    figures.push(Figure::new("copies in one guest", rate, "copies/s"));
+    figures.push(Figure::new(
+        "copies on the bare platform",
+        bare.copies_per_second,
+        "copies/s",
+    ));
+    figures.push(Figure::new(
+        "one guest against the bare platform",
+        rate / bare.copies_per_second,
+        "ratio",
+    ));
+    for (kind, ticks) in exit_costs(&machine, alpha)? {
+        figures.push(Figure::new(
+            format!("cost of an exit to its guest: {kind}"),
+            ticks,
+            "TSC ticks",
+        ));
+    }
+    figures.extend(memory(&machine)?);
+    figures.extend(attachment(&machine)?);
+    Ok(figures)
+}
+
+/// Waits for the guest's init, and says how long the kernel took to get there.
+fn kernel_to_init(console: Console<'_>, name: &str) -> Result<Duration> {
+    console.expect("Linux version", BOOT_TIMEOUT)?;
+    let kernel = console.time_of_match();
+    console.expect(&format!("^PASIDON guest {name} up$"), BOOT_TIMEOUT)?;
+    Ok(console.time_of_match().saturating_sub(kernel))
+}
+
+/// The median of some runs of dmatest, which must all be without a failure.
+fn copies_per_second(machine: &Machine, console: Console<'_>) -> Result<f64> {
+    let mut rates = Vec::new();
+    for _ in 0..RUNS {
+        let said = console.command(&format!("dsa-test {COPIES}"), DMATEST_TIMEOUT)?;
+        let line = said
+            .lines()
+            .find(|line| line.starts_with("PASIDON dmatest"))
+            .unwrap_or(&said);
+        let result = Dmatest::parse(line)?;
+        let good = result.tests == COPIES && result.failures == 0;
+        ensure!(good, "dmatest: {result:?}\n{}", machine.transcript());
+        rates.push(result.copies_per_second.parse()?);
+    }
+    Ok(median(rates))
+}
+
+/// What `exit-cost` in the guest prints.
+pub fn exit_costs(machine: &Machine, console: Console<'_>) -> Result<Vec<(String, f64)>> {
+    let said = check(machine, console, "exit-cost vmmcall=1", "PASIDON cost done")?;
+    let lines = said
+        .lines()
+        .filter_map(|line| line.strip_prefix("PASIDON cost kind="));
+    let cost = |line: &str| {
+        let (kind, rest) = line.split_once(" ticks=")?;
+        Some((kind.to_owned(), rest.split(' ').next()?.parse().ok()?))
+    };
+    lines
+        .map(|line| cost(line).with_context(|| format!("exit-cost: {line}")))
+        .collect()
+}
+
+/// All exits of alpha.
+fn exits(machine: &Machine) -> Result<u64> {
+    let vm = named(machine, "vms", "alpha")?;
+    let counts = vm["exits"].as_array().context("vms: no exits")?;
+    Ok(counts.iter().filter_map(|kind| kind["count"].as_u64()).sum())
+}
+
+fn memory(machine: &Machine) -> Result<Vec<Figure>> {
+    let version = machine.monitor("version")?;
+    let mib = |name: &str| {
+        let bytes = version["memory"][name]
+            .as_f64()
+            .with_context(|| format!("version: no memory.{name}"))?;
+        Ok::<f64, anyhow::Error>(bytes / f64::from(1 << 20))
+    };
+    Ok(vec![
+        Figure::new("memory in tables of two guests of 256 MiB", mib("tables")?, "MiB"),
+        Figure::new("memory in use by two guests", mib("guests")?, "MiB"),
+    ])
+}
+
+/// Invalidation commands that the end and the start of a VM with one vdev cost beside another one.
+fn attachment(machine: &Machine) -> Result<Vec<Figure>> {
+    let commands = || {
+        let iommu = machine.monitor("iommu")?;
+        iommu["iommu"]["commands_issued"]
+            .as_f64()
+            .context("iommu: no commands_issued")
+    };
+    let start = commands()?;
+    machine.monitor("vm beta stop")?;
+    let ended = commands()?;
+    machine.monitor("vm beta start")?;
+    shell(machine, "beta")?;
+    let attached = commands()?;
+    Ok(vec![
+        Figure::new("invalidation commands to end a PASID", ended - start, "commands"),
+        Figure::new(
+            "invalidation commands to attach a PASID",
+            attached - ended,
+            "commands",
+        ),
+    ])
+}

@@ -1,0 +1,25 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! `cargo xtask bench`: the benchmarks, as a table and as JSON.
+
+use crate::workshop::Shop;
+use crate::{setup, workspace};
+use anyhow::{Context, Result};
+use pasidon_harness::bench;
+use std::fs;
+
+/// Runs them all, prints the table, and writes `bench.json` into the target folder.
+///
+/// # Errors
+/// When a machine does not do what is measured.
+pub fn run() -> Result<()> {
+    setup::prepare()?;
+    let folder = workspace::target_dir().join("bench");
+    fs::create_dir_all(&folder).with_context(|| format!("creating {}", folder.display()))?;
+    let figures = bench::run(&Shop, &folder, |what| eprintln!("bench: {what}"))?;
+    let path = workspace::target_dir().join("bench.json");
+    fs::write(&path, format!("{:#}\n", bench::to_json(&figures)))
+        .with_context(|| format!("writing {}", path.display()))?;
+    print!("{}", bench::table(&figures));
+    eprintln!("bench: also in {}", path.display());
+    Ok(())
+}
