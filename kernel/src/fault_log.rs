@@ -14,6 +14,7 @@ use serde::Serialize;
 
 use crate::fault::{DmaFault, FaultAccess};
 use crate::monitor::vdev_name;
+use crate::system::VdevName;
 
 /// Records kept per vdev.
 const RECORDS: usize = 32;
@@ -35,6 +36,17 @@ pub struct FaultOwner<'a> {
     pub type_name: &'a str,
     /// Number of the vdev.
     pub vdev: u32,
+}
+
+impl<'a> From<&'a VdevName> for FaultOwner<'a> {
+    fn from(name: &'a VdevName) -> Self {
+        Self {
+            vm: &name.vm_name,
+            parent: &name.parent,
+            type_name: &name.type_name,
+            vdev: name.vdev.0,
+        }
+    }
 }
 
 /// One fault.

@@ -24,6 +24,7 @@ use alloc::vec::Vec;
 use serde::Serialize;
 
 use crate::config::ConsoleMode;
+use crate::console::{Console, Sink};
 use crate::info::{SystemInfo, VmInfo};
 use crate::log::{LEVELS, level_name};
 use crate::nearest::nearest;
@@ -52,6 +53,22 @@ pub enum Reply {
     /// The first picture of a live display ([`Console::live`](crate::console::Console::live)). More come
     /// from [`Monitor::tick`] until [`Monitor::cancel`].
     Live(String),
+}
+
+impl Reply {
+    /// Shows the reply. The console should not have been locked while the command ran: VMs print, and the
+    /// command itself may log.
+    pub fn show(self, console: &mut Console, sink: Sink<'_>) {
+        match self {
+            Self::Text(text) => console.answer(&text, sink),
+            Self::Live(picture) => console.live(&picture, sink),
+            Self::Enter(vm) => {
+                if let Err(refusal) = console.enter(vm, sink) {
+                    console.answer(&format!("{refusal}\n"), sink);
+                }
+            }
+        }
+    }
 }
 
 /// The monitor.

@@ -290,6 +290,30 @@ fn the_console_is_entered_or_named() {
     );
 }
 
+#[test]
+fn replies_are_shown_on_the_console() {
+    let mut host = FakeHost::new();
+    let mut shown = |line: &str, mode: ConsoleMode| {
+        let mut console = Console::new(mode, ["alpha", "beta"].map(String::from));
+        let mut bytes = Vec::new();
+        console.guest_output(1, b"guest# ", &mut |_| ());
+        Monitor::new(mode)
+            .command(line, &mut host)
+            .show(&mut console, &mut |byte| bytes.push(byte));
+        String::from_utf8(bytes).unwrap()
+    };
+    assert_eq!(shown("log", ConsoleMode::Plain), "log level info\r\npasidon> ");
+    assert_eq!(
+        shown("console beta", ConsoleMode::Plain),
+        "--- console beta, Ctrl-] leaves it ---\r\nguest# "
+    );
+    assert!(shown("top", ConsoleMode::Plain).ends_with("\r\nany key ends this\r\n"));
+    assert_eq!(
+        shown("log --json", ConsoleMode::Framed),
+        "\u{10}@{\"level\":\"info\"}\r\n"
+    );
+}
+
 fn word() -> impl Strategy<Value = String> {
     let known = COMMANDS.iter().map(|command| command.name);
     let more = [
