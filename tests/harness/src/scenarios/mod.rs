@@ -26,6 +26,7 @@ pub const ALL: &[Scenario] = &[
     lifecycle::KILLED,
     lifecycle::STALE_PASID_CACHE,
     configuration::OF_ONE_VM,
+    configuration::TWINS,
     configuration::OF_ALL,
     no_iommu::REFUSED,
 ];
