@@ -133,14 +133,19 @@ impl Cache {
             return Err(error);
         }
         fs::rename(&making, &entry).with_context(|| format!("renaming into {}", entry.display()))?;
-        self.prune(kind)?;
+        self.prune(&self.root, kind, KEPT)?;
+        self.sweep()?;
         Ok(entry)
     }
 
-    /// Deletes those entries of one name that were not used for longest.
-    fn prune(&self, kind: &str) -> Result<()> {
-        let mut entries = Vec::new();
-        for entry in fs::read_dir(&self.root)? {
+    /// Deletes those folders `kind-KEY` in `dir` that were not used for longest, so that `kept` of them stay; never one
+    /// whose lock somebody holds.
+    ///
+    /// # Errors
+    /// Failures of the file system.
+    pub fn prune(&self, dir: &Path, kind: &str, kept: usize) -> Result<()> {
+        let mut found = Vec::new();
+        for entry in fs::read_dir(dir)? {
             let entry = entry?;
             let name = entry.file_name().to_string_lossy().into_owned();
             if name
@@ -148,19 +153,37 @@ impl Cache {
                 .and_then(|rest| rest.strip_prefix('-'))
                 .is_some_and(is_key)
             {
-                entries.push((entry.metadata()?.modified()?, entry.path()));
+                found.push((entry.metadata()?.modified()?, name));
             }
         }
-        entries.sort();
-        let surplus = entries.len().saturating_sub(KEPT);
-        entries[..surplus]
+        found.sort();
+        let surplus = found.len().saturating_sub(kept);
+        found[..surplus]
             .iter()
-            .try_for_each(|(_, path)| remove_if_there(path))
+            .try_for_each(|(_, name)| self.remove_if_free(&dir.join(name), name))
+    }
+
+    /// Deletes what interrupted runs have left.
+    fn sweep(&self) -> Result<()> {
+        for entry in fs::read_dir(self.root.join("making"))? {
+            let entry = entry?;
+            self.remove_if_free(&entry.path(), &entry.file_name().to_string_lossy())?;
+        }
+        Ok(())
+    }
+
+    fn remove_if_free(&self, dir: &Path, name: &str) -> Result<()> {
+        let lock = File::create(self.root.join("locks").join(name))?;
+        if lock.try_lock().is_ok() {
+            remove_if_there(dir)
+        } else {
+            Ok(())
+        }
     }
 }
 
-/// Whether the entry exists; if so it is marked as used now.
-fn is_there(entry: &Path) -> bool {
+/// Whether the folder exists; if so it is marked as used now.
+pub fn is_there(entry: &Path) -> bool {
     let Ok(dir) = File::open(entry) else { return false };
     // Only the order of deletion depends on it.
     let _ = dir.set_modified(SystemTime::now());
@@ -219,6 +242,20 @@ mod tests {
         assert!(made.join("whole").exists() && !made.join("half").exists());
         let again = cache.entry("thing", &key, |_| bail!("made twice")).unwrap();
         assert_eq!(made, again);
+        fs::remove_dir_all(cache.root()).unwrap();
+    }
+
+    #[test]
+    fn what_interrupted_runs_left_is_swept_away() {
+        let cache = scratch("sweep");
+        let making = |name: &str| cache.root().join("making").join(name);
+        fs::create_dir(making("dead-0123456789abcdef")).unwrap();
+        fs::create_dir(making("live-0123456789abcdef")).unwrap();
+        let lock = cache.lock("live-0123456789abcdef").unwrap();
+        cache.entry("thing", &Key::new(), |_| Ok(())).unwrap();
+        assert!(!making("dead-0123456789abcdef").exists());
+        assert!(making("live-0123456789abcdef").exists());
+        drop(lock);
         fs::remove_dir_all(cache.root()).unwrap();
     }
 

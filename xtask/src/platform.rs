@@ -25,6 +25,8 @@ const QEMU_VARIABLE: &str = "PASIDON_QEMU";
 const TARBALL_VARIABLE: &str = "PASIDON_QEMU_TARBALL";
 /// Part of every key here: changes when this file builds differently from the same inputs.
 const RECIPE_VERSION: &str = "1";
+/// How many build trees of one architecture are kept; each takes half a gigabyte.
+const KEPT_TREES: usize = 2;
 /// bzip2's encoding of an empty file.
 const EMPTY_BZIP2: [u8; 14] = *b"BZh9\x17\x72\x45\x38\x50\x90\x00\x00\x00\x00";
 
@@ -255,10 +257,14 @@ struct Tree {
 
 impl Tree {
     fn open(cache: &Cache, arch: Arch, key: &Key) -> Result<Tree> {
-        let name = format!("qemu-tree-{arch}-{}", key.digits());
+        let kind = format!("qemu-tree-{arch}");
+        let name = format!("{kind}-{}", key.digits());
         let lock = cache.lock(&name)?;
-        let dir = cache.root().join("trees").join(name);
+        let trees = cache.root().join("trees");
+        let dir = trees.join(name);
         fs::create_dir_all(&dir).with_context(|| format!("creating {}", dir.display()))?;
+        cache::is_there(&dir);
+        cache.prune(&trees, &kind, KEPT_TREES)?;
         Ok(Tree { dir, _lock: lock })
     }
 
@@ -385,4 +391,37 @@ fn remove(path: &Path) -> Result<()> {
         Err(_) => {}
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::SystemTime;
+
+    #[test]
+    fn only_what_differs_is_carried_over() {
+        let dir = tempfile::tempdir().unwrap();
+        let (from, to) = (dir.path().join("from"), dir.path().join("to"));
+        for (root, files) in [
+            (&from, [("same", "1"), ("changed", "new"), ("sub/added", "3")]),
+            (&to, [("same", "1"), ("changed", "old"), ("stale/gone", "4")]),
+        ] {
+            for (name, text) in files {
+                let path = root.join(name);
+                fs::create_dir_all(path.parent().unwrap()).unwrap();
+                fs::write(&path, text).unwrap();
+                fs::File::open(&path)
+                    .unwrap()
+                    .set_modified(SystemTime::UNIX_EPOCH)
+                    .unwrap();
+            }
+        }
+        mirror(&from, &to).unwrap();
+        let modified = |name: &str| fs::metadata(to.join(name)).unwrap().modified().unwrap();
+        assert_eq!(modified("same"), SystemTime::UNIX_EPOCH);
+        assert!(modified("changed") > SystemTime::UNIX_EPOCH);
+        assert_eq!(fs::read_to_string(to.join("changed")).unwrap(), "new");
+        assert_eq!(fs::read_to_string(to.join("sub/added")).unwrap(), "3");
+        assert!(!to.join("stale").exists());
+    }
 }

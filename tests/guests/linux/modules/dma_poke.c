@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0-or-later
+// SPDX-License-Identifier: MIT OR GPL-2.0-or-later
 /*
  * dma_poke: one DMA copy between two bus addresses of the tester's choice.
  *
@@ -145,4 +145,4 @@ static void __exit dma_poke_exit(void)
 module_exit(dma_poke_exit);
 
 MODULE_DESCRIPTION("One DMA copy between two bus addresses of the tester's choice");
-MODULE_LICENSE("GPL");
+MODULE_LICENSE("Dual MIT/GPL");

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0-or-later
+// SPDX-License-Identifier: MIT OR GPL-2.0-or-later
 /*
  * exit_cost: what an exit to the hypervisor costs its guest, in ticks of the time-stamp counter.
  *
@@ -102,4 +102,4 @@ static void __exit exit_cost_exit(void)
 module_exit(exit_cost_exit);
 
 MODULE_DESCRIPTION("What an exit to the hypervisor costs its guest");
-MODULE_LICENSE("GPL");
+MODULE_LICENSE("Dual MIT/GPL");
