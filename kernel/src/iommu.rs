@@ -42,7 +42,7 @@ pub struct RemappedInterrupt {
 }
 
 /// Where a physical interrupt goes.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct HostVector {
     /// Interrupt vector on the target.
     pub vector: u8,

@@ -44,3 +44,6 @@ pub mod system;
 pub mod table;
 pub mod vdev;
 pub mod vm;
+
+#[cfg(test)]
+mod testing;

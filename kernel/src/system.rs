@@ -37,6 +37,11 @@ use crate::vdev::interrupt::Interrupt;
 use crate::vdev::{Owner, PortalsUnmapped, Services, Space, Vdev, VdevSpec, details, title};
 use crate::vm::{Operation, Vm, VmEnd, VmHost, VmSpec, VmState};
 
+#[cfg(test)]
+mod properties;
+#[cfg(test)]
+mod tests;
+
 /// What the system is made of.
 pub struct SystemParts {
     /// The machine.
@@ -700,6 +705,12 @@ impl System {
                 event,
             });
         });
+    }
+
+    /// What was retired.
+    #[cfg(test)]
+    pub(crate) fn retired(&self) -> spin::MutexGuard<'_, Vec<Retirement>> {
+        self.retired.lock()
     }
 
     /// Why isolation is weaker than it should be; empty is what one wants.

@@ -1,0 +1,248 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Random lives: VMs, vdevs, address spaces, faults, and hardware that fails in between. After every step
+//! the truth about the hardware is compared with the invariants of the design, and at the end everything
+//! is back where it was, but for what a failed stop has cost.
+
+use proptest::prelude::*;
+use proptest::sample::Index;
+
+use super::*;
+use crate::addr::{GuestPhys, Iova, LARGE_PAGE_SIZE};
+use crate::fault::FaultAccess;
+use crate::iommu::HostVector;
+use crate::testing::{CPUS, Fail, Machine, REQUESTER, TRAPPED, VECTORS, vdev_spec, vm_spec};
+
+#[derive(Clone, Debug)]
+enum Event {
+    Start(Index),
+    End(Index, VmEnd),
+    Restart(Index),
+    Pause(Index),
+    Resume(Index),
+    Request(Index, VmEnd),
+    Serve,
+    CreateVdev(Index, bool),
+    /// On an address space of its own, with one page mapped.
+    CreateOnOwnSpace(Index, u64),
+    DestroyVdev(Index),
+    DestroySpace(Index),
+    Fault(u32),
+    Interrupt(Index, Index),
+    ParentEvent,
+    /// The next such step fails.
+    Fail(Fail),
+}
+
+fn end() -> impl Strategy<Value = VmEnd> {
+    prop_oneof![
+        Just(VmEnd::PowerOff),
+        Just(VmEnd::Reset),
+        Just(VmEnd::Stopped("monitor".to_string())),
+        Just(VmEnd::Crashed("triple fault".to_string())),
+    ]
+}
+
+fn fail() -> impl Strategy<Value = Fail> {
+    prop::sample::select(vec![
+        Fail::CreateSlice,
+        Fail::CreateTable,
+        Fail::Map,
+        Fail::Unmap,
+        Fail::DestroyTable,
+        Fail::Attach,
+        Fail::AttachHalfway,
+        Fail::Detach,
+        Fail::AllocateVector,
+        Fail::MapInterrupt,
+        Fail::UnmapInterrupt,
+        Fail::Tag,
+        Fail::Quiesce,
+        Fail::Build,
+        Fail::Plug,
+        Fail::Run,
+    ])
+}
+
+/// Failures after which nothing is uncertain: all of it must come back.
+fn clean_fail() -> impl Strategy<Value = Fail> {
+    prop::sample::select(vec![
+        Fail::CreateSlice,
+        Fail::CreateTable,
+        Fail::Map,
+        Fail::Attach,
+        Fail::AttachHalfway,
+        Fail::AllocateVector,
+        Fail::MapInterrupt,
+        Fail::Tag,
+        Fail::Build,
+        Fail::Plug,
+        Fail::Run,
+    ])
+}
+
+fn event(fail: impl Strategy<Value = Fail> + 'static) -> impl Strategy<Value = Event> {
+    let index = any::<Index>;
+    prop_oneof![
+        4 => index().prop_map(Event::Start),
+        2 => (index(), end()).prop_map(|(vm, end)| Event::End(vm, end)),
+        1 => index().prop_map(Event::Restart),
+        1 => index().prop_map(Event::Pause),
+        1 => index().prop_map(Event::Resume),
+        1 => (index(), end()).prop_map(|(vm, end)| Event::Request(vm, end)),
+        1 => Just(Event::Serve),
+        5 => (index(), any::<bool>()).prop_map(|(vm, direct)| Event::CreateVdev(vm, direct)),
+        2 => (index(), 0u64..1024).prop_map(|(vm, page)| Event::CreateOnOwnSpace(vm, page)),
+        4 => index().prop_map(Event::DestroyVdev),
+        1 => index().prop_map(Event::DestroySpace),
+        1 => (0u32..9).prop_map(Event::Fault),
+        1 => (index(), index()).prop_map(|(cpu, vector)| Event::Interrupt(cpu, vector)),
+        1 => Just(Event::ParentEvent),
+        4 => fail.prop_map(Event::Fail),
+    ]
+}
+
+/// Does one thing. Refusals are answers, too.
+fn happen(machine: &Machine, event: &Event) {
+    let system = &machine.system;
+    let vms = system.vms();
+    let pick = |index: &Index| vms[index.index(vms.len())].clone();
+    let host = machine.truth;
+    match event {
+        Event::Start(vm) => drop(system.start_vm(host, &pick(vm))),
+        Event::End(vm, end) => drop(system.end_vm(host, &pick(vm), end)),
+        Event::Restart(vm) => drop(system.restart_vm(host, &pick(vm), &VmEnd::Reset)),
+        Event::Pause(vm) => drop(system.pause_vm(host, &pick(vm))),
+        Event::Resume(vm) => drop(system.resume_vm(host, &pick(vm))),
+        Event::Request(vm, end) => pick(vm).request(end.clone()),
+        Event::Serve => drop(system.serve_requests(host)),
+        Event::CreateVdev(vm, direct) => {
+            let mut spec = vdev_spec();
+            if !direct {
+                spec.type_name = TRAPPED.to_string();
+            }
+            drop(system.create_vdev(host, &pick(vm), &spec, None));
+        }
+        Event::CreateOnOwnSpace(vm, page) => {
+            let vm = pick(vm);
+            if let (Ok(space), Some(ram)) = (system.create_space(&vm), vm.ram()) {
+                // The page may be RAM or not.
+                drop(space.map(&ram, GuestPhys(page * 0x1000), Iova(0x5000), 0x1000, true));
+                drop(system.create_vdev(host, &vm, &vdev_spec(), Some(space.id())));
+                drop(space.unmap(Iova(0x5000), 0x1000));
+            }
+        }
+        Event::DestroyVdev(index) => {
+            let all: Vec<_> = vms
+                .iter()
+                .flat_map(|vm| vm.vdevs().into_iter().map(move |v| (vm, v)))
+                .collect();
+            if !all.is_empty() {
+                let (vm, vdev) = &all[index.index(all.len())];
+                drop(system.destroy_vdev(host, vm, vdev.id()));
+            }
+        }
+        Event::DestroySpace(vm) => {
+            let vm = pick(vm);
+            let last = vm
+                .life
+                .lock()
+                .spaces
+                .iter()
+                .skip(1)
+                .last()
+                .map(|space| space.id());
+            if let Some(last) = last {
+                drop(system.destroy_space(&vm, last));
+            }
+        }
+        Event::Fault(number) => {
+            let pasid = Pasid::new(*number);
+            let known =
+                pasid.is_some_and(|pasid| machine.truth.lock().attached.contains_key(&(REQUESTER, pasid)));
+            let owner = system.record_fault(&DmaFault {
+                requester: REQUESTER,
+                pasid,
+                address: 0,
+                access: FaultAccess::Read,
+                reason: "no mapping",
+                code: 0x79,
+            });
+            // A tag that is retired after a failed creation has no vdev; every other one has a name.
+            let live = vms
+                .iter()
+                .flat_map(|vm| vm.vdevs())
+                .any(|vdev| vdev.pasid() == pasid);
+            assert!(!live || owner.is_some());
+            assert!(known || owner.is_none());
+        }
+        Event::Interrupt(cpu, vector) => {
+            let vectors: Vec<u8> = VECTORS.collect();
+            let vector = HostVector {
+                vector: vectors[vector.index(vectors.len())],
+                cpu: CPUS[cpu.index(CPUS.len())],
+            };
+            if let Some(Route::Vdev { vm, vdev, .. }) = system.routes().deliver(vector) {
+                assert!(system.vm(vm).is_some_and(|vm| vm.vdev(vdev).is_some()));
+            }
+        }
+        Event::ParentEvent => system.parent_event(0, &mut |_| ()),
+        Event::Fail(fail) => host.fail(*fail),
+    }
+}
+
+fn machine_with_vms() -> Machine {
+    let machine = Machine::new();
+    for (name, frames, quota, vdevs) in [("alpha", 2, 2, 1), ("beta", 3, 3, 2), ("gamma", 4, 1, 0)] {
+        machine
+            .system
+            .define_vm(vm_spec(name, frames, quota, vdevs))
+            .unwrap();
+    }
+    machine
+}
+
+fn end_all(machine: &Machine) {
+    machine.truth.lock().fail.clear();
+    for vm in machine.system.vms() {
+        drop(machine.system.end_vm(machine.truth, &vm, &VmEnd::PowerOff));
+        assert!(!vm.state().is_alive());
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(400))]
+
+    #[test]
+    fn the_invariants_hold_whatever_fails(events in proptest::collection::vec(event(fail()), 1..60)) {
+        let machine = machine_with_vms();
+        for event in &events {
+            happen(&machine, event);
+            let wrong = machine.check();
+            prop_assert!(wrong.is_empty(), "after {:?}: {:#?}", event, wrong);
+        }
+        end_all(&machine);
+        machine.assert_sound();
+        let info = machine.system.info();
+        prop_assert_eq!((info.vdevs, info.pasids.leased), (0, 0));
+        prop_assert_eq!(info.memory.free + info.memory.held, info.memory.total);
+        // What is kept is what was retired, no more.
+        let count = |what| info.retired.iter().filter(|r| r.what == what).count();
+        prop_assert_eq!(info.pasids.retired as usize, count("pasid"));
+        prop_assert_eq!(machine.truth.lock().attached.len(), count("pasid"));
+        prop_assert_eq!(machine.truth.lock().vectors.len(), 1 + count("interrupt"));
+        let held: u64 = info.retired.iter().filter(|r| r.what == "memory").map(|r| r.value).sum();
+        prop_assert_eq!(info.memory.held, held);
+        prop_assert_eq!(held % LARGE_PAGE_SIZE, 0);
+        prop_assert_eq!(machine.system.pasid_infos().len(), count("pasid"));
+    }
+
+    #[test]
+    fn all_counters_return_to_their_start(events in proptest::collection::vec(event(clean_fail()), 1..60)) {
+        let machine = machine_with_vms();
+        for event in &events {
+            happen(&machine, event);
+        }
+        end_all(&machine);
+        machine.assert_as_at_start();
+    }
+}

@@ -1,0 +1,234 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! A parent with a few queues, and the models of its slices.
+
+use super::truth::{Fail, Queue, SharedTruth, Step};
+use crate::addr::{HostPhys, Requester};
+use crate::exit::MsiMessage;
+use crate::parent::{
+    Bar, DeviceQuiesced, InterruptBinding, Parent, ParentEvent, PciIdentity, Portal, QuiesceFailed,
+    VdevModel, VdevRequest, VdevType,
+};
+use crate::pasid::Pasid;
+use crate::refusal::Refusal;
+
+pub const PARENT: &str = "dsa0";
+pub const REQUESTER: Requester = Requester::new(0, 0, 4, 0);
+/// The type with a portal.
+pub const DIRECT: &str = "direct";
+/// The type without.
+pub const TRAPPED: &str = "trapped";
+/// MSI-X entries of one queue.
+const ENTRIES: u16 = 2;
+
+const TYPES: [VdevType; 2] = [
+    VdevType {
+        name: DIRECT,
+        description: "a queue with its portal",
+        direct_portal: true,
+        instances: 4,
+    },
+    VdevType {
+        name: TRAPPED,
+        description: "a queue behind traps",
+        direct_portal: false,
+        instances: 4,
+    },
+];
+
+pub struct TestParent(pub &'static SharedTruth);
+
+impl Parent for TestParent {
+    fn name(&self) -> &str {
+        PARENT
+    }
+
+    fn requester(&self) -> Requester {
+        REQUESTER
+    }
+
+    fn types(&self) -> &[VdevType] {
+        &TYPES
+    }
+
+    fn available(&self, _type_name: &str) -> u16 {
+        let truth = self.0.lock();
+        truth.queues.iter().filter(|queue| queue.owner.is_none()).count() as u16
+    }
+
+    fn create(&self, request: &VdevRequest<'_>) -> Result<Box<dyn VdevModel>, Refusal> {
+        let mut truth = self.0.lock();
+        let refusal = || Refusal::new(format!("vm {}: vdev dsa0", request.vm), "no queue", "free one");
+        if truth.fails(Fail::CreateSlice) {
+            return Err(refusal());
+        }
+        let free = truth.queues.iter().position(|queue| queue.owner.is_none());
+        let queue = free.ok_or_else(refusal)?;
+        truth.queues[queue].owner = Some(request.vm.to_string());
+        Ok(Box::new(TestModel {
+            truth: self.0,
+            queue,
+            direct: request.type_name == DIRECT,
+        }))
+    }
+
+    fn set_interrupt(&self, entry: u16, message: Option<MsiMessage>) {
+        let mut truth = self.0.lock();
+        match message {
+            Some(message) => {
+                let other = truth.msix.insert(entry, message);
+                truth.demand(other.is_none(), || {
+                    format!("MSI-X entry {entry} programmed twice")
+                });
+            }
+            None => {
+                let set = truth.msix.remove(&entry).is_some();
+                truth.demand(set, || format!("MSI-X entry {entry} cleared twice"));
+                truth.steps.push(Step::InterruptMasked(entry));
+            }
+        }
+    }
+
+    fn event_interrupt(&self) -> Option<u16> {
+        Some(0)
+    }
+
+    fn interrupt(&self, sink: &mut dyn FnMut(ParentEvent)) {
+        let tags: Vec<Pasid> = self
+            .0
+            .lock()
+            .queues
+            .iter()
+            .filter_map(|queue| queue.tag)
+            .collect();
+        for pasid in tags {
+            sink(ParentEvent::Error {
+                pasid: Some(pasid),
+                text: "bad descriptor".to_string(),
+            });
+        }
+        sink(ParentEvent::Halted("overheated".to_string()));
+    }
+
+    fn describe(&self) -> Vec<(&'static str, String)> {
+        vec![("queues", self.0.lock().queues.len().to_string())]
+    }
+}
+
+struct TestModel {
+    truth: &'static SharedTruth,
+    queue: usize,
+    direct: bool,
+}
+
+impl VdevModel for TestModel {
+    fn identity(&self) -> PciIdentity {
+        PciIdentity {
+            vendor: 0x8086,
+            device: 0x0b25,
+            subsystem: (0, 0),
+            revision: 0,
+            class: 0x08_8000,
+            bars: vec![Bar {
+                index: 0,
+                size: 0x1000,
+                prefetchable: false,
+            }],
+            msix_vectors: ENTRIES,
+            msix_bar: 0,
+            msix_table: 0x800,
+            msix_pba: 0xc00,
+        }
+    }
+
+    fn portals(&self) -> Vec<Portal> {
+        let host = HostPhys(0xf000_0000 + self.queue as u64 * 0x1000);
+        let portal = Portal {
+            bar: 2,
+            offset: 0,
+            host,
+            len: 0x1000,
+        };
+        self.direct.then_some(portal).into_iter().collect()
+    }
+
+    /// A trapped slice has none, so that it works where interrupts cannot be remapped.
+    fn interrupts(&self) -> Vec<InterruptBinding> {
+        let count = if self.direct { ENTRIES } else { 0 };
+        (0..count)
+            .map(|virtual_vector| InterruptBinding {
+                physical: 1 + self.queue as u16 * ENTRIES + virtual_vector,
+                virtual_vector,
+            })
+            .collect()
+    }
+
+    fn attach(&mut self, pasid: Pasid) -> Result<(), Refusal> {
+        let mut truth = self.truth.lock();
+        let stands = truth.attached.contains_key(&(REQUESTER, pasid));
+        truth.demand(stands, || {
+            format!("queue {} got PASID {pasid} before its table", self.queue)
+        });
+        let connected =
+            (1..=ENTRIES).all(|entry| truth.msix.contains_key(&(self.queue as u16 * ENTRIES + entry)));
+        truth.demand(!self.direct || connected, || {
+            "a tag before the interrupts".to_string()
+        });
+        if truth.fails(Fail::Tag) {
+            return Err(Refusal::new("queue", "the test makes it fail", "none"));
+        }
+        truth.queues[self.queue].tag = Some(pasid);
+        Ok(())
+    }
+
+    fn read(&mut self, _bar: u8, offset: u64, _size: u8) -> u64 {
+        offset
+    }
+
+    fn write(&mut self, _bar: u8, _offset: u64, _size: u8, value: u64, raise: &mut dyn FnMut(u16)) {
+        raise(value as u16);
+    }
+
+    fn set_bus_master(&mut self, _enabled: bool) {}
+
+    fn reset(&mut self) -> Result<(), QuiesceFailed> {
+        Ok(())
+    }
+
+    fn quiesce(&mut self) -> Result<DeviceQuiesced, QuiesceFailed> {
+        let mut truth = self.truth.lock();
+        let queue = self.queue;
+        let mapped = truth.portals.values().any(|other| *other == queue);
+        truth.demand(!mapped, || {
+            format!("queue {queue} stopped while its portal is mapped")
+        });
+        if truth.fails(Fail::Quiesce) {
+            truth.queues[queue].retired = true;
+            return Err(QuiesceFailed {
+                why: "the drain never ends".to_string(),
+            });
+        }
+        truth.queues[queue].tag = None;
+        truth.steps.push(Step::QueueStopped);
+        Ok(DeviceQuiesced::confirmed_by_device())
+    }
+
+    fn describe(&self) -> Vec<(&'static str, String)> {
+        vec![("queue", self.queue.to_string())]
+    }
+}
+
+impl Drop for TestModel {
+    fn drop(&mut self) {
+        let mut truth = self.truth.lock();
+        let queue = self.queue;
+        if truth.queues[queue].retired {
+            return;
+        }
+        let tagged = truth.queues[queue].tag;
+        truth.demand(tagged.is_none(), || {
+            format!("queue {queue} given back with {tagged:?}")
+        });
+        truth.queues[queue] = Queue::default();
+        truth.steps.push(Step::SliceReturned);
+    }
+}

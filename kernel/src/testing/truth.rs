@@ -1,0 +1,186 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! What the hardware really holds, and which of its steps fail.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use spin::{Mutex, MutexGuard};
+
+use crate::addr::{HostPhys, LARGE_PAGE_SIZE, Requester};
+use crate::exit::MsiMessage;
+use crate::host::Host;
+use crate::id::{VdevId, VmId};
+use crate::iommu::{HostVector, TableId};
+use crate::pasid::Pasid;
+
+/// A step that can be told to fail, once.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum Fail {
+    CreateSlice,
+    CreateTable,
+    Map,
+    Unmap,
+    DestroyTable,
+    /// Refused before anything is written.
+    Attach,
+    /// Refused after the entry is written, so that the tag is attached.
+    AttachHalfway,
+    Detach,
+    AllocateVector,
+    MapInterrupt,
+    UnmapInterrupt,
+    /// The model refuses the tag.
+    Tag,
+    /// The queue does not stop.
+    Quiesce,
+    Build,
+    Plug,
+    Run,
+}
+
+/// What happened, for tests of order.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Step {
+    PortalsUnmapped(VdevId),
+    QueueStopped,
+    InterruptMasked(u16),
+    InterruptUnmapped,
+    VectorSettled,
+    VectorFreed,
+    Detached(Pasid),
+    SliceReturned,
+    TableDestroyed,
+    VcpusStopped,
+    TornDown,
+    Scrubbed,
+}
+
+#[derive(Debug, Default)]
+pub struct Queue {
+    pub owner: Option<String>,
+    /// The tag; from then on the guest may have the device send with it.
+    pub tag: Option<Pasid>,
+    /// It would not stop.
+    pub retired: bool,
+}
+
+#[derive(Debug, Default)]
+pub struct Truth {
+    /// Host range by IOVA.
+    pub tables: BTreeMap<TableId, BTreeMap<u64, (u64, u64)>>,
+    pub next_table: u32,
+    pub claimed: BTreeSet<Requester>,
+    pub attached: BTreeMap<(Requester, Pasid), TableId>,
+    pub remapped: BTreeMap<u32, HostVector>,
+    pub next_handle: u32,
+    pub queues: Vec<Queue>,
+    pub msix: BTreeMap<u16, MsiMessage>,
+    pub vectors: BTreeSet<HostVector>,
+    /// Vectors that a message could raise since they were allocated, and that have not settled since.
+    pub unsettled: BTreeSet<HostVector>,
+    /// Portal pages mapped in guests: the queue.
+    pub portals: BTreeMap<(VmId, VdevId), usize>,
+    /// What stage 2 maps.
+    pub stage2: BTreeMap<VmId, Vec<(u64, u64)>>,
+    pub running: BTreeSet<VmId>,
+    /// Whose bytes a frame holds; absent where it is zero.
+    pub bytes: BTreeMap<u64, VmId>,
+    pub fail: BTreeSet<Fail>,
+    pub failed: usize,
+    pub steps: Vec<Step>,
+    pub violations: Vec<String>,
+}
+
+impl Truth {
+    /// Whether a step fails now.
+    pub fn fails(&mut self, what: Fail) -> bool {
+        let fails = self.fail.remove(&what);
+        self.failed += usize::from(fails);
+        fails
+    }
+
+    pub fn demand(&mut self, holds: bool, what: impl FnOnce() -> String) {
+        if !holds {
+            self.violations.push(what());
+        }
+    }
+
+    /// Whether a processor or a device can reach a range.
+    pub fn reachable(&self, start: u64, len: u64) -> bool {
+        let overlaps = |(other, bytes): (u64, u64)| other < start + len && start < other + bytes;
+        let live = self.attached.values().filter_map(|table| self.tables.get(table));
+        self.stage2.values().flatten().any(|range| overlaps(*range))
+            || live
+                .flat_map(|table| table.values())
+                .any(|range| overlaps(*range))
+    }
+
+    pub fn frames(start: HostPhys, len: u64) -> impl Iterator<Item = u64> {
+        (start.0..start.0 + len).step_by(LARGE_PAGE_SIZE as usize)
+    }
+}
+
+/// Shared by all mocks of one machine.
+#[derive(Debug)]
+pub struct SharedTruth(Mutex<Truth>);
+
+impl SharedTruth {
+    pub fn new(queues: usize) -> Self {
+        Self(Mutex::new(Truth {
+            queues: (0..queues).map(|_| Queue::default()).collect(),
+            ..Truth::default()
+        }))
+    }
+
+    pub fn lock(&self) -> MutexGuard<'_, Truth> {
+        self.0.lock()
+    }
+
+    pub fn fail(&self, what: Fail) {
+        self.lock().fail.insert(what);
+    }
+}
+
+impl Host for SharedTruth {
+    fn now_ns(&self) -> u64 {
+        7
+    }
+
+    /// The lowest free one, so that a vector is used again as soon as possible.
+    fn allocate_vector(&self) -> Option<HostVector> {
+        let mut truth = self.lock();
+        if truth.fails(Fail::AllocateVector) {
+            return None;
+        }
+        let free = super::CPUS
+            .iter()
+            .flat_map(|cpu| super::VECTORS.map(|vector| HostVector { vector, cpu: *cpu }))
+            .find(|vector| !truth.vectors.contains(vector))?;
+        truth.vectors.insert(free);
+        Some(free)
+    }
+
+    fn settle_vector(&self, vector: HostVector) {
+        let mut truth = self.lock();
+        let gone = !truth.remapped.values().any(|target| *target == vector);
+        truth.demand(gone, || {
+            format!("{vector:?} settled while a message can still raise it")
+        });
+        truth.unsettled.remove(&vector);
+        truth.steps.push(Step::VectorSettled);
+    }
+
+    fn free_vector(&self, vector: HostVector) {
+        let mut truth = self.lock();
+        let taken = truth.vectors.remove(&vector);
+        truth.demand(taken, || format!("{vector:?} freed twice"));
+        let raised = truth.remapped.values().any(|target| *target == vector);
+        truth.demand(!raised, || {
+            format!("{vector:?} freed while a message can still raise it")
+        });
+        let late = truth.unsettled.contains(&vector);
+        truth.demand(!late, || {
+            format!("{vector:?} freed while an interrupt may be under way")
+        });
+        truth.steps.push(Step::VectorFreed);
+    }
+}

@@ -1,0 +1,110 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The processor's side of a VM's life: stage 2, portals, vCPUs, and guests that write all their memory.
+
+use std::sync::Arc;
+
+use super::truth::{Fail, SharedTruth, Step, Truth};
+use crate::addr::HostPhys;
+use crate::frames::GuestGone;
+use crate::id::VdevId;
+use crate::ram::GuestRam;
+use crate::refusal::Refusal;
+use crate::vdev::{PortalsUnmapped, Vdev};
+use crate::vm::{VcpusStopped, Vm, VmHost};
+
+fn fault(what: &str) -> Refusal {
+    Refusal::new(what, "the test makes it fail", "none")
+}
+
+impl VmHost for SharedTruth {
+    fn scrub(&self, start: HostPhys, len: u64) {
+        let mut truth = self.lock();
+        let reachable = truth.reachable(start.0, len);
+        truth.demand(!reachable, || {
+            format!("{start} scrubbed while somebody reaches it")
+        });
+        for frame in Truth::frames(start, len) {
+            truth.bytes.remove(&frame);
+        }
+        truth.steps.push(Step::Scrubbed);
+    }
+
+    fn build(&self, vm: &Vm, ram: &Arc<GuestRam>) -> Result<(), Refusal> {
+        let mut truth = self.lock();
+        if truth.fails(Fail::Build) {
+            return Err(fault("build"));
+        }
+        let ranges: Vec<(u64, u64)> = ram.segments().iter().map(|s| (s.host.0, s.len)).collect();
+        for (start, len) in &ranges {
+            let shared = truth
+                .stage2
+                .values()
+                .flatten()
+                .any(|(other, bytes)| other < &(start + len) && *start < other + bytes);
+            truth.demand(!shared, || format!("{start:#x} is in two stage 2"));
+            for frame in Truth::frames(HostPhys(*start), *len) {
+                let old = truth.bytes.get(&frame).copied();
+                truth.demand(old.is_none(), || format!("{frame:#x} holds bytes of VM {old:?}"));
+                // The image, and whatever the guest and its devices write.
+                truth.bytes.insert(frame, vm.id());
+            }
+        }
+        truth.stage2.insert(vm.id(), ranges);
+        Ok(())
+    }
+
+    fn plug(&self, vm: &Vm, vdev: &Vdev) -> Result<(), Refusal> {
+        let mut truth = self.lock();
+        let Some(portal) = vdev.model().portals().first() else {
+            return Ok(());
+        };
+        let queue = (portal.host.0 as usize - 0xf000_0000) / 0x1000;
+        truth.portals.insert((vm.id(), vdev.id()), queue);
+        // Fails with the portal mapped, which is the worse case.
+        if truth.fails(Fail::Plug) {
+            return Err(fault("plug"));
+        }
+        Ok(())
+    }
+
+    fn unplug(&self, vm: &Vm, vdev: VdevId) -> PortalsUnmapped {
+        let mut truth = self.lock();
+        truth.portals.remove(&(vm.id(), vdev));
+        truth.steps.push(Step::PortalsUnmapped(vdev));
+        PortalsUnmapped::confirmed_by_arch(vdev)
+    }
+
+    fn run(&self, vm: &Vm) -> Result<(), Refusal> {
+        let mut truth = self.lock();
+        if truth.fails(Fail::Run) {
+            return Err(fault("run"));
+        }
+        let built = truth.stage2.contains_key(&vm.id());
+        truth.demand(built, || "runs without stage 2".to_string());
+        truth.running.insert(vm.id());
+        Ok(())
+    }
+
+    fn pause(&self, vm: &Vm) {
+        self.lock().running.remove(&vm.id());
+    }
+
+    fn stop(&self, vm: &Vm) -> VcpusStopped {
+        let mut truth = self.lock();
+        truth.running.remove(&vm.id());
+        truth.steps.push(Step::VcpusStopped);
+        VcpusStopped::confirmed_by_arch(vm.id())
+    }
+
+    fn tear_down(&self, vm: &Vm, stopped: VcpusStopped) -> GuestGone {
+        let mut truth = self.lock();
+        truth.demand(stopped.vm() == vm.id(), || "another VM was stopped".to_string());
+        let running = truth.running.contains(&vm.id());
+        truth.demand(!running, || "torn down while it runs".to_string());
+        let plugged = truth.portals.keys().any(|(other, _)| *other == vm.id());
+        truth.demand(!plugged, || "torn down with portals mapped".to_string());
+        truth.stage2.remove(&vm.id());
+        truth.steps.push(Step::TornDown);
+        GuestGone::confirmed_by_arch()
+    }
+}
