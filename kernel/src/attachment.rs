@@ -177,3 +177,112 @@ impl Attachment {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::id::{IoasId, VmId};
+    use crate::iommu::Iommu;
+    use crate::pasid::{PasidQuota, PasidSpace};
+    use crate::testing::{Fail, REQUESTER, SharedTruth};
+
+    struct Fixture {
+        truth: &'static SharedTruth,
+        pasids: PasidSpace,
+        quota: PasidQuota,
+    }
+
+    fn fixture() -> Fixture {
+        let truth: &'static SharedTruth = Box::leak(Box::new(SharedTruth::new(0)));
+        truth.claim(REQUESTER).unwrap();
+        let pasid = |value| Pasid::new(value).unwrap();
+        Fixture {
+            truth,
+            pasids: PasidSpace::new(pasid(1), pasid(3)).unwrap(),
+            quota: PasidQuota::new(VmId(1), 3),
+        }
+    }
+
+    impl Fixture {
+        fn space(&self, id: u32, owner: u16) -> Arc<IoAddressSpace> {
+            Arc::new(IoAddressSpace::create(IoasId(id), VmId(owner), self.truth).unwrap())
+        }
+
+        fn attach(&mut self, ioas: &Arc<IoAddressSpace>) -> Result<Attachment, AttachFailed> {
+            let lease = self.pasids.lease(&self.quota).unwrap();
+            Attachment::attach(REQUESTER, VdevId(1), lease, ioas)
+        }
+
+        /// What is attached: PASID and table.
+        fn attached(&self) -> Vec<(u32, u32)> {
+            let truth = self.truth.lock();
+            assert!(truth.violations.is_empty(), "{:?}", truth.violations);
+            truth
+                .attached
+                .iter()
+                .map(|((_, pasid), table)| (pasid.value(), table.0))
+                .collect()
+        }
+    }
+
+    fn stopped() -> DeviceQuiesced {
+        DeviceQuiesced::confirmed_by_device()
+    }
+
+    #[test]
+    fn a_pasid_of_one_vm_is_not_attached_to_anothers_space() {
+        let mut fixture = fixture();
+        let foreign = fixture.space(1, 2);
+        let failed = fixture.attach(&foreign).unwrap_err();
+        assert!(failed.refusal.why.contains("leased to VM 1"));
+        assert_eq!(fixture.attached(), []);
+        fixture.pasids.give_back(failed.unused.unwrap());
+        assert_eq!((fixture.quota.leased(), fixture.quota.retired()), (0, 0));
+    }
+
+    #[test]
+    fn replace_moves_the_same_tag_to_another_table() {
+        let mut fixture = fixture();
+        let (one, two) = (fixture.space(1, 1), fixture.space(2, 1));
+        let attachment = fixture.attach(&one).unwrap();
+        assert_eq!(fixture.attached(), [(1, 1)]);
+        let attachment = attachment.replace(stopped(), &two).unwrap();
+        assert_eq!(fixture.attached(), [(1, 2)]);
+        one.destroy().unwrap();
+        assert!(two.destroy().is_err());
+        fixture.pasids.give_back(attachment.end(stopped()).unwrap());
+        two.destroy().unwrap();
+        assert_eq!(fixture.attached(), []);
+        assert_eq!(fixture.pasids.info().leased, 0);
+    }
+
+    #[test]
+    fn a_replace_that_fails_leaves_the_tag_nowhere() {
+        let mut fixture = fixture();
+        let (one, two) = (fixture.space(1, 1), fixture.space(2, 1));
+        let attachment = fixture.attach(&one).unwrap();
+        fixture.truth.fail(Fail::Attach);
+        let failed = attachment.replace(stopped(), &two).unwrap_err();
+        assert_eq!(fixture.attached(), []);
+        fixture.pasids.give_back(failed.unused.unwrap());
+
+        let attachment = fixture.attach(&one).unwrap();
+        fixture.truth.fail(Fail::Detach);
+        let failed = attachment.replace(stopped(), &two).unwrap_err();
+        let retired = failed.unused.unwrap_err();
+        assert_eq!((retired.pasid.value(), retired.ioas.id()), (2, IoasId(1)));
+        assert_eq!(fixture.attached(), [(2, 1)]);
+        assert!(one.destroy().is_err());
+        two.destroy().unwrap();
+        assert_eq!((fixture.quota.leased(), fixture.quota.retired()), (0, 1));
+    }
+
+    #[test]
+    fn an_attachment_that_is_dropped_is_retired() {
+        let mut fixture = fixture();
+        let one = fixture.space(1, 1);
+        drop(fixture.attach(&one).unwrap());
+        assert_eq!(fixture.quota.retired(), 1);
+        assert!(one.destroy().is_err());
+    }
+}

@@ -280,3 +280,102 @@ impl fmt::Debug for IoAddressSpace {
             .finish_non_exhaustive()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::addr::LARGE_PAGE_SIZE;
+    use crate::frames::Frames;
+    use crate::ram::RamRange;
+    use crate::testing::{Fail, SharedTruth};
+
+    /// RAM of two large pages that are apart in host memory.
+    fn split_ram(owner: VmId) -> Arc<GuestRam> {
+        let frames = Frames::new([0, 8].map(|n| (HostPhys(n * LARGE_PAGE_SIZE), LARGE_PAGE_SIZE)));
+        let frames = frames
+            .allocate_guest(2 * LARGE_PAGE_SIZE)
+            .unwrap()
+            .scrub(&mut |_, _| ());
+        let range = RamRange {
+            start: GuestPhys(0),
+            len: 2 * LARGE_PAGE_SIZE,
+        };
+        Arc::new(GuestRam::new(owner, frames, &[range]).unwrap())
+    }
+
+    fn space() -> (&'static SharedTruth, IoAddressSpace) {
+        let truth: &'static SharedTruth = Box::leak(Box::new(SharedTruth::new(1)));
+        let space = IoAddressSpace::create(IoasId(1), VmId(3), truth).unwrap();
+        (truth, space)
+    }
+
+    #[test]
+    fn a_mapping_over_split_memory_is_whole_or_not_there() {
+        let (truth, space) = space();
+        let ram = split_ram(VmId(3));
+        let map = || {
+            space.map(
+                &ram,
+                GuestPhys(0x1000),
+                Iova(0),
+                2 * LARGE_PAGE_SIZE - 0x1000,
+                true,
+            )
+        };
+        truth.fail(Fail::MapMore);
+        assert!(map().is_err());
+        assert!(
+            truth.lock().tables[&space.table].is_empty(),
+            "the first piece is gone again"
+        );
+        assert_eq!(space.info("").mappings, 0);
+        map().unwrap();
+        let pieces: Vec<_> = truth.lock().tables[&space.table]
+            .iter()
+            .map(|(a, b)| (*a, *b))
+            .collect();
+        let first = LARGE_PAGE_SIZE - 0x1000;
+        assert_eq!(
+            pieces,
+            [
+                (0, (0x1000, first)),
+                (first, (8 * LARGE_PAGE_SIZE, LARGE_PAGE_SIZE))
+            ]
+        );
+        assert_eq!(space.info("").mapped_bytes, 2 * LARGE_PAGE_SIZE - 0x1000);
+    }
+
+    #[test]
+    fn a_piece_that_cannot_be_taken_back_is_not_mapped_over() {
+        let (truth, space) = space();
+        let ram = split_ram(VmId(3));
+        truth.fail(Fail::MapMore);
+        truth.fail(Fail::Unmap);
+        assert!(
+            space
+                .map(&ram, GuestPhys(0), Iova(0), 2 * LARGE_PAGE_SIZE, true)
+                .is_err()
+        );
+        assert!(space.map(&ram, GuestPhys(0), Iova(0x1000), 0x1000, true).is_err());
+        space
+            .map(&ram, GuestPhys(0), Iova(LARGE_PAGE_SIZE), 0x1000, true)
+            .unwrap();
+        assert!(Arc::try_unwrap(ram).is_err(), "the address space holds the RAM");
+        space.destroy().unwrap();
+        space.destroy().unwrap();
+        assert!(truth.lock().violations.is_empty());
+    }
+
+    #[test]
+    fn nothing_is_mapped_or_attached_after_the_end() {
+        let (_, space) = space();
+        space.destroy().unwrap();
+        assert!(
+            space
+                .map(&split_ram(VmId(3)), GuestPhys(0), Iova(0), 0x1000, true)
+                .is_err()
+        );
+        let failed = space.attach(crate::testing::REQUESTER, Pasid::new(1).unwrap());
+        assert!(failed.is_err_and(|failed| failed.detached));
+    }
+}

@@ -178,3 +178,98 @@ impl GuestRam {
         Arc::try_unwrap(self).map(|ram| ram.frames)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::frames::Frames;
+    use proptest::prelude::*;
+
+    const PAGE: u64 = LARGE_PAGE_SIZE;
+
+    fn ranges(pages: &[(u64, u64)]) -> Vec<RamRange> {
+        pages
+            .iter()
+            .map(|(start, len)| RamRange {
+                start: GuestPhys(start * PAGE),
+                len: len * PAGE,
+            })
+            .collect()
+    }
+
+    #[test]
+    fn layouts_that_are_not_sound_are_refused() {
+        assert_eq!(check_layout(&ranges(&[(0, 1), (2, 3)])).unwrap(), 4 * PAGE);
+        for bad in [
+            &[(2, 1), (0, 1)][..],
+            &[(0, 2), (1, 1)],
+            &[(0, 0)],
+            &[(u64::MAX / PAGE, 1)],
+        ] {
+            assert!(check_layout(&ranges(bad)).is_err(), "{bad:?}");
+        }
+        let odd = RamRange {
+            start: GuestPhys(0x1000),
+            len: PAGE,
+        };
+        assert!(check_layout(&[odd]).is_err());
+    }
+
+    #[test]
+    fn frames_that_do_not_fit_the_layout_come_back() {
+        let frames = Frames::new([(HostPhys(0), 2 * PAGE)]);
+        let two = frames.allocate_guest(2 * PAGE).unwrap().scrub(&mut |_, _| ());
+        let (two, _) = GuestRam::new(VmId(0), two, &ranges(&[(0, 1)])).unwrap_err();
+        frames.give_back(two);
+        assert_eq!(frames.counts().free, 2 * PAGE);
+    }
+
+    proptest! {
+        /// Guest layout and host memory are split in different places.
+        #[test]
+        fn every_byte_of_ram_has_one_place_of_its_own(
+            layout in proptest::collection::vec((1u64..4, 1u64..4), 1..5),
+            host in proptest::collection::vec(1u64..5, 5..10),
+            probe in 0u64..40 * PAGE,
+            len in 1u64..6 * PAGE,
+        ) {
+            let mut at = 0;
+            let pages: Vec<(u64, u64)> = layout.iter().map(|(gap, len)| {
+                let start = at + gap;
+                at = start + len;
+                (start, *len)
+            }).collect();
+            let ranges = ranges(&pages);
+            let bytes = check_layout(&ranges).unwrap();
+            let mut at = 0;
+            let frames = Frames::new(host.iter().map(|len| {
+                let start = at;
+                at += len + 1;
+                (HostPhys(start * PAGE), len * PAGE)
+            }).collect::<Vec<_>>());
+            prop_assume!(frames.counts().free >= bytes);
+            let frames = frames.allocate_guest(bytes).unwrap().scrub(&mut |_, _| ());
+            let ram = GuestRam::new(VmId(0), frames, &ranges).unwrap();
+            prop_assert_eq!(ram.segments().iter().map(|s| s.len).sum::<u64>(), bytes);
+            let mut host: Vec<(u64, u64)> = ram.segments().iter().map(|s| (s.host.0, s.len)).collect();
+            host.sort_unstable();
+            prop_assert!(host.windows(2).all(|pair| pair[0].0 + pair[0].1 <= pair[1].0));
+            // A range is RAM exactly if each of its bytes is.
+            let is_ram = |address: u64| ranges.iter().any(|r| (r.start.0..r.start.0 + r.len).contains(&address));
+            prop_assert_eq!(ram.translate(GuestPhys(probe)).is_some(), is_ram(probe));
+            let whole = (probe..probe + len).step_by(PAGE as usize).chain([probe + len - 1]).all(is_ram);
+            match ram.host_ranges(GuestPhys(probe), len) {
+                None => prop_assert!(!whole),
+                Some(pieces) => {
+                    prop_assert!(whole);
+                    prop_assert_eq!(pieces.iter().map(|(_, len)| len).sum::<u64>(), len);
+                    let mut at = probe;
+                    for (host, len) in pieces {
+                        prop_assert_eq!(ram.translate(GuestPhys(at)).map(|(host, _)| host), Some(host));
+                        at += len;
+                    }
+                }
+            }
+        }
+    }
+}

@@ -28,7 +28,7 @@ enum Event {
     DestroySpace(Index),
     Fault(u32),
     Interrupt(Index, Index),
-    ParentEvent,
+    ParentReports,
     /// The next such step fails.
     Fail(Fail),
 }
@@ -47,6 +47,7 @@ fn fail() -> impl Strategy<Value = Fail> {
         Fail::CreateSlice,
         Fail::CreateTable,
         Fail::Map,
+        Fail::MapMore,
         Fail::Unmap,
         Fail::DestroyTable,
         Fail::Attach,
@@ -69,6 +70,7 @@ fn clean_fail() -> impl Strategy<Value = Fail> {
         Fail::CreateSlice,
         Fail::CreateTable,
         Fail::Map,
+        Fail::MapMore,
         Fail::Attach,
         Fail::AttachHalfway,
         Fail::AllocateVector,
@@ -96,7 +98,7 @@ fn event(fail: impl Strategy<Value = Fail> + 'static) -> impl Strategy<Value = E
         1 => index().prop_map(Event::DestroySpace),
         1 => (0u32..9).prop_map(Event::Fault),
         1 => (index(), index()).prop_map(|(cpu, vector)| Event::Interrupt(cpu, vector)),
-        1 => Just(Event::ParentEvent),
+        1 => Just(Event::ParentReports),
         4 => fail.prop_map(Event::Fail),
     ]
 }
@@ -185,7 +187,7 @@ fn happen(machine: &Machine, event: &Event) {
                 assert!(system.vm(vm).is_some_and(|vm| vm.vdev(vdev).is_some()));
             }
         }
-        Event::ParentEvent => system.parent_event(0, &mut |_| ()),
+        Event::ParentReports => system.parent_event(0, &mut |_| ()),
         Event::Fail(fail) => host.fail(*fail),
     }
 }

@@ -147,6 +147,7 @@ fn each_step_of_a_start_that_fails_leaves_no_trace() {
     for fail in [
         Fail::CreateTable,
         Fail::Map,
+        Fail::MapMore,
         Fail::Build,
         Fail::CreateSlice,
         Fail::Attach,
@@ -287,6 +288,24 @@ fn a_table_that_stays_holds_the_memory() {
     machine.assert_sound();
     machine.system.start_vm(machine.truth, &alpha).unwrap();
     machine.assert_sound();
+}
+
+#[test]
+fn a_vdev_whose_portals_may_be_mapped_is_not_ended() {
+    let machine = Machine::new();
+    let alpha = machine.system.define_vm(vm_spec("alpha", 2, 2, 1)).unwrap();
+    machine.system.start_vm(machine.truth, &alpha).unwrap();
+    let vdev = alpha.vdevs()[0].id();
+    machine.truth.fail(Fail::Unplug);
+    let report = machine.system.destroy_vdev(machine.truth, &alpha, vdev).unwrap();
+    assert_eq!((report.retired[0].what, report.retired[0].value), ("vdev", 1));
+    // Its queue, tag and interrupts stay as they are, and so does the memory.
+    assert!(machine.truth.lock().queues[0].tag.is_some());
+    machine.truth.lock().portals.clear();
+    machine.system.end_vm(machine.truth, &alpha, &POWER_OFF).unwrap();
+    let info = machine.system.info();
+    assert_eq!((info.memory.held, info.pasids.leased), (2 * LARGE_PAGE_SIZE, 1));
+    assert!(machine.truth.lock().violations.is_empty());
 }
 
 #[test]

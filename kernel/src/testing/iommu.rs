@@ -49,7 +49,8 @@ impl Iommu for SharedTruth {
         _writable: bool,
     ) -> Result<(), Refusal> {
         let mut truth = self.lock();
-        if truth.fails(Fail::Map) {
+        let more = truth.tables.get(&table).is_some_and(|table| !table.is_empty());
+        if truth.fails(Fail::Map) || more && truth.fails(Fail::MapMore) {
             return Err(fault("map"));
         }
         let Some(mappings) = truth.tables.get_mut(&table) else {

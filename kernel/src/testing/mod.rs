@@ -26,7 +26,7 @@ use crate::retired::Retired;
 use crate::system::{ParentOptions, System, SystemParts};
 use crate::vdev::VdevSpec;
 use crate::vm::VmSpec;
-use truth::SharedTruth;
+pub use truth::SharedTruth;
 
 /// Processors of the machine.
 pub const CPUS: [u32; 2] = [0, 8];

@@ -18,6 +18,8 @@ pub enum Fail {
     CreateSlice,
     CreateTable,
     Map,
+    /// A piece of a range of which another piece is mapped already.
+    MapMore,
     Unmap,
     DestroyTable,
     /// Refused before anything is written.
@@ -33,6 +35,8 @@ pub enum Fail {
     /// The queue does not stop.
     Quiesce,
     Build,
+    /// The proof that portals are unmapped is for another vdev.
+    Unplug,
     Plug,
     Run,
 }

@@ -69,6 +69,9 @@ impl VmHost for SharedTruth {
 
     fn unplug(&self, vm: &Vm, vdev: VdevId) -> PortalsUnmapped {
         let mut truth = self.lock();
+        if truth.fails(Fail::Unplug) {
+            return PortalsUnmapped::confirmed_by_arch(VdevId(u32::MAX));
+        }
         truth.portals.remove(&(vm.id(), vdev));
         truth.steps.push(Step::PortalsUnmapped(vdev));
         PortalsUnmapped::confirmed_by_arch(vdev)
