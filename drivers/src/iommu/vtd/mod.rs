@@ -354,6 +354,11 @@ impl<R: Registers, M: DmaMemory> Iommu for Vtd<R, M> {
         Ok(())
     }
 
+    fn may_be_attached(&self, requester: Requester, pasid: Pasid) -> bool {
+        self.unit_of(requester)
+            .is_ok_and(|unit| self.units[unit].is_taken(requester.rid, pasid))
+    }
+
     fn map_interrupt(&self, requester: Requester, target: HostVector) -> Result<RemappedInterrupt, Refusal> {
         let unit = self.unit_of(requester)?;
         let index = self.units[unit]

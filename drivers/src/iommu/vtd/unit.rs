@@ -290,6 +290,13 @@ impl<R: Registers, M: DmaMemory> Unit<R, M> {
             .is_some_and(|device| device.device_tlb.is_some())
     }
 
+    /// Whether the tag is taken: attached, or ended without the unit's confirmation.
+    pub(super) fn is_taken(&self, rid: u16, pasid: Pasid) -> bool {
+        let inner = self.inner.lock();
+        let device = inner.devices.get(&rid);
+        device.is_some_and(|device| device.attachments.contains_key(&pasid.value()))
+    }
+
     /// Parts a PASID from its page table. On a refusal the unit or the device may still use the old
     /// table: the tag stays taken, and the call may be repeated. Returns the domain it led to.
     pub(super) fn detach(&self, rid: u16, pasid: Pasid) -> Result<DomainId, Refusal> {

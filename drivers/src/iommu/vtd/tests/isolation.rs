@@ -235,7 +235,7 @@ fn a_device_that_keeps_sending_sees_whole_entries_only() {
             for round in 1..4 {
                 let host = round * 4 * GIB;
                 let table = machine.table(host, 2 * MIB);
-                assert_eq!(reached(1), []);
+                assert_eq!(reached(1), [0; 0]);
                 machine.attach(1, table);
                 machine.vtd.unmap(table, Iova(MIB), PAGE).unwrap();
                 assert_eq!(reached(1), [host]);

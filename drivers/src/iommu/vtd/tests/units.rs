@@ -158,9 +158,16 @@ fn an_attachment_that_cannot_be_announced_keeps_its_tag() {
     let table = machine.table(4 * GIB, 2 * MIB);
     machine.unit.state.lock().unwrap().refuse = Some((7, 1));
     assert!(machine.vtd.attach(DEVICE, tag(1), table).is_err());
+    assert!(
+        machine.vtd.may_be_attached(DEVICE, tag(1)),
+        "something is left behind"
+    );
+    assert!(machine.vtd.attach(DEVICE, tag(0), table).is_err());
+    assert!(!machine.vtd.may_be_attached(DEVICE, tag(0)), "a clean refusal");
     assert!(machine.write(1, 0).is_err());
     assert!(machine.vtd.destroy_table(table).is_err());
     machine.detach(1);
+    assert!(!machine.vtd.may_be_attached(DEVICE, tag(1)));
     machine.vtd.destroy_table(table).unwrap();
 }
 
