@@ -84,16 +84,16 @@ pub fn output(command: &mut Command) -> Result<String> {
     Ok(String::from_utf8_lossy(&output.stdout).trim_end().to_owned())
 }
 
-/// Runs `command`, prints what it prints on its standard output as it comes, and returns it too.
+/// Runs `command`, prints what it prints on its standard output as it comes, and returns that, and whether the
+/// program exited with 0.
 ///
 /// # Errors
-/// When the program cannot be started or does not exit with 0.
-pub fn output_echoed(command: &mut Command) -> Result<String> {
-    let described = describe(command);
+/// When the program cannot be started.
+pub fn output_echoed(command: &mut Command) -> Result<(String, bool)> {
     let mut child = command
         .stdout(Stdio::piped())
         .spawn()
-        .with_context(|| format!("starting {described}"))?;
+        .with_context(|| format!("starting {}", describe(command)))?;
     let mut text = String::new();
     for line in BufReader::new(child.stdout.take().context("no standard output")?).split(b'\n') {
         let line = String::from_utf8_lossy(&line?).into_owned();
@@ -101,11 +101,7 @@ pub fn output_echoed(command: &mut Command) -> Result<String> {
         text.push_str(&line);
         text.push('\n');
     }
-    let status = child.wait()?;
-    if !status.success() {
-        bail!("{described} failed: {status}");
-    }
-    Ok(text)
+    Ok((text, child.wait()?.success()))
 }
 
 /// Whether a program of that name lies in one of the folders of `PATH`.

@@ -88,7 +88,8 @@ struct MakeImage {
 
 #[derive(Args)]
 struct Test {
-    /// Names of scenarios; one that ends in * stands for all that start so. `cargo xtask list` shows them.
+    /// Names of scenarios, or `host` for the host tests; one that ends in * stands for all that start so. `cargo xtask
+    /// list` shows them.
     scenario: Vec<String>,
 }
 

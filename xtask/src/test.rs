@@ -6,7 +6,9 @@ use crate::{check, command, setup, workspace};
 use anyhow::{Result, bail};
 use pasidon_harness::scenario::{self, Outcome};
 use pasidon_harness::scenarios;
-use std::process::Stdio;
+
+/// What stands for the host tests among the names of scenarios.
+const HOST: &str = "host";
 
 /// Runs the scenarios of those names; without names the host tests and all scenarios.
 ///
@@ -15,51 +17,101 @@ use std::process::Stdio;
 /// # Errors
 /// When a name is unknown or a test failed.
 pub fn run(names: &[String]) -> Result<()> {
-    let chosen = scenario::select(scenarios::ALL, names)?;
-    // Now, so that no scenario is blamed for the time or the failure of the set-up.
-    setup::prepare()?;
+    let host = names.is_empty() || names.iter().any(|name| name == HOST);
+    let wanted: Vec<String> = names.iter().filter(|name| *name != HOST).cloned().collect();
+    let chosen = match names.is_empty() || !wanted.is_empty() {
+        true => scenario::select(scenarios::ALL, &wanted)?,
+        false => Vec::new(),
+    };
     let mut total = Outcome::default();
-    if names.is_empty() {
-        total.passed += host_tests()?;
+    let mut failed = 0;
+    if host {
+        let counted = host_tests()?;
+        total.passed += counted.passed;
+        failed += counted.failed;
+        if counted.failed > 0 {
+            total.failed.push(HOST);
+        }
     }
-    let folder = workspace::target_dir().join("scenarios");
-    let outcome = scenario::run(&chosen, &Shop, &folder);
-    total.passed += outcome.passed;
-    total.failed.extend(outcome.failed);
+    if !chosen.is_empty() {
+        // Now, so that no scenario is blamed for the time or the failure of the set-up.
+        setup::prepare()?;
+        let outcome = scenario::run(&chosen, &Shop, &workspace::target_dir().join("scenarios"));
+        total.passed += outcome.passed;
+        failed += outcome.failed.len();
+        total.failed.extend(outcome.failed);
+    }
     for name in &total.failed {
         println!("failed: {name}; again with: cargo xtask test {name}");
     }
-    println!("{} passed, {} failed", total.passed, total.failed.len());
-    if !total.failed.is_empty() {
-        bail!("{} of the tests failed", total.failed.len());
+    println!("{} passed, {failed} failed", total.passed);
+    if failed > 0 {
+        bail!("{failed} of the tests failed");
     }
     Ok(())
 }
 
 /// Prints what there is to choose from.
 pub fn list() {
-    let width = scenarios::ALL
+    let scenarios = scenarios::ALL
         .iter()
-        .map(|scenario| scenario.name.len())
-        .max()
-        .unwrap_or_default();
-    for scenario in scenarios::ALL {
-        println!("{:width$}  {}", scenario.name, scenario.about);
+        .map(|scenario| (scenario.name, scenario.about));
+    let all: Vec<_> = std::iter::once((HOST, "the tests of the crates that build on the host"))
+        .chain(scenarios)
+        .collect();
+    let width = all.iter().map(|(name, _)| name.len()).max().unwrap_or_default();
+    for (name, about) in all {
+        println!("{name:width$}  {about}");
     }
 }
 
-/// Runs the tests of the crates that build on the host, and returns how many there were.
-fn host_tests() -> Result<usize> {
+/// How many of the host tests passed and failed.
+#[derive(Debug, Default, PartialEq)]
+struct Counted {
+    passed: usize,
+    failed: usize,
+}
+
+/// Runs the tests of the crates that build on the host. One that does not compile counts as one that failed.
+fn host_tests() -> Result<Counted> {
     let mut cargo = command::cargo();
-    cargo
-        .args(["test", "--workspace", "--exclude", check::UEFI_ONLY])
-        .stderr(Stdio::inherit());
-    let output = command::output_echoed(&mut cargo)?;
-    // "test result: ok. 12 passed; 0 failed; …", once for each crate
-    let results = output
-        .lines()
-        .filter_map(|line| line.strip_prefix("test result: ok. "));
-    Ok(results
-        .filter_map(|rest| rest.split(' ').next()?.parse::<usize>().ok())
-        .sum())
+    cargo.args([
+        "test",
+        "--no-fail-fast",
+        "--workspace",
+        "--exclude",
+        check::UEFI_ONLY,
+    ]);
+    let (output, succeeded) = command::output_echoed(&mut cargo)?;
+    let mut counted = count(&output);
+    if !succeeded && counted.failed == 0 {
+        counted.failed = 1;
+    }
+    Ok(counted)
+}
+
+/// Adds up cargo's lines `test result: ok. 12 passed; 0 failed; …`, one for each crate.
+fn count(output: &str) -> Counted {
+    let mut counted = Counted::default();
+    for line in output.lines() {
+        let words: Vec<&str> = line.split([' ', ';']).collect();
+        if let ["test", "result:", _, passed, "passed", "", failed, "failed", ..] = words[..] {
+            counted.passed += passed.parse().unwrap_or(0);
+            counted.failed += failed.parse().unwrap_or(0);
+        }
+    }
+    counted
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_results_of_all_crates_are_added_up() {
+        let output = "running 2 tests\ntest a ... ok\n\
+                      test result: ok. 2 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out; finished in 0.01s\n\
+                      test result: FAILED. 3 passed; 1 failed; 0 ignored; 0 measured; 0 filtered out\n";
+        assert_eq!(count(output), Counted { passed: 5, failed: 1 });
+    }
 }

@@ -6,7 +6,7 @@
 use crate::platform::Platform;
 use crate::qmp::Qmp;
 use crate::transcript::Transcript;
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use pasidon_kernel::console::framing::{Decoder, Encoder, MONITOR_CHANNEL};
 use serde_json::Value;
 use std::io::{Read, Write};
@@ -260,6 +260,11 @@ impl Console<'_> {
     /// # Errors
     /// Like [`Console::expect`].
     pub fn command(&self, command: &str, timeout: Duration) -> Result<String> {
+        // Longer lines come back broken by the guest's line editor.
+        ensure!(
+            PROMPT.len() + command.len() < COLUMNS,
+            "too long for a line of {COLUMNS} columns: {command}"
+        );
         self.send_line(command)?;
         let echo = regex::escape(command);
         let groups = self.expect(&format!("{echo}\n((?s:.*?))^{PROMPT}"), timeout)?;
@@ -280,6 +285,8 @@ impl Console<'_> {
     }
 }
 
+/// What the Linux guest's shell takes for the width of its terminal.
+const COLUMNS: usize = 80;
 /// The prompt of the Linux guest's shell, as `tests/guests/linux/init` sets it.
 pub const PROMPT: &str = "guest# ";
 
