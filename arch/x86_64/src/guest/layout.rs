@@ -2,7 +2,7 @@
 //! Where everything is in the guest's physical address space and port space.
 //!
 //! ```text
-//! 0x0000_0000  RAM (0xA_0000..0x10_0000 reserved; the ACPI tables are at 0xE_0000)
+//! 0x0000_0000  RAM (0xA_0000..0x10_0000 reserved; ACPI tables at 0xE_0000, reset code at 0xF_FFF0)
 //! 0xC000_0000  end of low RAM at most
 //! 0xE000_0000  ECAM: configuration space of bus 0, 1 MiB
 //! 0xE800_0000  32-bit PCI window, 128 MiB
@@ -67,7 +67,10 @@ pub const POWER_PORTS: u16 = 4;
 /// RSDP and the other ACPI tables, in the legacy hole.
 pub const ACPI_BASE: u64 = 0xe_0000;
 /// Room for them.
-pub const ACPI_LEN: u64 = 0x2_0000;
+pub const ACPI_LEN: u64 = 0x1_0000;
+
+/// Where a processor starts after reset, as 16-bit code: F000:FFF0.
+pub const RESET_VECTOR: u64 = 0xf_fff0;
 
 /// What the loaders put below the kernel, each at its own place.
 pub mod boot {

@@ -71,7 +71,33 @@ pub struct EntryState {
 /// CR0.PE and CR0.ET.
 const CR0_PROTECTED: u64 = 1 | 1 << 4;
 
-/// Loads everything into `memory` and says how to start. Writes the ACPI tables too.
+/// 16-bit code at the reset vector: writes RESET_VALUE to RESET_REG, then halts.
+///
+/// Linux on hardware-reduced ACPI restarts through EFI, and without EFI by a jump to the reset vector in
+/// real mode; it never comes to the ACPI register (`arch/x86/kernel/reboot.c`). So the firmware that is
+/// there has to do it.
+const RESET_CODE: [u8; 9] = {
+    let [low, high] = (layout::POWER_PORT + layout::POWER_RESET).to_le_bytes();
+    const MOV_DX: u8 = 0xba;
+    const MOV_AL: u8 = 0xb0;
+    const OUT_DX_AL: u8 = 0xee;
+    const HLT: u8 = 0xf4;
+    const JMP_TO_HLT: [u8; 2] = [0xeb, 0xfd];
+    [
+        MOV_DX,
+        low,
+        high,
+        MOV_AL,
+        acpi::RESET_VALUE,
+        OUT_DX_AL,
+        HLT,
+        JMP_TO_HLT[0],
+        JMP_TO_HLT[1],
+    ]
+};
+
+/// Loads everything into `memory` and says how to start. Writes the ACPI tables and the code at the reset
+/// vector too.
 pub fn load(memory: &dyn GuestMemory, image: &BootImage<'_>) -> Result<EntryState, Refusal> {
     let ram = memory.ram_size();
     if !(layout::RAM_MIN..=layout::RAM_MAX).contains(&ram) {
@@ -86,6 +112,7 @@ pub fn load(memory: &dyn GuestMemory, image: &BootImage<'_>) -> Result<EntryStat
         ));
     }
     write(memory, "ACPI tables", layout::ACPI_BASE, &acpi::tables())?;
+    write(memory, "reset code", layout::RESET_VECTOR, &RESET_CODE)?;
     write_cmdline(memory, image.cmdline)?;
     if image.kernel.starts_with(elf::MAGIC) {
         return elf::load(memory, image);

@@ -84,6 +84,17 @@ fn a_vmlinux_is_loaded_and_told_everything() {
 }
 
 #[test]
+fn the_reset_vector_holds_code_that_writes_the_reset_register() {
+    let memory = TestMemory::new(RAM);
+    load(&memory, &image(&vmlinux(), None)).unwrap();
+    // mov dx, 0x602; mov al, 1; out dx, al; hlt; jmp to the hlt
+    assert_eq!(
+        memory.bytes(0xf_fff0, 9),
+        [0xba, 0x02, 0x06, 0xb0, 0x01, 0xee, 0xf4, 0xeb, 0xfd]
+    );
+}
+
+#[test]
 fn damaged_images_are_refused_in_one_line() {
     let good = vmlinux();
     let broken = |at: usize, value: u8| {
