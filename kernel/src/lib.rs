@@ -39,6 +39,7 @@ pub mod pasid;
 pub mod ram;
 pub mod refusal;
 pub mod retired;
+pub mod sched;
 pub mod stats;
 pub mod system;
 pub mod table;
