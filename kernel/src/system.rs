@@ -688,23 +688,57 @@ impl System {
     }
 
     /// Handles the event interrupt of a parent ([`Route::ParentEvent`]): reads the events, names the vdev
-    /// each belongs to. Not to be called from an interrupt handler.
-    pub fn parent_event(&self, parent: u16, sink: &mut dyn FnMut(ParentReport)) {
+    /// each belongs to, and has the vdevs that it concerns take them up: that one, or all of the parent
+    /// after a halt. Not to be called from an interrupt handler.
+    pub fn parent_event(&self, vm_host: &dyn VmHost, parent: u16, sink: &mut dyn FnMut(ParentReport)) {
         let Some(entry) = self.parents.get(usize::from(parent)) else {
             return;
         };
+        let mut halted = false;
+        let mut concerned: Vec<Arc<Vdev>> = Vec::new();
         entry.parent.interrupt(&mut |event| {
             entry.events.fetch_add(1, Ordering::Relaxed);
-            let pasid = match &event {
-                ParentEvent::Error { pasid, .. } => *pasid,
-                ParentEvent::Halted(_) => None,
+            let vdev = match &event {
+                ParentEvent::Error { pasid, .. } => {
+                    let tag = pasid.map(|pasid| (entry.parent.requester(), pasid));
+                    tag.and_then(|tag| self.tags.lock().get(&tag).cloned())
+                }
+                ParentEvent::Halted(_) => {
+                    halted = true;
+                    None
+                }
             };
             sink(ParentReport {
                 parent: entry.parent.name().to_string(),
-                vdev: pasid.and_then(|pasid| self.owner_of(entry.parent.requester(), pasid)),
+                vdev: vdev.as_ref().and_then(|vdev| self.name_of(vdev)),
                 event,
             });
+            // A device can report one queue many times before anyone looks.
+            concerned.extend(vdev.filter(|vdev| concerned.iter().all(|other| other.id() != vdev.id())));
         });
+        if halted {
+            self.announce(vm_host, entry.parent.name());
+        } else {
+            for vdev in concerned {
+                self.take_up(vm_host, &vdev);
+            }
+        }
+    }
+
+    /// Has every vdev of a parent take up what happened to it.
+    fn announce(&self, vm_host: &dyn VmHost, parent: &str) {
+        let vdevs = self.vms().into_iter().flat_map(|vm| vm.vdevs());
+        for vdev in vdevs.filter(|vdev| vdev.parent() == parent) {
+            self.take_up(vm_host, &vdev);
+        }
+    }
+
+    fn take_up(&self, vm_host: &dyn VmHost, vdev: &Vdev) {
+        // Retired tags have a vdev that is on no bus any more.
+        let vm = self.vm(vdev.vm()).filter(|vm| vm.vdev(vdev.id()).is_some());
+        if let Some(vm) = vm {
+            vm_host.device_event(&vm, vdev.id());
+        }
     }
 
     /// What was retired.

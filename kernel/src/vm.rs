@@ -143,7 +143,7 @@ impl VcpusStopped {
 }
 
 /// What the architecture does for a VM's life. Called by [`crate::system::System`] with one operation per
-/// VM at a time, from any processor but never from an interrupt handler, and never while a lock is held
+/// VM at a time ([`VmHost::device_event`] apart), from any processor but never from an interrupt handler, and never while a lock is held
 /// that a vCPU's exit path takes.
 ///
 /// [`VmHost::stop`], [`VmHost::unplug`] and [`VmHost::tear_down`] are also called for VMs and vdevs that
@@ -162,6 +162,11 @@ pub trait VmHost: Send + Sync {
 
     /// Takes a vdev off the bus. When this returns, no vCPU can reach its portals.
     fn unplug(&self, vm: &Vm, vdev: VdevId) -> PortalsUnmapped;
+
+    /// Has the model of a plugged vdev take up what its parent found
+    /// ([`VdevModel::device_event`](crate::parent::VdevModel::device_event)), and delivers what it raises.
+    /// May come while an operation on the VM is under way; a vdev that is not plugged any more is left alone.
+    fn device_event(&self, vm: &Vm, vdev: VdevId);
 
     /// Lets the vCPUs run, for the first time or after a pause.
     fn run(&self, vm: &Vm) -> Result<(), Refusal>;

@@ -187,7 +187,7 @@ fn happen(machine: &Machine, event: &Event) {
                 assert!(system.vm(vm).is_some_and(|vm| vm.vdev(vdev).is_some()));
             }
         }
-        Event::ParentReports => system.parent_event(0, &mut |_| ()),
+        Event::ParentReports => system.parent_event(host, 0, &mut |_| ()),
         Event::Fail(fail) => host.fail(*fail),
     }
 }

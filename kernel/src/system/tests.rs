@@ -577,12 +577,29 @@ fn faults_and_events_are_named() {
     assert_eq!((alpha.stats().faults(), system.vdev_infos()[0].faults), (1, 1));
 
     let mut reports = Vec::new();
-    system.parent_event(0, &mut |report| reports.push(report));
-    system.parent_event(1, &mut |report| reports.push(report));
-    assert_eq!(reports.len(), 2);
-    assert_eq!(reports[0].vdev, Some(name));
-    assert_eq!(reports[1].vdev, None);
-    assert_eq!(system.parent_infos()[0].events, 2);
+    machine.truth.lock().steps.clear();
+    system.parent_event(machine.truth, 0, &mut |report| reports.push(report));
+    system.parent_event(machine.truth, 1, &mut |report| reports.push(report));
+    let names: Vec<_> = reports.iter().map(|report| report.vdev.clone()).collect();
+    assert_eq!(names, [Some(name.clone()), Some(name), None, None]);
+    assert_eq!(system.parent_infos()[0].events, 4);
+    let vdev = alpha.vdevs()[0].id();
+    assert_eq!(machine.truth.lock().steps, [Step::Announced(vdev)]);
+}
+
+#[test]
+fn a_halt_concerns_every_vdev_of_the_parent() {
+    let machine = Machine::new();
+    let system = &machine.system;
+    for name in ["alpha", "beta"] {
+        let vm = system.define_vm(vm_spec(name, 2, 1, 1)).unwrap();
+        system.start_vm(machine.truth, &vm).unwrap();
+    }
+    machine.truth.lock().steps.clear();
+    machine.truth.lock().halted = true;
+    system.parent_event(machine.truth, 0, &mut |_| ());
+    let steps = [1, 2].map(|vdev| Step::Announced(VdevId(vdev)));
+    assert_eq!(machine.truth.lock().steps, steps);
 }
 
 #[test]

@@ -93,20 +93,22 @@ impl Parent for TestParent {
     }
 
     fn interrupt(&self, sink: &mut dyn FnMut(ParentEvent)) {
-        let tags: Vec<Pasid> = self
-            .0
-            .lock()
-            .queues
-            .iter()
-            .filter_map(|queue| queue.tag)
-            .collect();
-        for pasid in tags {
-            sink(ParentEvent::Error {
-                pasid: Some(pasid),
-                text: "bad descriptor".to_string(),
-            });
+        let (tags, halted): (Vec<Pasid>, bool) = {
+            let mut truth = self.0.lock();
+            let tags = truth.queues.iter().filter_map(|queue| queue.tag).collect();
+            (tags, core::mem::take(&mut truth.halted))
+        };
+        for pasid in tags.into_iter().map(Some).chain([None]) {
+            for _ in 0..2 {
+                sink(ParentEvent::Error {
+                    pasid,
+                    text: "bad descriptor".to_string(),
+                });
+            }
         }
-        sink(ParentEvent::Halted("overheated".to_string()));
+        if halted {
+            sink(ParentEvent::Halted("overheated".to_string()));
+        }
     }
 
     fn describe(&self) -> Vec<(&'static str, String)> {

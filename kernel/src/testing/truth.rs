@@ -45,6 +45,7 @@ pub enum Fail {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Step {
     PortalsUnmapped(VdevId),
+    Announced(VdevId),
     QueueStopped,
     InterruptMasked(u16),
     InterruptUnmapped,
@@ -76,6 +77,8 @@ pub struct Truth {
     pub attached: BTreeMap<(Requester, Pasid), TableId>,
     pub remapped: BTreeMap<u32, HostVector>,
     pub next_handle: u32,
+    /// The next event is a halt.
+    pub halted: bool,
     pub queues: Vec<Queue>,
     pub msix: BTreeMap<u16, MsiMessage>,
     pub vectors: BTreeSet<HostVector>,

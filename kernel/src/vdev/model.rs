@@ -130,6 +130,10 @@ impl VdevModel for GuestSide {
         })
     }
 
+    fn device_event(&mut self, raise: &mut dyn FnMut(u16)) {
+        self.0.with(|model| model.device_event(raise));
+    }
+
     fn describe(&self) -> Vec<(&'static str, String)> {
         self.0.describe()
     }
