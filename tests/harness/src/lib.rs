@@ -17,7 +17,7 @@
 //! | [`demonstration`] | all guests' dmatest at once |
 //! | [`scenario`] | what a scenario is, and running a list of them |
 //! | [`scenarios`] | the scenarios |
-//! | [`bench`] | the benchmarks |
+//! | [`mod@bench`] | the benchmarks |
 #![forbid(unsafe_code)]
 
 pub mod bench;
