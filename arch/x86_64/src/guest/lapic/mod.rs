@@ -274,9 +274,12 @@ impl LocalApic {
         self.tpr >> 4
     }
 
-    /// Sets the task priority from CR8 (for processors that keep it in hardware while the guest runs).
+    /// Sets the task priority from CR8, for processors that keep it in hardware while the guest runs. An
+    /// unchanged class leaves TPR as it is, with the bits that CR8 does not show.
     pub const fn set_cr8(&mut self, class: u8) {
-        self.tpr = (class & 0xf) << 4;
+        if self.cr8() != class & 0xf {
+            self.tpr = (class & 0xf) << 4;
+        }
     }
 
     /// Processor priority.

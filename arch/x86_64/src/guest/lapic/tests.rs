@@ -55,6 +55,9 @@ fn task_priority_holds_back_its_class_and_below() {
     assert_eq!(apic.cr8(), 4);
     apic.set_cr8(3);
     assert_eq!(apic.pending(), Some(0x45));
+    apic.write_msr(TPR, 0x4f, 0).unwrap();
+    apic.set_cr8(4);
+    assert_eq!(apic.read_msr(TPR, 0), Ok(0x4f), "unchanged: nothing is lost");
 }
 
 #[test]
