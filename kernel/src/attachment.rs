@@ -10,6 +10,7 @@
 //! **Invariant.** An attachment whose end was not confirmed stays listed in its I/O address space, which
 //! can therefore not be destroyed, and so its memory is not reused.
 
+use alloc::boxed::Box;
 use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::sync::Arc;
@@ -48,11 +49,11 @@ pub struct AttachFailed {
     /// Why.
     pub refusal: Refusal,
     /// The lease, where the tag is certainly not attached.
-    pub unused: Result<Quiesced, RetiredAttachment>,
+    pub unused: Result<Quiesced, Box<RetiredAttachment>>,
 }
 
-/// An attachment whose end was not confirmed. It keeps what the device may still reach: the PASID is
-/// never used again, the I/O address space cannot be destroyed.
+/// An attachment whose end was not confirmed. It keeps what the device may still reach: the PASID is not
+/// used again, the I/O address space cannot be destroyed, until [`RetiredAttachment::end`] is confirmed.
 #[derive(Debug)]
 pub struct RetiredAttachment {
     /// The tag.
@@ -65,6 +66,27 @@ pub struct RetiredAttachment {
     pub ioas: Arc<IoAddressSpace>,
     /// Why.
     pub why: String,
+    lease: PasidLease,
+    /// The device does not send with the tag; it is the IOMMU that did not confirm.
+    stopped: bool,
+}
+
+impl RetiredAttachment {
+    /// Tries once more to part tag and table: with the device's word, if it has stopped since, or without
+    /// where it was only the IOMMU that had failed.
+    pub fn end(mut self, stopped: Option<DeviceQuiesced>) -> Result<Quiesced, Self> {
+        self.stopped |= stopped.is_some();
+        if !self.stopped {
+            return Err(self);
+        }
+        match self.ioas.detach(self.requester, self.pasid) {
+            Ok(()) => Ok(Quiesced(self.lease)),
+            Err(refusal) => {
+                self.why = refusal.to_string();
+                Err(self)
+            }
+        }
+    }
 }
 
 /// One tag of one device, joined to one table.
@@ -118,7 +140,7 @@ impl Attachment {
                         lease,
                         ioas: ioas.clone(),
                     };
-                    Err(attachment.retire(failed.refusal.to_string()))
+                    Err(Box::new(attachment.retire(failed.refusal.to_string(), true)))
                 },
                 refusal: failed.refusal,
             }),
@@ -145,7 +167,7 @@ impl Attachment {
         let DeviceQuiesced { .. } = stopped;
         match self.ioas.detach(self.requester, self.lease.pasid()) {
             Ok(()) => Ok(Quiesced(self.lease)),
-            Err(refusal) => Err(self.retire(refusal.to_string())),
+            Err(refusal) => Err(self.retire(refusal.to_string(), true)),
         }
     }
 
@@ -159,21 +181,25 @@ impl Attachment {
                 refusal: Refusal::new(
                     format!("PASID {}", retired.pasid),
                     format!("the end of its attachment was not confirmed: {}", retired.why),
-                    "restart the machine to get it back",
+                    "reset the parent to get it back",
                 ),
-                unused: Err(retired),
+                unused: Err(Box::new(retired)),
             }),
         }
     }
 
-    /// Gives up on an attachment that cannot be ended: the lease is dropped, and so its PASID retired.
-    pub fn retire(self, why: String) -> RetiredAttachment {
+    /// Gives up on an attachment that cannot be ended now. `stopped` says whether the device has stopped
+    /// sending with the tag.
+    pub(crate) fn retire(mut self, why: String, stopped: bool) -> RetiredAttachment {
+        self.lease.retire();
         RetiredAttachment {
             pasid: self.lease.pasid(),
             requester: self.requester,
             vdev: self.vdev,
             ioas: self.ioas,
             why,
+            lease: self.lease,
+            stopped,
         }
     }
 }
@@ -275,6 +301,21 @@ mod tests {
         assert!(one.destroy().is_err());
         two.destroy().unwrap();
         assert_eq!((fixture.quota.leased(), fixture.quota.retired()), (0, 1));
+        // The device did stop; when the IOMMU answers again, the tag can still be parted.
+        fixture.pasids.give_back(retired.end(None).unwrap());
+        assert_eq!((fixture.quota.leased(), fixture.quota.retired()), (0, 0));
+        one.destroy().unwrap();
+    }
+
+    #[test]
+    fn a_tag_that_may_be_sent_with_is_parted_only_with_the_devices_word() {
+        let mut fixture = fixture();
+        let one = fixture.space(1, 1);
+        let retired = fixture.attach(&one).unwrap().retire("stuck".to_string(), false);
+        let retired = retired.end(None).unwrap_err();
+        assert_eq!((fixture.attached(), fixture.quota.retired()), (vec![(1, 1)], 1));
+        fixture.pasids.give_back(retired.end(Some(stopped())).unwrap());
+        assert_eq!((fixture.attached(), fixture.quota.retired()), (vec![], 0));
     }
 
     #[test]

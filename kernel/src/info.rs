@@ -102,7 +102,7 @@ pub struct PasidSpaceInfo {
     pub last: u32,
     /// Leased now.
     pub leased: u32,
-    /// Never used again, because their end was not confirmed.
+    /// Not used again, because their end was not confirmed.
     pub retired: u32,
 }
 
@@ -127,7 +127,7 @@ pub struct VmInfo {
     pub pasid_quota: u32,
     /// PASIDs leased to it.
     pub pasids_leased: u32,
-    /// PASIDs it cost for good.
+    /// PASIDs of it whose end was not confirmed.
     pub pasids_retired: u32,
     /// How often it was started.
     pub starts: u64,
@@ -243,14 +243,15 @@ pub struct TypeInfo {
     pub available: u16,
 }
 
-/// Something that a device or IOMMU that did not stop has cost, until the machine restarts.
+/// Something that a device or IOMMU that did not stop has cost, until its parent is reset or the machine
+/// restarts.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize)]
 pub struct RetiredInfo {
-    /// `pasid`, `vdev`, `interrupt` or `memory`.
+    /// `pasid`, `vdev`, `interrupt`, `ioas` or `memory`.
     pub what: &'static str,
     /// Name of the VM it belonged to.
     pub vm: String,
-    /// Which one: the PASID, the vdev, the vector, or the number of bytes.
+    /// Which one: the number of the PASID, vdev, vector or address space, or the number of bytes.
     pub value: u64,
     /// Why.
     pub why: String,

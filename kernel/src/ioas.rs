@@ -244,7 +244,7 @@ impl IoAddressSpace {
             return Err(Refusal::new(
                 format!("I/O address space {}", self.id),
                 format!("PASID {pasid} of {requester} may still reach it"),
-                "end the vdev first; if it would not stop, restart the machine",
+                "end the vdev first; if it would not stop, reset its parent",
             ));
         }
         inner.state = State::Lost;

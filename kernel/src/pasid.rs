@@ -3,7 +3,7 @@
 //!
 //! **Principle.** A number is leased to one attachment and comes back only inside the proof
 //! ([`Quiesced`]) that nothing can send with it any more. A lease that is dropped in any other way is
-//! *retired*: its number is never used again and counted, because a PASID is not reused on hope.
+//! *retired*: its number is not used again and counted, because a PASID is not reused on hope.
 //!
 //! **Invariants.** No number is in two leases. PASID 0 is never leased: it stands for untagged DMA
 //! (RID_PASID of VT-d, Arm's traffic without SubstreamID). Numbers not yet used are preferred, then
@@ -89,10 +89,17 @@ impl PasidQuota {
         self.0.counters.leased.load(Ordering::Relaxed)
     }
 
-    /// How many it cost for good.
+    /// How many of it are not used again, because their end was not confirmed.
     pub fn retired(&self) -> u32 {
         self.0.counters.retired.load(Ordering::Relaxed)
     }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum LeaseState {
+    Leased,
+    Retired,
+    Returned,
 }
 
 /// The right to use one PASID for one attachment.
@@ -103,7 +110,7 @@ pub struct PasidLease {
     pasid: Pasid,
     quota: PasidQuota,
     space: Arc<Counters>,
-    returned: bool,
+    state: LeaseState,
 }
 
 impl PasidLease {
@@ -116,15 +123,32 @@ impl PasidLease {
     pub fn owner(&self) -> VmId {
         self.quota.0.vm
     }
+
+    /// Counts it as retired, while somebody keeps it for the case that its end can be confirmed later.
+    pub(crate) fn retire(&mut self) {
+        self.change(LeaseState::Retired);
+    }
+
+    fn change(&mut self, next: LeaseState) {
+        for counters in [&self.quota.0.counters, &*self.space] {
+            for (state, step) in [(self.state, u32::MAX), (next, 1)] {
+                let counter = match state {
+                    LeaseState::Leased => &counters.leased,
+                    LeaseState::Retired => &counters.retired,
+                    LeaseState::Returned => continue,
+                };
+                // Wraps: adding the largest number takes one away.
+                counter.fetch_add(step, Ordering::Relaxed);
+            }
+        }
+        self.state = next;
+    }
 }
 
 impl Drop for PasidLease {
     fn drop(&mut self) {
-        for counters in [&self.quota.0.counters, &*self.space] {
-            counters.leased.fetch_sub(1, Ordering::Relaxed);
-            if !self.returned {
-                counters.retired.fetch_add(1, Ordering::Relaxed);
-            }
+        if self.state == LeaseState::Leased {
+            self.retire();
         }
     }
 }
@@ -174,7 +198,7 @@ impl PasidSpace {
                 if quota.retired() == 0 {
                     "raise pasids of this VM or destroy one of its vdevs"
                 } else {
-                    "raise pasids of this VM, destroy one of its vdevs, or restart the machine"
+                    "raise pasids of this VM, destroy one of its vdevs, or reset the parent"
                 },
             ));
         }
@@ -204,7 +228,7 @@ impl PasidSpace {
             pasid: Pasid(number),
             quota: quota.clone(),
             space: self.counters.clone(),
-            returned: false,
+            state: LeaseState::Leased,
         })
     }
 
@@ -216,7 +240,7 @@ impl PasidSpace {
             // A lease of another namespace: dropping it retires it there.
             return;
         }
-        lease.returned = true;
+        lease.change(LeaseState::Returned);
         self.returned.push_back(lease.pasid.value());
     }
 

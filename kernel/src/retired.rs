@@ -1,22 +1,36 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! What a device or IOMMU that did not stop has cost.
 //!
-//! **Principle.** What cannot be proven quiet is kept, listed and never used again: this is where it is
-//! kept. The record owns the thing, so that no other code can come by it.
+//! **Principle.** What cannot be proven quiet is kept and listed, and not used again until it is: this is
+//! where it is kept. The record owns the thing, so that no other code can come by it. After a reset of the
+//! parent, or when the IOMMU answers again, [`crate::system::System::reclaim`] asks once more for the
+//! proof that was missing.
 
+use alloc::boxed::Box;
 use alloc::string::{String, ToString};
 use alloc::sync::Arc;
-use alloc::vec::Vec;
+use core::fmt;
 
 use crate::attachment::RetiredAttachment;
+use crate::frames::GuestGone;
 use crate::id::VdevId;
 use crate::info::RetiredInfo;
 use crate::ioas::IoAddressSpace;
-use crate::iommu::HostVector;
+use crate::parent::VdevModel;
 use crate::ram::GuestRam;
 use crate::vdev::Vdev;
+use crate::vdev::interrupt::LostVector;
 
-/// One thing that is not used again before the machine restarts.
+/// A slice whose queue did not stop, with the model that can be asked again.
+pub struct StuckSlice(pub(crate) Box<dyn VdevModel>);
+
+impl fmt::Debug for StuckSlice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("StuckSlice")
+    }
+}
+
+/// One thing that is not used again before its end is proven.
 #[derive(Debug)]
 pub struct Retirement {
     /// Name of the VM it belonged to.
@@ -30,12 +44,14 @@ pub struct Retirement {
 /// What was retired.
 #[derive(Debug)]
 pub enum Retired {
-    /// A PASID, and with it its queue and address space.
+    /// A PASID, and with it its address space.
     Attachment {
         /// Name of the parent.
         parent: String,
         /// The attachment.
         attachment: RetiredAttachment,
+        /// Its queue, where that is what would not stop.
+        slice: Option<StuckSlice>,
     },
     /// A vdev that could not be ended at all, with everything it holds.
     Vdev(Arc<Vdev>),
@@ -43,19 +59,23 @@ pub enum Retired {
     Untranslated {
         /// Name of the parent.
         parent: String,
-        /// The slice.
+        /// The vdev.
         vdev: VdevId,
+        /// Its queue.
+        slice: Option<StuckSlice>,
         /// What it may reach.
         ram: Arc<GuestRam>,
     },
     /// An interrupt vector.
-    Vector(HostVector),
-    /// RAM that a device may still reach, with the address spaces that map it.
+    Vector(LostVector),
+    /// An I/O address space whose table could not be destroyed.
+    Space(Arc<IoAddressSpace>),
+    /// RAM that a device may still reach, directly or through one of the address spaces.
     Memory {
         /// The RAM.
         ram: Arc<GuestRam>,
-        /// Those that could not be destroyed.
-        spaces: Vec<Arc<IoAddressSpace>>,
+        /// The vCPUs, at least, are gone.
+        gone: GuestGone,
     },
 }
 
@@ -65,7 +85,8 @@ impl Retirement {
             Retired::Attachment { attachment, .. } => ("pasid", u64::from(attachment.pasid.value())),
             Retired::Vdev(vdev) => ("vdev", u64::from(vdev.id().0)),
             Retired::Untranslated { vdev, .. } => ("vdev", u64::from(vdev.0)),
-            Retired::Vector(vector) => ("interrupt", u64::from(vector.vector)),
+            Retired::Vector(vector) => ("interrupt", u64::from(vector.vector().vector)),
+            Retired::Space(space) => ("ioas", u64::from(space.id().0)),
             Retired::Memory { ram, .. } => ("memory", ram.bytes()),
         };
         RetiredInfo {

@@ -19,7 +19,7 @@ use spin::{Mutex, RwLock};
 
 use crate::addr::Requester;
 use crate::fault::DmaFault;
-use crate::frames::Frames;
+use crate::frames::{Frames, GuestFrames, GuestGone};
 use crate::host::Host;
 use crate::id::{IoasId, VdevId, VmId};
 use crate::info::{
@@ -104,8 +104,17 @@ pub struct ParentReport {
 /// What the end of something has cost. Empty where everything was confirmed and given back.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct EndReport {
-    /// What is not used again before the machine restarts.
+    /// What is not used again before its parent is reset or the machine restarts.
     pub retired: Vec<RetiredInfo>,
+}
+
+/// What became of what was retired.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct ReclaimReport {
+    /// In use again, or free to be.
+    pub reclaimed: Vec<RetiredInfo>,
+    /// Still not proven quiet.
+    pub left: Vec<RetiredInfo>,
 }
 
 /// A request of a guest that was served.
@@ -393,39 +402,31 @@ impl System {
             let unmapped = vm_host.unplug(vm, vdev.id());
             self.end_vdev(vdev, unmapped, &mut report);
         }
-        let (ram, mut spaces) = {
+        let (ram, spaces) = {
             let mut life = vm.life.lock();
             (life.ram.take(), core::mem::take(&mut life.spaces))
         };
         let mut why = "a device may still reach it".to_string();
-        spaces.retain(|space| match space.destroy() {
-            Ok(()) => false,
-            Err(refusal) => {
+        for space in spaces {
+            if let Err(refusal) = space.destroy() {
                 why = refusal.to_string();
-                true
+                self.keep(vm, why.clone(), Retired::Space(space), &mut report);
             }
-        });
+        }
         let gone = vm_host.tear_down(vm, stopped);
         match ram.map(GuestRam::into_frames) {
             None => {}
-            Some(Ok(frames)) => {
-                let frames = frames
-                    .end(gone)
-                    .scrub(&mut |start, len| vm_host.scrub(start, len));
-                self.frames.give_back(frames);
-            }
-            Some(Err(ram)) => self.retire(
-                Retirement {
-                    vm: vm.name().to_string(),
-                    why,
-                    what: Retired::Memory { ram, spaces },
-                },
-                &mut report,
-            ),
+            Some(Ok(frames)) => self.free(vm_host, frames, gone),
+            Some(Err(ram)) => self.keep(vm, why, Retired::Memory { ram, gone }, &mut report),
         }
         vm.clear_request();
         vm.become_state(operation, end.state(), Some(end.reason()))?;
         Ok(report)
+    }
+
+    fn keep(&self, vm: &Vm, why: String, what: Retired, report: &mut EndReport) {
+        let vm = vm.name().to_string();
+        self.retire(Retirement { vm, why, what }, report);
     }
 
     fn retire(&self, retirement: Retirement, report: &mut EndReport) {
@@ -650,16 +651,137 @@ impl System {
             .iter()
             .any(|r| matches!(r.what, Retired::Attachment { .. } | Retired::Vdev(_)));
         if let (false, Some(pasid)) = (keeps_tag, vdev.pasid()) {
-            // Somebody else may have the PASID by now; that entry is not ours to remove.
-            let mut tags = self.tags.lock();
-            let tag = (vdev.requester(), pasid);
-            if tags.get(&tag).is_some_and(|listed| listed.id() == vdev.id()) {
-                tags.remove(&tag);
-            }
+            self.forget_tag((vdev.requester(), pasid), vdev.id());
         }
         for retirement in retired {
             self.retire(retirement, report);
         }
+    }
+
+    /// Takes a tag off the list that its vdev has given back. Somebody else may have the PASID by now; that
+    /// entry is not ours to remove.
+    fn forget_tag(&self, tag: (Requester, Pasid), vdev: VdevId) {
+        let mut tags = self.tags.lock();
+        if tags.get(&tag).is_some_and(|listed| listed.id() == vdev) {
+            tags.remove(&tag);
+        }
+    }
+
+    /// Resets a parent as a whole, the way out after a halt or a queue that would not stop. Every vdev on
+    /// it stops and is told; what is retired is reclaimed as far as it is then proven quiet. Not while a
+    /// guest depends on it: it is for a person to decide.
+    pub fn recover_parent(&self, vm_host: &dyn VmHost, name: &str) -> Result<ReclaimReport, Refusal> {
+        let entry = self.parents.iter().find(|entry| entry.parent.name() == name);
+        let entry = entry
+            .ok_or_else(|| Refusal::new(format!("parent {name}"), "not defined", "`parents` lists them"))?;
+        let recovered = entry.parent.recover();
+        self.announce(vm_host, name);
+        let report = self.reclaim(vm_host);
+        recovered.map(|()| report)
+    }
+
+    /// Asks for each retired thing once more whether it is quiet, and takes back what is.
+    pub fn reclaim(&self, vm_host: &dyn VmHost) -> ReclaimReport {
+        let mut report = ReclaimReport::default();
+        let mut left = Vec::new();
+        let mut retired = core::mem::take(&mut *self.retired.lock());
+        // What reaches something before what is reached.
+        retired.sort_by_key(|retirement| match retirement.what {
+            Retired::Space(_) => 1,
+            Retired::Memory { .. } => 2,
+            _ => 0,
+        });
+        for retirement in retired {
+            let info = retirement.info();
+            match self.reclaim_one(vm_host, retirement) {
+                None => report.reclaimed.push(info),
+                Some(remains) => left.push(remains),
+            }
+        }
+        report.left = left.iter().map(Retirement::info).collect();
+        self.retired.lock().extend(left);
+        report
+    }
+
+    /// What remains of it.
+    fn reclaim_one(&self, vm_host: &dyn VmHost, retirement: Retirement) -> Option<Retirement> {
+        let Retirement { vm, why, what } = retirement;
+        let still = |why: String, what: Retired| Some(Retirement { vm, why, what });
+        match what {
+            Retired::Attachment {
+                parent,
+                attachment,
+                mut slice,
+            } => {
+                let stopped = slice.as_mut().map(|slice| slice.0.quiesce()).transpose();
+                let (stopped, failed) = match stopped {
+                    Ok(stopped) => (stopped, None),
+                    Err(failed) => (None, Some(failed.why)),
+                };
+                if stopped.is_some() {
+                    // It can be sliced again, whatever the IOMMU says.
+                    slice = None;
+                }
+                let (tag, vdev) = ((attachment.requester, attachment.pasid), attachment.vdev);
+                match attachment.end(stopped) {
+                    Ok(quiet) => {
+                        self.services.pasids.lock().give_back(quiet);
+                        self.forget_tag(tag, vdev);
+                        None
+                    }
+                    Err(attachment) => still(
+                        failed.unwrap_or_else(|| attachment.why.clone()),
+                        Retired::Attachment {
+                            parent,
+                            attachment,
+                            slice,
+                        },
+                    ),
+                }
+            }
+            Retired::Untranslated {
+                parent,
+                vdev,
+                mut slice,
+                ram,
+            } => match slice.as_mut().map(|slice| slice.0.quiesce()) {
+                Some(Ok(_)) => None,
+                other => {
+                    let failed = other.and_then(Result::err).map(|failed| failed.why);
+                    let what = Retired::Untranslated {
+                        parent,
+                        vdev,
+                        slice,
+                        ram,
+                    };
+                    still(failed.unwrap_or(why), what)
+                }
+            },
+            Retired::Vector(lost) => match lost.end(&self.services) {
+                Ok(()) => None,
+                Err((lost, refusal)) => still(refusal.to_string(), Retired::Vector(lost)),
+            },
+            Retired::Space(space) => match space.destroy() {
+                Ok(()) => None,
+                Err(refusal) => still(refusal.to_string(), Retired::Space(space)),
+            },
+            Retired::Memory { ram, gone } => match ram.into_frames() {
+                Ok(frames) => {
+                    self.free(vm_host, frames, gone);
+                    None
+                }
+                Err(ram) => still(why, Retired::Memory { ram, gone }),
+            },
+            Retired::Vdev(_) => still(why, what),
+        }
+    }
+
+    /// Scrubs a guest's memory and makes it free.
+    fn free(&self, vm_host: &dyn VmHost, frames: GuestFrames, gone: GuestGone) {
+        let frames = frames
+            .end(gone)
+            .scrub(&mut |start, len| vm_host.scrub(start, len));
+        self.frames.give_back(frames);
     }
 
     /// Whom a tag belongs to, or belonged to when it was retired.
@@ -806,8 +928,8 @@ impl System {
             spaces.extend(own.iter().map(|space| space.info(vm.name())));
         }
         for retirement in self.retired.lock().iter() {
-            if let Retired::Memory { spaces: kept, .. } = &retirement.what {
-                spaces.extend(kept.iter().map(|space| space.info(&retirement.vm)));
+            if let Retired::Space(space) = &retirement.what {
+                spaces.push(space.info(&retirement.vm));
             }
         }
         Some(IommuInfo {
@@ -854,7 +976,9 @@ impl System {
         infos.sort_by_key(|info| info.pasid);
         let retired = self.retired.lock();
         infos.extend(retired.iter().filter_map(|retirement| match &retirement.what {
-            Retired::Attachment { parent, attachment } => Some(PasidInfo {
+            Retired::Attachment {
+                parent, attachment, ..
+            } => Some(PasidInfo {
                 pasid: attachment.pasid.value(),
                 state: "retired",
                 vm: retirement.vm.clone(),

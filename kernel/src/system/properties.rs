@@ -10,7 +10,7 @@ use super::*;
 use crate::addr::{GuestPhys, Iova, LARGE_PAGE_SIZE};
 use crate::fault::FaultAccess;
 use crate::iommu::HostVector;
-use crate::testing::{CPUS, Fail, Machine, REQUESTER, TRAPPED, VECTORS, vdev_spec, vm_spec};
+use crate::testing::{CPUS, Fail, Machine, PARENT, REQUESTER, TRAPPED, VECTORS, vdev_spec, vm_spec};
 
 #[derive(Clone, Debug)]
 enum Event {
@@ -29,6 +29,8 @@ enum Event {
     Fault(u32),
     Interrupt(Index, Index),
     ParentReports,
+    Reclaim,
+    Recover,
     /// The next such step fails.
     Fail(Fail),
 }
@@ -61,6 +63,7 @@ fn fail() -> impl Strategy<Value = Fail> {
         Fail::Build,
         Fail::Plug,
         Fail::Run,
+        Fail::Recover,
     ])
 }
 
@@ -99,6 +102,8 @@ fn event(fail: impl Strategy<Value = Fail> + 'static) -> impl Strategy<Value = E
         1 => (0u32..9).prop_map(Event::Fault),
         1 => (index(), index()).prop_map(|(cpu, vector)| Event::Interrupt(cpu, vector)),
         1 => Just(Event::ParentReports),
+        1 => Just(Event::Reclaim),
+        1 => Just(Event::Recover),
         4 => fail.prop_map(Event::Fail),
     ]
 }
@@ -188,6 +193,8 @@ fn happen(machine: &Machine, event: &Event) {
             }
         }
         Event::ParentReports => system.parent_event(host, 0, &mut |_| ()),
+        Event::Reclaim => drop(system.reclaim(host)),
+        Event::Recover => drop(system.recover_parent(host, PARENT)),
         Event::Fail(fail) => host.fail(*fail),
     }
 }
@@ -236,6 +243,10 @@ proptest! {
         prop_assert_eq!(info.memory.held, held);
         prop_assert_eq!(held % LARGE_PAGE_SIZE, 0);
         prop_assert_eq!(machine.system.pasid_infos().len(), count("pasid"));
+        // And all of that comes back when the hardware works again and the device was reset.
+        let report = machine.system.recover_parent(machine.truth, PARENT).unwrap();
+        prop_assert_eq!((report.reclaimed.len(), report.left.len()), (info.retired.len(), 0));
+        machine.assert_as_at_start();
     }
 
     #[test]

@@ -180,7 +180,10 @@ fn a_queue_that_does_not_stop_costs_itself_and_the_memory_behind_it() {
     machine.assert_sound();
     let whats: Vec<_> = report.retired.iter().map(|r| (r.what, r.value)).collect();
     // The later vdev ends first.
-    assert_eq!(whats, [("pasid", 2), ("memory", 3 * LARGE_PAGE_SIZE)]);
+    assert_eq!(
+        whats,
+        [("pasid", 2), ("ioas", 1), ("memory", 3 * LARGE_PAGE_SIZE)]
+    );
     assert_eq!(report.retired[0].why, "the drain never ends");
     let info = system.info();
     assert_eq!(info.memory.held, 3 * LARGE_PAGE_SIZE);
@@ -204,9 +207,50 @@ fn a_queue_that_does_not_stop_costs_itself_and_the_memory_behind_it() {
     assert_eq!(
         refusal.to_string(),
         "vm alpha: vdev dsa0/direct: PASID: quota of 2 used up (1 retired after a failed stop); raise pasids of \
-         this VM, destroy one of its vdevs, or restart the machine"
+         this VM, destroy one of its vdevs, or reset the parent"
     );
     machine.assert_sound();
+
+    // Asking again changes nothing, until somebody resets the device; then all of it comes back.
+    let report = system.reclaim(machine.truth);
+    assert_eq!((report.reclaimed.len(), report.left.len()), (0, 3));
+    machine.assert_sound();
+    let others = beta.vdevs()[0].id();
+    machine.truth.lock().steps.clear();
+    let report = system.recover_parent(machine.truth, "dsa0").unwrap();
+    let whats: Vec<_> = report.reclaimed.iter().map(|r| (r.what, r.value)).collect();
+    assert_eq!(
+        whats,
+        [("pasid", 2), ("ioas", 1), ("memory", 3 * LARGE_PAGE_SIZE)]
+    );
+    assert_eq!(report.left, []);
+    assert_eq!(
+        machine.truth.lock().steps,
+        [
+            Step::Recovered,
+            Step::Announced(others),
+            Step::QueueStopped,
+            Step::SliceReturned,
+            Step::Detached(pasid(2)),
+            Step::TableDestroyed,
+            Step::Scrubbed
+        ]
+    );
+    assert!(system.owner_of(REQUESTER, pasid(2)).is_none());
+    system.end_vm(machine.truth, &beta, &POWER_OFF).unwrap();
+    machine.assert_as_at_start();
+    assert!(system.recover_parent(machine.truth, "dsa1").is_err());
+}
+
+#[test]
+fn a_reset_that_fails_is_announced_too() {
+    let machine = Machine::new();
+    let alpha = machine.system.define_vm(vm_spec("alpha", 2, 1, 1)).unwrap();
+    machine.system.start_vm(machine.truth, &alpha).unwrap();
+    machine.truth.lock().steps.clear();
+    machine.truth.fail(Fail::Recover);
+    assert!(machine.system.recover_parent(machine.truth, "dsa0").is_err());
+    assert_eq!(machine.truth.lock().steps, [Step::Announced(VdevId(1))]);
 }
 
 #[test]
@@ -226,7 +270,8 @@ fn a_detach_that_fails_retires_the_pasid_and_holds_the_memory() {
         .unwrap();
     assert_eq!(alpha.vdevs()[0].pasid(), Some(pasid(2)));
     let report = machine.system.end_vm(machine.truth, &alpha, &POWER_OFF).unwrap();
-    assert_eq!(report.retired[0].what, "memory");
+    let whats: Vec<_> = report.retired.iter().map(|r| r.what).collect();
+    assert_eq!(whats, ["ioas", "memory"]);
     assert!(
         report.retired[0]
             .why
@@ -275,6 +320,12 @@ fn an_interrupt_entry_that_stays_costs_its_vector_only() {
     );
     machine.system.start_vm(machine.truth, &alpha).unwrap();
     machine.assert_sound();
+    machine.truth.fail(Fail::UnmapInterrupt);
+    assert_eq!(machine.system.reclaim(machine.truth).left.len(), 1);
+    assert_eq!(machine.system.reclaim(machine.truth).reclaimed.len(), 1);
+    machine.assert_sound();
+    machine.system.end_vm(machine.truth, &alpha, &POWER_OFF).unwrap();
+    machine.assert_as_at_start();
 }
 
 #[test]
@@ -284,7 +335,8 @@ fn a_table_that_stays_holds_the_memory() {
     machine.system.start_vm(machine.truth, &alpha).unwrap();
     machine.truth.fail(Fail::DestroyTable);
     let report = machine.system.end_vm(machine.truth, &alpha, &POWER_OFF).unwrap();
-    assert_eq!(report.retired[0].what, "memory");
+    let whats: Vec<_> = report.retired.iter().map(|r| r.what).collect();
+    assert_eq!(whats, ["ioas", "memory"]);
     machine.assert_sound();
     machine.system.start_vm(machine.truth, &alpha).unwrap();
     machine.assert_sound();
@@ -393,6 +445,9 @@ fn iommu_off_is_for_trapped_types_only_and_tainted() {
         let whats: Vec<_> = report.retired.iter().map(|r| r.what).collect();
         assert_eq!(whats, ["vdev", "memory"]);
         assert_eq!(system.info().memory.held, 2 * LARGE_PAGE_SIZE);
+        assert_eq!(system.reclaim(machine.truth).left.len(), 2);
+        system.recover_parent(machine.truth, "dsa0").unwrap();
+        machine.assert_as_at_start();
     }
 }
 

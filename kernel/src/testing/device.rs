@@ -111,6 +111,18 @@ impl Parent for TestParent {
         }
     }
 
+    fn recover(&self) -> Result<(), Refusal> {
+        let mut truth = self.0.lock();
+        if truth.fails(Fail::Recover) {
+            return Err(Refusal::new(PARENT, "the test makes it fail", "none"));
+        }
+        for queue in &mut truth.queues {
+            queue.retired = false;
+        }
+        truth.steps.push(Step::Recovered);
+        Ok(())
+    }
+
     fn describe(&self) -> Vec<(&'static str, String)> {
         vec![("queues", self.0.lock().queues.len().to_string())]
     }
@@ -203,7 +215,8 @@ impl VdevModel for TestModel {
         truth.demand(!mapped, || {
             format!("queue {queue} stopped while its portal is mapped")
         });
-        if truth.fails(Fail::Quiesce) {
+        // One that is stuck stays so until the device is reset.
+        if truth.fails(Fail::Quiesce) || truth.queues[queue].retired {
             truth.queues[queue].retired = true;
             return Err(QuiesceFailed {
                 why: "the drain never ends".to_string(),

@@ -39,6 +39,7 @@ pub enum Fail {
     Unplug,
     Plug,
     Run,
+    Recover,
 }
 
 /// What happened, for tests of order.
@@ -46,6 +47,7 @@ pub enum Fail {
 pub enum Step {
     PortalsUnmapped(VdevId),
     Announced(VdevId),
+    Recovered,
     QueueStopped,
     InterruptMasked(u16),
     InterruptUnmapped,

@@ -23,11 +23,30 @@ pub(crate) struct Interrupt {
     remapped: Option<RemappedInterrupt>,
 }
 
-/// A vector that cannot be used again.
+/// A vector that a message may still raise, because the IOMMU did not confirm that its entry is gone.
 #[derive(Debug)]
-pub(crate) struct LostVector {
-    pub(crate) vector: HostVector,
-    pub(crate) why: Refusal,
+pub struct LostVector {
+    vector: HostVector,
+    handle: u32,
+}
+
+impl LostVector {
+    /// The vector.
+    pub fn vector(&self) -> HostVector {
+        self.vector
+    }
+
+    /// Tries once more to remove the entry, and gives the vector back.
+    pub(crate) fn end(self, services: &Services) -> Result<(), (Self, Refusal)> {
+        if let Some(iommu) = services.iommu
+            && let Err(refusal) = iommu.unmap_interrupt(self.handle)
+        {
+            return Err((self, refusal));
+        }
+        services.host.settle_vector(self.vector);
+        services.host.free_vector(self.vector);
+        Ok(())
+    }
 }
 
 impl Interrupt {
@@ -82,14 +101,17 @@ impl Interrupt {
     }
 
     /// Masks and disconnects it. The vector is lost where the IOMMU does not confirm.
-    pub(crate) fn disconnect(self, services: &Services, parent: &dyn Parent) -> Result<(), LostVector> {
+    pub(crate) fn disconnect(
+        self,
+        services: &Services,
+        parent: &dyn Parent,
+    ) -> Result<(), (LostVector, Refusal)> {
         let vector = self.route.vector();
         parent.set_interrupt(self.entry, None);
         services.routes.unregister(self.route);
-        if let (Some(iommu), Some(remapped)) = (services.iommu, self.remapped) {
-            iommu
-                .unmap_interrupt(remapped.handle)
-                .map_err(|why| LostVector { vector, why })?;
+        if let Some(remapped) = self.remapped {
+            let handle = remapped.handle;
+            return LostVector { vector, handle }.end(services);
         }
         services.host.settle_vector(vector);
         services.host.free_vector(vector);

@@ -9,7 +9,7 @@
 //! **Invariants.** The device is given a tag only when the table behind it stands. A type that maps a page
 //! of the device into the guest never exists without an IOMMU.
 
-pub(crate) mod interrupt;
+pub mod interrupt;
 pub mod model;
 
 use alloc::boxed::Box;
@@ -34,7 +34,7 @@ use crate::parent::{DeviceQuiesced, Parent, QuiesceFailed, VdevModel, VdevReques
 use crate::pasid::{Pasid, PasidQuota, PasidSpace};
 use crate::ram::GuestRam;
 use crate::refusal::Refusal;
-use crate::retired::{Retired, Retirement};
+use crate::retired::{Retired, Retirement, StuckSlice};
 use interrupt::Interrupt;
 use model::{GuestSide, SharedModel};
 
@@ -212,7 +212,8 @@ impl Vdev {
                                 why: attachment.why.clone(),
                                 what: Retired::Attachment {
                                     parent: parent.name().to_string(),
-                                    attachment,
+                                    attachment: *attachment,
+                                    slice: None,
                                 },
                             }),
                         }
@@ -316,11 +317,10 @@ impl Vdev {
             });
         };
         let parent = || self.parent.name().to_string();
-        let model = self.model.take();
-        let (stopped, model) = stop(model);
+        let (stopped, model) = stop(self.model.take());
         for interrupt in live.interrupts.into_iter().rev() {
-            if let Err(lost) = interrupt.disconnect(services, self.parent) {
-                keep(lost.why.to_string(), Retired::Vector(lost.vector));
+            if let Err((lost, refusal)) = interrupt.disconnect(services, self.parent) {
+                keep(refusal.to_string(), Retired::Vector(lost));
             }
         }
         match (live.reach, stopped) {
@@ -331,6 +331,7 @@ impl Vdev {
                     Retired::Attachment {
                         parent: parent(),
                         attachment,
+                        slice: None,
                     },
                 ),
             },
@@ -338,7 +339,8 @@ impl Vdev {
                 failed.why.clone(),
                 Retired::Attachment {
                     parent: parent(),
-                    attachment: attachment.retire(failed.why),
+                    attachment: attachment.retire(failed.why, false),
+                    slice: model.map(StuckSlice),
                 },
             ),
             (Reach::Untranslated(_), Ok(_)) => {}
@@ -347,12 +349,12 @@ impl Vdev {
                 Retired::Untranslated {
                     parent: parent(),
                     vdev: self.id,
+                    slice: model.map(StuckSlice),
                     ram,
                 },
             ),
         }
-        // The slice goes back to its parent, which keeps it where it would not stop.
-        drop(model);
+        // A slice that stopped has gone back to its parent by now.
         retired
     }
 
