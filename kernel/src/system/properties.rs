@@ -8,9 +8,12 @@ use proptest::sample::Index;
 
 use super::*;
 use crate::addr::{GuestPhys, Iova, LARGE_PAGE_SIZE};
+use crate::fault::DmaFault;
 use crate::fault::FaultAccess;
 use crate::iommu::HostVector;
+use crate::irq::Route;
 use crate::testing::{CPUS, Fail, Machine, PARENT, REQUESTER, TRAPPED, VECTORS, vdev_spec, vm_spec};
+use crate::vm::VmEnd;
 
 #[derive(Clone, Debug)]
 enum Event {

@@ -3,8 +3,13 @@
 
 use super::*;
 use crate::addr::{GuestPhys, Iova, LARGE_PAGE_SIZE};
+use crate::fault::DmaFault;
 use crate::fault::FaultAccess;
+use crate::id::VdevId;
+use crate::irq::Route;
 use crate::testing::{Fail, Machine, Options, REQUESTER, Step, TRAPPED, vdev_spec, vm_spec};
+use crate::vdev::VdevSpec;
+use crate::vm::{VmEnd, VmState};
 
 const POWER_OFF: VmEnd = VmEnd::PowerOff;
 

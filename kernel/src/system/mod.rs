@@ -1,0 +1,162 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The whole: parents, IOMMU, PASIDs, memory and VMs, and the operations that need several of them.
+//!
+//! **Principle.** Everything a monitor command or a guest's end comes down to is one method here, with
+//! the order of the design written out once. Nothing here knows how a processor or a device does it.
+//!
+//! **Locks.** Each protects one list, is held for a few steps, and never while a device, the IOMMU or the
+//! architecture is waited for; the exception is one I/O address space's own lock, which only operations
+//! on that address space take. A vCPU's exit path takes none of them.
+
+mod life;
+mod parents;
+mod reclaim;
+mod snapshot;
+mod vdevs;
+
+#[cfg(test)]
+mod properties;
+#[cfg(test)]
+mod tests;
+
+use alloc::collections::BTreeMap;
+use alloc::format;
+use alloc::string::String;
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+use core::sync::atomic::AtomicU32;
+
+use spin::{Mutex, RwLock};
+
+use crate::addr::Requester;
+use crate::frames::Frames;
+use crate::host::Host;
+use crate::id::VmId;
+use crate::iommu::Iommu;
+use crate::irq::RouteTable;
+use crate::pasid::{Pasid, PasidSpace};
+use crate::ram::check_layout;
+use crate::refusal::Refusal;
+use crate::retired::Retirement;
+use crate::vdev::{Services, Vdev};
+use crate::vm::{Vm, VmSpec};
+
+pub use life::Served;
+use parents::ParentEntry;
+pub use parents::{ParentOptions, ParentReport};
+pub use reclaim::{EndReport, ReclaimReport};
+pub use vdevs::VdevName;
+
+/// What the system is made of.
+pub struct SystemParts {
+    /// The machine.
+    pub host: &'static dyn Host,
+    /// The IOMMU, after bring-up.
+    pub iommu: Option<&'static dyn Iommu>,
+    /// Physical memory.
+    pub frames: &'static Frames,
+    /// Hardware identifiers of the processors that take interrupts.
+    pub cpus: Vec<u32>,
+    /// Largest PASID to use; `None` for all that the IOMMU understands.
+    pub last_pasid: Option<Pasid>,
+}
+
+/// The hypervisor's state.
+pub struct System {
+    services: Services,
+    frames: &'static Frames,
+    parents: Vec<ParentEntry>,
+    vms: RwLock<Vec<Arc<Vm>>>,
+    /// Whom a tag belongs to; retired ones stay, so that their faults have a name.
+    tags: Mutex<BTreeMap<(Requester, Pasid), Arc<Vdev>>>,
+    retired: Mutex<Vec<Retirement>>,
+    next_vdev: AtomicU32,
+    next_ioas: AtomicU32,
+}
+
+impl System {
+    /// A system without parents and VMs. Refused where the IOMMU understands no PASIDs.
+    pub fn new(parts: SystemParts) -> Result<Self, Refusal> {
+        let bits = parts.iommu.map_or(Pasid::BITS, |iommu| {
+            u32::from(iommu.capabilities().pasid_bits).min(Pasid::BITS)
+        });
+        let widest = Pasid::new(((1u64 << bits) - 1) as u32);
+        let (Some(first), Some(widest)) = (Pasid::new(1), widest) else {
+            return Err(Refusal::new("PASID namespace", "no such width", ""));
+        };
+        let last = parts.last_pasid.map_or(widest, |last| last.min(widest));
+        Ok(Self {
+            services: Services {
+                host: parts.host,
+                iommu: parts.iommu,
+                pasids: Mutex::new(PasidSpace::new(first, last)?),
+                routes: RouteTable::new(parts.cpus),
+            },
+            frames: parts.frames,
+            parents: Vec::new(),
+            vms: RwLock::new(Vec::new()),
+            tags: Mutex::new(BTreeMap::new()),
+            retired: Mutex::new(Vec::new()),
+            next_vdev: AtomicU32::new(1),
+            next_ioas: AtomicU32::new(1),
+        })
+    }
+
+    /// The interrupt routes: what interrupt handlers look up.
+    pub fn routes(&self) -> &RouteTable {
+        &self.services.routes
+    }
+
+    /// Defines a VM. It is started by [`System::start_vm`].
+    pub fn define_vm(&self, spec: VmSpec) -> Result<Arc<Vm>, Refusal> {
+        let what = format!("vm {}", spec.name);
+        check_layout(&spec.ram).map_err(|refusal| refusal.within(&what))?;
+        let mut vms = self.vms.write();
+        if vms.iter().any(|vm| vm.name() == spec.name) {
+            return Err(Refusal::new(what, "defined twice", "give each VM its own name"));
+        }
+        let id = u16::try_from(vms.len())
+            .map_err(|_| Refusal::new(what, "too many VMs", "define at most 65536"))?;
+        let vm = Arc::new(Vm::new(VmId(id), spec));
+        vms.push(vm.clone());
+        Ok(vm)
+    }
+
+    /// All VMs, in the order of definition.
+    pub fn vms(&self) -> Vec<Arc<Vm>> {
+        self.vms.read().clone()
+    }
+
+    /// The VM of that number.
+    pub fn vm(&self, id: VmId) -> Option<Arc<Vm>> {
+        self.vms.read().get(usize::from(id.0)).cloned()
+    }
+
+    /// The VM of that name.
+    pub fn vm_named(&self, name: &str) -> Option<Arc<Vm>> {
+        self.vms.read().iter().find(|vm| vm.name() == name).cloned()
+    }
+
+    /// Why isolation is weaker than it should be; empty is what one wants.
+    pub fn taints(&self) -> Vec<String> {
+        let mut taints = Vec::new();
+        for entry in &self.parents {
+            let name = entry.parent.name();
+            if !entry.options.iommu {
+                taints.push(format!("{name}: iommu = \"off\", no IOMMU confines it"));
+            }
+            if entry.options.unsafe_portals {
+                taints.push(format!(
+                    "{name}: allow_unsafe_portals = true, its portals may not isolate guests"
+                ));
+            }
+        }
+        taints
+    }
+
+    /// What was retired.
+    #[cfg(test)]
+    pub(crate) fn retired(&self) -> spin::MutexGuard<'_, Vec<Retirement>> {
+        self.retired.lock()
+    }
+}

@@ -1,0 +1,218 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Parents: taken into use, their events, their reset.
+
+use alloc::format;
+use alloc::string::{String, ToString};
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+use core::sync::atomic::{AtomicU64, Ordering};
+
+use crate::irq::Route;
+use crate::parent::{Parent, ParentEvent};
+use crate::refusal::Refusal;
+use crate::vdev::Vdev;
+use crate::vdev::interrupt::Interrupt;
+use crate::vm::VmHost;
+
+use super::{ReclaimReport, System, VdevName};
+
+/// How a parent is used.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct ParentOptions {
+    /// Whether an IOMMU confines it. False: trapped types only, and TAINTED.
+    pub iommu: bool,
+    /// Whether portals are mapped although the device is known to be unsafe for that. TAINTED.
+    pub unsafe_portals: bool,
+}
+
+/// A parent in use.
+pub(super) struct ParentEntry {
+    pub(super) parent: &'static dyn Parent,
+    pub(super) options: ParentOptions,
+    pub(super) unusable: Option<Refusal>,
+    pub(super) events: AtomicU64,
+    /// Kept connected for good.
+    _event_interrupt: Option<Interrupt>,
+}
+
+/// One event of a parent, with the vdev it belongs to.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct ParentReport {
+    /// Name of the parent.
+    pub parent: String,
+    /// Whose PASID it named.
+    pub vdev: Option<VdevName>,
+    /// What the driver read.
+    pub event: ParentEvent,
+}
+
+impl System {
+    /// Takes a parent into use: claims it at the IOMMU and connects its event interrupt.
+    ///
+    /// A parent that is refused is listed all the same, so that vdevs on it are refused with the reason.
+    pub fn add_parent(&mut self, parent: &'static dyn Parent, options: ParentOptions) -> Result<(), Refusal> {
+        let result = self.take_parent(parent, options);
+        let (unusable, event_interrupt) = match &result {
+            Ok(_) => (None, result.as_ref().is_ok_and(Option::is_some)),
+            Err(refusal) => (Some(refusal.clone()), false),
+        };
+        let outcome = result.as_ref().map(|_| ()).map_err(Refusal::clone);
+        log::debug!(
+            "parent {}: {}",
+            parent.name(),
+            if event_interrupt {
+                "events by interrupt"
+            } else {
+                "no event interrupt"
+            }
+        );
+        self.parents.push(ParentEntry {
+            parent,
+            options,
+            unusable,
+            events: AtomicU64::new(0),
+            _event_interrupt: result.ok().flatten(),
+        });
+        outcome
+    }
+
+    pub(super) fn take_parent(
+        &self,
+        parent: &'static dyn Parent,
+        options: ParentOptions,
+    ) -> Result<Option<Interrupt>, Refusal> {
+        let what = || format!("parent {}", parent.name());
+        if self
+            .parents
+            .iter()
+            .any(|other| other.parent.name() == parent.name())
+        {
+            return Err(Refusal::new(
+                what(),
+                "defined twice",
+                "give each parent its own name",
+            ));
+        }
+        let clash = self
+            .parents
+            .iter()
+            .find(|other| other.parent.requester() == parent.requester());
+        if let Some(other) = clash {
+            return Err(Refusal::new(
+                what(),
+                format!("{} is parent {} already", parent.requester(), other.parent.name()),
+                "define each device once",
+            ));
+        }
+        if options.iommu {
+            let Some(iommu) = self.services.iommu else {
+                return Err(Refusal::new(
+                    what(),
+                    "no IOMMU confines its DMA",
+                    "use a machine with an IOMMU and turn it on in the firmware; or accept the risk with iommu \
+                     = \"off\", for trapped types only",
+                ));
+            };
+            if !iommu.capabilities().interrupt_remapping {
+                return Err(Refusal::new(
+                    what(),
+                    format!(
+                        "{} does not remap interrupts, so a device could raise any",
+                        iommu.name()
+                    ),
+                    "turn interrupt remapping on in the firmware",
+                ));
+            }
+            iommu
+                .claim(parent.requester())
+                .map_err(|refusal| refusal.within(what()))?;
+        }
+        let Some(entry) = parent.event_interrupt() else {
+            return Ok(None);
+        };
+        let route = u16::try_from(self.parents.len()).map(Route::ParentEvent);
+        let Ok(route) = route else {
+            return Err(Refusal::new(what(), "too many parents", "define fewer"));
+        };
+        match Interrupt::connect(&self.services, parent, options.iommu, entry, route) {
+            Ok(interrupt) => Ok(Some(interrupt)),
+            Err(refusal) if options.iommu => Err(refusal.within(what())),
+            Err(refusal) => {
+                log::warn!("parent {}: its events are not seen: {refusal}", parent.name());
+                Ok(None)
+            }
+        }
+    }
+
+    /// Names of the parents. A parent's place here is its number in [`Route::ParentEvent`].
+    pub fn parents(&self) -> impl Iterator<Item = &str> {
+        self.parents.iter().map(|entry| entry.parent.name())
+    }
+
+    /// Handles the event interrupt of a parent ([`Route::ParentEvent`]): reads the events, names the vdev
+    /// each belongs to, and has the vdevs that it concerns take them up: that one, or all of the parent
+    /// after a halt. Not to be called from an interrupt handler.
+    pub fn parent_event(&self, vm_host: &dyn VmHost, parent: u16, sink: &mut dyn FnMut(ParentReport)) {
+        let Some(entry) = self.parents.get(usize::from(parent)) else {
+            return;
+        };
+        let mut halted = false;
+        let mut concerned: Vec<Arc<Vdev>> = Vec::new();
+        entry.parent.interrupt(&mut |event| {
+            entry.events.fetch_add(1, Ordering::Relaxed);
+            let vdev = match &event {
+                ParentEvent::Error { pasid, .. } => {
+                    let tag = pasid.map(|pasid| (entry.parent.requester(), pasid));
+                    tag.and_then(|tag| self.tags.lock().get(&tag).cloned())
+                }
+                ParentEvent::Halted(_) => {
+                    halted = true;
+                    None
+                }
+            };
+            sink(ParentReport {
+                parent: entry.parent.name().to_string(),
+                vdev: vdev.as_ref().and_then(|vdev| self.name_of(vdev)),
+                event,
+            });
+            // A device can report one queue many times before anyone looks.
+            concerned.extend(vdev.filter(|vdev| concerned.iter().all(|other| other.id() != vdev.id())));
+        });
+        if halted {
+            self.announce(vm_host, entry.parent.name());
+        } else {
+            for vdev in concerned {
+                self.take_up(vm_host, &vdev);
+            }
+        }
+    }
+
+    /// Has every vdev of a parent take up what happened to it.
+    pub(super) fn announce(&self, vm_host: &dyn VmHost, parent: &str) {
+        let vdevs = self.vms().into_iter().flat_map(|vm| vm.vdevs());
+        for vdev in vdevs.filter(|vdev| vdev.parent() == parent) {
+            self.take_up(vm_host, &vdev);
+        }
+    }
+
+    pub(super) fn take_up(&self, vm_host: &dyn VmHost, vdev: &Vdev) {
+        // Retired tags have a vdev that is on no bus any more.
+        let vm = self.vm(vdev.vm()).filter(|vm| vm.vdev(vdev.id()).is_some());
+        if let Some(vm) = vm {
+            vm_host.device_event(&vm, vdev.id());
+        }
+    }
+
+    /// Resets a parent as a whole, the way out after a halt or a queue that would not stop. Every vdev on
+    /// it stops and is told; what is retired is reclaimed as far as it is then proven quiet. Not while a
+    /// guest depends on it: it is for a person to decide.
+    pub fn recover_parent(&self, vm_host: &dyn VmHost, name: &str) -> Result<ReclaimReport, Refusal> {
+        let entry = self.parents.iter().find(|entry| entry.parent.name() == name);
+        let entry = entry
+            .ok_or_else(|| Refusal::new(format!("parent {name}"), "not defined", "`parents` lists them"))?;
+        let recovered = entry.parent.recover();
+        self.announce(vm_host, name);
+        let report = self.reclaim(vm_host);
+        recovered.map(|()| report)
+    }
+}

@@ -1,0 +1,143 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! What a failed stop has cost, and how it is got back.
+
+use alloc::string::{String, ToString};
+use alloc::vec::Vec;
+
+use crate::info::RetiredInfo;
+use crate::retired::{Retired, Retirement};
+use crate::vm::{Vm, VmHost};
+
+use super::System;
+
+/// What the end of something has cost. Empty where everything was confirmed and given back.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct EndReport {
+    /// What is not used again before its parent is reset or the machine restarts.
+    pub retired: Vec<RetiredInfo>,
+}
+
+/// What became of what was retired.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct ReclaimReport {
+    /// In use again, or free to be.
+    pub reclaimed: Vec<RetiredInfo>,
+    /// Still not proven quiet.
+    pub left: Vec<RetiredInfo>,
+}
+
+impl System {
+    pub(super) fn keep(&self, vm: &Vm, why: String, what: Retired, report: &mut EndReport) {
+        let vm = vm.name().to_string();
+        self.retire(Retirement { vm, why, what }, report);
+    }
+
+    pub(super) fn retire(&self, retirement: Retirement, report: &mut EndReport) {
+        let info = retirement.info();
+        log::error!(
+            "vm {}: {} {} is not used again: {}",
+            info.vm,
+            info.what,
+            info.value,
+            info.why
+        );
+        report.retired.push(info);
+        self.retired.lock().push(retirement);
+    }
+
+    /// Asks for each retired thing once more whether it is quiet, and takes back what is.
+    pub fn reclaim(&self, vm_host: &dyn VmHost) -> ReclaimReport {
+        let mut report = ReclaimReport::default();
+        let mut left = Vec::new();
+        let mut retired = core::mem::take(&mut *self.retired.lock());
+        // What reaches something before what is reached.
+        retired.sort_by_key(|retirement| match retirement.what {
+            Retired::Space(_) => 1,
+            Retired::Memory { .. } => 2,
+            _ => 0,
+        });
+        for retirement in retired {
+            let info = retirement.info();
+            match self.reclaim_one(vm_host, retirement) {
+                None => report.reclaimed.push(info),
+                Some(remains) => left.push(remains),
+            }
+        }
+        report.left = left.iter().map(Retirement::info).collect();
+        self.retired.lock().extend(left);
+        report
+    }
+
+    /// What remains of it.
+    pub(super) fn reclaim_one(&self, vm_host: &dyn VmHost, retirement: Retirement) -> Option<Retirement> {
+        let Retirement { vm, why, what } = retirement;
+        let still = |why: String, what: Retired| Some(Retirement { vm, why, what });
+        match what {
+            Retired::Attachment {
+                parent,
+                attachment,
+                mut slice,
+            } => {
+                let stopped = slice.as_mut().map(|slice| slice.0.quiesce()).transpose();
+                let (stopped, failed) = match stopped {
+                    Ok(stopped) => (stopped, None),
+                    Err(failed) => (None, Some(failed.why)),
+                };
+                if stopped.is_some() {
+                    // It can be sliced again, whatever the IOMMU says.
+                    slice = None;
+                }
+                let (tag, vdev) = ((attachment.requester, attachment.pasid), attachment.vdev);
+                match attachment.end(stopped) {
+                    Ok(quiet) => {
+                        self.services.pasids.lock().give_back(quiet);
+                        self.forget_tag(tag, vdev);
+                        None
+                    }
+                    Err(attachment) => still(
+                        failed.unwrap_or_else(|| attachment.why.clone()),
+                        Retired::Attachment {
+                            parent,
+                            attachment,
+                            slice,
+                        },
+                    ),
+                }
+            }
+            Retired::Untranslated {
+                parent,
+                vdev,
+                mut slice,
+                ram,
+            } => match slice.as_mut().map(|slice| slice.0.quiesce()) {
+                Some(Ok(_)) => None,
+                other => {
+                    let failed = other.and_then(Result::err).map(|failed| failed.why);
+                    let what = Retired::Untranslated {
+                        parent,
+                        vdev,
+                        slice,
+                        ram,
+                    };
+                    still(failed.unwrap_or(why), what)
+                }
+            },
+            Retired::Vector(lost) => match lost.end(&self.services) {
+                Ok(()) => None,
+                Err((lost, refusal)) => still(refusal.to_string(), Retired::Vector(lost)),
+            },
+            Retired::Space(space) => match space.destroy() {
+                Ok(()) => None,
+                Err(refusal) => still(refusal.to_string(), Retired::Space(space)),
+            },
+            Retired::Memory { ram, gone } => match ram.into_frames() {
+                Ok(frames) => {
+                    self.free(vm_host, frames, gone);
+                    None
+                }
+                Err(ram) => still(why, Retired::Memory { ram, gone }),
+            },
+            Retired::Vdev(_) => still(why, what),
+        }
+    }
+}

@@ -1,0 +1,249 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Vdevs and address spaces of a VM that lives, and whose a tag is.
+
+use alloc::format;
+use alloc::string::{String, ToString};
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+use core::sync::atomic::{AtomicU32, Ordering};
+
+use crate::addr::Requester;
+use crate::fault::DmaFault;
+use crate::id::{IoasId, VdevId, VmId};
+use crate::ioas::IoAddressSpace;
+use crate::pasid::Pasid;
+use crate::refusal::Refusal;
+use crate::retired::{Retired, Retirement};
+use crate::vdev::{Owner, PortalsUnmapped, Space, Vdev, VdevSpec, title};
+use crate::vm::{Vm, VmHost};
+
+use super::{EndReport, System};
+
+/// Something that belongs to a vdev, named for people.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct VdevName {
+    /// The VM.
+    pub vm: VmId,
+    /// Its name.
+    pub vm_name: String,
+    /// The vdev.
+    pub vdev: VdevId,
+    /// Name of its parent.
+    pub parent: String,
+    /// Name of its type.
+    pub type_name: String,
+}
+
+/// The next number of a kind that is never used twice.
+pub(super) fn next(counter: &AtomicU32, what: &str) -> Result<u32, Refusal> {
+    counter
+        .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |n| n.checked_add(1))
+        .map_err(|_| Refusal::new(what, "all 2^32 numbers were used", "restart the machine"))
+}
+
+impl System {
+    /// Makes an empty address space and lists it, so that the VM's end destroys it.
+    pub(super) fn new_space(&self, vm: &Vm) -> Result<Arc<IoAddressSpace>, Refusal> {
+        let iommu = self.services.iommu.ok_or_else(|| {
+            Refusal::new(
+                "I/O address space",
+                "there is no IOMMU",
+                "use a machine with an IOMMU",
+            )
+        })?;
+        let id = IoasId(next(&self.next_ioas, "I/O address space")?);
+        let space = Arc::new(IoAddressSpace::create(id, vm.id(), iommu)?);
+        vm.life.lock().spaces.push(space.clone());
+        Ok(space)
+    }
+
+    /// Makes another, empty address space for a running VM; it lives as long as this life of the VM, or
+    /// until [`System::destroy_space`].
+    pub fn create_space(&self, vm: &Vm) -> Result<Arc<IoAddressSpace>, Refusal> {
+        let _operation = vm.begin()?;
+        self.check_alive(vm)?;
+        self.new_space(vm)
+            .map_err(|refusal| refusal.within(format!("vm {}", vm.name())))
+    }
+
+    /// Destroys an address space that no tag can reach.
+    pub fn destroy_space(&self, vm: &Vm, space: IoasId) -> Result<(), Refusal> {
+        let _operation = vm.begin()?;
+        let found = vm.life.lock().spaces.iter().find(|s| s.id() == space).cloned();
+        let found = found.ok_or_else(|| self.no_space(vm, space))?;
+        found
+            .destroy()
+            .map_err(|refusal| refusal.within(format!("vm {}", vm.name())))?;
+        vm.life.lock().spaces.retain(|s| s.id() != space);
+        Ok(())
+    }
+
+    pub(super) fn no_space(&self, vm: &Vm, space: IoasId) -> Refusal {
+        vm.refuse(
+            format!("it has no I/O address space {space}"),
+            "`iommu` lists them",
+        )
+    }
+
+    pub(super) fn check_alive(&self, vm: &Vm) -> Result<(), Refusal> {
+        if vm.state().is_alive() {
+            Ok(())
+        } else {
+            Err(vm.refuse(format!("it is {}", vm.state().name()), "start it first"))
+        }
+    }
+
+    /// Creates a vdev of a running or paused VM, on its default address space or another one.
+    pub fn create_vdev(
+        &self,
+        vm_host: &dyn VmHost,
+        vm: &Vm,
+        spec: &VdevSpec,
+        space: Option<IoasId>,
+    ) -> Result<VdevId, Refusal> {
+        let _operation = vm.begin()?;
+        self.check_alive(vm)?;
+        self.add_vdev(vm_host, vm, spec, space)
+    }
+
+    pub(super) fn add_vdev(
+        &self,
+        vm_host: &dyn VmHost,
+        vm: &Vm,
+        spec: &VdevSpec,
+        space: Option<IoasId>,
+    ) -> Result<VdevId, Refusal> {
+        let what = || title(vm.name(), &spec.parent, &spec.type_name);
+        let Some(entry) = self.parents.iter().find(|e| e.parent.name() == spec.parent) else {
+            let names: Vec<&str> = self.parents().collect();
+            let remedy = if names.is_empty() {
+                "define one with [parent.NAME]".to_string()
+            } else {
+                format!("use one of: {}", names.join(", "))
+            };
+            return Err(Refusal::new(what(), format!("no parent {}", spec.parent), remedy));
+        };
+        if let Some(refusal) = &entry.unusable {
+            return Err(refusal.clone().within(what()));
+        }
+        let (ram, found) = {
+            let life = vm.life.lock();
+            let found = life
+                .spaces
+                .iter()
+                .find(|s| space.is_none_or(|id| s.id() == id))
+                .cloned();
+            (life.ram.clone(), found)
+        };
+        let place = match (entry.options.iommu, &found, &ram) {
+            (true, Some(found), _) => Space::Translated(found),
+            (true, None, _) => {
+                return Err(match space {
+                    Some(space) => self.no_space(vm, space),
+                    None => Refusal::new(what(), "the VM has no I/O address space", "restart the VM"),
+                });
+            }
+            (false, _, Some(ram)) => Space::Untranslated(ram),
+            (false, _, None) => return Err(Refusal::new(what(), "the VM has no memory", "start it first")),
+        };
+        let owner = Owner {
+            vm: vm.id(),
+            name: vm.name(),
+            quota: vm.quota(),
+        };
+        let id = VdevId(next(&self.next_vdev, "vdev")?);
+        let vdev = match Vdev::create(&self.services, id, owner, entry.parent, spec, place) {
+            Ok(vdev) => Arc::new(vdev),
+            Err(failed) => {
+                for retirement in failed.retired {
+                    self.retire(retirement, &mut EndReport::default());
+                }
+                return Err(failed.refusal);
+            }
+        };
+        if let Some(pasid) = vdev.pasid() {
+            self.tags.lock().insert((vdev.requester(), pasid), vdev.clone());
+        }
+        match vm_host.plug(vm, &vdev) {
+            Ok(()) => {
+                vm.life.lock().vdevs.push(vdev);
+                Ok(id)
+            }
+            Err(refusal) => {
+                let unmapped = vm_host.unplug(vm, id);
+                self.end_vdev(vdev, unmapped, &mut EndReport::default());
+                Err(refusal.within(what()))
+            }
+        }
+    }
+
+    /// Ends a vdev of a running or paused VM.
+    pub fn destroy_vdev(&self, vm_host: &dyn VmHost, vm: &Vm, vdev: VdevId) -> Result<EndReport, Refusal> {
+        let _operation = vm.begin()?;
+        let found = {
+            let mut life = vm.life.lock();
+            let index = life.vdevs.iter().position(|v| v.id() == vdev);
+            index.map(|index| life.vdevs.remove(index))
+        };
+        let Some(found) = found else {
+            return Err(vm.refuse(format!("it has no vdev {vdev}"), "`vdevs` lists them"));
+        };
+        let mut report = EndReport::default();
+        self.end_vdev(found, vm_host.unplug(vm, vdev), &mut report);
+        Ok(report)
+    }
+
+    pub(super) fn end_vdev(&self, vdev: Arc<Vdev>, unmapped: PortalsUnmapped, report: &mut EndReport) {
+        let retired = match vdev.end(&self.services, unmapped) {
+            Ok(retired) => retired,
+            Err(refusal) => Vec::from([Retirement {
+                vm: vdev.vm_name().to_string(),
+                why: refusal.to_string(),
+                what: Retired::Vdev(vdev.clone()),
+            }]),
+        };
+        let keeps_tag = retired
+            .iter()
+            .any(|r| matches!(r.what, Retired::Attachment { .. } | Retired::Vdev(_)));
+        if let (false, Some(pasid)) = (keeps_tag, vdev.pasid()) {
+            self.forget_tag((vdev.requester(), pasid), vdev.id());
+        }
+        for retirement in retired {
+            self.retire(retirement, report);
+        }
+    }
+
+    /// Takes a tag off the list that its vdev has given back. Somebody else may have the PASID by now; that
+    /// entry is not ours to remove.
+    pub(super) fn forget_tag(&self, tag: (Requester, Pasid), vdev: VdevId) {
+        let mut tags = self.tags.lock();
+        if tags.get(&tag).is_some_and(|listed| listed.id() == vdev) {
+            tags.remove(&tag);
+        }
+    }
+
+    /// Whom a tag belongs to, or belonged to when it was retired.
+    pub fn owner_of(&self, requester: Requester, pasid: Pasid) -> Option<VdevName> {
+        let vdev = self.tags.lock().get(&(requester, pasid)).cloned()?;
+        self.name_of(&vdev)
+    }
+
+    pub(super) fn name_of(&self, vdev: &Vdev) -> Option<VdevName> {
+        Some(VdevName {
+            vm: vdev.vm(),
+            vm_name: self.vm(vdev.vm())?.name().to_string(),
+            vdev: vdev.id(),
+            parent: vdev.parent().to_string(),
+            type_name: vdev.type_name().to_string(),
+        })
+    }
+
+    /// Counts a DMA fault on the vdev and the VM that caused it, and names them. Not to be called from an
+    /// interrupt handler.
+    pub fn record_fault(&self, fault: &DmaFault) -> Option<VdevName> {
+        let vdev = self.tags.lock().get(&(fault.requester, fault.pasid?)).cloned()?;
+        vdev.count_fault();
+        self.vm(vdev.vm())?.stats().count_fault();
+        self.name_of(&vdev)
+    }
+}
