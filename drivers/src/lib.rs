@@ -12,3 +12,6 @@ pub mod iommu;
 pub mod memory;
 pub mod pci;
 pub mod registers;
+
+#[cfg(test)]
+mod lives;

@@ -41,7 +41,7 @@ pub mod registers;
 pub mod vdev;
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 pub use capabilities::Capabilities;
 pub use parent::DsaParent;

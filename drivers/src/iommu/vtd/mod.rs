@@ -406,6 +406,6 @@ impl<R: Registers, M: DmaMemory> Iommu for Vtd<R, M> {
 }
 
 #[cfg(test)]
-mod model;
+pub(crate) mod model;
 #[cfg(test)]
 mod tests;

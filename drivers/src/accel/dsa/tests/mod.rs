@@ -21,7 +21,7 @@ use crate::registers::Registers;
 mod guest_pci;
 mod isolation;
 mod linux;
-mod model;
+pub(crate) mod model;
 mod parent;
 
 type TestParent = DsaParent<Arc<Model>, Arc<ConfigModel>>;

@@ -1,0 +1,401 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Whole lives of VMs: the kernel's system over the real VT-d and DSA drivers, and those over the models
+//! of a remapping unit and a DSA. Only the processor is missing.
+//!
+//! What is asked is always what the hardware would do: where a DMA with a tag lands, and where an
+//! interrupt message arrives.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+
+use pasidon_kernel::addr::{GuestPhys, HostPhys, LARGE_PAGE_SIZE, Requester};
+use pasidon_kernel::dev::pci::{PciBus, PciWindow, Slot};
+use pasidon_kernel::exit::{Action, MsiMessage};
+use pasidon_kernel::frames::{Frames, GuestGone};
+use pasidon_kernel::host::Host;
+use pasidon_kernel::id::{VdevId, VmId};
+use pasidon_kernel::iommu::HostVector;
+use pasidon_kernel::irq::Route;
+use pasidon_kernel::ram::{GuestRam, RamRange};
+use pasidon_kernel::refusal::Refusal;
+use pasidon_kernel::system::{ParentOptions, System, SystemParts};
+use pasidon_kernel::vdev::{PortalsUnmapped, Vdev, VdevSpec};
+use pasidon_kernel::vm::{VcpusStopped, Vm, VmEnd, VmHost, VmSpec, VmState};
+
+use crate::accel::dsa::tests::model::Model;
+use crate::accel::dsa::{DsaParent, Options, Partition, Setup, TYPE_DWQ};
+use crate::iommu::vtd::Vtd;
+use crate::iommu::vtd::dmar::{Dmar, Drhd};
+use crate::iommu::vtd::model::{CAP, CAP_FOUR_RECORDS, ECAP, ModelMemory, ModelRegisters, UnitModel};
+use crate::pci::Function;
+
+const DEVICE: Requester = Requester::new(0, 0, 4, 0);
+const CPU: u32 = 5;
+/// Guest memory; far from the pages of the tables.
+const MEMORY: u64 = 1 << 36;
+/// Command register of the function in slot 1, and its memory and bus-master bits.
+const COMMAND: u64 = 1 << 15 | 4;
+const MEMORY_AND_MASTER: u64 = 0b110;
+/// Reset WQ.
+const RESET_WQ: u32 = 10;
+const PCI_WINDOW: PciWindow = PciWindow {
+    start: 0x20_0000_0000,
+    len: 1 << 30,
+    prefetchable: true,
+};
+
+/// A clock that moves on when it is looked at, and vectors.
+#[derive(Default)]
+struct TestHost {
+    now: AtomicU64,
+    vectors: Mutex<Vec<u8>>,
+}
+
+impl Host for TestHost {
+    fn now_ns(&self) -> u64 {
+        self.now.fetch_add(1_000_000, Ordering::Relaxed)
+    }
+
+    fn allocate_vector(&self) -> Option<HostVector> {
+        let mut taken = self.vectors.lock().unwrap();
+        let vector = (0x40..0x60).find(|vector| !taken.contains(vector))?;
+        taken.push(vector);
+        Some(HostVector { vector, cpu: CPU })
+    }
+
+    fn free_vector(&self, vector: HostVector) {
+        self.vectors
+            .lock()
+            .unwrap()
+            .retain(|taken| *taken != vector.vector);
+    }
+}
+
+/// The guest's bus of one VM, and the portals that it mapped: guest page to host page.
+struct Board {
+    bus: PciBus,
+    slots: BTreeMap<VdevId, Slot>,
+    portals: BTreeMap<u64, u64>,
+    messages: Vec<MsiMessage>,
+}
+
+impl Board {
+    fn with<R>(&mut self, call: impl FnOnce(&mut PciBus, &mut dyn FnMut(Action)) -> R) -> R {
+        let (portals, messages) = (&mut self.portals, &mut self.messages);
+        call(&mut self.bus, &mut |action| match action {
+            Action::MapPortal { guest, host, .. } => drop(portals.insert(guest.0, host.0)),
+            Action::UnmapPortal { guest, .. } => drop(portals.remove(&guest.0)),
+            Action::Message(message) => messages.push(message),
+            other => panic!("{other:?} from a PCI bus"),
+        })
+    }
+}
+
+#[derive(Default)]
+struct Boards(Mutex<BTreeMap<VmId, Board>>);
+
+impl Boards {
+    fn on<R>(&self, vm: &Vm, call: impl FnOnce(&mut Board) -> R) -> R {
+        call(self.0.lock().unwrap().get_mut(&vm.id()).expect("the VM is built"))
+    }
+}
+
+impl VmHost for Boards {
+    fn scrub(&self, _start: HostPhys, _len: u64) {}
+
+    fn build(&self, vm: &Vm, _ram: &Arc<GuestRam>) -> Result<(), Refusal> {
+        let board = Board {
+            bus: PciBus::new(&[PCI_WINDOW]),
+            slots: BTreeMap::new(),
+            portals: BTreeMap::new(),
+            messages: Vec::new(),
+        };
+        self.0.lock().unwrap().insert(vm.id(), board);
+        Ok(())
+    }
+
+    fn plug(&self, vm: &Vm, vdev: &Vdev) -> Result<(), Refusal> {
+        self.on(vm, |board| {
+            let slot = board.bus.add(vdev.guest_side())?;
+            board.slots.insert(vdev.id(), slot);
+            Ok(())
+        })
+    }
+
+    fn unplug(&self, vm: &Vm, vdev: VdevId) -> PortalsUnmapped {
+        self.on(vm, |board| {
+            if let Some(slot) = board.slots.remove(&vdev) {
+                board.with(|bus, actions| drop(bus.remove(slot, actions)));
+            }
+        });
+        PortalsUnmapped::confirmed_by_arch(vdev)
+    }
+
+    fn device_event(&self, vm: &Vm, vdev: VdevId) {
+        self.on(vm, |board| {
+            let mut raised = Vec::new();
+            let slot = board.slots[&vdev];
+            if let Some(model) = board.bus.model(slot) {
+                model.device_event(&mut |vector| raised.push(vector));
+            }
+            for vector in raised {
+                board.with(|bus, actions| bus.interrupt(slot, vector, actions));
+            }
+        });
+    }
+
+    fn run(&self, _vm: &Vm) -> Result<(), Refusal> {
+        Ok(())
+    }
+
+    fn pause(&self, _vm: &Vm) {}
+
+    fn stop(&self, vm: &Vm) -> VcpusStopped {
+        VcpusStopped::confirmed_by_arch(vm.id())
+    }
+
+    fn tear_down(&self, vm: &Vm, _stopped: VcpusStopped) -> GuestGone {
+        self.0.lock().unwrap().remove(&vm.id());
+        GuestGone::confirmed_by_arch()
+    }
+}
+
+struct Machine {
+    system: System,
+    boards: Boards,
+    unit: Arc<UnitModel>,
+    tables: Arc<ModelMemory>,
+    device: Arc<Model>,
+    host: &'static TestHost,
+}
+
+impl Machine {
+    fn new() -> Self {
+        let host: &'static TestHost = Box::leak(Box::default());
+        let tables = Arc::new(ModelMemory::new());
+        let unit = UnitModel::new(&tables, CAP | CAP_FOUR_RECORDS, ECAP);
+        let dmar = Dmar {
+            host_address_bits: 46,
+            interrupt_remapping: true,
+            units: vec![Drhd {
+                registers: HostPhys(0xfed9_0000),
+                registers_len: 0x1000,
+                segment: 0,
+                include_all: true,
+                scopes: Vec::new(),
+            }],
+            ..Dmar::default()
+        };
+        let registers = Arc::clone(&unit);
+        let vtd = Vtd::new(&dmar, Arc::clone(&tables), host, true, &|_| None, &mut |_, _| {
+            ModelRegisters(Arc::clone(&registers))
+        })
+        .unwrap();
+        vtd.take_over().unwrap();
+        let frames = Frames::new([(HostPhys(MEMORY), 64 * LARGE_PAGE_SIZE)]);
+        let mut system = System::new(SystemParts {
+            host,
+            iommu: Some(Box::leak(Box::new(vtd))),
+            frames: Box::leak(Box::new(frames)),
+            cpus: vec![CPU],
+            last_pasid: None,
+        })
+        .unwrap();
+        let device = Model::new(0x11fb);
+        let parent = DsaParent::new(Setup {
+            name: "dsa0".into(),
+            function: Function::new(Arc::clone(&device.config), DEVICE).unwrap(),
+            registers: Arc::clone(&device),
+            host: Arc::new(TestHost::default()),
+            partition: Partition { queues: Vec::new() },
+            options: Options::default(),
+        })
+        .unwrap();
+        let options = ParentOptions {
+            iommu: true,
+            unsafe_portals: false,
+        };
+        system
+            .add_parent(&**Box::leak(Box::new(parent)), options)
+            .unwrap();
+        Self {
+            system,
+            boards: Boards::default(),
+            unit,
+            tables,
+            device,
+            host,
+        }
+    }
+
+    /// A running VM with 8 MiB and one queue, whose driver has turned memory and bus mastering on.
+    fn vm(&self, name: &str) -> Arc<Vm> {
+        let vm = self
+            .system
+            .define_vm(VmSpec {
+                name: name.to_string(),
+                ram: vec![RamRange {
+                    start: GuestPhys(0),
+                    len: 4 * LARGE_PAGE_SIZE,
+                }],
+                vcpus: 1,
+                pasid_quota: 1,
+                restart_on_reset: true,
+                vdevs: vec![VdevSpec {
+                    parent: "dsa0".to_string(),
+                    type_name: TYPE_DWQ.to_string(),
+                    entries: None,
+                }],
+            })
+            .unwrap();
+        self.start(&vm);
+        vm
+    }
+
+    fn start(&self, vm: &Vm) {
+        self.system.start_vm(&self.boards, vm).unwrap();
+        self.boards.on(vm, |board| {
+            board.with(|bus, actions| bus.ecam_write(COMMAND, 2, MEMORY_AND_MASTER, actions));
+        });
+    }
+
+    /// Where a DMA with the VM's tag lands, as an offset in that VM's memory; `Err` where it faults.
+    fn dma(&self, vm: &Vm, address: u64) -> Result<u64, u8> {
+        let pasid = vm.vdevs()[0].pasid().unwrap().value();
+        let landed = self.unit.dma(DEVICE.rid, Some(pasid), address, true)?;
+        let ram = vm.ram().unwrap();
+        let mine = ram.segments().iter().find_map(|segment| {
+            let offset = landed.checked_sub(segment.host.0)?;
+            (offset < segment.len).then_some(segment.guest.0 + offset)
+        });
+        Ok(mine.expect("the DMA landed in the VM's own memory"))
+    }
+
+    /// Who gets the interrupt of an MSI-X entry of the device.
+    fn interrupt(&self, entry: u16) -> Option<Route> {
+        let [low, high, data, control] = self.device.state.lock().msix[usize::from(entry)];
+        assert_eq!(control & 1, 0, "masked");
+        let address = u64::from(high) << 32 | u64::from(low);
+        let (cpu, vector) = self.unit.message(DEVICE.rid, address, data).ok()?;
+        self.system.routes().deliver(HostVector { vector, cpu })
+    }
+
+    fn end(&self, vm: &Vm) -> usize {
+        let end = VmEnd::Crashed("killed".to_string());
+        self.system.end_vm(&self.boards, vm, &end).unwrap().retired.len()
+    }
+}
+
+#[test]
+fn the_same_addresses_in_two_guests_are_different_memory() {
+    let machine = Machine::new();
+    let (alpha, beta) = (machine.vm("alpha"), machine.vm("beta"));
+    for address in [0, 0x1234, 4 * LARGE_PAGE_SIZE - 1] {
+        assert_eq!(machine.dma(&alpha, address), Ok(address));
+        assert_eq!(machine.dma(&beta, address), Ok(address));
+    }
+    assert!(
+        machine.dma(&alpha, 4 * LARGE_PAGE_SIZE).is_err(),
+        "beyond its memory"
+    );
+    assert!(machine.unit.dma(DEVICE.rid, None, 0, false).is_err(), "untagged");
+    for vm in [&alpha, &beta] {
+        let vdev = vm.vdevs().remove(0);
+        for binding in vdev.model().interrupts() {
+            let route = Route::Vdev {
+                vm: vm.id(),
+                vdev: vdev.id(),
+                vector: binding.virtual_vector,
+            };
+            assert_eq!(machine.interrupt(binding.physical), Some(route));
+        }
+        let portals = machine.boards.on(vm, |board| board.portals.clone());
+        let own: Vec<u64> = vdev
+            .model()
+            .portals()
+            .iter()
+            .map(|portal| portal.host.0)
+            .collect();
+        assert_eq!(portals.into_values().collect::<Vec<_>>(), own);
+    }
+    assert_eq!(machine.interrupt(0), Some(Route::ParentEvent(0)));
+}
+
+#[test]
+fn twenty_lives_leave_everything_as_it_was() {
+    let machine = Machine::new();
+    let beta = machine.vm("beta");
+    let alpha = machine.vm("alpha");
+    machine.end(&alpha);
+    let books = |machine: &Machine| {
+        let info = machine.system.info();
+        (
+            machine.tables.used(),
+            machine.host.vectors.lock().unwrap().len(),
+            (info.memory, info.pasids, info.vdevs, info.retired),
+            machine.system.parent_infos()[0].types.clone(),
+        )
+    };
+    let before = books(&machine);
+    for _ in 0..20 {
+        machine.start(&alpha);
+        assert_eq!(machine.dma(&alpha, 0x5000), Ok(0x5000));
+        let pasid = alpha.vdevs()[0].pasid().unwrap();
+        let ram = alpha.ram().unwrap().segments()[0];
+        assert_eq!(machine.end(&alpha), 0);
+        // The unit would have to remember it for this to work.
+        assert!(
+            machine
+                .unit
+                .dma(DEVICE.rid, Some(pasid.value()), 0x5000, true)
+                .is_err()
+        );
+        machine.unit.assert_forgotten(ram.host.0, ram.len);
+        assert_eq!(machine.dma(&beta, 0x5000), Ok(0x5000));
+        assert_eq!(books(&machine), before);
+    }
+    assert_eq!(
+        (alpha.state(), beta.state()),
+        (VmState::Crashed, VmState::Running)
+    );
+}
+
+#[test]
+fn a_queue_that_hangs_keeps_its_memory_until_the_device_is_reset() {
+    let machine = Machine::new();
+    let (alpha, beta) = (machine.vm("alpha"), machine.vm("beta"));
+    let total = machine.system.info().memory.total;
+    let vdev = alpha.vdevs().remove(0);
+    let held = alpha.ram().unwrap().segments()[0];
+    machine.device.state.lock().hang = vec![RESET_WQ];
+    assert_eq!(machine.end(&alpha), 3, "PASID, address space, memory");
+    // What the device still sends reaches the memory that nobody else gets.
+    let landed = machine
+        .unit
+        .dma(DEVICE.rid, Some(vdev.pasid().unwrap().value()), 0, true);
+    assert_eq!(landed, Ok(held.host.0));
+    assert_eq!(machine.dma(&beta, 0), Ok(0));
+    let gamma = machine.vm("gamma");
+    assert_ne!(gamma.vdevs()[0].pasid(), vdev.pasid());
+    assert!(
+        gamma
+            .ram()
+            .unwrap()
+            .segments()
+            .iter()
+            .all(|segment| segment.host != held.host)
+    );
+    assert_eq!(machine.end(&gamma), 3, "the device takes no command any more");
+
+    let report = machine.system.recover_parent(&machine.boards, "dsa0").unwrap();
+    assert_eq!((report.reclaimed.len(), report.left.len()), (6, 0));
+    machine.unit.assert_forgotten(held.host.0, held.len);
+    machine.end(&beta);
+    let info = machine.system.info();
+    assert_eq!(
+        (info.memory.free, info.pasids.leased, info.pasids.retired),
+        (total, 0, 0)
+    );
+    assert_eq!(machine.system.parent_infos()[0].types[0].available, 8);
+}
