@@ -272,7 +272,8 @@ impl Vm {
         self.status.lock().reason.clone()
     }
 
-    /// Its RAM in this life.
+    /// Its RAM in this life. Memory that somebody still refers to when the VM ends is held, and free only
+    /// after [`crate::system::System::reclaim`]: keep the reference no longer than [`VmHost::tear_down`].
     pub fn ram(&self) -> Option<Arc<GuestRam>> {
         self.life.lock().ram.clone()
     }
@@ -296,6 +297,10 @@ impl Vm {
     /// served by [`crate::system::System::serve_requests`]. The vCPU must not run again.
     pub fn request(&self, end: VmEnd) {
         self.request.lock().get_or_insert(end);
+    }
+
+    pub(crate) fn has_request(&self) -> bool {
+        self.request.lock().is_some()
     }
 
     pub(crate) fn requested(&self) -> Option<VmEnd> {

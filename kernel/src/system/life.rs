@@ -166,6 +166,9 @@ impl System {
     /// Carries out what guests asked for by [`Vm::request`]. To be called from the main loop.
     pub fn serve_requests(&self, vm_host: &dyn VmHost) -> Vec<Served> {
         let mut served = Vec::new();
+        if !self.vms.read().iter().any(|vm| vm.has_request()) {
+            return served;
+        }
         for vm in self.vms() {
             let Some(request) = vm.requested() else { continue };
             // Where another operation is under way, the request stays for the next time.

@@ -1,0 +1,283 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Hardware that fails, at every step: what must come back does, and what may not is kept.
+
+use super::*;
+
+#[test]
+fn each_step_of_creation_that_fails_leaves_no_trace() {
+    for fail in [
+        Fail::CreateSlice,
+        Fail::Attach,
+        Fail::AttachHalfway,
+        Fail::AllocateVector,
+        Fail::MapInterrupt,
+        Fail::Tag,
+        Fail::Plug,
+    ] {
+        let machine = Machine::new();
+        let system = &machine.system;
+        let alpha = system.define_vm(vm_spec("alpha", 2, 4, 0)).unwrap();
+        system.start_vm(machine.truth, &alpha).unwrap();
+        machine.truth.fail(fail);
+        let refusal = system
+            .create_vdev(machine.truth, &alpha, &vdev_spec(), None)
+            .unwrap_err();
+        assert!(refusal.what.starts_with("vm alpha: vdev dsa0"), "{refusal}");
+        assert_eq!(machine.truth.lock().failed, 1, "{fail:?} was not reached");
+        machine.assert_sound();
+        assert_eq!(alpha.vdevs().len(), 0);
+        assert_eq!(
+            (alpha.quota().leased(), alpha.quota().retired()),
+            (0, 0),
+            "{fail:?}"
+        );
+        system
+            .create_vdev(machine.truth, &alpha, &vdev_spec(), None)
+            .unwrap();
+        system.end_vm(machine.truth, &alpha, &POWER_OFF).unwrap();
+        machine.assert_as_at_start();
+    }
+}
+
+#[test]
+fn a_second_interrupt_that_fails_takes_the_first_back() {
+    let machine = Machine::new();
+    let alpha = machine.system.define_vm(vm_spec("alpha", 2, 4, 0)).unwrap();
+    machine.system.start_vm(machine.truth, &alpha).unwrap();
+    // One more vector than nothing is left.
+    let spare: Vec<_> = (0..10)
+        .filter_map(|_| crate::host::Host::allocate_vector(machine.truth))
+        .collect();
+    let refusal = machine
+        .system
+        .create_vdev(machine.truth, &alpha, &vdev_spec(), None)
+        .unwrap_err();
+    assert_eq!(
+        refusal.to_string(),
+        "vm alpha: vdev dsa0/direct: interrupt 2 of dsa0: no free interrupt vector on any processor; destroy a \
+         vdev, or use more processors"
+    );
+    for vector in spare {
+        crate::host::Host::free_vector(machine.truth, vector);
+    }
+    machine.system.end_vm(machine.truth, &alpha, &POWER_OFF).unwrap();
+    machine.assert_as_at_start();
+}
+
+#[test]
+fn each_step_of_a_start_that_fails_leaves_no_trace() {
+    for fail in [
+        Fail::CreateTable,
+        Fail::Map,
+        Fail::MapMore,
+        Fail::Build,
+        Fail::CreateSlice,
+        Fail::Attach,
+        Fail::Tag,
+        Fail::Plug,
+        Fail::Run,
+    ] {
+        let machine = Machine::new();
+        let alpha = machine.system.define_vm(vm_spec("alpha", 2, 1, 1)).unwrap();
+        machine.truth.fail(fail);
+        let refusal = machine.system.start_vm(machine.truth, &alpha).unwrap_err();
+        assert_eq!(alpha.state(), VmState::Stopped);
+        assert_eq!(alpha.reason(), Some(refusal.to_string()));
+        machine.assert_as_at_start();
+        machine.system.start_vm(machine.truth, &alpha).unwrap();
+        machine.assert_sound();
+    }
+}
+
+#[test]
+fn a_queue_that_does_not_stop_costs_itself_and_the_memory_behind_it() {
+    let machine = Machine::new();
+    let system = &machine.system;
+    let alpha = system.define_vm(vm_spec("alpha", 3, 2, 2)).unwrap();
+    let beta = system.define_vm(vm_spec("beta", 3, 1, 1)).unwrap();
+    system.start_vm(machine.truth, &alpha).unwrap();
+    system.start_vm(machine.truth, &beta).unwrap();
+    machine.truth.fail(Fail::Quiesce);
+    let report = system.end_vm(machine.truth, &alpha, &POWER_OFF).unwrap();
+    machine.assert_sound();
+    let whats: Vec<_> = report.retired.iter().map(|r| (r.what, r.value)).collect();
+    // The later vdev ends first.
+    assert_eq!(
+        whats,
+        [("pasid", 2), ("ioas", 1), ("memory", 3 * LARGE_PAGE_SIZE)]
+    );
+    assert_eq!(report.retired[0].why, "the drain never ends");
+    let info = system.info();
+    assert_eq!(info.memory.held, 3 * LARGE_PAGE_SIZE);
+    assert_eq!((info.pasids.leased, info.pasids.retired), (1, 1));
+    assert_eq!(beta.state(), VmState::Running);
+    assert_eq!(system.parent_infos()[0].types[0].available, 2);
+
+    // Faults of the retired tag still have a name.
+    let owner = system.owner_of(REQUESTER, pasid(2)).unwrap();
+    assert_eq!(owner.vm_name, "alpha");
+    let retired: Vec<_> = system
+        .pasid_infos()
+        .into_iter()
+        .filter(|p| p.state == "retired")
+        .collect();
+    assert_eq!((retired.len(), retired[0].pasid), (1, 2));
+    assert_eq!(system.iommu_info().unwrap().spaces.len(), 2);
+
+    // Its quota has shrunk for good; nobody else's has.
+    let refusal = system.start_vm(machine.truth, &alpha).unwrap_err();
+    assert_eq!(
+        refusal.to_string(),
+        "vm alpha: vdev dsa0/direct: PASID: quota of 2 used up (1 retired after a failed stop); raise pasids of \
+         this VM, destroy one of its vdevs, or reset the parent"
+    );
+    machine.assert_sound();
+
+    // Asking again changes nothing, until somebody resets the device; then all of it comes back.
+    let report = system.reclaim(machine.truth);
+    assert_eq!((report.reclaimed.len(), report.left.len()), (0, 3));
+    machine.assert_sound();
+    let others = beta.vdevs()[0].id();
+    machine.truth.lock().steps.clear();
+    let report = system.recover_parent(machine.truth, "dsa0").unwrap();
+    let whats: Vec<_> = report.reclaimed.iter().map(|r| (r.what, r.value)).collect();
+    assert_eq!(
+        whats,
+        [("pasid", 2), ("ioas", 1), ("memory", 3 * LARGE_PAGE_SIZE)]
+    );
+    assert_eq!(report.left, []);
+    assert_eq!(
+        machine.truth.lock().steps,
+        [
+            Step::Recovered,
+            Step::Announced(others),
+            Step::QueueStopped,
+            Step::SliceReturned,
+            Step::Detached(pasid(2)),
+            Step::TableDestroyed,
+            Step::Scrubbed
+        ]
+    );
+    assert!(system.owner_of(REQUESTER, pasid(2)).is_none());
+    system.end_vm(machine.truth, &beta, &POWER_OFF).unwrap();
+    machine.assert_as_at_start();
+    assert!(system.recover_parent(machine.truth, "dsa1").is_err());
+}
+
+#[test]
+fn a_reset_that_fails_is_announced_too() {
+    let machine = Machine::new();
+    let alpha = machine.system.define_vm(vm_spec("alpha", 2, 1, 1)).unwrap();
+    machine.system.start_vm(machine.truth, &alpha).unwrap();
+    machine.truth.lock().steps.clear();
+    machine.truth.fail(Fail::Recover);
+    assert!(machine.system.recover_parent(machine.truth, "dsa0").is_err());
+    assert_eq!(machine.truth.lock().steps, [Step::Announced(VdevId(1))]);
+}
+
+#[test]
+fn a_detach_that_fails_retires_the_pasid_and_holds_the_memory() {
+    let machine = Machine::new();
+    let alpha = machine.system.define_vm(vm_spec("alpha", 2, 2, 1)).unwrap();
+    machine.system.start_vm(machine.truth, &alpha).unwrap();
+    let vdev = alpha.vdevs()[0].id();
+    machine.truth.fail(Fail::Detach);
+    let report = machine.system.destroy_vdev(machine.truth, &alpha, vdev).unwrap();
+    assert_eq!(report.retired[0].what, "pasid");
+    machine.assert_sound();
+    // The queue did stop, so it is there for another PASID.
+    machine
+        .system
+        .create_vdev(machine.truth, &alpha, &vdev_spec(), None)
+        .unwrap();
+    assert_eq!(alpha.vdevs()[0].pasid(), Some(pasid(2)));
+    let report = machine.system.end_vm(machine.truth, &alpha, &POWER_OFF).unwrap();
+    let whats: Vec<_> = report.retired.iter().map(|r| r.what).collect();
+    assert_eq!(whats, ["ioas", "memory"]);
+    assert!(
+        report.retired[0]
+            .why
+            .contains("PASID 1 of 0000:00:04.0 may still reach it")
+    );
+    machine.assert_sound();
+}
+
+#[test]
+fn an_attach_that_cannot_be_taken_back_retires_the_pasid() {
+    let machine = Machine::new();
+    let alpha = machine.system.define_vm(vm_spec("alpha", 2, 2, 0)).unwrap();
+    machine.system.start_vm(machine.truth, &alpha).unwrap();
+    machine.truth.fail(Fail::AttachHalfway);
+    machine.truth.fail(Fail::Detach);
+    machine
+        .system
+        .create_vdev(machine.truth, &alpha, &vdev_spec(), None)
+        .unwrap_err();
+    assert_eq!(alpha.quota().retired(), 1);
+    machine.assert_sound();
+    machine.system.end_vm(machine.truth, &alpha, &POWER_OFF).unwrap();
+    machine.assert_sound();
+    assert_eq!(machine.system.info().memory.held, 2 * LARGE_PAGE_SIZE);
+}
+
+#[test]
+fn an_interrupt_entry_that_stays_costs_its_vector_only() {
+    let machine = Machine::new();
+    let alpha = machine.system.define_vm(vm_spec("alpha", 2, 1, 1)).unwrap();
+    machine.system.start_vm(machine.truth, &alpha).unwrap();
+    machine.truth.fail(Fail::UnmapInterrupt);
+    let report = machine.system.end_vm(machine.truth, &alpha, &POWER_OFF).unwrap();
+    assert_eq!(report.retired.len(), 1);
+    assert_eq!(report.retired[0].what, "interrupt");
+    machine.assert_sound();
+    assert_eq!(
+        machine.system.info().memory.free,
+        machine.system.info().memory.total
+    );
+    let vector = *machine.truth.lock().remapped.values().last().unwrap();
+    assert_eq!(
+        machine.system.routes().deliver(vector),
+        None,
+        "late interrupts go nowhere"
+    );
+    machine.system.start_vm(machine.truth, &alpha).unwrap();
+    machine.assert_sound();
+    machine.truth.fail(Fail::UnmapInterrupt);
+    assert_eq!(machine.system.reclaim(machine.truth).left.len(), 1);
+    assert_eq!(machine.system.reclaim(machine.truth).reclaimed.len(), 1);
+    machine.assert_sound();
+    machine.system.end_vm(machine.truth, &alpha, &POWER_OFF).unwrap();
+    machine.assert_as_at_start();
+}
+
+#[test]
+fn a_table_that_stays_holds_the_memory() {
+    let machine = Machine::new();
+    let alpha = machine.system.define_vm(vm_spec("alpha", 2, 1, 1)).unwrap();
+    machine.system.start_vm(machine.truth, &alpha).unwrap();
+    machine.truth.fail(Fail::DestroyTable);
+    let report = machine.system.end_vm(machine.truth, &alpha, &POWER_OFF).unwrap();
+    let whats: Vec<_> = report.retired.iter().map(|r| r.what).collect();
+    assert_eq!(whats, ["ioas", "memory"]);
+    machine.assert_sound();
+    machine.system.start_vm(machine.truth, &alpha).unwrap();
+    machine.assert_sound();
+}
+
+#[test]
+fn a_vdev_whose_portals_may_be_mapped_is_not_ended() {
+    let machine = Machine::new();
+    let alpha = machine.system.define_vm(vm_spec("alpha", 2, 2, 1)).unwrap();
+    machine.system.start_vm(machine.truth, &alpha).unwrap();
+    let vdev = alpha.vdevs()[0].id();
+    machine.truth.fail(Fail::Unplug);
+    let report = machine.system.destroy_vdev(machine.truth, &alpha, vdev).unwrap();
+    assert_eq!((report.retired[0].what, report.retired[0].value), ("vdev", 1));
+    // Its queue, tag and interrupts stay as they are, and so does the memory.
+    assert!(machine.truth.lock().queues[0].tag.is_some());
+    machine.truth.lock().portals.clear();
+    machine.system.end_vm(machine.truth, &alpha, &POWER_OFF).unwrap();
+    let info = machine.system.info();
+    assert_eq!((info.memory.held, info.pasids.leased), (2 * LARGE_PAGE_SIZE, 1));
+    assert!(machine.truth.lock().violations.is_empty());
+}
