@@ -1,7 +1,22 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! How an x86-64 processor does it.
+//!
+//! Two halves: what runs on the machine's own processors (`cpu`, `paging`, `interrupts`, …), and what a
+//! guest sees ([`guest`]). Everything that is a matter of values only is tested on the host.
 #![cfg_attr(not(test), no_std)]
 
 extern crate alloc;
 
+pub mod apic;
+pub mod cpu;
+pub mod descriptors;
+pub mod fault;
+pub mod firmware_tables;
 pub mod guest;
+pub mod interrupts;
+pub mod paging;
+pub mod pcpu;
+pub mod serial;
+pub mod smp;
+pub mod stack;
+pub mod time;

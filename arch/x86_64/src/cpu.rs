@@ -1,0 +1,416 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The processor itself: what it can do, its model-specific registers, and the control-register state that
+//! every pCPU runs the hypervisor with.
+//!
+//! **Invariant.** All pCPUs have the same CR0, CR4, EFER and PAT while the hypervisor runs: [`set_up`] writes
+//! whole values, nothing of the firmware's is kept but the depth of the page tables.
+//!
+//! Source: AMD64 Architecture Programmer's Manual (APM) volumes 2 and 3; Intel SDM volume 3.
+
+use alloc::string::String;
+use core::arch::asm;
+use core::arch::x86_64::{__cpuid_count, CpuidResult};
+
+use bitflags::bitflags;
+use pasidon_kernel::refusal::Refusal;
+
+/// Model-specific registers by their specification names.
+pub mod msr {
+    /// Local APIC base and mode.
+    pub const IA32_APIC_BASE: u32 = 0x1b;
+    /// Compare value of the local APIC timer in TSC-deadline mode.
+    pub const IA32_TSC_DEADLINE: u32 = 0x6e0;
+    /// Page attribute table.
+    pub const IA32_PAT: u32 = 0x277;
+    /// First of the x2APIC registers; the register at xAPIC offset `o` is this plus `o >> 4`.
+    pub const X2APIC_FIRST: u32 = 0x800;
+    /// Extended feature enables.
+    pub const EFER: u32 = 0xc000_0080;
+    /// Base of FS.
+    pub const FS_BASE: u32 = 0xc000_0100;
+    /// Base of GS.
+    pub const GS_BASE: u32 = 0xc000_0101;
+    /// Base that SWAPGS exchanges with that of GS.
+    pub const KERNEL_GS_BASE: u32 = 0xc000_0102;
+    /// Whether SVM is disabled by the firmware.
+    pub const VM_CR: u32 = 0xc001_0114;
+}
+
+/// VM_CR.SVMDIS: EFER.SVME cannot be set.
+const VM_CR_SVMDIS: u64 = 1 << 4;
+
+bitflags! {
+    /// CR0 (APM 2, 3.1.1).
+    #[derive(Clone, Copy, PartialEq, Eq, Debug)]
+    pub struct Cr0: u64 {
+        /// Protection enabled.
+        const PE = 1 << 0;
+        /// Monitor coprocessor.
+        const MP = 1 << 1;
+        /// Extension type; always set.
+        const ET = 1 << 4;
+        /// Numeric errors are exceptions.
+        const NE = 1 << 5;
+        /// Read-only pages are so for the hypervisor too.
+        const WP = 1 << 16;
+        /// Paging.
+        const PG = 1 << 31;
+    }
+}
+
+bitflags! {
+    /// CR4 (APM 2, 3.1.3).
+    #[derive(Clone, Copy, PartialEq, Eq, Debug)]
+    pub struct Cr4: u64 {
+        /// Physical address extension; needed by long mode.
+        const PAE = 1 << 5;
+        /// Machine checks are exceptions instead of a shutdown.
+        const MCE = 1 << 6;
+        /// FXSAVE and SSE.
+        const OSFXSR = 1 << 9;
+        /// SSE exceptions are #XF.
+        const OSXMMEXCPT = 1 << 10;
+        /// Five levels of page tables.
+        const LA57 = 1 << 12;
+        /// XSAVE and XCR0.
+        const OSXSAVE = 1 << 18;
+        /// No execution of user pages by the hypervisor.
+        const SMEP = 1 << 20;
+        /// No access to user pages by the hypervisor.
+        const SMAP = 1 << 21;
+    }
+}
+
+bitflags! {
+    /// EFER (APM 2, 3.1.7).
+    #[derive(Clone, Copy, PartialEq, Eq, Debug)]
+    pub struct Efer: u64 {
+        /// SYSCALL.
+        const SCE = 1 << 0;
+        /// Long mode enabled.
+        const LME = 1 << 8;
+        /// Long mode active; read-only.
+        const LMA = 1 << 10;
+        /// The no-execute bit of page tables counts.
+        const NXE = 1 << 11;
+        /// SVM instructions.
+        const SVME = 1 << 12;
+    }
+}
+
+/// The PAT after reset, which [`crate::paging`] counts on: WB, WT, UC-, UC and the same again.
+pub const PAT_AFTER_RESET: u64 = 0x0007_0406_0007_0406;
+
+/// What the hypervisor runs with on every pCPU; paging and protection of course, WP for W^X.
+pub const CR0: Cr0 = Cr0::PE
+    .union(Cr0::MP)
+    .union(Cr0::ET)
+    .union(Cr0::NE)
+    .union(Cr0::WP)
+    .union(Cr0::PG);
+/// EFER of every pCPU until SVM is switched on.
+pub const EFER: Efer = Efer::LME.union(Efer::NXE);
+
+/// CPUID of a leaf and subleaf.
+pub fn cpuid(leaf: u32, subleaf: u32) -> CpuidResult {
+    __cpuid_count(leaf, subleaf)
+}
+
+/// Reads a model-specific register.
+///
+/// # Safety
+/// The processor must have it, or this raises #GP.
+pub unsafe fn read_msr(register: u32) -> u64 {
+    let (low, high): (u32, u32);
+    // SAFETY: the caller says that the register exists; reading one changes no memory.
+    unsafe {
+        asm!("rdmsr", in("ecx") register, out("eax") low, out("edx") high,
+            options(nomem, nostack, preserves_flags));
+    }
+    u64::from(high) << 32 | u64::from(low)
+}
+
+/// Writes a model-specific register.
+///
+/// # Safety
+/// The processor must have it and accept the value, and what it changes must be what all code here expects.
+pub unsafe fn write_msr(register: u32, value: u64) {
+    // SAFETY: by the caller's promise. Memory is not excluded: some registers order or redirect accesses.
+    unsafe {
+        asm!("wrmsr", in("ecx") register, in("eax") value as u32, in("edx") (value >> 32) as u32,
+            options(nostack, preserves_flags));
+    }
+}
+
+/// Reads XCR0. CR4.OSXSAVE must be set, which [`set_up`] does where there is XSAVE ([`Features::xsave`]).
+///
+/// # Safety
+/// Only where [`Features::xsave`] holds.
+pub unsafe fn read_xcr0() -> u64 {
+    let (low, high): (u32, u32);
+    // SAFETY: the caller says that there is XSAVE, and OSXSAVE is set with it.
+    unsafe {
+        asm!("xgetbv", in("ecx") 0, out("eax") low, out("edx") high, options(nomem, nostack, preserves_flags));
+    }
+    u64::from(high) << 32 | u64::from(low)
+}
+
+/// Writes XCR0.
+///
+/// # Safety
+/// Only where [`Features::xsave`] holds, with bits that CPUID leaf 0xd allows.
+pub unsafe fn write_xcr0(value: u64) {
+    // SAFETY: by the caller's promise; the hypervisor itself uses no extended state.
+    unsafe {
+        asm!("xsetbv", in("ecx") 0, in("eax") value as u32, in("edx") (value >> 32) as u32,
+            options(nomem, nostack, preserves_flags));
+    }
+}
+
+/// Where CPUID leaves come from: the processor, or a test.
+type Leaves<'a> = &'a dyn Fn(u32, u32) -> CpuidResult;
+
+/// What the processor has, as far as the host side asks.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Features {
+    /// Long mode.
+    pub long_mode: bool,
+    /// No-execute pages.
+    pub nx: bool,
+    /// x2APIC mode of the local APIC.
+    pub x2apic: bool,
+    /// SVM.
+    pub svm: bool,
+    /// Nested paging.
+    pub npt: bool,
+    /// The local APIC timer can compare with the TSC.
+    pub tsc_deadline: bool,
+    /// The TSC runs at one rate in all power states.
+    pub invariant_tsc: bool,
+    /// XSAVE.
+    pub xsave: bool,
+    /// Supervisor-mode execution prevention.
+    pub smep: bool,
+    /// Supervisor-mode access prevention.
+    pub smap: bool,
+    /// Pages of 1 GiB.
+    pub gib_pages: bool,
+    /// Bits of a physical address.
+    pub physical_bits: u8,
+}
+
+impl Features {
+    /// Of this processor.
+    pub fn read() -> Self {
+        Self::from_leaves(&cpuid)
+    }
+
+    fn from_leaves(leaves: Leaves<'_>) -> Self {
+        const HIGHEST: u32 = 0;
+        const BASIC: u32 = 1;
+        const STRUCTURED: u32 = 7;
+        const EXTENDED: u32 = 0x8000_0000;
+        const EXTENDED_FEATURES: u32 = 0x8000_0001;
+        const POWER: u32 = 0x8000_0007;
+        const ADDRESS_SIZES: u32 = 0x8000_0008;
+        const SVM: u32 = 0x8000_000a;
+        const NOTHING: CpuidResult = CpuidResult {
+            eax: 0,
+            ebx: 0,
+            ecx: 0,
+            edx: 0,
+        };
+        // Leaves beyond the highest return those of another one.
+        let read = |leaf: u32| {
+            let range = if leaf >= EXTENDED { EXTENDED } else { HIGHEST };
+            if leaf <= leaves(range, 0).eax {
+                leaves(leaf, 0)
+            } else {
+                NOTHING
+            }
+        };
+        let bit = |register: u32, bit: u32| register & 1 << bit != 0;
+        let (basic, structured, extended) = (read(BASIC), read(STRUCTURED), read(EXTENDED_FEATURES));
+        let svm = bit(extended.ecx, 2);
+        Self {
+            long_mode: bit(extended.edx, 29),
+            nx: bit(extended.edx, 20),
+            x2apic: bit(basic.ecx, 21),
+            svm,
+            npt: svm && bit(read(SVM).edx, 0),
+            tsc_deadline: bit(basic.ecx, 24),
+            invariant_tsc: bit(read(POWER).edx, 8),
+            xsave: bit(basic.ecx, 26),
+            smep: bit(structured.ebx, 7),
+            smap: bit(structured.ebx, 20),
+            gib_pages: bit(extended.edx, 26),
+            // Processors without the leaf have 36.
+            physical_bits: match read(ADDRESS_SIZES).eax as u8 {
+                0 => 36,
+                bits => bits.min(52),
+            },
+        }
+    }
+
+    /// Whether Pasidon can run here. Two things are looked for in one go, so that one line says all.
+    ///
+    /// # Errors
+    /// What is missing.
+    pub fn check(&self) -> Result<(), Refusal> {
+        let wanted = [
+            (self.long_mode, "64-bit mode"),
+            (self.nx, "no-execute pages (NX)"),
+            (self.x2apic, "x2APIC"),
+            (self.svm, "SVM"),
+            (self.npt, "nested paging (NPT)"),
+        ];
+        let mut missing = String::new();
+        for (_, name) in wanted.iter().filter(|(there, _)| !there) {
+            if !missing.is_empty() {
+                missing.push_str(", ");
+            }
+            missing.push_str(name);
+        }
+        if missing.is_empty() {
+            return Ok(());
+        }
+        Err(Refusal::new(
+            "processor",
+            alloc::format!("it has no {missing}"),
+            "switch it on in the firmware set-up; with QEMU use -accel tcg -cpu max",
+        ))
+    }
+}
+
+/// Whether the firmware left SVM switchable. Only for a processor with SVM.
+///
+/// # Errors
+/// When VM_CR.SVMDIS is set.
+pub fn check_svm_enabled(features: &Features) -> Result<(), Refusal> {
+    // SAFETY: VM_CR exists where there is SVM; `svm` was read from CPUID.
+    if features.svm && unsafe { read_msr(msr::VM_CR) } & VM_CR_SVMDIS != 0 {
+        return Err(Refusal::new(
+            "processor",
+            "the firmware has disabled SVM (VM_CR.SVMDIS)",
+            "switch virtualization (SVM) on in the firmware set-up",
+        ));
+    }
+    Ok(())
+}
+
+/// The processor's name of itself, without the padding.
+pub fn brand() -> String {
+    const FIRST: u32 = 0x8000_0002;
+    const LAST: u32 = 0x8000_0004;
+    if cpuid(0x8000_0000, 0).eax < LAST {
+        return String::from("unnamed processor");
+    }
+    let mut bytes = alloc::vec::Vec::new();
+    for leaf in FIRST..=LAST {
+        let CpuidResult { eax, ebx, ecx, edx } = cpuid(leaf, 0);
+        for register in [eax, ebx, ecx, edx] {
+            bytes.extend(register.to_le_bytes());
+        }
+    }
+    brand_text(&bytes)
+}
+
+fn brand_text(bytes: &[u8]) -> String {
+    let end = bytes.iter().position(|byte| *byte == 0).unwrap_or(bytes.len());
+    let text = String::from_utf8_lossy(&bytes[..end]);
+    let words: alloc::vec::Vec<&str> = text.split_whitespace().collect();
+    words.join(" ")
+}
+
+/// CR4 that every pCPU gets. `five_levels`: the firmware left five-level paging on, which cannot be changed
+/// in long mode.
+pub fn cr4(features: &Features, five_levels: bool) -> Cr4 {
+    let mut cr4 = Cr4::PAE | Cr4::MCE | Cr4::OSFXSR | Cr4::OSXMMEXCPT;
+    cr4.set(Cr4::LA57, five_levels);
+    cr4.set(Cr4::OSXSAVE, features.xsave);
+    cr4.set(Cr4::SMEP, features.smep);
+    cr4.set(Cr4::SMAP, features.smap);
+    cr4
+}
+
+/// Whether this processor walks five levels.
+pub fn five_levels() -> bool {
+    let cr4: u64;
+    // SAFETY: reading CR4 at privilege level 0 changes nothing.
+    unsafe { asm!("mov {}, cr4", out(reg) cr4, options(nomem, nostack, preserves_flags)) };
+    Cr4::from_bits_retain(cr4).contains(Cr4::LA57)
+}
+
+/// Gives this processor the hypervisor's CR0, CR4, EFER and PAT. Its page tables may be anyone's.
+///
+/// # Safety
+/// At privilege level 0 with interrupts off, on a processor that passed [`Features::check`]. No page that the
+/// caller writes to may be read-only from here on.
+pub unsafe fn set_up(features: &Features) {
+    let cr4 = cr4(features, five_levels()).bits();
+    let cr0 = CR0.bits();
+    // SAFETY: long mode and NX are there; LME is kept, and the other values describe the mode that the code
+    // runs in already. OSXSAVE, SMEP and SMAP are set only where CPUID has them.
+    unsafe {
+        write_msr(msr::EFER, EFER.bits());
+        write_msr(msr::IA32_PAT, PAT_AFTER_RESET);
+        asm!("mov cr4, {}", in(reg) cr4, options(nostack, preserves_flags));
+        asm!("mov cr0, {}", in(reg) cr0, options(nostack, preserves_flags));
+    }
+}
+
+/// Stops this processor for good.
+pub fn halt() -> ! {
+    loop {
+        // SAFETY: nothing can interrupt the processor any more but NMI and SMI, after which it halts again.
+        unsafe { asm!("cli", "hlt", options(nomem, nostack)) };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn leaf(eax: u32, ebx: u32, ecx: u32, edx: u32) -> CpuidResult {
+        CpuidResult { eax, ebx, ecx, edx }
+    }
+
+    #[test]
+    fn says_everything_that_is_missing_in_one_line() {
+        let none = Features::from_leaves(&|_, _| leaf(0, 0, 0, 0));
+        assert_eq!(none.physical_bits, 36);
+        let line = none.check().unwrap_err().to_string();
+        for name in ["64-bit", "NX", "x2APIC", "SVM", "NPT"] {
+            assert!(line.contains(name), "{name} in {line}");
+        }
+        let all = Features::from_leaves(&|number, _| match number {
+            0 => leaf(7, 0, 0, 0),
+            1 => leaf(0, 0, 1 << 21, 0),
+            0x8000_0000 => leaf(0x8000_000a, 0, 0, 0),
+            0x8000_0001 => leaf(0, 0, 1 << 2, 1 << 29 | 1 << 20),
+            0x8000_0008 => leaf(0x3028, 0, 0, 0),
+            0x8000_000a => leaf(0, 0, 0, 1),
+            _ => leaf(0, 0, 0, 0),
+        });
+        assert_eq!(all.check(), Ok(()));
+        assert_eq!(all.physical_bits, 40);
+        let no_npt = Features { npt: false, ..all };
+        assert_eq!(no_npt.check().unwrap_err().why, "it has no nested paging (NPT)");
+    }
+
+    #[test]
+    fn leaves_beyond_the_highest_are_not_believed() {
+        // Every leaf answers with all ones, but the highest are the first of each range.
+        let features = Features::from_leaves(&|number, _| match number {
+            0 => leaf(0, 0, 0, 0),
+            0x8000_0000 => leaf(0x8000_0000, 0, 0, 0),
+            _ => leaf(u32::MAX, u32::MAX, u32::MAX, u32::MAX),
+        });
+        assert!(!features.long_mode && !features.x2apic && !features.smep);
+    }
+
+    #[test]
+    fn brand_is_one_line_without_padding() {
+        assert_eq!(brand_text(b"  AMD  EPYC 7xx1 \0\0garbage"), "AMD EPYC 7xx1");
+    }
+}

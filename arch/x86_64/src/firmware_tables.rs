@@ -1,0 +1,301 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! What the firmware's ACPI tables say, out of their bytes.
+//!
+//! **Principle.** Each function takes a whole table with its header, whose checksum somebody has verified,
+//! and believes no length in it: whatever the bytes are, it returns. (The iterators of the `acpi` crate trust
+//! the lengths of MADT entries and loop for ever on a zero; what is left to that crate is to find the tables.)
+//!
+//! Source: ACPI specification 6.5, 5.2; PCI firmware specification 3.3 (MCFG); IA-PC HPET specification 1.0a.
+
+use alloc::vec::Vec;
+
+/// Bytes of the header that all tables start with.
+pub const HEADER: usize = 36;
+
+fn u16_at(table: &[u8], at: usize) -> Option<u16> {
+    Some(u16::from_le_bytes(
+        table.get(at..at.checked_add(2)?)?.try_into().ok()?,
+    ))
+}
+
+fn u32_at(table: &[u8], at: usize) -> Option<u32> {
+    Some(u32::from_le_bytes(
+        table.get(at..at.checked_add(4)?)?.try_into().ok()?,
+    ))
+}
+
+fn u64_at(table: &[u8], at: usize) -> Option<u64> {
+    Some(u64::from_le_bytes(
+        table.get(at..at.checked_add(8)?)?.try_into().ok()?,
+    ))
+}
+
+/// An I/O APIC of the MADT.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct IoApic {
+    /// Its ID.
+    pub id: u8,
+    /// Physical address of its registers.
+    pub address: u64,
+    /// The global system interrupt of its first input.
+    pub gsi_base: u32,
+}
+
+/// What the MADT says.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Madt {
+    /// APIC IDs of the processors that are enabled, each once, in the table's order.
+    pub processors: Vec<u32>,
+    /// The I/O APICs.
+    pub io_apics: Vec<IoApic>,
+    /// The entries end in the middle of one: what follows was not read.
+    pub damaged: bool,
+}
+
+/// Reads the MADT.
+pub fn madt(table: &[u8]) -> Madt {
+    /// Local APIC address and flags come between header and entries.
+    const ENTRIES: usize = HEADER + 8;
+    const LOCAL_APIC: u8 = 0;
+    const IO_APIC: u8 = 1;
+    const LOCAL_X2APIC: u8 = 9;
+    const ENABLED: u32 = 1 << 0;
+    let mut found = Madt::default();
+    let mut rest = table.get(ENTRIES..).unwrap_or_default();
+    found.damaged = table.len() < ENTRIES;
+    while let [kind, length, ..] = *rest {
+        let Some(entry) = rest.get(..usize::from(length)).filter(|entry| entry.len() >= 2) else {
+            found.damaged = true;
+            break;
+        };
+        rest = &rest[entry.len()..];
+        let processor = match kind {
+            LOCAL_APIC => entry.get(3).map(|id| u32::from(*id)).zip(u32_at(entry, 4)),
+            LOCAL_X2APIC => u32_at(entry, 4).zip(u32_at(entry, 8)),
+            IO_APIC => {
+                if let (Some(&id), Some(address), Some(gsi_base)) =
+                    (entry.get(2), u32_at(entry, 4), u32_at(entry, 8))
+                {
+                    found.io_apics.push(IoApic {
+                        id,
+                        address: u64::from(address),
+                        gsi_base,
+                    });
+                }
+                None
+            }
+            _ => None,
+        };
+        if let Some((id, flags)) = processor
+            && flags & ENABLED != 0
+            && !found.processors.contains(&id)
+        {
+            found.processors.push(id);
+        }
+    }
+    found.damaged |= rest.len() == 1;
+    found
+}
+
+/// A region of PCI Express configuration space.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Ecam {
+    /// PCI segment group.
+    pub segment: u16,
+    /// Physical address of bus 0, whether or not it is among the buses.
+    pub base: u64,
+    /// First bus.
+    pub start: u8,
+    /// Last bus.
+    pub end: u8,
+}
+
+/// Reads the MCFG. Regions that cannot be are left out.
+pub fn mcfg(table: &[u8]) -> Vec<Ecam> {
+    const ENTRIES: usize = HEADER + 8;
+    const ENTRY: usize = 16;
+    let entries = table.get(ENTRIES..).unwrap_or_default().chunks_exact(ENTRY);
+    let ecam = |entry: &[u8]| {
+        Some(Ecam {
+            base: u64_at(entry, 0)?,
+            segment: u16_at(entry, 8)?,
+            start: *entry.get(10)?,
+            end: *entry.get(11)?,
+        })
+    };
+    entries
+        .filter_map(ecam)
+        .filter(|ecam| ecam.base != 0 && ecam.start <= ecam.end)
+        .collect()
+}
+
+/// A counter of known rate, to measure others by.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum ReferenceClock {
+    /// ACPI power-management timer.
+    PmTimer {
+        /// I/O port of its 32-bit register.
+        port: u16,
+        /// Bits that count.
+        mask: u32,
+    },
+    /// High precision event timer.
+    Hpet {
+        /// Physical address of its registers.
+        base: u64,
+    },
+}
+
+/// The power-management timer of the FADT, if it is at an I/O port.
+pub fn pm_timer(fadt: &[u8]) -> Option<ReferenceClock> {
+    const PM_TMR_BLK: usize = 76;
+    const PM_TMR_LEN: usize = 91;
+    const FLAGS: usize = 112;
+    const TMR_VAL_EXT: u32 = 1 << 8;
+    const X_PM_TMR_BLK: usize = 208;
+    const SYSTEM_IO: u8 = 1;
+    if *fadt.get(PM_TMR_LEN)? != 4 {
+        return None;
+    }
+    // A generic address: space, width, offset, access size, address. It is newer, so it comes first.
+    let extended = match (fadt.get(X_PM_TMR_BLK), u64_at(fadt, X_PM_TMR_BLK + 4)) {
+        (Some(&SYSTEM_IO), Some(address)) => u16::try_from(address).ok().filter(|port| *port != 0),
+        _ => None,
+    };
+    let short = || {
+        u16::try_from(u32_at(fadt, PM_TMR_BLK)?)
+            .ok()
+            .filter(|port| *port != 0)
+    };
+    let all_bits = u32_at(fadt, FLAGS)? & TMR_VAL_EXT != 0;
+    Some(ReferenceClock::PmTimer {
+        port: extended.or_else(short)?,
+        mask: if all_bits { u32::MAX } else { 0xff_ffff },
+    })
+}
+
+/// The event timer block of the HPET table, if it is in memory.
+pub fn hpet(table: &[u8]) -> Option<ReferenceClock> {
+    const BASE: usize = HEADER + 4;
+    const SYSTEM_MEMORY: u8 = 0;
+    let base = u64_at(table, BASE + 4)?;
+    let usable = *table.get(BASE)? == SYSTEM_MEMORY && base != 0 && base.is_multiple_of(8);
+    usable.then_some(ReferenceClock::Hpet { base })
+}
+
+/// How the machine is reset, from the FADT: an I/O port and the value to write there.
+pub fn reset_register(fadt: &[u8]) -> Option<(u16, u8)> {
+    const FLAGS: usize = 112;
+    const RESET_REG_SUP: u32 = 1 << 10;
+    const RESET_REG: usize = 116;
+    const RESET_VALUE: usize = 128;
+    const SYSTEM_IO: u8 = 1;
+    let supported = u32_at(fadt, FLAGS)? & RESET_REG_SUP != 0 && *fadt.get(RESET_REG)? == SYSTEM_IO;
+    let port = u16::try_from(u64_at(fadt, RESET_REG + 4)?).ok()?;
+    supported.then_some((port, *fadt.get(RESET_VALUE)?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn table(body: &[u8]) -> Vec<u8> {
+        [&[0; HEADER], body].concat()
+    }
+
+    #[test]
+    fn processors_are_those_that_are_enabled_each_once() {
+        let body = [
+            &[0u8; 8][..],
+            &[0, 8, 0, 0, 1, 0, 0, 0],
+            &[0, 8, 1, 1, 0, 0, 0, 0],
+            &[1, 12, 7, 0, 0, 0, 0xc0, 0xfe, 24, 0, 0, 0],
+            &[9, 16, 0, 0, 0x2c, 1, 0, 0, 1, 0, 0, 0, 9, 0, 0, 0],
+            &[9, 16, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 9, 0, 0, 0],
+            &[4, 6, 0xff, 0, 0, 1],
+        ]
+        .concat();
+        let io_apic = IoApic {
+            id: 7,
+            address: 0xfec0_0000,
+            gsi_base: 24,
+        };
+        let wanted = Madt {
+            processors: vec![0, 300],
+            io_apics: vec![io_apic],
+            damaged: false,
+        };
+        assert_eq!(madt(&table(&body)), wanted);
+        assert!(madt(&table(&[&body[..], &[0]].concat())).damaged);
+        assert!(madt(&table(&[&body[..], &[0, 0]].concat())).damaged);
+        assert!(madt(&[]).damaged);
+    }
+
+    #[test]
+    fn ecams() {
+        let mut body = vec![0; 8];
+        body.extend(0xb000_0000u64.to_le_bytes());
+        body.extend([1, 0, 0, 0xff, 0, 0, 0, 0]);
+        body.extend([0; 16]);
+        let ecam = Ecam {
+            segment: 1,
+            base: 0xb000_0000,
+            start: 0,
+            end: 0xff,
+        };
+        assert_eq!(mcfg(&table(&body)), [ecam]);
+    }
+
+    #[test]
+    fn timers() {
+        let mut fadt = vec![0; 244];
+        assert_eq!(pm_timer(&fadt), None);
+        fadt[76..80].copy_from_slice(&0x608u32.to_le_bytes());
+        fadt[91] = 4;
+        assert_eq!(
+            pm_timer(&fadt),
+            Some(ReferenceClock::PmTimer {
+                port: 0x608,
+                mask: 0xff_ffff
+            })
+        );
+        fadt[113] = 1;
+        fadt[208] = 1;
+        fadt[212..214].copy_from_slice(&0xb008u16.to_le_bytes());
+        assert_eq!(
+            pm_timer(&fadt),
+            Some(ReferenceClock::PmTimer {
+                port: 0xb008,
+                mask: u32::MAX
+            })
+        );
+        assert_eq!(pm_timer(&fadt[..100]), None);
+        let mut body = vec![0; 20];
+        body[8..16].copy_from_slice(&0xfed0_0000u64.to_le_bytes());
+        assert_eq!(
+            hpet(&table(&body)),
+            Some(ReferenceClock::Hpet { base: 0xfed0_0000 })
+        );
+        body[4] = 1;
+        assert_eq!(hpet(&table(&body)), None);
+        assert_eq!(reset_register(&fadt), None);
+        fadt[113] |= 4;
+        fadt[116] = 1;
+        fadt[120..122].copy_from_slice(&0xcf9u16.to_le_bytes());
+        fadt[128] = 0xf;
+        assert_eq!(reset_register(&fadt), Some((0xcf9, 0xf)));
+    }
+
+    proptest! {
+        #[test]
+        fn no_bytes_are_too_bad(bytes in prop::collection::vec(any::<u8>(), 0..300)) {
+            let madt = madt(&bytes);
+            prop_assert!(madt.processors.len() <= bytes.len() / 8);
+            mcfg(&bytes);
+            pm_timer(&bytes);
+            hpet(&bytes);
+            reset_register(&bytes);
+        }
+    }
+}

@@ -1,0 +1,92 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! COM1, the machine's one serial line.
+//!
+//! **Invariant.** Bytes of one [`write()`] stay together. [`panic_write`] takes no lock and never waits for
+//! long: what it says may land in the middle of another line, but it comes.
+
+use core::sync::atomic::{AtomicBool, Ordering};
+
+use spin::Mutex;
+use uart_16550::backend::PioBackend;
+use uart_16550::spec::registers::IER;
+use uart_16550::{BaudRate, Config, Uart16550};
+use x86_64::instructions::port::{PortReadOnly, PortWriteOnly};
+
+/// First port of COM1.
+const COM1: u16 = 0x3f8;
+/// Its transmitter holding register.
+const THR: u16 = COM1;
+/// Its line status register.
+const LSR: u16 = COM1 + 5;
+/// LSR: the transmitter takes bytes.
+const LSR_THR_EMPTY: u8 = 1 << 5;
+/// How often [`panic_write`] looks whether the line takes a byte before it gives that byte up. A byte takes
+/// 87 µs at 115200 baud, and a look about 1 µs.
+const PANIC_TRIES: u32 = 100_000;
+
+static UART: Mutex<Uart16550<PioBackend>> = Mutex::new(com1());
+static PRESENT: AtomicBool = AtomicBool::new(false);
+
+const fn com1() -> Uart16550<PioBackend> {
+    // SAFETY: COM1's ports belong to this module alone, and a read where nobody answers gives ones.
+    match unsafe { Uart16550::new_port(COM1) } {
+        Ok(uart) => uart,
+        Err(_) => panic!("COM1 has a valid port"),
+    }
+}
+
+/// Sets the line up: 115200 baud, 8 data bits, no parity, FIFO on, no interrupts. Once, on the first
+/// processor. Says whether there is a UART; without one, writes go nowhere.
+pub fn init() -> bool {
+    let config = Config {
+        baud_rate: BaudRate::Baud115200,
+        interrupts: IER::empty(),
+        ..Config::DEFAULT
+    };
+    let present = UART.lock().init(config).is_ok();
+    PRESENT.store(present, Ordering::Relaxed);
+    present
+}
+
+/// Sends bytes, waiting until the line takes them.
+pub fn write(bytes: &[u8]) {
+    if PRESENT.load(Ordering::Relaxed) {
+        UART.lock().send_bytes_exact(bytes);
+    }
+}
+
+/// The next byte that came in.
+pub fn read() -> Option<u8> {
+    if PRESENT.load(Ordering::Relaxed) {
+        UART.lock().try_receive_byte().ok()
+    } else {
+        None
+    }
+}
+
+/// From now on a byte that comes in raises the UART's interrupt.
+pub fn enable_receive_interrupt() {
+    if PRESENT.load(Ordering::Relaxed) {
+        UART.lock().enable_interrupts(IER::DATA_READY);
+    }
+}
+
+/// Sends bytes without a lock, for a processor that will not run on. Gives bytes up that the line does not
+/// take.
+pub fn panic_write(bytes: &[u8]) {
+    if !PRESENT.load(Ordering::Relaxed) {
+        return;
+    }
+    let mut status = PortReadOnly::<u8>::new(LSR);
+    let mut data = PortWriteOnly::<u8>::new(THR);
+    for &byte in bytes {
+        // SAFETY: the ports are a present UART's; another processor that writes at the same time at worst
+        // mixes its bytes in.
+        unsafe {
+            let free = (0..PANIC_TRIES).any(|_| status.read() & LSR_THR_EMPTY != 0);
+            if free {
+                data.write(byte);
+            }
+        }
+    }
+}

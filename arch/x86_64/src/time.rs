@@ -1,0 +1,285 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Time: the TSC, measured once against a clock of known rate.
+//!
+//! **Principle.** All pCPUs' TSCs are taken to run at one rate from one start, as the machines in question
+//! have them; nothing writes to a TSC. Nanoseconds come from a multiplication and a shift, no division.
+//!
+//! Source: ACPI 6.5, 4.8.3.3 (power-management timer); IA-PC HPET specification 1.0a, 2.3.
+
+use core::arch::x86_64::_rdtsc;
+use core::sync::atomic::{AtomicU64, Ordering};
+
+use pasidon_kernel::addr::HostPhys;
+use pasidon_kernel::refusal::Refusal;
+use x86_64::instructions::port::PortReadOnly;
+
+use crate::firmware_tables::ReferenceClock;
+use crate::paging;
+
+/// Rate of the power-management timer.
+const PM_TIMER_HZ: u64 = 3_579_545;
+/// How long rates are measured.
+const MEASURE_NS: u64 = 50_000_000;
+/// Pairs of readings at each end of the measurement, of which the closest one counts.
+const PAIRS: usize = 16;
+/// How often a clock may be read without moving before it counts as standing still.
+const STUCK: u32 = 1_000_000;
+/// Rates that a TSC may have.
+const SANE_HZ: core::ops::RangeInclusive<u64> = 10_000_000..=20_000_000_000;
+const NS_PER_SECOND: u64 = 1_000_000_000;
+/// Fraction bits of [`NS_PER_TICK`].
+const FRACTION: u32 = 32;
+
+static HZ: AtomicU64 = AtomicU64::new(0);
+static NS_PER_TICK: AtomicU64 = AtomicU64::new(0);
+/// TSC at which [`now_ns`] is 0.
+static START: AtomicU64 = AtomicU64::new(0);
+/// Wall clock at [`START`], in nanoseconds since 1970; 0 where unknown.
+static UNIX_START: AtomicU64 = AtomicU64::new(0);
+
+/// The TSC.
+pub fn tsc() -> u64 {
+    // SAFETY: every processor with long mode has a TSC, and CR4.TSD is clear.
+    unsafe { _rdtsc() }
+}
+
+/// Ticks of the TSC per second; 0 before [`init`].
+pub fn tsc_hz() -> u64 {
+    HZ.load(Ordering::Relaxed)
+}
+
+/// Nanoseconds since the hypervisor's start; 0 before [`init`].
+pub fn now_ns() -> u64 {
+    scale(
+        tsc().saturating_sub(START.load(Ordering::Relaxed)),
+        NS_PER_TICK.load(Ordering::Relaxed),
+    )
+}
+
+/// The wall clock in nanoseconds since 1970, UTC: what the firmware said at the start, and the time since.
+/// 0 where the firmware did not know.
+pub fn unix_ns() -> u64 {
+    match UNIX_START.load(Ordering::Relaxed) {
+        0 => 0,
+        start => start.saturating_add(now_ns()),
+    }
+}
+
+/// The TSC at a time of [`now_ns`]; the maximum where that lies beyond it.
+pub fn tsc_at(ns: u64) -> u64 {
+    let ticks = u128::from(ns) * u128::from(tsc_hz()) / u128::from(NS_PER_SECOND);
+    u64::try_from(ticks)
+        .unwrap_or(u64::MAX)
+        .saturating_add(START.load(Ordering::Relaxed))
+}
+
+/// Says what the time is: the wall clock was `unix_ns` when the TSC was `tsc`. Before [`init`].
+pub fn set_wall_clock(unix_ns: u64, tsc: u64) {
+    START.store(tsc, Ordering::Relaxed);
+    UNIX_START.store(unix_ns, Ordering::Relaxed);
+}
+
+fn scale(ticks: u64, ns_per_tick: u64) -> u64 {
+    // 2^64 ticks are centuries; the product is cut to what fits all the same.
+    let ns = (u128::from(ticks) * u128::from(ns_per_tick)) >> FRACTION;
+    u64::try_from(ns).unwrap_or(u64::MAX)
+}
+
+/// A clock that is being read.
+struct Clock {
+    kind: ReferenceClock,
+    hz: u64,
+}
+
+impl Clock {
+    fn open(kind: ReferenceClock) -> Result<Self, Refusal> {
+        /// General capabilities; the counter's period in femtoseconds is in the upper half.
+        const CAPABILITIES: usize = 0;
+        const CONFIGURATION: usize = 0x10;
+        const ENABLE_CNF: u32 = 1 << 0;
+        const LENGTH: u64 = 0x400;
+        const FS_PER_SECOND: u64 = 1_000_000_000_000_000;
+        /// Slowest counter that the specification allows.
+        const MAX_PERIOD_FS: u64 = 100_000_000;
+        match kind {
+            ReferenceClock::PmTimer { .. } => Ok(Self {
+                kind,
+                hz: PM_TIMER_HZ,
+            }),
+            ReferenceClock::Hpet { base } => {
+                let registers = paging::map_device(HostPhys(base), LENGTH)?;
+                // SAFETY: just mapped, uncached, for this length; the registers are aligned, and counting on
+                // has no other effect.
+                let period = unsafe {
+                    let configuration = registers.add(CONFIGURATION).cast::<u32>();
+                    configuration.write_volatile(configuration.read_volatile() | ENABLE_CNF);
+                    u64::from(registers.add(CAPABILITIES + 4).cast::<u32>().read_volatile())
+                };
+                if period == 0 || period > MAX_PERIOD_FS {
+                    return Err(refusal("the HPET states no sensible period"));
+                }
+                Ok(Self {
+                    kind,
+                    hz: FS_PER_SECOND / period,
+                })
+            }
+        }
+    }
+
+    fn read(&self) -> u32 {
+        const MAIN_COUNTER: u64 = 0xf0;
+        match self.kind {
+            // SAFETY: the FADT names this port for the timer; reading it has no effect.
+            ReferenceClock::PmTimer { port, mask } => unsafe { PortReadOnly::<u32>::new(port).read() & mask },
+            ReferenceClock::Hpet { base } => {
+                // SAFETY: mapped by `open`, aligned; the lower half of the counter is enough.
+                unsafe { ((base + MAIN_COUNTER) as *const u32).read_volatile() }
+            }
+        }
+    }
+
+    /// Ticks from one reading to a later one.
+    fn between(&self, from: u32, to: u32) -> u64 {
+        let mask = match self.kind {
+            ReferenceClock::PmTimer { mask, .. } => mask,
+            ReferenceClock::Hpet { .. } => u32::MAX,
+        };
+        u64::from(to.wrapping_sub(from) & mask)
+    }
+
+    /// A reading with the TSC and the counter `other` at that moment; the closest of several.
+    fn pair(&self, other: &dyn Fn() -> u32) -> (u32, u64, u32) {
+        let mut best = (u64::MAX, (0, 0, 0));
+        for _ in 0..PAIRS {
+            let before = tsc();
+            let reading = self.read();
+            let counted = other();
+            let took = tsc().wrapping_sub(before);
+            if took < best.0 {
+                best = (took, (reading, before + took / 2, counted));
+            }
+        }
+        best.1
+    }
+}
+
+fn refusal(why: &str) -> Refusal {
+    Refusal::new(
+        "clock",
+        why,
+        "use a firmware whose FADT has a PM timer or which describes an HPET",
+    )
+}
+
+/// Measures the TSC, and along with it a 32-bit counter that counts down (the local APIC timer's), whose
+/// rate is returned. On the first processor, with interrupts off; it takes a twentieth of a second.
+///
+/// # Errors
+/// When there is no clock to measure against, or the result cannot be.
+pub fn init(clock: Option<ReferenceClock>, countdown: &dyn Fn() -> u32) -> Result<u64, Refusal> {
+    let Some(clock) = clock else {
+        return Err(refusal("there is neither a PM timer nor an HPET"));
+    };
+    let clock = Clock::open(clock)?;
+    let wanted = clock.hz * (MEASURE_NS / 1000) / 1_000_000;
+    let (first, first_tsc, first_count) = clock.pair(countdown);
+    let mut last = first;
+    let mut unmoved = 0;
+    while clock.between(first, last) < wanted {
+        let reading = clock.read();
+        unmoved = if reading == last { unmoved + 1 } else { 0 };
+        if unmoved > STUCK {
+            return Err(refusal("the clock to measure the TSC by stands still"));
+        }
+        last = reading;
+    }
+    let (last, last_tsc, last_count) = clock.pair(countdown);
+    let ticks = clock.between(first, last).max(1);
+    let rate = |counted: u64| {
+        let hz = u128::from(counted) * u128::from(clock.hz) / u128::from(ticks);
+        u64::try_from(hz).unwrap_or(u64::MAX)
+    };
+    let hz = rate(last_tsc.wrapping_sub(first_tsc));
+    if !SANE_HZ.contains(&hz) {
+        return Err(refusal("the TSC's rate cannot be measured"));
+    }
+    if START.load(Ordering::Relaxed) == 0 {
+        START.store(first_tsc, Ordering::Relaxed);
+    }
+    HZ.store(hz, Ordering::Relaxed);
+    NS_PER_TICK.store((NS_PER_SECOND << FRACTION) / hz, Ordering::Relaxed);
+    Ok(rate(u64::from(first_count.wrapping_sub(last_count))))
+}
+
+/// Waits, for steps of hardware that only take time.
+pub fn spin_for(ns: u64) {
+    let end = now_ns().saturating_add(ns);
+    while now_ns() < end {
+        core::hint::spin_loop();
+    }
+}
+
+/// Waits until `done`, at most so long; says whether it came.
+pub fn spin_until(ns: u64, done: impl Fn() -> bool) -> bool {
+    let end = now_ns().saturating_add(ns);
+    loop {
+        if done() {
+            return true;
+        }
+        if now_ns() >= end {
+            return false;
+        }
+        core::hint::spin_loop();
+    }
+}
+
+/// Nanoseconds from 1970 to a date and time of day, UTC (proleptic Gregorian calendar); `None` for a date
+/// before 1970, or one that is none.
+pub fn unix_ns_of(year: u16, month: u8, day: u8, hour: u8, minute: u8, second: u8) -> Option<u64> {
+    let (year, month, day) = (u64::from(year), u64::from(month), u64::from(day));
+    let sane = (1970..=2200).contains(&year)
+        && (1..=12).contains(&month)
+        && (1..=31).contains(&day)
+        && hour < 24
+        && minute < 60
+        && second < 61;
+    if !sane {
+        return None;
+    }
+    // Years that start in March put the leap day at their end.
+    let (years, months) = if month > 2 {
+        (year, month - 3)
+    } else {
+        (year - 1, month + 9)
+    };
+    let days_of_years = years * 365 + years / 4 - years / 100 + years / 400;
+    let days_of_months = (months * 153 + 2) / 5;
+    /// The same sum for the first of January 1970.
+    const UNIX_EPOCH: u64 = 719_468;
+    let days = days_of_years + days_of_months + day - 1 - UNIX_EPOCH;
+    let seconds = ((days * 24 + u64::from(hour)) * 60 + u64::from(minute)) * 60 + u64::from(second);
+    seconds.checked_mul(NS_PER_SECOND)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn dates() {
+        let seconds = |y, mo, d, h, mi, s| unix_ns_of(y, mo, d, h, mi, s).map(|ns| ns / NS_PER_SECOND);
+        assert_eq!(seconds(1970, 1, 1, 0, 0, 0), Some(0));
+        assert_eq!(seconds(2000, 2, 29, 12, 0, 1), Some(951_825_601));
+        assert_eq!(seconds(2026, 11, 21, 7, 19, 37), Some(1_795_245_577));
+        assert_eq!(seconds(1969, 12, 31, 0, 0, 0), None);
+        assert_eq!(seconds(2026, 0, 1, 0, 0, 0), None);
+    }
+
+    #[test]
+    fn nanoseconds_of_ticks() {
+        let per_tick = (NS_PER_SECOND << FRACTION) / 2_000_000_000;
+        assert_eq!(scale(2_000_000_000, per_tick), NS_PER_SECOND);
+        assert_eq!(scale(u64::MAX, per_tick), u64::MAX / 2);
+        assert_eq!(scale(1000, 0), 0);
+    }
+}
