@@ -1,4 +1,72 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The EFI application.
+//! The EFI application: from the firmware to [`hypervisor::run`].
+//!
+//! **Principle.** Everything that the firmware is needed for comes first: the configuration is parsed, and
+//! every file it names read, before boot services end. What can be refused there is refused by returning to
+//! the firmware. After that there is nothing to return to: what fails is said in one line, and the machine
+//! stands still.
+//! **Invariant.** From its first line on the program uses its own heap, so that what was allocated before
+//! boot services ended stays valid.
+//!
+//! Order: [`files`] (ESP) → [`tables`] (ACPI) → [`firmware`] (wall clock, memory map, the end of boot
+//! services) → [`machine`] (page tables, stack, descriptors, clock, processors) → [`hypervisor`].
 #![no_std]
 #![no_main]
+
+extern crate alloc;
+
+mod files;
+mod firmware;
+mod heap;
+mod hypervisor;
+mod machine;
+mod output;
+mod tables;
+
+use core::panic::PanicInfo;
+
+use pasidon_arch_x86_64::{cpu, fault};
+use pasidon_kernel::refusal::Refusal;
+use uefi::Status;
+
+/// What the firmware calls.
+#[uefi::entry]
+fn main() -> Status {
+    output::init();
+    if let Err(status) = heap::init() {
+        log::error!(
+            "memory: the firmware has no {} MiB in one piece for the heap; give the machine more",
+            heap::HEAP_BYTES >> 20
+        );
+        return status;
+    }
+    match prepare() {
+        // SAFETY: `prepare` gives what `machine` asks for, and no protocol of the firmware's is open any more.
+        Ok(prepared) => unsafe { machine::take_over(prepared) },
+        Err(refusal) => {
+            log::error!("{refusal}");
+            log::error!("nothing was started; back to the firmware");
+            Status::UNSUPPORTED
+        }
+    }
+}
+
+/// What the firmware is needed for, but for its end.
+fn prepare() -> Result<firmware::Prepared, Refusal> {
+    let features = cpu::Features::read();
+    features.check()?;
+    cpu::check_svm_enabled(&features)?;
+    firmware::prepare(features)
+}
+
+#[panic_handler]
+fn panic(info: &PanicInfo<'_>) -> ! {
+    fault::panic(info)
+}
+
+/// Ends the program where there is no firmware to return to.
+fn stop(refusal: &Refusal) -> ! {
+    log::error!("{refusal}");
+    log::error!("nothing was started; the machine stands still until it is reset");
+    cpu::halt()
+}

@@ -1,0 +1,151 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The files on the disk that the image was loaded from (its EFI system partition).
+//!
+//! **Invariant.** A file lies in pages of its own, not in the heap, and stays there for ever.
+
+use alloc::format;
+use alloc::string::{String, ToString};
+use alloc::vec::Vec;
+
+use pasidon_kernel::config::{self, ConfigError, Parsed};
+use pasidon_kernel::refusal::Refusal;
+use uefi::boot::{self, AllocateType, MemoryType, PAGE_SIZE, ScopedProtocol};
+use uefi::proto::media::file::{Directory, File, FileAttribute, FileInfo, FileMode, FileType};
+use uefi::proto::media::fs::SimpleFileSystem;
+use uefi::{CString16, Status};
+
+/// The symbols for backtraces, which `cargo xtask build` makes beside the image.
+const SYMBOLS: &str = "pasidon.sym";
+/// From this size on a file is announced before it is read.
+const LARGE: usize = 4 << 20;
+/// Bytes asked for at a time: some firmware cannot do a whole file at once.
+const BLOCK: usize = 1 << 20;
+
+/// What is on the disk, as far as it is asked for.
+pub struct Files {
+    /// `pasidon.toml`, parsed.
+    pub parsed: Result<Parsed, Vec<ConfigError>>,
+    /// Every kernel and initrd that a VM names, once each, with why it cannot be had where it cannot.
+    pub guests: Vec<(String, Result<&'static [u8], String>)>,
+    /// `pasidon.sym`.
+    pub symbols: Option<&'static [u8]>,
+}
+
+impl Files {
+    /// Reads all of them.
+    ///
+    /// # Errors
+    /// When there is no such disk, or no `pasidon.toml` on it.
+    pub fn read() -> Result<Self, Refusal> {
+        let mut disk = Disk::open()?;
+        let toml = disk.read(config::FILE_NAME).map_err(|why| {
+            Refusal::new(
+                format!("\\{}", config::FILE_NAME),
+                why,
+                "put it in the top folder of the disk that Pasidon is started from",
+            )
+        })?;
+        let parsed = config::parse(toml);
+        let mut guests: Vec<(String, Result<&'static [u8], String>)> = Vec::new();
+        for vm in parsed.iter().flat_map(|parsed| &parsed.config.vms) {
+            for path in [Some(&vm.kernel), vm.initrd.as_ref()].into_iter().flatten() {
+                if !guests.iter().any(|(known, _)| *known == path.value) {
+                    guests.push((path.value.clone(), disk.read(&path.value)));
+                }
+            }
+        }
+        let symbols = disk
+            .read(SYMBOLS)
+            .inspect_err(|why| log::warn!("\\{SYMBOLS}: {why}; backtraces will show addresses only"))
+            .ok();
+        Ok(Self {
+            parsed,
+            guests,
+            symbols,
+        })
+    }
+}
+
+struct Disk {
+    // The order matters: the folder is closed before the file system.
+    root: Directory,
+    _file_system: ScopedProtocol<SimpleFileSystem>,
+}
+
+impl Disk {
+    fn open() -> Result<Self, Refusal> {
+        let refuse = |error: uefi::Error| {
+            Refusal::new(
+                "boot disk",
+                words(error.status()),
+                "start Pasidon from a FAT file system that the firmware can read",
+            )
+        };
+        let mut file_system = boot::get_image_file_system(boot::image_handle()).map_err(refuse)?;
+        let root = file_system.open_volume().map_err(refuse)?;
+        Ok(Self {
+            root,
+            _file_system: file_system,
+        })
+    }
+
+    /// A whole file, by its path from the top with `/` between components; or why not, in words.
+    fn read(&mut self, path: &str) -> Result<&'static [u8], String> {
+        let name = CString16::try_from(path.replace('/', "\\").as_str())
+            .map_err(|_| "the firmware cannot express this path".to_string())?;
+        let in_words = |error: uefi::Error| words(error.status());
+        let handle = self
+            .root
+            .open(&name, FileMode::Read, FileAttribute::empty())
+            .map_err(in_words)?;
+        let mut file = match handle.into_type().map_err(in_words)? {
+            FileType::Regular(file) => file,
+            FileType::Dir(_) => return Err("it is a folder".to_string()),
+        };
+        let info = file.get_boxed_info::<FileInfo>().map_err(in_words)?;
+        let length = usize::try_from(info.file_size()).map_err(|_| "it is too large".to_string())?;
+        if length == 0 {
+            return Err("it is empty".to_string());
+        }
+        if length >= LARGE {
+            log::info!("reading {path}, {} MiB", length >> 20);
+        }
+        let buffer = pages(length)?;
+        let mut done = 0;
+        while done < length {
+            let end = length.min(done + BLOCK);
+            let read = file
+                .read(&mut buffer[done..end])
+                .map_err(|error| format!("it cannot be read at byte {done}: {}", words(error.status())))?;
+            if read == 0 {
+                return Err(format!("it ends at byte {done} of {length}"));
+            }
+            done += read;
+        }
+        Ok(buffer)
+    }
+}
+
+/// Memory for a file, zeroed.
+fn pages(length: usize) -> Result<&'static mut [u8], String> {
+    let count = length.div_ceil(PAGE_SIZE);
+    let start = boot::allocate_pages(AllocateType::AnyPages, MemoryType::LOADER_DATA, count)
+        .map_err(|_| format!("there is no memory for its {} KiB", length >> 10))?;
+    // SAFETY: the pages are ours for ever, and hold `length` bytes.
+    unsafe {
+        start.write_bytes(0, count * PAGE_SIZE);
+        Ok(core::slice::from_raw_parts_mut(start.as_ptr(), length))
+    }
+}
+
+/// A status of the firmware's in words.
+fn words(status: Status) -> String {
+    match status {
+        Status::NOT_FOUND => "it is not there".to_string(),
+        Status::VOLUME_CORRUPTED => "the file system is damaged".to_string(),
+        Status::DEVICE_ERROR => "the disk reports an error".to_string(),
+        Status::NO_MEDIA | Status::MEDIA_CHANGED => "the disk is gone".to_string(),
+        Status::ACCESS_DENIED => "the firmware denies access".to_string(),
+        other => format!("the firmware says {other}"),
+    }
+}

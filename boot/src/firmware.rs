@@ -1,0 +1,173 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! What only the firmware can give: where the image lies, memory below 1 MiB, the wall clock, the memory map.
+
+use alloc::string::ToString;
+use alloc::vec::Vec;
+
+use pasidon_arch_x86_64::cpu::Features;
+use pasidon_arch_x86_64::paging::{self, Section};
+use pasidon_arch_x86_64::{smp, time};
+use pasidon_kernel::addr::{HostPhys, PAGE_SIZE};
+use pasidon_kernel::refusal::Refusal;
+use uefi::boot::{self, AllocateType, MemoryType};
+use uefi::mem::memory_map::{MemoryMap, MemoryMapOwned};
+use uefi::proto::loaded_image::LoadedImage;
+use uefi::runtime;
+
+use crate::files::Files;
+use crate::tables::Tables;
+
+/// First address above what a PC keeps for old devices; no guest gets memory below it.
+const LOW_MEMORY: u64 = 1 << 20;
+/// Bytes of the image that hold its headers at most.
+const IMAGE_HEADERS: usize = 4096;
+
+/// What was asked of the firmware.
+pub struct Prepared {
+    /// What the processor has.
+    pub features: Features,
+    /// The files of the ESP.
+    pub files: Files,
+    /// The ACPI tables.
+    pub tables: Tables,
+    /// Where the image lies, and its size.
+    pub image: (u64, u64),
+    /// Its sections.
+    pub sections: Vec<Section>,
+    /// Pages for starting processors; `None` where there are none below 1 MiB.
+    pub trampoline: Option<HostPhys>,
+}
+
+/// The machine's memory.
+pub struct Memory {
+    /// All RAM.
+    pub ram: Vec<(HostPhys, u64)>,
+    /// What nobody uses, above 1 MiB, whole pages, sorted.
+    pub free: Vec<(HostPhys, u64)>,
+}
+
+/// Asks for everything that can be had before boot services end.
+///
+/// # Errors
+/// When something is missing that nothing works without.
+pub fn prepare(features: Features) -> Result<Prepared, Refusal> {
+    // Reading the guests may take longer than the firmware lets an application run. Without a watchdog
+    // there is nothing to switch off.
+    let _ = boot::set_watchdog_timer(0, 0x1_0000, None);
+    let image = image()?;
+    // SAFETY: the image is loaded there with its headers; it has at least a page of them.
+    let headers = unsafe { core::slice::from_raw_parts(image.0 as *const u8, IMAGE_HEADERS) };
+    let sections = paging::sections_of_image(image.0, image.1, headers)?;
+    let files = Files::read()?;
+    let tables = Tables::find();
+    let trampoline = boot::allocate_pages(
+        AllocateType::MaxAddress(LOW_MEMORY - 1),
+        MemoryType::LOADER_DATA,
+        smp::TRAMPOLINE_PAGES as usize,
+    );
+    Ok(Prepared {
+        features,
+        files,
+        tables,
+        image,
+        sections,
+        trampoline: trampoline.ok().map(|pages| HostPhys(pages.as_ptr() as u64)),
+    })
+}
+
+fn image() -> Result<(u64, u64), Refusal> {
+    let loaded = boot::open_protocol_exclusive::<LoadedImage>(boot::image_handle());
+    let info = loaded.as_ref().ok().map(|loaded| loaded.info());
+    match info.map(|(base, size)| (base as u64, size)) {
+        Some((base, size)) if base != 0 && base.is_multiple_of(PAGE_SIZE) && size >= PAGE_SIZE => {
+            Ok((base, size))
+        }
+        _ => Err(Refusal::new(
+            "image",
+            "the firmware does not say where it loaded it",
+            "start Pasidon from the firmware's boot menu",
+        )),
+    }
+}
+
+/// Reads the wall clock, ends boot services and returns the machine's memory. Interrupts are off afterwards.
+///
+/// # Safety
+/// No protocol of the firmware's may be open, and nothing of it be used afterwards.
+pub unsafe fn leave() -> Memory {
+    let tsc = time::tsc();
+    time::set_wall_clock(wall_clock().unwrap_or(0), tsc);
+    // SAFETY: by the caller's promise.
+    let map = unsafe { boot::exit_boot_services(Some(MemoryType::LOADER_DATA)) };
+    memory(&map)
+}
+
+/// Nanoseconds since 1970, as far as the firmware knows them.
+fn wall_clock() -> Option<u64> {
+    let now = runtime::get_time().ok()?;
+    let local = time::unix_ns_of(
+        now.year(),
+        now.month(),
+        now.day(),
+        now.hour(),
+        now.minute(),
+        now.second(),
+    )?;
+    // Minutes that the clock is behind UTC; a clock without a zone is taken to be UTC.
+    let behind = i64::from(now.time_zone().unwrap_or(0));
+    local.checked_add_signed(behind * 60_000_000_000)
+}
+
+fn memory(map: &MemoryMapOwned) -> Memory {
+    let mut memory = Memory {
+        ram: Vec::new(),
+        free: Vec::new(),
+    };
+    for entry in map.entries() {
+        let start = HostPhys(entry.phys_start);
+        let Some(length) = entry
+            .page_count
+            .checked_mul(PAGE_SIZE)
+            .filter(|length| start.checked_add(*length).is_some())
+        else {
+            let type_ = entry.ty.0.to_string();
+            log::warn!("memory map: an entry of type {type_} at {start} has no end; it is left out");
+            continue;
+        };
+        let unused = matches!(
+            entry.ty,
+            MemoryType::CONVENTIONAL | MemoryType::BOOT_SERVICES_CODE | MemoryType::BOOT_SERVICES_DATA
+        );
+        let used = matches!(
+            entry.ty,
+            MemoryType::LOADER_CODE
+                | MemoryType::LOADER_DATA
+                | MemoryType::RUNTIME_SERVICES_CODE
+                | MemoryType::RUNTIME_SERVICES_DATA
+                | MemoryType::ACPI_RECLAIM
+                | MemoryType::ACPI_NON_VOLATILE
+        );
+        if unused || used {
+            memory.ram.push((start, length));
+        }
+        if unused && start.0 + length > LOW_MEMORY {
+            let above = HostPhys(start.0.max(LOW_MEMORY));
+            memory.free.push((above, start.0 + length - above.0));
+        }
+    }
+    memory.free.sort_unstable();
+    memory.free = merge(&memory.free);
+    memory
+}
+
+/// Sorted ranges, those that touch put together.
+fn merge(sorted: &[(HostPhys, u64)]) -> Vec<(HostPhys, u64)> {
+    let mut merged: Vec<(HostPhys, u64)> = Vec::new();
+    for &(start, length) in sorted {
+        match merged.last_mut() {
+            Some(last) if last.0.0 + last.1 == start.0 => last.1 += length,
+            _ => merged.push((start, length)),
+        }
+    }
+    merged
+}
