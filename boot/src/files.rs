@@ -142,6 +142,7 @@ fn pages(length: usize) -> Result<&'static mut [u8], String> {
 fn words(status: Status) -> String {
     match status {
         Status::NOT_FOUND => "it is not there".to_string(),
+        Status::INVALID_PARAMETER => "it is no path that the file system can have".to_string(),
         Status::VOLUME_CORRUPTED => "the file system is damaged".to_string(),
         Status::DEVICE_ERROR => "the disk reports an error".to_string(),
         Status::NO_MEDIA | Status::MEDIA_CHANGED => "the disk is gone".to_string(),

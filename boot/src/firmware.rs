@@ -5,6 +5,7 @@ use alloc::string::ToString;
 use alloc::vec::Vec;
 
 use pasidon_arch_x86_64::cpu::Features;
+use pasidon_arch_x86_64::firmware_tables::ReferenceClock;
 use pasidon_arch_x86_64::paging::{self, Section};
 use pasidon_arch_x86_64::{smp, time};
 use pasidon_kernel::addr::{HostPhys, PAGE_SIZE};
@@ -30,6 +31,8 @@ pub struct Prepared {
     pub files: Files,
     /// The ACPI tables.
     pub tables: Tables,
+    /// The clock to measure the TSC by.
+    pub clock: ReferenceClock,
     /// Where the image lies, and its size.
     pub image: (u64, u64),
     /// Its sections.
@@ -60,6 +63,13 @@ pub fn prepare(features: Features) -> Result<Prepared, Refusal> {
     let sections = paging::sections_of_image(image.0, image.1, headers)?;
     let files = Files::read()?;
     let tables = Tables::find();
+    let clock = tables.clock().ok_or_else(|| {
+        Refusal::new(
+            "clock",
+            "the firmware describes neither a PM timer (FADT) nor an HPET",
+            "use a firmware with ACPI tables",
+        )
+    })?;
     let trampoline = boot::allocate_pages(
         AllocateType::MaxAddress(LOW_MEMORY - 1),
         MemoryType::LOADER_DATA,
@@ -69,6 +79,7 @@ pub fn prepare(features: Features) -> Result<Prepared, Refusal> {
         features,
         files,
         tables,
+        clock,
         image,
         sections,
         trampoline: trampoline.ok().map(|pages| HostPhys(pages.as_ptr() as u64)),

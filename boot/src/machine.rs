@@ -2,15 +2,19 @@
 //! The machine without the firmware: page tables, stack, descriptors, clock, processors.
 
 use alloc::boxed::Box;
+use alloc::vec::Vec;
 
 use pasidon_arch_x86_64::stack::{STACK_BYTES, Stack};
-use pasidon_arch_x86_64::{apic, cpu, fault, firmware_tables, paging, smp, time};
+use pasidon_arch_x86_64::{apic, cpu, fault, firmware_tables, ioapic, paging, pcpu, smp, time};
 use pasidon_kernel::refusal::Refusal;
 use x86_64::instructions::interrupts;
 
 use crate::firmware::{self, Memory, Prepared};
 use crate::hypervisor::{self, Handover};
 use crate::{heap, stop};
+
+/// ISA interrupt of COM1.
+const COM1_IRQ: u8 = 4;
 
 /// What goes from the firmware's stack to the hypervisor's.
 struct Crossing {
@@ -67,13 +71,14 @@ fn set_up(crossing: Crossing) -> Result<Handover, Refusal> {
         features,
         files,
         tables,
+        clock,
         image,
         trampoline,
         ..
     } = prepared;
     // SAFETY: on the hypervisor's page tables and on `stack`, interrupts off.
     unsafe { smp::init(&features, stack)? };
-    let rate = time::init(tables.clock(), &apic::free_run())?;
+    let rate = time::init(clock, &apic::free_run())?;
     apic::set_timer_rate(rate);
 
     let madt = tables
@@ -86,6 +91,7 @@ fn set_up(crossing: Crossing) -> Result<Handover, Refusal> {
     } else if madt.damaged {
         log::warn!("ACPI: the MADT is cut off; processors may be missing; update the firmware");
     }
+    ioapic::init(&madt.io_apics);
     let found = madt.processors.len().max(1);
     let processors = match trampoline {
         Some(pages) if found > 1 => {
@@ -99,9 +105,10 @@ fn set_up(crossing: Crossing) -> Result<Handover, Refusal> {
         }
         _ => 1,
     };
+    let apic_ids: Vec<u32> = (0..).map_while(pcpu::apic_id_of).collect();
     let mib = |bytes: u64| bytes >> 20;
     log::info!(
-        "processors: {processors} of {found}, {}, TSC {} MHz, local APIC timer {} MHz, {} address bits",
+        "processors: {processors} of {found} (APIC IDs {apic_ids:?}), {}, TSC {} MHz, local APIC timer {} MHz, {} address bits",
         cpu::brand(),
         time::tsc_hz() / 1_000_000,
         rate / 1_000_000,
@@ -146,7 +153,7 @@ fn set_up(crossing: Crossing) -> Result<Handover, Refusal> {
             .map(|ecam| (ecam.segment, ecam.base, ecam.start, ecam.end))
             .collect(),
         reset: tables.fadt.as_deref().and_then(firmware_tables::reset_register),
-        io_apics: madt.io_apics,
+        com1_gsi: madt.gsi_of_isa(COM1_IRQ),
         dmar: tables.dmar,
         processors,
         unix_ns: time::unix_ns(),

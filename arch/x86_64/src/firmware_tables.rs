@@ -48,8 +48,18 @@ pub struct Madt {
     pub processors: Vec<u32>,
     /// The I/O APICs.
     pub io_apics: Vec<IoApic>,
+    /// ISA interrupts that are not the global system interrupt of the same number: both numbers.
+    pub overrides: Vec<(u8, u32)>,
     /// The entries end in the middle of one: what follows was not read.
     pub damaged: bool,
+}
+
+impl Madt {
+    /// The global system interrupt of an ISA interrupt.
+    pub fn gsi_of_isa(&self, irq: u8) -> u32 {
+        let found = self.overrides.iter().find(|(isa, _)| *isa == irq);
+        found.map_or(u32::from(irq), |(_, gsi)| *gsi)
+    }
 }
 
 /// Reads the MADT.
@@ -58,6 +68,7 @@ pub fn madt(table: &[u8]) -> Madt {
     const ENTRIES: usize = HEADER + 8;
     const LOCAL_APIC: u8 = 0;
     const IO_APIC: u8 = 1;
+    const SOURCE_OVERRIDE: u8 = 2;
     const LOCAL_X2APIC: u8 = 9;
     const ENABLED: u32 = 1 << 0;
     let mut found = Madt::default();
@@ -82,6 +93,12 @@ pub fn madt(table: &[u8]) -> Madt {
                         gsi_base,
                     });
                 }
+                None
+            }
+            SOURCE_OVERRIDE => {
+                found
+                    .overrides
+                    .extend(entry.get(3).copied().zip(u32_at(entry, 4)));
                 None
             }
             _ => None,
@@ -213,6 +230,7 @@ mod tests {
             &[1, 12, 7, 0, 0, 0, 0xc0, 0xfe, 24, 0, 0, 0],
             &[9, 16, 0, 0, 0x2c, 1, 0, 0, 1, 0, 0, 0, 9, 0, 0, 0],
             &[9, 16, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 9, 0, 0, 0],
+            &[2, 10, 0, 0, 2, 0, 0, 0, 0, 0],
             &[4, 6, 0xff, 0, 0, 1],
         ]
         .concat();
@@ -224,9 +242,11 @@ mod tests {
         let wanted = Madt {
             processors: vec![0, 300],
             io_apics: vec![io_apic],
+            overrides: vec![(0, 2)],
             damaged: false,
         };
         assert_eq!(madt(&table(&body)), wanted);
+        assert_eq!((wanted.gsi_of_isa(0), wanted.gsi_of_isa(4)), (2, 4));
         assert!(madt(&table(&[&body[..], &[0]].concat())).damaged);
         assert!(madt(&table(&[&body[..], &[0, 0]].concat())).damaged);
         assert!(madt(&[]).damaged);

@@ -14,6 +14,7 @@ pub mod fault;
 pub mod firmware_tables;
 pub mod guest;
 pub mod interrupts;
+pub mod ioapic;
 pub mod paging;
 pub mod pcpu;
 pub mod serial;

@@ -175,11 +175,8 @@ fn refusal(why: &str) -> Refusal {
 /// rate is returned. On the first processor, with interrupts off; it takes a twentieth of a second.
 ///
 /// # Errors
-/// When there is no clock to measure against, or the result cannot be.
-pub fn init(clock: Option<ReferenceClock>, countdown: &dyn Fn() -> u32) -> Result<u64, Refusal> {
-    let Some(clock) = clock else {
-        return Err(refusal("there is neither a PM timer nor an HPET"));
-    };
+/// When the clock to measure against stands still, or the result cannot be.
+pub fn init(clock: ReferenceClock, countdown: &dyn Fn() -> u32) -> Result<u64, Refusal> {
     let clock = Clock::open(clock)?;
     let wanted = clock.hz * (MEASURE_NS / 1000) / 1_000_000;
     let (first, first_tsc, first_count) = clock.pair(countdown);

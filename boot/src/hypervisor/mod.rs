@@ -4,7 +4,6 @@
 use alloc::string::String;
 use alloc::vec::Vec;
 
-use pasidon_arch_x86_64::firmware_tables::IoApic;
 use pasidon_arch_x86_64::{interrupts, pcpu};
 use pasidon_kernel::addr::HostPhys;
 use pasidon_kernel::config::{ConfigError, Parsed};
@@ -26,8 +25,8 @@ pub struct Handover {
     pub physical_bits: u8,
     /// PCI configuration space: segment, address of bus 0, first and last bus.
     pub ecams: Vec<(u16, u64, u8, u8)>,
-    /// The I/O APICs.
-    pub io_apics: Vec<IoApic>,
+    /// Global system interrupt of COM1, for `ioapic::route`. All inputs are masked.
+    pub com1_gsi: u32,
     /// How the machine is reset: I/O port and value.
     pub reset: Option<(u16, u8)>,
     /// The DMAR table with its header, checksum verified.
@@ -65,8 +64,8 @@ pub fn run(handover: Handover) -> ! {
         }
     }
     log::info!(
-        "firmware: {} I/O APICs, {} ECAMs, DMAR {} bytes, symbols {} KiB, reset {:x?}, {} pieces of memory below {} bits, image at {:#x}, clock {} s, {} pCPUs",
-        handover.io_apics.len(),
+        "firmware: COM1 at interrupt {}, {} ECAMs, DMAR {} bytes, symbols {} KiB, reset {:x?}, {} pieces of memory below {} bits, image at {:#x}, clock {} s, {} pCPUs",
+        handover.com1_gsi,
         handover.ecams.len(),
         handover.dmar.as_ref().map_or(0, Vec::len),
         handover.symbols.map_or(0, kib),
