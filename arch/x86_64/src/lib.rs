@@ -20,4 +20,6 @@ pub mod pcpu;
 pub mod serial;
 pub mod smp;
 pub mod stack;
+pub mod symbols;
 pub mod time;
+pub mod unwind;
