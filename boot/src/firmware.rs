@@ -7,7 +7,7 @@ use alloc::vec::Vec;
 use pasidon_arch_x86_64::cpu::Features;
 use pasidon_arch_x86_64::firmware_tables::ReferenceClock;
 use pasidon_arch_x86_64::paging::{self, Section};
-use pasidon_arch_x86_64::{smp, time};
+use pasidon_arch_x86_64::{fault, smp, symbols, time};
 use pasidon_kernel::addr::{HostPhys, PAGE_SIZE};
 use pasidon_kernel::refusal::Refusal;
 use uefi::boot::{self, AllocateType, MemoryType};
@@ -61,7 +61,12 @@ pub fn prepare(features: Features) -> Result<Prepared, Refusal> {
     // SAFETY: the image is loaded there with its headers; it has at least a page of them.
     let headers = unsafe { core::slice::from_raw_parts(image.0 as *const u8, IMAGE_HEADERS) };
     let sections = paging::sections_of_image(image.0, image.1, headers)?;
+    // SAFETY: the image stays where it is, and these are its sections.
+    unsafe { fault::install(image.0, image.1, &sections) };
     let files = Files::read()?;
+    if let Some(text) = files.symbols {
+        symbols::install(text, image.0);
+    }
     let tables = Tables::find();
     let clock = tables.clock().ok_or_else(|| {
         Refusal::new(

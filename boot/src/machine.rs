@@ -5,7 +5,7 @@ use alloc::boxed::Box;
 use alloc::vec::Vec;
 
 use pasidon_arch_x86_64::stack::{STACK_BYTES, Stack};
-use pasidon_arch_x86_64::{apic, cpu, fault, firmware_tables, ioapic, paging, pcpu, smp, time};
+use pasidon_arch_x86_64::{apic, cpu, firmware_tables, ioapic, paging, pcpu, smp, time};
 use pasidon_kernel::refusal::Refusal;
 use x86_64::instructions::interrupts;
 
@@ -31,7 +31,6 @@ pub unsafe fn take_over(prepared: Prepared) -> ! {
     // SAFETY: by the caller's promise.
     let memory = unsafe { firmware::leave() };
     interrupts::disable();
-    fault::install(prepared.image.0, prepared.image.1);
     // SAFETY: interrupts are off, and the processor has what was checked. The firmware's map is an identity
     // map, and everything in use lies in RAM: image, heap, files and the stack.
     let stack = unsafe {
@@ -115,12 +114,13 @@ fn set_up(crossing: Crossing) -> Result<Handover, Refusal> {
         features.physical_bits
     );
     log::info!(
-        "memory: {} MiB, {} MiB of it for guests; hypervisor: heap {} MiB ({} KiB used), image {} KiB",
+        "memory: {} MiB, {} MiB of it for guests; hypervisor: heap {} MiB ({} KiB used), image {} KiB at {:#x}",
         mib(memory.ram.iter().map(|(_, length)| length).sum()),
         mib(memory.free.iter().map(|(_, length)| length).sum()),
         mib(heap::HEAP_BYTES as u64),
         heap::used() >> 10,
-        image.1 >> 10
+        image.1 >> 10,
+        image.0
     );
     log::info!("ACPI: {}", tables.names());
     let ecams = tables
