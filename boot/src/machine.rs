@@ -11,7 +11,7 @@ use x86_64::instructions::interrupts;
 
 use crate::firmware::{self, Memory, Prepared};
 use crate::hypervisor::{self, Handover};
-use crate::{heap, stop};
+use crate::{heap, provoke, stop};
 
 /// ISA interrupt of COM1.
 const COM1_IRQ: u8 = 4;
@@ -96,7 +96,11 @@ fn set_up(crossing: Crossing) -> Result<Handover, Refusal> {
         Some(pages) if found > 1 => {
             // SAFETY: the firmware gave these pages for this.
             unsafe { smp::prepare(&madt.processors, pages)? };
-            smp::start(hypervisor::processor)?
+            smp::start(if provoke::ON {
+                provoke::processor
+            } else {
+                hypervisor::processor
+            })?
         }
         None if found > 1 => {
             log::warn!("processors: no memory below 1 MiB to start them with; only the first one is used");
@@ -142,6 +146,7 @@ fn set_up(crossing: Crossing) -> Result<Handover, Refusal> {
             ecam.base
         );
     }
+    provoke::fail();
     Ok(Handover {
         parsed: files.parsed,
         files: files.guests,

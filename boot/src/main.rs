@@ -21,6 +21,7 @@ mod heap;
 mod hypervisor;
 mod machine;
 mod output;
+mod provoke;
 mod tables;
 
 use core::panic::PanicInfo;

@@ -7,6 +7,7 @@ mod lifecycle;
 mod no_iommu;
 pub(crate) mod pasidon;
 mod platform;
+mod report;
 mod sharing;
 
 use crate::scenario::Scenario;
@@ -29,4 +30,5 @@ pub const ALL: &[Scenario] = &[
     configuration::TWINS,
     configuration::OF_ALL,
     no_iommu::REFUSED,
+    report::REPORT,
 ];
