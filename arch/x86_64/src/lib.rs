@@ -10,6 +10,7 @@ extern crate alloc;
 pub mod apic;
 pub mod cpu;
 pub mod descriptors;
+pub mod emulate;
 pub mod fault;
 pub mod firmware_tables;
 pub mod guest;

@@ -1,0 +1,169 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Translated operands, and how they reach RAM or the bus.
+
+use arrayvec::ArrayVec;
+use pasidon_kernel::addr::{GuestPhys, PAGE_SIZE};
+use pasidon_kernel::exit::{Access, AccessKind};
+use pasidon_kernel::memory::GuestMemory;
+
+use super::walk::translate;
+use super::{AccessType, CpuState, Exception};
+
+/// Largest operand: a descriptor of MOVDIR64B.
+pub(super) const MAX_OPERAND: usize = 64;
+/// Largest access of the bus, in bytes.
+const MAX_BUS_ACCESS: usize = 8;
+
+/// The part of an operand within one page.
+#[derive(Clone, Copy, Debug)]
+struct Piece {
+    address: GuestPhys,
+    len: usize,
+}
+
+/// An operand whose translation succeeded.
+#[derive(Clone, Debug)]
+pub(super) struct Target {
+    /// At most [`MAX_OPERAND`] bytes, so at most two pages.
+    pieces: ArrayVec<Piece, 2>,
+    /// Some of it is not RAM.
+    pub(super) device: bool,
+}
+
+/// RAM and devices, as the guest's accesses see them.
+pub(super) struct Bus<'a> {
+    pub(super) memory: &'a dyn GuestMemory,
+    pub(super) device: &'a mut dyn FnMut(Access) -> u64,
+}
+
+impl Bus<'_> {
+    /// Translates `len` bytes (at most [`MAX_OPERAND`]) at `linear`.
+    pub(super) fn resolve(
+        &self,
+        state: &CpuState,
+        linear: u64,
+        len: usize,
+        access: AccessType,
+    ) -> Result<Target, Exception> {
+        let len = len.min(MAX_OPERAND);
+        let first = len.min((PAGE_SIZE - linear % PAGE_SIZE) as usize);
+        let mut target = Target {
+            pieces: ArrayVec::new(),
+            device: false,
+        };
+        for (offset, len) in [(0, first), (first, len - first)] {
+            if len == 0 {
+                continue;
+            }
+            let address = translate(state, self.memory, linear.wrapping_add(offset as u64), access)?;
+            let mut probe = [0; MAX_OPERAND];
+            target.device |= self.memory.read(address, &mut probe[..len]).is_err();
+            // Cannot be full: two rounds.
+            let _ = target.pieces.try_push(Piece { address, len });
+        }
+        Ok(target)
+    }
+
+    /// Fills the front of `buffer` with the operand.
+    pub(super) fn read(&mut self, target: &Target, buffer: &mut [u8]) {
+        let mut rest = buffer;
+        for piece in &target.pieces {
+            let (bytes, after) = rest.split_at_mut(piece.len.min(rest.len()));
+            if self.memory.read(piece.address, bytes).is_err() {
+                self.read_device(piece.address, bytes);
+            }
+            rest = after;
+        }
+    }
+
+    /// Writes the front of `bytes` to the operand.
+    pub(super) fn write(&mut self, target: &Target, bytes: &[u8]) {
+        let mut rest = bytes;
+        for piece in &target.pieces {
+            let (bytes, after) = rest.split_at(piece.len.min(rest.len()));
+            if self.memory.write(piece.address, bytes).is_err() {
+                self.write_device(piece.address, bytes);
+            }
+            rest = after;
+        }
+    }
+
+    /// An operand of up to 8 bytes, zero-extended.
+    pub(super) fn read_value(&mut self, target: &Target) -> u64 {
+        let mut bytes = [0; 8];
+        self.read(target, &mut bytes);
+        u64::from_le_bytes(bytes)
+    }
+
+    /// Writes the low bytes of `value`, as many as the operand has.
+    pub(super) fn write_value(&mut self, target: &Target, value: u64) {
+        self.write(target, &value.to_le_bytes());
+    }
+
+    /// An operand of up to 8 bytes that was RAM when it was resolved, zero-extended. What is RAM no longer
+    /// reads as zeros: here the bus is that of the ports, where a memory address has no meaning.
+    pub(super) fn read_ram(&self, target: &Target) -> u64 {
+        let mut bytes = [0; 8];
+        let mut rest = &mut bytes[..];
+        for piece in &target.pieces {
+            let (bytes, after) = rest.split_at_mut(piece.len.min(rest.len()));
+            let _ = self.memory.read(piece.address, bytes);
+            rest = after;
+        }
+        u64::from_le_bytes(bytes)
+    }
+
+    /// Writes the low bytes of `value` to an operand that was RAM when it was resolved. What refuses the
+    /// write (RAM no longer, or read-only) keeps what it has.
+    pub(super) fn write_ram(&self, target: &Target, value: u64) {
+        let bytes = value.to_le_bytes();
+        let mut rest = &bytes[..];
+        for piece in &target.pieces {
+            let (bytes, after) = rest.split_at(piece.len.min(rest.len()));
+            let _ = self.memory.write(piece.address, bytes);
+            rest = after;
+        }
+    }
+
+    fn read_device(&mut self, address: GuestPhys, buffer: &mut [u8]) {
+        let (mut address, mut rest) = (address.0, buffer);
+        while !rest.is_empty() {
+            let size = step(address, rest.len());
+            let value = (self.device)(Access {
+                address,
+                size: size as u8,
+                kind: AccessKind::Read,
+            });
+            let (bytes, after) = rest.split_at_mut(size);
+            bytes.copy_from_slice(&value.to_le_bytes()[..size]);
+            address = address.wrapping_add(size as u64);
+            rest = after;
+        }
+    }
+
+    fn write_device(&mut self, address: GuestPhys, bytes: &[u8]) {
+        let (mut address, mut rest) = (address.0, bytes);
+        while !rest.is_empty() {
+            let size = step(address, rest.len());
+            let (bytes, after) = rest.split_at(size);
+            let mut value = [0; MAX_BUS_ACCESS];
+            value[..size].copy_from_slice(bytes);
+            (self.device)(Access {
+                address,
+                size: size as u8,
+                kind: AccessKind::Write(u64::from_le_bytes(value)),
+            });
+            address = address.wrapping_add(size as u64);
+            rest = after;
+        }
+    }
+}
+
+/// The largest access that is naturally aligned at `address` and fits in `left` (at least 1) bytes.
+fn step(address: u64, left: usize) -> usize {
+    let mut size = MAX_BUS_ACCESS;
+    while size > 1 && (size > left || !address.is_multiple_of(size as u64)) {
+        size /= 2;
+    }
+    size
+}

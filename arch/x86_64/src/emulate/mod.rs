@@ -1,0 +1,218 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Carries out a guest's instruction where the processor cannot: on memory that is a device.
+//!
+//! **Principle.** An exit says that an access failed, not what the guest wanted. So the instruction is
+//! fetched and decoded as the processor would, its operands are translated by the guest's own page tables
+//! with the guest's own rights, and each access goes to RAM where [`GuestMemory`] has it and to the bus
+//! where not. These are plain functions of values: nothing here knows which virtualization extension
+//! caused the exit.
+//!
+//! **Invariants.**
+//! - Memory is reached through [`GuestMemory`] and the bus only, whatever the bytes, registers and tables
+//!   hold. No input panics, and the work of one call is bounded.
+//! - Exceptions are precise: every operand is translated, for writing where it is written, before the first
+//!   device access. On an error the state is as before the instruction (for a repeated string instruction:
+//!   as after the last complete iteration).
+//! - The guest may change its code and tables while this runs. The rights are checked on what is read here,
+//!   so a race gives the guest nothing that it could not have had by running that other code.
+//!
+//! **Left to the caller.** A single step (RFLAGS.TF) after an emulated instruction, the end of an interrupt
+//! shadow, and data breakpoints. A locked access to a device is one read and one write on the bus. Protection
+//! keys, shadow stacks and linear-address masking are not offered to guests and not looked at.
+//!
+//! Source: Intel SDM volume 2 (instructions), volume 3A chapters 3 "Protected-Mode Memory Management" and
+//! 5 "Paging"; AMD APM volume 2 chapter 5.
+
+mod access;
+mod address;
+mod alu;
+mod condition;
+mod decode;
+mod execute;
+mod registers;
+mod string;
+#[cfg(test)]
+mod tests;
+mod walk;
+
+use arrayvec::ArrayVec;
+use pasidon_kernel::addr::GuestPhys;
+use pasidon_kernel::exit::Access;
+use pasidon_kernel::memory::GuestMemory;
+use x86_64::structures::idt::ExceptionVector;
+
+pub use decode::{fetch, instruction_length};
+pub use walk::translate;
+
+/// Longest instruction of the architecture, in bytes.
+pub const MAX_INSTRUCTION_LEN: usize = 15;
+
+/// What the emulator reads and changes of a vCPU.
+#[derive(Clone, Default, Debug, PartialEq, Eq)]
+pub struct CpuState {
+    /// General-purpose registers in the order of their encoding: rax, rcx, rdx, rbx, rsp, rbp, rsi, rdi, r8–r15.
+    pub gpr: [u64; 16],
+    /// Instruction pointer.
+    pub rip: u64,
+    /// RFLAGS.
+    pub rflags: u64,
+    /// CR0.
+    pub cr0: u64,
+    /// CR3.
+    pub cr3: u64,
+    /// CR4.
+    pub cr4: u64,
+    /// IA32_EFER.
+    pub efer: u64,
+    /// Current privilege level, 0 to 3.
+    pub cpl: u8,
+    /// Code segment.
+    pub cs: SegmentState,
+    /// Stack segment.
+    pub ss: SegmentState,
+    /// Data segment.
+    pub ds: SegmentState,
+    /// Extra segment.
+    pub es: SegmentState,
+    /// FS; its base counts in 64-bit mode too.
+    pub fs: SegmentState,
+    /// GS; its base counts in 64-bit mode too.
+    pub gs: SegmentState,
+}
+
+/// The hidden part of a segment register, as far as addresses depend on it.
+#[derive(Clone, Copy, Default, Debug, PartialEq, Eq)]
+pub struct SegmentState {
+    /// Linear address of the segment's first byte.
+    pub base: u64,
+    /// Last valid offset, in bytes (the granularity bit already applied). Taken as that of an expand-up
+    /// segment.
+    pub limit: u32,
+    /// Bit L of a code segment: 64-bit code, when long mode is active.
+    pub long: bool,
+    /// Bit D/B: 32-bit operands, addresses and stack pointer by default.
+    pub big: bool,
+}
+
+/// How memory is accessed; user or supervisor follows from the privilege level.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum AccessType {
+    /// Data read.
+    Read,
+    /// Data write, or the read of a read-modify-write.
+    Write,
+    /// Instruction fetch.
+    Execute,
+}
+
+/// An exception for the guest.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Exception {
+    /// Vector, 0 to 31.
+    pub vector: u8,
+    /// Error code, where the vector has one and the guest is not in real mode.
+    pub error_code: Option<u32>,
+    /// New value of CR2, with a page fault.
+    pub cr2: Option<u64>,
+}
+
+impl Exception {
+    fn with_zero_code(state: &CpuState, vector: ExceptionVector) -> Self {
+        Self {
+            vector: vector as u8,
+            error_code: state.protected_mode().then_some(0),
+            cr2: None,
+        }
+    }
+
+    /// #GP(0).
+    pub(crate) fn general_protection(state: &CpuState) -> Self {
+        Self::with_zero_code(state, ExceptionVector::GeneralProtection)
+    }
+
+    /// #SS(0).
+    pub(crate) fn stack_fault(state: &CpuState) -> Self {
+        Self::with_zero_code(state, ExceptionVector::Stack)
+    }
+}
+
+/// The bytes of an instruction, for the log.
+pub type InstructionBytes = ArrayVec<u8, MAX_INSTRUCTION_LEN>;
+
+/// Why an instruction was not carried out.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Failure {
+    /// The guest gets this exception.
+    Exception(Exception),
+    /// The instruction is not one that is emulated. Its bytes, as many as could be fetched: none when the
+    /// code itself does not lie in RAM.
+    Unsupported(InstructionBytes),
+}
+
+impl From<Exception> for Failure {
+    fn from(exception: Exception) -> Self {
+        Self::Exception(exception)
+    }
+}
+
+/// Carries out the instruction at CS:RIP, whose access to guest-physical `fault` exited because no RAM is
+/// there.
+///
+/// Each device access goes to `bus`, naturally aligned and of 1, 2, 4 or 8 bytes; `bus` returns the value of
+/// a read, and anything for a write. What straddles a page or is misaligned becomes several accesses with
+/// ascending addresses. The addresses come from the instruction's operands through [`translate`]; `fault` is
+/// only compared.
+///
+/// On `Ok` the state is as after the instruction, with RFLAGS.RF cleared. It is unchanged, so that the
+/// processor tries again, when by now nothing that the instruction touches is a device (the guest changed
+/// its tables or code meanwhile). A repeated string instruction returns after a bounded number of
+/// iterations with RIP still on it.
+///
+/// # Errors
+/// [`Failure::Exception`] for the guest; [`Failure::Unsupported`] for what is not emulated: SSE, AVX, x87,
+/// far transfers, loads of segment registers.
+pub fn mmio(
+    state: &mut CpuState,
+    memory: &dyn GuestMemory,
+    fault: u64,
+    bus: &mut dyn FnMut(Access) -> u64,
+) -> Result<(), Failure> {
+    // RAM by now: the processor needs no help.
+    if memory.read(GuestPhys(fault), &mut [0]).is_ok() {
+        return Ok(());
+    }
+    let instruction = decode::decode(state, memory)?;
+    let result = match string::StringInstruction::new(&instruction) {
+        Some(string) if !string.is_port_io() => string::run(state, memory, bus, &instruction, string),
+        _ => execute::run(state, memory, bus, &instruction),
+    };
+    decode::finish(result, state, memory)
+}
+
+/// Carries out the INS or OUTS at CS:RIP, whose access to its port exited.
+///
+/// Each port access goes to `bus`, with the port as the address; `bus` returns the value of a read. With a
+/// REP prefix a bounded number of iterations is done; RIP stays on the instruction until the last.
+/// The processor has checked the I/O privilege before the exit; it is not checked again.
+///
+/// # Errors
+/// [`Failure::Exception`] for the guest; [`Failure::Unsupported`] when the instruction is another one (the
+/// guest changed it meanwhile) or its memory operand is not RAM.
+pub fn string_io(
+    state: &mut CpuState,
+    memory: &dyn GuestMemory,
+    bus: &mut dyn FnMut(Access) -> u64,
+) -> Result<(), Failure> {
+    let instruction = decode::decode(state, memory)?;
+    let result = match string::StringInstruction::new(&instruction) {
+        Some(string) if string.is_port_io() => string::run(state, memory, bus, &instruction, string),
+        _ => Err(decode::Stop::Unsupported),
+    };
+    decode::finish(result, state, memory)
+}
+
+/// Builds the decoder's tables. They are built at the first use otherwise, on the heap; call this once
+/// while starting, where running out of heap is still a refusal to start.
+pub fn prepare() {
+    decode::prepare();
+}

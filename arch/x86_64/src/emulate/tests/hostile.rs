@@ -1,0 +1,153 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Whatever a guest puts into its registers, tables and code: no panic, bounded work, sane accesses.
+
+use proptest::prelude::*;
+
+use super::{DEVICE, Ram};
+use crate::emulate::access::MAX_OPERAND;
+use crate::emulate::string::MAX_ITERATIONS;
+use crate::emulate::{
+    AccessType, CpuState, MAX_INSTRUCTION_LEN, SegmentState, fetch, instruction_length, mmio, string_io,
+    translate,
+};
+
+/// Most accesses of one call: both operands of each iteration byte by byte.
+const MAX_ACCESSES: usize = MAX_ITERATIONS * 2 * 8 + 2 * MAX_OPERAND;
+
+/// Numbers near what matters, and any.
+fn number() -> BoxedStrategy<u64> {
+    // Boxed: as a value, the strategy of a whole state would not fit on a test's stack.
+    prop_oneof![
+        4 => 0..DEVICE + 0x1000,
+        2 => (DEVICE - 80)..(DEVICE + 80),
+        1 => any::<u64>(),
+        1 => (0u64..200).prop_map(|n| n.wrapping_sub(100)),
+        1 => (0u64..200).prop_map(|n| 0x0000_8000_0000_0000 - 100 + n),
+        1 => (0u64..200).prop_map(|n| 0xffff_ff50 + n),
+    ]
+    .boxed()
+}
+
+prop_compose! {
+    fn segment()(base in number(), limit in prop_oneof![Just(u32::MAX), Just(0xffff), any::<u32>()],
+        long in any::<bool>(), big in any::<bool>()) -> SegmentState {
+        SegmentState { base, limit, long, big }
+    }
+}
+
+prop_compose! {
+    fn state()(gpr in proptest::array::uniform16(number()), rip in 0x800u64..0x1100, far in number(),
+        is_far in proptest::bool::weighted(0.1), rflags in any::<u64>(),
+        paging in any::<bool>(), cr0 in any::<u64>(), cr3 in prop_oneof![0..DEVICE, any::<u64>()],
+        cr4 in any::<u64>(), efer in any::<u64>(), cpl in 0u8..4,
+        segments in proptest::array::uniform6(segment()), flat in any::<bool>()) -> CpuState {
+        let paging_bit = 1 << 31;
+        let [mut cs, ss, ds, es, fs, gs] = segments;
+        if flat {
+            cs.base = 0;
+            cs.limit = u32::MAX;
+        }
+        CpuState {
+            gpr, rip: if is_far { far } else { rip }, rflags,
+            cr0: if paging { cr0 | paging_bit } else { cr0 & !paging_bit },
+            cr3, cr4, efer, cpl, cs, ss, ds, es, fs, gs,
+        }
+    }
+}
+
+/// Code that often decodes: prefixes, an opcode that is emulated or any, a ModRM byte, the rest.
+fn code() -> impl Strategy<Value = Vec<u8>> {
+    let prefix = proptest::sample::select(vec![0x66u8, 0x67, 0xf0, 0xf2, 0xf3, 0x2e, 0x36, 0x65, 0x48, 0x4d]);
+    let opcodes: Vec<Vec<u8>> = [
+        (0x00..=0x3f).collect::<Vec<u8>>(),
+        (0x80..=0x8f).collect(),
+        (0xa0..=0xaf).collect(),
+        vec![0x63, 0x6c, 0x6d, 0x6e, 0x6f, 0xc6, 0xc7, 0xf6, 0xf7, 0xfe, 0xff],
+    ]
+    .concat()
+    .into_iter()
+    .map(|opcode| vec![opcode])
+    .chain((0..=255).map(|second| vec![0x0f, second]))
+    .chain([0xf0, 0xf1, 0xf8, 0xf9].map(|third| vec![0x0f, 0x38, third]))
+    .collect();
+    prop_oneof![
+        4 => (
+            proptest::collection::vec(prefix, 0..4),
+            proptest::sample::select(opcodes),
+            proptest::collection::vec(any::<u8>(), 12),
+        ).prop_map(|(prefixes, opcode, rest)| [prefixes, opcode, rest].concat()),
+        1 => proptest::collection::vec(any::<u8>(), 16),
+    ]
+}
+
+/// Fills RAM above the code with entries that mostly point back there or to the device.
+fn tables(ram: &Ram, seed: u64) {
+    let mut x = seed | 1;
+    for address in (0x2000..0x1_2000).step_by(8) {
+        // xorshift64
+        x ^= x << 13;
+        x ^= x >> 7;
+        x ^= x << 17;
+        let entry = match x >> 60 {
+            0 => x,
+            1..4 => x & 0x001f_ff87 | 1,
+            _ => x & 0x0010_f000 | 0x67,
+        };
+        ram.put_u64(address, entry);
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(4000))]
+
+    #[test]
+    fn emulation_is_bounded_and_never_panics(mut state in state(), code in code(), seed in any::<u64>(),
+        answer in any::<u64>(), with_tables in proptest::bool::weighted(0.3)) {
+        let ram = Ram::new();
+        if with_tables {
+            tables(&ram, seed);
+        }
+        // Twice: at the usual place, and where the first page ends.
+        for address in (0x800..0x1100u64).step_by(16) {
+            ram.put(address, &code[..code.len().min(16)]);
+        }
+        state.rip &= if state.rip < 0x1100 { !15 } else { u64::MAX };
+        let mut accesses = 0;
+        let mut bus = |access: pasidon_kernel::exit::Access| {
+            accesses += 1;
+            assert!(matches!(access.size, 1 | 2 | 4 | 8));
+            assert!(access.address.is_multiple_of(access.size.into()));
+            assert!(access.address >= DEVICE, "RAM on the bus");
+            answer
+        };
+        let before = state.clone();
+        let result = mmio(&mut state, &ram, DEVICE, &mut bus);
+        if result.is_err() && state.gpr == before.gpr {
+            prop_assert_eq!(&state.rip, &before.rip);
+        }
+        prop_assert!(accesses <= MAX_ACCESSES);
+        let mut ports = 0;
+        let _ = string_io(&mut state, &ram, &mut |access| {
+            ports += 1;
+            assert!(access.address <= 0xffff && matches!(access.size, 1 | 2 | 4));
+            answer
+        });
+        prop_assert!(ports <= MAX_ITERATIONS);
+        let _ = fetch(&state, &ram, &mut [0; MAX_INSTRUCTION_LEN]);
+        if let Ok(len) = instruction_length(&state, &ram) {
+            prop_assert!((1..=15).contains(&len));
+        }
+    }
+
+    #[test]
+    fn walks_never_panic(state in state(), linear in number(), seed in any::<u64>()) {
+        let ram = Ram::new();
+        tables(&ram, seed);
+        for access in [AccessType::Read, AccessType::Write, AccessType::Execute] {
+            if let Ok(address) = translate(&state, &ram, linear, access) {
+                prop_assert!(address.0 < 1 << 52);
+                prop_assert_eq!(address.0 & 0xfff, linear & 0xfff);
+            }
+        }
+    }
+}

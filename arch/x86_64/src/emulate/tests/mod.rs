@@ -1,0 +1,192 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! A vCPU with a little RAM and a device above it, for the tests of each subject.
+
+mod alu;
+mod forms;
+mod hostile;
+mod modes;
+mod strings;
+mod walk;
+
+use std::sync::Mutex;
+
+use pasidon_kernel::addr::GuestPhys;
+use pasidon_kernel::exit::{Access, AccessKind};
+use pasidon_kernel::memory::{BadGuestAddress, GuestMemory};
+use x86_64::registers::control::{Cr0Flags, EferFlags};
+
+use super::{CpuState, Failure, SegmentState};
+
+/// Where the tests put code.
+const CODE: u64 = 0x1000;
+/// First guest-physical address that is not RAM.
+const DEVICE: u64 = 0x10_0000;
+const DEVICE_SIZE: u64 = 0x2000;
+const RFLAGS_FIXED: u64 = 2;
+
+/// RAM from 0 to `DEVICE`.
+struct Ram(Mutex<Vec<u8>>);
+
+impl Ram {
+    fn new() -> Self {
+        Self(Mutex::new(vec![0; DEVICE as usize]))
+    }
+
+    fn put(&self, address: u64, bytes: &[u8]) {
+        self.write(GuestPhys(address), bytes).unwrap();
+    }
+
+    fn put_u64(&self, address: u64, value: u64) {
+        self.put(address, &value.to_le_bytes());
+    }
+
+    fn u64(&self, address: u64) -> u64 {
+        let mut bytes = [0; 8];
+        self.read(GuestPhys(address), &mut bytes).unwrap();
+        u64::from_le_bytes(bytes)
+    }
+}
+
+impl GuestMemory for Ram {
+    fn read(&self, address: GuestPhys, buffer: &mut [u8]) -> Result<(), BadGuestAddress> {
+        let len = buffer.len() as u64;
+        let ram = self.0.lock().unwrap();
+        match address.0.checked_add(len) {
+            Some(end) if end <= ram.len() as u64 => {
+                buffer.copy_from_slice(&ram[address.0 as usize..end as usize]);
+                Ok(())
+            }
+            _ => Err(BadGuestAddress { address, len }),
+        }
+    }
+
+    fn write(&self, address: GuestPhys, bytes: &[u8]) -> Result<(), BadGuestAddress> {
+        let len = bytes.len() as u64;
+        let mut ram = self.0.lock().unwrap();
+        match address.0.checked_add(len) {
+            Some(end) if end <= ram.len() as u64 => {
+                ram[address.0 as usize..end as usize].copy_from_slice(bytes);
+                Ok(())
+            }
+            _ => Err(BadGuestAddress { address, len }),
+        }
+    }
+
+    fn ram_size(&self) -> u64 {
+        DEVICE
+    }
+}
+
+const FLAT: SegmentState = SegmentState {
+    base: 0,
+    limit: u32::MAX,
+    long: false,
+    big: true,
+};
+
+/// 64-bit code without paging: not a state a processor has, but one where addresses speak for themselves.
+fn long_state() -> CpuState {
+    let mut state = protected_state();
+    state.efer = EferFlags::LONG_MODE_ACTIVE.bits();
+    state.cs.long = true;
+    state.cs.big = false;
+    state
+}
+
+/// 32-bit code, flat segments, no paging.
+fn protected_state() -> CpuState {
+    CpuState {
+        rip: CODE,
+        rflags: RFLAGS_FIXED,
+        cr0: Cr0Flags::PROTECTED_MODE_ENABLE.bits(),
+        cs: FLAT,
+        ss: FLAT,
+        ds: FLAT,
+        es: FLAT,
+        fs: FLAT,
+        gs: FLAT,
+        ..CpuState::default()
+    }
+}
+
+/// 16-bit code in real mode, all segments at 0.
+fn real_state() -> CpuState {
+    let segment = SegmentState {
+        limit: 0xffff,
+        ..SegmentState::default()
+    };
+    CpuState {
+        rip: CODE,
+        rflags: RFLAGS_FIXED,
+        cs: segment,
+        ss: segment,
+        ds: segment,
+        es: segment,
+        fs: segment,
+        gs: segment,
+        ..CpuState::default()
+    }
+}
+
+/// What an access on the bus was: address, size, value written.
+type Seen = (u64, u8, Option<u64>);
+
+struct Machine {
+    state: CpuState,
+    ram: Ram,
+    /// Contents of the device, from `DEVICE`.
+    device: Vec<u8>,
+    seen: Vec<Seen>,
+}
+
+impl Machine {
+    fn new(state: CpuState, code: &[u8]) -> Self {
+        let ram = Ram::new();
+        ram.put(CODE, code);
+        Self {
+            state,
+            ram,
+            device: vec![0; DEVICE_SIZE as usize],
+            seen: Vec::new(),
+        }
+    }
+
+    fn set_device(&mut self, offset: u64, value: u64) {
+        self.device[offset as usize..offset as usize + 8].copy_from_slice(&value.to_le_bytes());
+    }
+
+    fn device_u64(&self, offset: u64) -> u64 {
+        u64::from_le_bytes(
+            self.device[offset as usize..offset as usize + 8]
+                .try_into()
+                .unwrap(),
+        )
+    }
+
+    fn mmio(&mut self) -> Result<(), Failure> {
+        let Self {
+            state,
+            ram,
+            device,
+            seen,
+        } = self;
+        super::mmio(state, ram, DEVICE, &mut |access: Access| {
+            assert!(access.address.is_multiple_of(access.size.into()));
+            let start = (access.address - DEVICE) as usize;
+            let bytes = &mut device[start..start + usize::from(access.size)];
+            match access.kind {
+                AccessKind::Read => {
+                    seen.push((access.address, access.size, None));
+                    let mut value = [0; 8];
+                    value[..bytes.len()].copy_from_slice(bytes);
+                    u64::from_le_bytes(value)
+                }
+                AccessKind::Write(value) => {
+                    seen.push((access.address, access.size, Some(value)));
+                    bytes.copy_from_slice(&value.to_le_bytes()[..bytes.len()]);
+                    0
+                }
+            }
+        })
+    }
+}

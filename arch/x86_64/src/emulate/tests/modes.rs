@@ -1,0 +1,142 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Fetch and segmentation in each mode.
+
+use super::{CODE, DEVICE, Machine, long_state, protected_state, real_state};
+use crate::emulate::{CpuState, Exception, Failure, MAX_INSTRUCTION_LEN, fetch, instruction_length};
+
+fn general_protection(error_code: Option<u32>) -> Exception {
+    Exception {
+        vector: 13,
+        error_code,
+        cr2: None,
+    }
+}
+
+#[test]
+fn real_mode_reaches_a_device_through_a_segment() {
+    // mov ax, [es:0x10] with es at 0xffff0: 0x10 further is 1 MiB
+    let mut machine = Machine::new(real_state(), &[0x26, 0xa1, 0x10, 0x00]);
+    machine.state.es.base = 0xf_fff0;
+    machine.set_device(0, 0x1234);
+    assert_eq!(machine.mmio(), Ok(()));
+    assert_eq!(machine.seen, [(DEVICE, 2, None)]);
+    assert_eq!((machine.state.gpr[0], machine.state.rip), (0x1234, CODE + 4));
+}
+
+#[test]
+fn real_mode_addresses_wrap_at_16_bits() {
+    // mov [bx+si], al
+    let mut machine = Machine::new(real_state(), &[0x88, 0x00]);
+    machine.state.ds.base = DEVICE - 0x10;
+    machine.state.gpr[3] = 0x8000;
+    machine.state.gpr[6] = 0x8010;
+    assert_eq!(machine.mmio(), Ok(()));
+    assert_eq!(machine.seen, [(DEVICE, 1, Some(0))]);
+}
+
+#[test]
+fn exceptions_of_real_mode_have_no_error_code() {
+    // mov [0xffff], ax crosses the limit
+    let mut machine = Machine::new(real_state(), &[0xa3, 0xff, 0xff]);
+    assert_eq!(machine.mmio(), Err(Failure::Exception(general_protection(None))));
+}
+
+#[test]
+fn stack_segment_has_its_own_fault() {
+    // mov [ebp], eax beyond the limit
+    let mut machine = Machine::new(protected_state(), &[0x89, 0x45, 0x00]);
+    machine.state.ss.limit = 0xfff;
+    machine.state.gpr[5] = DEVICE;
+    let expected = Exception {
+        vector: 12,
+        error_code: Some(0),
+        cr2: None,
+    };
+    assert_eq!(machine.mmio(), Err(Failure::Exception(expected)));
+}
+
+#[test]
+fn addresses_that_are_not_canonical_fault() {
+    for (code, vector) in [([0x48, 0x89, 0x03], 13), ([0x48, 0x89, 0x45], 12)] {
+        let mut machine = Machine::new(long_state(), &[code[0], code[1], code[2], 0]);
+        machine.state.gpr[3] = 0x0000_7fff_ffff_fffc;
+        machine.state.gpr[5] = 0x0000_8000_0000_0000;
+        let Err(Failure::Exception(exception)) = machine.mmio() else {
+            panic!("no exception");
+        };
+        assert_eq!((exception.vector, exception.error_code), (vector, Some(0)));
+    }
+}
+
+#[test]
+fn long_mode_uses_the_base_of_fs_and_gs_only() {
+    // mov [gs:rbx], eax; mov [ds:rbx], eax
+    let mut machine = Machine::new(long_state(), &[0x65, 0x89, 0x03, 0x3e, 0x89, 0x03]);
+    machine.state.gs.base = 0x10;
+    machine.state.ds.base = 0x20;
+    machine.state.gpr[3] = DEVICE;
+    assert_eq!(machine.mmio(), Ok(()));
+    assert_eq!(machine.mmio(), Ok(()));
+    assert_eq!(machine.seen, [(DEVICE + 0x10, 4, Some(0)), (DEVICE, 4, Some(0))]);
+}
+
+#[test]
+fn an_address_size_prefix_truncates() {
+    // mov [ebx], eax in 64-bit code
+    let mut machine = Machine::new(long_state(), &[0x67, 0x89, 0x03]);
+    machine.state.gpr[3] = 0xdead_0000_0000_0000 | DEVICE;
+    assert_eq!(machine.mmio(), Ok(()));
+    assert_eq!(machine.seen, [(DEVICE, 4, Some(0))]);
+}
+
+#[test]
+fn lengths_depend_on_the_mode() {
+    // mov eax, imm32 or mov ax, imm16
+    let code = [0xb8, 1, 2, 3, 4];
+    let length = |state: CpuState, code: &[u8]| {
+        let machine = Machine::new(state, code);
+        instruction_length(&machine.state, &machine.ram)
+    };
+    assert_eq!(length(real_state(), &code), Ok(3));
+    assert_eq!(length(protected_state(), &code), Ok(5));
+    assert_eq!(length(long_state(), &code), Ok(5));
+    let mut compatibility = long_state();
+    compatibility.cs.long = false;
+    assert_eq!(length(compatibility, &code), Ok(3));
+    for (code, len) in [
+        (&[0x0fu8, 0xa2][..], 2), // cpuid
+        (&[0xf4], 1),             // hlt
+        (&[0x0f, 0x01, 0xd9], 3), // vmmcall
+        (&[0x0f, 0x30], 2),       // wrmsr
+        (&[0x0f, 0x22, 0xd8], 3), // mov cr3, rax
+        (&[0xf3, 0x90], 2),       // pause
+        (&[0x0f, 0x01, 0xd1], 3), // xsetbv
+        (&[0xe5, 0x60], 2),       // in eax, 0x60
+    ] {
+        assert_eq!(length(long_state(), code), Ok(len));
+    }
+    let too_long = [0x66; MAX_INSTRUCTION_LEN];
+    assert_eq!(
+        length(long_state(), &too_long),
+        Err(Failure::Unsupported(too_long.into()))
+    );
+}
+
+#[test]
+fn fetch_ends_with_the_segment_and_with_ram() {
+    let mut machine = Machine::new(protected_state(), &[0x90; 15]);
+    let mut buffer = [0; MAX_INSTRUCTION_LEN];
+    assert_eq!(fetch(&machine.state, &machine.ram, &mut buffer), Ok(15));
+    machine.state.cs.limit = CODE as u32 + 3;
+    assert_eq!(fetch(&machine.state, &machine.ram, &mut buffer), Ok(4));
+    machine.state.cs.limit = CODE as u32 - 1;
+    assert_eq!(
+        fetch(&machine.state, &machine.ram, &mut buffer),
+        Err(general_protection(Some(0)))
+    );
+    machine.state.cs.limit = u32::MAX;
+    machine.state.rip = DEVICE - 2;
+    assert_eq!(fetch(&machine.state, &machine.ram, &mut buffer), Ok(2));
+    machine.state.rip = DEVICE;
+    assert_eq!(fetch(&machine.state, &machine.ram, &mut buffer), Ok(0));
+}

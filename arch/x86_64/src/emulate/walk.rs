@@ -1,0 +1,307 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The walk of the guest's page tables, as the processor does it.
+//!
+//! **Principle.** The guest's tables are input. Each entry is read once, through [`GuestMemory`], and what
+//! was read is what is checked. A table outside RAM counts as one whose entry is not present: the guest gets
+//! a page fault, and no device is read for a translation.
+//!
+//! Reserved bits are checked as far as they do not depend on the width of physical addresses. In PAE paging
+//! the page-directory-pointer entries are read from memory at each walk, as with AMD's nested paging. 1-GiB
+//! pages are taken as supported.
+//!
+//! Source: Intel SDM volume 3A, chapter 5 "Paging": 5.3–5.5 (formats), 5.6 (access rights), 5.7 (error code),
+//! 5.8 (accessed and dirty flags).
+
+use arrayvec::ArrayVec;
+use pasidon_kernel::addr::GuestPhys;
+use pasidon_kernel::memory::GuestMemory;
+use x86_64::registers::control::{Cr0Flags, Cr4Flags, EferFlags};
+use x86_64::registers::rflags::RFlags;
+use x86_64::structures::idt::{ExceptionVector, PageFaultErrorCode};
+use x86_64::structures::paging::PageTableFlags;
+
+use super::{AccessType, CpuState, Exception};
+
+const PAGE_SHIFT: u32 = 12;
+/// Bits 51:12 of a 64-bit entry.
+const FRAME_64: u64 = 0x000f_ffff_ffff_f000;
+/// Bits 31:12 of a 32-bit entry, and of CR3 with 32-bit paging.
+const FRAME_32: u64 = 0xffff_f000;
+/// CR3 bits 31:5: the page-directory-pointer table of PAE paging.
+const PAE_ROOT: u64 = 0xffff_ffe0;
+/// Bits 62:52 are reserved in PAE paging.
+const PAE_RESERVED: u64 = 0x7ff0_0000_0000_0000;
+/// Bits 8:5, 2:1 and 63 of a page-directory-pointer entry in PAE paging.
+const PAE_POINTER_RESERVED: u64 = 0x8000_0000_0000_01e6;
+/// Bits 20:13 of a 2-MiB entry.
+const LARGE_RESERVED: u64 = 0x001f_e000;
+/// Bits 29:13 of a 1-GiB entry.
+const HUGE_RESERVED: u64 = 0x3fff_e000;
+/// Bit 21 of a 4-MiB entry.
+const PSE_RESERVED: u64 = 1 << 21;
+/// Most levels of a walk.
+const MAX_LEVELS: usize = 5;
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Format {
+    /// Two levels of 32-bit entries.
+    Legacy,
+    /// Three levels of 64-bit entries, 32-bit linear addresses.
+    Pae,
+    /// Four or five levels of 64-bit entries.
+    Long,
+}
+
+impl CpuState {
+    pub(super) fn protected_mode(&self) -> bool {
+        self.cr0 & Cr0Flags::PROTECTED_MODE_ENABLE.bits() != 0
+    }
+
+    fn cr4_has(&self, flag: Cr4Flags) -> bool {
+        self.cr4 & flag.bits() != 0
+    }
+
+    pub(super) fn long_mode(&self) -> bool {
+        self.efer & EferFlags::LONG_MODE_ACTIVE.bits() != 0
+    }
+
+    fn no_execute_enabled(&self) -> bool {
+        self.efer & EferFlags::NO_EXECUTE_ENABLE.bits() != 0
+    }
+
+    fn user(&self) -> bool {
+        self.cpl == 3
+    }
+
+    fn format(&self) -> Format {
+        if self.long_mode() {
+            Format::Long
+        } else if self.cr4_has(Cr4Flags::PHYSICAL_ADDRESS_EXTENSION) {
+            Format::Pae
+        } else {
+            Format::Legacy
+        }
+    }
+
+    /// Whether all bits above the linear address width equal its top bit. Always true outside long mode.
+    pub(super) fn is_canonical(&self, linear: u64) -> bool {
+        let width = if self.cr4_has(Cr4Flags::L5_PAGING) { 57 } else { 48 };
+        let unused = 64 - width;
+        !self.long_mode() || ((linear << unused) as i64 >> unused) as u64 == linear
+    }
+}
+
+/// The guest-physical address that `linear` (segment base included) has for an access of the given kind at
+/// the current privilege level. Sets accessed and dirty flags as the processor does. Without paging the
+/// address is the linear one, 32 bits wide. The address returned need not be RAM.
+///
+/// # Errors
+/// The page fault with its error code and CR2, or #GP(0) for an address that is not canonical.
+pub fn translate(
+    state: &CpuState,
+    memory: &dyn GuestMemory,
+    linear: u64,
+    access: AccessType,
+) -> Result<GuestPhys, Exception> {
+    let linear = if state.long_mode() {
+        linear
+    } else {
+        linear & 0xffff_ffff
+    };
+    if !state.is_canonical(linear) {
+        return Err(Exception::general_protection(state));
+    }
+    if state.cr0 & Cr0Flags::PAGING.bits() == 0 {
+        return Ok(GuestPhys(linear & 0xffff_ffff));
+    }
+    let walk = Walk {
+        state,
+        memory,
+        linear,
+        access,
+        format: state.format(),
+    };
+    walk.run().map_err(|cause| walk.page_fault(cause))
+}
+
+struct Walk<'a> {
+    state: &'a CpuState,
+    memory: &'a dyn GuestMemory,
+    linear: u64,
+    access: AccessType,
+    format: Format,
+}
+
+/// Rights that the entries of a walk grant together.
+struct Rights {
+    writable: bool,
+    user: bool,
+    execute: bool,
+}
+
+impl Walk<'_> {
+    /// `Err` holds the bits of the error code that tell the cause.
+    fn run(&self) -> Result<GuestPhys, PageFaultErrorCode> {
+        let (levels, index_bits, root) = match self.format {
+            Format::Legacy => (2, 10, self.state.cr3 & FRAME_32),
+            Format::Pae => (3, 9, self.state.cr3 & PAE_ROOT),
+            Format::Long if self.state.cr4_has(Cr4Flags::L5_PAGING) => (5, 9, self.state.cr3 & FRAME_64),
+            Format::Long => (4, 9, self.state.cr3 & FRAME_64),
+        };
+        let mut rights = Rights {
+            writable: true,
+            user: true,
+            execute: true,
+        };
+        // Entries that carry an accessed flag, with their low byte as it was read.
+        let mut visited: ArrayVec<(GuestPhys, u8), MAX_LEVELS> = ArrayVec::new();
+        let mut table = root;
+        let mut level: u32 = levels;
+        loop {
+            let shift = PAGE_SHIFT + index_bits * (level - 1);
+            let index = (self.linear >> shift) & ((1 << index_bits) - 1);
+            let address = GuestPhys(table + index * self.entry_size());
+            let entry = self.read_entry(address).ok_or(PageFaultErrorCode::empty())?;
+            let flags = PageTableFlags::from_bits_truncate(entry);
+            if !flags.contains(PageTableFlags::PRESENT) {
+                return Err(PageFaultErrorCode::empty());
+            }
+            let leaf = level == 1 || (flags.contains(PageTableFlags::HUGE_PAGE) && self.large_allowed(level));
+            if entry & self.reserved(level, leaf) != 0 {
+                return Err(PageFaultErrorCode::PROTECTION_VIOLATION | PageFaultErrorCode::MALFORMED_TABLE);
+            }
+            // The pointer entries of PAE paging carry neither rights nor an accessed flag.
+            if !(self.format == Format::Pae && level == 3) {
+                rights.writable &= flags.contains(PageTableFlags::WRITABLE);
+                rights.user &= flags.contains(PageTableFlags::USER_ACCESSIBLE);
+                rights.execute &=
+                    self.format == Format::Legacy || !flags.contains(PageTableFlags::NO_EXECUTE);
+                // Cannot be full: no format has more levels.
+                let _ = visited.try_push((address, entry as u8));
+            }
+            if leaf {
+                if !self.permitted(&rights) {
+                    return Err(PageFaultErrorCode::PROTECTION_VIOLATION);
+                }
+                self.set_flags(&visited);
+                let offset = (1u64 << shift) - 1;
+                return Ok(GuestPhys(
+                    self.frame(entry, level) & !offset | self.linear & offset,
+                ));
+            }
+            table = self.frame(entry, 1);
+            level -= 1;
+        }
+    }
+
+    const fn entry_size(&self) -> u64 {
+        match self.format {
+            Format::Legacy => 4,
+            Format::Pae | Format::Long => 8,
+        }
+    }
+
+    fn read_entry(&self, address: GuestPhys) -> Option<u64> {
+        let mut bytes = [0; 8];
+        let size = self.entry_size() as usize;
+        self.memory.read(address, &mut bytes[..size]).ok()?;
+        Some(u64::from_le_bytes(bytes))
+    }
+
+    /// Whether an entry of this level with its page-size bit set maps a page.
+    fn large_allowed(&self, level: u32) -> bool {
+        match self.format {
+            Format::Legacy => level == 2 && self.state.cr4_has(Cr4Flags::PAGE_SIZE_EXTENSION),
+            Format::Pae => level == 2,
+            Format::Long => level == 2 || level == 3,
+        }
+    }
+
+    /// The bits that must be zero in a present entry.
+    fn reserved(&self, level: u32, leaf: bool) -> u64 {
+        if self.format == Format::Legacy {
+            return if leaf && level == 2 { PSE_RESERVED } else { 0 };
+        }
+        let mut reserved = match (leaf, level) {
+            (true, 2) => LARGE_RESERVED,
+            (true, 3) => HUGE_RESERVED,
+            (false, 4..) => PageTableFlags::HUGE_PAGE.bits(),
+            _ => 0,
+        };
+        if !self.state.no_execute_enabled() {
+            reserved |= PageTableFlags::NO_EXECUTE.bits();
+        }
+        if self.format == Format::Pae {
+            reserved |= PAE_RESERVED;
+            if level == 3 {
+                reserved |= PAE_POINTER_RESERVED;
+            }
+        }
+        reserved
+    }
+
+    /// The physical address in an entry: of a table or small page, or of the large page at `level`.
+    fn frame(&self, entry: u64, level: u32) -> u64 {
+        match self.format {
+            // PSE-36: bits 20:13 of the entry are bits 39:32 of the address.
+            Format::Legacy if level == 2 => entry & FRAME_32 | ((entry >> 13) & 0xff) << 32,
+            Format::Legacy => entry & FRAME_32,
+            Format::Pae | Format::Long => entry & FRAME_64,
+        }
+    }
+
+    fn permitted(&self, rights: &Rights) -> bool {
+        let state = self.state;
+        let alignment_check = state.rflags & RFlags::ALIGNMENT_CHECK.bits() != 0;
+        let smap = state.cr4_has(Cr4Flags::SUPERVISOR_MODE_ACCESS_PREVENTION) && !alignment_check;
+        let smep = state.cr4_has(Cr4Flags::SUPERVISOR_MODE_EXECUTION_PROTECTION);
+        let write_protect = state.cr0 & Cr0Flags::WRITE_PROTECT.bits() != 0;
+        match (self.access, state.user()) {
+            (AccessType::Read, true) => rights.user,
+            (AccessType::Read, false) => !(smap && rights.user),
+            (AccessType::Write, true) => rights.user && rights.writable,
+            (AccessType::Write, false) => (rights.writable || !write_protect) && !(smap && rights.user),
+            (AccessType::Execute, true) => rights.user && rights.execute,
+            (AccessType::Execute, false) => rights.execute && !(smep && rights.user),
+        }
+    }
+
+    /// Sets the accessed flags, and the dirty flag of the last entry for a write. The processor did so before
+    /// it found no RAM, so hardly ever is anything to do. Where there is, only the byte with the flags is
+    /// written, to keep what another vCPU may be changing in the entry.
+    fn set_flags(&self, visited: &[(GuestPhys, u8)]) {
+        let leaf = visited.len().saturating_sub(1);
+        for (i, &(address, low)) in visited.iter().enumerate() {
+            let mut wanted = PageTableFlags::ACCESSED;
+            if i == leaf && self.access == AccessType::Write {
+                wanted |= PageTableFlags::DIRTY;
+            }
+            let new = low | wanted.bits() as u8;
+            if new != low {
+                // Tables in memory that refuses writes keep their flags clear, as in a ROM.
+                let _ = self.memory.write(address, &[new]);
+            }
+        }
+    }
+
+    fn page_fault(&self, cause: PageFaultErrorCode) -> Exception {
+        let state = self.state;
+        let mut code = cause;
+        code.set(
+            PageFaultErrorCode::CAUSED_BY_WRITE,
+            self.access == AccessType::Write,
+        );
+        code.set(PageFaultErrorCode::USER_MODE, state.user());
+        let no_execute = self.format != Format::Legacy && state.no_execute_enabled();
+        let fetches_told = no_execute || state.cr4_has(Cr4Flags::SUPERVISOR_MODE_EXECUTION_PROTECTION);
+        code.set(
+            PageFaultErrorCode::INSTRUCTION_FETCH,
+            self.access == AccessType::Execute && fetches_told,
+        );
+        Exception {
+            vector: ExceptionVector::Page as u8,
+            error_code: Some(code.bits() as u32),
+            cr2: Some(self.linear),
+        }
+    }
+}
