@@ -7,6 +7,8 @@
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicU64, Ordering};
 
+use spin::Mutex;
+
 use crate::info::ExitCount;
 
 macro_rules! exit_kinds {
@@ -56,12 +58,30 @@ exit_kinds! {
     Other = "other",
 }
 
+/// Time that vCPUs ran. One that runs now counts up to now, however long its turn.
+#[derive(Clone, Copy, Debug, Default)]
+struct RunTime {
+    /// Turns that are over, in nanoseconds.
+    past: u64,
+    /// How many vCPUs run.
+    running: u64,
+    /// Sum of the times at which those began.
+    begun: u64,
+}
+
+impl RunTime {
+    fn until(&self, now: u64) -> u64 {
+        let current = self.running.saturating_mul(now).saturating_sub(self.begun);
+        self.past.saturating_add(current)
+    }
+}
+
 /// Counters of one VM. On cache lines of their own, so that counting in one VM does not slow another.
 #[derive(Debug, Default)]
 #[repr(align(64))]
 pub struct VmStats {
     exits: [AtomicU64; ExitKind::ALL.len()],
-    run_ns: AtomicU64,
+    run_time: Mutex<RunTime>,
     faults: AtomicU64,
     starts: AtomicU64,
 }
@@ -74,9 +94,20 @@ impl VmStats {
         }
     }
 
-    /// A vCPU ran for `ns` nanoseconds.
-    pub fn add_run_time(&self, ns: u64) {
-        self.run_ns.fetch_add(ns, Ordering::Relaxed);
+    /// A vCPU begins to run at `now`, in nanoseconds since boot. [`VmStats::end_run`] must follow. Not to be
+    /// called from an interrupt handler.
+    pub fn begin_run(&self, now: u64) {
+        let mut time = self.run_time.lock();
+        time.running += 1;
+        time.begun = time.begun.saturating_add(now);
+    }
+
+    /// The vCPU that began to run at `began` has run until `now`.
+    pub fn end_run(&self, began: u64, now: u64) {
+        let mut time = self.run_time.lock();
+        time.running = time.running.saturating_sub(1);
+        time.begun = time.begun.saturating_sub(began);
+        time.past = time.past.saturating_add(now.saturating_sub(began));
     }
 
     pub(crate) fn count_fault(&self) {
@@ -105,9 +136,9 @@ impl VmStats {
             .collect()
     }
 
-    /// Time its vCPUs ran, in nanoseconds.
-    pub fn run_ns(&self) -> u64 {
-        self.run_ns.load(Ordering::Relaxed)
+    /// Time its vCPUs ran until `now`, in nanoseconds. Not to be called from an interrupt handler.
+    pub fn run_ns(&self, now: u64) -> u64 {
+        self.run_time.lock().until(now)
     }
 
     /// DMA faults of its vdevs.
@@ -124,6 +155,19 @@ impl VmStats {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_turn_counts_while_it_lasts() {
+        let stats = VmStats::default();
+        stats.begin_run(100);
+        assert_eq!(stats.run_ns(130), 30);
+        stats.begin_run(120);
+        assert_eq!(stats.run_ns(130), 40, "two vCPUs");
+        stats.end_run(100, 140);
+        assert_eq!(stats.run_ns(150), 70);
+        stats.end_run(120, 150);
+        assert_eq!(stats.run_ns(1000), 70);
+    }
 
     #[test]
     fn each_kind_has_a_counter_of_its_own() {

@@ -347,7 +347,7 @@ impl Vm {
     }
 
     /// For the monitor. Waits for no device.
-    pub(crate) fn info(&self, routes: &RouteTable) -> VmInfo {
+    pub(crate) fn info(&self, routes: &RouteTable, now: u64) -> VmInfo {
         let (vdevs, memory_in_use) = {
             let life = self.life.lock();
             (life.vdevs.clone(), life.ram.as_ref().map_or(0, |ram| ram.bytes()))
@@ -366,7 +366,7 @@ impl Vm {
             pasids_leased: self.quota.leased(),
             pasids_retired: self.quota.retired(),
             starts: self.stats.starts(),
-            run_ns: self.stats.run_ns(),
+            run_ns: self.stats.run_ns(now),
             exits: self.stats.all_exits(),
             interrupts: vdevs
                 .iter()

@@ -81,7 +81,7 @@ impl System {
 
     /// A snapshot of one VM.
     pub fn vm_info(&self, vm: &Vm) -> VmInfo {
-        vm.info(&self.services.routes)
+        vm.info(&self.services.routes, self.services.host.now_ns())
     }
 
     /// Snapshots of all vdevs.
