@@ -257,6 +257,16 @@ pub struct RetiredInfo {
     pub why: String,
 }
 
+impl core::fmt::Display for RetiredInfo {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        let Self { what, vm, value, why } = self;
+        write!(
+            f,
+            "vm {vm}: {what} {value} is kept back: {why}; a reset of its parent helps"
+        )
+    }
+}
+
 /// One pCPU, for `top`.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize)]
 pub struct PcpuInfo {

@@ -126,6 +126,11 @@ impl Monitor {
         Some(text + LIVE_HINT)
     }
 
+    /// Whether a live display runs, so that [`Monitor::tick`] wants to be called.
+    pub fn is_live(&self) -> bool {
+        self.live
+    }
+
     /// Ends a live display.
     pub fn cancel(&mut self) {
         self.live = false;

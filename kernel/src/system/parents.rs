@@ -46,6 +46,19 @@ pub struct ParentReport {
     pub event: ParentEvent,
 }
 
+impl core::fmt::Display for ParentReport {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        write!(f, "parent {}", self.parent)?;
+        if let Some(vdev) = &self.vdev {
+            write!(f, ": vm {} vdev #{}", vdev.vm_name, vdev.vdev.0)?;
+        }
+        match &self.event {
+            ParentEvent::Error { text, .. } => write!(f, ": {text}"),
+            ParentEvent::Halted(text) => write!(f, ": it stopped: {text}; reset it to use it again"),
+        }
+    }
+}
+
 impl System {
     /// Takes a parent into use: claims it at the IOMMU and connects its event interrupt.
     ///
