@@ -57,6 +57,13 @@ pub static HOST: Section = Section {
             example: "console = \"plain\"",
             about: "How the serial line is shared: one guest at a time for people, or every guest at once in frames that a program takes apart.",
         },
+        Key {
+            name: "last_pasid",
+            takes: "a whole number from 1 to 65535",
+            default: Some("the largest that the IOMMU understands"),
+            example: "last_pasid = 255",
+            about: "The largest PASID that is given out, and so how many there are. PASIDs are given out in turn, so that one that was given back rests as long as possible.",
+        },
     ],
 };
 

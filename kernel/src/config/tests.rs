@@ -11,6 +11,7 @@ pub(super) const FULL: &str = r#"
 [host]
 log = "debug"
 console = "framed"
+last_pasid = 255
 
 [parent.dsa1]
 match = "8086:0b25"
@@ -77,6 +78,7 @@ fn every_key_is_read() {
     assert_eq!(errors, []);
     assert_eq!(config.host.log.value, log::LevelFilter::Debug);
     assert_eq!(config.host.console.value, ConsoleMode::Framed);
+    assert_eq!(config.host.last_pasid.map(|last| last.value), Some(255));
     let names: Vec<_> = config
         .parents
         .iter()
@@ -155,7 +157,7 @@ fn values_know_their_places() {
     let error = alpha.error_at(alpha.memory.at, "memory: the machine has 128M left", "use less");
     assert_eq!(
         error.to_string(),
-        "pasidon.toml:16:10: vm alpha: memory: the machine has 128M left; use less"
+        "pasidon.toml:17:10: vm alpha: memory: the machine has 128M left; use less"
     );
 }
 

@@ -28,6 +28,8 @@ pub struct HostConfig {
     pub log: Spanned<log::LevelFilter>,
     /// How the serial line is shared.
     pub console: Spanned<ConsoleMode>,
+    /// The largest PASID that is given out; `None`: the largest that the IOMMU understands.
+    pub last_pasid: Option<Spanned<u16>>,
 }
 
 /// How the serial line is shared between monitor and guests.

@@ -132,6 +132,7 @@ fn host(text: &str, top: &DeTable<'_>, errors: &mut Vec<ConfigError>) -> HostCon
     HostConfig {
         log: table.choice("log", &LEVELS, log::LevelFilter::Info, errors),
         console: table.choice("console", &modes, ConsoleMode::Plain, errors),
+        last_pasid: table.integer("last_pasid", 1..=u16::MAX, errors),
     }
 }
 
