@@ -11,16 +11,16 @@
 
 use alloc::boxed::Box;
 use core::arch::{asm, global_asm};
-use core::sync::atomic::{AtomicPtr, AtomicU64, AtomicUsize, Ordering};
+use core::sync::atomic::{AtomicPtr, AtomicU64, Ordering};
 
-use spin::{Mutex, Once};
+use spin::Once;
 use x86_64::VirtAddr;
 use x86_64::instructions::port::Port;
 use x86_64::instructions::tables::lidt;
 use x86_64::structures::DescriptorTablePointer;
 
 use crate::descriptors::{CODE_SELECTOR, ist};
-use crate::{apic, fault, pcpu};
+use crate::{apic, fault};
 
 /// Vectors by their use.
 pub mod vector {
@@ -36,7 +36,7 @@ pub mod vector {
     pub const FIRST_INTERRUPT: u8 = 0x20;
     /// What the firmware's 8259s would use, which are masked.
     pub const LEGACY: RangeInclusive<u8> = 0x20..=0x2f;
-    /// For devices, see [`super::allocate`].
+    /// For devices.
     pub const DEVICES: RangeInclusive<u8> = 0x30..=0xef;
     /// Faults that the IOMMU reports.
     pub const IOMMU_FAULT: u8 = 0xfb;
@@ -317,59 +317,6 @@ pub fn wait() {
     unsafe { asm!("sti", "hlt", "cli") };
 }
 
-/// Words of 64 vectors.
-type Used = [u64; VECTORS / 64];
-
-struct Allocations {
-    used: [Used; pcpu::MAX_PCPUS],
-}
-
-static ALLOCATIONS: Mutex<Allocations> = Mutex::new(Allocations {
-    used: [[0; VECTORS / 64]; pcpu::MAX_PCPUS],
-});
-/// The pCPU that is asked first next time.
-static NEXT: AtomicUsize = AtomicUsize::new(0);
-
-impl Allocations {
-    fn take(&mut self, first: usize, pcpus: usize) -> Option<(u8, u32)> {
-        (0..pcpus).find_map(|step| {
-            let pcpu = (first + step) % pcpus;
-            let used = &mut self.used[pcpu];
-            let free = vector::DEVICES.into_iter().find(|vector| {
-                let (word, bit) = place(*vector);
-                used[word] & bit == 0
-            })?;
-            let (word, bit) = place(free);
-            used[word] |= bit;
-            Some((free, pcpu as u32))
-        })
-    }
-
-    fn give_back(&mut self, vector: u8, pcpu: u32) {
-        let (word, bit) = place(vector);
-        if let Some(used) = self.used.get_mut(pcpu as usize) {
-            used[word] &= !bit;
-        }
-    }
-}
-
-const fn place(vector: u8) -> (usize, u64) {
-    (vector as usize / 64, 1 << (vector % 64))
-}
-
-/// A free device vector and the index of the pCPU it is free on; the pCPUs take turns. `None` when all are
-/// taken everywhere. The same vector on another pCPU is another allocation, with the handler in common.
-pub fn allocate() -> Option<(u8, u32)> {
-    let pcpus = pcpu::count().max(1);
-    let first = NEXT.fetch_add(1, Ordering::Relaxed) % pcpus;
-    ALLOCATIONS.lock().take(first, pcpus)
-}
-
-/// Gives a vector back that [`allocate`] gave. Nothing may raise it any more.
-pub fn free(vector: u8, pcpu: u32) {
-    ALLOCATIONS.lock().give_back(vector, pcpu);
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -393,21 +340,5 @@ mod tests {
             };
             assert_eq!(pushed, number);
         }
-    }
-
-    #[test]
-    fn vectors_are_given_round_robin_until_none_is_left() {
-        let mut allocations = Allocations {
-            used: [[0; VECTORS / 64]; pcpu::MAX_PCPUS],
-        };
-        assert_eq!(allocations.take(1, 2), Some((0x30, 1)));
-        assert_eq!(allocations.take(0, 2), Some((0x30, 0)));
-        let per_pcpu = vector::DEVICES.count();
-        for _ in 2..2 * per_pcpu {
-            assert!(allocations.take(0, 2).is_some());
-        }
-        assert_eq!(allocations.take(0, 2), None);
-        allocations.give_back(0xef, 1);
-        assert_eq!(allocations.take(0, 2), Some((0xef, 1)));
     }
 }
