@@ -10,7 +10,7 @@ use pasidon_kernel::refusal::Refusal;
 use crate::paging;
 
 /// Bytes of the stack a pCPU runs on.
-pub const STACK_BYTES: u64 = 64 << 10;
+pub const STACK_BYTES: u64 = 256 << 10;
 /// Bytes of a stack for one of the exceptions that come on a stack of their own.
 pub const EXCEPTION_STACK_BYTES: u64 = 16 << 10;
 

@@ -1,0 +1,158 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! What a processor's virtualization extension must offer: the interface that [`crate::svm`] implements
+//! and that VMX will.
+//!
+//! **Principle.** A backend knows control blocks and intercepts; it does not know devices, interrupt
+//! controllers or VMs. It runs the guest until something happens and says what, in terms that both
+//! extensions share.
+
+use crate::emulate::{CpuState, Exception};
+use crate::guest::boot::EntryState;
+
+/// Why the guest stopped running.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Reason {
+    /// A host interrupt, NMI or SMI is waiting.
+    HostInterrupt,
+    /// CPUID.
+    Cpuid,
+    /// HLT.
+    Halt,
+    /// A port access.
+    Io(IoExit),
+    /// RDMSR.
+    ReadMsr,
+    /// WRMSR.
+    WriteMsr,
+    /// An access that stage 2 does not allow.
+    Stage2 {
+        /// Guest-physical address.
+        address: u64,
+        /// An instruction fetch.
+        fetch: bool,
+    },
+    /// A call to the hypervisor.
+    Hypercall,
+    /// XSETBV.
+    Xsetbv,
+    /// The guest can take an interrupt now.
+    InterruptWindow,
+    /// Triple fault.
+    Shutdown,
+    /// An instruction that this machine does not have.
+    Undefined,
+    /// An instruction that the guest may not use.
+    Forbidden,
+    /// An instruction with no effect here.
+    Ignored,
+    /// The processor refused the guest state, or reported something unknown: raw code.
+    Failed(u64),
+}
+
+/// A port access.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct IoExit {
+    /// Port.
+    pub port: u16,
+    /// 1, 2 or 4.
+    pub size: u8,
+    /// IN or INS.
+    pub input: bool,
+    /// INS or OUTS.
+    pub string: bool,
+}
+
+/// An event to deliver when the guest is entered.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Event {
+    /// An external interrupt.
+    Interrupt(u8),
+    /// A non-maskable interrupt.
+    Nmi,
+    /// An exception.
+    Exception(Exception),
+}
+
+/// One vCPU of a virtualization extension. All calls come from the pCPU that runs it.
+pub trait Backend {
+    /// What the extension needs once per pCPU.
+    type Pcpu;
+
+    /// Puts the registers into the state of a kernel's first instruction.
+    fn start_at(&mut self, entry: &EntryState);
+
+    /// Prepares to run on this pCPU; to be called whenever the vCPU comes back to one.
+    fn load(&mut self, pcpu: &mut Self::Pcpu);
+
+    /// Runs the guest until something happens. `flush` drops its translations first.
+    fn enter(&mut self, pcpu: &mut Self::Pcpu, flush: bool) -> Reason;
+
+    /// The registers that an emulated instruction may use.
+    fn state(&self) -> CpuState;
+
+    /// Takes over general registers, RIP and RFLAGS of `state`.
+    fn set_state(&mut self, state: &CpuState);
+
+    /// General registers in hardware order: RAX, RCX, RDX, RBX, RSP, ...
+    fn gpr(&self, index: usize) -> u64;
+
+    /// Sets a general register.
+    fn set_gpr(&mut self, index: usize, value: u64);
+
+    /// Length of the current instruction, where the processor told it; otherwise the caller must find it.
+    fn known_length(&self) -> Option<u8>;
+
+    /// Ends the current instruction, `length` bytes long.
+    fn skip(&mut self, length: u8);
+
+    /// Whether an external interrupt would be taken now.
+    fn interruptible(&self) -> bool;
+
+    /// Whether an event waits to be delivered at the next entry.
+    fn has_event(&self) -> bool;
+
+    /// Delivers an event at the next entry. There must be none yet.
+    fn inject(&mut self, event: Event);
+
+    /// Asks for [`Reason::InterruptWindow`], or no longer.
+    fn request_window(&mut self, window: Option<Window>);
+
+    /// CR8 as the guest left it.
+    fn cr8(&self) -> u8;
+
+    /// Sets CR8.
+    fn set_cr8(&mut self, class: u8);
+
+    /// RIP.
+    fn rip(&self) -> u64;
+
+    /// CR4.
+    fn cr4(&self) -> u64;
+
+    /// Privilege level, 0 to 3.
+    fn cpl(&self) -> u8;
+
+    /// EFER as the guest sees it.
+    fn efer(&self) -> u64;
+
+    /// Writes EFER; false where the guest must get a general-protection fault.
+    fn set_efer(&mut self, value: u64) -> bool;
+
+    /// The guest's PAT.
+    fn pat(&self) -> u64;
+
+    /// Writes the guest's PAT; false where the guest must get a general-protection fault.
+    fn set_pat(&mut self, value: u64) -> bool;
+
+    /// Codes of the last exit, for the exit history.
+    fn last_exit(&self) -> [u64; 4];
+}
+
+/// When an interrupt window is wanted.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Window {
+    /// As soon as interrupts are enabled.
+    Enabled,
+    /// As soon as, besides, CR8 allows a vector of this priority class.
+    Class(u8),
+}

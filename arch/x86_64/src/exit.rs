@@ -1,0 +1,287 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Answers to what a guest did.
+//!
+//! **Principle.** Whatever a guest can do ends in one of four ways: an answer, an exception for the guest,
+//! a message to another part, or the end of that VM with one line that says why.
+
+use alloc::format;
+
+use pasidon_kernel::exit::{Access, AccessKind, Exit};
+use pasidon_kernel::stats::ExitKind;
+use pasidon_kernel::vm::VmEnd;
+
+use crate::backend::{Backend, IoExit, Reason};
+use crate::emulate::{self, CpuState, Exception, Failure};
+use crate::guest::GeneralProtection;
+use crate::guest::cpuid::CpuidState;
+use crate::guest::lapic::ApicEvent;
+use crate::vcpu::Core;
+use crate::vms::Machine;
+
+/// Exception vectors.
+mod vector {
+    pub const UNDEFINED: u8 = 6;
+    pub const GENERAL_PROTECTION: u8 = 13;
+}
+
+/// General registers in hardware order.
+mod gpr {
+    pub const RAX: usize = 0;
+    pub const RCX: usize = 1;
+    pub const RDX: usize = 2;
+    pub const RBX: usize = 3;
+}
+
+const EFER: u32 = 0xc000_0080;
+const IA32_PAT: u32 = 0x277;
+const IA32_TSC_AUX: u32 = 0xc000_0103;
+/// CR4.OSXSAVE.
+const CR4_OSXSAVE: u64 = 1 << 18;
+/// What KVM answers to a hypercall it does not know: -1000.
+const NO_SUCH_HYPERCALL: u64 = (-1000i64).cast_unsigned();
+const LOW: u64 = u32::MAX as u64;
+
+const UNDEFINED: Exception = Exception {
+    vector: vector::UNDEFINED,
+    error_code: None,
+    cr2: None,
+};
+const GENERAL_PROTECTION: Exception = Exception {
+    vector: vector::GENERAL_PROTECTION,
+    error_code: Some(0),
+    cr2: None,
+};
+
+/// Instructions that exit, without prefixes (APM 3).
+mod encoding {
+    /// Longest instruction.
+    pub const MAX: usize = 15;
+    pub const CPUID: &[u8] = &[0x0f, 0xa2];
+    pub const HLT: &[u8] = &[0xf4];
+    pub const INVD: &[u8] = &[0x0f, 0x08];
+    pub const RDMSR: &[u8] = &[0x0f, 0x32];
+    pub const WRMSR: &[u8] = &[0x0f, 0x30];
+    pub const VMMCALL: &[u8] = &[0x0f, 0x01, 0xd9];
+    pub const XSETBV: &[u8] = &[0x0f, 0x01, 0xd1];
+    /// Too many forms to name, but the processor always tells their length.
+    pub const PORT: &[u8] = &[];
+}
+
+/// The counter of a reason.
+pub fn kind(reason: &Reason) -> ExitKind {
+    match reason {
+        Reason::HostInterrupt => ExitKind::Interrupt,
+        Reason::Cpuid => ExitKind::Identification,
+        Reason::Halt => ExitKind::Halt,
+        Reason::Io(_) => ExitKind::Io,
+        Reason::ReadMsr | Reason::WriteMsr | Reason::Xsetbv => ExitKind::SystemRegister,
+        Reason::Stage2 { fetch: false, .. } => ExitKind::Mmio,
+        Reason::Stage2 { fetch: true, .. } => ExitKind::Stage2Fault,
+        Reason::Hypercall => ExitKind::Hypercall,
+        Reason::InterruptWindow => ExitKind::InterruptWindow,
+        Reason::Shutdown => ExitKind::Shutdown,
+        Reason::Undefined | Reason::Forbidden | Reason::Ignored | Reason::Failed(_) => ExitKind::Other,
+    }
+}
+
+/// Answers one exit of `machine`'s vCPU. [`Reason::HostInterrupt`] is the caller's.
+pub fn handle(core: &mut Core, machine: &Machine, reason: Reason) {
+    match reason {
+        Reason::HostInterrupt | Reason::InterruptWindow => {}
+        Reason::Cpuid => {
+            let hardware = &mut core.hardware;
+            let state = CpuidState {
+                osxsave: hardware.cr4() & CR4_OSXSAVE != 0,
+                xcr0: core.extended.xcr0(),
+            };
+            let (leaf, subleaf) = (hardware.gpr(gpr::RAX), hardware.gpr(gpr::RCX));
+            let answer = core.cpuid.query(leaf as u32, subleaf as u32, &state);
+            for (register, value) in [
+                (gpr::RAX, answer.eax),
+                (gpr::RBX, answer.ebx),
+                (gpr::RCX, answer.ecx),
+                (gpr::RDX, answer.edx),
+            ] {
+                hardware.set_gpr(register, value.into());
+            }
+            finish(core, machine, encoding::CPUID);
+        }
+        Reason::Halt => {
+            core.halted = true;
+            finish(core, machine, encoding::HLT);
+        }
+        Reason::Io(io) if io.string => string_io(core, machine),
+        Reason::Io(io) => {
+            port(core, machine, io);
+            finish(core, machine, encoding::PORT);
+        }
+        Reason::ReadMsr => read_msr(core, machine),
+        Reason::WriteMsr => write_msr(core, machine),
+        Reason::Stage2 {
+            address,
+            fetch: false,
+        } => mmio(core, machine, address),
+        Reason::Stage2 { address, fetch: true } => machine.end(VmEnd::Crashed(format!(
+            "it executed at guest-physical {address:#x}, which is not RAM"
+        ))),
+        Reason::Hypercall => {
+            core.hardware.set_gpr(gpr::RAX, NO_SUCH_HYPERCALL);
+            finish(core, machine, encoding::VMMCALL);
+        }
+        Reason::Xsetbv => {
+            let hardware = &core.hardware;
+            let value = hardware.gpr(gpr::RDX) << 32 | hardware.gpr(gpr::RAX) & LOW;
+            let allowed = hardware.gpr(gpr::RCX) & LOW == 0 && hardware.cpl() == 0;
+            if hardware.cr4() & CR4_OSXSAVE == 0 {
+                core.exception = Some(UNDEFINED);
+            } else if allowed && core.extended.set_xcr0(value) {
+                finish(core, machine, encoding::XSETBV);
+            } else {
+                core.exception = Some(GENERAL_PROTECTION);
+            }
+        }
+        Reason::Shutdown => machine.end(VmEnd::Crashed("triple fault".into())),
+        Reason::Undefined => core.exception = Some(UNDEFINED),
+        Reason::Forbidden => core.exception = Some(GENERAL_PROTECTION),
+        Reason::Ignored => finish(core, machine, encoding::INVD),
+        Reason::Failed(code) => machine.end(VmEnd::Crashed(format!(
+            "the processor refused its state (exit code {code:#x}, RIP {:#x})",
+            core.hardware.rip()
+        ))),
+    }
+}
+
+/// Goes on behind the current instruction, which is `encoding` unless it has prefixes.
+fn finish(core: &mut Core, machine: &Machine, encoding: &[u8]) {
+    let length = match core.hardware.known_length() {
+        Some(length) => Ok(length),
+        None => measure(&core.hardware.state(), machine, encoding),
+    };
+    match length {
+        Ok(length) => core.hardware.skip(length),
+        Err(failure) => fail(core, machine, &failure),
+    }
+}
+
+/// Length of the current instruction, for processors that do not tell. Decoding is for those with prefixes.
+fn measure(state: &CpuState, machine: &Machine, encoding: &[u8]) -> Result<u8, Failure> {
+    let mut bytes = [0; encoding::MAX];
+    let fetched = emulate::fetch(state, &machine.memory, &mut bytes)?;
+    if !encoding.is_empty() && bytes[..fetched].starts_with(encoding) {
+        return Ok(encoding.len() as u8);
+    }
+    emulate::instruction_length(state, &machine.memory)
+}
+
+fn fail(core: &mut Core, machine: &Machine, failure: &Failure) {
+    match failure {
+        Failure::Exception(exception) => core.exception = Some(*exception),
+        Failure::Unsupported(bytes) => machine.end(VmEnd::Crashed(format!(
+            "an instruction at {:#x} that device memory does not take: {bytes:02x?}",
+            core.hardware.rip()
+        ))),
+    }
+}
+
+fn port(core: &mut Core, machine: &Machine, io: IoExit) {
+    let rax = core.hardware.gpr(gpr::RAX);
+    let mask = match io.size {
+        1 => 0xff,
+        2 => 0xffff,
+        _ => LOW,
+    };
+    let kind = if io.input {
+        AccessKind::Read
+    } else {
+        AccessKind::Write(rax & mask)
+    };
+    let access = Access {
+        address: io.port.into(),
+        size: io.size,
+        kind,
+    };
+    let value = access_device(core, machine, &Exit::Io(access));
+    if io.input {
+        let keep = if io.size == 4 { 0 } else { rax & !mask };
+        core.hardware.set_gpr(gpr::RAX, keep | value & mask);
+    }
+}
+
+/// One access of the vCPU to its VM's devices.
+fn access_device(core: &mut Core, machine: &Machine, exit: &Exit) -> u64 {
+    let now = core.guest_tsc();
+    let mut board = machine.board.lock();
+    let answer = board
+        .platform
+        .exit(exit, &mut core.lapic, now, &mut |action| machine.act(action));
+    // There is no other vCPU that an inter-processor interrupt could go to.
+    answer.map_or(0, |answer| answer.value)
+}
+
+fn mmio(core: &mut Core, machine: &Machine, address: u64) {
+    let mut state = core.hardware.state();
+    let result = emulate::mmio(&mut state, &machine.memory, address, &mut |access| {
+        access_device(core, machine, &Exit::Mmio(access))
+    });
+    match result {
+        Ok(()) => core.hardware.set_state(&state),
+        Err(failure) => fail(core, machine, &failure),
+    }
+}
+
+fn string_io(core: &mut Core, machine: &Machine) {
+    let mut state = core.hardware.state();
+    let result = emulate::string_io(&mut state, &machine.memory, &mut |access| {
+        access_device(core, machine, &Exit::Io(access))
+    });
+    match result {
+        Ok(()) => core.hardware.set_state(&state),
+        Err(failure) => fail(core, machine, &failure),
+    }
+}
+
+fn read_msr(core: &mut Core, machine: &Machine) {
+    let msr = core.hardware.gpr(gpr::RCX) as u32;
+    let value = match msr {
+        EFER => Ok(core.hardware.efer()),
+        IA32_PAT => Ok(core.hardware.pat()),
+        IA32_TSC_AUX => core.extended.tsc_aux().ok_or(GeneralProtection),
+        _ => core.msrs.read(msr, &core.lapic, core.guest_tsc()),
+    };
+    match value {
+        Ok(value) => {
+            core.hardware.set_gpr(gpr::RAX, value & LOW);
+            core.hardware.set_gpr(gpr::RDX, value >> 32);
+            finish(core, machine, encoding::RDMSR);
+        }
+        Err(GeneralProtection) => core.exception = Some(GENERAL_PROTECTION),
+    }
+}
+
+fn write_msr(core: &mut Core, machine: &Machine) {
+    let msr = core.hardware.gpr(gpr::RCX) as u32;
+    let value = core.hardware.gpr(gpr::RDX) << 32 | core.hardware.gpr(gpr::RAX) & LOW;
+    let now = core.guest_tsc();
+    let done = match msr {
+        EFER => core.hardware.set_efer(value),
+        IA32_PAT => core.hardware.set_pat(value),
+        IA32_TSC_AUX => core.extended.set_tsc_aux(value),
+        _ => {
+            let event = core
+                .msrs
+                .write(msr, value, &mut core.lapic, &core.clock, &machine.memory, now);
+            if let Ok(Some(ApicEvent::EndOfInterrupt { vector })) = event {
+                let mut board = machine.board.lock();
+                board
+                    .platform
+                    .end_of_interrupt(vector, &mut |action| machine.act(action));
+            }
+            event.is_ok()
+        }
+    };
+    if done {
+        finish(core, machine, encoding::WRMSR);
+    } else {
+        core.exception = Some(GENERAL_PROTECTION);
+    }
+}

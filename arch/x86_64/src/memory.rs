@@ -1,0 +1,136 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Access to physical memory: guest RAM through its checked view, frames for tables.
+//!
+//! **Principle.** The hypervisor's own page tables map RAM at its physical address. Guest RAM is touched
+//! through raw pointers only, never through references, because the guest writes to it at the same time.
+
+use alloc::sync::Arc;
+
+use pasidon_kernel::addr::{GuestPhys, HostPhys};
+use pasidon_kernel::memory::{BadGuestAddress, GuestMemory};
+use pasidon_kernel::ram::GuestRam;
+
+/// The RAM of one VM, as loaders, device models and the emulator see it.
+#[derive(Debug)]
+pub struct RamView(Arc<GuestRam>);
+
+impl RamView {
+    /// A view of `ram`, whose host memory is mapped at its physical address and belongs to that VM alone.
+    pub fn new(ram: &Arc<GuestRam>) -> Self {
+        Self(Arc::clone(ram))
+    }
+
+    /// The RAM itself.
+    pub fn ram(&self) -> &GuestRam {
+        &self.0
+    }
+
+    /// Calls `piece` with each contiguous piece of `len` bytes from `address`: host pointer, offset and
+    /// length. Calls nothing unless all of it is RAM.
+    fn pieces(
+        &self,
+        address: GuestPhys,
+        len: usize,
+        piece: &mut dyn FnMut(*mut u8, usize, usize),
+    ) -> Result<(), BadGuestAddress> {
+        let bad = BadGuestAddress {
+            address,
+            len: len as u64,
+        };
+        let contiguous = |done: usize| {
+            let at = address.checked_add(done as u64)?;
+            let (host, run) = self.0.translate(at)?;
+            Some((host, usize::try_from(run).unwrap_or(usize::MAX).min(len - done)))
+        };
+        // All or nothing: look at everything before the first byte is touched.
+        for act in [false, true] {
+            let mut done = 0;
+            while done < len {
+                let (host, run) = contiguous(done).ok_or(bad)?;
+                if act {
+                    piece(host.0 as *mut u8, done, run);
+                } else if run == len {
+                    piece(host.0 as *mut u8, 0, len);
+                    return Ok(());
+                }
+                done += run;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl GuestMemory for RamView {
+    fn read(&self, address: GuestPhys, buffer: &mut [u8]) -> Result<(), BadGuestAddress> {
+        let to = buffer.as_mut_ptr();
+        self.pieces(address, buffer.len(), &mut |host, offset, len| {
+            // SAFETY: `pieces` gives host memory of this VM's RAM, mapped, and `offset + len` lies within the
+            // buffer. The two do not overlap: the buffer is the hypervisor's.
+            unsafe { core::ptr::copy_nonoverlapping(host.cast_const(), to.add(offset), len) }
+        })
+    }
+
+    fn write(&self, address: GuestPhys, bytes: &[u8]) -> Result<(), BadGuestAddress> {
+        self.pieces(address, bytes.len(), &mut |host, offset, len| {
+            // SAFETY: as in `read`, the other way round.
+            unsafe { core::ptr::copy_nonoverlapping(bytes.as_ptr().add(offset), host, len) }
+        })
+    }
+
+    fn ram_size(&self) -> u64 {
+        self.0.bytes()
+    }
+}
+
+/// Fills host memory with zeroes.
+///
+/// # Safety
+/// `start .. start + len` must be mapped RAM that nobody else uses.
+pub unsafe fn zero(start: HostPhys, len: u64) {
+    // SAFETY: by the contract of this function.
+    unsafe { core::ptr::write_bytes(start.0 as *mut u8, 0, len as usize) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use pasidon_kernel::addr::LARGE_PAGE_SIZE;
+    use pasidon_kernel::frames::{Frames, GuestGone};
+    use pasidon_kernel::id::VmId;
+    use pasidon_kernel::ram::RamRange;
+
+    #[test]
+    fn reads_and_writes_reach_ram_and_nothing_else() {
+        let len = 4 * LARGE_PAGE_SIZE;
+        let backing = vec![0u8; (len + LARGE_PAGE_SIZE) as usize].leak();
+        let start = (backing.as_ptr() as u64).next_multiple_of(LARGE_PAGE_SIZE);
+        let frames = Frames::new([(HostPhys(start), len)]);
+        let taken = frames.allocate_guest(len).unwrap().scrub(&mut |start, len| {
+            // SAFETY: the frames lie in `backing`.
+            unsafe { zero(start, len) }
+        });
+        let ranges = [(0, 2), (0x4000_0000, 2)].map(|(start, pages)| RamRange {
+            start: GuestPhys(start),
+            len: pages * LARGE_PAGE_SIZE,
+        });
+        let ram = Arc::new(GuestRam::new(VmId(0), taken, &ranges).unwrap());
+        let view = RamView::new(&ram);
+        let end = 2 * LARGE_PAGE_SIZE;
+        view.write(GuestPhys(end - 3), &[1, 2, 3]).unwrap();
+        let mut read = [0; 3];
+        view.read(GuestPhys(end - 3), &mut read).unwrap();
+        assert_eq!(read, [1, 2, 3]);
+        assert!(view.write(GuestPhys(end - 3), &[9; 4]).is_err());
+        view.read(GuestPhys(end - 3), &mut read).unwrap();
+        assert_eq!(read, [1, 2, 3], "a refused write changes nothing");
+        assert!(view.read(GuestPhys(u64::MAX), &mut read).is_err());
+        view.write(GuestPhys(0x4000_0000), &[7]).unwrap();
+        drop(view);
+        let unscrubbed = ram_frames(ram).end(GuestGone::confirmed_by_arch());
+        frames.give_back(unscrubbed.scrub(&mut |_, _| {}));
+    }
+
+    fn ram_frames(ram: Arc<GuestRam>) -> pasidon_kernel::frames::GuestFrames {
+        GuestRam::into_frames(ram).unwrap()
+    }
+}

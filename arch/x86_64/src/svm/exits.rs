@@ -1,0 +1,106 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! From exit codes to reasons (APM 2, appendix C).
+
+use super::vmcb::{Vmcb, exit_code};
+use crate::backend::{IoExit, Reason};
+
+/// EXITINFO1 of a port access (APM 2, 15.10.2).
+mod ioio {
+    pub const INPUT: u64 = 1 << 0;
+    pub const STRING: u64 = 1 << 2;
+    pub const SIZE16: u64 = 1 << 5;
+    pub const SIZE32: u64 = 1 << 6;
+    pub const PORT_SHIFT: u32 = 16;
+}
+
+/// EXITINFO1 of a nested page fault: the access was an instruction fetch.
+const NPF_FETCH: u64 = 1 << 4;
+/// EXITINFO1 of an MSR exit: a write.
+const MSR_WRITE: u64 = 1;
+
+/// Why the guest stopped.
+pub fn reason(vmcb: &Vmcb) -> Reason {
+    let control = &vmcb.control;
+    match control.exit_code {
+        exit_code::INTR | exit_code::NMI | exit_code::SMI | exit_code::INIT => Reason::HostInterrupt,
+        exit_code::VINTR => Reason::InterruptWindow,
+        exit_code::CPUID => Reason::Cpuid,
+        exit_code::HLT => Reason::Halt,
+        exit_code::IOIO => Reason::Io(io(control.exit_info1)),
+        exit_code::MSR if control.exit_info1 & MSR_WRITE != 0 => Reason::WriteMsr,
+        exit_code::MSR => Reason::ReadMsr,
+        exit_code::NPF => Reason::Stage2 {
+            address: control.exit_info2,
+            fetch: control.exit_info1 & NPF_FETCH != 0,
+        },
+        exit_code::VMMCALL => Reason::Hypercall,
+        exit_code::XSETBV => Reason::Xsetbv,
+        exit_code::SHUTDOWN => Reason::Shutdown,
+        exit_code::RDPMC => Reason::Forbidden,
+        exit_code::INVD => Reason::Ignored,
+        exit_code::VMRUN
+        | exit_code::VMLOAD
+        | exit_code::VMSAVE
+        | exit_code::STGI
+        | exit_code::CLGI
+        | exit_code::SKINIT
+        | exit_code::INVLPGA
+        | exit_code::MONITOR
+        | exit_code::MWAIT
+        | exit_code::MWAIT_ARMED => Reason::Undefined,
+        code => Reason::Failed(code),
+    }
+}
+
+fn io(info: u64) -> IoExit {
+    IoExit {
+        port: (info >> ioio::PORT_SHIFT) as u16,
+        size: if info & ioio::SIZE32 != 0 {
+            4
+        } else if info & ioio::SIZE16 != 0 {
+            2
+        } else {
+            1
+        },
+        input: info & ioio::INPUT != 0,
+        string: info & ioio::STRING != 0,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn port_accesses_are_decoded() {
+        let out = io(0x3f8 << ioio::PORT_SHIFT | 1 << 4);
+        assert_eq!(
+            out,
+            IoExit {
+                port: 0x3f8,
+                size: 1,
+                input: false,
+                string: false
+            }
+        );
+        let ins = io(0xcfc << ioio::PORT_SHIFT | ioio::SIZE32 | ioio::INPUT | ioio::STRING);
+        assert_eq!(
+            ins,
+            IoExit {
+                port: 0xcfc,
+                size: 4,
+                input: true,
+                string: true
+            }
+        );
+    }
+
+    #[test]
+    fn an_unknown_code_is_reported_as_it_is() {
+        let mut vmcb = Vmcb::zeroed();
+        for code in [u64::MAX, 0x3000] {
+            vmcb.control.exit_code = code;
+            assert_eq!(reason(&vmcb), Reason::Failed(code));
+        }
+    }
+}
