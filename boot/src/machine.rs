@@ -150,7 +150,6 @@ fn set_up(crossing: Crossing) -> Result<Handover, Refusal> {
     Ok(Handover {
         parsed: files.parsed,
         files: files.guests,
-        symbols: files.symbols,
         memory: memory.free,
         physical_bits: features.physical_bits,
         ecams: ecams
@@ -160,8 +159,5 @@ fn set_up(crossing: Crossing) -> Result<Handover, Refusal> {
         reset: tables.fadt.as_deref().and_then(firmware_tables::reset_register),
         com1_gsi: madt.gsi_of_isa(COM1_IRQ),
         dmar: tables.dmar,
-        processors,
-        unix_ns: time::unix_ns(),
-        image,
     })
 }

@@ -1,14 +1,52 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The hypervisor proper: what runs once the machine is set up.
+//! From the firmware's hand-over to running guests.
+//!
+//! **Order.** Devices are blocked by the IOMMU before any is touched; everything that the configuration asks
+//! for is checked before the first VM is built; the console opens before the first guest prints.
 
+mod devices;
+mod line;
+mod monitor;
+mod power;
+mod vectors;
+mod work;
+
+use alloc::boxed::Box;
+use alloc::collections::BTreeMap;
 use alloc::string::String;
+use alloc::vec;
 use alloc::vec::Vec;
+use core::fmt::Write;
+use core::sync::atomic::{AtomicBool, Ordering};
 
-use pasidon_arch_x86_64::{interrupts, pcpu};
-use pasidon_kernel::addr::HostPhys;
-use pasidon_kernel::config::{ConfigError, Parsed};
+use pasidon_arch_x86_64::guest::boot::{self, BootImage};
+use pasidon_arch_x86_64::guest::layout;
+use pasidon_arch_x86_64::interrupts::{self, vector};
+use pasidon_arch_x86_64::run::{self, World};
+use pasidon_arch_x86_64::vms::{Builder, Vms, kick};
+use pasidon_arch_x86_64::{fault, history, ioapic, pcpu, serial};
+use pasidon_kernel::addr::{GuestPhys, HostPhys};
+use pasidon_kernel::config::{
+    Config, ConfigError, OnReboot, Parsed, PciDevice, VmConfig, check_memory, check_vdevs, resolve_parents,
+};
+use pasidon_kernel::frames::Frames;
+use pasidon_kernel::host::Host;
+use pasidon_kernel::id::VmId;
+use pasidon_kernel::iommu::{HostVector, Iommu};
+use pasidon_kernel::memory::{BadGuestAddress, GuestMemory};
+use pasidon_kernel::parent::Parent;
+use pasidon_kernel::pasid::Pasid;
+use pasidon_kernel::ram::RamRange;
+use pasidon_kernel::refusal::Refusal;
+use pasidon_kernel::sched::{SLICE_NS, Scheduler};
+use pasidon_kernel::system::{ParentOptions, System, SystemParts};
+use pasidon_kernel::vdev::VdevSpec;
+use pasidon_kernel::vm::{Vm, VmSpec};
+use spin::Once;
 
-use crate::output;
+use devices::{MachineIommu, Pci};
+use vectors::X86Host;
+use work::{Desk, Image};
 
 /// The machine, and what it is to run.
 pub struct Handover {
@@ -17,8 +55,6 @@ pub struct Handover {
     /// Every kernel and initrd that a VM names, once each, by its path in the configuration; or why it
     /// cannot be had, in words.
     pub files: Vec<(String, Result<&'static [u8], String>)>,
-    /// `pasidon.sym`.
-    pub symbols: Option<&'static [u8]>,
     /// RAM that nobody uses, as start and length: whole pages above 1 MiB, sorted.
     pub memory: Vec<(HostPhys, u64)>,
     /// Bits of a physical address.
@@ -31,66 +67,441 @@ pub struct Handover {
     pub reset: Option<(u16, u8)>,
     /// The DMAR table with its header, checksum verified.
     pub dmar: Option<Vec<u8>>,
-    /// How many pCPUs there are. All but the first are in [`processor`].
-    pub processors: usize,
-    /// Wall clock, in nanoseconds since 1970; 0 where unknown.
-    pub unix_ns: u64,
-    /// Where the image lies, and its size.
-    pub image: (u64, u64),
 }
 
-/// Runs the machine, on the first pCPU.
+static DESK: Once<Desk> = Once::new();
+static SYSTEM: Once<System> = Once::new();
+static VMS: Once<Vms> = Once::new();
+/// The other processors may go to work.
+static READY: AtomicBool = AtomicBool::new(false);
+
+/// The desk; it is there before anybody works.
+fn desk() -> &'static Desk {
+    DESK.wait()
+}
+
+/// Runs what the configuration asks for, for ever.
 pub fn run(handover: Handover) -> ! {
-    output::redirect(output::flush);
-    let kib = |bytes: &[u8]| bytes.len() >> 10;
-    for (path, file) in &handover.files {
-        match file {
-            Ok(bytes) => log::info!("file {path}: {} KiB", kib(bytes)),
-            Err(why) => log::warn!("file {path}: {why}"),
-        }
+    if !fault::add_context(print_history) {
+        log::warn!("a fault report will not show the last exits: too many want to add to it");
     }
-    match &handover.parsed {
-        Ok(parsed) => {
-            for error in &parsed.errors {
-                log::error!("{error}");
-            }
-            log::info!("configuration: {} VMs", parsed.config.vms.len());
-        }
+    power::set_reset(handover.reset);
+    let (mut config, errors) = match handover.parsed {
+        Ok(parsed) => (parsed.config, parsed.errors),
         Err(errors) => {
-            for error in errors {
-                log::error!("{error}");
+            tell(&errors);
+            nothing_started();
+        }
+    };
+    tell(&errors);
+    log::set_max_level(config.host.log.value);
+
+    let frames: &'static Frames = Box::leak(Box::new(Frames::new(handover.memory)));
+    let pci = Pci::new(&handover.ecams);
+    for function in &pci.functions {
+        log::info!("pci: {function}");
+    }
+    let iommu = match devices::take_iommu(handover.dmar.as_deref(), &pci, frames) {
+        Ok(Some(iommu)) => {
+            let vtd = iommu.vtd;
+            log::info!(
+                "iommu: VT-d, {} unit(s): every device is blocked until a VM owns a part of it",
+                vtd.units().len()
+            );
+            for (name, value) in vtd.describe() {
+                log::info!("iommu: {name}: {value}");
             }
-            log::error!("nothing was started");
+            Some(iommu)
+        }
+        Ok(None) => {
+            log::warn!("iommu: none: the firmware has no DMAR table, so nothing confines a device");
+            None
+        }
+        Err(refusal) => {
+            log::error!("iommu: not usable: {refusal}");
+            None
+        }
+    };
+
+    let mut refused = Vec::new();
+    let available = frames.counts().free;
+    note(&mut config, &mut refused, |config| {
+        check_memory(config, available)
+    });
+    note(&mut config, &mut refused, |config| {
+        check_files(config, &handover.files)
+    });
+    let resolved = resolve_parents(&config, &pci.devices());
+    config.remove_refused(&resolved.errors);
+    refused.extend(resolved.errors);
+
+    let count = pcpu::count();
+    let cpus: Vec<u32> = (0..count as u32).filter_map(pcpu::apic_id_of).collect();
+    let parts = SystemParts {
+        host: &X86Host,
+        iommu: iommu.map(|iommu| iommu.vtd as &dyn Iommu),
+        frames,
+        cpus,
+        last_pasid: config
+            .host
+            .last_pasid
+            .and_then(|last| Pasid::new(last.value.into())),
+    };
+    let mut system = match System::new(parts) {
+        Ok(system) => system,
+        Err(refusal) => {
+            log::error!("{refusal}");
+            nothing_started();
+        }
+    };
+    let parents = bring_up_parents(&config, &resolved.parents, &pci, &mut system);
+    note(&mut config, &mut refused, |config: &Config| {
+        check_vdevs(config, &|name| match parents.get(name) {
+            Some(Ok(parent)) => Ok(*parent),
+            Some(Err(refusal)) => Err(refusal.clone()),
+            None => Err(Refusal::new(
+                alloc::format!("parent {name}"),
+                "it was refused",
+                "see the line about it above",
+            )),
+        })
+    });
+    tell(&refused);
+    for taint in system.taints() {
+        log::warn!("TAINTED: {taint}");
+    }
+
+    let system: &'static System = SYSTEM.call_once(|| system);
+    let images = images(&config, &handover.files);
+    let places = config.vms.iter().map(|vm| vm.index + 1).max().unwrap_or(0);
+    let mut names = vec![String::from("(refused)"); places];
+    for vm in &config.vms {
+        names[vm.index] = vm.name.value.clone();
+    }
+    let mode = config.host.console.value;
+    let desk = DESK.call_once(|| Desk::new(mode, images));
+    let scheduler = Scheduler::new(count, SLICE_NS);
+    let vms = VMS.call_once(|| {
+        Vms::new(
+            frames,
+            scheduler,
+            desk,
+            &|id: VmId| SYSTEM.get()?.vm(id),
+            handover.physical_bits,
+        )
+    });
+    let defined: Vec<_> = config
+        .vms
+        .iter()
+        .filter_map(|vm| match system.define_vm(spec(vm)) {
+            Ok(defined) => Some((vm, defined)),
+            Err(refusal) => {
+                tell(&[vm.refused(vm.name.at, &refusal)]);
+                None
+            }
+        })
+        .collect();
+    desk.equip(system, vms, iommu.map(|iommu| iommu.vtd as &dyn Iommu));
+    run::install(World { system, vms });
+    connect_interrupts(iommu, handover.com1_gsi, desk);
+
+    line::open(mode, names);
+    let builder = Builder(vms);
+    let mut running = 0;
+    for (config, vm) in &defined {
+        if !config.autostart.value {
+            log::info!("vm {}: defined, not started (autostart = false)", vm.name());
+            continue;
+        }
+        match system.start_vm(&builder, vm) {
+            Ok(()) => {
+                running += 1;
+                tell_started(vm);
+            }
+            Err(refusal) => tell(&[config.refused(config.name.at, &refusal)]),
         }
     }
-    log::info!(
-        "firmware: COM1 at interrupt {}, {} ECAMs, DMAR {} bytes, symbols {} KiB, reset {:x?}, {} pieces of memory below {} bits, image at {:#x}, clock {} s, {} pCPUs",
-        handover.com1_gsi,
-        handover.ecams.len(),
-        handover.dmar.as_ref().map_or(0, Vec::len),
-        handover.symbols.map_or(0, kib),
-        handover.reset,
-        handover.memory.len(),
-        handover.physical_bits,
-        handover.image.0,
-        handover.unix_ns / 1_000_000_000,
-        handover.processors
-    );
-    idle()
+    if running == 0 {
+        log::error!("nothing was started: no VM is left to run; `vms` and `help` still work");
+    }
+    // The prompt.
+    line::with(|console, sink| console.answer("", sink));
+    READY.store(true, Ordering::Release);
+    for pcpu in 1..count as u32 {
+        kick(pcpu);
+    }
+    run_forever()
 }
 
-/// Where every other pCPU goes on, as soon as it has been started.
+/// Adds the last exits to a fault report.
+fn print_history(out: &mut dyn Write) {
+    // Where it cannot be printed, nobody can be told either.
+    let _ = history::print(out);
+}
+
+/// What each other processor does from its start on.
 pub fn processor() -> ! {
-    log::info!(
-        "pCPU {}: APIC ID {}",
-        pcpu::current().index,
-        pcpu::current().apic_id
-    );
-    idle()
+    while !READY.load(Ordering::Acquire) {
+        interrupts::wait();
+    }
+    run_forever()
 }
 
-fn idle() -> ! {
+fn run_forever() -> ! {
+    match run::run() {
+        Ok(never) => match never {},
+        Err(refusal) => {
+            log::error!("pCPU {}: it runs no guests: {refusal}", pcpu::current().index);
+            loop {
+                interrupts::wait();
+            }
+        }
+    }
+}
+
+/// Faults and keys reach the first pCPU by interrupt. Where that is not possible for keys, they are looked for.
+fn connect_interrupts(iommu: Option<MachineIommu>, com1_gsi: u32, desk: &Desk) {
+    let Some(apic_id) = pcpu::apic_id_of(0) else {
+        return;
+    };
+    let on_first = |vector| HostVector { vector, cpu: apic_id };
+    interrupts::install(vector::IOMMU_FAULT, |_| {
+        if let Some(desk) = DESK.get() {
+            desk.note_fault();
+        }
+    });
+    interrupts::install(vector::SERIAL, |_| {
+        if let Some(desk) = DESK.get() {
+            desk.note_key();
+        }
+    });
+    if let Some(iommu) = iommu {
+        iommu.vtd.set_fault_interrupt(on_first(vector::IOMMU_FAULT));
+    }
+    let target = on_first(vector::SERIAL);
+    let message = match iommu {
+        Some(MachineIommu {
+            vtd,
+            io_apic: Some(io_apic),
+        }) => vtd
+            .map_interrupt(io_apic, target)
+            .map(|interrupt| Some(interrupt.message)),
+        Some(_) => Ok(None),
+        None => Ok(X86Host.unremapped_message(target)),
+    };
+    let routed = message.and_then(|message| {
+        let message = message.ok_or_else(|| {
+            Refusal::new(
+                "COM1",
+                "the DMAR table does not say as whom the I/O APIC sends",
+                "update the firmware",
+            )
+        })?;
+        ioapic::route(com1_gsi, message.address, vector::SERIAL)
+    });
+    match routed {
+        Ok(()) => {
+            serial::enable_receive_interrupt();
+            desk.keys_interrupt();
+        }
+        Err(refusal) => log::warn!("{refusal}; keys are looked for a hundred times a second instead"),
+    }
+}
+
+/// Nothing can be run: the messages above say why.
+fn nothing_started() -> ! {
+    log::error!("nothing was started; correct pasidon.toml and boot again");
     loop {
         interrupts::wait();
     }
+}
+
+fn tell(errors: &[ConfigError]) {
+    for error in errors {
+        log::error!("{error}");
+    }
+}
+
+fn tell_started(vm: &Vm) {
+    let vdevs: Vec<String> = vm
+        .vdevs()
+        .iter()
+        .map(|vdev| match vdev.pasid() {
+            Some(pasid) => alloc::format!(
+                "{}/{} with PASID {}",
+                vdev.parent(),
+                vdev.type_name(),
+                pasid.value()
+            ),
+            None => alloc::format!("{}/{}", vdev.parent(), vdev.type_name()),
+        })
+        .collect();
+    let memory: u64 = vm.spec().ram.iter().map(|range| range.len).sum();
+    log::info!(
+        "vm {}: started, {} MiB{}{}",
+        vm.name(),
+        memory >> 20,
+        if vdevs.is_empty() { "" } else { ", " },
+        vdevs.join(", ")
+    );
+}
+
+/// Runs a check and takes out what it refuses.
+fn note(
+    config: &mut Config,
+    refused: &mut Vec<ConfigError>,
+    check: impl FnOnce(&Config) -> Vec<ConfigError>,
+) {
+    let errors = check(config);
+    config.remove_refused(&errors);
+    refused.extend(errors);
+}
+
+type Files = [(String, Result<&'static [u8], String>)];
+
+fn file(files: &Files, path: &str) -> Result<&'static [u8], String> {
+    files.iter().find(|(name, _)| name == path).map_or_else(
+        || Err(String::from("it was not read")),
+        |(_, bytes)| bytes.clone(),
+    )
+}
+
+/// Memory that forgets: lets the loader check an image without a guest.
+struct Nowhere(u64);
+
+impl GuestMemory for Nowhere {
+    fn read(&self, address: GuestPhys, buffer: &mut [u8]) -> Result<(), BadGuestAddress> {
+        buffer.fill(0);
+        self.write(address, buffer)
+    }
+
+    fn write(&self, address: GuestPhys, bytes: &[u8]) -> Result<(), BadGuestAddress> {
+        let len = bytes.len() as u64;
+        let inside = layout::ram_ranges(self.0).iter().any(|(start, size)| {
+            let offset = address.0.checked_sub(start.0);
+            offset.is_some_and(|offset| offset <= *size && len <= size - offset)
+        });
+        if inside {
+            Ok(())
+        } else {
+            Err(BadGuestAddress { address, len })
+        }
+    }
+
+    fn ram_size(&self) -> u64 {
+        self.0
+    }
+}
+
+/// Checks that each VM's files are there and that its kernel is one.
+fn check_files(config: &Config, files: &Files) -> Vec<ConfigError> {
+    let mut errors = Vec::new();
+    for vm in &config.vms {
+        let before = errors.len();
+        let kernel = file(files, &vm.kernel.value);
+        if let Err(why) = &kernel {
+            errors.push(vm.file_error("kernel", &vm.kernel, why));
+        }
+        let initrd = vm.initrd.as_ref().map(|path| (path, file(files, &path.value)));
+        if let Some((path, Err(why))) = &initrd {
+            errors.push(vm.file_error("initrd", path, why));
+        }
+        let (Ok(kernel), true) = (kernel, errors.len() == before) else {
+            continue;
+        };
+        let image = BootImage {
+            kernel,
+            initrd: initrd.and_then(|(_, bytes)| bytes.ok()),
+            cmdline: &vm.cmdline.value,
+        };
+        if let Err(refusal) = boot::load(&Nowhere(vm.memory.value), &image) {
+            errors.push(vm.file_error("kernel", &vm.kernel, refusal.why));
+        }
+    }
+    errors
+}
+
+fn images(config: &Config, files: &Files) -> Vec<Image> {
+    let image = |vm: &VmConfig| {
+        Some(Image {
+            vm: vm.name.value.clone(),
+            console: vm.index,
+            boot: BootImage {
+                kernel: file(files, &vm.kernel.value).ok()?,
+                initrd: match &vm.initrd {
+                    Some(path) => Some(file(files, &path.value).ok()?),
+                    None => None,
+                },
+                // VMs stay defined for as long as the machine runs.
+                cmdline: Box::leak(vm.cmdline.value.clone().into_boxed_str()),
+            },
+        })
+    };
+    config.vms.iter().filter_map(image).collect()
+}
+
+fn spec(vm: &VmConfig) -> VmSpec {
+    let ranges = layout::ram_ranges(vm.memory.value);
+    VmSpec {
+        name: vm.name.value.clone(),
+        ram: ranges
+            .into_iter()
+            .filter(|(_, len)| *len > 0)
+            .map(|(start, len)| RamRange { start, len })
+            .collect(),
+        vcpus: vm.vcpus.value,
+        pasid_quota: vm.pasids.value.into(),
+        restart_on_reset: vm.on_reboot.value == OnReboot::Restart,
+        vdevs: vm
+            .vdevs
+            .iter()
+            .map(|vdev| VdevSpec {
+                parent: vdev.parent.value.clone(),
+                type_name: vdev.type_name.value.clone(),
+                entries: vdev.entries.as_ref().map(|entries| entries.value),
+            })
+            .collect(),
+    }
+}
+
+/// One line about a parent. What there is of each queue is for the monitor to show.
+fn description(parent: &dyn Parent) -> String {
+    let details: Vec<String> = parent
+        .describe()
+        .into_iter()
+        .filter(|(name, _)| !name.starts_with("queue "))
+        .map(|(name, value)| alloc::format!("{name} {value}"))
+        .collect();
+    details.join(", ")
+}
+
+type Parents = BTreeMap<String, Result<&'static dyn Parent, Refusal>>;
+
+fn bring_up_parents(
+    config: &Config,
+    devices: &[(usize, PciDevice)],
+    pci: &Pci,
+    system: &mut System,
+) -> Parents {
+    let mut parents = Parents::new();
+    for parent in &config.parents {
+        let Some((_, device)) = devices.iter().find(|(index, _)| *index == parent.index) else {
+            continue;
+        };
+        let name = &parent.name.value;
+        let queues = devices::wanted_queues(config, name);
+        let result = devices::bring_up_parent(parent, device, pci, queues).and_then(|driver| {
+            let options = ParentOptions {
+                iommu: parent.iommu.value,
+                unsafe_portals: parent.allow_unsafe_portals.value,
+            };
+            system.add_parent(driver, options).map(|()| driver)
+        });
+        match &result {
+            Ok(driver) => log::info!("parent {name}: {} at {}", description(*driver), device.requester),
+            Err(refusal) => tell(&[parent.refused(parent.selector.at, refusal)]),
+        }
+        parents.insert(name.clone(), result);
+    }
+    parents
 }

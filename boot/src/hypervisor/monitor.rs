@@ -1,0 +1,150 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! What the monitor's commands come down to.
+
+use alloc::format;
+use alloc::string::{String, ToString};
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+
+use log::LevelFilter;
+use pasidon_arch_x86_64::time;
+use pasidon_arch_x86_64::vms::{Builder, Vms, name_of};
+use pasidon_kernel::fault_log::FaultsInfo;
+use pasidon_kernel::id::VdevId;
+use pasidon_kernel::info::{ParentInfo, PasidInfo, PcpuInfo, SystemInfo, VmInfo};
+use pasidon_kernel::monitor::{HostPower, MonitorHost, NewVdev, VmControl};
+use pasidon_kernel::refusal::Refusal;
+use pasidon_kernel::system::System;
+use pasidon_kernel::vdev::VdevSpec;
+use pasidon_kernel::vm::{Vm, VmEnd};
+
+use super::power;
+use super::work::Desk;
+
+/// The hypervisor as the monitor sees it.
+pub struct Controls {
+    /// The system.
+    pub system: &'static System,
+    /// The machines.
+    pub vms: &'static Vms,
+    /// Faults, and the VMs' places in the configuration.
+    pub desk: &'static Desk,
+}
+
+impl Controls {
+    fn vm(&self, name: &str) -> Result<Arc<Vm>, Refusal> {
+        self.system
+            .vm_named(name)
+            .ok_or_else(|| Refusal::new(format!("vm {name}"), "there is no such VM", "`vms` lists them"))
+    }
+
+    fn builder(&self) -> Builder {
+        Builder(self.vms)
+    }
+
+    /// The VM that owns a vdev.
+    fn owner(&self, vdev: u32) -> Option<Arc<Vm>> {
+        self.system
+            .vms()
+            .into_iter()
+            .find(|vm| vm.vdev(VdevId(vdev)).is_some())
+    }
+}
+
+impl MonitorHost for Controls {
+    fn now_ns(&self) -> u64 {
+        time::now_ns()
+    }
+
+    fn system(&self) -> SystemInfo {
+        self.system.info()
+    }
+
+    fn vms(&self) -> Vec<VmInfo> {
+        self.system.vm_infos()
+    }
+
+    fn parents(&self) -> Vec<ParentInfo> {
+        self.system.parent_infos()
+    }
+
+    fn pasids(&self) -> Vec<PasidInfo> {
+        self.system.pasid_infos()
+    }
+
+    fn pcpus(&self) -> Vec<PcpuInfo> {
+        self.vms.scheduler.infos(&|id| name_of(self.vms, id))
+    }
+
+    fn faults(&self) -> FaultsInfo {
+        self.desk.faults.lock().snapshot()
+    }
+
+    fn submission_exits(&self, vdev: u32) -> u64 {
+        self.owner(vdev)
+            .and_then(|vm| self.vms.machine(vm.id()))
+            .and_then(|machine| machine.portal_traps(VdevId(vdev)))
+            .unwrap_or(0)
+    }
+
+    fn console_of(&self, vm: &str) -> Option<usize> {
+        self.desk.console_of(self.system.vm_named(vm)?.id())
+    }
+
+    fn log_level(&self) -> LevelFilter {
+        log::max_level()
+    }
+
+    fn set_log_level(&mut self, level: LevelFilter) {
+        log::set_max_level(level);
+    }
+
+    fn control(&mut self, vm: &str, control: VmControl) -> Result<(), Refusal> {
+        let vm = self.vm(vm)?;
+        let builder = self.builder();
+        let stopped = || VmEnd::Stopped(String::from("stopped from the monitor"));
+        match control {
+            VmControl::Start => self.system.start_vm(&builder, &vm),
+            VmControl::Stop => self
+                .system
+                .end_vm(&builder, &vm, &stopped())
+                .map(|report| super::work::tell_retired(&report)),
+            VmControl::Restart => self
+                .system
+                .restart_vm(&builder, &vm, &stopped())
+                .map(|report| super::work::tell_retired(&report)),
+            VmControl::Pause => self.system.pause_vm(&builder, &vm),
+            VmControl::Resume => self.system.resume_vm(&builder, &vm),
+        }
+    }
+
+    fn create_vdev(&mut self, vdev: NewVdev<'_>) -> Result<u32, Refusal> {
+        let vm = self.vm(vdev.vm)?;
+        let spec = VdevSpec {
+            parent: vdev.parent.to_string(),
+            type_name: vdev.type_name.to_string(),
+            entries: vdev.entries,
+        };
+        let vdev = self.system.create_vdev(&self.builder(), &vm, &spec, None)?;
+        Ok(vdev.0)
+    }
+
+    fn destroy_vdev(&mut self, vdev: u32) -> Result<(), Refusal> {
+        let vm = self.owner(vdev).ok_or_else(|| {
+            Refusal::new(
+                format!("vdev #{vdev}"),
+                "there is no such vdev",
+                "`vdevs` lists them",
+            )
+        })?;
+        let report = self.system.destroy_vdev(&self.builder(), &vm, VdevId(vdev))?;
+        super::work::tell_retired(&report);
+        Ok(())
+    }
+
+    fn power(&mut self, power: HostPower) -> Result<(), Refusal> {
+        power::check(power)?;
+        self.desk.request_power(power);
+        Ok(())
+    }
+}

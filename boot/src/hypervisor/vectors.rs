@@ -1,0 +1,108 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The machine's services for the kernel and the drivers: time, and interrupt vectors.
+//!
+//! **Principle.** A vector that was given back is given out again only after its pCPU has been round its loop
+//! twice: by then every interrupt that the pCPU had accepted with it has been handled. So nobody waits, and a
+//! late interrupt of one owner never reaches the next.
+
+use pasidon_arch_x86_64::interrupts::vector;
+use pasidon_arch_x86_64::pcpu::{self, MAX_PCPUS};
+use pasidon_arch_x86_64::{run, time, vms};
+use pasidon_kernel::exit::MsiMessage;
+use pasidon_kernel::host::Host;
+use pasidon_kernel::iommu::HostVector;
+use spin::Mutex;
+
+/// Rounds after which a vector may be used again.
+const QUARANTINE: u64 = 2;
+/// Largest APIC ID that an interrupt message holds without remapping.
+const MESSAGE_APIC_ID_MAX: u32 = 0xff;
+/// Where interrupt messages are written (SDM 3A, 11.11).
+const MESSAGE_BASE: u64 = 0xfee0_0000;
+const MESSAGE_DESTINATION_SHIFT: u32 = 12;
+
+/// One vector of one pCPU.
+#[derive(Clone, Copy)]
+enum Slot {
+    Free,
+    Used,
+    /// Given back when its pCPU had gone round that often.
+    Quarantined(u64),
+}
+
+/// Vectors of one pCPU.
+type Vectors = [Slot; 256];
+
+static PCPUS: [Mutex<Vectors>; MAX_PCPUS] = [const { Mutex::new([Slot::Free; 256]) }; MAX_PCPUS];
+
+/// [`Host`] on this machine.
+#[derive(Clone, Copy, Debug)]
+pub struct X86Host;
+
+/// How many vectors of a pCPU are given out.
+fn used(pcpu: u32) -> usize {
+    PCPUS.get(pcpu as usize).map_or(usize::MAX, |vectors| {
+        let vectors = vectors.lock();
+        vectors.iter().filter(|slot| matches!(slot, Slot::Used)).count()
+    })
+}
+
+fn take(pcpu: u32) -> Option<u8> {
+    let rounds = run::rounds(pcpu);
+    let mut waiting = false;
+    let mut vectors = PCPUS.get(pcpu as usize)?.lock();
+    for vector in vector::DEVICES {
+        let slot = &mut vectors[usize::from(vector)];
+        match *slot {
+            Slot::Free => {}
+            Slot::Quarantined(since) if rounds.saturating_sub(since) >= QUARANTINE => {}
+            Slot::Quarantined(_) => {
+                waiting = true;
+                continue;
+            }
+            Slot::Used => continue,
+        }
+        *slot = Slot::Used;
+        return Some(vector);
+    }
+    if waiting {
+        vms::kick(pcpu);
+    }
+    None
+}
+
+impl Host for X86Host {
+    fn now_ns(&self) -> u64 {
+        time::now_ns()
+    }
+
+    fn allocate_vector(&self) -> Option<HostVector> {
+        let count = u32::try_from(pcpu::count()).ok()?;
+        let pcpu = (0..count).min_by_key(|pcpu| used(*pcpu))?;
+        (pcpu..count).chain(0..pcpu).find_map(|pcpu| {
+            Some(HostVector {
+                cpu: pcpu::apic_id_of(pcpu)?,
+                vector: take(pcpu)?,
+            })
+        })
+    }
+
+    fn unremapped_message(&self, vector: HostVector) -> Option<MsiMessage> {
+        (vector.cpu <= MESSAGE_APIC_ID_MAX).then(|| MsiMessage {
+            address: MESSAGE_BASE | u64::from(vector.cpu) << MESSAGE_DESTINATION_SHIFT,
+            data: vector.vector.into(),
+        })
+    }
+
+    fn free_vector(&self, vector: HostVector) {
+        let count = u32::try_from(pcpu::count()).unwrap_or(u32::MAX);
+        let Some(pcpu) = (0..count).find(|pcpu| pcpu::apic_id_of(*pcpu) == Some(vector.cpu)) else {
+            return;
+        };
+        if let Some(vectors) = PCPUS.get(pcpu as usize) {
+            vectors.lock()[usize::from(vector.vector)] = Slot::Quarantined(run::rounds(pcpu));
+        }
+        // One that sleeps goes round once more.
+        vms::kick(pcpu);
+    }
+}

@@ -1,0 +1,294 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! What the first pCPU does besides running guests: the line, the monitor, faults, device events, and the
+//! ends of VMs.
+
+use alloc::collections::BTreeMap;
+use alloc::string::{String, ToString};
+use alloc::vec::Vec;
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use pasidon_arch_x86_64::guest::boot::BootImage;
+use pasidon_arch_x86_64::vms::{Builder, Outside, Vms, kick};
+use pasidon_arch_x86_64::{pcpu, run, serial, time};
+use pasidon_kernel::config::ConsoleMode;
+use pasidon_kernel::console::Input;
+use pasidon_kernel::fault_log::{FaultLog, FaultOwner};
+use pasidon_kernel::id::VmId;
+use pasidon_kernel::iommu::Iommu;
+use pasidon_kernel::monitor::{HostPower, Monitor};
+use pasidon_kernel::refusal::Refusal;
+use pasidon_kernel::system::{EndReport, System};
+use pasidon_kernel::vm::VmEnd;
+use spin::{Mutex, Once};
+
+use super::line::{self, Typed};
+use super::monitor::Controls;
+use super::power;
+
+/// How often the line is looked at while nothing else happens, in nanoseconds.
+const LOOK_INTERVAL_NS: u64 = 10_000_000;
+
+/// What a VM boots, as named by the configuration.
+pub struct Image {
+    /// The VM's name.
+    pub vm: String,
+    /// Its place among the configuration's VMs: its console.
+    pub console: usize,
+    /// What it boots.
+    pub boot: BootImage<'static>,
+}
+
+/// Everything the work is done with.
+struct Parts {
+    system: &'static System,
+    vms: &'static Vms,
+    iommu: Option<&'static dyn Iommu>,
+}
+
+struct Session {
+    monitor: Monitor,
+    typed: Typed,
+}
+
+/// The desk at which the first pCPU does its work.
+pub struct Desk {
+    parts: Once<Parts>,
+    images: Vec<Image>,
+    /// Place of a VM in the configuration, by its number.
+    consoles: Once<BTreeMap<VmId, usize>>,
+    /// DMA faults.
+    pub faults: Mutex<FaultLog>,
+    session: Mutex<Session>,
+    /// Something happened.
+    woken: AtomicBool,
+    /// The IOMMU recorded faults.
+    faulted: AtomicBool,
+    /// A key was pressed.
+    key: AtomicBool,
+    /// Keys are announced by an interrupt.
+    keys_interrupt: AtomicBool,
+    /// Something must be looked at soon although nothing announces it: keys, a live display, or a guest that
+    /// had no room for what was typed.
+    looking: AtomicBool,
+    /// When the line was last looked at.
+    looked: AtomicU64,
+    power: Mutex<Option<HostPower>>,
+}
+
+/// Says what had to be kept back because a device did not stop.
+pub fn tell_retired(report: &EndReport) {
+    for retired in &report.retired {
+        log::warn!("{retired}");
+    }
+}
+
+impl Desk {
+    /// A desk for these VMs.
+    pub fn new(mode: ConsoleMode, images: Vec<Image>) -> Self {
+        Self {
+            parts: Once::new(),
+            images,
+            consoles: Once::new(),
+            faults: Mutex::new(FaultLog::default()),
+            session: Mutex::new(Session {
+                monitor: Monitor::new(mode),
+                typed: Typed::default(),
+            }),
+            woken: AtomicBool::new(false),
+            faulted: AtomicBool::new(false),
+            key: AtomicBool::new(false),
+            keys_interrupt: AtomicBool::new(false),
+            looking: AtomicBool::new(true),
+            looked: AtomicU64::new(0),
+            power: Mutex::new(None),
+        }
+    }
+
+    /// Names what the work is done with, once all of it is there.
+    pub fn equip(&self, system: &'static System, vms: &'static Vms, iommu: Option<&'static dyn Iommu>) {
+        let consoles = system.vms().into_iter().filter_map(|vm| {
+            let image = self.images.iter().find(|image| image.vm == vm.name())?;
+            Some((vm.id(), image.console))
+        });
+        self.consoles.call_once(|| consoles.collect());
+        self.parts.call_once(|| Parts { system, vms, iommu });
+    }
+
+    /// A VM's place in the configuration.
+    pub fn console_of(&self, vm: VmId) -> Option<usize> {
+        self.consoles.get()?.get(&vm).copied()
+    }
+
+    fn vm_of(&self, console: usize) -> Option<VmId> {
+        let consoles = self.consoles.get()?;
+        consoles
+            .iter()
+            .find(|(_, place)| **place == console)
+            .map(|(vm, _)| *vm)
+    }
+
+    /// The IOMMU's fault interrupt came.
+    pub fn note_fault(&self) {
+        self.faulted.store(true, Ordering::SeqCst);
+        self.wake();
+    }
+
+    /// Keys are announced by [`Desk::note_key`] from now on.
+    pub fn keys_interrupt(&self) {
+        self.keys_interrupt.store(true, Ordering::SeqCst);
+    }
+
+    /// A key was pressed.
+    pub fn note_key(&self) {
+        self.key.store(true, Ordering::SeqCst);
+    }
+
+    /// To be switched off or reset as soon as the answer has been shown.
+    pub fn request_power(&self, power: HostPower) {
+        *self.power.lock() = Some(power);
+        self.wake();
+    }
+
+    fn look_at_line(&self, parts: &Parts) {
+        while let Some(byte) = serial::read() {
+            let Some(Some(input)) = line::with(|console, sink| console.input(byte, sink)) else {
+                continue;
+            };
+            let mut session = self.session.lock();
+            match input {
+                Input::Guest { vm, byte } => session.typed.push(vm, byte),
+                Input::Line(text) => {
+                    let mut controls = self.controls(parts);
+                    let reply = session.monitor.command(&text, &mut controls);
+                    drop(session);
+                    line::with(|console, sink| reply.show(console, sink));
+                }
+                Input::Cancel => {
+                    session.monitor.cancel();
+                    line::with(|console, sink| console.answer("", sink));
+                }
+            }
+        }
+        let mut session = self.session.lock();
+        if !session.typed.is_empty() {
+            session.typed.hand_out(&mut |console, byte| {
+                match self.vm_of(console).and_then(|vm| parts.vms.machine(vm)) {
+                    Some(machine) => machine.type_byte(byte),
+                    // Nobody is there to read it.
+                    None => true,
+                }
+            });
+        }
+        if let Some(picture) = session.monitor.tick(&self.controls(parts)) {
+            line::with(|console, sink| console.live(&picture, sink));
+        }
+        let looking = !self.keys_interrupt.load(Ordering::SeqCst)
+            || !session.typed.is_empty()
+            || session.monitor.is_live();
+        self.looking.store(looking, Ordering::SeqCst);
+    }
+
+    fn controls(&self, parts: &Parts) -> Controls {
+        Controls {
+            system: parts.system,
+            vms: parts.vms,
+            desk: super::desk(),
+        }
+    }
+
+    fn record_faults(&self, parts: &Parts) {
+        let Some(iommu) = parts.iommu else { return };
+        let mut found = Vec::new();
+        let lost = iommu.drain_faults(&mut |fault| found.push(fault));
+        for fault in found {
+            let name = parts.system.record_fault(&fault);
+            let owner = name.as_ref().map(FaultOwner::from);
+            let told = self.faults.lock().record(time::now_ns(), owner, &fault);
+            if let Some(told) = told {
+                log::warn!("{told}");
+            }
+        }
+        if lost {
+            let told = self.faults.lock().overflow();
+            log::warn!("{told}");
+        }
+    }
+
+    fn serve(&self, parts: &Parts) {
+        let builder = Builder(parts.vms);
+        for parent in run::take_parent_events() {
+            parts
+                .system
+                .parent_event(&builder, parent, &mut |report| log::warn!("{report}"));
+        }
+        for served in parts.system.serve_requests(&builder) {
+            let name = parts
+                .system
+                .vm(served.vm)
+                .map_or_else(String::new, |vm| vm.name().to_string());
+            match &served.request {
+                VmEnd::PowerOff => log::info!("vm {name}: switched itself off"),
+                VmEnd::Reset if served.restart => log::info!("vm {name}: started again at its own request"),
+                VmEnd::Reset => log::info!("vm {name}: stopped at its own request to restart"),
+                VmEnd::Stopped(why) => log::info!("vm {name}: stopped: {why}"),
+                VmEnd::Crashed(why) => log::error!("vm {name}: crashed: {why}"),
+            }
+            match &served.result {
+                Ok(report) => tell_retired(report),
+                Err(refusal) => log::error!("{refusal}"),
+            }
+        }
+    }
+}
+
+impl Outside for Desk {
+    fn console(&self, vm: VmId, byte: u8) {
+        if let Some(console) = self.console_of(vm) {
+            line::with(|line, sink| line.guest_output(console, &[byte], sink));
+        }
+    }
+
+    fn wake(&self) {
+        self.woken.store(true, Ordering::SeqCst);
+        // From another pCPU; the first looks by itself.
+        if pcpu::current().index != 0 {
+            kick(0);
+        }
+    }
+
+    fn work(&self) {
+        let Some(parts) = self.parts.get() else { return };
+        let now = time::now_ns();
+        let due = self.next_work().is_some_and(|next| next <= now);
+        if self.key.swap(false, Ordering::SeqCst) || due {
+            self.looked.store(now, Ordering::Relaxed);
+            self.look_at_line(parts);
+        }
+        if !self.woken.swap(false, Ordering::SeqCst) {
+            return;
+        }
+        if self.faulted.swap(false, Ordering::SeqCst) {
+            self.record_faults(parts);
+        }
+        self.serve(parts);
+        let power = self.power.lock().take();
+        if let Some(power) = power {
+            power::carry_out(power, parts.system, &Builder(parts.vms));
+        }
+    }
+
+    fn next_work(&self) -> Option<u64> {
+        let looked = self.looked.load(Ordering::Relaxed);
+        self.looking
+            .load(Ordering::SeqCst)
+            .then(|| looked.saturating_add(LOOK_INTERVAL_NS))
+    }
+
+    fn image(&self, vm: &str) -> Result<BootImage<'static>, Refusal> {
+        self.images
+            .iter()
+            .find(|image| image.vm == vm)
+            .map(|image| image.boot)
+            .ok_or_else(|| Refusal::new("kernel", "the configuration names none", "correct pasidon.toml"))
+    }
+}
