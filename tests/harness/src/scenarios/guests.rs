@@ -84,7 +84,7 @@ pub const ENDS: Scenario = Scenario {
         let alpha = shell(&machine, "alpha")?;
         let ends = [
             ("panics", "echo c > /proc/sysrq-trigger", None),
-            ("triple", "reboot -f", Some("stopped")),
+            ("triple", "reboot -f", Some("crashed")),
             ("reboots", "reboot -f", Some("stopped")),
             ("leaves", "poweroff -f", Some("stopped")),
         ];

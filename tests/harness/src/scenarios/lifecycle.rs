@@ -65,8 +65,16 @@ pub const STALE_PASID_CACHE: Scenario = Scenario {
 /// Ends alpha and gives its PASID to beta, whose copies must then reach beta's memory and no other.
 fn reuse(lab: &Lab<'_>, features: &[&str]) -> Result<()> {
     let words = "memmap=4M$0x8000000";
-    let later = vm("beta", 1, words).replace("cmdline", "autostart = false\ncmdline");
-    let configuration = [HOST, &vm("alpha", 1, words), &later].concat();
+    let later = |name, vdevs| vm(name, vdevs, words).replace("cmdline", "autostart = false\ncmdline");
+    // There is one PASID only, so that beta gets alpha's.
+    let host = HOST.replacen("[host]", "[host]\nlast_pasid = 1", 1);
+    let configuration = [
+        host.as_str(),
+        &vm("alpha", 1, words),
+        &later("gamma", 0),
+        &later("beta", 1),
+    ]
+    .concat();
     let machine = lab.pasidon_with(&configuration, features, |image| image, demonstration::platform)?;
     let copy = "dsa-poke src=0x8000000 dst=0x8100000 len=65536";
     let alpha = shell(&machine, "alpha")?;
@@ -75,6 +83,8 @@ fn reuse(lab: &Lab<'_>, features: &[&str]) -> Result<()> {
     let old = named_vdev(&machine, "alpha")?;
     machine.monitor("vm alpha stop")?;
     wait_for_state(&machine, "alpha", "stopped")?;
+    // Takes alpha's memory and the pages of its tables; what is stale leads there.
+    machine.monitor("vm gamma start")?;
     machine.monitor("vm beta start")?;
     let beta = shell(&machine, "beta")?;
     let new = named_vdev(&machine, "beta")?;

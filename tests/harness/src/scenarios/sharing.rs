@@ -109,7 +109,7 @@ pub const DENIED: Scenario = Scenario {
             )?;
             let line = machine
                 .log()
-                .expect("^.*[Ff]ault.*$\n", COMMAND_TIMEOUT)?
+                .expect("^.*: fault: vm .*$\n", COMMAND_TIMEOUT)?
                 .swap_remove(0);
             for wanted in ["alpha", "dsa0", &pasid.to_string(), address] {
                 ensure!(
