@@ -211,7 +211,7 @@ pub fn string_io(
     decode::finish(result, state, memory)
 }
 
-/// Builds the decoder's tables. They are built at the first use otherwise, on the heap; call this once
+/// Builds the decoder's tables, some 330 KiB on the heap. They are built at the first use otherwise; call this once
 /// while starting, where running out of heap is still a refusal to start.
 pub fn prepare() {
     decode::prepare();

@@ -2,6 +2,7 @@
 //! Whatever a guest puts into its registers, tables and code: no panic, bounded work, sane accesses.
 
 use proptest::prelude::*;
+use x86_64::registers::control::{Cr0Flags, Cr4Flags, EferFlags};
 
 use super::{DEVICE, Ram};
 use crate::emulate::access::MAX_OPERAND;
@@ -19,7 +20,7 @@ fn number() -> BoxedStrategy<u64> {
     // Boxed: as a value, the strategy of a whole state would not fit on a test's stack.
     prop_oneof![
         4 => 0..DEVICE + 0x1000,
-        2 => (DEVICE - 80)..(DEVICE + 80),
+        8 => (DEVICE - 80)..(DEVICE + 80),
         1 => any::<u64>(),
         1 => (0u64..200).prop_map(|n| n.wrapping_sub(100)),
         1 => (0u64..200).prop_map(|n| 0x0000_8000_0000_0000 - 100 + n),
@@ -38,14 +39,16 @@ prop_compose! {
 prop_compose! {
     fn state()(gpr in proptest::array::uniform16(number()), rip in 0x800u64..0x1100, far in number(),
         is_far in proptest::bool::weighted(0.1), rflags in any::<u64>(),
-        paging in any::<bool>(), cr0 in any::<u64>(), cr3 in prop_oneof![0..DEVICE, any::<u64>()],
+        paging in proptest::bool::weighted(0.2), cr0 in any::<u64>(), cr3 in prop_oneof![0..DEVICE, any::<u64>()],
         cr4 in any::<u64>(), efer in any::<u64>(), cpl in 0u8..4,
-        segments in proptest::array::uniform6(segment()), flat in any::<bool>()) -> CpuState {
-        let paging_bit = 1 << 31;
-        let [mut cs, ss, ds, es, fs, gs] = segments;
+        segments in proptest::array::uniform6(segment()), flat in proptest::bool::weighted(0.7)) -> CpuState {
+        let paging_bit = Cr0Flags::PAGING.bits();
+        let [mut cs, ss, mut ds, mut es, fs, gs] = segments;
         if flat {
-            cs.base = 0;
-            cs.limit = u32::MAX;
+            for segment in [&mut cs, &mut ds, &mut es] {
+                segment.base = 0;
+                segment.limit = u32::MAX;
+            }
         }
         CpuState {
             gpr, rip: if is_far { far } else { rip }, rflags,
@@ -67,7 +70,19 @@ fn code() -> impl Strategy<Value = Vec<u8>> {
     .concat()
     .into_iter()
     .map(|opcode| vec![opcode])
-    .chain((0..=255).map(|second| vec![0x0f, second]))
+    .chain(
+        [
+            0x40..=0x4f,
+            0x90..=0x9f,
+            0xa3..=0xa3,
+            0xab..=0xab,
+            0xb0..=0xbf,
+            0xc0..=0xc7,
+        ]
+        .into_iter()
+        .flatten()
+        .map(|second| vec![0x0f, second]),
+    )
     .chain([0xf0, 0xf1, 0xf8, 0xf9].map(|third| vec![0x0f, 0x38, third]))
     .collect();
     prop_oneof![
@@ -97,14 +112,39 @@ fn tables(ram: &Ram, seed: u64) {
     }
 }
 
+/// What a kernel does: linear addresses below 2 MiB map to themselves, by four levels. A few pages are
+/// missing, read-only or not for users.
+fn ordinary_paging(ram: &Ram, state: &mut CpuState, seed: u64) {
+    const ROOT: u64 = 0x2000;
+    const LEAVES: u64 = 0x5000;
+    state.cr0 |= Cr0Flags::PAGING.bits() | Cr0Flags::PROTECTED_MODE_ENABLE.bits();
+    state.cr3 = ROOT;
+    state.cr4 = Cr4Flags::PHYSICAL_ADDRESS_EXTENSION.bits();
+    state.efer = (EferFlags::LONG_MODE_ACTIVE | EferFlags::NO_EXECUTE_ENABLE).bits();
+    for table in (ROOT..LEAVES).step_by(0x1000) {
+        ram.put_u64(table, (table + 0x1000) | 7);
+    }
+    for page in 0..512u64 {
+        let flags = match seed.rotate_left(page as u32 % 64).wrapping_mul(page | 1) % 16 {
+            0 => 0,
+            1 => 5,
+            2 => 3,
+            _ => 7,
+        };
+        ram.put_u64(LEAVES + page * 8, page << 12 | flags);
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(4000))]
 
     #[test]
     fn emulation_is_bounded_and_never_panics(mut state in state(), code in code(), seed in any::<u64>(),
-        answer in any::<u64>(), with_tables in proptest::bool::weighted(0.3)) {
+        answer in any::<u64>(), ordinary in proptest::bool::weighted(0.4)) {
         let ram = Ram::new();
-        if with_tables {
+        if ordinary {
+            ordinary_paging(&ram, &mut state, seed);
+        } else if state.cr0 & Cr0Flags::PAGING.bits() != 0 {
             tables(&ram, seed);
         }
         // Twice: at the usual place, and where the first page ends.
