@@ -3,23 +3,24 @@
 
 use crate::workshop::Shop;
 use crate::{setup, workspace};
-use anyhow::{Context, Result};
-use pasidon_harness::bench;
+use anyhow::{Context, Result, ensure};
+use pasidon_harness::bench::{self, Results};
 use std::fs;
 
-/// Runs them all, prints the table, and writes `bench.json` into the target folder.
+/// Runs the benchmarks of those names, or all without names, prints the table, and writes `bench.json` into the target folder.
 ///
 /// # Errors
-/// When a machine does not do what is measured.
-pub fn run() -> Result<()> {
+/// When a machine does not do what is measured, or a figure is one that must not be; the table is printed then too.
+pub fn run(names: &[String]) -> Result<()> {
     setup::prepare()?;
     let folder = workspace::target_dir().join("bench");
     fs::create_dir_all(&folder).with_context(|| format!("creating {}", folder.display()))?;
-    let figures = bench::run(&Shop, &folder, |what| eprintln!("bench: {what}"))?;
+    let Results { figures, broken } = bench::run(names, &Shop, &folder, |what| eprintln!("bench: {what}"))?;
     let path = workspace::target_dir().join("bench.json");
     fs::write(&path, format!("{:#}\n", bench::to_json(&figures)))
         .with_context(|| format!("writing {}", path.display()))?;
     print!("{}", bench::table(&figures));
     eprintln!("bench: also in {}", path.display());
+    ensure!(broken.is_empty(), "{}", broken.join("\n"));
     Ok(())
 }

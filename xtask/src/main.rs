@@ -52,7 +52,10 @@ enum Command {
     /// Formatting, clippy with warnings denied (host crates and the UEFI application), documentation without warnings.
     Check,
     /// Runs the benchmarks, prints a table, and writes it as JSON to bench.json in the target folder.
-    Bench,
+    Bench {
+        /// Names of benchmarks: guests, exits, attachments.
+        names: Vec<String>,
+    },
     /// Makes the boot disk and prints its path.
     Image(MakeImage),
     /// Makes everything that the other commands make on first use: packages, platform, guests.
@@ -154,7 +157,7 @@ fn dispatch(command: Command) -> Result<()> {
             test::list();
             Ok(())
         }
-        Command::Bench => bench::run(),
+        Command::Bench { names } => bench::run(&names),
         Command::Check => check::run(),
         Command::Build(build) => {
             println!("{}", uefi::build(build.arch, &build.features)?.efi.display());

@@ -6,6 +6,7 @@
 
 mod devices;
 mod line;
+mod measure;
 mod monitor;
 mod power;
 mod vectors;
@@ -155,6 +156,10 @@ pub fn run(handover: Handover) -> ! {
         }
     };
     let parents = bring_up_parents(&config, &resolved.parents, &pci, &mut system);
+    if measure::ON {
+        let device = parents.values().flatten().next().map(|parent| parent.requester());
+        measure::attachments(iommu.map(|iommu| iommu.vtd as &dyn Iommu), device, frames);
+    }
     note(&mut config, &mut refused, |config: &Config| {
         check_vdevs(config, &|name| match parents.get(name) {
             Some(Ok(parent)) => Ok(*parent),

@@ -4,13 +4,16 @@
 //! Principle: what can be counted is counted (instructions, exits, invalidation commands), since TCG's time says
 //! little about hardware; times are given as medians of several runs, and against a reference taken in the same run.
 
+mod attached;
 mod counted;
+mod plugin;
 mod timed;
 
 use crate::workshop::Workshop;
-use anyhow::Result;
+use anyhow::{Result, bail};
 use serde_json::{Value, json};
 use std::path::Path;
+use std::time::Instant;
 
 /// One result.
 #[derive(Clone, Debug, PartialEq)]
@@ -23,6 +26,24 @@ pub struct Figure {
     pub unit: &'static str,
 }
 
+/// What some benchmarks came to.
+#[derive(Debug, Default)]
+pub struct Results {
+    /// What was measured.
+    pub figures: Vec<Figure>,
+    /// What must not be so, a line for each.
+    pub broken: Vec<String>,
+}
+
+impl From<Vec<Figure>> for Results {
+    fn from(figures: Vec<Figure>) -> Results {
+        Results {
+            figures,
+            broken: Vec::new(),
+        }
+    }
+}
+
 impl Figure {
     fn new(name: impl Into<String>, value: f64, unit: &'static str) -> Figure {
         Figure {
@@ -33,24 +54,63 @@ impl Figure {
     }
 }
 
-/// Runs all benchmarks, with disk images in `folder`, telling `say` what is being done.
+/// One benchmark, runnable by itself.
+struct Benchmark {
+    name: &'static str,
+    /// What it does.
+    about: &'static str,
+    run: fn(&dyn Workshop, &Path) -> Result<Results>,
+}
+
+/// All of them, in the order they run.
+const ALL: &[Benchmark] = &[
+    Benchmark {
+        name: "guests",
+        about: "the platform without Pasidon, then two guests on it, one of them copying",
+        run: timed::guests,
+    },
+    Benchmark {
+        name: "exits",
+        about: "instructions per exit, counted",
+        run: counted::exits,
+    },
+    Benchmark {
+        name: "attachments",
+        about: "attaching and ending a PASID beside 1 and beside 1,000 others, counted",
+        run: attached::attachments,
+    },
+];
+
+/// Runs the benchmarks of those names, or all without names, with disk images in `folder`, telling `say` what is being
+/// done.
 ///
 /// # Errors
-/// When a machine does not do what is measured.
-pub fn run(workshop: &dyn Workshop, folder: &Path, say: impl Fn(&str)) -> Result<Vec<Figure>> {
-    let efi = std::fs::metadata(workshop.application(&[])?.efi)?.len();
-    let mut figures = vec![Figure::new(
-        "size of the EFI application",
-        efi as f64 / 1024.0,
-        "KiB",
-    )];
-    say("the platform without Pasidon");
-    let bare = timed::bare(workshop)?;
-    say("two guests on Pasidon, one of them copying");
-    figures.extend(timed::guests(workshop, folder, bare)?);
-    say("instructions per exit, counted");
-    figures.extend(counted::exits(workshop, folder)?);
-    Ok(figures)
+/// When there is none of a name, or a machine does not do what is measured.
+pub fn run(names: &[String], workshop: &dyn Workshop, folder: &Path, say: impl Fn(&str)) -> Result<Results> {
+    if let Some(name) = names.iter().find(|name| ALL.iter().all(|one| one.name != **name)) {
+        let all: Vec<_> = ALL.iter().map(|one| one.name).collect();
+        bail!("no benchmark {name}; there are: {}", all.join(", "));
+    }
+    let chosen: Vec<_> = ALL
+        .iter()
+        .filter(|one| names.is_empty() || names.iter().any(|name| name == one.name))
+        .collect();
+    let mut results = Results::default();
+    for (place, one) in chosen.iter().enumerate() {
+        say(&format!(
+            "{} ({} of {}): {}",
+            one.name,
+            place + 1,
+            chosen.len(),
+            one.about
+        ));
+        let started = Instant::now();
+        let more = (one.run)(workshop, folder)?;
+        say(&format!("{}: {:.0} s", one.name, started.elapsed().as_secs_f32()));
+        results.figures.extend(more.figures);
+        results.broken.extend(more.broken);
+    }
+    Ok(results)
 }
 
 /// The figures as an aligned table.

@@ -1,13 +1,14 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Figures that depend on time, and those that Pasidon counts itself.
 
-use super::{Figure, median};
+use super::{Figure, Results, median};
 use crate::demonstration::{self, Dmatest};
 use crate::machine::{Console, Machine};
 use crate::scenario::Lab;
 use crate::scenarios::pasidon::{BOOT_TIMEOUT, DMATEST_TIMEOUT, HOST, check, named, shell, vm};
 use crate::workshop::Workshop;
 use anyhow::{Context, Result, ensure};
+use std::fs;
 use std::path::Path;
 use std::time::Duration;
 
@@ -17,14 +18,14 @@ const COPIES: u64 = 2000;
 const RUNS: usize = 5;
 
 /// What the platform does without Pasidon.
-pub struct Bare {
+struct Bare {
     copies_per_second: f64,
     /// From the kernel's first line to its init.
     kernel_to_init: Duration,
 }
 
 /// Measures the reference.
-pub fn bare(workshop: &dyn Workshop) -> Result<Bare> {
+fn bare(workshop: &dyn Workshop) -> Result<Bare> {
     let lab = Lab {
         workshop,
         folder: Default::default(),
@@ -42,8 +43,9 @@ pub fn bare(workshop: &dyn Workshop) -> Result<Bare> {
     })
 }
 
-/// Measures Pasidon with two guests.
-pub fn guests(workshop: &dyn Workshop, folder: &Path, bare: Bare) -> Result<Vec<Figure>> {
+/// Measures Pasidon with two guests, and the reference.
+pub fn guests(workshop: &dyn Workshop, folder: &Path) -> Result<Results> {
+    let bare = bare(workshop)?;
     let lab = Lab {
         workshop,
         folder: folder.to_path_buf(),
@@ -53,11 +55,15 @@ pub fn guests(workshop: &dyn Workshop, folder: &Path, bare: Bare) -> Result<Vec<
     let log = machine.log();
     log.expect("Pasidon", BOOT_TIMEOUT)?;
     let handed_over = log.time_of_match();
-    let mut figures = vec![Figure::new(
-        "bare platform: kernel's first line to init",
-        bare.kernel_to_init.as_secs_f64(),
-        "s",
-    )];
+    let efi = fs::metadata(workshop.application(&[])?.efi)?.len();
+    let mut figures = vec![
+        Figure::new("size of the EFI application", efi as f64 / 1024.0, "KiB"),
+        Figure::new(
+            "bare platform: kernel's first line to init",
+            bare.kernel_to_init.as_secs_f64(),
+            "s",
+        ),
+    ];
     for name in ["alpha", "beta"] {
         let console = machine.console(name)?;
         let kernel = kernel_to_init(console, name)?;
@@ -114,7 +120,7 @@ pub fn guests(workshop: &dyn Workshop, folder: &Path, bare: Bare) -> Result<Vec<
     }
     figures.extend(memory(&machine)?);
     figures.extend(attachment(&machine)?);
-    Ok(figures)
+    Ok(figures.into())
 }
 
 /// Waits for the guest's init, and says how long the kernel took to get there.
@@ -193,9 +199,13 @@ fn attachment(machine: &Machine) -> Result<Vec<Figure>> {
     shell(machine, "beta")?;
     let attached = commands()?;
     Ok(vec![
-        Figure::new("invalidation commands to end a PASID", ended - start, "commands"),
         Figure::new(
-            "invalidation commands to attach a PASID",
+            "invalidation commands to end a VM with a vdev",
+            ended - start,
+            "commands",
+        ),
+        Figure::new(
+            "invalidation commands to start a VM with a vdev",
             attached - ended,
             "commands",
         ),
