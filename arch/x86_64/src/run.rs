@@ -2,8 +2,11 @@
 //! What a pCPU does all day.
 //!
 //! **Principle.** Interrupts are enabled at two places only, both here: for a moment between turns, and while
-//! there is nothing to run. Handlers therefore never meet a lock that their own pCPU holds. They leave notes;
-//! the loop acts on them.
+//! there is nothing to run; besides, whoever waits long for another pCPU takes them meanwhile
+//! ([`crate::vms::lock_patiently`]). Handlers therefore never meet a lock that their own pCPU holds. They
+//! leave notes; the loop acts on them.
+//! **Invariant.** A pCPU sleeps or enters a guest only after it has seen that no note is left, with
+//! interrupts off since.
 
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicU64, Ordering};
@@ -131,6 +134,10 @@ pub fn run() -> Result<core::convert::Infallible, Refusal> {
         if index == 0 {
             world.vms.outside().work();
         }
+        // What came while a lock was waited for in there; nothing else would end the sleep, or the turn.
+        if has_notes(index) || (index == 0 && world.vms.outside().is_woken()) {
+            continue;
+        }
         let now = time::now_ns();
         local.wake_sleepers(world, now);
         match world.vms.scheduler.next(PcpuId(index), now) {
@@ -141,6 +148,13 @@ pub fn run() -> Result<core::convert::Infallible, Refusal> {
             }
         }
     }
+}
+
+/// Whether device interrupts wait for [`deliver_notes`] on this pCPU.
+fn has_notes(index: u32) -> bool {
+    NOTED
+        .get(index as usize)
+        .is_some_and(|notes| !notes.lock().is_empty())
 }
 
 /// Hands device interrupts to the vdevs that they belong to.

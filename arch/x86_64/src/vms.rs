@@ -42,6 +42,9 @@ pub trait Outside: Send + Sync {
     /// What the first pCPU does besides running guests: called between turns, with no lock held.
     fn work(&self);
 
+    /// Whether [`Outside::wake`] was called, or a key pressed, since [`Outside::work`] last looked.
+    fn is_woken(&self) -> bool;
+
     /// When [`Outside::work`] wants to be called at the latest, in nanoseconds of the host's clock.
     fn next_work(&self) -> Option<u64>;
 
@@ -104,7 +107,8 @@ impl core::fmt::Debug for Vms {
 }
 
 /// Takes a lock that a pCPU may hold for long, and serves this pCPU's interrupts while it waits. The caller
-/// holds no other lock.
+/// holds no other lock that an interrupt handler takes, or that a vCPU's exit path waits for. What the handlers
+/// leave is seen when the caller is back in [`crate::run::run`]'s loop.
 pub fn lock_patiently<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     loop {
         match mutex.try_lock() {

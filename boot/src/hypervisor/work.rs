@@ -277,6 +277,10 @@ impl Outside for Desk {
         }
     }
 
+    fn is_woken(&self) -> bool {
+        self.woken.load(Ordering::SeqCst) || self.key.load(Ordering::SeqCst)
+    }
+
     fn next_work(&self) -> Option<u64> {
         let looked = self.looked.load(Ordering::Relaxed);
         self.looking
