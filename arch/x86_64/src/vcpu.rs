@@ -216,6 +216,13 @@ impl Vcpu {
         self.flush.load(Ordering::SeqCst) && self.flush.swap(false, Ordering::SeqCst)
     }
 
+    /// Whether the guest may still use translations from before [`Vcpu::request_flush`]. A vCPU that has taken
+    /// the request drops them as it enters, so that it need not be met outside of the guest, where it may be
+    /// for moments only.
+    pub fn uses_old_translations(&self) -> bool {
+        self.flush.load(Ordering::SeqCst) && self.is_in_guest()
+    }
+
     /// It must not run again in this life.
     pub fn end(&self) {
         self.ended.store(true, Ordering::SeqCst);
@@ -224,5 +231,59 @@ impl Vcpu {
     /// Whether it must not run again.
     pub fn has_ended(&self) -> bool {
         self.ended.load(Ordering::SeqCst)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use pasidon_kernel::id::VmId;
+    use pasidon_kernel::sched::{PcpuId, VcpuId};
+
+    fn vcpu() -> Vcpu {
+        let id = VcpuId {
+            vm: VmId(0),
+            index: 0,
+        };
+        let seat = Seat {
+            vcpu: id,
+            pcpu: PcpuId(0),
+        };
+        Vcpu::new(seat, Core::new("alpha", HostPhys(0x1000), 40))
+    }
+
+    #[test]
+    fn whoever_waits_for_a_flush_need_not_meet_the_vcpu_outside() {
+        let vcpu = vcpu();
+        vcpu.request_flush();
+        assert!(!vcpu.uses_old_translations(), "it does not run");
+        vcpu.set_in_guest(true);
+        assert!(vcpu.uses_old_translations(), "it ran before the request");
+        vcpu.set_in_guest(false);
+        // It left and is back before anybody looked.
+        vcpu.set_in_guest(true);
+        assert!(vcpu.take_flush());
+        assert!(!vcpu.uses_old_translations());
+        assert!(!vcpu.take_flush(), "once");
+    }
+
+    #[test]
+    fn mail_reaches_the_local_apic_once() {
+        const FIXED_0X41: MsiMessage = MsiMessage {
+            address: 0xfee0_0000,
+            data: 0x41,
+        };
+        let vcpu = vcpu();
+        let mut core = vcpu.core.lock();
+        core.lapic.mmio_write(0xf0, 4, 0x1ff, 0);
+        vcpu.post(FIXED_0X41);
+        vcpu.post(FIXED_0X41);
+        assert!(vcpu.has_mail());
+        vcpu.take_mail(&mut core.lapic);
+        assert!(!vcpu.has_mail());
+        assert_eq!(core.lapic.pending(), Some(0x41));
+        core.lapic.acknowledge(0x41);
+        vcpu.take_mail(&mut core.lapic);
+        assert_eq!(core.lapic.highest_requested(), None);
     }
 }

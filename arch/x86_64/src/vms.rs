@@ -165,7 +165,7 @@ impl Machine {
         if self.vcpu.is_in_guest() {
             self.kick();
         }
-        while self.vcpu.is_in_guest() {
+        while self.vcpu.uses_old_translations() {
             core::hint::spin_loop();
         }
     }
