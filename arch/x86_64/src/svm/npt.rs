@@ -3,7 +3,9 @@
 //!
 //! **Principle.** Guest RAM is mapped once, in 2 MiB pages, before the guest runs; after that only portals
 //! come and go, as single pages. So a fault in this table means a device access.
-//! **Invariant.** Nothing but the VM's own RAM and its portals is ever mapped.
+//! **Invariants.** Nothing but the VM's own RAM and its portals is ever mapped. Tables are kept only for what
+//! is mapped now: a guest that moves its BARs through a whole window takes no more memory than one that does
+//! not.
 //!
 //! Source: AMD APM volume 2, 15.25 "Nested Paging". Nested walks count as user accesses, so every level has
 //! the U bit.
@@ -45,6 +47,9 @@ pub struct NestedTable {
     root: HostPhys,
     /// All tables, the root too.
     tables: Vec<HostPhys>,
+    /// Those of them that lead nowhere any more. The processor may still hold entries that lead to them until
+    /// the flush that follows [`NestedTable::unmap_portal`]; so they stay, to be the next that are needed.
+    spare: Vec<HostPhys>,
 }
 
 fn shift(level: u32) -> u32 {
@@ -58,6 +63,7 @@ impl NestedTable {
             frames,
             root: HostPhys(0),
             tables: Vec::new(),
+            spare: Vec::new(),
         };
         table.root = table.allocate()?;
         Ok(table)
@@ -101,7 +107,7 @@ impl NestedTable {
         Ok(())
     }
 
-    /// Removes a window of a device. The caller flushes the guest's translations.
+    /// Removes a window of a device. The caller flushes the guest's translations before anything else is mapped.
     pub fn unmap_portal(&mut self, guest: GuestPhys, len: u64) {
         for offset in (0..len).step_by(PAGE_SIZE as usize) {
             let Some(address) = guest.0.checked_add(offset).filter(|address| *address < LIMIT) else {
@@ -110,6 +116,29 @@ impl NestedTable {
             if let Some(slot) = self.slot(address, 0, false).ok().flatten() {
                 // SAFETY: `slot` gives an entry of a table of ours.
                 unsafe { slot.write_volatile(0) };
+                self.take_out_empty(address);
+            }
+        }
+    }
+
+    /// Takes the tables that lead to `guest` out, from the lowest up, as far as nothing is mapped by them.
+    fn take_out_empty(&mut self, guest: u64) {
+        for level in 1..LEVELS {
+            let Some(slot) = self.slot(guest, level, false).ok().flatten() else {
+                return;
+            };
+            // SAFETY: `slot` gives an entry of a table of ours, which leads to another one: a page was mapped
+            // below it until now.
+            unsafe {
+                let table = HostPhys(slot.read_volatile() & entry::ADDRESS);
+                let first = table.0 as *const u64;
+                let empty = (0..ENTRIES as usize)
+                    .all(|index| first.wrapping_add(index).read_volatile() & entry::PRESENT == 0);
+                if !empty {
+                    return;
+                }
+                slot.write_volatile(0);
+                self.spare.push(table);
             }
         }
     }
@@ -169,6 +198,10 @@ impl NestedTable {
     }
 
     fn allocate(&mut self) -> Result<HostPhys, Refusal> {
+        if let Some(page) = self.spare.pop() {
+            // Its entries were cleared one by one.
+            return Ok(page);
+        }
         let page = self.frames.allocate_pages(1).ok_or_else(|| {
             Refusal::new(
                 "nested page table",
@@ -250,6 +283,31 @@ mod tests {
         assert_eq!(walk(&table, window.0), None);
         assert!(walk(&table, window.0 + 0x1000).is_some());
         table.unmap_portal(GuestPhys(u64::MAX), 0x1000);
+        drop(table);
+        assert_eq!(frames.counts(), before);
+    }
+
+    #[test]
+    fn a_portal_that_wanders_takes_no_more_tables() {
+        let frames = frames();
+        let before = frames.counts();
+        let mut table = NestedTable::new(frames).unwrap();
+        table.map(0, 0x20_0000 | entry::TABLE | entry::LARGE, 1).unwrap();
+        let mut most = 0;
+        for place in 0..2000u64 {
+            let window = GuestPhys(0x20_0000_0000 + place * 0x4000_0000 / 3 / PAGE_SIZE * PAGE_SIZE);
+            table.map_portal(window, HostPhys(0xe000_0000), 0x2000).unwrap();
+            assert_eq!(
+                walk(&table, window.0 + 0x1000),
+                Some((0xe000_1000 | entry::DEVICE, 0))
+            );
+            most = most.max(table.bytes());
+            table.unmap_portal(window, 0x2000);
+            assert_eq!(walk(&table, window.0), None);
+        }
+        // The root, two for RAM, and three for a portal, or five where it lies across two gigabytes.
+        assert!(most <= 8 * PAGE_SIZE, "{most:#x}");
+        assert_eq!(walk(&table, 0).unwrap().1, 1, "RAM stays");
         drop(table);
         assert_eq!(frames.counts(), before);
     }
