@@ -4,9 +4,12 @@
 //!
 //! **Principle.** The hypervisor is built without floating point, so a vCPU's state stays in the registers
 //! across exits; it is exchanged only when the vCPU leaves its pCPU or comes back. Restoring writes every
-//! component that any guest may enable, so nothing of the last guest is left for the next.
+//! component that any guest may enable, so nothing of the last guest is left for the next; FNINIT before it does
+//! so for the x87 instruction and data pointers, which AMD processors restore only where an x87 exception
+//! is pending.
 //!
-//! Source: Intel SDM volume 1, chapter 13 "Managing State Using the XSAVE Feature Set".
+//! Source: Intel SDM volume 1, chapter 13 "Managing State Using the XSAVE Feature Set"; APM volume 3, appendix
+//! E.4.7 (CPUID 8000_0008 EBX, RstrFpErrPtrs).
 
 use alloc::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
 use core::arch::asm;
@@ -147,6 +150,7 @@ impl Extended {
         unsafe {
             write_xcr0(mask);
             asm!(
+                "fninit",
                 "xrstor64 [{area}]",
                 area = in(reg) self.area.start.as_ptr(),
                 in("eax") mask as u32,
