@@ -257,7 +257,12 @@ impl Backend for SvmVcpu {
         // An event that was delivered is gone; one whose delivery was cut short is in EXITINTINFO.
         self.vmcb.control.event_inj = 0;
         self.redeliver();
-        exits::reason(&self.vmcb)
+        let reason = exits::reason(&self.vmcb);
+        if matches!(reason, Reason::Failed(_)) {
+            // Whether the flush that was asked for has been done before it failed, nobody says.
+            pcpu.flush_all_next();
+        }
+        reason
     }
 
     fn state(&self) -> CpuState {

@@ -145,6 +145,11 @@ impl SvmPcpu {
         self.flush_all |= self.asids.renew(self.index, asid);
     }
 
+    /// Has the next VMRUN flush everything.
+    pub(super) fn flush_all_next(&mut self) {
+        self.flush_all = true;
+    }
+
     /// What the next VMRUN must flush.
     pub(super) fn take_tlb_control(&mut self, flush: bool) -> u32 {
         if core::mem::take(&mut self.flush_all) {
