@@ -37,7 +37,8 @@ pub fn reason(vmcb: &Vmcb) -> Reason {
         exit_code::XSETBV => Reason::Xsetbv,
         exit_code::SHUTDOWN => Reason::Shutdown,
         exit_code::RDPMC => Reason::Forbidden,
-        exit_code::INVD => Reason::Ignored,
+        // All that a guest reaches is coherent with the caches.
+        exit_code::INVD | exit_code::WBINVD => Reason::Ignored,
         exit_code::VMRUN
         | exit_code::VMLOAD
         | exit_code::VMSAVE
@@ -47,7 +48,8 @@ pub fn reason(vmcb: &Vmcb) -> Reason {
         | exit_code::INVLPGA
         | exit_code::MONITOR
         | exit_code::MWAIT
-        | exit_code::MWAIT_ARMED => Reason::Undefined,
+        | exit_code::MWAIT_ARMED
+        | exit_code::RDPRU => Reason::Undefined,
         code => Reason::Failed(code),
     }
 }

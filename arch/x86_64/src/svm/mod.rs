@@ -121,9 +121,11 @@ impl SvmVcpu {
             | intercept::STGI
             | intercept::CLGI
             | intercept::SKINIT
+            | intercept::WBINVD
             | intercept::MONITOR
             | intercept::MWAIT
-            | intercept::XSETBV;
+            | intercept::XSETBV
+            | intercept::RDPRU;
         control.iopm_base_pa = core::ptr::from_ref(&*io_map) as u64;
         control.msrpm_base_pa = core::ptr::from_ref(&*msr_map) as u64;
         control.tsc_offset = tsc_offset;

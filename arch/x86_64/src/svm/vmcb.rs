@@ -50,12 +50,16 @@ pub mod intercept {
     pub const CLGI: u32 = 1 << 5;
     /// SKINIT.
     pub const SKINIT: u32 = 1 << 6;
+    /// WBINVD and WBNOINVD, which would empty the caches of all, for milliseconds.
+    pub const WBINVD: u32 = 1 << 9;
     /// MONITOR.
     pub const MONITOR: u32 = 1 << 10;
     /// MWAIT.
     pub const MWAIT: u32 = 1 << 11;
     /// XSETBV.
     pub const XSETBV: u32 = 1 << 13;
+    /// RDPRU, which reads counters of the pCPU without RDMSR.
+    pub const RDPRU: u32 = 1 << 14;
 
     /// Exception #MC (bit of the exception word at offset 008h).
     pub const EXCEPTION_MC: u32 = 1 << 18;
@@ -103,6 +107,8 @@ pub mod exit_code {
     pub const CLGI: u64 = 0x85;
     /// SKINIT.
     pub const SKINIT: u64 = 0x86;
+    /// WBINVD.
+    pub const WBINVD: u64 = 0x89;
     /// MONITOR.
     pub const MONITOR: u64 = 0x8a;
     /// MWAIT.
@@ -111,6 +117,8 @@ pub mod exit_code {
     pub const MWAIT_ARMED: u64 = 0x8c;
     /// XSETBV.
     pub const XSETBV: u64 = 0x8d;
+    /// RDPRU.
+    pub const RDPRU: u64 = 0x8e;
     /// Nested page fault.
     pub const NPF: u64 = 0x400;
 }
