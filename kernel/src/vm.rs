@@ -182,6 +182,36 @@ pub trait VmHost: Send + Sync {
     fn tear_down(&self, vm: &Vm, stopped: VcpusStopped) -> GuestGone;
 }
 
+/// A life that ends sooner, in nanoseconds, does not count as one.
+const SHORT_LIFE_NS: u64 = 10_000_000_000;
+/// So many short lives in a row may end by a restart.
+const SHORT_LIVES: u32 = 5;
+
+/// How often a guest has had itself started again in a row. A restart scrubs its memory and loads its kernel
+/// on the main loop's time, so one that does nothing else would take that from the others.
+#[derive(Debug, Default)]
+pub(crate) struct Restarts {
+    began_ns: u64,
+    short: u32,
+}
+
+impl Restarts {
+    /// A life begins; `by_itself` where the guest asked for it.
+    pub(crate) fn begin(&mut self, now_ns: u64, by_itself: bool) {
+        self.began_ns = now_ns;
+        if !by_itself {
+            self.short = 0;
+        }
+    }
+
+    /// Whether the life that ends now may be followed by another at the guest's own wish.
+    pub(crate) fn allow(&mut self, now_ns: u64) -> bool {
+        let short = now_ns.saturating_sub(self.began_ns) < SHORT_LIFE_NS;
+        self.short = if short { self.short.saturating_add(1) } else { 0 };
+        self.short <= SHORT_LIVES
+    }
+}
+
 /// What one life of a VM holds.
 #[derive(Debug, Default)]
 pub(crate) struct Life {
@@ -207,6 +237,7 @@ pub struct Vm {
     status: Mutex<Status>,
     busy: AtomicBool,
     request: Mutex<Option<VmEnd>>,
+    pub(crate) restarts: Mutex<Restarts>,
     pub(crate) life: Mutex<Life>,
 }
 
@@ -233,6 +264,7 @@ impl Vm {
             }),
             busy: AtomicBool::new(false),
             request: Mutex::new(None),
+            restarts: Mutex::default(),
             life: Mutex::new(Life::default()),
         }
     }
@@ -405,6 +437,19 @@ mod tests {
                 vdevs: Vec::new(),
             },
         )
+    }
+
+    #[test]
+    fn short_lives_end_at_some_time() {
+        let mut restarts = Restarts::default();
+        restarts.begin(7, false);
+        for _ in 0..SHORT_LIVES {
+            assert!(restarts.allow(8));
+            restarts.begin(8, true);
+        }
+        assert!(!restarts.allow(9));
+        assert!(restarts.allow(8 + SHORT_LIFE_NS), "a long one makes good");
+        assert!(restarts.allow(9 + SHORT_LIFE_NS));
     }
 
     #[test]

@@ -171,7 +171,7 @@ pub static VM: Section = Section {
             takes: "`\"restart\"` or `\"stop\"`",
             default: Some("`\"restart\"`"),
             example: "on_reboot = \"stop\"",
-            about: "What happens when the guest resets itself.",
+            about: "What happens when the guest resets itself. A guest whose life ends so within 10 seconds more than 5 times in a row is stopped.",
         },
         Key {
             name: "vdev",

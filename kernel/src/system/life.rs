@@ -35,6 +35,7 @@ impl System {
     /// Starts a VM: memory, address space, machine, vdevs, vCPUs. All or nothing.
     pub fn start_vm(&self, vm_host: &dyn VmHost, vm: &Vm) -> Result<(), Refusal> {
         let operation = vm.begin()?;
+        vm.restarts.lock().begin(self.services.host.now_ns(), false);
         self.start(vm_host, vm, &operation)
     }
 
@@ -135,6 +136,7 @@ impl System {
     pub fn restart_vm(&self, vm_host: &dyn VmHost, vm: &Vm, end: &VmEnd) -> Result<EndReport, Refusal> {
         let operation = vm.begin()?;
         let report = self.take_down(vm_host, vm, &operation, end)?;
+        vm.restarts.lock().begin(self.services.host.now_ns(), false);
         self.start(vm_host, vm, &operation)?;
         Ok(report)
     }
@@ -177,11 +179,22 @@ impl System {
                 vm.clear_request();
                 continue;
             }
-            let restart = request == VmEnd::Reset && vm.spec().restart_on_reset;
+            let wanted = request == VmEnd::Reset && vm.spec().restart_on_reset;
+            let restart = wanted && vm.restarts.lock().allow(self.services.host.now_ns());
+            let request = match restart == wanted {
+                true => request,
+                false => VmEnd::Stopped(format!(
+                    "it had itself restarted again and again within seconds; `vm {} start` starts it",
+                    vm.name()
+                )),
+            };
             let result =
                 self.take_down(vm_host, &vm, &operation, &request)
                     .and_then(|report| match restart {
-                        true => self.start(vm_host, &vm, &operation).map(|()| report),
+                        true => {
+                            vm.restarts.lock().begin(self.services.host.now_ns(), true);
+                            self.start(vm_host, &vm, &operation).map(|()| report)
+                        }
                         false => Ok(report),
                     });
             served.push(Served {

@@ -151,6 +151,31 @@ fn what_guests_ask_for_is_served_later() {
 }
 
 #[test]
+fn a_guest_that_only_restarts_is_stopped() {
+    let machine = Machine::new();
+    let system = &machine.system;
+    let alpha = system.define_vm(vm_spec("alpha", 2, 1, 1)).unwrap();
+    system.start_vm(machine.truth, &alpha).unwrap();
+    let mut restarts = 0;
+    while alpha.state() == VmState::Running {
+        assert!(restarts < 10);
+        restarts += 1;
+        alpha.request(VmEnd::Reset);
+        assert_eq!(system.serve_requests(machine.truth).len(), 1);
+    }
+    assert!(restarts > 1, "one is no reason yet");
+    assert!(alpha.reason().unwrap().contains("again and again"));
+    system.start_vm(machine.truth, &alpha).unwrap();
+    alpha.request(VmEnd::Reset);
+    assert!(
+        system.serve_requests(machine.truth)[0].restart,
+        "a person's start counts anew"
+    );
+    system.end_vm(machine.truth, &alpha, &POWER_OFF).unwrap();
+    machine.assert_as_at_start();
+}
+
+#[test]
 fn pause_keeps_everything_and_resume_goes_on() {
     let machine = Machine::new();
     let alpha = machine.system.define_vm(vm_spec("alpha", 2, 1, 1)).unwrap();
