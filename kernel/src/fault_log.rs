@@ -12,6 +12,7 @@ use alloc::vec::Vec;
 
 use serde::Serialize;
 
+use crate::allowance::Allowance;
 use crate::fault::{DmaFault, FaultAccess};
 use crate::monitor::vdev_name;
 use crate::system::VdevName;
@@ -20,10 +21,6 @@ use crate::system::VdevName;
 const RECORDS: usize = 32;
 /// Vdevs whose records are kept, past ones included; beyond it the one that has been quiet longest goes.
 const OWNERS: usize = 64;
-/// Lines a quiet vdev may print at once.
-const BURST: u64 = 8;
-/// After a burst, one line in this time.
-const LINE_INTERVAL_NS: u64 = 1_000_000_000;
 
 /// The attachment that a fault belongs to.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -126,21 +123,24 @@ struct Owner {
     name: Option<String>,
     count: u64,
     records: VecDeque<FaultRecord>,
-    /// Lines it may print now.
-    allowance: u64,
-    /// When the allowance last grew.
-    refilled_ns: u64,
-    /// Faults since the last printed line that were not printed.
-    unprinted: u64,
+    /// Lines it may print.
+    allowance: Allowance,
 }
 
 /// The log. One for the machine.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct FaultLog {
     total: u64,
     overflows: u64,
+    overflow_lines: Allowance,
     /// By number of the vdev; `None` is what belongs to no vdev.
     owners: BTreeMap<Option<u32>, Owner>,
+}
+
+impl Default for FaultLog {
+    fn default() -> Self {
+        Self::new()
+    }
 }
 
 impl FaultLog {
@@ -149,6 +149,7 @@ impl FaultLog {
         Self {
             total: 0,
             overflows: 0,
+            overflow_lines: Allowance::new(0),
             owners: BTreeMap::new(),
         }
     }
@@ -181,9 +182,7 @@ impl FaultLog {
             name,
             count: 0,
             records: VecDeque::new(),
-            allowance: BURST,
-            refilled_ns: now_ns,
-            unprinted: 0,
+            allowance: Allowance::new(now_ns),
         });
         let line = owner.line(now_ns, &record);
         owner.count = owner.count.saturating_add(1);
@@ -194,10 +193,13 @@ impl FaultLog {
         line
     }
 
-    /// The hardware dropped records. Returns the line to print.
-    pub fn overflow(&mut self) -> String {
+    /// The hardware dropped records. Returns the line to print, unless that was said often enough.
+    pub fn overflow(&mut self, now_ns: u64) -> Option<String> {
         self.overflows = self.overflows.saturating_add(1);
-        String::from("fault: the IOMMU had no room to record all of them; some are lost")
+        self.overflow_lines.take(now_ns)?;
+        Some(String::from(
+            "fault: the IOMMU had no room to record all of them; some are lost",
+        ))
     }
 
     /// What there is to show.
@@ -232,17 +234,7 @@ impl FaultLog {
 impl Owner {
     /// The line for a record, if the allowance has one left.
     fn line(&mut self, now_ns: u64, record: &FaultRecord) -> Option<String> {
-        let earned = now_ns.saturating_sub(self.refilled_ns) / LINE_INTERVAL_NS;
-        if earned > 0 {
-            self.allowance = self.allowance.saturating_add(earned).min(BURST);
-            self.refilled_ns = now_ns;
-        }
-        if self.allowance == 0 {
-            self.unprinted = self.unprinted.saturating_add(1);
-            return None;
-        }
-        self.allowance -= 1;
-        Some(match core::mem::take(&mut self.unprinted) {
+        Some(match self.allowance.take(now_ns)? {
             0 => record.to_string(),
             more => format!("{record}; {more} more before it, see faults"),
         })
@@ -253,6 +245,7 @@ impl Owner {
 mod tests {
     use super::*;
     use crate::addr::Requester;
+    use crate::allowance::BURST;
     use crate::pasid::Pasid;
 
     const SECOND: u64 = 1_000_000_000;
@@ -347,7 +340,9 @@ mod tests {
     #[test]
     fn lost_records_are_said() {
         let mut log = FaultLog::new();
-        assert!(log.overflow().contains("some are lost"));
-        assert_eq!(log.snapshot().overflows, 1);
+        assert!(log.overflow(0).unwrap().contains("some are lost"));
+        let printed = (0..1000).filter(|now| log.overflow(*now).is_some()).count() as u64;
+        assert_eq!(printed, BURST - 1);
+        assert_eq!(log.snapshot().overflows, 1001);
     }
 }

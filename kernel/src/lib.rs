@@ -16,6 +16,7 @@ extern crate alloc;
 mod generated;
 
 pub mod addr;
+pub mod allowance;
 pub mod attachment;
 pub mod config;
 pub mod console;

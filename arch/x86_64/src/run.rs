@@ -103,6 +103,11 @@ pub fn take_parent_events() -> impl Iterator<Item = u16> {
     (0..64).filter(move |bit| bits & 1 << bit != 0)
 }
 
+/// Whether there are any.
+pub fn has_parent_events() -> bool {
+    PARENT_EVENTS.load(Ordering::SeqCst) != 0
+}
+
 /// How often the pCPU has gone round its loop.
 pub fn rounds(pcpu: u32) -> u64 {
     ROUNDS

@@ -10,6 +10,7 @@ use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use pasidon_arch_x86_64::guest::boot::BootImage;
 use pasidon_arch_x86_64::vms::{Builder, Outside, Vms, kick};
 use pasidon_arch_x86_64::{pcpu, run, serial, time};
+use pasidon_kernel::allowance::Allowance;
 use pasidon_kernel::config::ConsoleMode;
 use pasidon_kernel::console::Input;
 use pasidon_kernel::fault_log::{FaultLog, FaultOwner};
@@ -17,7 +18,7 @@ use pasidon_kernel::id::VmId;
 use pasidon_kernel::iommu::Iommu;
 use pasidon_kernel::monitor::{HostPower, Monitor};
 use pasidon_kernel::refusal::Refusal;
-use pasidon_kernel::system::{EndReport, System};
+use pasidon_kernel::system::{EndReport, ParentReport, System};
 use pasidon_kernel::vm::VmEnd;
 use spin::{Mutex, Once};
 
@@ -27,6 +28,10 @@ use super::power;
 
 /// How often the line is looked at while nothing else happens, in nanoseconds.
 const LOOK_INTERVAL_NS: u64 = 10_000_000;
+
+/// How often at most devices' faults and events are looked at, in nanoseconds. A guest can have its queue report
+/// errors as fast as it submits; until one is read, the units raise no further interrupt.
+const EVENT_INTERVAL_NS: u64 = 10_000_000;
 
 /// What a VM boots, as named by the configuration.
 pub struct Image {
@@ -72,6 +77,10 @@ pub struct Desk {
     looking: AtomicBool,
     /// When the line was last looked at.
     looked: AtomicU64,
+    /// Before that time, faults and events of devices wait.
+    events_due: AtomicU64,
+    /// Lines about events, by the name of the VM that caused them.
+    event_lines: Mutex<BTreeMap<Option<String>, Allowance>>,
     power: Mutex<Option<HostPower>>,
 }
 
@@ -100,6 +109,8 @@ impl Desk {
             keys_interrupt: AtomicBool::new(false),
             looking: AtomicBool::new(true),
             looked: AtomicU64::new(0),
+            events_due: AtomicU64::new(0),
+            event_lines: Mutex::new(BTreeMap::new()),
             power: Mutex::new(None),
         }
     }
@@ -209,18 +220,50 @@ impl Desk {
             }
         }
         if lost {
-            let told = self.faults.lock().overflow();
-            log::warn!("{told}");
+            let told = self.faults.lock().overflow(time::now_ns());
+            if let Some(told) = told {
+                log::warn!("{told}");
+            }
         }
+    }
+
+    fn take_events(&self, parts: &Parts) {
+        for parent in run::take_parent_events() {
+            parts
+                .system
+                .parent_event(&Builder(parts.vms), parent, &mut |report| {
+                    self.tell_event(&report)
+                });
+        }
+    }
+
+    /// One line, unless the VM that caused it has had enough of them.
+    fn tell_event(&self, report: &ParentReport) {
+        let now = time::now_ns();
+        let vm = report.vdev.as_ref().map(|vdev| vdev.vm_name.clone());
+        let mut lines = self.event_lines.lock();
+        match lines.entry(vm).or_insert(Allowance::new(now)).take(now) {
+            Some(0) => log::warn!("{report}"),
+            Some(more) => log::warn!("{report}; {more} more before it"),
+            None => {}
+        }
+    }
+
+    /// Whether faults or events of devices wait to be looked at.
+    fn events_wait(&self) -> bool {
+        self.faulted.load(Ordering::SeqCst) || run::has_parent_events()
+    }
+
+    /// When the line is to be looked at although nobody pressed a key.
+    fn next_look(&self) -> Option<u64> {
+        let looked = self.looked.load(Ordering::Relaxed);
+        self.looking
+            .load(Ordering::SeqCst)
+            .then(|| looked.saturating_add(LOOK_INTERVAL_NS))
     }
 
     fn serve(&self, parts: &Parts) {
         let builder = Builder(parts.vms);
-        for parent in run::take_parent_events() {
-            parts
-                .system
-                .parent_event(&builder, parent, &mut |report| log::warn!("{report}"));
-        }
         for served in parts.system.serve_requests(&builder) {
             let name = parts
                 .system
@@ -259,16 +302,22 @@ impl Outside for Desk {
     fn work(&self) {
         let Some(parts) = self.parts.get() else { return };
         let now = time::now_ns();
-        let due = self.next_work().is_some_and(|next| next <= now);
+        let due = self.next_look().is_some_and(|next| next <= now);
         if self.key.swap(false, Ordering::SeqCst) || due {
             self.looked.store(now, Ordering::Relaxed);
             self.look_at_line(parts);
         }
-        if !self.woken.swap(false, Ordering::SeqCst) {
-            return;
+        let woken = self.woken.swap(false, Ordering::SeqCst);
+        if self.events_wait() && self.events_due.load(Ordering::Relaxed) <= now {
+            self.events_due
+                .store(now.saturating_add(EVENT_INTERVAL_NS), Ordering::Relaxed);
+            if self.faulted.swap(false, Ordering::SeqCst) {
+                self.record_faults(parts);
+            }
+            self.take_events(parts);
         }
-        if self.faulted.swap(false, Ordering::SeqCst) {
-            self.record_faults(parts);
+        if !woken {
+            return;
         }
         self.serve(parts);
         let power = self.power.lock().take();
@@ -282,10 +331,10 @@ impl Outside for Desk {
     }
 
     fn next_work(&self) -> Option<u64> {
-        let looked = self.looked.load(Ordering::Relaxed);
-        self.looking
-            .load(Ordering::SeqCst)
-            .then(|| looked.saturating_add(LOOK_INTERVAL_NS))
+        let events = self
+            .events_wait()
+            .then(|| self.events_due.load(Ordering::Relaxed));
+        [self.next_look(), events].into_iter().flatten().min()
     }
 
     fn image(&self, vm: &str) -> Result<BootImage<'static>, Refusal> {
