@@ -8,7 +8,7 @@
 //! inbox for the last time, and the sender looks at that *after* it has put the message in.
 
 use alloc::string::String;
-use core::sync::atomic::{AtomicBool, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use arrayvec::ArrayVec;
 use pasidon_kernel::addr::HostPhys;
@@ -36,6 +36,7 @@ pub struct Vcpu {
     pub seat: Seat,
     inbox: Mutex<ArrayVec<MsiMessage, INBOX>>,
     has_mail: AtomicBool,
+    lost: AtomicU64,
     in_guest: AtomicBool,
     flush: AtomicBool,
     ended: AtomicBool,
@@ -161,6 +162,7 @@ impl Vcpu {
             seat,
             inbox: Mutex::new(ArrayVec::new()),
             has_mail: AtomicBool::new(false),
+            lost: AtomicU64::new(0),
             in_guest: AtomicBool::new(false),
             flush: AtomicBool::new(false),
             ended: AtomicBool::new(false),
@@ -173,10 +175,14 @@ impl Vcpu {
     pub fn post(&self, message: MsiMessage) {
         let mut inbox = self.inbox.lock();
         if !inbox.contains(&message) && inbox.try_push(message).is_err() {
-            log::warn!(
-                "vm {}: an interrupt was lost: {INBOX} others wait",
-                self.seat.vcpu.vm
-            );
+            let lost = self.lost.fetch_add(1, Ordering::Relaxed).saturating_add(1);
+            // The guest names the messages, so it can do this for ever: lines at 1, 2, 4, 8, …
+            if lost.is_power_of_two() {
+                log::warn!(
+                    "vm {}: {lost} interrupts were lost so far: {INBOX} others waited",
+                    self.seat.vcpu.vm
+                );
+            }
         }
         self.has_mail.store(true, Ordering::SeqCst);
     }

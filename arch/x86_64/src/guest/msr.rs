@@ -71,6 +71,8 @@ pub struct Msrs {
     wall_clock: u64,
     unknown: u64,
     logged: ArrayVec<u32, LOGGED>,
+    /// A clock structure that could not be written was logged.
+    clock_logged: bool,
 }
 
 impl Msrs {
@@ -83,6 +85,7 @@ impl Msrs {
             wall_clock: 0,
             unknown: 0,
             logged: ArrayVec::new(),
+            clock_logged: false,
         }
     }
 
@@ -163,9 +166,14 @@ impl Msrs {
         Ok(None)
     }
 
-    fn note_clock(&self, what: &str, written: Result<(), pasidon_kernel::memory::BadGuestAddress>) {
-        if let Err(error) = written {
-            log::warn!("vm {}: {what} structure not written: {error}", self.vm);
+    fn note_clock(&mut self, what: &str, written: Result<(), pasidon_kernel::memory::BadGuestAddress>) {
+        if let Err(error) = written
+            && !core::mem::replace(&mut self.clock_logged, true)
+        {
+            log::warn!(
+                "vm {}: {what} structure not written: {error} (said once)",
+                self.vm
+            );
         }
     }
 
@@ -230,6 +238,7 @@ mod tests {
         write(KVM_WALL_CLOCK_NEW, 0x400).unwrap();
         assert_eq!(memory.u32(0x400), 2);
         write(KVM_WALL_CLOCK_NEW, u64::MAX).unwrap();
+        assert!(msrs.clock_logged, "and no more lines about it");
     }
 
     proptest! {
