@@ -82,7 +82,7 @@ impl Pci {
             let buses = first..=last;
             let len = Ecam::<Mmio>::len(&buses);
             // MCFG names the place of bus 0; the window begins at its first bus.
-            let start = base + ((u64::from(first)) << 20);
+            let start = base.saturating_add(u64::from(first) << 20);
             let window = match paging::map_device(HostPhys(start), len as u64) {
                 // SAFETY: mapped uncached for good, and used by nobody else.
                 Ok(window) => unsafe { Mmio::new(window, len) },
