@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! The serial line: who may write to it, and how what is typed finds its way.
 //!
-//! **Principle.** One lock around the [`Console`]. Log messages never wait for it: whoever has the line prints
-//! what has been logged meanwhile before he gives it back.
+//! **Principle.** One lock around the [`Console`], given in the order in which it was asked for: a guest that
+//! prints without end delays the monitor by one byte at a time, and cannot keep it from the line. Log messages
+//! never wait for it: whoever has the line prints what has been logged meanwhile before he gives it back.
 
 use alloc::collections::VecDeque;
 use alloc::string::String;
@@ -11,12 +12,13 @@ use alloc::vec::Vec;
 use pasidon_arch_x86_64::serial;
 use pasidon_kernel::config::ConsoleMode;
 use pasidon_kernel::console::Console;
-use spin::{Mutex, Once};
+use spin::Once;
+use spin::mutex::TicketMutex;
 
 use crate::output::{self, LOGGER};
 
 /// The line, once the configuration is known; before, messages go out as they are.
-static LINE: Once<Mutex<Console>> = Once::new();
+static LINE: Once<TicketMutex<Console>> = Once::new();
 
 fn put(byte: u8) {
     serial::write(&[byte]);
@@ -24,14 +26,14 @@ fn put(byte: u8) {
 
 /// Messages wait: shows them, unless somebody has the line, who then does.
 fn show_log() {
-    if let Some(mut console) = LINE.get().and_then(Mutex::try_lock) {
+    if let Some(mut console) = LINE.get().and_then(TicketMutex::try_lock) {
         LOGGER.drain(&mut |message| console.log(message, &mut put));
     }
 }
 
 /// Gives the line to a console for the VMs of these names, by their index in the configuration.
 pub fn open(mode: ConsoleMode, names: Vec<String>) {
-    LINE.call_once(|| Mutex::new(Console::new(mode, names)));
+    LINE.call_once(|| TicketMutex::new(Console::new(mode, names)));
     output::redirect(show_log);
 }
 
