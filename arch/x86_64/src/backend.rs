@@ -39,6 +39,8 @@ pub enum Reason {
     InterruptWindow,
     /// Triple fault.
     Shutdown,
+    /// The processor found an error in itself or in memory.
+    MachineCheck,
     /// An instruction that this machine does not have.
     Undefined,
     /// An instruction that the guest may not use.

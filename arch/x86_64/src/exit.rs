@@ -15,6 +15,7 @@ use crate::emulate::{self, CpuState, Exception, Failure};
 use crate::guest::GeneralProtection;
 use crate::guest::cpuid::CpuidState;
 use crate::guest::lapic::ApicEvent;
+use crate::machine_check::{self, Verdict};
 use crate::vcpu::Core;
 use crate::vms::Machine;
 
@@ -80,7 +81,11 @@ pub fn kind(reason: &Reason) -> ExitKind {
         Reason::Hypercall => ExitKind::Hypercall,
         Reason::InterruptWindow => ExitKind::InterruptWindow,
         Reason::Shutdown => ExitKind::Shutdown,
-        Reason::Undefined | Reason::Forbidden | Reason::Ignored | Reason::Failed(_) => ExitKind::Other,
+        Reason::MachineCheck
+        | Reason::Undefined
+        | Reason::Forbidden
+        | Reason::Ignored
+        | Reason::Failed(_) => ExitKind::Other,
     }
 }
 
@@ -141,6 +146,10 @@ pub fn handle(core: &mut Core, machine: &Machine, reason: Reason) {
             }
         }
         Reason::Shutdown => machine.end(VmEnd::Crashed("triple fault".into())),
+        Reason::MachineCheck => match machine_check::take() {
+            Verdict::GuestLost(text) => machine.end(VmEnd::Crashed(text)),
+            Verdict::HostLost(text) => panic!("{text}"),
+        },
         Reason::Undefined => core.exception = Some(UNDEFINED),
         Reason::Forbidden => core.exception = Some(GENERAL_PROTECTION),
         Reason::Ignored => finish(core, machine, encoding::INVD),

@@ -20,6 +20,7 @@ pub mod guest;
 pub mod history;
 pub mod interrupts;
 pub mod ioapic;
+pub mod machine_check;
 pub mod memory;
 pub mod paging;
 pub mod pcpu;

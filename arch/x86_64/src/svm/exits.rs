@@ -23,6 +23,7 @@ pub fn reason(vmcb: &Vmcb) -> Reason {
     let control = &vmcb.control;
     match control.exit_code {
         exit_code::INTR | exit_code::NMI | exit_code::SMI | exit_code::INIT => Reason::HostInterrupt,
+        exit_code::EXCEPTION_MC => Reason::MachineCheck,
         exit_code::VINTR => Reason::InterruptWindow,
         exit_code::CPUID => Reason::Cpuid,
         exit_code::HLT => Reason::Halt,

@@ -67,6 +67,8 @@ pub mod intercept {
 
 /// Exit codes (APM 2, appendix C).
 pub mod exit_code {
+    /// #MC.
+    pub const EXCEPTION_MC: u64 = 0x52;
     /// Physical interrupt.
     pub const INTR: u64 = 0x60;
     /// Physical NMI.

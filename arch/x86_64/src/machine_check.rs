@@ -1,0 +1,108 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! A machine check that came while a guest ran.
+//!
+//! **Principle.** The processor hands it to the hypervisor instead of its own handler, with its registers of
+//! before the guest intact. Where no bank says that the processor's context is lost, and it can go on, the
+//! VM that ran pays with its life; otherwise nothing that runs here can be trusted any more.
+//!
+//! Source: APM volume 2, chapter 9 "Machine Check Architecture"; 15.12.16 (#MC intercept).
+
+use alloc::format;
+use alloc::string::String;
+
+use crate::cpu;
+
+const IA32_MCG_CAP: u32 = 0x179;
+const IA32_MCG_STATUS: u32 = 0x17a;
+/// IA32_MC0_STATUS and IA32_MC0_ADDR; each bank's are [`BANK_STRIDE`] further.
+const IA32_MC0_STATUS: u32 = 0x401;
+const IA32_MC0_ADDR: u32 = 0x402;
+const BANK_STRIDE: u32 = 4;
+/// IA32_MCG_CAP: number of banks.
+const MCG_CAP_COUNT: u64 = 0xff;
+/// IA32_MCG_STATUS: what was interrupted can go on.
+const MCG_STATUS_RIPV: u64 = 1 << 0;
+/// IA32_MCi_STATUS: the bank holds an error.
+const VAL: u64 = 1 << 63;
+/// IA32_MCi_STATUS: the address register holds where.
+const ADDRV: u64 = 1 << 58;
+/// IA32_MCi_STATUS: the processor's context is corrupt.
+const PCC: u64 = 1 << 57;
+/// CPUID 1 EDX: machine-check architecture.
+const CPUID_MCA: u32 = 1 << 14;
+
+/// What is left after a machine check.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Verdict {
+    /// The guest cannot go on; all else can. The errors, in words.
+    GuestLost(String),
+    /// Nothing can.
+    HostLost(String),
+}
+
+/// One bank that holds an error: number, status, address.
+type Bank = (u32, u64, u64);
+
+fn judge(status: u64, banks: impl Iterator<Item = Bank>) -> Verdict {
+    let mut text = format!("machine check (MCG_STATUS {status:#x})");
+    let mut lost = status & MCG_STATUS_RIPV == 0;
+    for (number, status, address) in banks {
+        lost |= status & PCC != 0;
+        text += &format!(", bank {number}: status {status:#x}");
+        if status & ADDRV != 0 {
+            text += &format!(" address {address:#x}");
+        }
+    }
+    match lost {
+        true => Verdict::HostLost(text),
+        false => Verdict::GuestLost(text),
+    }
+}
+
+/// Reads and clears what this pCPU recorded; a second machine check before that would reset the machine.
+pub fn take() -> Verdict {
+    if core::arch::x86_64::__cpuid(1).edx & CPUID_MCA == 0 {
+        return Verdict::HostLost("machine check, and the processor cannot say why".into());
+    }
+    // SAFETY: the processor has these registers, and as many banks; clearing them forgets errors only.
+    unsafe {
+        let banks = (cpu::read_msr(IA32_MCG_CAP) & MCG_CAP_COUNT) as u32;
+        let found = (0..banks).filter_map(|number| {
+            let status = cpu::read_msr(IA32_MC0_STATUS + number * BANK_STRIDE);
+            if status & VAL == 0 {
+                return None;
+            }
+            let address = match status & ADDRV {
+                0 => 0,
+                _ => cpu::read_msr(IA32_MC0_ADDR + number * BANK_STRIDE),
+            };
+            cpu::write_msr(IA32_MC0_STATUS + number * BANK_STRIDE, 0);
+            Some((number, status, address))
+        });
+        let verdict = judge(cpu::read_msr(IA32_MCG_STATUS), found);
+        cpu::write_msr(IA32_MCG_STATUS, 0);
+        verdict
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_processor_that_can_go_on_does() {
+        let error = VAL | ADDRV | 0x135;
+        let guest = judge(MCG_STATUS_RIPV, [(1, error, 0x1000)].into_iter());
+        let Verdict::GuestLost(text) = guest else {
+            panic!("{guest:?}")
+        };
+        assert!(
+            text.ends_with("bank 1: status 0x8400000000000135 address 0x1000"),
+            "{text}"
+        );
+        for (status, bank) in [(0, error), (MCG_STATUS_RIPV, error | PCC)] {
+            let verdict = judge(status, [(0, error, 0), (1, bank, 0)].into_iter());
+            assert!(matches!(verdict, Verdict::HostLost(_)), "{verdict:?}");
+        }
+    }
+}
