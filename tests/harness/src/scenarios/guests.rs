@@ -63,6 +63,35 @@ pub const THREE: Scenario = Scenario {
     },
 };
 
+/// Floating-point registers stay a guest's own.
+pub const FPU: Scenario = Scenario {
+    name: "fpu-isolation",
+    about: "three guests on two pCPUs keep patterns of their own in x87, SSE and AVX registers across turns",
+    run: |lab| {
+        let configuration = [HOST, &vm("alpha", 0, ""), &vm("beta", 0, ""), &vm("gamma", 0, "")].concat();
+        let machine = lab.pasidon(&configuration, demonstration::platform)?;
+        let guests = [("alpha", 1), ("beta", 2), ("gamma", 3)];
+        for (name, _) in guests {
+            shell(&machine, name)?;
+        }
+        for (name, seed) in guests {
+            machine.console(name)?.send_line(&format!("fpu-check {seed}"))?;
+        }
+        let mut interrupted = 0;
+        for (name, seed) in guests {
+            let line = format!("^PASIDON fpu seed={seed} avx=1 rounds=60 gaps=(\\d+) wrong=(\\d+)$");
+            let found = machine.console(name)?.expect(&line, BOOT_TIMEOUT)?;
+            anyhow::ensure!(found[2] == "0", "{name}: {}", found[0]);
+            interrupted += found[1].parse::<u32>()?;
+        }
+        anyhow::ensure!(
+            interrupted >= 20,
+            "only {interrupted} rounds met another guest's turn"
+        );
+        Ok(())
+    },
+};
+
 /// Ends of a guest that the others do not notice.
 pub const ENDS: Scenario = Scenario {
     name: "guest-ends",

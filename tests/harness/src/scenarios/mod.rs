@@ -20,6 +20,7 @@ pub const ALL: &[Scenario] = &[
     guests::INVENTORY,
     guests::TWO,
     guests::THREE,
+    guests::FPU,
     guests::ENDS,
     sharing::BOTH,
     sharing::SAME_ADDRESSES,
