@@ -122,6 +122,12 @@ pub fn handle(core: &mut Core, machine: &Machine, reason: Reason) {
         }
         Reason::ReadMsr => read_msr(core, machine),
         Reason::WriteMsr => write_msr(core, machine),
+        // The instruction is not what touched the device: a stack, or a descriptor table, is there.
+        Reason::Stage2 { address, .. } if core.hardware.has_event() => {
+            machine.end(VmEnd::Crashed(format!(
+                "it took an interrupt or exception through guest-physical {address:#x}, which is not RAM"
+            )));
+        }
         Reason::Stage2 {
             address,
             fetch: false,

@@ -25,10 +25,11 @@ use pasidon_arch_x86_64::guest::layout;
 use pasidon_arch_x86_64::interrupts::{self, vector};
 use pasidon_arch_x86_64::run::{self, World};
 use pasidon_arch_x86_64::vms::{Builder, Vms, kick};
-use pasidon_arch_x86_64::{fault, history, ioapic, pcpu, serial};
+use pasidon_arch_x86_64::{emulate, fault, history, ioapic, pcpu, serial};
 use pasidon_kernel::addr::{GuestPhys, HostPhys};
 use pasidon_kernel::config::{
-    Config, ConfigError, OnReboot, Parsed, PciDevice, VmConfig, check_memory, check_vdevs, resolve_parents,
+    Config, ConfigError, ConsoleMode, OnReboot, Parsed, PciDevice, VmConfig, check_memory, check_vdevs,
+    resolve_parents,
 };
 use pasidon_kernel::frames::Frames;
 use pasidon_kernel::host::Host;
@@ -87,6 +88,8 @@ pub fn run(handover: Handover) -> ! {
         log::warn!("a fault report will not show the last exits: too many want to add to it");
     }
     power::set_reset(handover.reset);
+    // Its tables are made here, so that no exit allocates them.
+    emulate::prepare();
     let (mut config, errors) = match handover.parsed {
         Ok(parsed) => (parsed.config, parsed.errors),
         Err(errors) => {
@@ -228,6 +231,9 @@ pub fn run(handover: Handover) -> ! {
     }
     if running == 0 {
         log::error!("nothing was started: no VM is left to run; `vms` and `help` still work");
+    }
+    if mode == ConsoleMode::Plain {
+        log::info!("`console NAME` goes to a guest, Ctrl-] comes back; `help` lists the commands");
     }
     // The prompt.
     line::with(|console, sink| console.answer("", sink));
