@@ -57,7 +57,7 @@ impl Host for TestHost {
         self.now.fetch_add(1_000_000, Ordering::Relaxed)
     }
 
-    fn allocate_vector(&self) -> Option<HostVector> {
+    fn allocate_vector(&self, _vm: Option<VmId>) -> Option<HostVector> {
         let mut taken = self.vectors.lock().unwrap();
         let vector = (0x40..0x60).find(|vector| !taken.contains(vector))?;
         taken.push(vector);

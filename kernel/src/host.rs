@@ -2,6 +2,7 @@
 //! What the machine itself offers to the hypervisor: time, and interrupt vectors of its own.
 
 use crate::exit::MsiMessage;
+use crate::id::VmId;
 use crate::iommu::HostVector;
 
 /// Services of the processor the hypervisor runs on; implemented by `arch`.
@@ -9,9 +10,10 @@ pub trait Host: Send + Sync {
     /// Monotonic time since boot, in nanoseconds.
     fn now_ns(&self) -> u64;
 
-    /// Takes a free interrupt vector on some processor. The route that the vector leads to is
-    /// registered by the caller before the device is given the message.
-    fn allocate_vector(&self) -> Option<HostVector>;
+    /// Takes a free interrupt vector: for a VM on the processor that runs it, where there is one left, so
+    /// that its devices interrupt nobody else. The route that the vector leads to is registered by the
+    /// caller before the device is given the message.
+    fn allocate_vector(&self, vm: Option<VmId>) -> Option<HostVector>;
 
     /// Returns when an interrupt that a processor accepted with this vector before the call has been
     /// handled. Called after the message was masked and unmapped, and before the vector is given back, so

@@ -10,6 +10,7 @@ use pasidon_arch_x86_64::pcpu::{self, MAX_PCPUS};
 use pasidon_arch_x86_64::{run, time, vms};
 use pasidon_kernel::exit::MsiMessage;
 use pasidon_kernel::host::Host;
+use pasidon_kernel::id::VmId;
 use pasidon_kernel::iommu::HostVector;
 use spin::Mutex;
 
@@ -76,9 +77,10 @@ impl Host for X86Host {
         time::now_ns()
     }
 
-    fn allocate_vector(&self) -> Option<HostVector> {
+    fn allocate_vector(&self, vm: Option<VmId>) -> Option<HostVector> {
         let count = u32::try_from(pcpu::count()).ok()?;
-        let pcpu = (0..count).min_by_key(|pcpu| used(*pcpu))?;
+        let home = vm.and_then(super::pcpu_of).filter(|pcpu| *pcpu < count);
+        let pcpu = home.or_else(|| (0..count).min_by_key(|pcpu| used(*pcpu)))?;
         (pcpu..count).chain(0..pcpu).find_map(|pcpu| {
             Some(HostVector {
                 cpu: pcpu::apic_id_of(pcpu)?,

@@ -3,6 +3,7 @@
 
 use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
+use pasidon_kernel::id::VmId;
 use pasidon_kernel::iommu::HostVector;
 use spin::Mutex;
 
@@ -29,7 +30,7 @@ impl Host for TestHost {
         self.0.fetch_add(1_000_000, Ordering::Relaxed)
     }
 
-    fn allocate_vector(&self) -> Option<HostVector> {
+    fn allocate_vector(&self, _vm: Option<VmId>) -> Option<HostVector> {
         None
     }
 

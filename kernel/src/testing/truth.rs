@@ -155,7 +155,7 @@ impl Host for SharedTruth {
     }
 
     /// The lowest free one, so that a vector is used again as soon as possible.
-    fn allocate_vector(&self) -> Option<HostVector> {
+    fn allocate_vector(&self, _vm: Option<VmId>) -> Option<HostVector> {
         let mut truth = self.lock();
         if truth.fails(Fail::AllocateVector) {
             return None;

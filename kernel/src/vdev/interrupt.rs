@@ -59,7 +59,11 @@ impl Interrupt {
         route: Route,
     ) -> Result<Self, Refusal> {
         let what = || format!("interrupt {entry} of {}", parent.name());
-        let vector = services.host.allocate_vector().ok_or_else(|| {
+        let owner = match route {
+            Route::Vdev { vm, .. } => Some(vm),
+            Route::ParentEvent(_) => None,
+        };
+        let vector = services.host.allocate_vector(owner).ok_or_else(|| {
             Refusal::new(
                 what(),
                 "no free interrupt vector on any processor",

@@ -46,7 +46,7 @@ fn a_second_interrupt_that_fails_takes_the_first_back() {
     machine.system.start_vm(machine.truth, &alpha).unwrap();
     // One more vector than nothing is left.
     let spare: Vec<_> = (0..10)
-        .filter_map(|_| crate::host::Host::allocate_vector(machine.truth))
+        .filter_map(|_| crate::host::Host::allocate_vector(machine.truth, None))
         .collect();
     let refusal = machine
         .system

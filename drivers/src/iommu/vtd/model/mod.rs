@@ -15,6 +15,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use pasidon_kernel::host::Host;
+use pasidon_kernel::id::VmId;
 use pasidon_kernel::iommu::HostVector;
 
 pub use self::memory::{ModelMemory, View};
@@ -58,7 +59,7 @@ impl Host for ModelHost {
         self.0.fetch_add(100_000, Ordering::Relaxed)
     }
 
-    fn allocate_vector(&self) -> Option<HostVector> {
+    fn allocate_vector(&self, _vm: Option<VmId>) -> Option<HostVector> {
         None
     }
 
