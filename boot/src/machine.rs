@@ -157,6 +157,11 @@ fn set_up(crossing: Crossing) -> Result<Handover, Refusal> {
             .map(|ecam| (ecam.segment, ecam.base, ecam.start, ecam.end))
             .collect(),
         reset: tables.fadt.as_deref().and_then(firmware_tables::reset_register),
+        soft_off: tables
+            .fadt
+            .as_deref()
+            .zip(tables.dsdt.as_deref())
+            .and_then(|(fadt, dsdt)| firmware_tables::soft_off(fadt, dsdt)),
         com1_gsi: madt.gsi_of_isa(COM1_IRQ),
         dmar: tables.dmar,
     })

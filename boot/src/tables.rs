@@ -33,6 +33,8 @@ pub struct Tables {
     pub hpet: Option<Vec<u8>>,
     /// DMA remapping (VT-d).
     pub dmar: Option<Vec<u8>>,
+    /// The firmware's bytecode, for the value that switches the machine off.
+    pub dsdt: Option<Vec<u8>>,
 }
 
 /// A table of which only the header is of interest here.
@@ -77,10 +79,15 @@ impl Tables {
                 return Self::default();
             }
         };
+        let fadt = copy::<Fadt>(&tables);
         Self {
+            dsdt: fadt
+                .as_deref()
+                .and_then(firmware_tables::dsdt_address)
+                .and_then(copy_at),
             madt: copy::<Madt>(&tables),
             mcfg: copy::<Mcfg>(&tables),
-            fadt: copy::<Fadt>(&tables),
+            fadt,
             hpet: copy::<Hpet>(&tables),
             dmar: copy::<Dmar>(&tables),
         }
@@ -182,6 +189,15 @@ fn copy<T: AcpiTable>(tables: &AcpiTables<Identity>) -> Option<Vec<u8>> {
             None
         }
     }
+}
+
+/// Copies a table that the list of tables does not name. Its checksum is not looked at: nothing in it is
+/// trusted.
+fn copy_at(address: u64) -> Option<Vec<u8>> {
+    let length = length_at(address).ok()? as usize;
+    // SAFETY: the firmware's tables lie in memory that its own map covers, and `length_at` found this one
+    // plausible.
+    Some(unsafe { core::slice::from_raw_parts(address as *const u8, length) }.to_vec())
 }
 
 /// Physical addresses are pointers.

@@ -212,6 +212,80 @@ pub fn reset_register(fadt: &[u8]) -> Option<(u16, u8)> {
     supported.then_some((port, *fadt.get(RESET_VALUE)?))
 }
 
+/// How the machine is switched off: power-management control registers (the second may be absent), and
+/// the sleep types to write to them.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct SoftOff {
+    /// PM1a_CNT: port and SLP_TYP.
+    pub first: (u16, u8),
+    /// PM1b_CNT: port and SLP_TYP.
+    pub second: Option<(u16, u8)>,
+}
+
+impl SoftOff {
+    /// The value for a control register: SLP_EN and SLP_TYP (ACPI 4.8.3.2.1).
+    pub const fn value(sleep_type: u8) -> u16 {
+        const SLP_EN: u16 = 1 << 13;
+        const SLP_TYP_SHIFT: u32 = 10;
+        SLP_EN | (sleep_type as u16 & 7) << SLP_TYP_SHIFT
+    }
+}
+
+/// Where the FADT says the DSDT is.
+pub fn dsdt_address(fadt: &[u8]) -> Option<u64> {
+    const DSDT: usize = 40;
+    const X_DSDT: usize = 140;
+    u64_at(fadt, X_DSDT)
+        .filter(|address| *address != 0)
+        .or_else(|| u32_at(fadt, DSDT).map(u64::from))
+        .filter(|address| *address != 0)
+}
+
+/// How the machine is switched off. The sleep types are those of the object `_S5_` in the DSDT, a package
+/// that every firmware writes as constants, so that it can be read without interpreting anything.
+pub fn soft_off(fadt: &[u8], dsdt: &[u8]) -> Option<SoftOff> {
+    const PM1A_CNT: usize = 64;
+    const PM1B_CNT: usize = 68;
+    let port = |offset| {
+        u16::try_from(u32_at(fadt, offset)?)
+            .ok()
+            .filter(|port| *port != 0)
+    };
+    let (first, second) = s5(dsdt)?;
+    Some(SoftOff {
+        first: (port(PM1A_CNT)?, first),
+        second: port(PM1B_CNT).map(|port| (port, second)),
+    })
+}
+
+/// The first two elements of the package `_S5_` (ACPI 20.2: DefName, DefPackage).
+fn s5(aml: &[u8]) -> Option<(u8, u8)> {
+    const NAME: &[u8] = b"_S5_";
+    const PACKAGE_OP: u8 = 0x12;
+    let mut at = aml.windows(NAME.len()).position(|window| window == NAME)? + NAME.len();
+    if *aml.get(at)? != PACKAGE_OP {
+        return None;
+    }
+    // PkgLength: its first byte says how many more there are. Then NumElements.
+    at += 2 + usize::from(aml.get(at + 1)? >> 6) + 1;
+    let mut constant = || {
+        const ZERO: u8 = 0x00;
+        const ONE: u8 = 0x01;
+        const BYTE_PREFIX: u8 = 0x0a;
+        let value = match *aml.get(at)? {
+            value @ (ZERO | ONE) => value,
+            BYTE_PREFIX => {
+                at += 1;
+                *aml.get(at)?
+            }
+            _ => return None,
+        };
+        at += 1;
+        Some(value)
+    };
+    Some((constant()?, constant()?))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -265,6 +339,31 @@ mod tests {
             end: 0xff,
         };
         assert_eq!(mcfg(&table(&body)), [ecam]);
+    }
+
+    #[test]
+    fn the_off_switch_is_found_in_the_bytecode() {
+        let mut fadt = vec![0; 244];
+        fadt[64..66].copy_from_slice(&0x604u16.to_le_bytes());
+        let aml = |package: &[u8]| [b"\x5b\x80junk\x08_S5_", package].concat();
+        let q35 = aml(&[0x12, 0x06, 0x04, 0, 0, 0, 0]);
+        let off = soft_off(&fadt, &q35).unwrap();
+        assert_eq!((off.first, off.second), ((0x604, 0), None));
+        assert_eq!(SoftOff::value(5), 0x3400);
+        fadt[68] = 8;
+        let other = aml(&[0x12, 0x47, 0x01, 0x04, 0x0a, 7, 0x0a, 6, 0, 0]);
+        let off = soft_off(&fadt, &other).unwrap();
+        assert_eq!((off.first, off.second), ((0x604, 7), Some((8, 6))));
+        for broken in [
+            &b"_S5"[..],
+            b"_S5_",
+            b"_S5_\x12",
+            b"_S5_\x12\xff\x01",
+            b"_S5_\x12\x06\x04\x0b\x01",
+        ] {
+            assert_eq!(soft_off(&fadt, broken), None);
+        }
+        assert_eq!(soft_off(&[], &q35), None);
     }
 
     #[test]

@@ -20,6 +20,7 @@ use alloc::vec::Vec;
 use core::fmt::Write;
 use core::sync::atomic::{AtomicBool, Ordering};
 
+use pasidon_arch_x86_64::firmware_tables::SoftOff;
 use pasidon_arch_x86_64::guest::boot::{self, BootImage};
 use pasidon_arch_x86_64::guest::layout;
 use pasidon_arch_x86_64::interrupts::{self, vector};
@@ -67,6 +68,8 @@ pub struct Handover {
     pub com1_gsi: u32,
     /// How the machine is reset: I/O port and value.
     pub reset: Option<(u16, u8)>,
+    /// How the machine is switched off.
+    pub soft_off: Option<SoftOff>,
     /// The DMAR table with its header, checksum verified.
     pub dmar: Option<Vec<u8>>,
 }
@@ -82,12 +85,17 @@ fn desk() -> &'static Desk {
     DESK.wait()
 }
 
+/// The pCPU that runs a VM, once the VM is built.
+fn pcpu_of(vm: VmId) -> Option<u32> {
+    Some(VMS.get()?.machine(vm)?.vcpu.seat.pcpu.0)
+}
+
 /// Runs what the configuration asks for, for ever.
 pub fn run(handover: Handover) -> ! {
     if !fault::add_context(print_history) {
         log::warn!("a fault report will not show the last exits: too many want to add to it");
     }
-    power::set_reset(handover.reset);
+    power::install(handover.reset, handover.soft_off);
     // Its tables are made here, so that no exit allocates them.
     emulate::prepare();
     let (mut config, errors) = match handover.parsed {

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Switching the machine off, or resetting it.
 
+use pasidon_arch_x86_64::firmware_tables::SoftOff;
 use pasidon_kernel::monitor::HostPower;
 use pasidon_kernel::refusal::Refusal;
 use pasidon_kernel::system::System;
@@ -9,28 +10,38 @@ use spin::Once;
 use x86_64::instructions::port::Port;
 
 /// I/O port and value that reset the machine, from the FADT.
-static RESET: Once<(u16, u8)> = Once::new();
+static RESET: Once<Option<(u16, u8)>> = Once::new();
+/// What switches it off.
+static OFF: Once<Option<SoftOff>> = Once::new();
 
-/// Names the way to reset the machine.
-pub fn set_reset(reset: Option<(u16, u8)>) {
-    if let Some(reset) = reset {
-        RESET.call_once(|| reset);
-    }
+/// Names the ways to reset the machine and to switch it off.
+pub fn install(reset: Option<(u16, u8)>, off: Option<SoftOff>) {
+    RESET.call_once(|| reset);
+    OFF.call_once(|| off);
+}
+
+fn reset() -> Option<(u16, u8)> {
+    RESET.get().copied().flatten()
+}
+
+fn off() -> Option<SoftOff> {
+    OFF.get().copied().flatten()
 }
 
 /// Whether the machine can.
 pub fn check(power: HostPower) -> Result<(), Refusal> {
     match power {
-        HostPower::Reset if RESET.get().is_some() => Ok(()),
+        HostPower::Reset if reset().is_some() => Ok(()),
+        HostPower::Off if off().is_some() => Ok(()),
         HostPower::Reset => Err(Refusal::new(
-            "reset",
+            "reboot",
             "the firmware's FADT names no reset register at an I/O port",
             "use the machine's own reset",
         )),
         HostPower::Off => Err(Refusal::new(
-            "power off",
-            "the sleep type of S5 is in the firmware's AML, which is not interpreted",
-            "stop the VMs and use the machine's own switch, or `power reset`",
+            "shutdown",
+            "the firmware names no power-management control register, or no constant _S5_",
+            "use the machine's own switch, or `reboot`",
         )),
     }
 }
@@ -45,9 +56,21 @@ pub fn carry_out(power: HostPower, system: &System, vm_host: &dyn VmHost) {
             log::error!("{refusal}");
         }
     }
-    if let (HostPower::Reset, Some((port, value))) = (power, RESET.get()) {
-        log::info!("reset");
-        // SAFETY: the firmware says that this, and only this, is what the port does.
-        unsafe { Port::<u8>::new(*port).write(*value) };
+    match power {
+        HostPower::Reset => {
+            log::info!("the machine is reset");
+            if let Some((port, value)) = reset() {
+                // SAFETY: the firmware says that this, and only this, is what the port does.
+                unsafe { Port::<u8>::new(port).write(value) };
+            }
+        }
+        HostPower::Off => {
+            log::info!("the machine is switched off");
+            let registers = off().into_iter().flat_map(|off| [Some(off.first), off.second]);
+            for (port, sleep_type) in registers.flatten() {
+                // SAFETY: the firmware says that this is the register that switches the machine off.
+                unsafe { Port::<u16>::new(port).write(SoftOff::value(sleep_type)) };
+            }
+        }
     }
 }
