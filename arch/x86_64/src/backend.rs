@@ -128,6 +128,9 @@ pub trait Backend {
     /// RIP.
     fn rip(&self) -> u64;
 
+    /// CR2.
+    fn cr2(&self) -> u64;
+
     /// CR4.
     fn cr4(&self) -> u64;
 

@@ -31,6 +31,7 @@ mod gpr {
     pub const RCX: usize = 1;
     pub const RDX: usize = 2;
     pub const RBX: usize = 3;
+    pub const RSP: usize = 4;
 }
 
 const EFER: u32 = 0xc000_0080;
@@ -151,7 +152,14 @@ pub fn handle(core: &mut Core, machine: &Machine, reason: Reason) {
                 core.exception = Some(GENERAL_PROTECTION);
             }
         }
-        Reason::Shutdown => machine.end(VmEnd::Crashed("triple fault".into())),
+        Reason::Shutdown => {
+            let state = core.hardware.state();
+            let (rip, rsp, cr3) = (state.rip, state.gpr[gpr::RSP], state.cr3);
+            machine.end(VmEnd::Crashed(format!(
+                "triple fault (RIP {rip:#x}, RSP {rsp:#x}, CR3 {cr3:#x}, last page fault at {:#x})",
+                core.hardware.cr2()
+            )));
+        }
         Reason::MachineCheck => match machine_check::take() {
             Verdict::GuestLost(text) => machine.end(VmEnd::Crashed(text)),
             Verdict::HostLost(text) => panic!("{text}"),

@@ -399,6 +399,10 @@ impl Backend for SvmVcpu {
         self.vmcb.save.rip
     }
 
+    fn cr2(&self) -> u64 {
+        self.vmcb.save.cr2
+    }
+
     fn cr4(&self) -> u64 {
         self.vmcb.save.cr4
     }
