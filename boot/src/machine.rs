@@ -150,6 +150,7 @@ fn set_up(crossing: Crossing) -> Result<Handover, Refusal> {
     Ok(Handover {
         parsed: files.parsed,
         files: files.guests,
+        image_bytes: image.1,
         memory: memory.free,
         physical_bits: features.physical_bits,
         ecams: ecams

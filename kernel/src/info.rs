@@ -91,6 +91,19 @@ pub struct MemoryInfo {
     pub tables: u64,
     /// Held because a device that can still reach it would not stop.
     pub held: u64,
+    /// What the hypervisor itself takes, beside the total.
+    pub hypervisor: HypervisorMemory,
+}
+
+/// What the hypervisor itself takes, in bytes. Whoever loads it fills it in; 0 where that is not known.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize)]
+pub struct HypervisorMemory {
+    /// Its loaded image.
+    pub image: u64,
+    /// Its heap.
+    pub heap: u64,
+    /// What of the heap is in use.
+    pub heap_used: u64,
 }
 
 /// The PASID namespace.

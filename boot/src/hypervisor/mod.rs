@@ -58,6 +58,8 @@ pub struct Handover {
     /// Every kernel and initrd that a VM names, once each, by its path in the configuration; or why it
     /// cannot be had, in words.
     pub files: Vec<(String, Result<&'static [u8], String>)>,
+    /// Size of the loaded image in bytes.
+    pub image_bytes: u64,
     /// RAM that nobody uses, as start and length: whole pages above 1 MiB, sorted.
     pub memory: Vec<(HostPhys, u64)>,
     /// Bits of a physical address.
@@ -98,6 +100,7 @@ pub fn run(handover: Handover) -> ! {
     power::install(handover.reset, handover.soft_off);
     // Its tables are made here, so that no exit allocates them.
     emulate::prepare();
+    monitor::set_image_bytes(handover.image_bytes);
     let (mut config, errors) = match handover.parsed {
         Ok(parsed) => (parsed.config, parsed.errors),
         Err(errors) => {

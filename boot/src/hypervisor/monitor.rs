@@ -5,13 +5,14 @@ use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
+use core::sync::atomic::{AtomicU64, Ordering};
 
 use log::LevelFilter;
 use pasidon_arch_x86_64::time;
 use pasidon_arch_x86_64::vms::{Builder, Vms, name_of};
 use pasidon_kernel::fault_log::FaultsInfo;
 use pasidon_kernel::id::VdevId;
-use pasidon_kernel::info::{ParentInfo, PasidInfo, PcpuInfo, SystemInfo, VmInfo};
+use pasidon_kernel::info::{HypervisorMemory, ParentInfo, PasidInfo, PcpuInfo, SystemInfo, VmInfo};
 use pasidon_kernel::monitor::{HostPower, MonitorHost, NewVdev, VmControl};
 use pasidon_kernel::refusal::Refusal;
 use pasidon_kernel::system::System;
@@ -20,6 +21,15 @@ use pasidon_kernel::vm::{Vm, VmEnd};
 
 use super::power;
 use super::work::Desk;
+use crate::heap;
+
+/// Size of the loaded image.
+static IMAGE_BYTES: AtomicU64 = AtomicU64::new(0);
+
+/// Says how large the loaded image is.
+pub fn set_image_bytes(bytes: u64) {
+    IMAGE_BYTES.store(bytes, Ordering::Relaxed);
+}
 
 /// The hypervisor as the monitor sees it.
 pub struct Controls {
@@ -57,7 +67,13 @@ impl MonitorHost for Controls {
     }
 
     fn system(&self) -> SystemInfo {
-        self.system.info()
+        let mut system = self.system.info();
+        system.memory.hypervisor = HypervisorMemory {
+            image: IMAGE_BYTES.load(Ordering::Relaxed),
+            heap: heap::HEAP_BYTES as u64,
+            heap_used: heap::used() as u64,
+        };
+        system
     }
 
     fn vms(&self) -> Vec<VmInfo> {

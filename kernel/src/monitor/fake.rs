@@ -6,8 +6,8 @@ use crate::addr::Requester;
 use crate::fault::{DmaFault, FaultAccess};
 use crate::fault_log::{FaultLog, FaultOwner, FaultsInfo};
 use crate::info::{
-    Detail, ExitCount, InterruptInfo, IoasInfo, IommuInfo, MemoryInfo, ParentInfo, PasidInfo, PasidSpaceInfo,
-    PcpuInfo, SystemInfo, TypeInfo, VdevInfo, VmInfo,
+    Detail, ExitCount, HypervisorMemory, InterruptInfo, IoasInfo, IommuInfo, MemoryInfo, ParentInfo,
+    PasidInfo, PasidSpaceInfo, PcpuInfo, SystemInfo, TypeInfo, VdevInfo, VmInfo,
 };
 use crate::pasid::Pasid;
 use crate::refusal::Refusal;
@@ -103,6 +103,11 @@ impl FakeHost {
                     guests: 512 << 20,
                     tables: 8 << 20,
                     held: 0,
+                    hypervisor: HypervisorMemory {
+                        image: 1 << 20,
+                        heap: 64 << 20,
+                        heap_used: 4 << 20,
+                    },
                 },
                 pasids: PasidSpaceInfo {
                     first: 1,

@@ -440,6 +440,15 @@ pub(super) fn version(version: &Version<'_>) -> String {
             ),
         ),
         (
+            "hypervisor",
+            format!(
+                "image {}, heap {} used of {}",
+                bytes(memory.hypervisor.image),
+                bytes(memory.hypervisor.heap_used),
+                bytes(memory.hypervisor.heap)
+            ),
+        ),
+        (
             "pasids",
             format!(
                 "{} leased, {} retired, from {} to {}",

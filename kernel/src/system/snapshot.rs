@@ -6,7 +6,8 @@ use alloc::vec::Vec;
 use core::sync::atomic::Ordering;
 
 use crate::info::{
-    IommuInfo, MemoryInfo, ParentInfo, PasidInfo, RetiredInfo, SystemInfo, TypeInfo, VdevInfo, VmInfo,
+    HypervisorMemory, IommuInfo, MemoryInfo, ParentInfo, PasidInfo, RetiredInfo, SystemInfo, TypeInfo,
+    VdevInfo, VmInfo,
 };
 use crate::parent::Parent;
 use crate::refusal::Refusal;
@@ -40,6 +41,7 @@ impl System {
                 guests: counts.guests.saturating_sub(held),
                 tables: counts.tables,
                 held,
+                hypervisor: HypervisorMemory::default(),
             },
             pasids: self.services.pasids.lock().info(),
             vms: vms.len(),

@@ -8,6 +8,7 @@ use crate::scenario::Lab;
 use crate::scenarios::pasidon::{BOOT_TIMEOUT, DMATEST_TIMEOUT, HOST, check, named, shell, vm};
 use crate::workshop::Workshop;
 use anyhow::{Context, Result, ensure};
+use serde_json::Value;
 use std::fs;
 use std::path::Path;
 use std::time::Duration;
@@ -118,8 +119,7 @@ pub fn guests(workshop: &dyn Workshop, folder: &Path) -> Result<Results> {
             "TSC ticks",
         ));
     }
-    figures.extend(memory(&machine)?);
-    figures.extend(attachment(&machine)?);
+    figures.extend(end_and_start(&machine)?);
     Ok(figures.into())
 }
 
@@ -170,22 +170,59 @@ fn exits(machine: &Machine) -> Result<u64> {
     Ok(counts.iter().filter_map(|kind| kind["count"].as_u64()).sum())
 }
 
-fn memory(machine: &Machine) -> Result<Vec<Figure>> {
-    let version = machine.monitor("version")?;
-    let mib = |name: &str| {
-        let bytes = version["memory"][name]
-            .as_f64()
-            .with_context(|| format!("version: no memory.{name}"))?;
-        Ok::<f64, anyhow::Error>(bytes / f64::from(1 << 20))
-    };
-    Ok(vec![
-        Figure::new("memory in tables of two guests of 256 MiB", mib("tables")?, "MiB"),
-        Figure::new("memory in use by two guests", mib("guests")?, "MiB"),
-    ])
+/// What the monitor says about memory, in KiB.
+struct Memory {
+    image: f64,
+    heap: f64,
+    heap_used: f64,
+    tables: f64,
 }
 
-/// Invalidation commands that the end and the start of a VM with one vdev cost beside another one.
-fn attachment(machine: &Machine) -> Result<Vec<Figure>> {
+impl Memory {
+    fn ask(machine: &Machine) -> Result<Memory> {
+        let version = machine.monitor("version")?;
+        let memory = &version["memory"];
+        let kib = |value: &Value| Some(value.as_f64()? / 1024.0);
+        let read = || {
+            let hypervisor = &memory["hypervisor"];
+            Some(Memory {
+                image: kib(&hypervisor["image"])?,
+                heap: kib(&hypervisor["heap"])?,
+                heap_used: kib(&hypervisor["heap_used"])?,
+                tables: kib(&memory["tables"])?,
+            })
+        };
+        read().with_context(|| format!("version: no image, heap or tables in {memory}"))
+    }
+}
+
+/// With both guests, and what is gone when one of the two is stopped.
+fn memory(two: &Memory, one: &Memory) -> Vec<Figure> {
+    vec![
+        Figure::new("memory: image of the hypervisor", two.image, "KiB"),
+        Figure::new("memory: heap of the hypervisor, fixed", two.heap, "KiB"),
+        Figure::new(
+            "memory: of it in use, two guests of 256 MiB",
+            two.heap_used,
+            "KiB",
+        ),
+        Figure::new("memory: tables, two guests of 256 MiB", two.tables, "KiB"),
+        Figure::new(
+            "memory: a guest beyond its RAM, heap",
+            two.heap_used - one.heap_used,
+            "KiB",
+        ),
+        Figure::new(
+            "memory: a guest beyond its RAM, tables",
+            two.tables - one.tables,
+            "KiB",
+        ),
+    ]
+}
+
+/// Invalidation commands that the end and the start of a VM with one vdev cost beside another one, and the memory that
+/// it has.
+fn end_and_start(machine: &Machine) -> Result<Vec<Figure>> {
     let commands = || {
         let iommu = machine.monitor("iommu")?;
         iommu["iommu"]["commands_issued"]
@@ -193,12 +230,15 @@ fn attachment(machine: &Machine) -> Result<Vec<Figure>> {
             .context("iommu: no commands_issued")
     };
     let start = commands()?;
+    let two = Memory::ask(machine)?;
     machine.monitor("vm beta stop")?;
     let ended = commands()?;
+    let one = Memory::ask(machine)?;
     machine.monitor("vm beta start")?;
     shell(machine, "beta")?;
     let attached = commands()?;
-    Ok(vec![
+    let mut figures = memory(&two, &one);
+    figures.extend([
         Figure::new(
             "invalidation commands to end a VM with a vdev",
             ended - start,
@@ -209,5 +249,6 @@ fn attachment(machine: &Machine) -> Result<Vec<Figure>> {
             attached - ended,
             "commands",
         ),
-    ])
+    ]);
+    Ok(figures)
 }
