@@ -28,4 +28,8 @@ impl Workshop for Shop {
     fn linux(&self) -> Result<Linux> {
         guests::linux()
     }
+
+    fn self_test(&self) -> Result<PathBuf> {
+        guests::self_test()
+    }
 }

@@ -6,7 +6,7 @@ use crate::machine::Machine;
 use crate::platform::Platform;
 use crate::workshop::Workshop;
 use anyhow::{Result, bail};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 /// A test of the whole system, runnable by itself.
@@ -63,9 +63,22 @@ impl Lab<'_> {
     /// # Errors
     /// When a file cannot be made or QEMU cannot be started.
     pub fn bare_linux(&self, words: &str, adapt: impl FnOnce(Platform) -> Platform) -> Result<Machine> {
-        let linux = self.workshop.linux()?;
+        let initrd = self.workshop.linux()?.initrd;
+        self.bare_linux_with(&initrd, words, adapt)
+    }
+
+    /// Like [`Lab::bare_linux`], with an initrd of the caller's.
+    ///
+    /// # Errors
+    /// When a file cannot be made or QEMU cannot be started.
+    pub fn bare_linux_with(
+        &self,
+        initrd: &Path,
+        words: &str,
+        adapt: impl FnOnce(Platform) -> Platform,
+    ) -> Result<Machine> {
         let line = format!("console=ttyS0 {words}");
-        let platform = adapt(Platform::linux(&linux.vmlinuz, &linux.initrd, &line));
+        let platform = adapt(Platform::linux(&self.workshop.linux()?.vmlinuz, initrd, &line));
         Machine::start_plain(&self.workshop.qemu()?, &platform)
     }
 }
@@ -98,7 +111,7 @@ pub struct Outcome {
 }
 
 /// Runs the scenarios one after the other and prints a line for each, behind it the reason of a failure.
-pub fn run(scenarios: &[&Scenario], workshop: &dyn Workshop, folder: &std::path::Path) -> Outcome {
+pub fn run(scenarios: &[&Scenario], workshop: &dyn Workshop, folder: &Path) -> Outcome {
     let mut outcome = Outcome::default();
     for scenario in scenarios {
         let started = Instant::now();

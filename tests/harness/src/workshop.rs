@@ -49,4 +49,11 @@ pub trait Workshop {
     /// # Errors
     /// When it cannot be made.
     fn linux(&self) -> Result<Linux>;
+
+    /// The Linux guest's initrd with the accelerator model's self-test (`tests/platform/selftest/dsa`) in it as
+    /// `/bin/dsa-selftest`.
+    ///
+    /// # Errors
+    /// When it cannot be made.
+    fn self_test(&self) -> Result<PathBuf>;
 }

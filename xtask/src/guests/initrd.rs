@@ -14,6 +14,8 @@ const DIRECTORY: u32 = 0o040_755;
 const PROGRAM: u32 = 0o100_755;
 const FILE: u32 = 0o100_644;
 const LINK: u32 = 0o120_777;
+/// Of headers and contents.
+const ALIGNMENT: usize = 4;
 
 /// The archive with busybox, the modules, and `scripts` (path in the archive, text).
 ///
@@ -47,6 +49,19 @@ pub fn build(busybox: &Path, modules: &[PathBuf], scripts: &[(String, Vec<u8>)])
         archive.add(target, PROGRAM, text)?;
     }
     Ok(trailer(archive.bytes)?)
+}
+
+/// `archive` with one more program in it, at `target`, whose folder it has. Linux unpacks archives that follow one
+/// another from a multiple of four on as if they were one.
+///
+/// # Errors
+/// When the program is too large for an archive.
+pub fn with_program(mut archive: Vec<u8>, target: &str, program: &[u8]) -> Result<Vec<u8>> {
+    let mut more = Archive::default();
+    more.add(target, PROGRAM, program)?;
+    archive.resize(archive.len().next_multiple_of(ALIGNMENT), 0);
+    archive.extend(trailer(more.bytes)?);
+    Ok(archive)
 }
 
 fn read(path: &Path) -> Result<Vec<u8>> {

@@ -11,7 +11,7 @@ mod kernel;
 use crate::apt;
 use crate::cache::{Cache, Key};
 use crate::progress::Step;
-use crate::workspace;
+use crate::{command, workspace};
 use anyhow::{Context, Result};
 use debian::Packages;
 use pasidon_harness::Linux;
@@ -19,9 +19,12 @@ use serde::Deserialize;
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::PathBuf;
+use std::process::Command;
 
 /// Part of the initrd's key: changes when this folder makes something different from the same inputs.
 const RECIPE_VERSION: &str = "2";
+/// Debian packages that the self-test is compiled with.
+const SELF_TEST_PACKAGES: [&str; 2] = ["gcc", "libc6-dev"];
 
 /// `tests/guests/linux/guest.toml`.
 #[derive(Deserialize)]
@@ -80,4 +83,44 @@ pub fn linux() -> Result<Linux> {
         vmlinuz: files.join("vmlinuz"),
         initrd: initrd.join("initrd.img"),
     })
+}
+
+/// The guest's initrd with the accelerator model's self-test in it, made when it is not in the cache.
+///
+/// # Errors
+/// When the guest cannot be made, or the self-test does not compile.
+pub fn self_test() -> Result<PathBuf> {
+    let initrd = linux()?.initrd;
+    let dir = workspace::root().join("tests/platform/selftest/dsa");
+    let entries = fs::read_dir(&dir).with_context(|| format!("reading {}", dir.display()))?;
+    let mut sources: Vec<PathBuf> = entries.map(|entry| Ok(entry?.path())).collect::<Result<_>>()?;
+    sources.sort();
+    let mut key = Key::new()
+        .part(RECIPE_VERSION)
+        .part(initrd.as_os_str().as_encoded_bytes());
+    for source in &sources {
+        let text = fs::read(source).with_context(|| format!("reading {}", source.display()))?;
+        key = key
+            .part(source.file_name().unwrap_or_default().as_encoded_bytes())
+            .part(text);
+    }
+    sources.retain(|source| source.extension().is_some_and(|extension| extension == "c"));
+    let entry = Cache::open()?.entry("guest-selftest-x86_64", &key, |entry| {
+        apt::need(&SELF_TEST_PACKAGES)?;
+        let step = Step::start("building the accelerator model's self-test");
+        let program = entry.join("dsa-selftest");
+        // By their names alone: a failed check prints its file's, which must not be another clone's path.
+        let names = sources.iter().filter_map(|source| source.file_name());
+        let mut gcc = Command::new("gcc");
+        gcc.current_dir(&dir);
+        gcc.args(["-O2", "-Wall", "-Werror", "-static", "-o"])
+            .arg(&program);
+        command::run(gcc.args(names), &step)?;
+        let archive = initrd::with_program(fs::read(&initrd)?, "bin/dsa-selftest", &fs::read(&program)?)?;
+        fs::write(entry.join("initrd.img"), archive).context("writing the initrd")?;
+        fs::remove_file(&program)?;
+        step.done();
+        Ok(())
+    })?;
+    Ok(entry.join("initrd.img"))
 }

@@ -17,6 +17,7 @@ pub const ALL: &[Scenario] = &[
     platform::BOOT,
     platform::DMATEST,
     platform::FAULT,
+    platform::SELF_TEST,
     guests::INVENTORY,
     guests::TWO,
     guests::THREE,

@@ -96,3 +96,38 @@ pub const FAULT: Scenario = Scenario {
         expect("dsa-test 100", "tests=100 failures=0")
     },
 };
+
+/// What the self-test of the accelerator model asks of the kernel: no driver of the IOMMU's in the way, huge pages.
+const SELF_TEST_WORDS: &str = "intel_iommu=off intremap=off iomem=relaxed hugepages=8 pasidon.name=plain";
+/// Modes of the self-test, and the properties of the accelerator that they want.
+const SELF_TESTS: [(&str, &str); 3] = [
+    ("basic pasid fuzz", ""),
+    ("latency", ",latency-ns=20000000"),
+    ("hang", ",drain-hang=on"),
+];
+/// For the modes of one machine; about a minute.
+const SELF_TEST_TIMEOUT: Duration = Duration::from_secs(600);
+
+/// The accelerator model does what its specification says.
+pub const SELF_TEST: Scenario = Scenario {
+    name: "platform-selftest",
+    about: "the DSA model's registers, commands, descriptors, interrupts and PASIDs, checked from user space without Pasidon",
+    run: |lab| {
+        let initrd = lab.workshop.self_test()?;
+        for (modes, properties) in SELF_TESTS {
+            let properties = format!("device-id=0x0b25{properties}");
+            let machine =
+                lab.bare_linux_with(&initrd, SELF_TEST_WORDS, |platform| platform.dsa(&properties))?;
+            let console = machine.log();
+            console.expect("PASIDON guest plain up", BOOT_TIMEOUT)?;
+            console.expect(PROMPT, COMMAND_TIMEOUT)?;
+            let said = console.command(&format!("dsa-selftest {modes}"), SELF_TEST_TIMEOUT)?;
+            let good = said.lines().last().and_then(|line| {
+                let (checks, failed) = line.strip_prefix("dsa-selftest: ")?.split_once(" checks, ")?;
+                Some(checks.parse::<u32>().ok()? > 0 && failed == "0 failed")
+            });
+            ensure!(good == Some(true), "{modes}: {said}\n{}", machine.transcript());
+        }
+        Ok(())
+    },
+};

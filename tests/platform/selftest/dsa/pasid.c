@@ -29,6 +29,15 @@ static void vtd_gcmd(unsigned bit)
     CHECK_TRUE(wait_bit((volatile uint32_t *)(vtd + V_GSTS), 1u << bit, true));
 }
 
+/* The same bit off again. */
+static void vtd_gcmd_off(unsigned bit)
+{
+    uint32_t sts = *(volatile uint32_t *)(vtd + V_GSTS);
+
+    *(volatile uint32_t *)(vtd + V_GCMD) = sts & 0x96ffffff & ~(1u << bit);
+    CHECK_TRUE(wait_bit((volatile uint32_t *)(vtd + V_GSTS), 1u << bit, false));
+}
+
 static unsigned qi_tail;
 
 static void qi(uint64_t lo, uint64_t hi)
@@ -94,6 +103,10 @@ static void vtd_start(void)
     if (vtd == MAP_FAILED) {
         die("map VT-d");
     }
+    /* An earlier test may have left both on; the queue then starts over. */
+    vtd_gcmd_off(31);
+    vtd_gcmd_off(26);
+    qi_tail = 0;
     memset(mem + O_VTD, 0, HUGE - O_VTD);
     table(T_ROOT)[0] = PA(T_CTX) | 1;
     ctx = table(T_CTX) + 4 * devfn();
