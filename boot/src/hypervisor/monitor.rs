@@ -12,7 +12,9 @@ use pasidon_arch_x86_64::time;
 use pasidon_arch_x86_64::vms::{Builder, Vms, name_of};
 use pasidon_kernel::fault_log::FaultsInfo;
 use pasidon_kernel::id::VdevId;
-use pasidon_kernel::info::{HypervisorMemory, ParentInfo, PasidInfo, PcpuInfo, SystemInfo, VmInfo};
+use pasidon_kernel::info::{
+    HypervisorMemory, ParentInfo, PasidInfo, PcpuInfo, RetiredInfo, SystemInfo, VmInfo,
+};
 use pasidon_kernel::monitor::{HostPower, MonitorHost, NewVdev, VmControl};
 use pasidon_kernel::refusal::Refusal;
 use pasidon_kernel::system::System;
@@ -156,6 +158,18 @@ impl MonitorHost for Controls {
         let report = self.system.destroy_vdev(&self.builder(), &vm, VdevId(vdev))?;
         super::work::tell_retired(&report);
         Ok(())
+    }
+
+    fn reset_parent(&mut self, parent: &str) -> Result<usize, Refusal> {
+        let report = self.system.recover_parent(&self.builder(), parent)?;
+        for reclaimed in &report.reclaimed {
+            let RetiredInfo { what, vm, value, .. } = reclaimed;
+            log::info!("parent {parent}: {what} {value} of vm {vm} is free again");
+        }
+        for left in &report.left {
+            log::warn!("{left}");
+        }
+        Ok(report.left.len())
     }
 
     fn power(&mut self, power: HostPower) -> Result<(), Refusal> {

@@ -21,7 +21,7 @@ pub struct Command {
 }
 
 /// All commands, in the order of `help`.
-pub static COMMANDS: [Command; 17] = [
+pub static COMMANDS: [Command; 18] = [
     Command {
         name: "help",
         usage: &["help [COMMAND]"],
@@ -71,6 +71,15 @@ pub static COMMANDS: [Command; 17] = [
         usage: &["parents"],
         about: "Lists the shared devices, their types and how many instances are available.",
         more: &[],
+    },
+    Command {
+        name: "parent",
+        usage: &["parent NAME reset"],
+        about: "Resets a shared device as a whole: the way out when it hangs or has halted.",
+        more: &[
+            "Every vdev on it stops, and its guest is told. What was retired because the device did not stop is",
+            "taken back as far as it is proven quiet then; `iommu` shows what is still held.",
+        ],
     },
     Command {
         name: "pasids",

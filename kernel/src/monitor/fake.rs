@@ -241,6 +241,11 @@ impl MonitorHost for FakeHost {
         Ok(())
     }
 
+    fn reset_parent(&mut self, parent: &str) -> Result<usize, Refusal> {
+        self.done.push(format!("reset {parent}"));
+        Ok(0)
+    }
+
     fn power(&mut self, power: HostPower) -> Result<(), Refusal> {
         self.done.push(format!("{power:?}"));
         Ok(())

@@ -95,6 +95,9 @@ pub trait MonitorHost {
     /// Ends a vdev in order.
     fn destroy_vdev(&mut self, vdev: u32) -> Result<(), Refusal>;
 
+    /// Resets a parent as a whole. Returns how many things are still not proven quiet.
+    fn reset_parent(&mut self, parent: &str) -> Result<usize, Refusal>;
+
     /// Begins to switch the machine off. The answer is still shown.
     fn power(&mut self, power: HostPower) -> Result<(), Refusal>;
 }

@@ -184,6 +184,19 @@ impl Monitor {
                     show::taints(&host.system()) + &show::parents(&parents)
                 })
             }
+            ("parent", [name, "reset"]) => {
+                let parents = host.parents();
+                if !parents.iter().any(|parent| parent.name == *name) {
+                    let names = parents.iter().map(|parent| parent.name.as_str());
+                    return Err(unknown("parent", name, names));
+                }
+                let held = host.reset_parent(name)?;
+                let held = match held {
+                    0 => String::new(),
+                    held => format!("; {held} things are still held, see iommu"),
+                };
+                done(json, &format!("parent {name} reset{held}"))
+            }
             ("pasids", []) => {
                 let pasids = host.pasids();
                 answer(json, &pasids, || show::pasids(&pasids))

@@ -114,6 +114,17 @@ fn operations_reach_the_host_once() {
         asked("vdev destroy 2"),
         ("vdev dsa0/dsa-dwq#2 destroyed\n".into(), vec!["destroy 2".into()])
     );
+    assert_eq!(
+        asked("parent dsa0 reset"),
+        ("parent dsa0 reset\n".into(), vec!["reset dsa0".into()])
+    );
+    assert_eq!(
+        asked("parent dsa1 reset"),
+        (
+            "monitor: unknown parent dsa1; did you mean dsa0?\n".into(),
+            vec![]
+        )
+    );
     assert_eq!(asked("shutdown"), ("switching off\n".into(), vec!["Off".into()]));
     assert_eq!(asked("reboot"), ("resetting\n".into(), vec!["Reset".into()]));
     assert_eq!(asked("log warn").0, "log level warn\n");

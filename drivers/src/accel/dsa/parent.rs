@@ -107,7 +107,7 @@ impl<R: Registers, C: ConfigSpace> DsaParent<R, C> {
                 if retired > 0 {
                     why.push_str(&alloc::format!(" ({retired} retired after a failed stop)"));
                 }
-                Refusal::new(what, why, "use type dsa-swq or free one")
+                Refusal::new(what, why, "end a vdev on it, or use another parent")
             }
         }
     }

@@ -93,7 +93,7 @@ fn the_ninth_queue_is_refused_until_one_is_free() {
     let refusal = create(&parent, "beta", None).map(|_| ()).unwrap_err();
     assert_eq!(
         refusal.to_string(),
-        "vm beta: vdev dsa0/dsa-dwq: 9th of 8 work queues; use type dsa-swq or free one"
+        "vm beta: vdev dsa0/dsa-dwq: 9th of 8 work queues; end a vdev on it, or use another parent"
     );
     vdevs.pop();
     assert_eq!(parent.available(TYPE_DWQ), 1);
