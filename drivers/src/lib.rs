@@ -12,6 +12,7 @@ pub mod iommu;
 pub mod memory;
 pub mod pci;
 pub mod registers;
+pub mod sparse;
 
 #[cfg(test)]
 mod lives;

@@ -4,7 +4,7 @@
 //! **Invariant.** A domain identifier belongs to one page table for as long as a unit may hold something
 //! of it: a table is removed only when no attachment is left, and the last detach invalidated the domain.
 
-use alloc::collections::{BTreeMap, BTreeSet};
+use alloc::collections::BTreeSet;
 use alloc::format;
 use alloc::vec;
 use alloc::vec::Vec;
@@ -16,6 +16,7 @@ use pasidon_kernel::refusal::Refusal;
 
 use super::second_stage::SecondStage;
 use super::tables::DomainId;
+use crate::sparse::Sparse;
 
 /// A page table and who uses it.
 pub(super) struct Domain {
@@ -67,7 +68,7 @@ impl Domain {
 
 /// All of them. The outside knows a page table by its domain identifier.
 pub(super) struct Domains {
-    entries: BTreeMap<DomainId, Domain>,
+    entries: Sparse<Domain>,
     /// The last identifier given out: they go round, so that one is reused as late as possible.
     recent: DomainId,
     /// Identifiers that every unit has are 1 to this. 0 is reserved.
@@ -78,7 +79,7 @@ pub(super) struct Domains {
 impl Domains {
     pub(super) fn new(limit: DomainId, units: usize) -> Self {
         Self {
-            entries: BTreeMap::new(),
+            entries: Sparse::default(),
             recent: 0,
             limit,
             units,
@@ -95,7 +96,7 @@ impl Domains {
         &mut self,
         make: impl FnOnce() -> Result<SecondStage, Refusal>,
     ) -> Result<TableId, Refusal> {
-        let free = |id: &DomainId| !self.entries.contains_key(id);
+        let free = |id: &DomainId| self.entries.get(usize::from(*id)).is_none();
         let after = (self.recent..self.limit).map(|before| before + 1);
         let id = after.chain(1..=self.recent).find(free).ok_or_else(|| {
             Refusal::new(
@@ -113,7 +114,7 @@ impl Domains {
             limbo: Vec::new(),
         };
         self.recent = id;
-        self.entries.insert(id, domain);
+        self.entries.insert(id.into(), domain);
         Ok(TableId(id.into()))
     }
 
@@ -121,13 +122,13 @@ impl Domains {
     pub(super) fn get(&mut self, table: TableId) -> Result<&mut Domain, Refusal> {
         DomainId::try_from(table.0)
             .ok()
-            .and_then(|id| self.entries.get_mut(&id))
+            .and_then(|id| self.entries.get_mut(id.into()))
             .ok_or_else(|| Refusal::new(format!("I/O page table {}", table.0), "does not exist", ""))
     }
 
     /// A table by its identifier.
     pub(super) fn by_id(&mut self, id: DomainId) -> Option<&mut Domain> {
-        self.entries.get_mut(&id)
+        self.entries.get_mut(id.into())
     }
 
     /// Takes out a table that is attached nowhere.
@@ -135,7 +136,7 @@ impl Domains {
         let domain = self.get(table)?;
         let (id, users) = (domain.id, domain.users());
         if users == 0
-            && let Some(domain) = self.entries.remove(&id)
+            && let Some(domain) = self.entries.remove(id.into())
         {
             return Ok(domain);
         }

@@ -6,8 +6,6 @@
 //! is filled from its far end and made present by the last store, and loses `P` first when it goes.
 //! Source: Intel VT-d specification, "Scalable-Mode Root/Context/PASID Entry".
 
-use alloc::collections::BTreeMap;
-
 use pasidon_kernel::addr::{HostPhys, PAGE_SIZE};
 use pasidon_kernel::pasid::Pasid;
 use pasidon_kernel::refusal::Refusal;
@@ -15,6 +13,7 @@ use pasidon_kernel::refusal::Refusal;
 use super::second_stage::SecondStage;
 use super::table_memory::TableMemory;
 use crate::memory::DmaMemory;
+use crate::sparse::Sparse;
 
 /// Domain identifier: the tag under which the unit caches translations of one page table.
 pub type DomainId = u16;
@@ -120,7 +119,7 @@ pub struct PasidDirectory {
     bits: u32,
     /// Width of the PASIDs the unit knows.
     pasid_bits: u32,
-    tables: BTreeMap<usize, HostPhys>,
+    tables: Sparse<HostPhys>,
 }
 
 impl PasidDirectory {
@@ -133,7 +132,7 @@ impl PasidDirectory {
             base: memory.alloc(pages, "VT-d PASID directory")?,
             bits,
             pasid_bits,
-            tables: BTreeMap::new(),
+            tables: Sparse::default(),
         })
     }
 
@@ -144,8 +143,8 @@ impl PasidDirectory {
 
     /// Gives the pages back. No context entry may lead here any more.
     pub fn destroy<M: DmaMemory>(self, memory: &TableMemory<M>) {
-        for table in self.tables.into_values() {
-            memory.free(table, 1);
+        for table in self.tables.values() {
+            memory.free(*table, 1);
         }
         memory.free(self.base, (1usize << self.bits).div_ceil(WORDS_PER_PAGE));
     }
@@ -158,7 +157,7 @@ impl PasidDirectory {
         stage: PasidEntry,
     ) -> Result<(), Refusal> {
         let slot = (pasid.value() >> PASID_TABLE_BITS) as usize;
-        let table = match self.tables.get(&slot) {
+        let table = match self.tables.get(slot) {
             Some(&table) => table,
             None => {
                 let fresh = memory.alloc(1, "VT-d PASID table")?;
@@ -177,7 +176,7 @@ impl PasidDirectory {
 
     /// Makes the entry absent, leaving the rest: the unit may be in the middle of reading it.
     pub fn clear_present<M: DmaMemory>(&self, memory: &TableMemory<M>, pasid: Pasid) {
-        if let Some(&table) = self.tables.get(&((pasid.value() >> PASID_TABLE_BITS) as usize)) {
+        if let Some(&table) = self.tables.get((pasid.value() >> PASID_TABLE_BITS) as usize) {
             let first = entry_word(pasid);
             let word = memory.read(table, first);
             memory.write(table, first, word & !PRESENT);
@@ -186,7 +185,7 @@ impl PasidDirectory {
 
     /// Zeroes an absent entry that the unit has forgotten.
     pub fn zero<M: DmaMemory>(&self, memory: &TableMemory<M>, pasid: Pasid) {
-        if let Some(&table) = self.tables.get(&((pasid.value() >> PASID_TABLE_BITS) as usize)) {
+        if let Some(&table) = self.tables.get((pasid.value() >> PASID_TABLE_BITS) as usize) {
             for at in 0..PASID_ENTRY_WORDS {
                 memory.write(table, entry_word(pasid) + at, 0);
             }

@@ -32,6 +32,7 @@ use super::table_memory::TableMemory;
 use super::tables::{ContextTables, DomainId, PasidDirectory, PasidEntry, RID_PASID};
 use crate::memory::DmaMemory;
 use crate::registers::Registers;
+use crate::sparse::Sparse;
 
 /// One remapping unit.
 pub struct Unit<R, M> {
@@ -61,7 +62,7 @@ pub(super) struct Inner {
 pub(super) struct Device {
     directory: PasidDirectory,
     device_tlb: Option<DeviceTlb>,
-    pub(super) attachments: BTreeMap<u32, Attachment>,
+    pub(super) attachments: Sparse<Attachment>,
 }
 
 /// A PASID entry in use.
@@ -199,7 +200,7 @@ impl<R: Registers, M: DmaMemory> Unit<R, M> {
             Device {
                 directory,
                 device_tlb,
-                attachments: BTreeMap::new(),
+                attachments: Sparse::default(),
             },
         );
         self.push_out()?;
@@ -228,10 +229,13 @@ impl<R: Registers, M: DmaMemory> Unit<R, M> {
         self.check_tag(device, pasid)?;
         let entry = PasidEntry::new(stage, levels, domain, self.extended.page_walk_coherent());
         device.directory.set(&self.tables, pasid, entry)?;
-        let attachment = device.attachments.entry(pasid.value()).or_insert(Attachment {
-            domain,
-            ending: false,
-        });
+        let attachment = device.attachments.insert(
+            pasid.value() as usize,
+            Attachment {
+                domain,
+                ending: false,
+            },
+        );
         let seen = self.push_out().and_then(|()| {
             if !self.capability.caching_mode() {
                 return Ok(());
@@ -269,7 +273,7 @@ impl<R: Registers, M: DmaMemory> Unit<R, M> {
                 "use a smaller PASID",
             )
         } else {
-            match device.attachments.get(&pasid.value()) {
+            match device.attachments.get(pasid.value() as usize) {
                 None => return Ok(()),
                 Some(Attachment { ending: false, .. }) => ("attached already", "detach it first"),
                 Some(Attachment { ending: true, .. }) => (
@@ -294,7 +298,7 @@ impl<R: Registers, M: DmaMemory> Unit<R, M> {
     pub(super) fn is_taken(&self, rid: u16, pasid: Pasid) -> bool {
         let inner = self.inner.lock();
         let device = inner.devices.get(&rid);
-        device.is_some_and(|device| device.attachments.contains_key(&pasid.value()))
+        device.is_some_and(|device| device.attachments.get(pasid.value() as usize).is_some())
     }
 
     /// Parts a PASID from its page table. On a refusal the unit or the device may still use the old
@@ -305,7 +309,7 @@ impl<R: Registers, M: DmaMemory> Unit<R, M> {
         let device = devices.get_mut(&rid).ok_or_else(not_claimed)?;
         let attachment = device
             .attachments
-            .get_mut(&pasid.value())
+            .get_mut(pasid.value() as usize)
             .ok_or_else(|| not_attached(pasid))?;
         attachment.ending = true;
         let domain = attachment.domain;
@@ -331,7 +335,7 @@ impl<R: Registers, M: DmaMemory> Unit<R, M> {
         self.forget(queue, &commands)?;
 
         device.directory.zero(&self.tables, pasid);
-        device.attachments.remove(&pasid.value());
+        device.attachments.remove(pasid.value() as usize);
         Ok(domain)
     }
 
