@@ -5,6 +5,7 @@
 //! for is checked before the first VM is built; the console opens before the first guest prints.
 
 mod devices;
+mod guests;
 mod line;
 mod measure;
 mod monitor;
@@ -21,35 +22,29 @@ use core::fmt::Write;
 use core::sync::atomic::{AtomicBool, Ordering};
 
 use pasidon_arch_x86_64::firmware_tables::SoftOff;
-use pasidon_arch_x86_64::guest::boot::{self, BootImage};
-use pasidon_arch_x86_64::guest::layout;
 use pasidon_arch_x86_64::interrupts::{self, vector};
 use pasidon_arch_x86_64::run::{self, World};
 use pasidon_arch_x86_64::vms::{Builder, Vms, kick};
 use pasidon_arch_x86_64::{emulate, fault, history, ioapic, pcpu, serial};
-use pasidon_kernel::addr::{GuestPhys, HostPhys};
+use pasidon_kernel::addr::HostPhys;
 use pasidon_kernel::config::{
-    Config, ConfigError, ConsoleMode, OnReboot, Parsed, PciDevice, VmConfig, check_memory, check_vdevs,
-    resolve_parents,
+    Config, ConfigError, ConsoleMode, Parsed, PciDevice, check_memory, check_vdevs, resolve_parents,
 };
 use pasidon_kernel::frames::Frames;
 use pasidon_kernel::host::Host;
 use pasidon_kernel::id::VmId;
 use pasidon_kernel::iommu::{HostVector, Iommu};
-use pasidon_kernel::memory::{BadGuestAddress, GuestMemory};
 use pasidon_kernel::parent::Parent;
 use pasidon_kernel::pasid::Pasid;
-use pasidon_kernel::ram::RamRange;
 use pasidon_kernel::refusal::Refusal;
 use pasidon_kernel::sched::{SLICE_NS, Scheduler};
 use pasidon_kernel::system::{ParentOptions, System, SystemParts};
-use pasidon_kernel::vdev::VdevSpec;
-use pasidon_kernel::vm::{Vm, VmSpec};
+use pasidon_kernel::vm::Vm;
 use spin::Once;
 
 use devices::{MachineIommu, Pci};
 use vectors::X86Host;
-use work::{Desk, Image};
+use work::Desk;
 
 /// The machine, and what it is to run.
 pub struct Handover {
@@ -144,7 +139,7 @@ pub fn run(handover: Handover) -> ! {
         check_memory(config, available)
     });
     note(&mut config, &mut refused, |config| {
-        check_files(config, &handover.files)
+        guests::check_files(config, &handover.files)
     });
     let resolved = resolve_parents(&config, &pci.devices());
     config.remove_refused(&resolved.errors);
@@ -191,7 +186,7 @@ pub fn run(handover: Handover) -> ! {
     }
 
     let system: &'static System = SYSTEM.call_once(|| system);
-    let images = images(&config, &handover.files);
+    let images = guests::images(&config, &handover.files);
     let places = config.vms.iter().map(|vm| vm.index + 1).max().unwrap_or(0);
     let mut names = vec![String::from("(refused)"); places];
     for vm in &config.vms {
@@ -212,7 +207,7 @@ pub fn run(handover: Handover) -> ! {
     let defined: Vec<_> = config
         .vms
         .iter()
-        .filter_map(|vm| match system.define_vm(spec(vm)) {
+        .filter_map(|vm| match system.define_vm(guests::spec(vm)) {
             Ok(defined) => Some((vm, defined)),
             Err(refusal) => {
                 tell(&[vm.refused(vm.name.at, &refusal)]);
@@ -377,113 +372,6 @@ fn note(
     let errors = check(config);
     config.remove_refused(&errors);
     refused.extend(errors);
-}
-
-type Files = [(String, Result<&'static [u8], String>)];
-
-fn file(files: &Files, path: &str) -> Result<&'static [u8], String> {
-    files.iter().find(|(name, _)| name == path).map_or_else(
-        || Err(String::from("it was not read")),
-        |(_, bytes)| bytes.clone(),
-    )
-}
-
-/// Memory that forgets: lets the loader check an image without a guest.
-struct Nowhere(u64);
-
-impl GuestMemory for Nowhere {
-    fn read(&self, address: GuestPhys, buffer: &mut [u8]) -> Result<(), BadGuestAddress> {
-        buffer.fill(0);
-        self.write(address, buffer)
-    }
-
-    fn write(&self, address: GuestPhys, bytes: &[u8]) -> Result<(), BadGuestAddress> {
-        let len = bytes.len() as u64;
-        let inside = layout::ram_ranges(self.0).iter().any(|(start, size)| {
-            let offset = address.0.checked_sub(start.0);
-            offset.is_some_and(|offset| offset <= *size && len <= size - offset)
-        });
-        if inside {
-            Ok(())
-        } else {
-            Err(BadGuestAddress { address, len })
-        }
-    }
-
-    fn ram_size(&self) -> u64 {
-        self.0
-    }
-}
-
-/// Checks that each VM's files are there and that its kernel is one.
-fn check_files(config: &Config, files: &Files) -> Vec<ConfigError> {
-    let mut errors = Vec::new();
-    for vm in &config.vms {
-        let before = errors.len();
-        let kernel = file(files, &vm.kernel.value);
-        if let Err(why) = &kernel {
-            errors.push(vm.file_error("kernel", &vm.kernel, why));
-        }
-        let initrd = vm.initrd.as_ref().map(|path| (path, file(files, &path.value)));
-        if let Some((path, Err(why))) = &initrd {
-            errors.push(vm.file_error("initrd", path, why));
-        }
-        let (Ok(kernel), true) = (kernel, errors.len() == before) else {
-            continue;
-        };
-        let image = BootImage {
-            kernel,
-            initrd: initrd.and_then(|(_, bytes)| bytes.ok()),
-            cmdline: &vm.cmdline.value,
-        };
-        if let Err(refusal) = boot::load(&Nowhere(vm.memory.value), &image) {
-            errors.push(vm.file_error("kernel", &vm.kernel, refusal.why));
-        }
-    }
-    errors
-}
-
-fn images(config: &Config, files: &Files) -> Vec<Image> {
-    let image = |vm: &VmConfig| {
-        Some(Image {
-            vm: vm.name.value.clone(),
-            console: vm.index,
-            boot: BootImage {
-                kernel: file(files, &vm.kernel.value).ok()?,
-                initrd: match &vm.initrd {
-                    Some(path) => Some(file(files, &path.value).ok()?),
-                    None => None,
-                },
-                // VMs stay defined for as long as the machine runs.
-                cmdline: Box::leak(vm.cmdline.value.clone().into_boxed_str()),
-            },
-        })
-    };
-    config.vms.iter().filter_map(image).collect()
-}
-
-fn spec(vm: &VmConfig) -> VmSpec {
-    let ranges = layout::ram_ranges(vm.memory.value);
-    VmSpec {
-        name: vm.name.value.clone(),
-        ram: ranges
-            .into_iter()
-            .filter(|(_, len)| *len > 0)
-            .map(|(start, len)| RamRange { start, len })
-            .collect(),
-        vcpus: vm.vcpus.value,
-        pasid_quota: vm.pasids.value.into(),
-        restart_on_reset: vm.on_reboot.value == OnReboot::Restart,
-        vdevs: vm
-            .vdevs
-            .iter()
-            .map(|vdev| VdevSpec {
-                parent: vdev.parent.value.clone(),
-                type_name: vdev.type_name.value.clone(),
-                entries: vdev.entries.as_ref().map(|entries| entries.value),
-            })
-            .collect(),
-    }
 }
 
 /// One line about a parent. What there is of each queue is for the monitor to show.
