@@ -1,0 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The machine that a guest sees.
+//!
+//! **Principle.** Safe code without registers: values go in, values and actions come out.
+#![forbid(unsafe_code)]
