@@ -5,11 +5,13 @@ use super::pasidon::{BOOT_TIMEOUT, HOST, check, named, shell, vm, wait_for_state
 use crate::demonstration;
 use crate::machine::Machine;
 use crate::scenario::{Lab, Scenario};
-use anyhow::{Result, bail, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 
 /// How often the guest is killed and started again.
 const ROUNDS: u32 = 20;
+/// What the hypervisor's allocator takes at least for anything, in bytes.
+const SMALLEST_BLOCK: u64 = 16;
 /// A build that leaves the PASID-cache invalidation out.
 const WITHOUT_INVALIDATION: &str = "fault-no-pasid-cache-invalidation";
 
@@ -26,6 +28,7 @@ pub const KILLED: Scenario = Scenario {
         machine.monitor("vm alpha stop")?;
         wait_for_state(&machine, "alpha", "stopped")?;
         let start = counters(&machine)?;
+        let mut heap = Vec::new();
         for round in 1..=ROUNDS {
             machine.monitor("vm alpha start")?;
             let alpha = shell(&machine, "alpha")?;
@@ -42,8 +45,16 @@ pub const KILLED: Scenario = Scenario {
                 "round {round}: at the start {start:?}, now {now:?}\n{}",
                 machine.transcript()
             );
+            heap.push(heap_used(&machine)?);
             check(&machine, beta, "dsa-test 50", "tests=50 failures=0")?;
         }
+        // By now every buffer has its size. What one round leaves behind, each round does.
+        let half = ROUNDS as usize / 2;
+        let (before, after) = (heap[half - 1], heap[heap.len() - 1]);
+        ensure!(
+            after < before + SMALLEST_BLOCK * half as u64,
+            "the hypervisor's heap grew from {before} to {after} bytes in {half} rounds: {heap:?}"
+        );
         Ok(())
     },
 };
@@ -121,11 +132,19 @@ struct Counters {
     in_use: Value,
 }
 
+/// Bytes of the hypervisor's heap in use. Not a counter: buffers grow to their size in the first rounds.
+fn heap_used(machine: &Machine) -> Result<u64> {
+    let used = &machine.monitor("version")?["memory"]["hypervisor"]["heap_used"];
+    used.as_u64().with_context(|| format!("heap_used is {used}"))
+}
+
 fn counters(machine: &Machine) -> Result<Counters> {
     let iommu = machine.monitor("iommu")?;
+    let mut memory = machine.monitor("version")?["memory"].clone();
+    memory["hypervisor"] = Value::Null;
     Ok(Counters {
         pasids: machine.monitor("pasids")?,
-        memory: machine.monitor("version")?["memory"].clone(),
+        memory,
         available: named(machine, "parents", "dsa0")?["types"].clone(),
         spaces: iommu["iommu"]["spaces"].as_array().map(Vec::len),
         retired: iommu["retired"].clone(),
