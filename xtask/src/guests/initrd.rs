@@ -17,11 +17,11 @@ const LINK: u32 = 0o120_777;
 /// Of headers and contents.
 const ALIGNMENT: usize = 4;
 
-/// The archive with busybox, the modules, and `scripts` (path in the archive, text).
+/// The archive with busybox, the modules, and `programs` (path in the archive, content).
 ///
 /// # Errors
 /// When a file cannot be read.
-pub fn build(busybox: &Path, modules: &[PathBuf], scripts: &[(String, Vec<u8>)]) -> Result<Vec<u8>> {
+pub fn build(busybox: &Path, modules: &[PathBuf], programs: &[(String, Vec<u8>)]) -> Result<Vec<u8>> {
     let mut archive = Archive::default();
     for dir in [
         "bin",
@@ -45,8 +45,8 @@ pub fn build(busybox: &Path, modules: &[PathBuf], scripts: &[(String, Vec<u8>)])
             .to_string_lossy();
         archive.add(&format!("lib/modules/{name}"), FILE, &read(module)?)?;
     }
-    for (target, text) in scripts {
-        archive.add(target, PROGRAM, text)?;
+    for (target, content) in programs {
+        archive.add(target, PROGRAM, content)?;
     }
     Ok(trailer(archive.bytes)?)
 }

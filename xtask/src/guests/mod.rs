@@ -7,6 +7,7 @@
 mod debian;
 mod initrd;
 mod kernel;
+mod programs;
 
 use crate::apt;
 use crate::cache::{Cache, Key};
@@ -55,11 +56,11 @@ pub fn linux() -> Result<Linux> {
     let mut key = Key::new()
         .part(RECIPE_VERSION)
         .part(files.as_os_str().as_encoded_bytes());
-    let mut scripts = Vec::new();
+    let mut programs = Vec::new();
     for (name, target) in &recipe.scripts {
         let text = read(name)?;
         key = key.part(target).part(&text);
-        scripts.push((target.clone(), text));
+        programs.push((target.clone(), text));
     }
     let mut own = Vec::new();
     for name in &recipe.built_from_here {
@@ -67,12 +68,18 @@ pub fn linux() -> Result<Linux> {
         key = key.part(name).part(&text);
         own.push((PathBuf::from(name), text));
     }
+    for (name, program) in programs::ALL.iter().zip(programs::build()?) {
+        let target = format!("bin/{name}");
+        let bytes = fs::read(&program).with_context(|| format!("reading {}", program.display()))?;
+        key = key.part(&target).part(&bytes);
+        programs.push((target, bytes));
+    }
     let initrd = cache.entry("guest-initrd-x86_64", &key, |entry| {
         apt::need(&recipe.host_packages)?;
         let step = Step::start("building the guests' modules and initrd");
         let work = entry.join("work");
         let modules = kernel::build_modules(&files, &own, &work, &step)?;
-        let archive = initrd::build(&files.join("busybox"), &modules, &scripts)?;
+        let archive = initrd::build(&files.join("busybox"), &modules, &programs)?;
         fs::write(entry.join("initrd.img"), archive).context("writing the initrd")?;
         fs::remove_dir_all(&work)?;
         step.done();

@@ -25,6 +25,7 @@ pub const ALL: &[Scenario] = &[
     guests::ENDS,
     sharing::BOTH,
     sharing::SAME_ADDRESSES,
+    sharing::USER_SPACE,
     sharing::DENIED,
     lifecycle::KILLED,
     lifecycle::STALE_PASID_CACHE,

@@ -3,8 +3,9 @@
 
 use super::pasidon::{COMMAND_TIMEOUT, DMATEST_TIMEOUT, HOST, check, shell, vm};
 use crate::demonstration::{self, Dmatest};
+use crate::machine::{Console, PROMPT};
 use crate::scenario::Scenario;
-use anyhow::{Context, ensure};
+use anyhow::{Context, Result, ensure};
 
 /// The configuration that `cargo xtask run` shows.
 const DEMONSTRATION: &str = include_str!("../../../../pasidon.toml");
@@ -79,6 +80,71 @@ pub const SAME_ADDRESSES: Scenario = Scenario {
         Ok(())
     },
 };
+
+/// A driver of our own in user space, which knows only what the device's specification says.
+pub const USER_SPACE: Scenario = Scenario {
+    name: "user-driver",
+    about: "a user-space driver in each guest at once: copies, fills, compares, CRCs, by polling and by interrupt",
+    run: |lab| {
+        let configuration = [HOST, &vm("alpha", 1, ""), &vm("beta", 1, "")].concat();
+        let machine = lab.pasidon(&configuration, demonstration::platform)?;
+        let guests = [shell(&machine, "alpha")?, shell(&machine, "beta")?];
+        let before = demonstration::vdevs(&machine)?;
+        // Both at once: the second starts while the first is at work.
+        for (console, seed) in guests.iter().zip(1..) {
+            console.send_line(&format!("dsa-user --operations 1000 --seed {seed}"))?;
+        }
+        for console in guests {
+            let [copies, fills, compares, crcs, failures, interrupts] = summary(console)?;
+            ensure!(
+                failures == 0
+                    && interrupts == 0
+                    && [copies, fills, compares, crcs].iter().all(|count| *count > 0),
+                "a failure, or a kind of operation that was never tried\n{}",
+                machine.transcript()
+            );
+        }
+        for console in guests {
+            check(
+                &machine,
+                console,
+                "insmod /lib/modules/uio.ko && insmod /lib/modules/uio_msix.ko; echo $?",
+                "0",
+            )?;
+            console.send_line("dsa-user --operations 500 --wait interrupt")?;
+            let [.., failures, interrupts] = summary(console)?;
+            ensure!(
+                failures == 0 && interrupts == 500,
+                "{failures} failures, {interrupts} interrupts for 500 operations\n{}",
+                machine.transcript()
+            );
+        }
+        let after = demonstration::vdevs(&machine)?;
+        let exits =
+            |vdevs: &[demonstration::Vdev]| -> u64 { vdevs.iter().map(|vdev| vdev.submission_exits).sum() };
+        ensure!(
+            exits(&before) == 0 && exits(&after) == 0,
+            "exits on submission: {after:?}"
+        );
+        Ok(())
+    },
+};
+
+/// Waits for the last line of `dsa-user`: copies, fills, compares, CRCs, failures, interrupts.
+fn summary(console: Console<'_>) -> Result<[u64; 6]> {
+    let line = console.expect("PASIDON dsa-user (.*)\n", DMATEST_TIMEOUT)?;
+    console.expect(PROMPT, COMMAND_TIMEOUT)?;
+    let mut numbers = [0; 6];
+    let names = ["copies", "fills", "compares", "crcs", "failures", "interrupts"];
+    for (number, name) in numbers.iter_mut().zip(names) {
+        let value = line[1]
+            .split(' ')
+            .find_map(|word| word.strip_prefix(name)?.strip_prefix('='));
+        let value = value.with_context(|| format!("no {name} in: {}", line[0]))?;
+        *number = value.parse().with_context(|| line[0].clone())?;
+    }
+    Ok(numbers)
+}
 
 /// A guest names memory it does not own.
 pub const DENIED: Scenario = Scenario {

@@ -1,0 +1,83 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Memory that the device may read and write.
+//!
+//! **Principle.** One huge page: contiguous, never moved or swapped, so that one look at its guest-physical address
+//! holds for all of it. Without an IOMMU of the guest's own, that is the address the device uses.
+//!
+//! Source: Linux, `Documentation/admin-guide/mm/pagemap.rst` and `hugetlbpage.rst`.
+
+use anyhow::{Context, Result, ensure};
+use rustix::mm::{MapFlags, ProtFlags, mmap_anonymous};
+use std::fs::{self, File};
+use std::os::unix::fs::FileExt;
+use std::sync::atomic::{AtomicU8, Ordering};
+
+const HUGE_PAGES: &str = "/proc/sys/vm/nr_hugepages";
+const PAGEMAP: &str = "/proc/self/pagemap";
+/// The default size of huge pages on both architectures, with pages of 4 KiB.
+pub const SIZE: usize = 2 << 20;
+const PAGE_SIZE: u64 = 4096;
+/// Pagemap entry: bytes, page frame number, page present.
+const ENTRY: u64 = 8;
+const FRAME: u64 = (1 << 55) - 1;
+const PRESENT: u64 = 1 << 63;
+
+/// One huge page.
+pub struct Memory {
+    base: *mut u8,
+    guest_physical: u64,
+}
+
+impl Memory {
+    /// Takes a huge page and finds out where it is.
+    pub fn new() -> Result<Self> {
+        let count = fs::read_to_string(HUGE_PAGES).with_context(|| format!("reading {HUGE_PAGES}"))?;
+        if count.trim() == "0" {
+            fs::write(HUGE_PAGES, "1").with_context(|| format!("writing 1 to {HUGE_PAGES}"))?;
+        }
+        let flags = MapFlags::PRIVATE | MapFlags::HUGETLB | MapFlags::LOCKED | MapFlags::POPULATE;
+        // SAFETY: a new mapping where the kernel chooses; it is zeroed.
+        let base = unsafe {
+            mmap_anonymous(
+                core::ptr::null_mut(),
+                SIZE,
+                ProtFlags::READ | ProtFlags::WRITE,
+                flags,
+            )
+        }
+        .context("taking a huge page; boot the guest with hugepages=1 if its memory is fragmented")?
+        .cast::<u8>();
+        let mut entry = [0; ENTRY as usize];
+        File::open(PAGEMAP)
+            .and_then(|map| map.read_exact_at(&mut entry, base as u64 / PAGE_SIZE * ENTRY))
+            .with_context(|| format!("reading {PAGEMAP}"))?;
+        let entry = u64::from_le_bytes(entry);
+        ensure!(
+            entry & PRESENT != 0 && entry & FRAME != 0,
+            "{PAGEMAP} does not tell the address; run as root"
+        );
+        Ok(Self {
+            base,
+            guest_physical: (entry & FRAME) * PAGE_SIZE,
+        })
+    }
+
+    /// The address for the device.
+    pub fn address(&self, offset: usize) -> u64 {
+        self.guest_physical + offset as u64
+    }
+
+    /// For the processor, while the device does not write there.
+    pub fn bytes(&mut self) -> &mut [u8] {
+        // SAFETY: mapped for as long as `self` is, and borrowed mutably; the device writes between submission and
+        // completion only, and then only `status` is looked at.
+        unsafe { core::slice::from_raw_parts_mut(self.base, SIZE) }
+    }
+
+    /// A byte that the device writes while it is looked at.
+    pub fn status(&self, offset: usize) -> u8 {
+        assert!(offset < SIZE);
+        // SAFETY: within the mapping, and an atomic is what may change under our eyes.
+        unsafe { AtomicU8::from_ptr(self.base.add(offset)) }.load(Ordering::Acquire)
+    }
+}
