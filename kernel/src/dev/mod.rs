@@ -7,4 +7,5 @@
 
 pub mod bus;
 pub mod pci;
+pub mod pl011;
 pub mod uart16550;
