@@ -3,3 +3,5 @@
 //!
 //! **Principle.** Safe code without registers: values go in, values and actions come out.
 #![forbid(unsafe_code)]
+
+pub mod layout;
