@@ -4,4 +4,5 @@
 //! **Principle.** Safe code without registers: values go in, values and actions come out.
 #![forbid(unsafe_code)]
 
+pub mod gic;
 pub mod layout;
