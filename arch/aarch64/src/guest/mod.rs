@@ -6,3 +6,5 @@
 
 pub mod gic;
 pub mod layout;
+pub mod psci;
+pub mod smccc;
