@@ -4,7 +4,9 @@
 //! **Principle.** Safe code without registers: values go in, values and actions come out.
 #![forbid(unsafe_code)]
 
+pub mod exception;
 pub mod gic;
 pub mod layout;
 pub mod psci;
 pub mod smccc;
+pub mod sysreg;

@@ -1,0 +1,326 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! System registers whose access is trapped (exception class 0x18).
+//!
+//! **Principle.** Data tables say what each register does; this module only looks them up. A register that no
+//! table knows is undefined for the guest, is counted, and is logged once per number.
+//!
+//! What is to be trapped for the tables to hold, by the vCPU loop:
+//! - HCR_EL2: TID1 and TID3 (ID registers), TACR, TIDCP (implementation-defined registers), TLOR, TERR where
+//!   there is RAS, TSW; API and APK clear, ATA clear, TSC for SMCs, IMO and FMO for SGIs.
+//! - CPTR_EL2: TZ, TSM and TAM where they exist, TTA.
+//! - MDCR_EL2: TDA, TDOSA, TDRA, TPM, TPMCR, TTRF, and E2PB and E2TB such that EL1 owns neither buffer.
+//! - CNTHCTL_EL2: EL1PCEN clear (EL1PTEN with E2H); the counter itself (EL1PCTEN) may be open.
+//! - Not trapped, and switched with the vCPU where it is state: CTR_EL0, CLIDR_EL1, CCSIDR_EL1, CSSELR_EL1,
+//!   DCZID_EL0, and all of EL1's translation and exception registers.
+//!
+//! MDSCR_EL1 of the hardware is to be [`SystemRegisters::debug_control`] while the guest runs.
+//!
+//! Source: Arm DDI 0487 (Arm ARM), ESR_ELx, "ISS encoding for an exception from MSR, MRS, or System
+//! instruction execution in AArch64 state".
+
+pub mod id;
+pub mod table;
+
+use alloc::string::String;
+use core::fmt;
+
+use arrayvec::ArrayVec;
+
+use super::gic::SgiGroup;
+use table::Behaviour;
+
+/// A system register, or a system instruction, by its encoding.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct SystemRegister(u16);
+
+impl SystemRegister {
+    /// From the fields of MRS, MSR and SYS. Bits beyond a field's width are dropped.
+    pub const fn new(op0: u8, op1: u8, crn: u8, crm: u8, op2: u8) -> Self {
+        Self(
+            (op0 as u16 & 3) << 14
+                | (op1 as u16 & 7) << 11
+                | (crn as u16 & 0xf) << 7
+                | (crm as u16 & 0xf) << 3
+                | op2 as u16 & 7,
+        )
+    }
+
+    /// Op0 15:14, Op1 13:11, CRn 10:7, CRm 6:3, Op2 2:0.
+    pub const fn bits(self) -> u32 {
+        self.0 as u32
+    }
+}
+
+/// As in `S3_0_C4_C0_0`.
+impl fmt::Display for SystemRegister {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let bits = self.bits();
+        let (op0, op1, crn, crm, op2) = (
+            bits >> 14,
+            bits >> 11 & 7,
+            bits >> 7 & 0xf,
+            bits >> 3 & 0xf,
+            bits & 7,
+        );
+        write!(f, "S{op0}_{op1}_C{crn}_C{crm}_{op2}")
+    }
+}
+
+/// A trapped access.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Trap {
+    /// What is accessed.
+    pub register: SystemRegister,
+    /// General register: 0 to 30, or 31 for XZR.
+    pub rt: u8,
+    /// MRS; otherwise MSR or a system instruction.
+    pub read: bool,
+}
+
+impl Trap {
+    /// From ESR_EL2.ISS of exception class 0x18.
+    pub const fn from_iss(iss: u32) -> Self {
+        Self {
+            register: SystemRegister::new(
+                field_of(iss, 20, 3),
+                field_of(iss, 14, 7),
+                field_of(iss, 10, 0xf),
+                field_of(iss, 1, 0xf),
+                field_of(iss, 17, 7),
+            ),
+            rt: field_of(iss, 5, 0x1f),
+            read: iss & 1 != 0,
+        }
+    }
+}
+
+const fn field_of(iss: u32, shift: u32, mask: u32) -> u8 {
+    (iss >> shift & mask) as u8
+}
+
+/// What the vCPU loop does about an access.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Outcome {
+    /// Put this into Rt, and go on behind the instruction.
+    Read(u64),
+    /// Go on behind the instruction.
+    Written,
+    /// [`super::gic::Gic::send_sgi`] with this value, and go on behind the instruction.
+    Sgi(u64, SgiGroup),
+    /// [`super::gic::Gic::deactivate`] of this INTID, and go on behind the instruction.
+    Deactivate(u32),
+    /// Undefined instruction exception ([`super::exception::Exception::Undefined`]).
+    Undefined,
+}
+
+/// Numbers of unknown registers that are remembered as logged.
+const LOGGED: usize = 32;
+
+/// MDSCR_EL1 bits that a guest may set: software step, EL0's access to the debugger's channel trapped, kernel
+/// and monitor debug events. The rest is for external debuggers, which could stop the processor.
+mod mdscr {
+    pub const SS: u64 = 1;
+    pub const TDCC: u64 = 1 << 12;
+    pub const KDE: u64 = 1 << 13;
+    pub const MDE: u64 = 1 << 15;
+    pub const WRITABLE: u64 = SS | TDCC | KDE | MDE;
+}
+
+/// State and counters of these registers, one per vCPU.
+#[derive(Clone, Debug)]
+pub struct SystemRegisters {
+    vm: String,
+    mdscr: u64,
+    unknown: u64,
+    logged: ArrayVec<SystemRegister, LOGGED>,
+}
+
+impl SystemRegisters {
+    /// After reset. `vm` is the VM's name, for the log.
+    pub fn new(vm: impl Into<String>) -> Self {
+        Self {
+            vm: vm.into(),
+            mdscr: 0,
+            unknown: 0,
+            logged: ArrayVec::new(),
+        }
+    }
+
+    /// Back to the values after reset; counters stay.
+    pub fn reset(&mut self) {
+        self.mdscr = 0;
+    }
+
+    /// MDSCR_EL1 for the hardware.
+    pub fn debug_control(&self) -> u64 {
+        self.mdscr
+    }
+
+    /// Accesses to registers that nobody knows.
+    pub fn unknown(&self) -> u64 {
+        self.unknown
+    }
+
+    /// Answers an access. `value` is Rt (0 for XZR) where it is a write; `hardware` is for [`id::read`].
+    pub fn access(&mut self, trap: Trap, value: u64, hardware: &dyn Fn(SystemRegister) -> u64) -> Outcome {
+        if let Some(shown) = id::read(trap.register, hardware) {
+            // They are read-only: a write is undefined.
+            return if trap.read {
+                Outcome::Read(shown)
+            } else {
+                Outcome::Undefined
+            };
+        }
+        let Some(entry) = table::find(trap.register) else {
+            self.note_unknown(trap);
+            return Outcome::Undefined;
+        };
+        match (entry.behaviour, trap.read) {
+            (Behaviour::Reads(constant), true) => Outcome::Read(constant),
+            (Behaviour::DebugControl, true) => Outcome::Read(self.mdscr),
+            (Behaviour::Reads(_), false) => Outcome::Written,
+            (Behaviour::DebugControl, false) => {
+                self.mdscr = value & mdscr::WRITABLE;
+                Outcome::Written
+            }
+            (Behaviour::Sgi(group), false) => Outcome::Sgi(value, group),
+            (Behaviour::Deactivate, false) => {
+                /// INTID field of ICC_DIR_EL1.
+                const INTID: u64 = 0xff_ffff;
+                Outcome::Deactivate((value & INTID) as u32)
+            }
+            (Behaviour::Sgi(_) | Behaviour::Deactivate, true) | (Behaviour::Undefined, _) => {
+                Outcome::Undefined
+            }
+        }
+    }
+
+    fn note_unknown(&mut self, trap: Trap) {
+        self.unknown = self.unknown.saturating_add(1);
+        let register = trap.register;
+        if !self.logged.contains(&register) && self.logged.try_push(register).is_ok() {
+            let what = if trap.read { "read of" } else { "write to" };
+            log::warn!("vm {}: {what} unknown system register {register}", self.vm);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    /// ISS of MRS or MSR of a register with X3.
+    fn iss(op: [u32; 5], read: bool) -> u32 {
+        let [op0, op1, crn, crm, op2] = op;
+        op0 << 20 | op2 << 17 | op1 << 14 | crn << 10 | 3 << 5 | crm << 1 | u32::from(read)
+    }
+
+    struct Rig(SystemRegisters);
+
+    impl Rig {
+        fn new() -> Self {
+            Self(SystemRegisters::new("alpha"))
+        }
+
+        fn read(&mut self, op: [u32; 5]) -> Outcome {
+            self.0.access(Trap::from_iss(iss(op, true)), 0, &|_| u64::MAX)
+        }
+
+        fn write(&mut self, op: [u32; 5], value: u64) -> Outcome {
+            self.0
+                .access(Trap::from_iss(iss(op, false)), value, &|_| u64::MAX)
+        }
+    }
+
+    #[test]
+    fn a_syndrome_names_its_register() {
+        let trap = Trap::from_iss(iss([3, 3, 14, 2, 1], true));
+        let expected = Trap {
+            register: SystemRegister::new(3, 3, 14, 2, 1),
+            rt: 3,
+            read: true,
+        };
+        assert_eq!(
+            (trap, trap.register.to_string().as_str()),
+            (expected, "S3_3_C14_C2_1")
+        );
+    }
+
+    #[test]
+    fn what_linux_touches_at_start_is_answered() {
+        let mut rig = Rig::new();
+        // OS locks.
+        assert_eq!(rig.write([2, 0, 1, 3, 4], 0), Outcome::Written);
+        assert_eq!(rig.write([2, 0, 1, 0, 4], 0), Outcome::Written);
+        assert_eq!(rig.read([2, 0, 1, 1, 4]), Outcome::Read(8));
+        // Breakpoints and watchpoints, each of those that ID_AA64DFR0_EL1 names.
+        for crm in 0..2 {
+            for op2 in 4..8 {
+                assert_eq!(rig.write([2, 0, 0, crm, op2], 0), Outcome::Written);
+                assert_eq!(rig.read([2, 0, 0, crm, op2]), Outcome::Read(0));
+            }
+        }
+        assert_eq!(rig.read([3, 0, 12, 12, 5]), Outcome::Read(7));
+        assert_eq!(rig.read([3, 0, 0, 1, 4]), Outcome::Read(0), "ID_MMFR0_EL1");
+        assert_eq!(rig.read([3, 0, 0, 0, 6]), Outcome::Read(0), "REVIDR_EL1");
+        assert_eq!(rig.0.unknown(), 0);
+    }
+
+    #[test]
+    fn debug_control_is_kept_without_what_stops_the_processor() {
+        let mut rig = Rig::new();
+        assert_eq!(rig.write([2, 0, 0, 2, 2], u64::MAX), Outcome::Written);
+        assert_eq!(rig.read([2, 0, 0, 2, 2]), Outcome::Read(0xb001));
+        assert_eq!(rig.0.debug_control(), 0xb001);
+        rig.0.reset();
+        assert_eq!(rig.0.debug_control(), 0);
+    }
+
+    #[test]
+    fn interrupts_are_sent_and_deactivated_by_writes_only() {
+        let mut rig = Rig::new();
+        assert_eq!(
+            rig.write([3, 0, 12, 11, 5], 0x100_0001),
+            Outcome::Sgi(0x100_0001, SgiGroup::Group1)
+        );
+        assert_eq!(rig.write([3, 0, 12, 11, 7], 1), Outcome::Sgi(1, SgiGroup::Group0));
+        assert_eq!(rig.write([3, 0, 12, 11, 1], 0xff00_001b), Outcome::Deactivate(27));
+        assert_eq!(rig.read([3, 0, 12, 11, 5]), Outcome::Undefined);
+        assert_eq!(rig.read([3, 0, 12, 11, 1]), Outcome::Undefined);
+    }
+
+    #[test]
+    fn what_is_not_offered_is_undefined_without_a_word() {
+        let mut rig = Rig::new();
+        for op in [
+            [3, 3, 9, 12, 0],
+            [3, 0, 2, 1, 0],
+            [3, 0, 1, 2, 0],
+            [3, 3, 14, 2, 1],
+        ] {
+            assert_eq!(rig.read(op), Outcome::Undefined);
+            assert_eq!(rig.write(op, 0), Outcome::Undefined);
+        }
+        assert_eq!(
+            rig.write([3, 0, 0, 4, 0], 0),
+            Outcome::Undefined,
+            "ID registers are read-only"
+        );
+        assert_eq!(rig.0.unknown(), 0);
+    }
+
+    proptest! {
+        #[test]
+        fn any_access_is_answered_and_what_nobody_knows_is_counted(iss: u32, value: u64) {
+            let mut registers = SystemRegisters::new("alpha");
+            let trap = Trap::from_iss(iss);
+            let outcome = registers.access(trap, value, &|_| value);
+            if registers.unknown() == 1 {
+                prop_assert_eq!(outcome, Outcome::Undefined);
+            }
+            prop_assert!(trap.read || !matches!(outcome, Outcome::Read(_)));
+            prop_assert!(!trap.read || !matches!(outcome, Outcome::Written));
+        }
+    }
+}
