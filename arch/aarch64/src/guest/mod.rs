@@ -7,6 +7,7 @@
 pub mod exception;
 pub mod gic;
 pub mod layout;
+pub mod mmio;
 pub mod psci;
 pub mod smccc;
 pub mod sysreg;
