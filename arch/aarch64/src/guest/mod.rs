@@ -4,6 +4,7 @@
 //! **Principle.** Safe code without registers: values go in, values and actions come out.
 #![forbid(unsafe_code)]
 
+pub mod boot;
 pub mod exception;
 pub mod gic;
 pub mod layout;
@@ -11,3 +12,6 @@ pub mod mmio;
 pub mod psci;
 pub mod smccc;
 pub mod sysreg;
+
+#[cfg(test)]
+mod testing;
