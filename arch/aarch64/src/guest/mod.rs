@@ -1,13 +1,58 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The machine that a guest sees.
+//! The Arm machine that a guest sees: platform devices, firmware calls, system registers and the loader.
 //!
-//! **Principle.** Safe code without registers: values go in, values and actions come out.
+//! **Principle.** Safe code without registers: everything here is a value that the vCPU loop calls with what
+//! the guest did, and that answers with values and [`Action`](pasidon_kernel::exit::Action)s. What belongs to
+//! one vCPU ([`sysreg::SystemRegisters`]) needs no lock; what belongs to the VM ([`machine::ArmPlatform`], the
+//! interrupt controller included) lives behind the VM's. `docs/src/guest.md` describes the machine on one page.
+//!
+//! # What the vCPU loop calls
+//!
+//! **Building a VM.** [`layout::ram_ranges`] says where RAM is; [`boot::load`] fills it and returns the first
+//! vCPU's registers; [`machine::ArmPlatform::new`] makes the devices; each vCPU has [`layout::mpidr`] as
+//! VMPIDR_EL2. Stage 2 maps RAM and, at [`Action::MapPortal`](pasidon_kernel::exit::Action::MapPortal),
+//! portals; all else is unmapped. It translates [`layout::IPA_BITS`] bits.
+//!
+//! **Entering.** With the VM's lock held: [`gic::Gic::fill`] of [`machine::ArmPlatform::gic`] gives all list
+//! registers and ICH_HCR_EL2, from ICH_VMCR_EL2 as it was at the last exit (0 after reset; ICH_AP0R/AP1R are
+//! the vCPU's own and are switched with it). The lock is released, the vCPU says that it is in the guest, looks
+//! whether somebody woke it since, and enters. MDSCR_EL1 is [`sysreg::SystemRegisters::debug_control`].
+//!
+//! **Leaving.** [`gic::Gic::sync`] takes list registers and ICH_HCR_EL2 back before anything else looks at the
+//! interrupt controller. A maintenance interrupt needs nothing more: the next fill answers it.
+//!
+//! | exit (ESR_EL2.EC) | call | then |
+//! |---|---|---|
+//! | WFI, WFE (0x01) | [`gic::Gic::has_pending`] | WFI: wait unless it is true; skip the instruction either way |
+//! | HVC (0x16), SMC (0x17) | [`machine::ArmPlatform::call`] | X0; do as [`machine::AfterCall`] says; skip the instruction for SMC only |
+//! | system register (0x18) | [`sysreg::Trap::from_iss`], [`sysreg::SystemRegisters::access`] | do as [`sysreg::Outcome`] says; skip unless undefined |
+//! | data abort (0x24) | [`mmio::perform`], whose device is [`machine::ArmPlatform::exit`] | skip; or [`exception::Exception::DataAbort`] and the line of [`mmio::Refused`] |
+//! | instruction abort (0x20) | none | the VM ends: it executed where there is no RAM, as on x86-64 |
+//! | SVE, SME, pointer authentication, AArch32, … | none | [`exception::Exception::Undefined`] |
+//! | IRQ | none | the host's; the virtual timer's goes to [`gic::Gic::set_ppi_line`] |
+//!
+//! After *every* call to the platform, also from other processors (typing, a vdev's interrupt, SGIs), and
+//! before the lock is released: [`machine::ArmPlatform::take_wakes`]. Those vCPUs are made to leave the guest,
+//! or to stop waiting. An exception is given with [`exception::enter`].
+//!
+//! **The virtual timer** (CNTV, PPI 27) is the hardware's, switched with the vCPU. Its line is its own output:
+//! ENABLE, not IMASK, and ISTATUS in CNTV_CTL_EL0. Two ways to tell it:
+//! - *unmapped*: on its physical interrupt and at each exit, tell the output's level. While it is high, the
+//!   physical interrupt is kept disabled or active, or it would come at once again.
+//! - *mapped* ([`gic::Gic::map_physical`] with the physical INTID): on the physical interrupt, drop its priority
+//!   without deactivating it (EOImode 1) and tell `true` once. The guest's own end deactivates it, and the
+//!   hardware raises it again if the output is still high. Where a vCPU leaves its processor with the
+//!   interrupt told and not ended, or the output fell, the loop deactivates it and tells `false`;
+//!   [`gic::Gic::take_released`] names those that the guest ended by register.
+//!
+//! While a vCPU does not run, its CNTV_CVAL_EL0 (with CNTVOFF_EL2) is the deadline that wakes it.
 #![forbid(unsafe_code)]
 
 pub mod boot;
 pub mod exception;
 pub mod gic;
 pub mod layout;
+pub mod machine;
 pub mod mmio;
 pub mod psci;
 pub mod smccc;

@@ -1,0 +1,309 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The machine as a whole: which device answers an exit, how interrupts reach the processors, and what the
+//! guest's calls do.
+//!
+//! **Principle.** One value behind the VM's lock. An access goes in, a value comes out; what the devices
+//! want done besides is given to the `actions` sink. Interrupts end here, wired ones and messages: the sink
+//! never sees [`Action::Line`] or [`Action::Message`], and [`ArmPlatform::take_wakes`] tells which vCPUs have
+//! to look at their list registers again.
+//! **Invariant.** No window holds RAM, so no BAR and no portal can be where RAM is.
+
+use alloc::boxed::Box;
+use core::fmt;
+
+use pasidon_kernel::dev::bus::{GuestBus, all_ones};
+use pasidon_kernel::dev::pci::{PciBus, PciWindow, Slot};
+use pasidon_kernel::dev::pl011::Pl011;
+use pasidon_kernel::exit::{AccessKind, Action, Actions, Device, Exit};
+use pasidon_kernel::parent::{QuiesceFailed, VdevModel};
+use pasidon_kernel::refusal::Refusal;
+
+use super::gic::{Gic, VcpuSet, Window};
+use super::layout::{self, intid};
+use super::psci::{Psci, PsciEffect, Start};
+use super::smccc::{self, CallEffect, Refused, Workaround, Workarounds};
+
+/// Which device a window leads to.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Target {
+    Gic(Window),
+    Uart,
+    Ecam,
+    /// A PCI window, with its start.
+    Pci(u64),
+}
+
+/// What a vCPU does after its call.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum AfterCall {
+    /// It goes on.
+    Continue,
+    /// It waits for an interrupt, as with WFI, then goes on.
+    Wait,
+    /// It stops, until another one starts it.
+    Stop,
+    /// It goes on, and another one starts: [`ArmPlatform::started`] when it does.
+    Start(Start),
+    /// It goes on after the machine's firmware was called for this workaround with this argument.
+    Workaround(Workaround, u32),
+}
+
+/// The devices of one VM.
+pub struct ArmPlatform {
+    bus: GuestBus<Target>,
+    pci: PciBus,
+    uart: Pl011,
+    gic: Gic,
+    psci: Psci,
+    workarounds: Workarounds,
+    refused: Refused,
+    /// Messages that named no interrupt.
+    lost: u64,
+}
+
+impl fmt::Debug for ArmPlatform {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ArmPlatform")
+            .field("unclaimed", &self.unclaimed())
+            .field("refused", &self.refused)
+            .field("lost", &self.lost)
+            .finish_non_exhaustive()
+    }
+}
+
+impl ArmPlatform {
+    /// The machine after power-on, with `vcpus` (1..= [`layout::VCPUS_MAX`]) and `ram_size` bytes of RAM.
+    /// `workarounds` is what the machine's firmware says of its processors.
+    pub fn new(vcpus: u16, ram_size: u64, workarounds: Workarounds) -> Result<Self, Refusal> {
+        let gic = Gic::new(vcpus)?;
+        let mut bus = GuestBus::new();
+        let windows = [
+            bus.claim_mmio(
+                layout::GICD_BASE,
+                layout::GICD_LEN,
+                Target::Gic(Window::Distributor),
+            ),
+            bus.claim_mmio(
+                layout::GICR_BASE,
+                layout::GICR_STRIDE * u64::from(vcpus),
+                Target::Gic(Window::Redistributors),
+            ),
+            bus.claim_mmio(layout::UART_BASE, layout::UART_LEN, Target::Uart),
+            bus.claim_mmio(layout::ECAM_BASE, layout::ECAM_LEN, Target::Ecam),
+            bus.claim_mmio(
+                layout::PCI32_BASE,
+                layout::PCI32_LEN,
+                Target::Pci(layout::PCI32_BASE),
+            ),
+            bus.claim_mmio(
+                layout::PCI64_BASE,
+                layout::PCI64_LEN,
+                Target::Pci(layout::PCI64_BASE),
+            ),
+        ];
+        if let Some(bad) = windows.into_iter().find_map(Result::err) {
+            return Err(Refusal::new(
+                "guest memory map",
+                alloc::format!("the window at {:#x} overlaps another", bad.start),
+                "correct guest/layout.rs",
+            ));
+        }
+        let pci = PciBus::new(&[
+            PciWindow {
+                start: layout::PCI32_BASE,
+                len: layout::PCI32_LEN,
+                prefetchable: false,
+            },
+            PciWindow {
+                start: layout::PCI64_BASE,
+                len: layout::PCI64_LEN,
+                prefetchable: true,
+            },
+        ]);
+        Ok(Self {
+            bus,
+            pci,
+            uart: Pl011::new(intid::UART),
+            gic,
+            psci: Psci::new(vcpus, ram_size),
+            workarounds,
+            refused: Refused::default(),
+            lost: 0,
+        })
+    }
+
+    /// Answers [`Exit::Mmio`] of `vcpu`, whose list registers were taken back, with what a read returns
+    /// (zero-extended; 0 for a write); `None` for all others.
+    pub fn exit(&mut self, vcpu: u16, exit: &Exit, actions: Actions<'_>) -> Option<u64> {
+        let Exit::Mmio(access) = exit else { return None };
+        let size = access.size;
+        let Some((target, offset)) = self.bus.mmio(access) else {
+            return Some(match access.kind {
+                AccessKind::Read => all_ones(size),
+                AccessKind::Write(_) => 0,
+            });
+        };
+        let Self {
+            pci, uart, gic, lost, ..
+        } = self;
+        if let Target::Gic(window) = target {
+            return Some(match access.kind {
+                AccessKind::Read => gic.read(vcpu, window, offset, size),
+                AccessKind::Write(value) => {
+                    gic.write(vcpu, window, offset, size, value);
+                    0
+                }
+            });
+        }
+        let mut sink = |action| route(gic, lost, action, actions);
+        Some(match (target, access.kind) {
+            (Target::Uart, AccessKind::Read) => uart.read(offset, size, &mut sink),
+            (Target::Ecam, AccessKind::Read) => pci.ecam_read(offset, size),
+            (Target::Pci(start), AccessKind::Read) => pci.mmio_read(start + offset, size),
+            (target, AccessKind::Write(value)) => {
+                match target {
+                    Target::Uart => uart.write(offset, size, value, &mut sink),
+                    Target::Ecam => pci.ecam_write(offset, size, value, &mut sink),
+                    Target::Pci(start) => pci.mmio_write(start + offset, size, value, &mut sink),
+                    Target::Gic(_) => {}
+                }
+                0
+            }
+            (Target::Gic(_), AccessKind::Read) => 0,
+        })
+    }
+
+    /// Answers HVC or SMC `immediate` of `vcpu`, with X0 to X3 in `registers`: what X0 becomes, and what the
+    /// vCPU does then. The end of the VM goes to `actions`.
+    pub fn call(
+        &mut self,
+        vcpu: u16,
+        immediate: u16,
+        registers: [u64; 4],
+        actions: Actions<'_>,
+    ) -> (u64, AfterCall) {
+        let Self {
+            psci,
+            workarounds,
+            refused,
+            ..
+        } = self;
+        let reply = smccc::call(psci, workarounds, refused, vcpu, immediate, registers);
+        let after = match reply.effect {
+            CallEffect::Workaround(workaround, argument) => AfterCall::Workaround(workaround, argument),
+            CallEffect::Psci(effect) => match effect {
+                PsciEffect::None => AfterCall::Continue,
+                PsciEffect::Wait => AfterCall::Wait,
+                PsciEffect::CpuOff => AfterCall::Stop,
+                PsciEffect::CpuOn(start) => AfterCall::Start(start),
+                PsciEffect::SystemOff => {
+                    actions(Action::PowerOff);
+                    AfterCall::Stop
+                }
+                PsciEffect::SystemReset => {
+                    actions(Action::Reset);
+                    AfterCall::Stop
+                }
+            },
+        };
+        (reply.x0, after)
+    }
+
+    /// A vCPU that [`AfterCall::Start`] named runs.
+    pub fn started(&mut self, vcpu: u16) {
+        self.psci.started(vcpu);
+    }
+
+    /// The interrupt controller: list registers, the timer's line, SGIs.
+    pub fn gic(&mut self) -> &mut Gic {
+        &mut self.gic
+    }
+
+    /// The vCPUs whose next entry would be different, since the last call ([`Gic::take_wakes`]). To be asked
+    /// after every call that takes `&mut self`, before the lock is released.
+    pub fn take_wakes(&mut self) -> VcpuSet {
+        self.gic.take_wakes()
+    }
+
+    /// A byte typed for the guest; `false` if its queue is full and the byte was not taken.
+    pub fn push_input(&mut self, byte: u8, actions: Actions<'_>) -> bool {
+        let Self { uart, gic, lost, .. } = self;
+        uart.push_input(byte, &mut |action| route(gic, lost, action, actions))
+    }
+
+    /// How many bytes [`ArmPlatform::push_input`] would take now.
+    pub fn input_space(&self) -> usize {
+        self.uart.input_space()
+    }
+
+    /// Puts a vdev on the PCI bus. Before the guest runs, or it will not look.
+    pub fn add_vdev(&mut self, model: Box<dyn VdevModel>) -> Result<Slot, Refusal> {
+        self.pci.add(model)
+    }
+
+    /// Takes a vdev off the bus, its portals unmapped; the model comes back for its end.
+    pub fn remove_vdev(&mut self, slot: Slot, actions: Actions<'_>) -> Option<Box<dyn VdevModel>> {
+        let Self { pci, gic, lost, .. } = self;
+        pci.remove(slot, &mut |action| route(gic, lost, action, actions))
+    }
+
+    /// The physical device raised interrupt `vector` of the vdev in `slot`.
+    pub fn vdev_interrupt(&mut self, slot: Slot, vector: u16, actions: Actions<'_>) {
+        let Self { pci, gic, lost, .. } = self;
+        pci.interrupt(slot, vector, &mut |action| route(gic, lost, action, actions));
+    }
+
+    /// The PCI bus, for what the monitor shows of its vdevs and for their lifecycle.
+    pub fn pci(&mut self) -> &mut PciBus {
+        &mut self.pci
+    }
+
+    /// Back to the state after power-on, for a VM that starts again. Reports each vdev that did not stop;
+    /// the guest will not see that one again.
+    pub fn reset(&mut self, actions: Actions<'_>, failed: &mut dyn FnMut(Slot, &QuiesceFailed)) {
+        let Self {
+            pci,
+            uart,
+            gic,
+            psci,
+            lost,
+            ..
+        } = self;
+        let mut sink = |action| route(gic, lost, action, &mut *actions);
+        pci.reset(&mut sink, failed);
+        uart.reset(&mut sink);
+        gic.reset();
+        psci.reset();
+    }
+
+    /// How many memory accesses no device answered.
+    pub fn unclaimed(&self) -> u64 {
+        self.bus.unclaimed().0.saturating_add(self.pci.unclaimed())
+    }
+
+    /// Calls that were refused.
+    pub fn refused(&self) -> Refused {
+        self.refused
+    }
+
+    /// Interrupt messages that named no interrupt of the guest's.
+    pub fn lost_messages(&self) -> u64 {
+        self.lost
+    }
+}
+
+/// Interrupts go to the interrupt controller, all else out.
+fn route(gic: &mut Gic, lost: &mut u64, action: Action, actions: Actions<'_>) {
+    match action {
+        Action::Line { gsi, level } => gic.set_spi_line(gsi, level),
+        Action::Message(message) => {
+            if !gic.message(message) {
+                *lost = lost.saturating_add(1);
+            }
+        }
+        other => actions(other),
+    }
+}
+
+#[cfg(test)]
+mod tests;
