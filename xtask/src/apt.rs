@@ -20,16 +20,20 @@ const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 /// A Debian suite that is read beside the system's own sources.
 pub struct Suite {
     dir: PathBuf,
+    /// Debian's name of the architecture whose packages are read, where it is not this machine's.
+    architecture: Option<&'static str>,
 }
 
 impl Suite {
-    /// Prepares the suite `name` (component main) in the folder `dir` and fetches its lists.
+    /// Prepares the suite `name` (component main) in the folder `dir` and fetches its lists: those of an architecture,
+    /// by Debian's name, or of this machine's.
     ///
     /// # Errors
     /// When the machine's sources name no Debian archive, or that has no such suite.
-    pub fn open(name: &str, dir: &Path, step: &Step) -> Result<Suite> {
+    pub fn open(name: &str, architecture: Option<&'static str>, dir: &Path, step: &Step) -> Result<Suite> {
         let suite = Suite {
             dir: dir.to_path_buf(),
+            architecture,
         };
         fs::create_dir_all(suite.lists().join("partial"))?;
         let archive = archive_uri()?;
@@ -138,7 +142,13 @@ impl Suite {
             option("Dir::Cache::srcpkgcache", Path::new("")),
             // Ours is no folder that apt's unprivileged user may write to.
             "-oAPT::Sandbox::User=root".to_owned(),
-        ])
+        ]);
+        if let Some(architecture) = self.architecture {
+            // As if on such a machine: then a package's name alone means that architecture's.
+            command
+                .args(["Architecture", "Architectures"].map(|name| format!("-oAPT::{name}={architecture}")));
+        }
+        command
     }
 }
 

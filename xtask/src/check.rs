@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! `cargo xtask check`: what must hold for every change without running it.
 
-use crate::uefi::{self, Arch};
-use crate::{command, workspace};
+use crate::{command, uefi, workspace};
 use anyhow::Result;
+use pasidon_harness::Arch;
 
 /// The crate that only builds for UEFI targets; every other one builds on the host.
 pub const UEFI_ONLY: &str = "pasidon";

@@ -4,8 +4,8 @@
 use crate::workshop::Shop;
 use crate::workspace;
 use anyhow::{Context, Result};
-use pasidon_harness::Workshop;
 use pasidon_harness::image::Image;
+use pasidon_harness::{Arch, Workshop};
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -25,8 +25,9 @@ pub fn configuration(path: Option<&Path>) -> Result<String> {
 /// When a part of it cannot be made, or the disk cannot be written.
 pub fn make(configuration: &str, output: Option<&Path>) -> Result<PathBuf> {
     let path = output.map_or(workspace::target_dir().join("pasidon.img"), Path::to_path_buf);
-    Image::new(&Shop.application(&[])?, configuration)
-        .linux(&Shop.linux()?)
+    let shop = Shop(Arch::X86_64);
+    Image::new(&shop.application(&[])?, configuration)
+        .linux(&shop.linux()?)
         .write(&path)?;
     Ok(path)
 }

@@ -26,8 +26,8 @@ mod workspace;
 
 use anyhow::Result;
 use clap::{Args, Parser, Subcommand};
+use pasidon_harness::Arch;
 use std::path::PathBuf;
-use uefi::Arch;
 
 /// Builds, tests and runs Pasidon.
 ///
@@ -59,7 +59,7 @@ enum Command {
     /// Makes the boot disk and prints its path.
     Image(MakeImage),
     /// Makes everything that the other commands make on first use: packages, platform, guests.
-    Setup,
+    Setup(Platform),
     /// Builds the UEFI application and prints the path of the .efi file.
     Build(Build),
     /// Runs a cargo command for the UEFI target, with what that target needs here: `cargo xtask uefi -- clippy -p pasidon`.
@@ -67,7 +67,7 @@ enum Command {
     /// Makes the platform QEMU, if it is not in the cache, and prints its path.
     Qemu(Platform),
     /// Makes the Linux guest's kernel and initrd, if they are not in the cache, and prints their paths.
-    Guests,
+    Guests(Platform),
     /// Deletes what was built in this checkout; with --cache also the user's cache of this project.
     Clean(Clean),
 }
@@ -94,12 +94,15 @@ struct Test {
     /// Names of scenarios, or `host` for the host tests; one that ends in * stands for all that start so. `cargo xtask
     /// list` shows them.
     scenario: Vec<String>,
+    /// The processor architecture of the machines that scenarios start.
+    #[arg(long, default_value_t = Arch::X86_64)]
+    arch: Arch,
 }
 
 #[derive(Args)]
 struct Build {
     /// The processor architecture to build for.
-    #[arg(long, value_enum, default_value_t = Arch::X86_64)]
+    #[arg(long, default_value_t = Arch::X86_64)]
     arch: Arch,
     /// Cargo features of the application, separated by commas (fault-injection builds for the tests).
     #[arg(long, value_delimiter = ',')]
@@ -109,7 +112,7 @@ struct Build {
 #[derive(Args)]
 struct UefiCargo {
     /// The processor architecture to build for.
-    #[arg(long, value_enum, default_value_t = Arch::X86_64)]
+    #[arg(long, default_value_t = Arch::X86_64)]
     arch: Arch,
     /// The cargo command and its arguments, without --target.
     #[arg(last = true, required = true)]
@@ -119,7 +122,7 @@ struct UefiCargo {
 #[derive(Args)]
 struct Platform {
     /// The processor architecture that the machine has.
-    #[arg(long, value_enum, default_value_t = Arch::X86_64)]
+    #[arg(long, default_value_t = Arch::X86_64)]
     arch: Arch,
 }
 
@@ -151,8 +154,8 @@ fn dispatch(command: Command) -> Result<()> {
             );
             Ok(())
         }
-        Command::Setup => setup::run(),
-        Command::Test(test) => test::run(&test.scenario),
+        Command::Setup(platform) => setup::run(platform.arch),
+        Command::Test(test) => test::run(&test.scenario, test.arch),
         Command::List => {
             test::list();
             Ok(())
@@ -168,8 +171,8 @@ fn dispatch(command: Command) -> Result<()> {
             println!("{}", platform::qemu(platform.arch)?.display());
             Ok(())
         }
-        Command::Guests => {
-            let linux = guests::linux()?;
+        Command::Guests(platform) => {
+            let linux = guests::linux(platform.arch)?;
             for path in [linux.vmlinux, linux.vmlinuz, linux.initrd] {
                 println!("{}", path.display());
             }

@@ -10,9 +10,9 @@ use crate::apt::{self, Suite};
 use crate::cache::{self, Cache, Key};
 use crate::command;
 use crate::progress::Step;
-use crate::uefi::Arch;
 use crate::workspace;
 use anyhow::{Context, Result, bail, ensure};
+use pasidon_harness::Arch;
 use serde::Deserialize;
 use std::collections::BTreeMap;
 use std::fs;
@@ -223,7 +223,7 @@ impl Source {
     }
 
     fn download(&self, dir: &Path, step: &Step) -> Result<PathBuf> {
-        let suite = Suite::open(&self.suite, dir, step)?;
+        let suite = Suite::open(&self.suite, None, dir, step)?;
         let versions = suite.source_versions(&self.package)?;
         // A new Debian revision of the same upstream version still has this tarball; an epoch is no part of the name.
         let without_epoch = |version: &str| version.rsplit(':').next().unwrap_or_default().to_owned();

@@ -5,11 +5,14 @@ use crate::workshop::Shop;
 use crate::{command, image};
 use anyhow::{Context, Result, ensure};
 use pasidon_harness::demonstration::{self, Results};
-use pasidon_harness::{Machine, Platform, Workshop};
+use pasidon_harness::{Arch, Machine, Platform, Workshop};
 use std::io::{IsTerminal, Read, Write};
 use std::path::Path;
 use std::process::{ChildStdout, Command, Stdio};
 use toml::{Table, Value};
+
+/// What the demonstration's guests and drivers are for.
+const ARCH: Arch = Arch::X86_64;
 
 /// Runs that configuration (the demonstration's when none is given).
 ///
@@ -22,8 +25,8 @@ pub fn run(configuration: Option<&Path>) -> Result<()> {
     }
     let framed = demonstration::framed(&text)?;
     let disk = image::make(&framed, None)?;
-    let platform = demonstration::platform(Platform::disk(&disk));
-    let machine = Machine::start(&Shop.qemu()?, &platform, &framed)?;
+    let platform = demonstration::platform(Platform::disk(ARCH, &disk));
+    let machine = Machine::start(&Shop(ARCH).qemu()?, &platform, &framed)?;
     println!("Pasidon boots; {} guests", machine.vms().len());
     let results = demonstration::follow(&machine, |line| println!("{line}"))?;
     print!("\n{}", summary(&results));
@@ -78,9 +81,9 @@ fn summary(results: &Results) -> String {
 /// Starts the machine on this terminal and stays with it until it ends.
 fn live(text: &str) -> Result<()> {
     let disk = image::make(text, None)?;
-    let qemu = Shop.qemu()?;
+    let qemu = Shop(ARCH).qemu()?;
     let private = tempfile::Builder::new().prefix("pasidon-").tempdir()?;
-    let platform = demonstration::platform(Platform::disk(&disk));
+    let platform = demonstration::platform(Platform::disk(ARCH, &disk));
     let mut machine = Command::new(qemu);
     machine.args(platform.command_line(private.path())?);
     // QEMU itself puts the terminal into raw mode; what it prints goes through here.

@@ -56,7 +56,7 @@ fn is_complete(sources: &Path) -> bool {
 
 fn from_package(version: &str, dir: &Path, step: &Step) -> Result<()> {
     let apt_dir = dir.join("apt");
-    let suite = Suite::open(SUITE, &apt_dir, step)?;
+    let suite = Suite::open(SUITE, None, &apt_dir, step)?;
     let wanted = format!("{version}+");
     let Some(package_version) = suite
         .versions("rust-src")?

@@ -1,20 +1,21 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! `cargo xtask setup`: everything `run` and `test` would otherwise make on first use.
 
-use crate::uefi::{self, Arch};
+use crate::uefi;
 use crate::workshop::Shop;
 use anyhow::Result;
-use pasidon_harness::Workshop;
+use pasidon_harness::{Arch, Workshop};
 
-/// Makes it all.
+/// Makes it all for `arch`.
 ///
 /// # Errors
 /// At the first part that cannot be made.
-pub fn prepare() -> Result<()> {
+pub fn prepare(arch: Arch) -> Result<()> {
+    let shop = Shop(arch);
     // Asking for a cargo of the target completes the toolchain.
-    uefi::cargo(Arch::X86_64, "build")?;
-    Shop.qemu()?;
-    Shop.linux()?;
+    uefi::cargo(arch, "build")?;
+    shop.qemu()?;
+    shop.linux()?;
     Ok(())
 }
 
@@ -22,10 +23,11 @@ pub fn prepare() -> Result<()> {
 ///
 /// # Errors
 /// At the first part that cannot be made.
-pub fn run() -> Result<()> {
-    prepare()?;
-    let linux = Shop.linux()?;
-    println!("platform: {}", Shop.qemu()?.display());
+pub fn run(arch: Arch) -> Result<()> {
+    prepare(arch)?;
+    let shop = Shop(arch);
+    let linux = shop.linux()?;
+    println!("platform: {}", shop.qemu()?.display());
     println!("guest: {}, {}", linux.vmlinux.display(), linux.initrd.display());
     Ok(())
 }

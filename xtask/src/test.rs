@@ -5,22 +5,22 @@ use crate::workshop::Shop;
 use crate::{check, command, setup, workspace};
 use anyhow::{Result, bail};
 use pasidon_harness::scenario::{self, Outcome};
-use pasidon_harness::scenarios;
+use pasidon_harness::{Arch, scenarios};
 
 /// What stands for the host tests among the names of scenarios.
 const HOST: &str = "host";
 
-/// Runs the scenarios of those names; without names the host tests and all scenarios.
+/// Runs the scenarios of those names on machines of `arch`; without names the host tests and all scenarios.
 ///
 /// The last line printed is `N passed, N failed`.
 ///
 /// # Errors
 /// When a name is unknown or a test failed.
-pub fn run(names: &[String]) -> Result<()> {
+pub fn run(names: &[String], arch: Arch) -> Result<()> {
     let host = names.is_empty() || names.iter().any(|name| name == HOST);
     let wanted: Vec<String> = names.iter().filter(|name| *name != HOST).cloned().collect();
     let chosen = match names.is_empty() || !wanted.is_empty() {
-        true => scenario::select(scenarios::ALL, &wanted)?,
+        true => scenario::select(scenarios::ALL, &wanted, arch)?,
         false => Vec::new(),
     };
     let mut total = Outcome::default();
@@ -35,14 +35,14 @@ pub fn run(names: &[String]) -> Result<()> {
     }
     if !chosen.is_empty() {
         // Now, so that no scenario is blamed for the time or the failure of the set-up.
-        setup::prepare()?;
-        let outcome = scenario::run(&chosen, &Shop, &workspace::target_dir().join("scenarios"));
+        setup::prepare(arch)?;
+        let outcome = scenario::run(&chosen, &Shop(arch), &workspace::target_dir().join("scenarios"));
         total.passed += outcome.passed;
         failed += outcome.failed.len();
         total.failed.extend(outcome.failed);
     }
     for name in &total.failed {
-        println!("failed: {name}; again with: cargo xtask test {name}");
+        println!("failed: {name}; again with: cargo xtask test --arch {arch} {name}");
     }
     println!("{} passed, {failed} failed", total.passed);
     if failed > 0 {
@@ -55,14 +55,21 @@ pub fn run(names: &[String]) -> Result<()> {
 pub fn list() {
     let scenarios = scenarios::ALL
         .iter()
-        .map(|scenario| (scenario.name, scenario.about));
-    let all: Vec<_> = std::iter::once((HOST, "the tests of the crates that build on the host"))
+        .map(|scenario| (scenario.name, scenario.about, names(scenario.arches)));
+    let host = "the tests of the crates that build on the host";
+    let all: Vec<_> = std::iter::once((HOST, host, "any".to_owned()))
         .chain(scenarios)
         .collect();
-    let width = all.iter().map(|(name, _)| name.len()).max().unwrap_or_default();
-    for (name, about) in all {
-        println!("{name:width$}  {about}");
+    let width = all.iter().map(|(name, ..)| name.len()).max().unwrap_or_default();
+    let arches = names(Arch::ALL).len();
+    for (name, about, on) in all {
+        println!("{name:width$}  {on:arches$}  {about}");
     }
+}
+
+fn names(arches: &[Arch]) -> String {
+    let names: Vec<String> = arches.iter().map(Arch::to_string).collect();
+    names.join(", ")
 }
 
 /// How many of the host tests passed and failed.

@@ -7,9 +7,7 @@
 
 use crate::{command, rust_src, symbols, workspace};
 use anyhow::{Context, Result, bail};
-use clap::ValueEnum;
-use pasidon_harness::Application;
-use std::fmt;
+use pasidon_harness::{Application, Arch};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -17,33 +15,11 @@ use std::process::{Command, Stdio};
 /// Package name of the EFI application, which is also its file name.
 const APPLICATION: &str = "pasidon";
 
-/// A processor architecture that Pasidon is built for.
-#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum Arch {
-    /// PCs with VT-d.
-    #[value(name = "x86_64")]
-    X86_64,
-    /// Arm with SMMUv3.
-    #[value(name = "aarch64")]
-    Aarch64,
-}
-
-impl Arch {
-    /// Rust's name of the UEFI target.
-    pub fn target(self) -> &'static str {
-        match self {
-            Arch::X86_64 => "x86_64-unknown-uefi",
-            Arch::Aarch64 => "aarch64-unknown-uefi",
-        }
-    }
-}
-
-impl fmt::Display for Arch {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.write_str(match self {
-            Arch::X86_64 => "x86_64",
-            Arch::Aarch64 => "aarch64",
-        })
+/// Rust's name of the UEFI target.
+pub fn target(arch: Arch) -> &'static str {
+    match arch {
+        Arch::X86_64 => "x86_64-unknown-uefi",
+        Arch::Aarch64 => "aarch64-unknown-uefi",
     }
 }
 
@@ -52,7 +28,7 @@ impl fmt::Display for Arch {
 /// # Errors
 /// When the toolchain cannot be completed or the build fails.
 pub fn build(arch: Arch, features: &[String]) -> Result<Application> {
-    let folder = workspace::target_dir().join(arch.target()).join("release");
+    let folder = workspace::target_dir().join(target(arch)).join("release");
     // A map of its own for each feature set: cargo does not link again what is fresh.
     let name = [&[APPLICATION.to_owned()], features].concat().join("-");
     let map = folder.join(format!("{name}.map"));
@@ -96,7 +72,7 @@ pub fn passthrough(arch: Arch, words: &[String]) -> Result<()> {
 /// When the target's standard library can be had neither prebuilt nor as source.
 pub fn cargo(arch: Arch, subcommand: &str) -> Result<Command> {
     let mut cargo = command::cargo();
-    cargo.arg(subcommand).args(["--target", arch.target()]);
+    cargo.arg(subcommand).args(["--target", target(arch)]);
     let sysroot = PathBuf::from(command::output(rustc().args(["--print", "sysroot"]))?);
     if !has_std(&sysroot, arch) && !rustup_adds(arch, &sysroot) {
         rust_src::provide(&sysroot, &compiler_version()?)?;
@@ -117,7 +93,7 @@ fn rustc() -> Command {
 
 /// Whether a prebuilt `core` of the target is installed.
 fn has_std(sysroot: &Path, arch: Arch) -> bool {
-    let Ok(files) = fs::read_dir(sysroot.join("lib/rustlib").join(arch.target()).join("lib")) else {
+    let Ok(files) = fs::read_dir(sysroot.join("lib/rustlib").join(target(arch)).join("lib")) else {
         return false;
     };
     files
@@ -134,7 +110,7 @@ fn rustup_adds(arch: Arch, sysroot: &Path) -> bool {
     let mut rustup = Command::new("rustup");
     rustup
         .current_dir(workspace::root())
-        .args(["target", "add", arch.target()]);
+        .args(["target", "add", target(arch)]);
     let added = rustup
         .stdin(Stdio::null())
         .status()
@@ -142,7 +118,7 @@ fn rustup_adds(arch: Arch, sysroot: &Path) -> bool {
     if !added {
         eprintln!(
             "  rustup cannot add {}; building core and alloc from source instead",
-            arch.target()
+            target(arch)
         );
     }
     added && has_std(sysroot, arch)

@@ -1,32 +1,35 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Makes for the harness what machines are started from.
 
-use crate::uefi::{self, Arch};
-use crate::{apt, guests, platform};
+use crate::{apt, guests, platform, uefi};
 use anyhow::Result;
-use pasidon_harness::{Application, Linux, Workshop};
+use pasidon_harness::{Application, Arch, Linux, Workshop};
 use std::path::PathBuf;
 
-/// The workshop of this checkout.
-pub struct Shop;
+/// The workshop of this checkout, for machines of one architecture.
+pub struct Shop(pub Arch);
 
 impl Workshop for Shop {
+    fn arch(&self) -> Arch {
+        self.0
+    }
+
     fn qemu(&self) -> Result<PathBuf> {
-        apt::need(&pasidon_harness::platform::PACKAGES)?;
-        platform::qemu(Arch::X86_64)
+        apt::need(pasidon_harness::platform::packages(self.0))?;
+        platform::qemu(self.0)
     }
 
     fn exit_counter(&self) -> Result<PathBuf> {
-        platform::plugin(Arch::X86_64, "exits")
+        platform::plugin(self.0, "exits")
     }
 
     fn application(&self, features: &[&str]) -> Result<Application> {
         let features: Vec<String> = features.iter().map(|feature| (*feature).to_owned()).collect();
-        uefi::build(Arch::X86_64, &features)
+        uefi::build(self.0, &features)
     }
 
     fn linux(&self) -> Result<Linux> {
-        guests::linux()
+        guests::linux(self.0)
     }
 
     fn self_test(&self) -> Result<PathBuf> {

@@ -8,6 +8,7 @@
 //!
 //! | module | subject |
 //! |---|---|
+//! | [`arch`] | the processor architectures |
 //! | [`transcript`] | what came in on each stream, and waiting for it |
 //! | [`platform`] | the machine as a QEMU command line |
 //! | [`machine`] | a running machine: consoles, monitor, log |
@@ -20,6 +21,7 @@
 //! | [`mod@bench`] | the benchmarks |
 #![forbid(unsafe_code)]
 
+pub mod arch;
 pub mod bench;
 pub mod demonstration;
 pub mod image;
@@ -31,6 +33,7 @@ pub mod scenarios;
 pub mod transcript;
 pub mod workshop;
 
+pub use arch::Arch;
 pub use machine::{Console, Machine};
 pub use platform::Platform;
 pub use workshop::{Application, Linux, Workshop};

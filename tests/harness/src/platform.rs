@@ -1,26 +1,78 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! The machine under test as a QEMU command line.
 
+use crate::arch::Arch;
 use anyhow::{Context, Result, bail};
 use std::ffi::OsString;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// Where Debian's ovmf package puts the firmware: the code, and the template of the variable store.
-const FIRMWARE: [(&str, &str); 2] = [
-    (
-        "/usr/share/OVMF/OVMF_CODE_4M.fd",
-        "/usr/share/OVMF/OVMF_VARS_4M.fd",
-    ),
-    ("/usr/share/OVMF/OVMF_CODE.fd", "/usr/share/OVMF/OVMF_VARS.fd"),
-];
-/// Where Debian's packages put the option ROMs that QEMU loads by name.
-const ROM_FOLDERS: [&str; 2] = ["/usr/share/seabios", "/usr/share/qemu"];
-/// Debian packages with the firmware and the option ROMs above.
-pub const PACKAGES: [&str; 3] = ["ovmf", "seabios", "qemu-system-data"];
+/// What differs between the architectures' machines.
+struct Model {
+    /// Where Debian puts the firmware: the code, and the template of the variable store. The first that is there.
+    firmware: &'static [(&'static str, &'static str)],
+    /// Debian packages with the firmware and with what QEMU loads by name.
+    packages: &'static [&'static str],
+    /// Folders of that.
+    rom_folders: &'static [&'static str],
+    machine: &'static str,
+    cpu: &'static str,
+    iommu: Iommu,
+    /// Properties of the accelerator.
+    dsa: &'static str,
+}
 
-/// The VT-d unit as Pasidon needs it: scalable mode with PASIDs, interrupt remapping with x2APIC.
-const VTD: &str = "intel-iommu,x-scalable-mode=on,x-pasid-mode=on,intremap=on,eim=on";
+/// How a machine gets its IOMMU.
+enum Iommu {
+    /// As a device.
+    Device(&'static str),
+    /// By a property of the machine.
+    Machine(&'static str),
+}
+
+const X86_64: Model = Model {
+    firmware: &[
+        (
+            "/usr/share/OVMF/OVMF_CODE_4M.fd",
+            "/usr/share/OVMF/OVMF_VARS_4M.fd",
+        ),
+        ("/usr/share/OVMF/OVMF_CODE.fd", "/usr/share/OVMF/OVMF_VARS.fd"),
+    ],
+    packages: &["ovmf", "seabios", "qemu-system-data"],
+    rom_folders: &["/usr/share/seabios", "/usr/share/qemu"],
+    machine: "q35,hpet=on",
+    cpu: "max",
+    // As Pasidon needs it: scalable mode with PASIDs, interrupt remapping with x2APIC.
+    iommu: Iommu::Device("intel-iommu,x-scalable-mode=on,x-pasid-mode=on,intremap=on,eim=on"),
+    dsa: "",
+};
+
+const AARCH64: Model = Model {
+    firmware: &[("/usr/share/AAVMF/AAVMF_CODE.fd", "/usr/share/AAVMF/AAVMF_VARS.fd")],
+    packages: &["qemu-efi-aarch64", "qemu-system-data"],
+    rom_folders: &["/usr/share/qemu"],
+    machine: "virt,virtualization=on,gic-version=3",
+    // VHE, and none of what makes `max` slow to emulate.
+    cpu: "neoverse-n1",
+    iommu: Iommu::Machine("iommu=smmuv3"),
+    // These processors have no store of 64 bytes.
+    dsa: ",portal-merge=on",
+};
+
+impl Model {
+    fn of(arch: Arch) -> &'static Model {
+        match arch {
+            Arch::X86_64 => &X86_64,
+            Arch::Aarch64 => &AARCH64,
+        }
+    }
+}
+
+/// Debian packages with the firmware of `arch` and the option ROMs.
+pub fn packages(arch: Arch) -> &'static [&'static str] {
+    Model::of(arch).packages
+}
+
 /// PCI device number of the boot disk on the root bus.
 const DISK_SLOT: &str = "0x2";
 /// PCI device number of the first accelerator; further ones follow.
@@ -38,12 +90,13 @@ enum Boot {
     },
 }
 
-/// A machine: two processors, 2 GiB, VT-d, and what is added.
+/// A machine: two processors, 2 GiB, an IOMMU, and what is added.
 pub struct Platform {
+    model: &'static Model,
     boot: Boot,
     cpus: u32,
     memory_mib: u32,
-    iommu: Option<String>,
+    iommu: bool,
     devices: Vec<String>,
     accelerators: u32,
     arguments: Vec<OsString>,
@@ -51,31 +104,31 @@ pub struct Platform {
 
 impl Platform {
     /// A machine that boots the disk image at `path`, made with [`crate::image::Image`].
-    pub fn disk(path: &Path) -> Platform {
-        Platform::new(Boot::Disk(path.to_path_buf()))
+    pub fn disk(arch: Arch, path: &Path) -> Platform {
+        Platform::new(arch, Boot::Disk(path.to_path_buf()))
     }
 
     /// A machine whose firmware starts a Linux kernel directly: the platform without a hypervisor.
-    pub fn linux(kernel: &Path, initrd: &Path, command_line: &str) -> Platform {
+    pub fn linux(arch: Arch, kernel: &Path, initrd: &Path, command_line: &str) -> Platform {
         let (kernel, initrd) = (kernel.to_path_buf(), initrd.to_path_buf());
-        Platform::new(Boot::Linux {
+        let boot = Boot::Linux {
             kernel,
             initrd,
             command_line: command_line.to_owned(),
-        })
+        };
+        Platform::new(arch, boot)
     }
 
-    fn new(boot: Boot) -> Platform {
-        let iommu = Some(VTD.to_owned());
-        let (devices, arguments) = (Vec::new(), Vec::new());
+    fn new(arch: Arch, boot: Boot) -> Platform {
         Platform {
+            model: Model::of(arch),
             boot,
             cpus: 2,
             memory_mib: 2048,
-            iommu,
-            devices,
+            iommu: true,
+            devices: Vec::new(),
             accelerators: 0,
-            arguments,
+            arguments: Vec::new(),
         }
     }
 
@@ -93,16 +146,7 @@ impl Platform {
 
     /// Takes the IOMMU away.
     pub fn without_iommu(mut self) -> Platform {
-        self.iommu = None;
-        self
-    }
-
-    /// Adds properties to the IOMMU's, such as `aw-bits=48`.
-    pub fn iommu_properties(mut self, properties: &str) -> Platform {
-        if let Some(iommu) = &mut self.iommu {
-            iommu.push(',');
-            iommu.push_str(properties);
-        }
+        self.iommu = false;
         self
     }
 
@@ -112,7 +156,10 @@ impl Platform {
         let name = self.accelerators;
         self.accelerators += 1;
         let separator = if properties.is_empty() { "" } else { "," };
-        self.device(&format!("dsa,id=dsa{name},addr={slot:#x}{separator}{properties}"))
+        let model = self.model.dsa;
+        self.device(&format!(
+            "dsa,id=dsa{name},addr={slot:#x}{model}{separator}{properties}"
+        ))
     }
 
     /// Adds a device, as `-device` takes it.
@@ -134,18 +181,24 @@ impl Platform {
     /// # Errors
     /// When there is no firmware on this system.
     pub fn command_line(&self, private: &Path) -> Result<Vec<OsString>> {
-        let Some((code, variables)) = FIRMWARE.iter().find(|(code, _)| Path::new(code).is_file()) else {
+        let model = self.model;
+        let found = model.firmware.iter().find(|(code, _)| Path::new(code).is_file());
+        let Some((code, variables)) = found else {
             bail!(
                 "no UEFI firmware at {}; run: sudo apt-get install {}",
-                FIRMWARE[0].0,
-                PACKAGES.join(" ")
+                model.firmware[0].0,
+                model.packages.join(" ")
             );
         };
         let own_variables = private.join("variables.fd");
         fs::copy(variables, &own_variables).with_context(|| format!("copying {variables}"))?;
         let mut line: Vec<OsString> = Vec::new();
         let mut add = |words: &[&str]| line.extend(words.iter().map(OsString::from));
-        add(&["-M", "q35,hpet=on", "-accel", "tcg,thread=multi", "-cpu", "max"]);
+        let mut machine = model.machine.to_owned();
+        if let (true, Iommu::Machine(property)) = (self.iommu, &model.iommu) {
+            machine = format!("{machine},{property}");
+        }
+        add(&["-M", &machine, "-accel", "tcg,thread=multi", "-cpu", model.cpu]);
         add(&[
             "-smp",
             &self.cpus.to_string(),
@@ -153,13 +206,13 @@ impl Platform {
             &format!("{}M", self.memory_mib),
         ]);
         add(&["-display", "none", "-nodefaults", "-no-user-config", "-no-reboot"]);
-        ROM_FOLDERS.iter().for_each(|folder| add(&["-L", folder]));
+        model.rom_folders.iter().for_each(|folder| add(&["-L", folder]));
         let flash =
             |file: &str, more: &str| format!("if=pflash,format=raw,file={}{more}", file.replace(',', ",,"));
         add(&["-drive", &flash(code, ",readonly=on")]);
         add(&["-drive", &flash(&own_variables.to_string_lossy(), "")]);
-        if let Some(iommu) = &self.iommu {
-            add(&["-device", iommu]);
+        if let (true, Iommu::Device(device)) = (self.iommu, &model.iommu) {
+            add(&["-device", device]);
         }
         match &self.boot {
             Boot::Disk(path) => {

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! What a scenario is, and running a list of them.
 
+use crate::arch::Arch;
 use crate::image::Image;
 use crate::machine::Machine;
 use crate::platform::Platform;
@@ -15,6 +16,8 @@ pub struct Scenario {
     pub name: &'static str,
     /// What it shows, in one line.
     pub about: &'static str,
+    /// The architectures that it runs on.
+    pub arches: &'static [Arch],
     /// Runs it.
     pub run: fn(&Lab<'_>) -> Result<()>,
 }
@@ -28,6 +31,11 @@ pub struct Lab<'w> {
 }
 
 impl Lab<'_> {
+    /// The architecture of the machines.
+    pub fn arch(&self) -> Arch {
+        self.workshop.arch()
+    }
+
     /// Boots Pasidon with that configuration, the Linux guest's files on its disk, and the machine as `adapt` makes it.
     ///
     /// # Errors
@@ -53,7 +61,7 @@ impl Lab<'_> {
         fill(image).write(&path)?;
         Machine::start(
             &self.workshop.qemu()?,
-            &adapt(Platform::disk(&path)),
+            &adapt(Platform::disk(self.arch(), &path)),
             configuration,
         )
     }
@@ -77,17 +85,20 @@ impl Lab<'_> {
         words: &str,
         adapt: impl FnOnce(Platform) -> Platform,
     ) -> Result<Machine> {
-        let line = format!("console=ttyS0 {words}");
-        let platform = adapt(Platform::linux(&self.workshop.linux()?.vmlinuz, initrd, &line));
+        let line = format!("console={} {words}", self.arch().console());
+        let kernel = self.workshop.linux()?.vmlinuz;
+        let platform = adapt(Platform::linux(self.arch(), &kernel, initrd, &line));
         Machine::start_plain(&self.workshop.qemu()?, &platform)
     }
 }
 
-/// Picks the scenarios of those names; none means all. A name that ends in `*` stands for all that start so.
+/// Picks the scenarios of those names that run on `arch`; no name means all. A name that ends in `*` stands for all that
+/// start so.
 ///
 /// # Errors
-/// When a name fits no scenario.
-pub fn select<'a>(all: &'a [Scenario], names: &[String]) -> Result<Vec<&'a Scenario>> {
+/// When a name fits no scenario of that architecture.
+pub fn select<'a>(all: &'a [Scenario], names: &[String], arch: Arch) -> Result<Vec<&'a Scenario>> {
+    let here = |scenario: &&Scenario| scenario.arches.contains(&arch);
     let fits = |scenario: &Scenario, name: &str| match name.strip_suffix('*') {
         Some(start) => scenario.name.starts_with(start),
         None => scenario.name == name,
@@ -96,9 +107,12 @@ pub fn select<'a>(all: &'a [Scenario], names: &[String]) -> Result<Vec<&'a Scena
         if !all.iter().any(|scenario| fits(scenario, name)) {
             bail!("no scenario {name}; `cargo xtask list` shows them all");
         }
+        if !all.iter().filter(here).any(|scenario| fits(scenario, name)) {
+            bail!("scenario {name} does not run on {arch}; `cargo xtask list` shows where each one runs");
+        }
     }
     let chosen = |scenario: &&Scenario| names.is_empty() || names.iter().any(|name| fits(scenario, name));
-    Ok(all.iter().filter(chosen).collect())
+    Ok(all.iter().filter(here).filter(chosen).collect())
 }
 
 /// What a run of several scenarios came to.
@@ -148,23 +162,32 @@ mod tests {
 
     #[test]
     fn scenarios_are_chosen_by_name_and_by_the_start_of_a_name() {
-        let scenario = |name| Scenario {
+        let scenario = |(name, arches)| Scenario {
             name,
             about: "",
+            arches,
             run: |_| Ok(()),
         };
-        let all = ["platform-dsa", "boot", "platform-boot"].map(scenario);
-        let chosen = |names: &[&str]| -> Vec<&str> {
+        let all = [
+            ("platform-dsa", Arch::ALL),
+            ("boot", &[Arch::X86_64]),
+            ("platform-boot", Arch::ALL),
+        ]
+        .map(scenario);
+        let chosen_on = |arch: Arch, names: &[&str]| -> Vec<&str> {
             let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
-            select(&all, &names)
+            select(&all, &names, arch)
                 .unwrap()
                 .iter()
                 .map(|scenario| scenario.name)
                 .collect()
         };
+        let chosen = |names: &[&str]| chosen_on(Arch::X86_64, names);
         assert_eq!(chosen(&[]), ["platform-dsa", "boot", "platform-boot"]);
         assert_eq!(chosen(&["boot"]), ["boot"]);
         assert_eq!(chosen(&["platform*"]), ["platform-dsa", "platform-boot"]);
-        assert!(select(&all, &["bot".to_owned()]).is_err());
+        assert!(select(&all, &["bot".to_owned()], Arch::X86_64).is_err());
+        assert_eq!(chosen_on(Arch::Aarch64, &[]), ["platform-dsa", "platform-boot"]);
+        assert!(select(&all, &["boot".to_owned()], Arch::Aarch64).is_err());
     }
 }

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Where a scenario gets its files from. `xtask` makes them; the harness only uses them.
 
+use crate::arch::Arch;
 use anyhow::Result;
 use std::path::PathBuf;
 
@@ -16,9 +17,9 @@ pub struct Application {
 /// A Linux guest's files.
 #[derive(Clone)]
 pub struct Linux {
-    /// The kernel as an ELF file with a PVH entry.
+    /// The kernel without compression: on x86_64 an ELF file with a PVH entry, on aarch64 the same file as `vmlinuz`.
     pub vmlinux: PathBuf,
-    /// The same kernel as Debian ships it (a bzImage).
+    /// The kernel as Debian ships it: on x86_64 a bzImage, on aarch64 an Image. Both are EFI applications too.
     pub vmlinuz: PathBuf,
     /// The root file system with the scripts of `tests/guests/linux`.
     pub initrd: PathBuf,
@@ -26,6 +27,9 @@ pub struct Linux {
 
 /// Makes, or finds already made, what machines are started from. Each call is cheap when nothing changed.
 pub trait Workshop {
+    /// The architecture that everything here is for.
+    fn arch(&self) -> Arch;
+
     /// The platform's QEMU.
     ///
     /// # Errors
@@ -50,7 +54,7 @@ pub trait Workshop {
     /// When it cannot be made.
     fn linux(&self) -> Result<Linux>;
 
-    /// The Linux guest's initrd with the accelerator model's self-test (`tests/platform/selftest/dsa`) in it as
+    /// The Linux guest's initrd for x86_64 with the accelerator model's self-test (`tests/platform/selftest/dsa`) in it as
     /// `/bin/dsa-selftest`.
     ///
     /// # Errors

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! What the Linux guest takes from Debian: a kernel with modules, its headers and sources to build more, busybox.
+//! What the Linux guest takes from Debian: a kernel with modules, busybox, and where modules are built for it the
+//! kernel's headers and sources.
 //!
 //! Layout of the finished folder: `vmlinuz`, `vmlinux`, `busybox`, `modules/*.ko`, `sources/*.c`, and `kbuild/` with
 //! the header packages as they unpack, where `kbuild/flavour` leads to those of this kernel.
@@ -9,75 +10,84 @@ use crate::apt::{self, Suite};
 use crate::cache::{Cache, Key};
 use crate::progress::Step;
 use anyhow::{Context, Result};
+use pasidon_harness::Arch;
 use serde::Deserialize;
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Part of the key: changes when this file makes something different from the same packages.
-const RECIPE_VERSION: &str = "1";
+const RECIPE_VERSION: &str = "2";
 
-/// Packages of one suite, and what is taken from them.
+/// Packages of one suite for one architecture, what is taken from them, and what is added.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Packages {
+pub struct Guest {
     suite: String,
     kernel: String,
-    headers: String,
-    kbuild: String,
-    source: String,
     busybox: String,
     /// Modules of the kernel package.
     modules: Vec<PathBuf>,
-    /// Files of the kernel's source that are built as modules.
-    built_from_source: Vec<PathBuf>,
+    /// Programs of this workspace, by the names of their packages.
+    #[serde(default)]
+    pub programs: Vec<String>,
+    /// File in this checkout to path in the initrd.
+    #[serde(default)]
+    pub scripts: BTreeMap<String, String>,
+    pub build: Option<Build>,
 }
 
-impl Packages {
-    /// The folder with all of it, made when it is not in the cache.
+/// Modules that are built for the guest.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Build {
+    headers: String,
+    kbuild: String,
+    source: String,
+    /// Debian packages that the host needs for it.
+    pub host_packages: Vec<String>,
+    /// Files of the kernel's source.
+    from_source: Vec<PathBuf>,
+    /// Files in this checkout.
+    pub from_here: Vec<String>,
+}
+
+impl Guest {
+    /// The folder with all that is Debian's, made when it is not in the cache.
     ///
     /// # Errors
     /// When a package cannot be had or lacks what is wanted from it.
-    pub fn files(&self, cache: &Cache) -> Result<PathBuf> {
-        let names = [
-            &self.suite,
-            &self.kernel,
-            &self.headers,
-            &self.kbuild,
-            &self.source,
-            &self.busybox,
-        ];
-        let paths = self.modules.iter().chain(&self.built_from_source);
+    pub fn files(&self, cache: &Cache, arch: Arch) -> Result<PathBuf> {
+        let mut names = vec![&self.suite, &self.kernel, &self.busybox];
+        let mut paths: Vec<&PathBuf> = self.modules.iter().collect();
+        if let Some(build) = &self.build {
+            names.extend([&build.headers, &build.kbuild, &build.source]);
+            paths.extend(&build.from_source);
+        }
         let key = names.into_iter().fold(Key::new().part(RECIPE_VERSION), Key::part);
         let key = paths
+            .into_iter()
             .map(|path| path.as_os_str().as_encoded_bytes())
             .fold(key, Key::part);
-        cache.entry("guest-debian-x86_64", &key, |entry| self.fetch(entry))
+        cache.entry(&format!("guest-debian-{arch}"), &key, |entry| {
+            self.fetch(entry, arch)
+        })
     }
 
-    fn fetch(&self, entry: &Path) -> Result<()> {
+    fn fetch(&self, entry: &Path, arch: Arch) -> Result<()> {
         let work = entry.join("work");
-        let kbuild = entry.join("kbuild");
         fs::create_dir_all(&work)?;
-        fs::create_dir_all(&kbuild)?;
-        let step = Step::start("fetching Debian's kernel for the guests (220 MB)");
-        let suite = Suite::open(&self.suite, &work, &step)?;
+        let step = Step::start(format!(
+            "fetching Debian's {} kernel for the guests (60 to 220 MB)",
+            arch.debian()
+        ));
+        let suite = Suite::open(&self.suite, Some(arch.debian()), &work, &step)?;
         let image = suite.dependency(&self.kernel, "linux-image-")?;
-        let headers = suite.dependency(&self.headers, "linux-headers-")?;
-        let common = suite.dependency(&headers, "linux-headers-")?;
-        let unpack = |package: &str, member: &str, to: &Path| {
-            apt::unpack(
-                &suite.download(package, None, &work, &step)?,
-                member,
-                None,
-                to,
-                &step,
-            )
-        };
-        for package in [&image, &self.busybox, &self.source] {
-            unpack(package, ".", &work)?;
+        for package in [&image, &self.busybox] {
+            unpack(&suite, package, ".", &work, &work, &step)?;
         }
-        for package in [&headers, &common, &self.kbuild] {
-            unpack(package, "usr", &kbuild)?;
+        if let Some(build) = &self.build {
+            build.fetch(&suite, entry, &work, &step)?;
         }
         step.done();
 
@@ -85,7 +95,10 @@ impl Packages {
         let step = Step::start(format!("unpacking Linux {release}"));
         let vmlinuz = entry.join("vmlinuz");
         fs::rename(work.join(format!("boot/vmlinuz-{release}")), &vmlinuz).context("taking the kernel")?;
-        kernel::unpack_vmlinux(&vmlinuz, &entry.join("vmlinux"))?;
+        match arch {
+            Arch::X86_64 => kernel::unpack_vmlinux(&vmlinuz, &entry.join("vmlinux"))?,
+            Arch::Aarch64 => std::os::unix::fs::symlink("vmlinuz", entry.join("vmlinux"))?,
+        }
         fs::rename(work.join("bin/busybox"), entry.join("busybox")).context("taking busybox")?;
         fs::create_dir(entry.join("modules"))?;
         for module in &self.modules {
@@ -94,17 +107,37 @@ impl Packages {
             fs::rename(&path, entry.join("modules").join(name))
                 .with_context(|| format!("taking {}", path.display()))?;
         }
+        fs::remove_dir_all(&work).context("deleting what is no longer needed")?;
+        step.done();
+        Ok(())
+    }
+}
+
+impl Build {
+    fn fetch(&self, suite: &Suite, entry: &Path, work: &Path, step: &Step) -> Result<()> {
+        let kbuild = entry.join("kbuild");
+        fs::create_dir_all(&kbuild)?;
+        let headers = suite.dependency(&self.headers, "linux-headers-")?;
+        let common = suite.dependency(&headers, "linux-headers-")?;
+        unpack(suite, &self.source, ".", work, work, step)?;
+        for package in [&headers, &common, &self.kbuild] {
+            unpack(suite, package, "usr", work, &kbuild, step)?;
+        }
         fs::create_dir(entry.join("sources"))?;
         let tarball = work.join("usr/src").join(format!("{}.tar.xz", self.source));
-        kernel::extract(&tarball, &self.built_from_source, &entry.join("sources"), &step)?;
+        kernel::extract(&tarball, &self.from_source, &entry.join("sources"), step)?;
         let flavour = Path::new("usr/src").join(&headers);
         // The one absolute path in the packages: where the flavour's Makefile finds the common one.
         let include = format!("include $(dir $(lastword $(MAKEFILE_LIST)))../{common}/Makefile\n");
         fs::write(kbuild.join(&flavour).join("Makefile"), include)
             .context("writing the headers' Makefile")?;
         std::os::unix::fs::symlink(&flavour, kbuild.join("flavour"))?;
-        fs::remove_dir_all(&work).context("deleting what is no longer needed")?;
-        step.done();
         Ok(())
     }
+}
+
+/// Downloads a package into `work` and unpacks `member` of it into `to`.
+fn unpack(suite: &Suite, package: &str, member: &str, work: &Path, to: &Path, step: &Step) -> Result<()> {
+    let deb = suite.download(package, None, work, step)?;
+    apt::unpack(&deb, member, None, to, step)
 }

@@ -71,8 +71,7 @@ pub fn unpack_vmlinux(vmlinuz: &Path, vmlinux: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Builds every C file of Debian's `sources/` and of `own` (file, text) as a module, and returns these and Debian's
-/// own modules. `files` is what [`super::debian`] makes, `work` a folder that is created for it.
+/// Builds every C file of Debian's `sources/` and of `own` (file, text) as a module, and returns these. `files` is what [`super::debian`] makes, `work` a folder that is created for it.
 ///
 /// # Errors
 /// When the build fails.
@@ -84,7 +83,7 @@ pub fn build_modules(
 ) -> Result<Vec<PathBuf>> {
     let stripped = work.join("stripped");
     fs::create_dir_all(&stripped).with_context(|| format!("creating {}", stripped.display()))?;
-    let mut modules = list(&files.join("modules"))?;
+    let mut modules = Vec::new();
     let mut sources = Vec::new();
     for source in list(&files.join("sources"))? {
         let text = fs::read(&source)?;
@@ -127,7 +126,10 @@ pub fn build_modules(
 }
 
 /// The files in a folder, sorted.
-fn list(dir: &Path) -> Result<Vec<PathBuf>> {
+///
+/// # Errors
+/// When it cannot be read.
+pub fn list(dir: &Path) -> Result<Vec<PathBuf>> {
     let entries = fs::read_dir(dir).with_context(|| format!("reading {}", dir.display()))?;
     let mut paths: Vec<PathBuf> = entries.map(|entry| Ok(entry?.path())).collect::<Result<_>>()?;
     paths.sort();

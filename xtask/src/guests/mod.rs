@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! The guests: Debian's kernel and user space, taken apart on the host without installing anything.
 //!
-//! Principle: what runs in a guest is what Debian ships. The `vmlinux` inside the `bzImage` is unpacked here once,
+//! Principle: what runs in a guest is what Debian ships. The `vmlinux` inside x86_64's `bzImage` is unpacked here once,
 //! since doing that under TCG takes longer than the rest of the boot; both forms are kept.
 
 mod debian;
@@ -10,12 +10,12 @@ mod kernel;
 mod programs;
 
 use crate::apt;
-use crate::cache::{Cache, Key};
+use crate::cache::{self, Cache, Key};
 use crate::progress::Step;
 use crate::{command, workspace};
 use anyhow::{Context, Result};
-use debian::Packages;
-use pasidon_harness::Linux;
+use debian::Guest;
+use pasidon_harness::{Arch, Linux};
 use serde::Deserialize;
 use std::collections::BTreeMap;
 use std::fs;
@@ -23,7 +23,7 @@ use std::path::PathBuf;
 use std::process::Command;
 
 /// Part of the initrd's key: changes when this folder makes something different from the same inputs.
-const RECIPE_VERSION: &str = "2";
+const RECIPE_VERSION: &str = "3";
 /// Debian packages that the self-test is compiled with.
 const SELF_TEST_PACKAGES: [&str; 2] = ["gcc", "libc6-dev"];
 
@@ -31,57 +31,61 @@ const SELF_TEST_PACKAGES: [&str; 2] = ["gcc", "libc6-dev"];
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Recipe {
-    packages: Packages,
-    /// Sources of modules in this checkout.
-    built_from_here: Vec<String>,
-    /// Debian packages that building modules needs on the host.
-    host_packages: Vec<String>,
-    /// File in this checkout to path in the initrd.
+    /// File in this checkout to path in the initrd, on every architecture.
     scripts: BTreeMap<String, String>,
+    x86_64: Guest,
+    aarch64: Guest,
 }
 
-/// The Linux guest for x86_64, made when it is not in the cache.
+/// The Linux guest, made when it is not in the cache.
 ///
 /// # Errors
 /// When the recipe is wrong, a package cannot be had, or a module does not build.
-pub fn linux() -> Result<Linux> {
+pub fn linux(arch: Arch) -> Result<Linux> {
     let dir = workspace::root().join("tests/guests/linux");
     let read = |name: &str| {
         fs::read(dir.join(name)).with_context(|| format!("reading {}", dir.join(name).display()))
     };
     let text = String::from_utf8(read("guest.toml")?).context("guest.toml is not UTF-8")?;
     let recipe: Recipe = toml::from_str(&text).context("in tests/guests/linux/guest.toml")?;
+    let guest = match arch {
+        Arch::X86_64 => recipe.x86_64,
+        Arch::Aarch64 => recipe.aarch64,
+    };
     let cache = Cache::open()?;
-    let files = recipe.packages.files(&cache)?;
+    let files = guest.files(&cache, arch)?;
     let mut key = Key::new()
         .part(RECIPE_VERSION)
         .part(files.as_os_str().as_encoded_bytes());
     let mut programs = Vec::new();
-    for (name, target) in &recipe.scripts {
+    for (name, target) in recipe.scripts.iter().chain(&guest.scripts) {
         let text = read(name)?;
         key = key.part(target).part(&text);
         programs.push((target.clone(), text));
     }
     let mut own = Vec::new();
-    for name in &recipe.built_from_here {
+    for name in guest.build.iter().flat_map(|build| &build.from_here) {
         let text = read(name)?;
         key = key.part(name).part(&text);
         own.push((PathBuf::from(name), text));
     }
-    for (name, program) in programs::ALL.iter().zip(programs::build()?) {
+    for (name, program) in guest.programs.iter().zip(programs::build(&guest.programs)?) {
         let target = format!("bin/{name}");
         let bytes = fs::read(&program).with_context(|| format!("reading {}", program.display()))?;
         key = key.part(&target).part(&bytes);
         programs.push((target, bytes));
     }
-    let initrd = cache.entry("guest-initrd-x86_64", &key, |entry| {
-        apt::need(&recipe.host_packages)?;
+    let initrd = cache.entry(&format!("guest-initrd-{arch}"), &key, |entry| {
         let step = Step::start("building the guests' modules and initrd");
+        let mut modules = kernel::list(&files.join("modules"))?;
         let work = entry.join("work");
-        let modules = kernel::build_modules(&files, &own, &work, &step)?;
+        if let Some(build) = &guest.build {
+            apt::need(&build.host_packages)?;
+            modules.extend(kernel::build_modules(&files, &own, &work, &step)?);
+        }
         let archive = initrd::build(&files.join("busybox"), &modules, &programs)?;
         fs::write(entry.join("initrd.img"), archive).context("writing the initrd")?;
-        fs::remove_dir_all(&work)?;
+        cache::remove_if_there(&work)?;
         step.done();
         Ok(())
     })?;
@@ -97,7 +101,7 @@ pub fn linux() -> Result<Linux> {
 /// # Errors
 /// When the guest cannot be made, or the self-test does not compile.
 pub fn self_test() -> Result<PathBuf> {
-    let initrd = linux()?.initrd;
+    let initrd = linux(Arch::X86_64)?.initrd;
     let dir = workspace::root().join("tests/platform/selftest/dsa");
     let entries = fs::read_dir(&dir).with_context(|| format!("reading {}", dir.display()))?;
     let mut sources: Vec<PathBuf> = entries.map(|entry| Ok(entry?.path())).collect::<Result<_>>()?;

@@ -9,14 +9,15 @@ use std::path::PathBuf;
 const TARGET: &str = "x86_64-unknown-linux-gnu";
 /// The linker, and the C library that std stands on.
 const PACKAGES: [&str; 2] = ["gcc", "libc6-dev"];
-/// The programs, which are also the names of their packages.
-pub const ALL: [&str; 1] = ["dsa-user"];
 
-/// Builds them and returns the executables, in the order of [`ALL`].
+/// Builds the programs of these packages, which are named like them, and returns the executables in the same order.
 ///
 /// # Errors
 /// When one does not build.
-pub fn build() -> Result<Vec<PathBuf>> {
+pub fn build(programs: &[String]) -> Result<Vec<PathBuf>> {
+    if programs.is_empty() {
+        return Ok(Vec::new());
+    }
     apt::need(&PACKAGES)?;
     let step = Step::start("building the guests' programs");
     let mut cargo = command::cargo();
@@ -31,14 +32,14 @@ pub fn build() -> Result<Vec<PathBuf>> {
         "--target-dir",
     ]);
     cargo.arg(&folder);
-    for program in ALL {
-        cargo.args(["--package", program]);
+    for program in programs {
+        cargo.args(["--package", program.as_str()]);
     }
     cargo.args(["--config", "profile.release.strip=true"]);
     cargo.env("RUSTFLAGS", "-Ctarget-feature=+crt-static");
     command::run(&mut cargo, &step)?;
     step.done();
-    Ok(ALL
+    Ok(programs
         .iter()
         .map(|program| folder.join(TARGET).join("release").join(program))
         .collect())

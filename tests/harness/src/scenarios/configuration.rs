@@ -3,6 +3,7 @@
 //! where that is safe.
 
 use super::pasidon::{BOOT_TIMEOUT, COMMAND_TIMEOUT, HOST, shell, vm};
+use crate::arch::Arch;
 use crate::demonstration;
 use crate::machine::Machine;
 use crate::scenario::{Lab, Scenario};
@@ -12,6 +13,7 @@ use anyhow::{Context, Result, ensure};
 pub const OF_ONE_VM: Scenario = Scenario {
     name: "config-one-vm",
     about: "every configuration error within one VM is one line with place and remedy; the sound VM starts",
+    arches: &[Arch::X86_64],
     run: one_vm,
 };
 
@@ -19,6 +21,7 @@ pub const OF_ONE_VM: Scenario = Scenario {
 pub const OF_ALL: Scenario = Scenario {
     name: "config-whole",
     about: "a configuration error that concerns everything is one line with place and remedy; no VM starts",
+    arches: &[Arch::X86_64],
     run: whole,
 };
 
@@ -26,6 +29,7 @@ pub const OF_ALL: Scenario = Scenario {
 pub const TWINS: Scenario = Scenario {
     name: "config-twins",
     about: "two parents matching one device: a line for each, VMs that use them are refused, the others start",
+    arches: &[Arch::X86_64],
     run: |lab| {
         let twin = "[parent.twin]\nmatch = \"8086:11fb\"\n\n";
         let configuration = [HOST, twin, &vm("uses", 1, ""), &vm("good", 0, "")].concat();

@@ -2,6 +2,7 @@
 //! Linux guests without an accelerator: booting, running side by side, ending in every way a guest can end.
 
 use super::pasidon::{BOOT_TIMEOUT, COMMAND_TIMEOUT, HOST, check, shell, vm, wait_for_state};
+use crate::arch::Arch;
 use crate::demonstration;
 use crate::scenario::Scenario;
 
@@ -9,6 +10,7 @@ use crate::scenario::Scenario;
 pub const INVENTORY: Scenario = Scenario {
     name: "boot",
     about: "Pasidon boots, lists processors, IOMMU and the parent, and starts a guest from a bzImage too",
+    arches: &[Arch::X86_64],
     run: |lab| {
         let bzimage = vm("alpha", 0, "").replace("guests/vmlinux", "guests/vmlinuz");
         let machine = lab.pasidon(&[HOST, &bzimage].concat(), demonstration::platform)?;
@@ -28,6 +30,7 @@ pub const INVENTORY: Scenario = Scenario {
 pub const TWO: Scenario = Scenario {
     name: "two-guests",
     about: "two Linux guests at their shells at once, each on its own console",
+    arches: &[Arch::X86_64],
     run: |lab| {
         let configuration = [HOST, &vm("alpha", 0, ""), &vm("beta", 0, "")].concat();
         let machine = lab.pasidon(&configuration, demonstration::platform)?;
@@ -43,6 +46,7 @@ pub const TWO: Scenario = Scenario {
 pub const THREE: Scenario = Scenario {
     name: "three-guests",
     about: "three guests on two pCPUs: all compute to the end and all keep time",
+    arches: &[Arch::X86_64],
     run: |lab| {
         let configuration = [HOST, &vm("alpha", 0, ""), &vm("beta", 0, ""), &vm("gamma", 0, "")].concat();
         let machine = lab.pasidon(&configuration, demonstration::platform)?;
@@ -67,6 +71,7 @@ pub const THREE: Scenario = Scenario {
 pub const FPU: Scenario = Scenario {
     name: "fpu-isolation",
     about: "three guests on two pCPUs keep patterns of their own in x87, SSE and AVX registers across turns",
+    arches: &[Arch::X86_64],
     run: |lab| {
         let configuration = [HOST, &vm("alpha", 0, ""), &vm("beta", 0, ""), &vm("gamma", 0, "")].concat();
         let machine = lab.pasidon(&configuration, demonstration::platform)?;
@@ -96,6 +101,7 @@ pub const FPU: Scenario = Scenario {
 pub const ENDS: Scenario = Scenario {
     name: "guest-ends",
     about: "guest panic, triple fault, reboot and poweroff: the other guest goes on",
+    arches: &[Arch::X86_64],
     run: |lab| {
         // reboot=t: Linux resets by a triple fault. panic=0: it stays where it panicked.
         let words = [

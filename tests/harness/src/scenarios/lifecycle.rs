@@ -2,6 +2,7 @@
 //! The ordered end: what a VM held is taken back completely, and nothing of it reaches the next owner.
 
 use super::pasidon::{BOOT_TIMEOUT, HOST, check, named, shell, vm, wait_for_state};
+use crate::arch::Arch;
 use crate::demonstration;
 use crate::machine::Machine;
 use crate::scenario::{Lab, Scenario};
@@ -19,6 +20,7 @@ const WITHOUT_INVALIDATION: &str = "fault-no-pasid-cache-invalidation";
 pub const KILLED: Scenario = Scenario {
     name: "killed-in-dma",
     about: "a guest killed in the middle of DMA 20 times: PASID, queue and memory come back, the other goes on",
+    arches: &[Arch::X86_64],
     run: |lab| {
         let configuration = [HOST, &vm("alpha", 1, ""), &vm("beta", 1, "")].concat();
         let machine = lab.pasidon(&configuration, demonstration::platform)?;
@@ -63,6 +65,7 @@ pub const KILLED: Scenario = Scenario {
 pub const STALE_PASID_CACHE: Scenario = Scenario {
     name: "stale-pasid-cache",
     about: "reuse of a PASID by another guest is sound; a build without PASID-cache invalidation is caught at it",
+    arches: &[Arch::X86_64],
     run: |lab| {
         reuse(lab, &[])?;
         match reuse(lab, &[WITHOUT_INVALIDATION]) {

@@ -2,6 +2,7 @@
 //! A machine without an IOMMU: nothing is shared there that an IOMMU would have to confine.
 
 use super::pasidon::{BOOT_TIMEOUT, HOST, shell, vm};
+use crate::arch::Arch;
 use crate::demonstration;
 use crate::scenario::{Lab, Scenario};
 use anyhow::{Result, ensure};
@@ -10,6 +11,7 @@ use anyhow::{Result, ensure};
 pub const REFUSED: Scenario = Scenario {
     name: "no-iommu",
     about: "without an IOMMU a vdev is refused; with iommu = \"off\" dsa-dwq is refused with the reason, and TAINTED",
+    arches: &[Arch::X86_64],
     run: |lab| {
         // The refusal names the VM, and what would help.
         refused(lab, HOST, "vm alpha: .*IOMMU.*; .+$")?;

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! The platform without Pasidon: what it shows there is what Pasidon may be judged on.
 
+use crate::arch::Arch;
 use crate::demonstration::Dmatest;
 use crate::machine::PROMPT;
 use crate::scenario::Scenario;
@@ -22,6 +23,7 @@ const COMMAND_TIMEOUT: Duration = Duration::from_secs(60);
 pub const BOOT: Scenario = Scenario {
     name: "platform-boot",
     about: "Debian's kernel boots on the platform without Pasidon; VT-d in scalable mode, x2APIC, interrupt remapping",
+    arches: &[Arch::X86_64],
     run: |lab| {
         let machine = lab.bare_linux(SCALABLE_MODE, |platform| platform)?;
         let console = machine.log();
@@ -47,6 +49,7 @@ pub const BOOT: Scenario = Scenario {
 pub const DMATEST: Scenario = Scenario {
     name: "platform-dmatest",
     about: "the stock idxd driver binds to the DSA model without Pasidon; dmatest passes 10,000 verified copies",
+    arches: &[Arch::X86_64],
     run: |lab| {
         let words = format!("{SCALABLE_MODE} pasidon.run=dmatest pasidon.iterations={COPIES}");
         // Linux 6.1 knows only the first device ID.
@@ -72,6 +75,7 @@ pub const DMATEST: Scenario = Scenario {
 pub const FAULT: Scenario = Scenario {
     name: "platform-fault",
     about: "without Pasidon: a copy to an address that VT-d does not map ends with an error, the next one works",
+    arches: &[Arch::X86_64],
     run: |lab| {
         let machine = lab.bare_linux(SCALABLE_MODE, |platform| platform.dsa("device-id=0x0b25"))?;
         let console = machine.log();
@@ -112,6 +116,7 @@ const SELF_TEST_TIMEOUT: Duration = Duration::from_secs(600);
 pub const SELF_TEST: Scenario = Scenario {
     name: "platform-selftest",
     about: "the DSA model's registers, commands, descriptors, interrupts and PASIDs, checked from user space without Pasidon",
+    arches: &[Arch::X86_64],
     run: |lab| {
         let initrd = lab.workshop.self_test()?;
         for (modes, properties) in SELF_TESTS {

@@ -3,6 +3,7 @@
 //! and every processor must stand still.
 
 use super::pasidon::{BOOT_TIMEOUT, COMMAND_TIMEOUT, HOST, vm};
+use crate::arch::Arch;
 use crate::demonstration;
 use crate::scenario::{Lab, Scenario};
 use anyhow::{Context, Result, ensure};
@@ -12,6 +13,7 @@ use serde_json::json;
 pub const REPORT: Scenario = Scenario {
     name: "panic-report",
     about: "a panic, a null read and a stack overflow: cause, symbolised backtrace, every pCPU stopped",
+    arches: &[Arch::X86_64],
     run: |lab| {
         fails(
             lab,

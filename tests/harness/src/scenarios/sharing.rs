@@ -2,6 +2,7 @@
 //! Guests that share the accelerator: what they may do together, and what they may not do to each other.
 
 use super::pasidon::{COMMAND_TIMEOUT, DMATEST_TIMEOUT, HOST, check, shell, vm};
+use crate::arch::Arch;
 use crate::demonstration::{self, Dmatest};
 use crate::machine::{Console, PROMPT};
 use crate::scenario::Scenario;
@@ -16,6 +17,7 @@ const COPIES: u64 = 10_000;
 pub const BOTH: Scenario = Scenario {
     name: "dmatest-both",
     about: "both guests' dmatest at once, 10,000 verified copies each, two PASIDs, zero exits on submission",
+    arches: &[Arch::X86_64],
     run: |lab| {
         let configuration = demonstration::framed(DEMONSTRATION)?;
         let machine = lab.pasidon(&configuration, demonstration::platform)?;
@@ -51,6 +53,7 @@ pub const BOTH: Scenario = Scenario {
 pub const SAME_ADDRESSES: Scenario = Scenario {
     name: "same-addresses",
     about: "the same guest-physical addresses in both guests, different data: each copies its own",
+    arches: &[Arch::X86_64],
     run: |lab| {
         // The kernel leaves this piece of memory alone in both guests.
         let words = "memmap=4M$0x8000000";
@@ -85,6 +88,7 @@ pub const SAME_ADDRESSES: Scenario = Scenario {
 pub const USER_SPACE: Scenario = Scenario {
     name: "user-driver",
     about: "a user-space driver in each guest at once: copies, fills, compares, CRCs, by polling and by interrupt",
+    arches: &[Arch::X86_64],
     run: |lab| {
         let configuration = [HOST, &vm("alpha", 1, ""), &vm("beta", 1, "")].concat();
         let machine = lab.pasidon(&configuration, demonstration::platform)?;
@@ -150,6 +154,7 @@ fn summary(console: Console<'_>) -> Result<[u64; 6]> {
 pub const DENIED: Scenario = Scenario {
     name: "dma-denied",
     about: "DMA outside the guest: fault status, a line with VM, vdev, PASID and address; the other guest is unharmed",
+    arches: &[Arch::X86_64],
     run: |lab| {
         let configuration = [HOST, &vm("alpha", 1, ""), &vm("beta", 1, "")].concat();
         let machine = lab.pasidon(&configuration, demonstration::platform)?;
