@@ -1,12 +1,13 @@
-# Every target is one line onto `cargo xtask`; `cargo xtask help` says what each does.
+# Every target is one line onto `cargo xtask`; `cargo xtask help` says what each does. ARCH is x86_64 or aarch64.
+ARCH ?= x86_64
 .PHONY: run test check bench image build setup list clean help
 run:    ; cargo xtask run
-test:   ; cargo xtask test $(SCENARIO)
+test:   ; cargo xtask test --arch $(ARCH) $(SCENARIO)
 check:  ; cargo xtask check
 bench:  ; cargo xtask bench
 image:  ; cargo xtask image
 build:  ; cargo xtask build
-setup:  ; cargo xtask setup
+setup:  ; cargo xtask setup --arch $(ARCH)
 list:   ; cargo xtask list
 clean:  ; cargo xtask clean
 help:   ; cargo xtask help

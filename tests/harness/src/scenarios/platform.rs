@@ -8,7 +8,7 @@ use crate::scenario::Scenario;
 use anyhow::{Result, ensure};
 use std::time::Duration;
 
-/// Debian's kernel, with VT-d in scalable mode.
+/// What Debian's x86_64 kernel is told to bring VT-d up in scalable mode; on aarch64 it uses the SMMU unasked.
 const SCALABLE_MODE: &str = "intel_iommu=on,sm_on pasidon.name=plain";
 /// Firmware, kernel and init of a machine without a hypervisor; about 10 s on 2 cores that do nothing else.
 const BOOT_TIMEOUT: Duration = Duration::from_secs(180);
@@ -19,27 +19,74 @@ const COPIES_TIMEOUT: Duration = Duration::from_secs(600);
 /// A command that only reads.
 const COMMAND_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// VT-d comes up as Pasidon needs it.
+/// Size of the disk that the kernel writes to.
+const DISK_BYTES: u64 = 16 << 20;
+
+/// What the kernel says when the IOMMU and its part in interrupts came up.
+fn signs(arch: Arch) -> &'static [&'static str] {
+    match arch {
+        Arch::X86_64 => &[
+            "DMAR: IOMMU enabled",
+            "DMAR-IR: Enabled IRQ remapping in x2apic mode",
+        ],
+        // With two-level stream tables (bit 0) and tables of context descriptors (1), and both stages (9, 10).
+        Arch::Aarch64 => &[
+            "smmu.*features 0x00088707",
+            "PCI/MSI: ITS@.* domain created",
+            "VHE mode initialized",
+        ],
+    }
+}
+
+/// How the kernel reports a DMA that the IOMMU refused, and errors of the IOMMU itself.
+fn complaints(arch: Arch) -> &'static str {
+    match arch {
+        Arch::X86_64 => "DMAR:.*fault|DMAR:.*[Ee]rror",
+        Arch::Aarch64 => "smmu.*(event|EVTQ|CMDQ|GERR|unexp|unhand|timeo)",
+    }
+}
+
+/// The IOMMU comes up as Pasidon needs it, and a device works behind it.
 pub const BOOT: Scenario = Scenario {
     name: "platform-boot",
-    about: "Debian's kernel boots on the platform without Pasidon; VT-d in scalable mode, x2APIC, interrupt remapping",
-    arches: &[Arch::X86_64],
+    about: "Debian's kernel boots on the platform without Pasidon; the IOMMU comes up as needed, a disk behind it works",
+    arches: Arch::ALL,
     run: |lab| {
-        let machine = lab.bare_linux(SCALABLE_MODE, |platform| platform)?;
+        let words = match lab.arch() {
+            Arch::X86_64 => SCALABLE_MODE,
+            Arch::Aarch64 => "pasidon.name=plain",
+        };
+        let disk = lab.folder.join("scratch.img");
+        std::fs::File::create(&disk)?.set_len(DISK_BYTES)?;
+        let disk = disk.to_string_lossy().replace(',', ",,");
+        let drive = format!("if=none,id=scratch,format=raw,file={disk}");
+        let machine = lab.bare_linux(words, |platform| {
+            // Without iommu_platform virtio devices pass the IOMMU by.
+            platform
+                .arguments(["-drive".to_owned(), drive])
+                .device("virtio-blk-pci,drive=scratch,addr=0x3,iommu_platform=on,disable-legacy=on")
+                .dsa("")
+        })?;
         let console = machine.log();
         console.expect("PASIDON guest plain up", BOOT_TIMEOUT)?;
         console.expect(PROMPT, COMMAND_TIMEOUT)?;
-        for sign in [
-            "DMAR: IOMMU enabled",
-            "DMAR-IR: Enabled IRQ remapping in x2apic mode",
-        ] {
-            let found = console.command(&format!("dmesg | grep -c '{sign}'"), COMMAND_TIMEOUT)?;
+        let expect = |command: &str, wanted: &str| -> Result<()> {
+            let said = console.command(command, COMMAND_TIMEOUT)?;
             ensure!(
-                found == "1",
-                "the kernel's log has no line '{sign}'\n{}",
+                said == wanted,
+                "{command}: wanted {wanted}, got {said}\n{}",
                 machine.transcript()
             );
+            Ok(())
+        };
+        for sign in signs(lab.arch()) {
+            expect(&format!("dmesg | grep -c '{sign}'"), "1")?;
         }
+        expect(
+            "disk-up",
+            "PASIDON disk vda bytes=4194304 same=yes iommu=yes msi=yes",
+        )?;
+        expect(&format!("dmesg | grep -cE '{}'", complaints(lab.arch())), "0")?;
         console.send_line("poweroff -f")?;
         machine.wait_for_end(COMMAND_TIMEOUT)
     },
