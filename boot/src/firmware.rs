@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! What only the firmware can give: where the image lies, memory below 1 MiB, the wall clock, the memory map.
+//! What only the firmware can give: where the image lies, memory to start processors with, the wall clock, the memory map.
 
 use alloc::string::ToString;
 use alloc::vec::Vec;
 
-use pasidon_arch_x86_64::cpu::Features;
-use pasidon_arch_x86_64::firmware_tables::ReferenceClock;
-use pasidon_arch_x86_64::paging::{self, Section};
-use pasidon_arch_x86_64::{fault, smp, symbols, time};
+use pasidon_arch::cpu::Features;
+use pasidon_arch::paging::{self, Section};
+use pasidon_arch::platform::Platform;
+use pasidon_arch::{calendar, fault, smp, symbols, time};
 use pasidon_kernel::addr::{HostPhys, PAGE_SIZE};
 use pasidon_kernel::refusal::Refusal;
 use uefi::boot::{self, AllocateType, MemoryType};
@@ -16,9 +16,10 @@ use uefi::proto::loaded_image::LoadedImage;
 use uefi::runtime;
 
 use crate::files::Files;
+use crate::output;
 use crate::tables::Tables;
 
-/// First address above what a PC keeps for old devices; no guest gets memory below it.
+/// No guest gets memory below this address, which a PC keeps for old devices.
 const LOW_MEMORY: u64 = 1 << 20;
 /// Bytes of the image that hold its headers at most.
 const IMAGE_HEADERS: usize = 4096;
@@ -31,13 +32,13 @@ pub struct Prepared {
     pub files: Files,
     /// The ACPI tables.
     pub tables: Tables,
-    /// The clock to measure the TSC by.
-    pub clock: ReferenceClock,
+    /// What they say about the machine around the processors.
+    pub platform: Platform,
     /// Where the image lies, and its size.
     pub image: (u64, u64),
     /// Its sections.
     pub sections: Vec<Section>,
-    /// Pages for starting processors; `None` where there are none below 1 MiB.
+    /// Pages for starting processors, where the architecture needs some and there are some.
     pub trampoline: Option<HostPhys>,
 }
 
@@ -68,26 +69,19 @@ pub fn prepare(features: Features) -> Result<Prepared, Refusal> {
         symbols::install(text, image.0);
     }
     let tables = Tables::find();
-    let clock = tables.clock().ok_or_else(|| {
-        Refusal::new(
-            "clock",
-            "the firmware describes neither a PM timer (FADT) nor an HPET",
-            "use a firmware with ACPI tables",
-        )
-    })?;
-    let trampoline = boot::allocate_pages(
-        AllocateType::MaxAddress(LOW_MEMORY - 1),
-        MemoryType::LOADER_DATA,
-        smp::TRAMPOLINE_PAGES as usize,
-    );
+    let platform = Platform::read(&|name| tables.get(name))?;
+    let trampoline = smp::TRAMPOLINE.and_then(|wanted| {
+        let highest = AllocateType::MaxAddress(wanted.below - 1);
+        boot::allocate_pages(highest, MemoryType::LOADER_DATA, wanted.pages).ok()
+    });
     Ok(Prepared {
         features,
         files,
         tables,
-        clock,
+        platform,
         image,
         sections,
-        trampoline: trampoline.ok().map(|pages| HostPhys(pages.as_ptr() as u64)),
+        trampoline: trampoline.map(|pages| HostPhys(pages.as_ptr() as u64)),
     })
 }
 
@@ -111,17 +105,17 @@ fn image() -> Result<(u64, u64), Refusal> {
 /// # Safety
 /// No protocol of the firmware's may be open, and nothing of it be used afterwards.
 pub unsafe fn leave() -> Memory {
-    let tsc = time::tsc();
-    time::set_wall_clock(wall_clock().unwrap_or(0), tsc);
+    time::set_wall_clock(wall_clock().unwrap_or(0));
     // SAFETY: by the caller's promise.
     let map = unsafe { boot::exit_boot_services(Some(MemoryType::LOADER_DATA)) };
+    output::leave_firmware();
     memory(&map)
 }
 
 /// Nanoseconds since 1970, as far as the firmware knows them.
 fn wall_clock() -> Option<u64> {
     let now = runtime::get_time().ok()?;
-    let local = time::unix_ns_of(
+    let local = calendar::unix_ns_of(
         now.year(),
         now.month(),
         now.day(),

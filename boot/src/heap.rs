@@ -2,6 +2,7 @@
 //! The hypervisor's heap: one piece of memory taken from the firmware in the beginning, never returned.
 
 use linked_list_allocator::LockedHeap;
+use pasidon_kernel::addr::HostPhys;
 use uefi::Status;
 use uefi::boot::{self, AllocateType, MemoryType, PAGE_SIZE};
 
@@ -28,4 +29,9 @@ pub fn init() -> Result<(), Status> {
 /// How many bytes of the heap are in use.
 pub fn used() -> usize {
     HEAP.lock().used()
+}
+
+/// Where it lies, and its size in bytes.
+pub fn range() -> (HostPhys, u64) {
+    (HostPhys(HEAP.lock().bottom() as u64), HEAP_BYTES as u64)
 }

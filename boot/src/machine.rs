@@ -1,20 +1,16 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The machine without the firmware: page tables, stack, descriptors, clock, processors.
+//! The machine without the firmware: page tables, stack, clock, interrupts, processors; and what there is, in
+//! words.
 
 use alloc::boxed::Box;
-use alloc::vec::Vec;
 
-use pasidon_arch_x86_64::stack::{STACK_BYTES, Stack};
-use pasidon_arch_x86_64::{apic, cpu, firmware_tables, ioapic, paging, pcpu, smp, time};
+use pasidon_arch::stack::{self, STACK_BYTES, Stack};
+use pasidon_arch::{cpu, firmware_tables, interrupts, paging};
 use pasidon_kernel::refusal::Refusal;
-use x86_64::instructions::interrupts;
 
 use crate::firmware::{self, Memory, Prepared};
 use crate::hypervisor::{self, Handover};
 use crate::{heap, provoke, stop};
-
-/// ISA interrupt of COM1.
-const COM1_IRQ: u8 = 4;
 
 /// What goes from the firmware's stack to the hypervisor's.
 struct Crossing {
@@ -35,7 +31,7 @@ pub unsafe fn take_over(prepared: Prepared) -> ! {
     // map, and everything in use lies in RAM: image, heap, files and the stack.
     let stack = unsafe {
         cpu::set_up(&prepared.features);
-        paging::install(&memory.ram, &prepared.sections).and_then(|()| Stack::new(STACK_BYTES))
+        paging::install(&memory.ram, heap::range(), &prepared.sections).and_then(|()| stack::new(STACK_BYTES))
     };
     match stack {
         Ok(stack) => {
@@ -45,13 +41,13 @@ pub unsafe fn take_over(prepared: Prepared) -> ! {
                 stack,
             });
             // SAFETY: the stack is new; nothing on the old one is referred to any more.
-            unsafe { stack.run(Box::into_raw(crossing).cast(), arrive) }
+            unsafe { stack::run(stack, Box::into_raw(crossing).cast(), arrive) }
         }
         Err(refusal) => stop(&refusal),
     }
 }
 
-extern "sysv64" fn arrive(crossing: *mut u8) -> ! {
+fn arrive(crossing: *mut u8) -> ! {
     // SAFETY: `take_over` passes the box that it has given up.
     let crossing = unsafe { Box::from_raw(crossing.cast::<Crossing>()) };
     match set_up(*crossing) {
@@ -70,53 +66,29 @@ fn set_up(crossing: Crossing) -> Result<Handover, Refusal> {
         features,
         files,
         tables,
-        clock,
+        platform,
         image,
         trampoline,
         ..
     } = prepared;
-    // SAFETY: on the hypervisor's page tables and on `stack`, interrupts off.
-    unsafe { smp::init(&features, stack)? };
-    let rate = time::init(clock, &apic::free_run())?;
-    apic::set_timer_rate(rate);
-
-    let madt = tables
-        .madt
-        .as_deref()
-        .map(firmware_tables::madt)
-        .unwrap_or_default();
-    if tables.madt.is_none() {
-        log::warn!("ACPI: there is no MADT, so only one processor is known; update the firmware");
-    } else if madt.damaged {
-        log::warn!("ACPI: the MADT is cut off; processors may be missing; update the firmware");
-    }
-    ioapic::init(&madt.io_apics);
-    let found = madt.processors.len().max(1);
-    let processors = match trampoline {
-        Some(pages) if found > 1 => {
-            // SAFETY: the firmware gave these pages for this.
-            unsafe { smp::prepare(&madt.processors, pages)? };
-            smp::start(if provoke::ON {
-                provoke::processor
-            } else {
-                hypervisor::processor
-            })?
-        }
-        None if found > 1 => {
-            log::warn!("processors: no memory below 1 MiB to start them with; only the first one is used");
-            1
-        }
-        _ => 1,
+    let entry = if provoke::ON {
+        provoke::processor
+    } else {
+        hypervisor::processor
     };
-    let apic_ids: Vec<u32> = (0..).map_while(pcpu::apic_id_of).collect();
-    let mib = |bytes: u64| bytes >> 20;
+    // SAFETY: on the hypervisor's page tables and on `stack`, interrupts off; the firmware gave the pages for
+    // this.
+    let processors = unsafe { platform.bring_up(&features, stack, trampoline, entry)? };
     log::info!(
-        "processors: {processors} of {found} (APIC IDs {apic_ids:?}), {}, TSC {} MHz, local APIC timer {} MHz, {} address bits",
-        cpu::brand(),
-        time::tsc_hz() / 1_000_000,
-        rate / 1_000_000,
-        features.physical_bits
+        "processors: {} of {} ({}), {}, {}, {} address bits",
+        processors.count,
+        processors.found,
+        processors.ids,
+        processors.name,
+        processors.clocks,
+        processors.physical_bits
     );
+    let mib = |bytes: u64| bytes >> 20;
     log::info!(
         "memory: {} MiB, {} MiB of it for guests; hypervisor: heap {} MiB ({} KiB used), image {} KiB at {:#x}",
         mib(memory.ram.iter().map(|(_, length)| length).sum()),
@@ -127,11 +99,7 @@ fn set_up(crossing: Crossing) -> Result<Handover, Refusal> {
         image.0
     );
     log::info!("ACPI: {}", tables.names());
-    let ecams = tables
-        .mcfg
-        .as_deref()
-        .map(firmware_tables::mcfg)
-        .unwrap_or_default();
+    let ecams = tables.get("MCFG").map(firmware_tables::mcfg).unwrap_or_default();
     if ecams.is_empty() {
         log::warn!(
             "PCI: the firmware describes no configuration space (MCFG); no device can be shared; update it"
@@ -152,18 +120,11 @@ fn set_up(crossing: Crossing) -> Result<Handover, Refusal> {
         files: files.guests,
         image_bytes: image.1,
         memory: memory.free,
-        physical_bits: features.physical_bits,
         ecams: ecams
             .iter()
             .map(|ecam| (ecam.segment, ecam.base, ecam.start, ecam.end))
             .collect(),
-        reset: tables.fadt.as_deref().and_then(firmware_tables::reset_register),
-        soft_off: tables
-            .fadt
-            .as_deref()
-            .zip(tables.dsdt.as_deref())
-            .and_then(|(fadt, dsdt)| firmware_tables::soft_off(fadt, dsdt)),
-        com1_gsi: madt.gsi_of_isa(COM1_IRQ),
-        dmar: tables.dmar,
+        platform,
+        tables,
     })
 }

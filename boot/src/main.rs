@@ -9,24 +9,33 @@
 //! boot services ended stays valid.
 //!
 //! Order: [`files`] (ESP) → [`tables`] (ACPI) → [`firmware`] (wall clock, memory map, the end of boot
-//! services) → [`machine`] (page tables, stack, descriptors, clock, processors) → [`hypervisor`].
+//! services) → [`machine`] (page tables, stack, clock, interrupts, processors) → [`hypervisor`].
 #![no_std]
 #![no_main]
 
 extern crate alloc;
 
+// The two have the same modules, so that nothing else here needs to know which it is.
+#[cfg(target_arch = "aarch64")]
+extern crate pasidon_arch_aarch64 as pasidon_arch;
+#[cfg(target_arch = "x86_64")]
+extern crate pasidon_arch_x86_64 as pasidon_arch;
+
 mod files;
 mod firmware;
 mod heap;
+// On Arm the guests' side of the processor is not there yet: what there is to run stops after the inventory.
+#[cfg_attr(target_arch = "aarch64", path = "inventory.rs")]
 mod hypervisor;
 mod machine;
 mod output;
+mod pci;
 mod provoke;
 mod tables;
 
 use core::panic::PanicInfo;
 
-use pasidon_arch_x86_64::{cpu, fault};
+use pasidon_arch::{cpu, fault};
 use pasidon_kernel::refusal::Refusal;
 use uefi::Status;
 
@@ -54,10 +63,7 @@ fn main() -> Status {
 
 /// What the firmware is needed for, but for its end.
 fn prepare() -> Result<firmware::Prepared, Refusal> {
-    let features = cpu::Features::read();
-    features.check()?;
-    cpu::check_svm_enabled(&features)?;
-    firmware::prepare(features)
+    firmware::prepare(cpu::check()?)
 }
 
 #[panic_handler]

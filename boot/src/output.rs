@@ -1,28 +1,40 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The log on the serial line, from the first line on until the console takes it over.
+//! The log on the serial line, from the first line on until the console takes it over. Where there is no
+//! serial line, it is on the firmware's console for as long as that is there.
 
-use core::sync::atomic::{AtomicPtr, Ordering};
+use core::fmt::Write;
+use core::sync::atomic::{AtomicU8, Ordering};
 
-use pasidon_arch_x86_64::{serial, time};
+use pasidon_arch::{serial, time};
 use pasidon_kernel::log::{LogSink, Logger};
+use spin::Once;
+use uefi::system;
+
+use crate::tables;
 
 /// The logger of all crates.
 pub static LOGGER: Logger = Logger::new();
 static SINK: SerialSink = SerialSink;
-/// What is called when messages wait; null: this module writes them to the line.
-static CONSOLE: AtomicPtr<()> = AtomicPtr::new(core::ptr::null_mut());
+/// Who has taken the line over: from then on messages are announced to this, which shows them with
+/// [`Logger::drain`] when it can. It is called wherever something is logged, so it must not wait for a lock.
+pub static CONSOLE: Once<fn()> = Once::new();
+
+/// Where the log goes: nowhere.
+const NOTHING: u8 = 0;
+/// To the serial line.
+const SERIAL: u8 = 1;
+/// To the firmware's console.
+const FIRMWARE: u8 = 2;
+static LINE: AtomicU8 = AtomicU8::new(NOTHING);
 
 struct SerialSink;
 
 impl LogSink for SerialSink {
     fn wake(&self) {
-        let console = CONSOLE.load(Ordering::Acquire);
-        if console.is_null() {
-            return flush();
+        match CONSOLE.get() {
+            Some(announce) => announce(),
+            None => flush(),
         }
-        // SAFETY: only `redirect` stores here, and only a `fn()`.
-        let console: fn() = unsafe { core::mem::transmute::<*mut (), fn()>(console) };
-        console();
     }
 
     fn now_ns(&self) -> u64 {
@@ -30,31 +42,46 @@ impl LogSink for SerialSink {
     }
 }
 
-/// Sets the serial line and the log up, and says who is there.
+/// Sets the serial line and the log up, and says who is there. Before boot services end.
 pub fn init() {
-    let present = serial::init();
+    let missing = serial::init(&tables::in_place).err();
+    LINE.store(
+        if missing.is_none() { SERIAL } else { FIRMWARE },
+        Ordering::Release,
+    );
     // The firmware may have left its cursor anywhere in a line.
-    serial::write(b"\r\n");
-    serial::write(concat!("Pasidon ", env!("CARGO_PKG_VERSION"), "\r\n").as_bytes());
+    write("\r\n");
+    write(concat!("Pasidon ", env!("CARGO_PKG_VERSION"), "\r\n"));
     // The only logger; a second one would need a second `init`.
     let _ = LOGGER.install(log::LevelFilter::Info);
     LOGGER.set_sink(&SINK);
-    if !present {
-        log::warn!("COM1: there is no UART; nobody will read this");
+    if let Some(refusal) = missing {
+        log::warn!("{refusal}; until then this is the firmware's console");
+    }
+}
+
+/// The firmware's console is gone, with its boot services.
+pub fn leave_firmware() {
+    // Without a serial line there is nothing left to write to.
+    let _ = LINE.compare_exchange(FIRMWARE, NOTHING, Ordering::AcqRel, Ordering::Acquire);
+}
+
+/// To the line that there is.
+fn write(text: &str) {
+    match LINE.load(Ordering::Acquire) {
+        SERIAL => serial::write(text.as_bytes()),
+        FIRMWARE => system::with_stdout(|console| {
+            // Nobody can be told.
+            let _ = console.write_str(text);
+        }),
+        _ => {}
     }
 }
 
 /// Writes the messages that wait to the line.
-pub fn flush() {
+fn flush() {
     LOGGER.drain(&mut |line| {
-        serial::write(line.as_bytes());
-        serial::write(b"\r\n");
+        write(line);
+        write("\r\n");
     });
-}
-
-/// From now on messages are announced to `wake`, which shows them with [`Logger::drain`] when it can. It is
-/// called wherever something is logged, so it must not wait for a lock.
-pub fn redirect(wake: fn()) {
-    CONSOLE.store(wake as *mut (), Ordering::Release);
-    wake();
 }

@@ -4,8 +4,8 @@
 
 use core::hint::black_box;
 
-use pasidon_arch_x86_64::interrupts::{self, vector};
-use pasidon_arch_x86_64::{apic, fault};
+use pasidon_arch::interrupts::{self, Vector, vector};
+use pasidon_arch::{fault, pcpu};
 
 /// Whether this build fails on purpose.
 pub const ON: bool = cfg!(any(
@@ -29,7 +29,7 @@ pub fn fail() {
     if cfg!(feature = "fault-panic") {
         // The backtrace has to find its way out of an interrupt.
         interrupts::install(vector::KICK, in_handler);
-        apic::send(apic::id(), vector::KICK);
+        interrupts::kick(pcpu::current().index);
         loop {
             interrupts::window();
         }
@@ -50,7 +50,7 @@ pub fn processor() -> ! {
 }
 
 #[inline(never)]
-fn in_handler(vector: u8) {
+fn in_handler(vector: Vector) {
     let number = black_box(NUMBER);
     panic!("provoked in the handler of vector {vector:#x}: {number}");
 }

@@ -3,39 +3,26 @@
 //!
 //! **Principle.** The `acpi` crate finds tables and verifies checksums; it trusts the lengths in the list of
 //! tables, so these are looked at first. What a table says is read from the copy, by
-//! [`pasidon_arch_x86_64::firmware_tables`]. A table that is absent or broken costs a line and what it would
+//! `pasidon_arch::firmware_tables`. A table that is absent or broken costs a line and what it would
 //! have told.
 
-use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
+use core::fmt;
 use core::ptr::NonNull;
 
 use acpi::sdt::{SdtHeader, Signature};
 use acpi::{AcpiError, AcpiHandler, AcpiTable, AcpiTables, PhysicalMapping};
-use pasidon_arch_x86_64::firmware_tables::{self, HEADER};
+use pasidon_arch::firmware_tables::{self, HEADER};
 use uefi::system;
 use uefi::table::cfg::ConfigTableEntry;
 
 /// Longest table that is believed.
 const MAX_LENGTH: u32 = 16 << 20;
 
-/// Copies of the tables, each whole and with a good checksum.
+/// Copies of the tables, each whole and with a good checksum, by their names.
 #[derive(Default)]
-pub struct Tables {
-    /// Processors and interrupt controllers.
-    pub madt: Option<Vec<u8>>,
-    /// PCI configuration space.
-    pub mcfg: Option<Vec<u8>>,
-    /// Fixed hardware.
-    pub fadt: Option<Vec<u8>>,
-    /// Event timer.
-    pub hpet: Option<Vec<u8>>,
-    /// DMA remapping (VT-d).
-    pub dmar: Option<Vec<u8>>,
-    /// The firmware's bytecode, for the value that switches the machine off.
-    pub dsdt: Option<Vec<u8>>,
-}
+pub struct Tables(Vec<(&'static str, Vec<u8>)>);
 
 /// A table of which only the header is of interest here.
 macro_rules! table {
@@ -59,61 +46,120 @@ table!(Mcfg, MCFG);
 table!(Fadt, FADT);
 table!(Hpet, HPET);
 table!(Dmar, DMAR);
+table!(Gtdt, GTDT);
+table!(Spcr, SPCR);
+table!(Dbg2, DBG2);
+table!(Iort, IORT);
+
+/// Finds one kind of table in the firmware's list.
+type Get = fn(&AcpiTables<Identity>) -> Result<&'static [u8], AcpiError>;
+
+/// What is looked for, in the order in which it is listed.
+const WANTED: [(&str, Get); 9] = [
+    // Processors and interrupt controllers.
+    ("MADT", bytes::<Madt>),
+    // PCI configuration space.
+    ("MCFG", bytes::<Mcfg>),
+    // Fixed hardware.
+    ("FADT", bytes::<Fadt>),
+    // Event timer.
+    ("HPET", bytes::<Hpet>),
+    // DMA remapping (VT-d).
+    ("DMAR", bytes::<Dmar>),
+    // Generic timer.
+    ("GTDT", bytes::<Gtdt>),
+    // Serial console.
+    ("SPCR", bytes::<Spcr>),
+    // Debug ports.
+    ("DBG2", bytes::<Dbg2>),
+    // I/O remapping (SMMU).
+    ("IORT", bytes::<Iort>),
+];
 
 impl Tables {
     /// Finds and copies them. Before boot services end, while the firmware's map covers its tables.
     pub fn find() -> Self {
-        let Some(rsdp) = rsdp() else {
-            log::warn!("ACPI: the firmware has no tables; use a firmware with ACPI");
-            return Self::default();
-        };
-        if let Err(why) = check_root(rsdp) {
-            log::warn!("ACPI: {why}; update the firmware");
-            return Self::default();
-        }
-        // SAFETY: the firmware says that the root pointer is there; `check_root` has looked at the list.
-        let tables = match unsafe { AcpiTables::from_rsdp(Identity, rsdp) } {
+        let tables = match list() {
             Ok(tables) => tables,
-            Err(error) => {
-                log::warn!("ACPI: the list of tables is broken ({error:?}); update the firmware");
+            Err(why) => {
+                log::warn!("ACPI: {why}");
                 return Self::default();
             }
         };
-        let fadt = copy::<Fadt>(&tables);
-        Self {
-            dsdt: fadt
-                .as_deref()
-                .and_then(firmware_tables::dsdt_address)
-                .and_then(copy_at),
-            madt: copy::<Madt>(&tables),
-            mcfg: copy::<Mcfg>(&tables),
-            fadt,
-            hpet: copy::<Hpet>(&tables),
-            dmar: copy::<Dmar>(&tables),
-        }
-    }
-
-    /// The names of those that were found.
-    pub fn names(&self) -> String {
-        let all = [
-            ("MADT", &self.madt),
-            ("MCFG", &self.mcfg),
-            ("FADT", &self.fadt),
-            ("HPET", &self.hpet),
-            ("DMAR", &self.dmar),
-        ];
-        let there: Vec<&str> = all
-            .iter()
-            .filter(|(_, table)| table.is_some())
-            .map(|(name, _)| *name)
+        let mut found: Vec<(&str, Vec<u8>)> = WANTED
+            .into_iter()
+            .filter_map(|(name, get)| Some((name, copy(&tables, name, get)?)))
             .collect();
-        there.join(" ")
+        let dsdt = found
+            .iter()
+            .find(|(name, _)| *name == "FADT")
+            .and_then(|(_, fadt)| firmware_tables::dsdt_address(fadt))
+            .and_then(copy_at);
+        // The firmware's bytecode, which no list names.
+        found.extend(dsdt.map(|table| (DSDT, table)));
+        Self(found)
     }
 
-    /// The clock to measure the TSC by.
-    pub fn clock(&self) -> Option<firmware_tables::ReferenceClock> {
-        let pm_timer = self.fadt.as_deref().and_then(firmware_tables::pm_timer);
-        pm_timer.or_else(|| self.hpet.as_deref().and_then(firmware_tables::hpet))
+    /// The names of those that the firmware lists.
+    pub fn names(&self) -> String {
+        let Self(tables) = self;
+        let names = tables.iter().map(|(name, _)| *name);
+        let listed: Vec<&str> = names.filter(|name| *name != DSDT).collect();
+        listed.join(" ")
+    }
+
+    /// The table of that name.
+    pub fn get(&self, name: &str) -> Option<&[u8]> {
+        let Self(tables) = self;
+        let found = tables.iter().find(|(known, _)| *known == name);
+        found.map(|(_, table)| table.as_slice())
+    }
+}
+
+/// The firmware's own table of that name, where it lies. Before boot services end; needs no heap.
+pub fn in_place(name: &str) -> Option<&'static [u8]> {
+    let (_, get) = WANTED.into_iter().find(|(known, _)| *known == name)?;
+    get(&list().ok()?).ok()
+}
+
+/// The name of the table with the firmware's bytecode.
+const DSDT: &str = "DSDT";
+
+/// The firmware's list of tables.
+fn list() -> Result<AcpiTables<Identity>, Broken> {
+    let rsdp = rsdp().ok_or(Broken::Nothing)?;
+    check_root(rsdp)?;
+    // SAFETY: the firmware says that the root pointer is there; `check_root` has looked at the list.
+    unsafe { AcpiTables::from_rsdp(Identity, rsdp) }.map_err(Broken::List)
+}
+
+/// Why there are no tables.
+enum Broken {
+    Nothing,
+    /// No table can be at this address.
+    Address(u64),
+    /// The table at this address cannot have this length.
+    Length(u64, u32),
+    List(AcpiError),
+}
+
+impl fmt::Display for Broken {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Broken::Nothing => f.write_str("the firmware has no tables; use a firmware with ACPI"),
+            Broken::Address(address) => {
+                write!(f, "a table cannot be at {address:#x}; update the firmware")
+            }
+            Broken::Length(address, length) => {
+                write!(
+                    f,
+                    "the table at {address:#x} has {length} bytes; update the firmware"
+                )
+            }
+            Broken::List(error) => {
+                write!(f, "the list of tables is broken ({error:?}); update the firmware")
+            }
+        }
     }
 }
 
@@ -129,7 +175,7 @@ fn rsdp() -> Option<usize> {
 }
 
 /// Looks at the lengths that the `acpi` crate does not look at: of the list, and of the tables in it.
-fn check_root(rsdp: usize) -> Result<(), String> {
+fn check_root(rsdp: usize) -> Result<(), Broken> {
     const REVISION: usize = 15;
     const RSDT: usize = 16;
     const XSDT: usize = 24;
@@ -159,33 +205,38 @@ fn check_root(rsdp: usize) -> Result<(), String> {
 }
 
 /// The length of the table at an address, if it can be one.
-fn length_at(address: u64) -> Result<u32, String> {
+fn length_at(address: u64) -> Result<u32, Broken> {
     const LENGTH: u64 = 4;
     /// What the firmware's identity map covers at most.
     const END: u64 = 1 << 47;
     if address == 0 || address >= END {
-        return Err(format!("a table cannot be at {address:#x}"));
+        return Err(Broken::Address(address));
     }
     // SAFETY: the firmware's tables lie in memory that its own map covers.
     let length = unsafe { ((address + LENGTH) as *const u32).read_unaligned() };
     if (HEADER as u32..=MAX_LENGTH).contains(&length) {
         Ok(length)
     } else {
-        Err(format!("the table at {address:#x} has {length} bytes"))
+        Err(Broken::Length(address, length))
     }
 }
 
-fn copy<T: AcpiTable>(tables: &AcpiTables<Identity>) -> Option<Vec<u8>> {
-    match tables.find_table::<T>() {
-        Ok(found) => {
-            let start = found.virtual_start().as_ptr().cast::<u8>();
-            // SAFETY: the crate has summed up all these bytes.
-            Some(unsafe { core::slice::from_raw_parts(start, found.region_length()) }.to_vec())
-        }
+/// The bytes of a table, where the firmware has it.
+fn bytes<T: AcpiTable>(tables: &AcpiTables<Identity>) -> Result<&'static [u8], AcpiError> {
+    let found = tables.find_table::<T>()?;
+    let start = found.virtual_start().as_ptr().cast::<u8>();
+    // SAFETY: the crate has summed up all these bytes, and the firmware's tables stay where they are until
+    // boot services end, which is as long as anybody looks at them there.
+    Ok(unsafe { core::slice::from_raw_parts(start, found.region_length()) })
+}
+
+fn copy(tables: &AcpiTables<Identity>, name: &str, get: Get) -> Option<Vec<u8>> {
+    match get(tables) {
+        Ok(table) => Some(table.to_vec()),
         // A broken one is not told from an absent one here; the crate has logged it.
         Err(AcpiError::TableMissing(_)) => None,
         Err(error) => {
-            log::warn!("ACPI: {}: {error:?}; update the firmware", T::SIGNATURE);
+            log::warn!("ACPI: {name}: {error:?}; update the firmware");
             None
         }
     }

@@ -282,11 +282,22 @@ impl Features {
     }
 }
 
+/// What this processor has, when Pasidon can run on it.
+///
+/// # Errors
+/// What is missing, or what the firmware has switched off.
+pub fn check() -> Result<Features, Refusal> {
+    let features = Features::read();
+    features.check()?;
+    check_svm_enabled(&features)?;
+    Ok(features)
+}
+
 /// Whether the firmware left SVM switchable. Only for a processor with SVM.
 ///
 /// # Errors
 /// When VM_CR.SVMDIS is set.
-pub fn check_svm_enabled(features: &Features) -> Result<(), Refusal> {
+fn check_svm_enabled(features: &Features) -> Result<(), Refusal> {
     // SAFETY: VM_CR exists where there is SVM; `svm` was read from CPUID.
     if features.svm && unsafe { read_msr(msr::VM_CR) } & VM_CR_SVMDIS != 0 {
         return Err(Refusal::new(

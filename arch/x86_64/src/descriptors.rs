@@ -13,7 +13,7 @@ use x86_64::instructions::tables::load_tss;
 use x86_64::structures::gdt::{Descriptor, GlobalDescriptorTable, SegmentSelector};
 use x86_64::structures::tss::TaskStateSegment;
 
-use crate::stack::{EXCEPTION_STACK_BYTES, Stack};
+use crate::stack::{self, EXCEPTION_STACK_BYTES, Stack};
 
 /// Selector of the hypervisor's code segment, on every pCPU.
 pub const CODE_SELECTOR: u16 = 0x08;
@@ -48,7 +48,7 @@ impl Descriptors {
         let mut tss = TaskStateSegment::new();
         let mut stacks = [Stack { bottom: 0, top: 0 }; ist::ALL.len()];
         for (stack, entry) in stacks.iter_mut().zip(ist::ALL) {
-            *stack = Stack::new(EXCEPTION_STACK_BYTES)?;
+            *stack = stack::new(EXCEPTION_STACK_BYTES)?;
             tss.interrupt_stack_table[usize::from(entry) - 1] = VirtAddr::new(stack.top);
         }
         let tss: &'static TaskStateSegment = Box::leak(Box::new(tss));

@@ -1,61 +1,54 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The end: an exception in the hypervisor, or a panic. Says what happened and where, stops all other pCPUs,
-//! and halts.
+//! The end: an exception in the hypervisor, or a panic. Says what happened and where, stops all other pCPUs by
+//! NMI, and halts. What is said, and in which order, is [`pasidon_arch_common::report`]'s.
 //!
-//! **Principle.** The first pCPU that comes here stops the others by NMI and reports alone: cause, registers,
-//! backtrace, where the others were, and what others add ([`add_context`]).
 //! **Invariants.** Nothing here takes a lock or allocates. Memory is read only where it is known to be: the
-//! image's read-only sections, and this pCPU's stacks. A fault in here costs the rest of the report: one
-//! line, and the processor halts.
+//! image's read-only sections, and this pCPU's stacks.
 
-mod backtrace;
 mod cause;
 
 use core::arch::asm;
 use core::arch::x86_64::{__cpuid, __cpuid_count};
-use core::fmt::{self, Write};
+use core::fmt::Write;
 use core::panic::PanicInfo;
-use core::sync::atomic::{AtomicPtr, AtomicU64, AtomicUsize, Ordering};
 
-use pasidon_kernel::addr::PAGE_SIZE;
-use pasidon_kernel::console::framing::SELECT_MONITOR;
+use pasidon_arch_common::backtrace::StackRanges;
+use pasidon_arch_common::denial::Target;
+use pasidon_arch_common::image::read_only_parts;
+use pasidon_arch_common::report::{Hooks, Report};
 use spin::Once;
 
+pub use pasidon_arch_common::report::Context;
+
 use crate::interrupts::TrapFrame;
-use crate::paging::{Kind, Section};
-use crate::pcpu::{self, MAX_PCPUS, Pcpu};
-use crate::symbols::Place;
+use crate::paging::Section;
+use crate::pcpu::{self, Pcpu};
 use crate::unwind::{GPR_NAMES, Image, RSP, Registers};
-use crate::{apic, cpu, serial, time};
-use cause::{Cause, Target};
+use crate::{apic, cpu, paging, serial, time};
+use cause::Cause;
 
 /// The loaded image, and its sections' bounds.
 struct Loaded {
     image: Image<'static>,
+    /// The last one with an address in it counts: the first is the whole image.
     sections: arrayvec::ArrayVec<Section, SECTIONS>,
 }
 
 /// How many sections are looked at.
 const SECTIONS: usize = 16;
-/// How many functions can add to the report.
-const CONTEXTS: usize = 8;
 /// How long the others get to stop. Simulated ones may have to wait for their turn.
 const STOP_NS: u64 = 1_000_000_000;
-/// Where nothing is mapped, so that a null pointer faults.
-const NULL_PAGE: core::ops::Range<u64> = 0..PAGE_SIZE;
 
 static LOADED: Once<Loaded> = Once::new();
-/// The pCPU that reports, its index plus one; 0 while all is well.
-static REPORTER: AtomicU64 = AtomicU64::new(0);
-/// How often the reporter faulted while reporting.
-static NESTED: AtomicUsize = AtomicUsize::new(0);
-/// Where each other pCPU was when it was stopped; 0 while it runs.
-static STOPPED: [AtomicU64; MAX_PCPUS] = [const { AtomicU64::new(0) }; MAX_PCPUS];
-static CONTEXT: [AtomicPtr<()>; CONTEXTS] = [const { AtomicPtr::new(core::ptr::null_mut()) }; CONTEXTS];
-
-/// Adds lines to the report, each ended by a newline. It must neither lock nor allocate, and may be called
-/// at any time.
-pub type Context = fn(&mut dyn Write);
+static REPORT: Report = Report::new(Hooks {
+    write: serial::panic_write,
+    pcpus: pcpu::count,
+    stop_others: apic::nmi_all_others,
+    wait_until: |done| {
+        let _ = time::spin_until(STOP_NS, done);
+    },
+    halt: cpu::halt,
+});
 
 /// Where the image was loaded, how many bytes it has, and its sections, as
 /// [`crate::paging::sections_of_image`] gives them; for backtraces. Once.
@@ -63,54 +56,16 @@ pub type Context = fn(&mut dyn Write);
 /// # Safety
 /// The image must be there, for ever, and nothing written to those sections that say so.
 pub unsafe fn install(base: u64, size: u64, sections: &[Section]) {
-    LOADED.call_once(|| {
-        let parts = sections
-            .iter()
-            .filter(|section| section.kind != Kind::Data)
-            .map(|section| {
-                // The first one is the whole image, of which the others are parts: what is left are the headers.
-                let next = sections
-                    .iter()
-                    .map(|other| other.start)
-                    .filter(|start| *start > section.start)
-                    .min();
-                let end = next.map_or(section.end, |next| next.min(section.end));
-                let length = (end.min(base + size) - section.start) as usize;
-                // SAFETY: by the caller's promise.
-                let bytes = unsafe { core::slice::from_raw_parts(section.start as *const u8, length) };
-                ((section.start - base) as u32, bytes)
-            });
-        Loaded {
-            image: Image::new(base, size, parts),
-            // The last one with an address in it counts: the first is the whole image.
-            sections: sections.iter().rev().take(SECTIONS).copied().collect(),
-        }
+    LOADED.call_once(|| Loaded {
+        // SAFETY: by the caller's promise.
+        image: Image::new(base, size, unsafe { read_only_parts(base, size, sections) }),
+        sections: sections.iter().rev().take(SECTIONS).copied().collect(),
     });
 }
 
 /// Adds what `context` prints to the report. There is room for a few; says whether there was some left.
 pub fn add_context(context: Context) -> bool {
-    CONTEXT.iter().any(|place| {
-        let empty = core::ptr::null_mut();
-        place
-            .compare_exchange(empty, context as *mut (), Ordering::AcqRel, Ordering::Acquire)
-            .is_ok()
-    })
-}
-
-/// The serial line, without its lock.
-struct Line;
-
-impl Write for Line {
-    fn write_str(&mut self, text: &str) -> fmt::Result {
-        for byte in text.bytes() {
-            if byte == b'\n' {
-                serial::panic_write(b"\r");
-            }
-            serial::panic_write(&[byte]);
-        }
-        Ok(())
-    }
+    REPORT.add_context(context)
 }
 
 /// The pCPU that runs this, found without GS base, which may be a guest's.
@@ -127,64 +82,24 @@ fn me() -> Option<&'static Pcpu> {
         .find(|pcpu| pcpu.apic_id == apic_id)
 }
 
-/// Comes back on the first pCPU to fail only, and only once: all others are stopped then.
-fn begin(me: Option<&'static Pcpu>, rip: u64, what: fmt::Arguments<'_>) {
-    let index = me.map_or(0, |pcpu| pcpu.index);
-    let claim = REPORTER.compare_exchange(0, u64::from(index) + 1, Ordering::AcqRel, Ordering::Acquire);
-    match claim {
-        Ok(_) => {}
-        Err(reporter) if reporter == u64::from(index) + 1 => {
-            if NESTED.fetch_add(1, Ordering::Relaxed) == 0 {
-                let place = Place {
-                    address: rip,
-                    behind_call: false,
-                };
-                // The sink cannot fail.
-                let _ = writeln!(Line, "\nPasidon: {what} at {place} while reporting; halted");
-            }
-            cpu::halt()
-        }
-        Err(_) => {
-            STOPPED[index as usize].store(rip.max(1), Ordering::Release);
-            cpu::halt()
-        }
-    }
-    if pcpu::count() > 1 {
-        apic::nmi_all_others();
-        let all_stopped = || others(index).all(|(_, rip)| rip != 0);
-        // Who did not stop is named below.
-        let _ = time::spin_until(STOP_NS, all_stopped);
-    }
-    serial::panic_write(b"\r\n");
-    serial::panic_write(&SELECT_MONITOR);
-}
-
-/// All pCPUs but `index`, with where they stopped.
-fn others(index: u32) -> impl Iterator<Item = (u32, u64)> {
-    (0..pcpu::count() as u32)
-        .filter(move |other| *other != index)
-        .map(|other| (other, STOPPED[other as usize].load(Ordering::Acquire)))
-}
-
 /// Ends the hypervisor after an exception in it.
 pub fn exception(frame: &TrapFrame) -> ! {
     let me = me();
+    let index = me.map_or(0, |me| me.index);
     let vector = frame.vector as u8;
-    begin(me, frame.rip, format_args!("{}", cause::name(vector)));
+    REPORT.begin(index, frame.rip, format_args!("{}", cause::name(vector)));
     let control = Control::read();
+    let stacks = me.into_iter().flat_map(Pcpu::stacks);
+    let sections = LOADED.get().into_iter().flat_map(|loaded| &loaded.sections);
     let cause = Cause {
         vector,
         error_code: frame.error_code,
         address: control.cr2,
-        target: target_of(me, control.cr2),
+        target: Target::of(control.cr2, stacks, sections),
     };
-    let mut line = Line;
+    let mut line = REPORT.line();
     // The sink cannot fail, here and below.
-    let _ = writeln!(
-        line,
-        "Pasidon stops on pCPU {}: {cause}",
-        me.map_or(0, |me| me.index)
-    );
+    let _ = writeln!(line, "Pasidon stops on pCPU {index}: {cause}");
     let registers = registers_of(frame);
     print_registers(&registers, &control);
     let _ = writeln!(
@@ -201,13 +116,10 @@ pub fn panic(info: &PanicInfo<'_>) -> ! {
     unsafe { asm!("cli", options(nomem, nostack)) };
     let registers = capture();
     let me = me();
-    begin(me, registers.rip, format_args!("panic ({})", info.message()));
-    let mut line = Line;
-    let _ = write!(
-        line,
-        "Pasidon stops on pCPU {}: panic",
-        me.map_or(0, |me| me.index)
-    );
+    let index = me.map_or(0, |me| me.index);
+    REPORT.begin(index, registers.rip, format_args!("panic ({})", info.message()));
+    let mut line = REPORT.line();
+    let _ = write!(line, "Pasidon stops on pCPU {index}: panic");
     if let Some(location) = info.location() {
         let _ = write!(line, " at {location}");
     }
@@ -217,17 +129,10 @@ pub fn panic(info: &PanicInfo<'_>) -> ! {
 }
 
 fn print_registers(registers: &Registers, control: &Control) {
-    const PER_LINE: usize = 4;
-    let mut line = Line;
-    for (names, values) in GPR_NAMES.chunks(PER_LINE).zip(registers.gpr.chunks(PER_LINE)) {
-        for (name, value) in names.iter().zip(values) {
-            let _ = write!(line, "  {name:3} {value:016x}");
-        }
-        let _ = writeln!(line);
-    }
+    REPORT.registers(&GPR_NAMES, &registers.gpr);
     let Control { cr0, cr2, cr3, cr4 } = control;
     let _ = writeln!(
-        line,
+        REPORT.line(),
         "  rip {:016x}  cr0 {cr0:x}  cr2 {cr2:x}  cr3 {cr3:x}  cr4 {cr4:x}",
         registers.rip
     );
@@ -235,57 +140,15 @@ fn print_registers(registers: &Registers, control: &Control) {
 
 /// Everything behind cause and registers.
 fn finish(me: Option<&'static Pcpu>, registers: &Registers) -> ! {
-    let mut line = Line;
-    match LOADED.get() {
-        Some(Loaded { image, .. }) => {
-            let _ = writeln!(line, "backtrace, image at {:#x}:", image.base());
-            let stack = backtrace::StackRanges::of(me, registers.gpr[RSP]);
-            let _ = backtrace::print(&mut line, image, registers, &stack);
-        }
-        None => {
-            let _ = writeln!(line, "no backtrace: nobody said where the image is");
-        }
-    }
-    for (other, rip) in others(me.map_or(0, |me| me.index)) {
-        let place = Place {
-            address: rip,
-            behind_call: false,
-        };
-        let _ = match rip {
-            0 => writeln!(line, "pCPU {other} does not stop"),
-            _ => writeln!(line, "pCPU {other} stopped at {place}"),
-        };
-    }
-    for context in &CONTEXT {
-        let context = context.load(Ordering::Acquire);
-        if !context.is_null() {
-            // SAFETY: only `add_context` stores here, and only a `Context`.
-            let context: Context = unsafe { core::mem::transmute::<*mut (), Context>(context) };
-            context(&mut line);
-        }
-    }
-    let _ = writeln!(line, "Pasidon stands still until the machine is reset");
-    cpu::halt()
-}
-
-/// What lies at an address, as far as it explains a fault.
-fn target_of(me: Option<&'static Pcpu>, address: u64) -> Target {
-    let is_guard = |bottom: u64| (bottom - PAGE_SIZE..bottom).contains(&address);
-    if me.is_some_and(|me| me.stacks().any(|stack| is_guard(stack.bottom))) {
-        return Target::Guard;
-    }
-    if NULL_PAGE.contains(&address) {
-        return Target::Null;
-    }
-    let mut sections = LOADED.get().into_iter().flat_map(|loaded| &loaded.sections);
-    match sections
-        .find(|section| (section.start..section.end).contains(&address))
-        .map(|found| found.kind)
-    {
-        Some(Kind::Code) => Target::Code,
-        Some(Kind::Constants) => Target::Constants,
-        _ => Target::Other,
-    }
+    let image = LOADED.get().map(|loaded| (loaded.image.base(), &loaded.image));
+    let stacks = match me {
+        Some(me) => StackRanges::of(me.stacks()),
+        // On the firmware's tables all RAM is mapped, and its stack ends far below the end of that.
+        None => StackRanges::from(registers.gpr[RSP], |at| {
+            paging::root() == 0 || paging::is_mapped(at)
+        }),
+    };
+    REPORT.finish(me.map_or(0, |me| me.index), image, registers, &stacks)
 }
 
 /// The control registers that matter after a fault.
@@ -402,16 +265,5 @@ mod tests {
             assert_eq!(registers.gpr[index], value, "{name}");
         }
         assert_eq!((registers.gpr[RSP], registers.rip), (101, 100));
-    }
-
-    #[test]
-    fn there_is_room_for_some_contexts() {
-        fn context(out: &mut dyn Write) {
-            let _ = out.write_str("x");
-        }
-        for _ in 0..CONTEXTS {
-            assert!(add_context(context));
-        }
-        assert!(!add_context(context));
     }
 }

@@ -5,30 +5,11 @@
 //! and believes no length in it: whatever the bytes are, it returns. (The iterators of the `acpi` crate trust
 //! the lengths of MADT entries and loop for ever on a zero; what is left to that crate is to find the tables.)
 //!
-//! Source: ACPI specification 6.5, 5.2; PCI firmware specification 3.3 (MCFG); IA-PC HPET specification 1.0a.
+//! Source: ACPI specification 6.5, 5.2; IA-PC HPET specification 1.0a.
 
 use alloc::vec::Vec;
 
-/// Bytes of the header that all tables start with.
-pub const HEADER: usize = 36;
-
-fn u16_at(table: &[u8], at: usize) -> Option<u16> {
-    Some(u16::from_le_bytes(
-        table.get(at..at.checked_add(2)?)?.try_into().ok()?,
-    ))
-}
-
-fn u32_at(table: &[u8], at: usize) -> Option<u32> {
-    Some(u32::from_le_bytes(
-        table.get(at..at.checked_add(4)?)?.try_into().ok()?,
-    ))
-}
-
-fn u64_at(table: &[u8], at: usize) -> Option<u64> {
-    Some(u64::from_le_bytes(
-        table.get(at..at.checked_add(8)?)?.try_into().ok()?,
-    ))
-}
+pub use pasidon_arch_common::firmware_tables::*;
 
 /// An I/O APIC of the MADT.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -114,38 +95,6 @@ pub fn madt(table: &[u8]) -> Madt {
     found
 }
 
-/// A region of PCI Express configuration space.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Ecam {
-    /// PCI segment group.
-    pub segment: u16,
-    /// Physical address of bus 0, whether or not it is among the buses.
-    pub base: u64,
-    /// First bus.
-    pub start: u8,
-    /// Last bus.
-    pub end: u8,
-}
-
-/// Reads the MCFG. Regions that cannot be are left out.
-pub fn mcfg(table: &[u8]) -> Vec<Ecam> {
-    const ENTRIES: usize = HEADER + 8;
-    const ENTRY: usize = 16;
-    let entries = table.get(ENTRIES..).unwrap_or_default().chunks_exact(ENTRY);
-    let ecam = |entry: &[u8]| {
-        Some(Ecam {
-            base: u64_at(entry, 0)?,
-            segment: u16_at(entry, 8)?,
-            start: *entry.get(10)?,
-            end: *entry.get(11)?,
-        })
-    };
-    entries
-        .filter_map(ecam)
-        .filter(|ecam| ecam.base != 0 && ecam.start <= ecam.end)
-        .collect()
-}
-
 /// A counter of known rate, to measure others by.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum ReferenceClock {
@@ -229,16 +178,6 @@ impl SoftOff {
         const SLP_TYP_SHIFT: u32 = 10;
         SLP_EN | (sleep_type as u16 & 7) << SLP_TYP_SHIFT
     }
-}
-
-/// Where the FADT says the DSDT is.
-pub fn dsdt_address(fadt: &[u8]) -> Option<u64> {
-    const DSDT: usize = 40;
-    const X_DSDT: usize = 140;
-    u64_at(fadt, X_DSDT)
-        .filter(|address| *address != 0)
-        .or_else(|| u32_at(fadt, DSDT).map(u64::from))
-        .filter(|address| *address != 0)
 }
 
 /// How the machine is switched off. The sleep types are those of the object `_S5_` in the DSDT, a package
@@ -327,21 +266,6 @@ mod tests {
     }
 
     #[test]
-    fn ecams() {
-        let mut body = vec![0; 8];
-        body.extend(0xb000_0000u64.to_le_bytes());
-        body.extend([1, 0, 0, 0xff, 0, 0, 0, 0]);
-        body.extend([0; 16]);
-        let ecam = Ecam {
-            segment: 1,
-            base: 0xb000_0000,
-            start: 0,
-            end: 0xff,
-        };
-        assert_eq!(mcfg(&table(&body)), [ecam]);
-    }
-
-    #[test]
     fn the_off_switch_is_found_in_the_bytecode() {
         let mut fadt = vec![0; 244];
         fadt[64..66].copy_from_slice(&0x604u16.to_le_bytes());
@@ -411,7 +335,6 @@ mod tests {
         fn no_bytes_are_too_bad(bytes in prop::collection::vec(any::<u8>(), 0..300)) {
             let madt = madt(&bytes);
             prop_assert!(madt.processors.len() <= bytes.len() / 8);
-            mcfg(&bytes);
             pm_timer(&bytes);
             hpet(&bytes);
             reset_register(&bytes);

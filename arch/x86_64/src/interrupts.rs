@@ -20,7 +20,7 @@ use x86_64::instructions::tables::lidt;
 use x86_64::structures::DescriptorTablePointer;
 
 use crate::descriptors::{CODE_SELECTOR, ist};
-use crate::{apic, fault};
+use crate::{apic, fault, pcpu};
 
 /// Vectors by their use.
 pub mod vector {
@@ -202,8 +202,11 @@ impl Gate {
 
 static IDT: Once<&'static [Gate; VECTORS]> = Once::new();
 
+/// What tells one interrupt from another.
+pub type Vector = u8;
+
 /// What handles an interrupt; called with its vector, interrupts off, on the pCPU that took it.
-pub type Handler = fn(u8);
+pub type Handler = fn(Vector);
 
 static HANDLERS: [AtomicPtr<()>; VECTORS] = [const { AtomicPtr::new(core::ptr::null_mut()) }; VECTORS];
 /// Interrupts that nobody handles.
@@ -269,7 +272,7 @@ pub(crate) fn disable_legacy_controllers() {
 
 /// Names the handler of a vector, on all pCPUs. The common entry ends the interrupt after it returns.
 /// A vector of an exception cannot be had.
-pub fn install(vector: u8, handler: Handler) {
+pub fn install(vector: Vector, handler: Handler) {
     debug_assert!(vector >= vector::FIRST_INTERRUPT);
     HANDLERS[usize::from(vector)].store(handler as *mut (), Ordering::Release);
 }
@@ -301,6 +304,19 @@ extern "sysv64" fn trap(frame: &TrapFrame) {
     }
     if vector != vector::SPURIOUS && !vector::LEGACY.contains(&vector) {
         apic::end_of_interrupt();
+    }
+}
+
+/// Takes no interrupts from here on, outside of [`window`] and [`wait`].
+pub fn disable() {
+    // SAFETY: interrupts that come later wait.
+    unsafe { asm!("cli", options(nomem, nostack)) };
+}
+
+/// Raises [`vector::KICK`] on a pCPU, which may be this one. Writes to memory before it are seen by the handler.
+pub fn kick(pcpu: u32) {
+    if let Some(apic_id) = pcpu::apic_id_of(pcpu) {
+        apic::send(apic_id, vector::KICK);
     }
 }
 

@@ -7,8 +7,11 @@
 
 extern crate alloc;
 
+pub use pasidon_arch_common::{calendar, memory, symbols};
+
 pub mod apic;
 pub mod backend;
+pub mod cache;
 pub mod cpu;
 pub mod descriptors;
 pub mod emulate;
@@ -21,15 +24,15 @@ pub mod history;
 pub mod interrupts;
 pub mod ioapic;
 pub mod machine_check;
-pub mod memory;
 pub mod paging;
 pub mod pcpu;
+pub mod platform;
+pub mod power;
 pub mod run;
 pub mod serial;
 pub mod smp;
 pub mod stack;
 pub mod svm;
-pub mod symbols;
 pub mod time;
 pub mod unwind;
 pub mod vcpu;

@@ -4,17 +4,16 @@
 //! **Invariant.** A [`Pcpu`] is never freed, and is in the list from before its processor runs Rust code.
 
 use core::arch::asm;
-use core::sync::atomic::{AtomicPtr, AtomicUsize, Ordering};
+
+use pasidon_arch_common::pcpus::Pcpus;
+
+pub use pasidon_arch_common::pcpus::MAX_PCPUS;
 
 use crate::cpu::{self, msr};
 use crate::descriptors::Descriptors;
 use crate::stack::Stack;
 
-/// How many pCPUs are used; further ones are left off.
-pub const MAX_PCPUS: usize = 64;
-
-static PCPUS: [AtomicPtr<Pcpu>; MAX_PCPUS] = [const { AtomicPtr::new(core::ptr::null_mut()) }; MAX_PCPUS];
-static COUNT: AtomicUsize = AtomicUsize::new(0);
+static PCPUS: Pcpus<Pcpu> = Pcpus::new();
 
 /// One pCPU.
 #[repr(C)]
@@ -56,16 +55,12 @@ impl Pcpu {
 
     /// Puts it into the list, as the last one.
     pub(crate) fn enlist(&'static self) {
-        let index = self.index as usize;
-        PCPUS[index].store(core::ptr::from_ref(self).cast_mut(), Ordering::Release);
-        COUNT.store(index + 1, Ordering::Release);
+        PCPUS.enlist(self.index, self);
     }
 
     /// Takes it out of the list again: its processor did not start.
     pub(crate) fn strike(&'static self) {
-        let index = self.index as usize;
-        COUNT.store(index, Ordering::Release);
-        PCPUS[index].store(core::ptr::null_mut(), Ordering::Release);
+        PCPUS.strike(self.index);
     }
 
     /// Makes it that of the processor that runs this.
@@ -95,14 +90,12 @@ pub fn try_current() -> Option<&'static Pcpu> {
 
 /// How many pCPUs there are.
 pub fn count() -> usize {
-    COUNT.load(Ordering::Acquire)
+    PCPUS.count()
 }
 
 /// The pCPU of that number.
 pub fn get(index: u32) -> Option<&'static Pcpu> {
-    let pcpu = PCPUS.get(index as usize)?.load(Ordering::Acquire);
-    // SAFETY: null, or a `Pcpu` that lives for ever.
-    unsafe { pcpu.as_ref() }
+    PCPUS.get(index)
 }
 
 /// The APIC ID of the pCPU of that number.

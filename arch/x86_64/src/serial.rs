@@ -6,6 +6,8 @@
 
 use core::sync::atomic::{AtomicBool, Ordering};
 
+use pasidon_arch_common::firmware_tables::Find;
+use pasidon_kernel::refusal::Refusal;
 use spin::Mutex;
 use uart_16550::backend::PioBackend;
 use uart_16550::spec::registers::IER;
@@ -36,8 +38,11 @@ const fn com1() -> Uart16550<PioBackend> {
 }
 
 /// Sets the line up: 115200 baud, 8 data bits, no parity, FIFO on, no interrupts. Once, on the first
-/// processor. Says whether there is a UART; without one, writes go nowhere.
-pub fn init() -> bool {
+/// processor. Where it is needs no table. Without a UART, writes go nowhere.
+///
+/// # Errors
+/// When there is none.
+pub fn init(_tables: Find<'_>) -> Result<(), Refusal> {
     let config = Config {
         baud_rate: BaudRate::Baud115200,
         interrupts: IER::empty(),
@@ -45,7 +50,14 @@ pub fn init() -> bool {
     };
     let present = UART.lock().init(config).is_ok();
     PRESENT.store(present, Ordering::Relaxed);
-    present
+    if present {
+        return Ok(());
+    }
+    Err(Refusal::new(
+        "COM1",
+        "there is no UART",
+        "give the machine a serial port: the log and the monitor are there",
+    ))
 }
 
 /// Sends bytes, waiting until the line takes them.

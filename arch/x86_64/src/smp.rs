@@ -13,6 +13,7 @@ use alloc::format;
 use core::arch::global_asm;
 use core::sync::atomic::{AtomicUsize, Ordering};
 
+use pasidon_arch_common::pcpus::Trampoline;
 use pasidon_kernel::addr::{HostPhys, PAGE_SIZE};
 use pasidon_kernel::refusal::Refusal;
 use spin::Once;
@@ -20,11 +21,18 @@ use spin::Once;
 use crate::cpu::{self, Cr4, Features};
 use crate::descriptors::{CODE_SELECTOR, Descriptors};
 use crate::pcpu::{self, MAX_PCPUS, Pcpu};
-use crate::stack::{STACK_BYTES, Stack};
+use crate::stack::{self, STACK_BYTES, Stack};
 use crate::{apic, interrupts, paging, time};
 
-/// Pages below 1 MiB that [`prepare`] needs: code, data, a copy of the top page table.
-pub const TRAMPOLINE_PAGES: u64 = 3;
+/// Pages that processors are started with: code, data, a copy of the top page table.
+const TRAMPOLINE_PAGES: u64 = 3;
+/// What real mode reaches.
+const REAL_MODE_END: u64 = 1 << 20;
+/// What processors are started with.
+pub const TRAMPOLINE: Option<Trampoline> = Some(Trampoline {
+    pages: TRAMPOLINE_PAGES as usize,
+    below: REAL_MODE_END,
+});
 /// How long a processor rests between INIT and the start-up interrupt.
 const INIT_NS: u64 = 10_000_000;
 /// How long it may take before the second start-up interrupt.
@@ -79,7 +87,7 @@ global_asm!(
 
 unsafe extern "C" {
     #[link_name = "pasidon_trampoline"]
-    static TRAMPOLINE: u8;
+    static TRAMPOLINE_CODE: u8;
     #[link_name = "pasidon_trampoline_long"]
     static TRAMPOLINE_LONG: u8;
     #[link_name = "pasidon_trampoline_end"]
@@ -163,10 +171,9 @@ pub unsafe fn init(features: &Features, stack: Stack) -> Result<(), Refusal> {
 ///
 /// # Safety
 /// The pages must be RAM that belongs to the caller, and nobody's from here on.
-pub unsafe fn prepare(apic_ids: &[u32], trampoline: HostPhys) -> Result<(), Refusal> {
-    const BELOW: u64 = 1 << 20;
+unsafe fn prepare(apic_ids: &[u32], trampoline: HostPhys) -> Result<(), Refusal> {
     let end = trampoline.0.checked_add(TRAMPOLINE_PAGES * PAGE_SIZE);
-    if trampoline.0 == 0 || !trampoline.is_aligned(PAGE_SIZE) || end.is_none_or(|end| end > BELOW) {
+    if trampoline.0 == 0 || !trampoline.is_aligned(PAGE_SIZE) || end.is_none_or(|end| end > REAL_MODE_END) {
         return Err(Refusal::new(
             "processors",
             format!("their start-up code cannot be at {trampoline}"),
@@ -180,12 +187,37 @@ pub unsafe fn prepare(apic_ids: &[u32], trampoline: HostPhys) -> Result<(), Refu
     Ok(())
 }
 
-/// Starts all other processors; each calls `entry` as a pCPU, on its own stack, with interrupts off. One
-/// that does not come in time costs a line in the log. Returns how many pCPUs there are. Once, on the first.
+/// Starts the processors with these APIC IDs (that of this pCPU is among them); each calls `entry` as a pCPU,
+/// on its own stack, with interrupts off. One that does not come in time costs a line in the log. Returns how
+/// many pCPUs there are. Once, on the first.
 ///
 /// # Errors
-/// Without [`prepare`], or when the heap is used up.
-pub fn start(entry: fn() -> !) -> Result<usize, Refusal> {
+/// When the heap is used up, or the pages are not where they must be.
+///
+/// # Safety
+/// `trampoline`: pages as [`TRAMPOLINE`] asks for them, which must be RAM that belongs to the
+/// caller, and nobody's from here on.
+pub unsafe fn start(
+    apic_ids: &[u32],
+    trampoline: Option<HostPhys>,
+    entry: fn() -> !,
+) -> Result<usize, Refusal> {
+    match trampoline {
+        _ if apic_ids.len() <= 1 => Ok(1),
+        None => {
+            log::warn!("processors: no memory below 1 MiB to start them with; only the first one is used");
+            Ok(1)
+        }
+        Some(pages) => {
+            // SAFETY: by the caller's promise.
+            unsafe { prepare(apic_ids, pages)? };
+            start_planned(entry)
+        }
+    }
+}
+
+/// As [`start`], with what [`prepare`] was told.
+fn start_planned(entry: fn() -> !) -> Result<usize, Refusal> {
     let Some(plan) = PLAN.get() else {
         return Err(Refusal::new(
             "processors",
@@ -197,11 +229,15 @@ pub fn start(entry: fn() -> !) -> Result<usize, Refusal> {
     let features = Features::read();
     let data = (plan.trampoline + PAGE_SIZE) as *mut Data;
     let low_root = plan.trampoline + 2 * PAGE_SIZE;
-    let code_length = (&raw const TRAMPOLINE_END as usize) - (&raw const TRAMPOLINE as usize);
-    let long_mode = (&raw const TRAMPOLINE_LONG as u64) - (&raw const TRAMPOLINE as u64);
+    let code_length = (&raw const TRAMPOLINE_END as usize) - (&raw const TRAMPOLINE_CODE as usize);
+    let long_mode = (&raw const TRAMPOLINE_LONG as u64) - (&raw const TRAMPOLINE_CODE as u64);
     // SAFETY: `prepare` was promised the pages; the code fits in one, as do `Data` and the table.
     unsafe {
-        core::ptr::copy_nonoverlapping(&raw const TRAMPOLINE, plan.trampoline as *mut u8, code_length);
+        core::ptr::copy_nonoverlapping(
+            &raw const TRAMPOLINE_CODE,
+            plan.trampoline as *mut u8,
+            code_length,
+        );
         core::ptr::copy_nonoverlapping(
             paging::root() as *const u8,
             low_root as *mut u8,
@@ -219,7 +255,7 @@ pub fn start(entry: fn() -> !) -> Result<usize, Refusal> {
             log::warn!("processors: there are more than {MAX_PCPUS}; the others stay off");
             break;
         }
-        let (stack, descriptors) = (Stack::new(STACK_BYTES)?, Descriptors::new()?);
+        let (stack, descriptors) = (stack::new(STACK_BYTES)?, Descriptors::new()?);
         let pcpu = Pcpu::new(count as u32, apic_id, stack, descriptors);
         pcpu.enlist();
         let values = Data {

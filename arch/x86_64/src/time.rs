@@ -9,6 +9,7 @@
 use core::arch::x86_64::_rdtsc;
 use core::sync::atomic::{AtomicU64, Ordering};
 
+use pasidon_arch_common::rate::{NS_PER_SECOND, Rate};
 use pasidon_kernel::addr::HostPhys;
 use pasidon_kernel::refusal::Refusal;
 use x86_64::instructions::port::PortReadOnly;
@@ -26,12 +27,8 @@ const PAIRS: usize = 16;
 const STUCK: u32 = 1_000_000;
 /// Rates that a TSC may have.
 const SANE_HZ: core::ops::RangeInclusive<u64> = 10_000_000..=20_000_000_000;
-const NS_PER_SECOND: u64 = 1_000_000_000;
-/// Fraction bits of [`NS_PER_TICK`].
-const FRACTION: u32 = 32;
 
-static HZ: AtomicU64 = AtomicU64::new(0);
-static NS_PER_TICK: AtomicU64 = AtomicU64::new(0);
+static RATE: Rate = Rate::unknown();
 /// TSC at which [`now_ns`] is 0.
 static START: AtomicU64 = AtomicU64::new(0);
 /// Wall clock at [`START`], in nanoseconds since 1970; 0 where unknown.
@@ -45,15 +42,12 @@ pub fn tsc() -> u64 {
 
 /// Ticks of the TSC per second; 0 before [`init`].
 pub fn tsc_hz() -> u64 {
-    HZ.load(Ordering::Relaxed)
+    RATE.hz()
 }
 
 /// Nanoseconds since the hypervisor's start; 0 before [`init`].
 pub fn now_ns() -> u64 {
-    scale(
-        tsc().saturating_sub(START.load(Ordering::Relaxed)),
-        NS_PER_TICK.load(Ordering::Relaxed),
-    )
+    RATE.ns(tsc().saturating_sub(START.load(Ordering::Relaxed)))
 }
 
 /// The wall clock in nanoseconds since 1970, UTC: what the firmware said at the start, and the time since.
@@ -73,16 +67,10 @@ pub fn tsc_at(ns: u64) -> u64 {
         .saturating_add(START.load(Ordering::Relaxed))
 }
 
-/// Says what the time is: the wall clock was `unix_ns` when the TSC was `tsc`. Before [`init`].
-pub fn set_wall_clock(unix_ns: u64, tsc: u64) {
-    START.store(tsc, Ordering::Relaxed);
+/// Says what the time is: the wall clock is `unix_ns` now. Before [`init`].
+pub fn set_wall_clock(unix_ns: u64) {
+    START.store(tsc(), Ordering::Relaxed);
     UNIX_START.store(unix_ns, Ordering::Relaxed);
-}
-
-fn scale(ticks: u64, ns_per_tick: u64) -> u64 {
-    // 2^64 ticks are centuries; the product is cut to what fits all the same.
-    let ns = (u128::from(ticks) * u128::from(ns_per_tick)) >> FRACTION;
-    u64::try_from(ns).unwrap_or(u64::MAX)
 }
 
 /// A clock that is being read.
@@ -203,8 +191,7 @@ pub fn init(clock: ReferenceClock, countdown: &dyn Fn() -> u32) -> Result<u64, R
     if START.load(Ordering::Relaxed) == 0 {
         START.store(first_tsc, Ordering::Relaxed);
     }
-    HZ.store(hz, Ordering::Relaxed);
-    NS_PER_TICK.store((NS_PER_SECOND << FRACTION) / hz, Ordering::Relaxed);
+    RATE.set(hz);
     Ok(rate(u64::from(first_count.wrapping_sub(last_count))))
 }
 
@@ -227,56 +214,5 @@ pub fn spin_until(ns: u64, done: impl Fn() -> bool) -> bool {
             return false;
         }
         core::hint::spin_loop();
-    }
-}
-
-/// Nanoseconds from 1970 to a date and time of day, UTC (proleptic Gregorian calendar); `None` for a date
-/// before 1970, or one that is none.
-pub fn unix_ns_of(year: u16, month: u8, day: u8, hour: u8, minute: u8, second: u8) -> Option<u64> {
-    let (year, month, day) = (u64::from(year), u64::from(month), u64::from(day));
-    let sane = (1970..=2200).contains(&year)
-        && (1..=12).contains(&month)
-        && (1..=31).contains(&day)
-        && hour < 24
-        && minute < 60
-        && second < 61;
-    if !sane {
-        return None;
-    }
-    // Years that start in March put the leap day at their end.
-    let (years, months) = if month > 2 {
-        (year, month - 3)
-    } else {
-        (year - 1, month + 9)
-    };
-    let days_of_years = years * 365 + years / 4 - years / 100 + years / 400;
-    let days_of_months = (months * 153 + 2) / 5;
-    /// The same sum for the first of January 1970.
-    const UNIX_EPOCH: u64 = 719_468;
-    let days = days_of_years + days_of_months + day - 1 - UNIX_EPOCH;
-    let seconds = ((days * 24 + u64::from(hour)) * 60 + u64::from(minute)) * 60 + u64::from(second);
-    seconds.checked_mul(NS_PER_SECOND)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn dates() {
-        let seconds = |y, mo, d, h, mi, s| unix_ns_of(y, mo, d, h, mi, s).map(|ns| ns / NS_PER_SECOND);
-        assert_eq!(seconds(1970, 1, 1, 0, 0, 0), Some(0));
-        assert_eq!(seconds(2000, 2, 29, 12, 0, 1), Some(951_825_601));
-        assert_eq!(seconds(2026, 11, 21, 7, 19, 37), Some(1_795_245_577));
-        assert_eq!(seconds(1969, 12, 31, 0, 0, 0), None);
-        assert_eq!(seconds(2026, 0, 1, 0, 0, 0), None);
-    }
-
-    #[test]
-    fn nanoseconds_of_ticks() {
-        let per_tick = (NS_PER_SECOND << FRACTION) / 2_000_000_000;
-        assert_eq!(scale(2_000_000_000, per_tick), NS_PER_SECOND);
-        assert_eq!(scale(u64::MAX, per_tick), u64::MAX / 2);
-        assert_eq!(scale(1000, 0), 0);
     }
 }

@@ -11,6 +11,9 @@
 //! header data directories.
 
 use arrayvec::ArrayVec;
+use pasidon_arch_common::backtrace::{Frame, Unwind};
+
+pub use pasidon_arch_common::backtrace::{Position, ReadStack, Stop};
 
 /// Index of RSP in [`Registers::gpr`].
 pub const RSP: usize = 4;
@@ -30,26 +33,14 @@ pub struct Registers {
     pub rip: u64,
 }
 
-/// What [`Registers::rip`] is.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Position {
-    /// The next instruction: an exception or interrupt came there.
-    Interrupted,
-    /// The one behind a call; it may even belong to the next function.
-    Called,
-}
+impl Frame for Registers {
+    fn pc(&self) -> u64 {
+        self.rip
+    }
 
-/// Why there is no further frame.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Stop {
-    /// The caller is not in the image.
-    OutOfImage,
-    /// It is, but the image has no entry for it (assembly).
-    NoEntry,
-    /// The stack cannot be read at this address.
-    Stack(u64),
-    /// The unwind codes make no sense, or the stack would grow.
-    Damaged,
+    fn sp(&self) -> u64 {
+        self.gpr[RSP]
+    }
 }
 
 /// Parts of an image that are there; the writable ones are not needed.
@@ -147,14 +138,6 @@ impl<'a> Image<'a> {
         })
     }
 
-    /// An address relative to the image, if it is in there.
-    pub fn offset_of(&self, address: u64) -> Option<u32> {
-        let offset = address
-            .checked_sub(self.base)
-            .filter(|offset| *offset < self.size)?;
-        u32::try_from(offset).ok()
-    }
-
     /// Where the image lies.
     pub fn base(&self) -> u64 {
         self.base
@@ -176,9 +159,28 @@ impl<'a> Image<'a> {
         let behind = entries.partition_point(|entry| u32_at(entry, 0).is_some_and(|begin| begin <= at));
         Function::read(entries.get(behind.checked_sub(1)?)?).filter(|function| at < function.end)
     }
+}
 
-    /// Whether a call instruction ends at `address`, as far as its bytes tell.
-    pub fn is_behind_call(&self, address: u64) -> bool {
+impl Unwind for Image<'_> {
+    type Registers = Registers;
+
+    fn offset_of(&self, address: u64) -> Option<u32> {
+        let offset = address
+            .checked_sub(self.base)
+            .filter(|offset| *offset < self.size)?;
+        u32::try_from(offset).ok()
+    }
+
+    fn caller(
+        &self,
+        registers: &Registers,
+        position: Position,
+        read_stack: ReadStack<'_>,
+    ) -> Result<(Registers, Position), Stop> {
+        unwind(self, registers, position, read_stack)
+    }
+
+    fn is_behind_call(&self, address: u64) -> bool {
         /// E8 and the distance.
         const NEAR_BYTES: u32 = 5;
         let Some(at) = self.offset_of(address) else {
@@ -203,9 +205,6 @@ impl<'a> Image<'a> {
             && (before(NEAR_BYTES).is_some_and(|bytes| bytes[0] == 0xe8) || (2..=7).any(indirect))
     }
 }
-
-/// Reads the 8 bytes of the stack at an address, if they can be read.
-pub type ReadStack<'a> = &'a dyn Fn(u64) -> Option<u64>;
 
 /// The frame that called the one with `registers`, and what its RIP is.
 ///

@@ -25,11 +25,11 @@ use spin::{Mutex, MutexGuard, RwLock};
 use crate::backend::Backend;
 use crate::guest::boot::{self, BootImage};
 use crate::guest::machine::PcPlatform;
-use crate::interrupts::{self, vector};
+use crate::interrupts;
 use crate::memory::{self, RamView};
 use crate::svm::npt::NestedTable;
 use crate::vcpu::{Core, Vcpu};
-use crate::{apic, pcpu, time};
+use crate::{pcpu, time};
 
 /// What the vCPUs need from the rest of the hypervisor.
 pub trait Outside: Send + Sync {
@@ -214,10 +214,8 @@ impl Machine {
 
 /// Interrupts a pCPU, unless it is this one, which looks by itself.
 pub fn kick(index: u32) {
-    if index != pcpu::current().index
-        && let Some(apic_id) = pcpu::apic_id_of(index)
-    {
-        apic::send(apic_id, vector::KICK);
+    if index != pcpu::current().index {
+        interrupts::kick(index);
     }
 }
 

@@ -5,16 +5,15 @@ use alloc::boxed::Box;
 use alloc::string::String;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
-use core::ops::RangeInclusive;
 use core::sync::atomic::{Ordering, fence};
 
-use pasidon_arch_x86_64::{memory, paging};
+use pasidon_arch::{cache, memory, paging};
 use pasidon_drivers::accel::dsa::{DsaParent, Options, Partition, Setup, Silicon};
 use pasidon_drivers::iommu::vtd::dmar::{Drhd, ScopeKind};
 use pasidon_drivers::iommu::vtd::scope::BusRange;
 use pasidon_drivers::iommu::vtd::{Vtd, dmar};
 use pasidon_drivers::memory::DmaMemory;
-use pasidon_drivers::pci::{ConfigSpace, Ecam, Function, Identity, enumerate};
+use pasidon_drivers::pci::Function;
 use pasidon_drivers::registers::Mmio;
 use pasidon_kernel::addr::{HostPhys, PAGE_SIZE, Requester};
 use pasidon_kernel::config::{Config, ParentConfig, PciDevice};
@@ -23,9 +22,7 @@ use pasidon_kernel::parent::Parent;
 use pasidon_kernel::refusal::Refusal;
 
 use super::vectors::X86Host;
-
-/// Cache line of every x86-64 processor with VT-d.
-const CACHE_LINE: usize = 64;
+use crate::pci::Pci;
 
 /// Memory for tables and queues of devices.
 #[derive(Debug)]
@@ -55,81 +52,8 @@ impl DmaMemory for FrameMemory {
     }
 
     fn flush(&self, address: HostPhys, len: usize) {
-        let start = address.0 & !(CACHE_LINE as u64 - 1);
-        for line in (start..address.0 + len as u64).step_by(CACHE_LINE) {
-            // SAFETY: CLFLUSH changes no memory, and the line is mapped.
-            unsafe { core::arch::x86_64::_mm_clflush(line as *const u8) };
-        }
-        fence(Ordering::SeqCst);
-    }
-}
-
-/// Configuration space of all segments.
-pub struct Pci {
-    ecams: Vec<(u16, RangeInclusive<u8>, Arc<Ecam<Mmio>>)>,
-    /// Every function there is.
-    pub functions: Vec<Identity>,
-}
-
-impl Pci {
-    /// Maps the ECAMs (segment, base, first and last bus) and looks at every function.
-    pub fn new(ecams: &[(u16, u64, u8, u8)]) -> Self {
-        let mut pci = Self {
-            ecams: Vec::new(),
-            functions: Vec::new(),
-        };
-        for &(segment, base, first, last) in ecams {
-            let buses = first..=last;
-            let len = Ecam::<Mmio>::len(&buses);
-            // MCFG names the place of bus 0; the window begins at its first bus.
-            let start = base.saturating_add(u64::from(first) << 20);
-            let window = match paging::map_device(HostPhys(start), len as u64) {
-                // SAFETY: mapped uncached for good, and used by nobody else.
-                Ok(window) => unsafe { Mmio::new(window, len) },
-                Err(refusal) => {
-                    log::warn!("pci: segment {segment:#06x}: {refusal}");
-                    continue;
-                }
-            };
-            let ecam = Arc::new(Ecam::new(segment, buses.clone(), window));
-            pci.functions.extend(enumerate(&ecam, segment, buses.clone()));
-            pci.ecams.push((segment, buses, ecam));
-        }
-        pci
-    }
-
-    fn config_of(&self, requester: Requester) -> Option<Arc<Ecam<Mmio>>> {
-        self.ecams
-            .iter()
-            .find(|(segment, buses, _)| *segment == requester.segment && buses.contains(&requester.bus()))
-            .map(|(_, _, ecam)| Arc::clone(ecam))
-    }
-
-    /// The buses behind a bridge.
-    fn bridge(&self, requester: Requester) -> Option<BusRange> {
-        /// Header type of a PCI-to-PCI bridge.
-        const BRIDGE: u32 = 1;
-        const HEADER_TYPE: u16 = 0x0c;
-        const BUS_NUMBERS: u16 = 0x18;
-        let config = self.config_of(requester)?;
-        let header = config.read32(requester, HEADER_TYPE) >> 16 & 0x7f;
-        (header == BRIDGE).then(|| {
-            let numbers = config.read32(requester, BUS_NUMBERS);
-            BusRange {
-                secondary: (numbers >> 8) as u8,
-                subordinate: (numbers >> 16) as u8,
-            }
-        })
-    }
-
-    /// What the configuration is checked against.
-    pub fn devices(&self) -> Vec<PciDevice> {
-        let device = |identity: &Identity| PciDevice {
-            requester: identity.requester,
-            vendor: identity.vendor,
-            device: identity.device,
-        };
-        self.functions.iter().map(device).collect()
+        // SAFETY: the drivers pass addresses within what `alloc` gave them.
+        unsafe { cache::clean(address.0, len) };
     }
 }
 
@@ -169,7 +93,13 @@ pub fn take_iommu(
         Arc::new(FrameMemory(frames)),
         &X86Host,
         true,
-        &|requester| pci.bridge(requester),
+        &|requester| {
+            let (secondary, subordinate) = pci.bridge(requester)?;
+            Some(BusRange {
+                secondary,
+                subordinate,
+            })
+        },
         &mut |base, len| match paging::map_device(base, len) {
             // SAFETY: registers of a remapping unit, mapped uncached for good; this driver alone uses them.
             Ok(window) => unsafe { Mmio::new(window, len as usize) },

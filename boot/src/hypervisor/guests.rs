@@ -5,8 +5,8 @@ use alloc::boxed::Box;
 use alloc::string::String;
 use alloc::vec::Vec;
 
-use pasidon_arch_x86_64::guest::boot::{self, BootImage};
-use pasidon_arch_x86_64::guest::layout;
+use pasidon_arch::guest::boot::{self, BootImage};
+use pasidon_arch::guest::layout;
 use pasidon_kernel::addr::GuestPhys;
 use pasidon_kernel::config::{Config, ConfigError, OnReboot, VmConfig};
 use pasidon_kernel::memory::{BadGuestAddress, GuestMemory};

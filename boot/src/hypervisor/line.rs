@@ -9,7 +9,7 @@ use alloc::collections::VecDeque;
 use alloc::string::String;
 use alloc::vec::Vec;
 
-use pasidon_arch_x86_64::serial;
+use pasidon_arch::serial;
 use pasidon_kernel::config::ConsoleMode;
 use pasidon_kernel::console::Console;
 use spin::Once;
@@ -34,7 +34,8 @@ fn show_log() {
 /// Gives the line to a console for the VMs of these names, by their index in the configuration.
 pub fn open(mode: ConsoleMode, names: Vec<String>) {
     LINE.call_once(|| TicketMutex::new(Console::new(mode, names)));
-    output::redirect(show_log);
+    output::CONSOLE.call_once(|| show_log);
+    show_log();
 }
 
 /// Uses the console.

@@ -9,7 +9,7 @@
 
 use core::arch::asm;
 
-use pasidon_arch_x86_64::{cpu, memory};
+use pasidon_arch::{cpu, memory};
 use pasidon_kernel::addr::{HostPhys, Iova, LARGE_PAGE_SIZE, Requester};
 use pasidon_kernel::frames::Frames;
 use pasidon_kernel::iommu::{Iommu, TableId};

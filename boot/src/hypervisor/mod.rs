@@ -21,11 +21,11 @@ use alloc::vec::Vec;
 use core::fmt::Write;
 use core::sync::atomic::{AtomicBool, Ordering};
 
-use pasidon_arch_x86_64::firmware_tables::SoftOff;
-use pasidon_arch_x86_64::interrupts::{self, vector};
-use pasidon_arch_x86_64::run::{self, World};
-use pasidon_arch_x86_64::vms::{Builder, Vms, kick};
-use pasidon_arch_x86_64::{emulate, fault, history, ioapic, pcpu, serial};
+use pasidon_arch::interrupts::{self, vector};
+use pasidon_arch::platform::Platform;
+use pasidon_arch::run::{self, World};
+use pasidon_arch::vms::{Builder, Vms, kick};
+use pasidon_arch::{cpu, emulate, fault, history, ioapic, pcpu, serial};
 use pasidon_kernel::addr::HostPhys;
 use pasidon_kernel::config::{
     Config, ConfigError, ConsoleMode, Parsed, PciDevice, check_memory, check_vdevs, resolve_parents,
@@ -42,7 +42,9 @@ use pasidon_kernel::system::{ParentOptions, System, SystemParts};
 use pasidon_kernel::vm::Vm;
 use spin::Once;
 
-use devices::{MachineIommu, Pci};
+use crate::pci::Pci;
+use crate::tables::Tables;
+use devices::MachineIommu;
 use vectors::X86Host;
 use work::Desk;
 
@@ -57,18 +59,12 @@ pub struct Handover {
     pub image_bytes: u64,
     /// RAM that nobody uses, as start and length: whole pages above 1 MiB, sorted.
     pub memory: Vec<(HostPhys, u64)>,
-    /// Bits of a physical address.
-    pub physical_bits: u8,
     /// PCI configuration space: segment, address of bus 0, first and last bus.
     pub ecams: Vec<(u16, u64, u8, u8)>,
-    /// Global system interrupt of COM1, for `ioapic::route`. All inputs are masked.
-    pub com1_gsi: u32,
-    /// How the machine is reset: I/O port and value.
-    pub reset: Option<(u16, u8)>,
-    /// How the machine is switched off.
-    pub soft_off: Option<SoftOff>,
-    /// The DMAR table with its header, checksum verified.
-    pub dmar: Option<Vec<u8>>,
+    /// The machine around the processors, up.
+    pub platform: Platform,
+    /// What the firmware's tables say.
+    pub tables: Tables,
 }
 
 static DESK: Once<Desk> = Once::new();
@@ -92,7 +88,6 @@ pub fn run(handover: Handover) -> ! {
     if !fault::add_context(print_history) {
         log::warn!("a fault report will not show the last exits: too many want to add to it");
     }
-    power::install(handover.reset, handover.soft_off);
     // Its tables are made here, so that no exit allocates them.
     emulate::prepare();
     monitor::set_image_bytes(handover.image_bytes);
@@ -111,7 +106,7 @@ pub fn run(handover: Handover) -> ! {
     for function in &pci.functions {
         log::info!("pci: {function}");
     }
-    let iommu = match devices::take_iommu(handover.dmar.as_deref(), &pci, frames) {
+    let iommu = match devices::take_iommu(handover.tables.get("DMAR"), &pci, frames) {
         Ok(Some(iommu)) => {
             let vtd = iommu.vtd;
             log::info!(
@@ -201,7 +196,7 @@ pub fn run(handover: Handover) -> ! {
             scheduler,
             desk,
             &|id: VmId| SYSTEM.get()?.vm(id),
-            handover.physical_bits,
+            cpu::Features::read().physical_bits,
         )
     });
     let defined: Vec<_> = config
@@ -217,7 +212,7 @@ pub fn run(handover: Handover) -> ! {
         .collect();
     desk.equip(system, vms, iommu.map(|iommu| iommu.vtd as &dyn Iommu));
     run::install(World { system, vms });
-    connect_interrupts(iommu, handover.com1_gsi, desk);
+    connect_interrupts(iommu, handover.platform.serial_interrupt(), desk);
 
     line::open(mode, names);
     let builder = Builder(vms);

@@ -8,8 +8,8 @@ use alloc::vec::Vec;
 use core::sync::atomic::{AtomicU64, Ordering};
 
 use log::LevelFilter;
-use pasidon_arch_x86_64::time;
-use pasidon_arch_x86_64::vms::{Builder, Vms, name_of};
+use pasidon_arch::time;
+use pasidon_arch::vms::{Builder, Vms, name_of};
 use pasidon_kernel::fault_log::FaultsInfo;
 use pasidon_kernel::id::VdevId;
 use pasidon_kernel::info::{

@@ -5,9 +5,9 @@
 //! twice: by then every interrupt that the pCPU had accepted with it has been handled. So nobody waits, and a
 //! late interrupt of one owner never reaches the next.
 
-use pasidon_arch_x86_64::interrupts::vector;
-use pasidon_arch_x86_64::pcpu::{self, MAX_PCPUS};
-use pasidon_arch_x86_64::{run, time, vms};
+use pasidon_arch::interrupts::vector;
+use pasidon_arch::pcpu::{self, MAX_PCPUS};
+use pasidon_arch::{run, time, vms};
 use pasidon_kernel::exit::MsiMessage;
 use pasidon_kernel::host::Host;
 use pasidon_kernel::id::VmId;

@@ -7,9 +7,9 @@ use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use pasidon_arch_x86_64::guest::boot::BootImage;
-use pasidon_arch_x86_64::vms::{Builder, Outside, Vms, kick};
-use pasidon_arch_x86_64::{pcpu, run, serial, time};
+use pasidon_arch::guest::boot::BootImage;
+use pasidon_arch::vms::{Builder, Outside, Vms, kick};
+use pasidon_arch::{pcpu, run, serial, time};
 use pasidon_kernel::allowance::Allowance;
 use pasidon_kernel::config::ConsoleMode;
 use pasidon_kernel::console::Input;

@@ -6,6 +6,7 @@
 use core::fmt;
 
 use bitflags::bitflags;
+use pasidon_arch_common::denial::{Access, Target, not_allowed, not_mapped};
 
 use crate::interrupts::vector;
 
@@ -47,21 +48,6 @@ mod selector {
     pub const TI: u64 = 1 << 2;
     /// Bits below the index.
     pub const SHIFT: u32 = 3;
-}
-
-/// What lies at an address that could not be accessed.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Target {
-    /// The page below a stack of this pCPU.
-    Guard,
-    /// The first page.
-    Null,
-    /// The image's code.
-    Code,
-    /// The image's constants.
-    Constants,
-    /// Anything else.
-    Other,
 }
 
 /// An exception.
@@ -111,33 +97,24 @@ impl Cause {
     fn page_fault(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (address, code) = (self.address, PageFault::from_bits_retain(self.error_code));
         let access = if code.contains(PageFault::ID) {
-            "execution"
+            Access::Execute
         } else if code.contains(PageFault::RW) {
-            "write"
+            Access::Write
         } else {
-            "read"
+            Access::Read
         };
         let user = if code.contains(PageFault::US) {
             " from user mode"
         } else {
             ""
         };
-        write!(f, ": {access} of {address:#x}{user}, ")?;
-        if code.contains(PageFault::RSV) {
-            return f.write_str("whose page table entry has a reserved bit set");
-        }
-        if !code.contains(PageFault::P) {
-            return f.write_str(match self.target {
-                Target::Null => "a null pointer",
-                _ => "which is not mapped",
-            });
-        }
-        f.write_str(match (access, self.target) {
-            ("execution", _) => "which is not code: W^X violation",
-            ("write", Target::Code) => "which is code: W^X violation",
-            ("write", Target::Constants) => "which is constant: W^X violation",
-            ("write", _) => "which is only read",
-            _ => "which is not allowed",
+        write!(f, ": {} of {address:#x}{user}, ", access.name())?;
+        f.write_str(if code.contains(PageFault::RSV) {
+            "whose page table entry has a reserved bit set"
+        } else if code.contains(PageFault::P) {
+            not_allowed(access, self.target)
+        } else {
+            not_mapped(self.target)
         })
     }
 }

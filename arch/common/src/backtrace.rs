@@ -1,17 +1,12 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Printing the frames of a stack, innermost first.
+//! Printing the frames of a stack, innermost first. How a frame is left is said by an [`Unwind`].
 
 use core::fmt::{self, Write};
 
 use arrayvec::ArrayVec;
-use pasidon_kernel::addr::PAGE_SIZE;
 
-use crate::descriptors::ist;
-use crate::paging;
-use crate::pcpu::Pcpu;
-use crate::stack::STACK_BYTES;
+use crate::stack::{STACK_BYTES, Stack};
 use crate::symbols::Place;
-use crate::unwind::{self, Image, Position, RSP, Registers, Stop};
 
 /// Frames printed from the innermost on.
 const FIRST: usize = 24;
@@ -21,34 +16,97 @@ const LAST: usize = 8;
 const LIMIT: usize = STACK_BYTES as usize / 8;
 /// Return addresses printed where the frames are lost.
 const GUESSES: usize = 16;
-/// A pCPU's stack and those of its exceptions.
-const STACKS: usize = 1 + ist::ALL.len();
+/// A pCPU's stack and those of its exceptions, at most.
+const STACKS: usize = 4;
 const WORD: u64 = 8;
+
+/// What the address in a frame is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Position {
+    /// The next instruction: an exception or interrupt came there.
+    Interrupted,
+    /// The one behind a call; it may even belong to the next function.
+    Called,
+}
+
+/// Why there is no further frame.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Stop {
+    /// It is the first one: what started the processor says so.
+    Outermost,
+    /// The caller is not in the image.
+    OutOfImage,
+    /// It is, but the image has no entry for it (assembly).
+    NoEntry,
+    /// The stack cannot be read at this address.
+    Stack(u64),
+    /// What is on the stack makes no sense, or the stack would grow.
+    Damaged,
+}
+
+/// Reads the 8 bytes of the stack at an address, if they can be read.
+pub type ReadStack<'a> = &'a dyn Fn(u64) -> Option<u64>;
+
+/// The registers of one frame.
+pub trait Frame: Copy {
+    /// The address in the code.
+    fn pc(&self) -> u64;
+
+    /// The stack pointer.
+    fn sp(&self) -> u64;
+}
+
+/// How frames are left in an image.
+pub trait Unwind {
+    /// The registers of a frame.
+    type Registers: Frame;
+
+    /// An address relative to the image, if it is in there.
+    fn offset_of(&self, address: u64) -> Option<u32>;
+
+    /// The frame that called the one with `registers`, and what its address is.
+    ///
+    /// # Errors
+    /// When there is none, or it cannot be found.
+    fn caller(
+        &self,
+        registers: &Self::Registers,
+        position: Position,
+        read_stack: ReadStack<'_>,
+    ) -> Result<(Self::Registers, Position), Stop>;
+
+    /// Whether a call instruction ends at `address`, as far as its bytes tell.
+    fn is_behind_call(&self, address: u64) -> bool;
+}
 
 /// What may be read as a stack.
 pub struct StackRanges(ArrayVec<(u64, u64), STACKS>);
 
 impl StackRanges {
-    /// Those of this pCPU; before there are pCPUs, what is mapped from `rsp` on.
-    pub fn of(me: Option<&Pcpu>, rsp: u64) -> Self {
-        if let Some(me) = me {
-            return Self(me.stacks().map(|stack| (stack.bottom, stack.top)).collect());
-        }
-        let end = rsp.saturating_add(STACK_BYTES);
-        // On the firmware's tables all RAM is mapped, and its stack ends far below the end of that.
-        let own_tables = paging::root() != 0;
-        let mut top = rsp;
-        while top < end && (!own_tables || paging::is_mapped(top)) {
-            top = (top | (PAGE_SIZE - 1)).saturating_add(1);
-        }
-        Self([(rsp, top.min(end))].into_iter().collect())
+    /// Those of a pCPU.
+    pub fn of(stacks: impl Iterator<Item = Stack>) -> Self {
+        Self(
+            stacks
+                .take(STACKS)
+                .map(|stack| (stack.bottom, stack.top))
+                .collect(),
+        )
     }
 
-    fn top_above(&self, rsp: u64) -> Option<u64> {
+    /// Before there are pCPUs: what is mapped from `sp` on.
+    pub fn from(sp: u64, is_mapped: impl Fn(u64) -> bool) -> Self {
+        const PAGE_MASK: u64 = pasidon_kernel::addr::PAGE_SIZE - 1;
+        let end = sp.saturating_add(STACK_BYTES);
+        let mut top = sp;
+        while top < end && is_mapped(top) {
+            top = (top | PAGE_MASK).saturating_add(1);
+        }
+        Self([(sp, top.min(end))].into_iter().collect())
+    }
+
+    fn top_above(&self, sp: u64) -> Option<u64> {
         let Self(ranges) = self;
-        let range = ranges
-            .iter()
-            .find(|(bottom, top)| (*bottom..=*top).contains(&rsp));
+        let range = ranges.iter().find(|(bottom, top)| (*bottom..=*top).contains(&sp));
         range.map(|(_, top)| *top)
     }
 
@@ -69,43 +127,44 @@ impl StackRanges {
 ///
 /// # Errors
 /// Those of `out`.
-pub fn print(
+pub fn print<U: Unwind>(
     out: &mut dyn Write,
-    image: &Image<'_>,
-    registers: &Registers,
+    image: &U,
+    registers: &U::Registers,
     stack: &StackRanges,
 ) -> fmt::Result {
-    print_from(out, image, registers, &|at| stack.read(at), &|rsp| {
-        stack.top_above(rsp)
+    print_from(out, image, registers, &|at| stack.read(at), &|sp| {
+        stack.top_above(sp)
     })
 }
 
-type Frame = (usize, u64, Position);
+/// Number, address, what that is.
+type Printed = (usize, u64, Position);
 
-fn print_from(
+fn print_from<U: Unwind>(
     out: &mut dyn Write,
-    image: &Image<'_>,
-    registers: &Registers,
-    read: unwind::ReadStack<'_>,
+    image: &U,
+    registers: &U::Registers,
+    read: ReadStack<'_>,
     top_above: &dyn Fn(u64) -> Option<u64>,
 ) -> fmt::Result {
     let mut frame = *registers;
     let mut position = Position::Interrupted;
     // The outermost frames so far, in a ring.
-    let mut last: [Option<Frame>; LAST] = [None; LAST];
+    let mut last: [Option<Printed>; LAST] = [None; LAST];
     let mut count = 0;
     let end = loop {
         if count < FIRST {
-            print_frame(out, image, (count, frame.rip, position))?;
+            print_frame(out, image, (count, frame.pc(), position))?;
         } else {
-            last[count % LAST] = Some((count, frame.rip, position));
+            last[count % LAST] = Some((count, frame.pc(), position));
         }
         count += 1;
         if count == LIMIT {
             break None;
         }
-        match unwind::unwind(image, &frame, position, read) {
-            Ok((caller, next)) if next == Position::Interrupted || image.offset_of(caller.rip).is_some() => {
+        match image.caller(&frame, position, read) {
+            Ok((caller, next)) if next == Position::Interrupted || image.offset_of(caller.pc()).is_some() => {
                 (frame, position) = (caller, next);
             }
             // What started the processor, or what is not there.
@@ -127,27 +186,31 @@ fn print_from(
     let Some(stop) = end else {
         return writeln!(out, "   … and so on");
     };
-    let rsp = frame.gpr[RSP];
-    let top = top_above(rsp);
+    let sp = frame.sp();
+    let top = top_above(sp);
     // The outermost function was called with nothing, or with one word, above its return address.
-    if top.is_some_and(|top| top - rsp <= 2 * WORD) || (stop == Stop::OutOfImage && top.is_none()) {
+    if stop == Stop::Outermost
+        || top.is_some_and(|top| top - sp <= 2 * WORD)
+        || (stop == Stop::OutOfImage && top.is_none())
+    {
         return Ok(());
     }
     match stop {
-        Stop::OutOfImage => writeln!(out, "  outside of the image from here on: {:#x}", frame.rip)?,
+        Stop::Outermost => {}
+        Stop::OutOfImage => writeln!(out, "  outside of the image from here on: {:#x}", frame.pc())?,
         Stop::NoEntry => writeln!(out, "  no unwind information for this one")?,
         Stop::Stack(at) => writeln!(out, "  {at:#x} is on no stack of this pCPU")?,
         Stop::Damaged => writeln!(out, "  the unwind information does not fit the stack")?,
     }
-    guess(out, image, (rsp, top.unwrap_or(rsp)), read)
+    guess(out, image, (sp, top.unwrap_or(sp)), read)
 }
 
 /// Prints what may be return addresses.
 fn guess(
     out: &mut dyn Write,
-    image: &Image<'_>,
+    image: &impl Unwind,
     (from, to): (u64, u64),
-    read: unwind::ReadStack<'_>,
+    read: ReadStack<'_>,
 ) -> fmt::Result {
     let start = from.next_multiple_of(WORD);
     let addresses = (start..to)
@@ -164,7 +227,11 @@ fn guess(
     Ok(())
 }
 
-fn print_frame(out: &mut dyn Write, image: &Image<'_>, (number, address, position): Frame) -> fmt::Result {
+fn print_frame(
+    out: &mut dyn Write,
+    image: &impl Unwind,
+    (number, address, position): Printed,
+) -> fmt::Result {
     let place = Place {
         address,
         behind_call: position == Position::Called,
@@ -181,29 +248,55 @@ mod tests {
     use std::string::String;
 
     const BASE: u64 = 0x7e00_0000;
+    const SIZE: u64 = 0x3000;
     const STACK: u64 = 0x10_0000;
 
-    /// An image with one function at 0x1000 that pushes rbp, and the text printed for a stack of `words`.
-    fn text(rip: u64, words: &[u64]) -> String {
-        let mut headers = std::vec![0u8; 0x200];
-        headers[0x3c] = 0x80;
-        headers[0x80 + 160..0x80 + 168].copy_from_slice(&[0, 0x20, 0, 0, 12, 0, 0, 0]);
-        let code = [0xe8u8; 0x100];
-        let tables = [
-            0, 0x10, 0, 0, 0, 0x11, 0, 0, 12, 0x20, 0, 0, 1, 1, 1, 0, 1, 0x50, 0, 0u8,
-        ];
-        let parts: [(u32, &[u8]); 3] = [(0, &headers), (0x1000, &code), (0x2000, &tables)];
-        let image = Image::new(BASE, 0x3000, parts);
-        let mut registers = Registers {
-            rip,
-            ..Registers::default()
-        };
-        registers.gpr[RSP] = STACK;
+    #[derive(Clone, Copy)]
+    struct Two {
+        pc: u64,
+        sp: u64,
+    }
+
+    impl Frame for Two {
+        fn pc(&self) -> u64 {
+            self.pc
+        }
+
+        fn sp(&self) -> u64 {
+            self.sp
+        }
+    }
+
+    /// An image whose functions all push one word, and are called from anywhere.
+    struct OneWord;
+
+    impl Unwind for OneWord {
+        type Registers = Two;
+
+        fn offset_of(&self, address: u64) -> Option<u32> {
+            let offset = address.checked_sub(BASE)?;
+            (offset < SIZE).then_some(offset as u32)
+        }
+
+        fn caller(&self, of: &Two, _: Position, read: ReadStack<'_>) -> Result<(Two, Position), Stop> {
+            let pushed = if self.offset_of(of.pc).is_some() { WORD } else { 0 };
+            let at = of.sp + pushed;
+            let pc = read(at).ok_or(Stop::Stack(at))?;
+            Ok((Two { pc, sp: at + WORD }, Position::Called))
+        }
+
+        fn is_behind_call(&self, address: u64) -> bool {
+            self.offset_of(address).is_some()
+        }
+    }
+
+    /// The text printed for a stack of `words`.
+    fn text(pc: u64, words: &[u64]) -> String {
         let top = STACK + words.len() as u64 * WORD;
         let read = |at: u64| words.get((at.checked_sub(STACK)? / WORD) as usize).copied();
         let mut out = String::new();
-        print_from(&mut out, &image, &registers, &read, &|rsp| {
-            (STACK..=top).contains(&rsp).then_some(top)
+        print_from(&mut out, &OneWord, &Two { pc, sp: STACK }, &read, &|sp| {
+            (STACK..=top).contains(&sp).then_some(top)
         })
         .unwrap();
         out

@@ -1,0 +1,23 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! What the crates for the processors have in common: page-table trees, stacks, the loaded image, backtraces,
+//! the report of a fault, access to physical memory.
+//!
+//! **Principle.** A physical address is a pointer, on every architecture. What differs is passed in: the bits
+//! of a page-table entry ([`paging::Format`]), how a frame is unwound ([`backtrace::Unwind`]), how the other
+//! processors are stopped ([`report::Hooks`]). No instruction and no register of any processor is in here.
+#![cfg_attr(not(test), no_std)]
+
+extern crate alloc;
+
+pub mod backtrace;
+pub mod calendar;
+pub mod denial;
+pub mod firmware_tables;
+pub mod image;
+pub mod memory;
+pub mod paging;
+pub mod pcpus;
+pub mod rate;
+pub mod report;
+pub mod stack;
+pub mod symbols;

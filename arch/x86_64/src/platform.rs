@@ -1,0 +1,99 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The machine around the processors: what the firmware's tables say about it, and bringing it up.
+
+use alloc::format;
+use alloc::vec::Vec;
+
+use pasidon_arch_common::firmware_tables::Find;
+use pasidon_arch_common::pcpus::Processors;
+use pasidon_kernel::addr::HostPhys;
+use pasidon_kernel::refusal::Refusal;
+
+use crate::cpu::{self, Features};
+use crate::firmware_tables::{self, Madt, ReferenceClock};
+use crate::stack::Stack;
+use crate::{apic, ioapic, pcpu, power, smp, time};
+
+/// ISA interrupt of COM1.
+const COM1_IRQ: u8 = 4;
+
+/// What the firmware's tables say.
+pub struct Platform {
+    /// The clock to measure the TSC by.
+    clock: ReferenceClock,
+    madt: Madt,
+    /// There is a MADT.
+    described: bool,
+}
+
+impl Platform {
+    /// Reads the tables. Before boot services end.
+    ///
+    /// # Errors
+    /// When something is missing that nothing works without.
+    pub fn read(tables: Find<'_>) -> Result<Self, Refusal> {
+        let pm_timer = tables("FADT").and_then(firmware_tables::pm_timer);
+        let clock = pm_timer.or_else(|| tables("HPET").and_then(firmware_tables::hpet));
+        let clock = clock.ok_or_else(|| {
+            Refusal::new(
+                "clock",
+                "the firmware describes neither a PM timer (FADT) nor an HPET",
+                "use a firmware with ACPI tables",
+            )
+        })?;
+        power::install(tables);
+        let madt = tables("MADT");
+        Ok(Self {
+            clock,
+            described: madt.is_some(),
+            madt: madt.map(firmware_tables::madt).unwrap_or_default(),
+        })
+    }
+
+    /// Makes this processor the first pCPU, sets clock and interrupt controllers up, and starts the other
+    /// processors, which go on in `entry`. Once.
+    ///
+    /// # Errors
+    /// When one of these cannot be.
+    ///
+    /// # Safety
+    /// On the hypervisor's page tables and on `stack`, interrupts off, and what [`smp::start`] asks for.
+    pub unsafe fn bring_up(
+        &self,
+        features: &Features,
+        stack: Stack,
+        trampoline: Option<HostPhys>,
+        entry: fn() -> !,
+    ) -> Result<Processors, Refusal> {
+        // SAFETY: by the caller's promise.
+        unsafe { smp::init(features, stack)? };
+        let timer_hz = time::init(self.clock, &apic::free_run())?;
+        apic::set_timer_rate(timer_hz);
+        if !self.described {
+            log::warn!("ACPI: there is no MADT, so only one processor is known; update the firmware");
+        } else if self.madt.damaged {
+            log::warn!("ACPI: the MADT is cut off; processors may be missing; update the firmware");
+        }
+        ioapic::init(&self.madt.io_apics);
+        // SAFETY: by the caller's promise.
+        let count = unsafe { smp::start(&self.madt.processors, trampoline, entry)? };
+        let apic_ids: Vec<u32> = (0..).map_while(pcpu::apic_id_of).collect();
+        Ok(Processors {
+            count,
+            found: self.madt.processors.len().max(1),
+            ids: format!("APIC IDs {apic_ids:?}"),
+            name: cpu::brand(),
+            clocks: format!(
+                "TSC {} MHz, local APIC timer {} MHz",
+                time::tsc_hz() / 1_000_000,
+                timer_hz / 1_000_000
+            ),
+            physical_bits: features.physical_bits,
+        })
+    }
+
+    /// Global system interrupt of the serial line, for `ioapic::route`. All inputs are masked.
+    pub fn serial_interrupt(&self) -> u32 {
+        self.madt.gsi_of_isa(COM1_IRQ)
+    }
+}

@@ -1,0 +1,79 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The machine's PCI functions.
+
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+use core::ops::RangeInclusive;
+
+use pasidon_arch::paging;
+use pasidon_drivers::pci::{ConfigSpace, Ecam, Identity, enumerate};
+use pasidon_drivers::registers::Mmio;
+use pasidon_kernel::addr::{HostPhys, Requester};
+use pasidon_kernel::config::PciDevice;
+
+/// Configuration space of all segments.
+pub struct Pci {
+    ecams: Vec<(u16, RangeInclusive<u8>, Arc<Ecam<Mmio>>)>,
+    /// Every function there is.
+    pub functions: Vec<Identity>,
+}
+
+impl Pci {
+    /// Maps the ECAMs (segment, base, first and last bus) and looks at every function.
+    pub fn new(ecams: &[(u16, u64, u8, u8)]) -> Self {
+        let mut pci = Self {
+            ecams: Vec::new(),
+            functions: Vec::new(),
+        };
+        for &(segment, base, first, last) in ecams {
+            let buses = first..=last;
+            let len = Ecam::<Mmio>::len(&buses);
+            // MCFG names the place of bus 0; the window begins at its first bus.
+            let start = base.saturating_add(u64::from(first) << 20);
+            let window = match paging::map_device(HostPhys(start), len as u64) {
+                // SAFETY: mapped uncached for good, and used by nobody else.
+                Ok(window) => unsafe { Mmio::new(window, len) },
+                Err(refusal) => {
+                    log::warn!("pci: segment {segment:#06x}: {refusal}");
+                    continue;
+                }
+            };
+            let ecam = Arc::new(Ecam::new(segment, buses.clone(), window));
+            pci.functions.extend(enumerate(&ecam, segment, buses.clone()));
+            pci.ecams.push((segment, buses, ecam));
+        }
+        pci
+    }
+
+    /// The configuration space with that function in it.
+    pub fn config_of(&self, requester: Requester) -> Option<Arc<Ecam<Mmio>>> {
+        self.ecams
+            .iter()
+            .find(|(segment, buses, _)| *segment == requester.segment && buses.contains(&requester.bus()))
+            .map(|(_, _, ecam)| Arc::clone(ecam))
+    }
+
+    /// The buses behind a bridge: its secondary and its subordinate one.
+    pub fn bridge(&self, requester: Requester) -> Option<(u8, u8)> {
+        /// Header type of a PCI-to-PCI bridge.
+        const BRIDGE: u32 = 1;
+        const HEADER_TYPE: u16 = 0x0c;
+        const BUS_NUMBERS: u16 = 0x18;
+        let config = self.config_of(requester)?;
+        let header = config.read32(requester, HEADER_TYPE) >> 16 & 0x7f;
+        (header == BRIDGE).then(|| {
+            let numbers = config.read32(requester, BUS_NUMBERS);
+            ((numbers >> 8) as u8, (numbers >> 16) as u8)
+        })
+    }
+
+    /// What the configuration is checked against.
+    pub fn devices(&self) -> Vec<PciDevice> {
+        let device = |identity: &Identity| PciDevice {
+            requester: identity.requester,
+            vendor: identity.vendor,
+            device: identity.device,
+        };
+        self.functions.iter().map(device).collect()
+    }
+}
