@@ -2,10 +2,44 @@
 //! How an Arm processor with EL2 does it.
 //!
 //! Two halves, as in the crate for x86-64 and with the same file names: what runs on the machine's own
-//! processors, which builds for Arm only, and what a guest sees ([`guest`]), which is safe code and tested on
-//! any host.
+//! processors, and what a guest sees ([`guest`]). Everything that is a matter of values only builds anywhere and
+//! is tested on any host; what touches the processor builds for Arm only.
 #![cfg_attr(not(test), no_std)]
 
 extern crate alloc;
 
+pub use pasidon_arch_common::{calendar, memory, symbols};
+
+pub mod cause;
+pub mod features;
+pub mod firmware_tables;
 pub mod guest;
+pub mod stage1;
+pub mod unwind;
+
+#[cfg(target_arch = "aarch64")]
+pub mod cache;
+#[cfg(target_arch = "aarch64")]
+pub mod cpu;
+#[cfg(target_arch = "aarch64")]
+pub mod fault;
+#[cfg(target_arch = "aarch64")]
+pub mod gic;
+#[cfg(target_arch = "aarch64")]
+pub mod interrupts;
+#[cfg(target_arch = "aarch64")]
+pub mod paging;
+#[cfg(target_arch = "aarch64")]
+pub mod pcpu;
+#[cfg(target_arch = "aarch64")]
+pub mod platform;
+#[cfg(target_arch = "aarch64")]
+pub mod power;
+#[cfg(target_arch = "aarch64")]
+pub mod serial;
+#[cfg(target_arch = "aarch64")]
+pub mod smp;
+#[cfg(target_arch = "aarch64")]
+pub mod stack;
+#[cfg(target_arch = "aarch64")]
+pub mod time;

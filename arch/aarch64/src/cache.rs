@@ -1,0 +1,33 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Caches, for devices that do not look into them and processors that run without them.
+//!
+//! Source: Arm Architecture Reference Manual (DDI 0487), D7.5 (cache maintenance), D19.2 (CTR_EL0).
+
+use core::arch::asm;
+
+use aarch64_cpu::asm::barrier;
+
+/// Bytes of the smallest data cache line.
+fn line() -> u64 {
+    const WORD_BYTES: u64 = 4;
+    let ctr: u64;
+    // SAFETY: reading the register changes nothing.
+    unsafe { asm!("mrs {}, ctr_el0", out(reg) ctr, options(nomem, nostack, preserves_flags)) };
+    // DminLine: log2 of the number of words.
+    WORD_BYTES << (ctr >> 16 & 0xf)
+}
+
+/// Writes what the caches hold of this memory back to it, to the point that all observers see.
+///
+/// # Safety
+/// The memory must be mapped.
+pub unsafe fn clean(start: u64, len: usize) {
+    let line = line();
+    let mut at = start & !(line - 1);
+    while at < start + len as u64 {
+        // SAFETY: cleaning changes no memory, and the line is mapped.
+        unsafe { asm!("dc cvac, {}", in(reg) at, options(nostack, preserves_flags)) };
+        at += line;
+    }
+    barrier::dsb(barrier::SY);
+}

@@ -1,0 +1,205 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The end: an exception in the hypervisor, or a panic. Says what happened and where, stops all other pCPUs by an
+//! SGI, and halts. What is said, and in which order, is [`pasidon_arch_common::report`]'s.
+//!
+//! **Invariants.** Nothing here takes a lock or allocates. Memory is read only where it is known to be: the
+//! image's read-only sections, and this pCPU's stacks.
+
+use core::arch::asm;
+use core::fmt::Write;
+use core::panic::PanicInfo;
+
+use aarch64_cpu::registers::{HCR_EL2, Readable, SCTLR_EL2, TCR_EL2, TTBR0_EL2};
+use pasidon_arch_common::backtrace::StackRanges;
+use pasidon_arch_common::denial::Target;
+use pasidon_arch_common::image::read_only_parts;
+use pasidon_arch_common::report::{Hooks, Report};
+use spin::Once;
+
+pub use pasidon_arch_common::report::Context;
+
+use crate::cause::{self, Cause, Kind};
+use crate::interrupts::TrapFrame;
+use crate::paging::Section;
+use crate::pcpu::{self, Pcpu};
+use crate::unwind::{FP, Image, LR, Registers, X_NAMES};
+use crate::{cpu, gic, paging, serial, time};
+
+/// The loaded image, and its sections' bounds.
+struct Loaded {
+    image: Image<'static>,
+    /// The last one with an address in it counts: the first is the whole image.
+    sections: arrayvec::ArrayVec<Section, SECTIONS>,
+}
+
+/// How many sections are looked at.
+const SECTIONS: usize = 16;
+/// How long the others get to stop. Simulated ones may have to wait for their turn.
+const STOP_NS: u64 = 1_000_000_000;
+
+static LOADED: Once<Loaded> = Once::new();
+static REPORT: Report = Report::new(Hooks {
+    write: serial::panic_write,
+    pcpus: pcpu::count,
+    stop_others: gic::stop_others,
+    wait_until: |done| {
+        let _ = time::spin_until(STOP_NS, done);
+    },
+    halt: cpu::halt,
+});
+
+/// Where the image was loaded, how many bytes it has, and its sections, as
+/// [`crate::paging::sections_of_image`] gives them; for backtraces. Once.
+///
+/// # Safety
+/// The image must be there, for ever, and nothing written to those sections that say so.
+pub unsafe fn install(base: u64, size: u64, sections: &[Section]) {
+    LOADED.call_once(|| Loaded {
+        // SAFETY: by the caller's promise.
+        image: Image::new(base, size, unsafe { read_only_parts(base, size, sections) }),
+        sections: sections.iter().rev().take(SECTIONS).copied().collect(),
+    });
+}
+
+/// Adds what `context` prints to the report. There is room for a few; says whether there was some left.
+pub fn add_context(context: Context) -> bool {
+    REPORT.add_context(context)
+}
+
+/// The pCPU that runs this, found without TPIDR_EL2, which may be what is wrong.
+fn me() -> Option<&'static Pcpu> {
+    let mpidr = cpu::mpidr();
+    pcpu::all().find(|pcpu| pcpu.mpidr == mpidr)
+}
+
+/// Another pCPU has failed, and this one was at `pc` when it was told to stop.
+pub(crate) fn stop(pc: u64) -> ! {
+    if REPORT.is_begun() {
+        let index = me().map_or(0, |me| me.index);
+        REPORT.begin(index, pc, format_args!("stop"));
+    }
+    cpu::halt()
+}
+
+/// Ends the hypervisor after an exception in it. `number`: the entry in its group of vectors.
+pub(crate) fn exception(frame: &TrapFrame, number: u64, nested: bool, from_guest: bool) -> ! {
+    let kind = Kind::from_number(number);
+    if kind == Kind::Fiq {
+        stop(frame.elr);
+    }
+    let me = me();
+    let index = me.map_or(0, |me| me.index);
+    REPORT.begin(index, frame.elr, format_args!("{}", cause::name(kind, frame.esr)));
+    let stacks = me.into_iter().flat_map(Pcpu::stacks);
+    let sections = LOADED.get().into_iter().flat_map(|loaded| &loaded.sections);
+    let cause = Cause {
+        kind,
+        esr: frame.esr,
+        far: frame.far,
+        target: Target::of(frame.far, stacks, sections),
+    };
+    let mut line = REPORT.line();
+    // The sink cannot fail, here and below.
+    let _ = writeln!(line, "Pasidon stops on pCPU {index}: {cause}");
+    let above = core::ptr::from_ref(frame) as u64 + size_of::<TrapFrame>() as u64;
+    let registers = Registers {
+        x: frame.x,
+        // What comes on the exception stack a second time has not changed stacks.
+        sp: if nested { above } else { frame.sp },
+        pc: frame.elr,
+    };
+    print_registers(&registers);
+    let _ = writeln!(
+        line,
+        "  esr {:#x}  far {:#x}  spsr {:#x}{}",
+        frame.esr,
+        frame.far,
+        frame.spsr,
+        if from_guest { "  from a guest" } else { "" }
+    );
+    finish(me, &registers)
+}
+
+/// Ends the hypervisor after a panic.
+pub fn panic(info: &PanicInfo<'_>) -> ! {
+    // SAFETY: from here on nothing but this runs on this pCPU.
+    unsafe { asm!("msr daifset, #0xf", options(nomem, nostack)) };
+    let registers = capture();
+    let me = me();
+    let index = me.map_or(0, |me| me.index);
+    REPORT.begin(index, registers.pc, format_args!("panic ({})", info.message()));
+    let mut line = REPORT.line();
+    let _ = write!(line, "Pasidon stops on pCPU {index}: panic");
+    if let Some(location) = info.location() {
+        let _ = write!(line, " at {location}");
+    }
+    let _ = writeln!(line, ": {}", info.message());
+    print_registers(&registers);
+    finish(me, &registers)
+}
+
+fn print_registers(registers: &Registers) {
+    REPORT.registers(&X_NAMES, &registers.x);
+    let mut line = REPORT.line();
+    let _ = writeln!(line, "  sp  {:016x}  pc  {:016x}", registers.sp, registers.pc);
+    let _ = writeln!(
+        line,
+        "  sctlr {:#x}  hcr {:#x}  tcr {:#x}  ttbr0 {:#x}",
+        SCTLR_EL2.get(),
+        HCR_EL2.get(),
+        TCR_EL2.get(),
+        TTBR0_EL2.get()
+    );
+}
+
+/// Everything behind cause and registers.
+fn finish(me: Option<&'static Pcpu>, registers: &Registers) -> ! {
+    let image = LOADED.get().map(|loaded| (loaded.image.base(), &loaded.image));
+    let stacks = match me {
+        Some(me) => StackRanges::of(me.stacks()),
+        // On the firmware's tables all RAM is mapped, and its stack ends far below the end of that.
+        None => StackRanges::from(registers.sp, |at| paging::root() == 0 || paging::is_mapped(at)),
+    };
+    REPORT.finish(me.map_or(0, |me| me.index), image, registers, &stacks)
+}
+
+/// The registers here: those of the function this becomes a part of.
+#[inline(always)]
+fn capture() -> Registers {
+    let mut registers = Registers::default();
+    // SAFETY: the pointer is to a `Registers`: 31 words, stack pointer and program counter behind them.
+    unsafe {
+        asm!(
+            "stp x0, x1, [x0]",
+            "stp x2, x3, [x0, #16]",
+            "stp x4, x5, [x0, #32]",
+            "stp x6, x7, [x0, #48]",
+            "stp x8, x9, [x0, #64]",
+            "stp x10, x11, [x0, #80]",
+            "stp x12, x13, [x0, #96]",
+            "stp x14, x15, [x0, #112]",
+            "stp x16, x17, [x0, #128]",
+            "stp x18, x19, [x0, #144]",
+            "stp x20, x21, [x0, #160]",
+            "stp x22, x23, [x0, #176]",
+            "stp x24, x25, [x0, #192]",
+            "stp x26, x27, [x0, #208]",
+            "stp x28, x29, [x0, #224]",
+            "mov x1, sp",
+            "stp x30, x1, [x0, #240]",
+            "adr x1, .",
+            "str x1, [x0, #256]",
+            in("x0") &raw mut registers,
+            out("x1") _,
+            options(nostack, preserves_flags)
+        );
+    }
+    registers
+}
+
+const _: () = {
+    assert!(core::mem::offset_of!(Registers, x) == 0);
+    assert!(core::mem::offset_of!(Registers, sp) == 248);
+    assert!(core::mem::offset_of!(Registers, pc) == 256);
+    assert!(FP == 29 && LR == 30);
+};

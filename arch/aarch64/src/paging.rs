@@ -1,0 +1,105 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The hypervisor's own page tables: a physical address is a pointer. The tree and its invariants are those of
+//! [`pasidon_arch_common::paging`], the bits of an entry those of [`crate::stage1`]; here is the processor.
+//!
+//! **Invariant.** Only changes that need no break-before-make are made once other pCPUs run: a page that was not
+//! mapped is mapped, or a guard page is taken out of memory that is mapped by small pages.
+//!
+//! Source: Arm Architecture Reference Manual (DDI 0487), D8.16 (TLB maintenance, break-before-make).
+
+use core::arch::asm;
+use core::sync::atomic::{AtomicU64, Ordering};
+
+use aarch64_cpu::asm::barrier;
+use pasidon_arch_common::paging::{self as tree, Format, Tree};
+use pasidon_kernel::addr::{HostPhys, PAGE_SIZE};
+use pasidon_kernel::refusal::Refusal;
+use spin::Mutex;
+
+pub use pasidon_arch_common::image::{Kind, Section, sections_of_image};
+
+use crate::cpu::{self, Control, Features};
+use crate::serial;
+use crate::stage1::Regime;
+
+static TABLES: Mutex<Option<Tree<Regime>>> = Mutex::new(None);
+/// TTBR0_EL2 of every pCPU.
+static ROOT: AtomicU64 = AtomicU64::new(0);
+
+/// Makes the page tables and switches the processor to them. Once, on the first one, before others run. `ram`:
+/// all of it, as start and length; `guarded`: the part of it in which guard pages are taken out later; `image`:
+/// the sections of this program. The serial line's registers are mapped along.
+///
+/// # Errors
+/// When the heap does not hold the tables, or a range is none.
+///
+/// # Safety
+/// Interrupts are masked. The processor runs on an identity map, from RAM that is in `ram`, and has passed
+/// [`Features::check`]. `ram` must be RAM.
+pub unsafe fn install(
+    ram: &[(HostPhys, u64)],
+    guarded: (HostPhys, u64),
+    image: &[Section],
+) -> Result<(), Refusal> {
+    let features = Features::read();
+    let mut tables = Tree::new(Regime::of(&features))?;
+    let (start, length) = guarded;
+    tables.fill(&tree::merged(ram), (start.0, start.0 + length), image)?;
+    if let Some((base, len)) = serial::registers() {
+        let (start, end) = tree::device_pages(base, len, Regime::END)?;
+        tables.map_device(start, end)?;
+    }
+    ROOT.store(tables.top() as u64, Ordering::Release);
+    *TABLES.lock() = Some(tables);
+    // SAFETY: the new tables map all that is in use, at the same addresses.
+    unsafe { cpu::switch(&Control::new(&features, root())) };
+    Ok(())
+}
+
+/// What TTBR0_EL2 holds on every pCPU.
+pub fn root() -> u64 {
+    ROOT.load(Ordering::Acquire)
+}
+
+fn with_tables<T>(change: impl FnOnce(&mut Tree<Regime>) -> Result<T, Refusal>) -> Result<T, Refusal> {
+    TABLES
+        .lock()
+        .as_mut()
+        .map_or_else(|| Err(tree::not_there_yet()), change)
+}
+
+/// Maps a device's registers, uncached, at their physical address, and returns the pointer to `base`. Mapping
+/// registers again is allowed. Any pCPU.
+///
+/// # Errors
+/// When the range is none, or overlaps memory.
+pub fn map_device(base: HostPhys, len: u64) -> Result<*mut u8, Refusal> {
+    let (start, end) = tree::device_pages(base, len, Regime::END)?;
+    with_tables(|tables| tables.map_device(start, end))?;
+    // The walker sees the entries before they are used.
+    barrier::dsb(barrier::ISHST);
+    barrier::isb(barrier::SY);
+    Ok(base.0 as *mut u8)
+}
+
+/// Takes the page at `address` out, as a guard.
+///
+/// # Safety
+/// Nobody may have a use for the page.
+pub(crate) unsafe fn unmap_guard(address: u64) -> Result<(), Refusal> {
+    with_tables(|tables| tables.set(address, address + PAGE_SIZE, None))?;
+    let page = address / PAGE_SIZE;
+    // SAFETY: forgetting a translation is always allowed.
+    unsafe {
+        asm!("dsb ishst", "tlbi vae2is, {}", "dsb ish", "isb", in(reg) page, options(nostack, preserves_flags));
+    }
+    Ok(())
+}
+
+/// Whether an address is mapped, for who walks memory that may be broken.
+pub fn is_mapped(address: u64) -> bool {
+    // A panic may come while the tables are being changed; then nothing is known.
+    TABLES.try_lock().is_some_and(|tables| {
+        address < Regime::END && tables.as_ref().is_some_and(|t| t.leaf(address).is_some())
+    })
+}

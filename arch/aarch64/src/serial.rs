@@ -1,0 +1,132 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The machine's one serial line: a PL011, or the part of one that the SBSA asks for, where the firmware's tables
+//! say it is.
+//!
+//! **Invariant.** Bytes of one [`write()`] stay together. [`panic_write`] takes no lock and never waits for long:
+//! what it says may land in the middle of another line, but it comes.
+//!
+//! Source: Arm PrimeCell UART (PL011) reference manual (DDI 0183), 3.3; Arm Server Base System Architecture
+//! (DEN 0029), appendix B (generic UART).
+
+use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+
+use pasidon_arch_common::firmware_tables::Find;
+use pasidon_kernel::addr::HostPhys;
+use pasidon_kernel::refusal::Refusal;
+use spin::Mutex;
+
+use crate::firmware_tables;
+
+/// Data register.
+const UARTDR: u64 = 0x000;
+/// Flag register.
+const UARTFR: u64 = 0x018;
+/// Interrupt mask set and clear: a bit that is set lets its interrupt through.
+const UARTIMSC: u64 = 0x038;
+/// Interrupt clear.
+const UARTICR: u64 = 0x044;
+/// UARTFR: nothing was received.
+const FR_RXFE: u32 = 1 << 4;
+/// UARTFR: the transmitter takes no byte.
+const FR_TXFF: u32 = 1 << 5;
+/// UARTIMSC: received; received and then nothing more for a while.
+const IM_RX: u32 = 1 << 4;
+const IM_RT: u32 = 1 << 6;
+/// UARTICR: all.
+const IC_ALL: u32 = 0x7ff;
+/// What the registers take.
+const LENGTH: u64 = 0x1000;
+/// How often [`panic_write`] looks whether the line takes a byte before it gives that byte up. A byte takes 87 µs
+/// at 115200 baud, and a look about 1 µs.
+const PANIC_TRIES: u32 = 100_000;
+
+/// Address of the registers; 0 where there are none.
+static BASE: AtomicU64 = AtomicU64::new(0);
+/// INTID of the interrupt; 0 where it is not known.
+static INTERRUPT: AtomicU32 = AtomicU32::new(0);
+static LOCK: Mutex<()> = Mutex::new(());
+
+fn read_register(base: u64, offset: u64) -> u32 {
+    // SAFETY: the firmware's tables name the place, which is mapped: by the firmware, then by the hypervisor.
+    unsafe { ((base + offset) as *const u32).read_volatile() }
+}
+
+fn write_register(base: u64, offset: u64, value: u32) {
+    // SAFETY: as in `read_register`; the registers belong to this module alone once boot services have ended.
+    unsafe { ((base + offset) as *mut u32).write_volatile(value) }
+}
+
+fn base() -> Option<u64> {
+    Some(BASE.load(Ordering::Relaxed)).filter(|base| *base != 0)
+}
+
+/// Finds the line, as the firmware has set it up: by the SPCR, or else by the DBG2. Once, on the first processor,
+/// while the firmware's map is in place. Without one, writes go nowhere.
+///
+/// # Errors
+/// When there is none that there is a driver for.
+pub fn init(tables: Find<'_>) -> Result<(), Refusal> {
+    let found = tables("SPCR").and_then(firmware_tables::spcr);
+    let uart = found.or_else(|| tables("DBG2").and_then(firmware_tables::dbg2));
+    let uart = uart.ok_or_else(|| {
+        Refusal::new(
+            "serial line",
+            "the firmware describes no PL011 (SPCR, DBG2)",
+            "give the machine a serial port: the log and the monitor are there",
+        )
+    })?;
+    INTERRUPT.store(uart.interrupt.unwrap_or(0), Ordering::Relaxed);
+    BASE.store(uart.base, Ordering::Relaxed);
+    Ok(())
+}
+
+/// The registers, for the page tables: start and length.
+pub(crate) fn registers() -> Option<(HostPhys, u64)> {
+    base().map(|base| (HostPhys(base), LENGTH))
+}
+
+/// INTID of the line's interrupt, where the firmware states it.
+pub fn interrupt() -> Option<u32> {
+    Some(INTERRUPT.load(Ordering::Relaxed)).filter(|intid| *intid != 0)
+}
+
+/// Sends bytes, waiting until the line takes them.
+pub fn write(bytes: &[u8]) {
+    let Some(base) = base() else { return };
+    let _guard = LOCK.lock();
+    for &byte in bytes {
+        while read_register(base, UARTFR) & FR_TXFF != 0 {
+            core::hint::spin_loop();
+        }
+        write_register(base, UARTDR, byte.into());
+    }
+}
+
+/// The next byte that came in.
+pub fn read() -> Option<u8> {
+    let base = base()?;
+    let _guard = LOCK.lock();
+    if read_register(base, UARTFR) & FR_RXFE != 0 {
+        return None;
+    }
+    Some(read_register(base, UARTDR) as u8)
+}
+
+/// From now on a byte that comes in raises the UART's interrupt.
+pub fn enable_receive_interrupt() {
+    if let Some(base) = base() {
+        let _guard = LOCK.lock();
+        write_register(base, UARTICR, IC_ALL);
+        write_register(base, UARTIMSC, IM_RX | IM_RT);
+    }
+}
+
+/// Sends bytes without a lock, for a processor that will not run on. Gives bytes up that the line does not take.
+pub fn panic_write(bytes: &[u8]) {
+    let Some(base) = base() else { return };
+    for &byte in bytes {
+        if (0..PANIC_TRIES).any(|_| read_register(base, UARTFR) & FR_TXFF == 0) {
+            write_register(base, UARTDR, byte.into());
+        }
+    }
+}

@@ -1,0 +1,213 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! All processors: the first one made a pCPU, the others started.
+//!
+//! **Principle.** A processor is started by PSCI CPU_ON, one after the other. It begins at EL2 with the MMU off in
+//! the image's own code, gets the registers that all have, and calls `arrive` with its stacks.
+//! **Invariant.** A processor that does not come in time is left out, and switches itself off should it come later:
+//! who is first, it or the one that waits for it, decides by one atomic exchange.
+//!
+//! Source: Arm Power State Coordination Interface (DEN 0022), 5.6 (CPU_ON), 6.4 (initial state).
+
+use alloc::boxed::Box;
+use alloc::vec::Vec;
+use core::arch::global_asm;
+use core::mem::offset_of;
+use core::sync::atomic::Ordering;
+
+use pasidon_arch_common::pcpus::Trampoline;
+use pasidon_kernel::addr::HostPhys;
+use pasidon_kernel::refusal::Refusal;
+use spin::Once;
+
+use crate::cpu::{self, Control, Features};
+use crate::firmware_tables::Madt;
+use crate::pcpu::{self, MAX_PCPUS, Pcpu};
+use crate::stack::{self, EXCEPTION_STACK_BYTES, STACK_BYTES, Stack};
+use crate::{cache, gic, interrupts, paging, power, time};
+
+/// What processors are started with: no memory of the firmware's, the code is in the image.
+pub const TRAMPOLINE: Option<Trampoline> = None;
+/// How long it may take a processor to arrive: much, since a simulated one may have to wait for its turn.
+const ARRIVAL_NS: u64 = 3_000_000_000;
+
+/// States of [`Pcpu::arrival`].
+mod arrival {
+    /// It is waited for.
+    pub const AWAITED: u8 = 0;
+    /// It has come.
+    pub const ARRIVED: u8 = 1;
+    /// Nobody waits any more.
+    pub const GIVEN_UP: u8 = 2;
+}
+
+/// What a processor starts with, read with the MMU off; the offsets are in its code.
+#[repr(C)]
+struct StartUp {
+    control: Control,
+    pcpu: *const Pcpu,
+    arrive: extern "C" fn(&'static Pcpu) -> !,
+    exception_top: u64,
+    stack_top: u64,
+}
+
+// X0: the `StartUp`.
+global_asm!(
+    ".p2align 6",
+    ".globl pasidon_start, pasidon_start_end",
+    "pasidon_start:",
+    "msr daifset, #0xf",
+    "msr spsel, #1",
+    "mov x19, x0",
+    "bl pasidon_switch",
+    "ldr x0, [x19, #{pcpu}]",
+    "ldr x1, [x19, #{arrive}]",
+    "ldr x2, [x19, #{exception_top}]",
+    "ldr x3, [x19, #{stack_top}]",
+    "mov sp, x2",
+    "msr spsel, #0",
+    "mov sp, x3",
+    "msr tpidr_el2, x0",
+    "mov x29, xzr",
+    "mov x30, xzr",
+    "blr x1",
+    "brk #1",
+    "pasidon_start_end:",
+    pcpu = const offset_of!(StartUp, pcpu),
+    arrive = const offset_of!(StartUp, arrive),
+    exception_top = const offset_of!(StartUp, exception_top),
+    stack_top = const offset_of!(StartUp, stack_top),
+);
+
+unsafe extern "C" {
+    /// Only its address is used, and that of its end.
+    #[link_name = "pasidon_start"]
+    static START: u8;
+    #[link_name = "pasidon_start_end"]
+    static START_END: u8;
+}
+
+/// Where the others go on.
+static ENTRY: Once<fn() -> !> = Once::new();
+
+/// Makes the processor that runs this the first pCPU: exception stack, interrupt controller. It must run on
+/// `stack`. Once.
+///
+/// # Errors
+/// When the heap is used up, or there is no interrupt controller.
+///
+/// # Safety
+/// After [`paging::install`] and [`time::init`], with everything masked.
+pub unsafe fn init(madt: &Madt, stack: Stack) -> Result<(), Refusal> {
+    let exception_stack = stack::new(EXCEPTION_STACK_BYTES)?;
+    let redistributor = gic::redistributor_of(madt, cpu::mpidr())?;
+    let pcpu = Pcpu::new(0, cpu::mpidr(), redistributor, [stack, exception_stack]);
+    pcpu.arrival.store(arrival::ARRIVED, Ordering::Relaxed);
+    // SAFETY: this is the only processor, and all that is set up is its own.
+    unsafe {
+        stack::exceptions_on(exception_stack);
+        pcpu.make_current();
+        pcpu.enlist();
+        gic::init_pcpu(redistributor)?;
+        interrupts::unmask_stop();
+    }
+    Ok(())
+}
+
+/// Starts the other processors of the MADT; each calls `entry` as a pCPU, on its own stack, with interrupts off.
+/// One that does not come in time costs a line in the log. Returns how many pCPUs there are. Once, on the first.
+///
+/// # Errors
+/// When the heap is used up.
+///
+/// # Safety
+/// After [`init`].
+pub unsafe fn start(madt: &Madt, _trampoline: Option<HostPhys>, entry: fn() -> !) -> Result<usize, Refusal> {
+    ENTRY.call_once(|| entry);
+    let me = cpu::mpidr();
+    let others: Vec<u64> = madt
+        .processors
+        .iter()
+        .map(|processor| processor.mpidr)
+        .filter(|mpidr| *mpidr != me)
+        .collect();
+    if others.is_empty() {
+        return Ok(pcpu::count());
+    }
+    if let Err(refusal) = power::check_psci("processors") {
+        log::warn!("{refusal}; only the first one is used");
+        return Ok(pcpu::count());
+    }
+    let control = Control::new(&Features::read(), paging::root());
+    let code = (&raw const START) as u64;
+    let length = (&raw const START_END) as u64 - code;
+    // SAFETY: the image's own code, which is fetched without the MMU.
+    unsafe { cache::clean(code, length as usize) };
+    for mpidr in others {
+        let count = pcpu::count();
+        if count == MAX_PCPUS {
+            log::warn!("processors: there are more than {MAX_PCPUS}; the others stay off");
+            break;
+        }
+        let redistributor = match gic::redistributor_of(madt, mpidr) {
+            Ok(redistributor) => redistributor,
+            Err(refusal) => {
+                log::warn!("{refusal}; it stays off");
+                continue;
+            }
+        };
+        let (stack, exception_stack) = (stack::new(STACK_BYTES)?, stack::new(EXCEPTION_STACK_BYTES)?);
+        let pcpu = Pcpu::new(count as u32, mpidr, redistributor, [stack, exception_stack]);
+        pcpu.enlist();
+        let start_up: &'static StartUp = Box::leak(Box::new(StartUp {
+            control,
+            pcpu,
+            arrive,
+            exception_top: exception_stack.top,
+            stack_top: stack.top,
+        }));
+        let context = core::ptr::from_ref(start_up) as u64;
+        // SAFETY: `start_up` is read without caches, and is never freed. The code is made for being started.
+        let started = unsafe {
+            cache::clean(context, size_of::<StartUp>());
+            power::start_processor(mpidr, code, context)
+        };
+        let arrived = || pcpu.arrival.load(Ordering::Acquire) == arrival::ARRIVED;
+        let why = match started {
+            Ok(()) if time::spin_until(ARRIVAL_NS, arrived) || !give_up(pcpu) => continue,
+            Ok(()) => alloc::string::String::from("it does not arrive"),
+            Err(error) => alloc::format!("PSCI: {error}"),
+        };
+        pcpu.strike();
+        log::warn!(
+            "processor with MPIDR {mpidr:#x}: it does not start ({why}); switch it off in the firmware set-up, or reset"
+        );
+    }
+    Ok(pcpu::count())
+}
+
+/// Waits for a processor no more; says whether that was in time.
+fn give_up(pcpu: &Pcpu) -> bool {
+    decide(pcpu, arrival::GIVEN_UP)
+}
+
+fn decide(pcpu: &Pcpu, state: u8) -> bool {
+    pcpu.arrival
+        .compare_exchange(arrival::AWAITED, state, Ordering::AcqRel, Ordering::Acquire)
+        .is_ok()
+}
+
+/// Where a processor's Rust code begins.
+extern "C" fn arrive(pcpu: &'static Pcpu) -> ! {
+    // SAFETY: the start-up code has put this processor on its own stacks and on the hypervisor's page tables;
+    // `pcpu` was made for it.
+    let ready = unsafe { gic::init_pcpu(pcpu.redistributor) };
+    if ready.is_err() || !decide(pcpu, arrival::ARRIVED) {
+        power::leave();
+    }
+    // SAFETY: as above.
+    unsafe { interrupts::unmask_stop() };
+    match ENTRY.get() {
+        Some(entry) => entry(),
+        None => cpu::halt(),
+    }
+}

@@ -1,0 +1,119 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Time: the physical count of the generic timer, whose rate the firmware states, and the timer of EL2.
+//!
+//! **Principle.** All pCPUs see one count. Nanoseconds come from a multiplication and a shift, no division.
+//!
+//! Source: Arm Architecture Reference Manual (DDI 0487), D12 (generic timer).
+
+use core::arch::asm;
+use core::sync::atomic::{AtomicU64, Ordering};
+
+use aarch64_cpu::registers::{CNTFRQ_EL0, Readable};
+use pasidon_arch_common::rate::{NS_PER_SECOND, Rate};
+use pasidon_kernel::refusal::Refusal;
+
+/// Rates that a count may have.
+const SANE_HZ: core::ops::RangeInclusive<u64> = 1_000_000..=20_000_000_000;
+
+static RATE: Rate = Rate::unknown();
+/// Count at which [`now_ns`] is 0.
+static START: AtomicU64 = AtomicU64::new(0);
+/// Wall clock at [`START`], in nanoseconds since 1970; 0 where unknown.
+static UNIX_START: AtomicU64 = AtomicU64::new(0);
+
+/// The physical count, CNTPCT_EL0, not read before what comes before is done.
+pub fn count() -> u64 {
+    let count: u64;
+    // SAFETY: reading it changes nothing, and EL2 may always.
+    unsafe { asm!("isb", "mrs {}, cntpct_el0", out(reg) count, options(nostack, preserves_flags)) };
+    count
+}
+
+/// Counts per second; 0 before [`init`].
+pub fn hz() -> u64 {
+    RATE.hz()
+}
+
+/// Nanoseconds since the hypervisor's start; 0 before [`init`].
+pub fn now_ns() -> u64 {
+    RATE.ns(count().saturating_sub(START.load(Ordering::Relaxed)))
+}
+
+/// The wall clock in nanoseconds since 1970, UTC: what the firmware said at the start, and the time since. 0
+/// where the firmware did not know.
+pub fn unix_ns() -> u64 {
+    match UNIX_START.load(Ordering::Relaxed) {
+        0 => 0,
+        start => start.saturating_add(now_ns()),
+    }
+}
+
+/// The count at a time of [`now_ns`]; the maximum where that lies beyond it.
+pub fn count_at(ns: u64) -> u64 {
+    let ticks = u128::from(ns) * u128::from(hz()) / u128::from(NS_PER_SECOND);
+    u64::try_from(ticks)
+        .unwrap_or(u64::MAX)
+        .saturating_add(START.load(Ordering::Relaxed))
+}
+
+/// Says what the time is: the wall clock is `unix_ns` now. Before [`init`].
+pub fn set_wall_clock(unix_ns: u64) {
+    START.store(count(), Ordering::Relaxed);
+    UNIX_START.store(unix_ns, Ordering::Relaxed);
+}
+
+/// Takes the rate that the firmware states. On the first processor.
+///
+/// # Errors
+/// When it states none that can be.
+pub fn init() -> Result<(), Refusal> {
+    let hz = CNTFRQ_EL0.get();
+    if !SANE_HZ.contains(&hz) {
+        return Err(Refusal::new(
+            "clock",
+            alloc::format!("the firmware states a rate of {hz} Hz for the generic timer (CNTFRQ_EL0)"),
+            "update the firmware",
+        ));
+    }
+    if START.load(Ordering::Relaxed) == 0 {
+        START.store(count(), Ordering::Relaxed);
+    }
+    RATE.set(hz);
+    Ok(())
+}
+
+/// Arms this pCPU's timer, that of EL2, for a time of [`now_ns`], or disarms it. A deadline in the past fires at
+/// once. The interrupt stays pending until the timer is armed for later or disarmed.
+pub fn arm_timer(deadline_ns: Option<u64>) {
+    const ENABLE: u64 = 1 << 0;
+    match deadline_ns {
+        // SAFETY: the timer is the hypervisor's alone.
+        Some(ns) => unsafe {
+            asm!(
+                "msr cnthp_cval_el2, {}", "msr cnthp_ctl_el2, {}", "isb",
+                in(reg) count_at(ns), in(reg) ENABLE, options(nostack, preserves_flags)
+            );
+        },
+        // SAFETY: as above.
+        None => unsafe { asm!("msr cnthp_ctl_el2, xzr", "isb", options(nostack, preserves_flags)) },
+    }
+}
+
+/// Waits, for steps of hardware that only take time.
+pub fn spin_for(ns: u64) {
+    spin_until(ns, || false);
+}
+
+/// Waits until `done`, at most so long; says whether it came.
+pub fn spin_until(ns: u64, done: impl Fn() -> bool) -> bool {
+    let end = now_ns().saturating_add(ns);
+    loop {
+        if done() {
+            return true;
+        }
+        if now_ns() >= end {
+            return false;
+        }
+        core::hint::spin_loop();
+    }
+}
