@@ -25,13 +25,15 @@ pub fn run() -> Result<()> {
             .args(host)
             .args(["--all-targets", "--", "-D", "warnings"]),
     )?;
-    say("clippy, UEFI application");
-    // Its test target would need a standard library: what can be tested on the host lies in the other crates.
-    command::run_visible(
-        uefi::cargo(Arch::X86_64, "clippy")?
-            .args(lib_or_bin)
-            .args(["--", "-D", "warnings"]),
-    )?;
+    for arch in Arch::ALL {
+        say(&format!("clippy, UEFI application for {arch}"));
+        // Its test target would need a standard library: what can be tested on the host lies in the other crates.
+        command::run_visible(
+            uefi::cargo(*arch, "clippy")?
+                .args(lib_or_bin)
+                .args(["--", "-D", "warnings"]),
+        )?;
+    }
     say("documentation");
     let mut doc = command::cargo();
     doc.env("RUSTDOCFLAGS", "-D warnings")
@@ -39,11 +41,14 @@ pub fn run() -> Result<()> {
         .args(host)
         .arg("--no-deps");
     command::run_visible(&mut doc)?;
-    let mut doc = uefi::cargo(Arch::X86_64, "doc")?;
-    doc.env("RUSTDOCFLAGS", "-D warnings")
-        .args(lib_or_bin)
-        .arg("--no-deps");
-    command::run_visible(&mut doc)?;
+    for arch in Arch::ALL {
+        let mut doc = uefi::cargo(*arch, "doc")?;
+        doc.env("RUSTDOCFLAGS", "-D warnings")
+            .args(lib_or_bin)
+            // The host's documentation leaves out what only builds for that architecture.
+            .args(["--package", uefi::package(*arch), "--no-deps"]);
+        command::run_visible(&mut doc)?;
+    }
     println!("check: everything holds in {}", workspace::root().display());
     Ok(())
 }

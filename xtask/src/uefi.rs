@@ -15,6 +15,22 @@ use std::process::{Command, Stdio};
 /// Package name of the EFI application, which is also its file name.
 const APPLICATION: &str = "pasidon";
 
+/// The crate with the code for its processors.
+pub fn package(arch: Arch) -> &'static str {
+    match arch {
+        Arch::X86_64 => "pasidon-arch-x86_64",
+        Arch::Aarch64 => "pasidon-arch-aarch64",
+    }
+}
+
+/// Where the firmware looks for an application on a removable disk (UEFI 2.10, 3.5.1.1).
+fn removable_path(arch: Arch) -> &'static str {
+    match arch {
+        Arch::X86_64 => "EFI/BOOT/BOOTX64.EFI",
+        Arch::Aarch64 => "EFI/BOOT/BOOTAA64.EFI",
+    }
+}
+
 /// Rust's name of the UEFI target.
 pub fn target(arch: Arch) -> &'static str {
     match arch {
@@ -51,7 +67,11 @@ pub fn build(arch: Arch, features: &[String]) -> Result<Application> {
     let text = fs::read_to_string(&map).with_context(|| format!("reading {}", map.display()))?;
     fs::write(&symbols, symbols::from_map(&text)?)
         .with_context(|| format!("writing {}", symbols.display()))?;
-    Ok(Application { efi, symbols })
+    Ok(Application {
+        efi,
+        symbols,
+        removable_path: removable_path(arch),
+    })
 }
 
 /// Runs the cargo command line `words` for the UEFI target of `arch`.

@@ -30,7 +30,7 @@ impl Image {
     /// A disk that starts `application`, with that `pasidon.toml`.
     pub fn new(application: &Application, configuration: &str) -> Image {
         Image { files: Vec::new() }
-            .file("EFI/BOOT/BOOTX64.EFI", &application.efi)
+            .file(application.removable_path, &application.efi)
             .file("pasidon.sym", &application.symbols)
             .text("pasidon.toml", configuration)
     }
@@ -120,6 +120,7 @@ mod tests {
         let application = Application {
             efi: efi.clone(),
             symbols: efi,
+            removable_path: "EFI/BOOT/BOOTX64.EFI",
         };
         let path = dir.path().join("disk");
         Image::new(&application, "[host]\n")

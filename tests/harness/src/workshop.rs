@@ -12,6 +12,8 @@ pub struct Application {
     pub efi: PathBuf,
     /// Its symbol file: lines `RVA SIZE NAME`, sorted, numbers in hexadecimal.
     pub symbols: PathBuf,
+    /// Where the firmware looks for it on a removable disk, with `/`.
+    pub removable_path: &'static str,
 }
 
 /// A Linux guest's files.
