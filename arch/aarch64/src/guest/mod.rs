@@ -19,14 +19,15 @@
 //! whether somebody woke it since, and enters. MDSCR_EL1 is [`sysreg::SystemRegisters::debug_control`].
 //!
 //! **Leaving.** [`gic::Gic::sync`] takes list registers and ICH_HCR_EL2 back before anything else looks at the
-//! interrupt controller. A maintenance interrupt needs nothing more: the next fill answers it.
+//! interrupt controller; ICH_HCR_EL2 is then 0 until the next entry. A maintenance interrupt needs nothing more:
+//! the next fill answers it, and its acknowledgement may already read as spurious.
 //!
 //! | exit (ESR_EL2.EC) | call | then |
 //! |---|---|---|
 //! | WFI, WFE (0x01) | [`gic::Gic::has_pending`] | WFI: wait unless it is true; skip the instruction either way |
 //! | HVC (0x16), SMC (0x17) | [`machine::ArmPlatform::call`] | X0; do as [`machine::AfterCall`] says; skip the instruction for SMC only |
 //! | system register (0x18) | [`sysreg::Trap::from_iss`], [`sysreg::SystemRegisters::access`] | do as [`sysreg::Outcome`] says; skip unless undefined |
-//! | data abort (0x24) | [`mmio::perform`], whose device is [`machine::ArmPlatform::exit`] | skip; or [`exception::Exception::DataAbort`] and the line of [`mmio::Refused`] |
+//! | data abort (0x24) | [`mmio::perform`], whose device is [`machine::ArmPlatform::exit`] | skip; or [`exception::Exception::DataAbort`] and the line of [`mmio::Refused`], within an [`Allowance`](pasidon_kernel::allowance::Allowance) |
 //! | instruction abort (0x20) | none | the VM ends: it executed where there is no RAM, as on x86-64 |
 //! | SVE, SME, pointer authentication, AArch32, … | none | [`exception::Exception::Undefined`] |
 //! | IRQ | none | the host's; the virtual timer's goes to [`gic::Gic::set_ppi_line`] |

@@ -154,6 +154,11 @@ fn a_level_interrupt_comes_again_while_its_line_is_high() {
     }
     cpu.enter(&mut gic);
     assert_eq!(cpu.acknowledge(), Some(TIMER));
+    cpu.exit(&mut gic);
+    cpu.enter(&mut gic);
+    // The line may fall unseen before the end.
+    let state = lr::PENDING | lr::ACTIVE | lr::EOI;
+    assert_eq!(cpu.registers[0] & state, lr::ACTIVE | lr::EOI);
     gic.set_ppi_line(0, TIMER, false);
     cpu.end(TIMER);
     cpu.exit(&mut gic);
@@ -219,6 +224,52 @@ fn ending_a_mapped_interrupt_by_register_releases_the_physical_one() {
     assert_eq!(gic.take_released(0), None);
     set_bit(&mut gic, CLEAR_ACTIVE, TIMER);
     assert_eq!((gic.take_released(0), gic.take_released(0)), (Some(27), None));
+}
+
+#[test]
+fn a_mapped_interrupt_is_never_pending_and_active_at_once() {
+    let mut gic = ready(1, &[TIMER]);
+    let mut cpu = Cpu::new(0, 4);
+    gic.map_physical(0, TIMER, Some(27));
+    gic.set_ppi_line(0, TIMER, true);
+    cpu.enter(&mut gic);
+    cpu.acknowledge();
+    cpu.exit(&mut gic);
+    set_bit(&mut gic, SET_PENDING, TIMER);
+    cpu.enter(&mut gic);
+    assert_eq!(cpu.registers[0] & (lr::PENDING | lr::ACTIVE), lr::ACTIVE);
+    cpu.end(TIMER);
+    cpu.exit(&mut gic);
+    cpu.enter(&mut gic);
+    assert_eq!(
+        cpu.acknowledge(),
+        Some(TIMER),
+        "set by software, it comes after the end"
+    );
+}
+
+#[test]
+fn disabling_one_group_lets_the_other_have_its_list_registers() {
+    let numbers: Vec<u32> = (EDGE..EDGE + 4).collect();
+    let mut gic = ready(1, &numbers);
+    // The last of them is in group 0.
+    set(&mut gic, GROUP, EDGE, 0b0111);
+    gic.write(0, Window::Distributor, 0, 4, 0x13);
+    numbers
+        .iter()
+        .for_each(|number| assert!(gic.message(msi(*number))));
+    let mut cpu = Cpu::new(0, 2);
+    cpu.enter(&mut gic);
+    assert!(!cpu.maintenance());
+    cpu.vmcr &= !2;
+    assert!(
+        cpu.maintenance(),
+        "what is left out may be all that can be taken now"
+    );
+    cpu.exit(&mut gic);
+    cpu.enter(&mut gic);
+    assert!(!cpu.maintenance());
+    assert_eq!(cpu.acknowledge(), Some(EDGE + 3));
 }
 
 #[test]
@@ -325,6 +376,7 @@ fn a_shared_interrupt_is_with_one_vcpu_at_a_time() {
     first.enter(&mut gic);
     gic.message(msi(EDGE));
     let router = 0x6000 + 8 * u64::from(EDGE);
+    gic.take_wakes();
     gic.write(1, Window::Distributor, router, 8, 1);
     assert!(gic.take_wakes().contains(0), "it is to give it back");
     second.enter(&mut gic);
