@@ -3,9 +3,11 @@
 
 use alloc::string::String;
 use alloc::vec::Vec;
+use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
+use pasidon_arch::interrupts::{self, vector};
 use pasidon_arch::platform::Platform;
-use pasidon_arch::{firmware_tables, interrupts};
+use pasidon_arch::{firmware_tables, pcpu, time};
 use pasidon_kernel::addr::HostPhys;
 use pasidon_kernel::config::{ConfigError, Parsed, resolve_parents};
 
@@ -65,6 +67,7 @@ pub fn run(handover: Handover) -> ! {
             log::error!("{path}: {why}");
         }
     }
+    check_interrupts();
     let mib = |bytes: u64| bytes >> 20;
     log::info!(
         "configuration: {} VMs with {} files, {} MiB for them",
@@ -77,6 +80,64 @@ pub fn run(handover: Handover) -> ! {
         handover.image_bytes >> 10
     );
     processor()
+}
+
+/// How many kicks were answered.
+static ANSWERED: AtomicUsize = AtomicUsize::new(0);
+/// When the timer's interrupt came; 0 while it has not.
+static FIRED: AtomicU64 = AtomicU64::new(0);
+
+/// Kicks every processor, and lets this one's timer run down: first looking whether it comes, then asleep.
+fn check_interrupts() {
+    const AHEAD_NS: u64 = 1_000_000;
+    /// Much, since a simulated processor may have to wait for its turn.
+    const DEADLINE_NS: u64 = 3_000_000_000;
+    interrupts::install(vector::KICK, |_| {
+        ANSWERED.fetch_add(1, Ordering::AcqRel);
+    });
+    interrupts::install(time::vector(), |_| {
+        time::arm_timer(None);
+        FIRED.store(time::now_ns(), Ordering::Release);
+    });
+    let count = pcpu::count();
+    for pcpu in 0..count as u32 {
+        interrupts::kick(pcpu);
+    }
+    let all_answered = || {
+        interrupts::window();
+        ANSWERED.load(Ordering::Acquire) == count
+    };
+    if !time::spin_until(DEADLINE_NS, all_answered) {
+        let answered = ANSWERED.load(Ordering::Acquire);
+        log::error!("interrupts: {answered} of {count} processors answer a kick; reset the machine");
+        return;
+    }
+    let arm = || {
+        FIRED.store(0, Ordering::Release);
+        let due = time::now_ns() + AHEAD_NS;
+        time::arm_timer(Some(due));
+        due
+    };
+    let late = |due: u64| FIRED.load(Ordering::Acquire).saturating_sub(due) / 1000;
+    let fired = || {
+        interrupts::window();
+        FIRED.load(Ordering::Acquire) != 0
+    };
+    let due = arm();
+    if !time::spin_until(DEADLINE_NS, fired) {
+        let vector = time::vector();
+        log::error!("interrupts: the timer's, INTID {vector}, does not come; update the firmware");
+        return;
+    }
+    let awake = late(due);
+    let due = arm();
+    while FIRED.load(Ordering::Acquire) == 0 {
+        interrupts::wait();
+    }
+    log::info!(
+        "interrupts: all {count} processors answer a kick; the timer comes {awake} us late, out of sleep {} us",
+        late(due)
+    );
 }
 
 /// What each other processor does from its start on.

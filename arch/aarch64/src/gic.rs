@@ -229,7 +229,7 @@ pub fn redistributor_of(madt: &Madt, mpidr: u64) -> Result<u64, Refusal> {
     ))
 }
 
-/// Sets this pCPU's redistributor and CPU interface up. SGIs are enabled.
+/// Sets this pCPU's redistributor and CPU interface up. SGIs and the timer's interrupt are enabled.
 ///
 /// # Errors
 /// When the redistributor does not wake up.
@@ -256,7 +256,7 @@ pub unsafe fn init_pcpu(redistributor: u64) -> Result<(), Refusal> {
     if has_group_0() {
         private.write(gicd::IGROUPR, !(1 << vector::STOP));
     }
-    private.write(gicd::ISENABLER, SGIS);
+    private.write(gicd::ISENABLER, SGIS | 1 << time::vector());
     // SAFETY: the processor has these registers, which was checked. All that can come is what was enabled above.
     unsafe {
         asm!(
@@ -280,12 +280,6 @@ pub unsafe fn init_pcpu(redistributor: u64) -> Result<(), Refusal> {
         }
     }
     Ok(())
-}
-
-/// Enables a PPI on the pCPU that runs this.
-pub fn enable_private(intid: u32) {
-    let private = Registers(crate::pcpu::current().redistributor + gicr::SGI_FRAME);
-    private.set_bit(gicd::ISENABLER, intid % PRIVATE);
 }
 
 /// Sends an SPI to the pCPU with that MPIDR from now on, by its edge or by its level.

@@ -57,7 +57,7 @@ impl Platform {
         trampoline: Option<HostPhys>,
         entry: fn() -> !,
     ) -> Result<Processors, Refusal> {
-        time::init()?;
+        time::init(self.timers.physical_el2)?;
         if self.madt.damaged {
             log::warn!("ACPI: the MADT is cut off; processors may be missing; update the firmware");
         }

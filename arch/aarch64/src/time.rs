@@ -6,16 +6,20 @@
 //! Source: Arm Architecture Reference Manual (DDI 0487), D12 (generic timer).
 
 use core::arch::asm;
-use core::sync::atomic::{AtomicU64, Ordering};
+use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use aarch64_cpu::registers::{CNTFRQ_EL0, Readable};
 use pasidon_arch_common::rate::{NS_PER_SECOND, Rate};
 use pasidon_kernel::refusal::Refusal;
 
+use crate::interrupts::Vector;
+
 /// Rates that a count may have.
 const SANE_HZ: core::ops::RangeInclusive<u64> = 1_000_000..=20_000_000_000;
 
 static RATE: Rate = Rate::unknown();
+/// INTID of the timer's interrupt.
+static VECTOR: AtomicU32 = AtomicU32::new(0);
 /// Count at which [`now_ns`] is 0.
 static START: AtomicU64 = AtomicU64::new(0);
 /// Wall clock at [`START`], in nanoseconds since 1970; 0 where unknown.
@@ -62,11 +66,27 @@ pub fn set_wall_clock(unix_ns: u64) {
     UNIX_START.store(unix_ns, Ordering::Relaxed);
 }
 
-/// Takes the rate that the firmware states. On the first processor.
+/// The interrupt of [`arm_timer`]: private to each pCPU, and enabled there.
+pub fn vector() -> Vector {
+    VECTOR.load(Ordering::Relaxed)
+}
+
+/// Takes the rate that the firmware states, and the INTID of EL2's timer. On the first processor.
 ///
 /// # Errors
-/// When it states none that can be.
-pub fn init() -> Result<(), Refusal> {
+/// When they are none that can be.
+pub fn init(vector: Vector) -> Result<(), Refusal> {
+    const PPIS: core::ops::Range<u32> = 16..32;
+    if !PPIS.contains(&vector) {
+        return Err(Refusal::new(
+            "clock",
+            alloc::format!(
+                "the GTDT states INTID {vector} for the timer of EL2, which is none of a processor's own"
+            ),
+            "update the firmware",
+        ));
+    }
+    VECTOR.store(vector, Ordering::Relaxed);
     let hz = CNTFRQ_EL0.get();
     if !SANE_HZ.contains(&hz) {
         return Err(Refusal::new(
@@ -83,7 +103,8 @@ pub fn init() -> Result<(), Refusal> {
 }
 
 /// Arms this pCPU's timer, that of EL2, for a time of [`now_ns`], or disarms it. A deadline in the past fires at
-/// once. The interrupt stays pending until the timer is armed for later or disarmed.
+/// once. The interrupt stays pending until the timer is armed for later or disarmed, so its handler has to do one of
+/// these.
 pub fn arm_timer(deadline_ns: Option<u64>) {
     const ENABLE: u64 = 1 << 0;
     match deadline_ns {

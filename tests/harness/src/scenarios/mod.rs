@@ -3,6 +3,7 @@
 
 mod configuration;
 mod guests;
+mod inventory;
 mod lifecycle;
 mod no_iommu;
 pub(crate) mod pasidon;
@@ -18,6 +19,7 @@ pub const ALL: &[Scenario] = &[
     platform::DMATEST,
     platform::FAULT,
     platform::SELF_TEST,
+    inventory::INVENTORY,
     guests::INVENTORY,
     guests::TWO,
     guests::THREE,

@@ -1,0 +1,72 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! What Pasidon says about the machine, in the same words on every architecture.
+
+use super::pasidon::{BOOT_TIMEOUT, COMMAND_TIMEOUT, HOST, vm};
+use crate::arch::Arch;
+use crate::demonstration;
+use crate::scenario::{Lab, Scenario};
+use anyhow::{Context, Result};
+
+/// Processors, memory, ACPI, PCI.
+pub const INVENTORY: Scenario = Scenario {
+    name: "inventory",
+    about: "processors, memory, ACPI tables and PCI functions in the same words everywhere; on aarch64 with VHE, without, and refused at EL1",
+    arches: Arch::ALL,
+    run: |lab| match lab.arch() {
+        Arch::X86_64 => listed(
+            lab,
+            &[],
+            r"APIC IDs \[0, 1\]\), .*, TSC \d+ MHz, local APIC timer \d+ MHz",
+            &[],
+        ),
+        Arch::Aarch64 => {
+            let clock = r"counter \d+ MHz";
+            let vhe = format!(r"MPIDRs \[0, 1\]\), Neoverse-N1, EL2 with VHE, {clock}");
+            listed(lab, &[], &vhe, AFTERWARDS_ON_ARM)?;
+            let plain = format!(r"MPIDRs \[0, 1\]\), Cortex-A72, EL2 without VHE, {clock}");
+            listed(lab, &["-cpu", "cortex-a72"], &plain, AFTERWARDS_ON_ARM)?;
+            refused_at_el1(lab)
+        }
+    },
+};
+
+/// What comes behind the PCI functions where guests are not there yet.
+const AFTERWARDS_ON_ARM: &[&str] = &[
+    r"interrupts: all 2 processors answer a kick; the timer comes \d+ us late, out of sleep \d+ us$",
+    r"this build \(\d+ KiB\) lists the machine; guests on this architecture are not there yet$",
+];
+
+fn configuration() -> String {
+    [HOST, &vm("alpha", 0, "")].concat()
+}
+
+/// On a machine with those further arguments the inventory comes; `processors` is how its line about them goes on.
+fn listed(lab: &Lab<'_>, arguments: &[&str], processors: &str, afterwards: &[&str]) -> Result<()> {
+    let adapt = |platform| demonstration::platform(platform).arguments(arguments);
+    let machine = lab.pasidon(&configuration(), adapt)?;
+    let first = format!(r"machine: processors: 2 of 2 \({processors}, \d+ address bits$");
+    machine.log().expect(&first, BOOT_TIMEOUT)?;
+    let lines = [
+        r"machine: memory: 20\d\d MiB, \d+ MiB of it for guests; hypervisor: heap 64 MiB \(\d+ KiB used\), image \d+ KiB at 0x[0-9a-f]+$",
+        "machine: ACPI: MADT MCFG FADT",
+        r"machine: PCI: segment 0000 buses 00-ff, ECAM at 0x[0-9a-f]+$",
+        "hypervisor: pci: 0000:00:04.0 8086:11fb class 088000",
+    ];
+    for line in lines.iter().chain(afterwards) {
+        machine.log().expect(line, COMMAND_TIMEOUT)?;
+    }
+    Ok(())
+}
+
+/// Where the firmware has no EL2 to give, one line says so and what helps.
+fn refused_at_el1(lab: &Lab<'_>) -> Result<()> {
+    let adapt = |platform| demonstration::platform(platform).arguments(["-M", "virtualization=off"]);
+    let machine = lab.pasidon(&configuration(), adapt)?;
+    let line = "processor: the firmware started Pasidon at EL1; .* with QEMU use -M virt,virtualization=on$";
+    machine.log().expect(line, BOOT_TIMEOUT)?;
+    machine
+        .log()
+        .expect("nothing was started; back to the firmware$", COMMAND_TIMEOUT)
+        .map(drop)
+        .context("refused at EL1")
+}
