@@ -18,14 +18,15 @@ pub fn configuration(path: Option<&Path>) -> Result<String> {
     fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))
 }
 
-/// Makes the boot disk with `configuration` and the Linux guest, and returns where it lies: `output`, or a place in
+/// Makes the boot disk for machines of `arch` with `configuration` and the Linux guest, and returns where it lies: `output`, or a place in
 /// the target folder.
 ///
 /// # Errors
 /// When a part of it cannot be made, or the disk cannot be written.
-pub fn make(configuration: &str, output: Option<&Path>) -> Result<PathBuf> {
-    let path = output.map_or(workspace::target_dir().join("pasidon.img"), Path::to_path_buf);
-    let shop = Shop(Arch::X86_64);
+pub fn make(arch: Arch, configuration: &str, output: Option<&Path>) -> Result<PathBuf> {
+    let name = format!("pasidon-{arch}.img");
+    let path = output.map_or(workspace::target_dir().join(name), Path::to_path_buf);
+    let shop = Shop(arch);
     Image::new(&shop.application(&[])?, configuration)
         .linux(&shop.linux()?)
         .write(&path)?;

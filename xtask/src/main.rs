@@ -81,10 +81,13 @@ struct Run {
 
 #[derive(Args)]
 struct MakeImage {
+    /// The processor architecture of the machine that it is for.
+    #[arg(long, default_value_t = Arch::X86_64)]
+    arch: Arch,
     /// Another configuration than the demonstration's (pasidon.toml at the top of the checkout).
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
-    /// Where the disk is written (default: pasidon.img in the target folder).
+    /// Where the disk is written (default: pasidon-ARCH.img in the target folder).
     #[arg(long, value_name = "FILE")]
     output: Option<PathBuf>,
 }
@@ -150,7 +153,7 @@ fn dispatch(command: Command) -> Result<()> {
             let configuration = image::configuration(options.config.as_deref())?;
             println!(
                 "{}",
-                image::make(&configuration, options.output.as_deref())?.display()
+                image::make(options.arch, &configuration, options.output.as_deref())?.display()
             );
             Ok(())
         }

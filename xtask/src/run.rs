@@ -24,7 +24,7 @@ pub fn run(configuration: Option<&Path>) -> Result<()> {
         return live(&text);
     }
     let framed = demonstration::framed(&text)?;
-    let disk = image::make(&framed, None)?;
+    let disk = image::make(ARCH, &framed, None)?;
     let platform = demonstration::platform(Platform::disk(ARCH, &disk));
     let machine = Machine::start(&Shop(ARCH).qemu()?, &platform, &framed)?;
     println!("Pasidon boots; {} guests", machine.vms().len());
@@ -80,7 +80,7 @@ fn summary(results: &Results) -> String {
 
 /// Starts the machine on this terminal and stays with it until it ends.
 fn live(text: &str) -> Result<()> {
-    let disk = image::make(text, None)?;
+    let disk = image::make(ARCH, text, None)?;
     let qemu = Shop(ARCH).qemu()?;
     let private = tempfile::Builder::new().prefix("pasidon-").tempdir()?;
     let platform = demonstration::platform(Platform::disk(ARCH, &disk));
