@@ -24,29 +24,25 @@
 //!
 //! | exit (ESR_EL2.EC) | call | then |
 //! |---|---|---|
-//! | WFI, WFE (0x01) | [`gic::Gic::has_pending`] | WFI: wait unless it is true; skip the instruction either way |
+//! | WFI, WFE (0x01) | [`gic::Gic::has_pending`], [`timer::deadline`] | WFI: wait unless it is true or that has come; skip the instruction either way |
 //! | HVC (0x16), SMC (0x17) | [`machine::ArmPlatform::call`] | X0; do as [`machine::AfterCall`] says; skip the instruction for SMC only |
 //! | system register (0x18) | [`sysreg::Trap::from_iss`], [`sysreg::SystemRegisters::access`] | do as [`sysreg::Outcome`] says; skip unless undefined |
 //! | data abort (0x24) | [`mmio::perform`], whose device is [`machine::ArmPlatform::exit`] | skip; or [`exception::Exception::DataAbort`] and the line of [`mmio::Refused`], within an [`Allowance`](pasidon_kernel::allowance::Allowance) |
 //! | instruction abort (0x20) | none | the VM ends: it executed where there is no RAM, as on x86-64 |
 //! | SVE, SME, pointer authentication, AArch32, … | none | [`exception::Exception::Undefined`] |
-//! | IRQ | none | the host's; the virtual timer's goes to [`gic::Gic::set_ppi_line`] |
+//! | IRQ | none | the host's; the virtual timer's goes to [`timer::VirtualTimer::taken`] |
 //!
 //! After *every* call to the platform, also from other processors (typing, a vdev's interrupt, SGIs), and
 //! before the lock is released: [`machine::ArmPlatform::take_wakes`]. Those vCPUs are made to leave the guest,
 //! or to stop waiting. An exception is given with [`exception::enter`].
 //!
-//! **The virtual timer** (CNTV, PPI 27) is the hardware's, switched with the vCPU. Its line is its own output:
-//! ENABLE, not IMASK, and ISTATUS in CNTV_CTL_EL0. Two ways to tell it:
-//! - *unmapped*: on its physical interrupt and at each exit, tell the output's level. While it is high, the
-//!   physical interrupt is kept disabled or active, or it would come at once again.
-//! - *mapped* ([`gic::Gic::map_physical`] with the physical INTID): on the physical interrupt, drop its priority
-//!   without deactivating it (EOImode 1) and tell `true` once. The guest's own end deactivates it, and the
-//!   hardware raises it again if the output is still high. Where a vCPU leaves its processor with the
-//!   interrupt told and not ended, or the output fell, the loop deactivates it and tells `false`;
-//!   [`gic::Gic::take_released`] names those that the guest ended by register.
-//!
-//! While a vCPU does not run, its CNTV_CVAL_EL0 (with CNTVOFF_EL2) is the deadline that wakes it.
+//! **The virtual timer** (CNTV, PPI 27) is the hardware's: its registers are switched with the vCPU, and its
+//! physical interrupt is mapped to the guest's. [`timer::VirtualTimer`] says what to do to the physical one:
+//! [`load`](timer::VirtualTimer::load) when the vCPU comes to a processor,
+//! [`taken`](timer::VirtualTimer::taken) when the physical interrupt was acknowledged there (its priority
+//! dropped, not deactivated: EOImode 1), [`check`](timer::VirtualTimer::check) before each fill,
+//! [`unload`](timer::VirtualTimer::unload) when the vCPU leaves. A vCPU that waits is woken at
+//! [`timer::deadline`], and goes on waiting only if that has not come either.
 #![forbid(unsafe_code)]
 
 pub mod boot;
@@ -58,6 +54,7 @@ pub mod mmio;
 pub mod psci;
 pub mod smccc;
 pub mod sysreg;
+pub mod timer;
 
 #[cfg(test)]
 mod testing;

@@ -208,21 +208,7 @@ impl Gic {
 
     /// `vcpu` wrote `number` to ICC_DIR_EL1, and that was trapped.
     pub fn deactivate(&mut self, vcpu: u16, number: u32) {
-        self.release(vcpu, number);
         self.change(vcpu, number, |irq| irq.active = false);
-    }
-
-    /// An active state ends without the processor's help: a physical interrupt behind it is to be released.
-    pub(super) fn release(&mut self, vcpu: u16, number: u32) {
-        let Some(redistributor) = self.vcpus.get_mut(usize::from(vcpu)) else {
-            return;
-        };
-        if let Some(irq) = redistributor.irqs.get(number as usize)
-            && irq.active
-            && irq.physical.is_some()
-        {
-            redistributor.released |= 1 << number;
-        }
     }
 
     /// Whether an interrupt would be signalled to `vcpu` now: what ends WFI. After [`Gic::sync`].

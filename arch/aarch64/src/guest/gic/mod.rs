@@ -26,7 +26,7 @@ mod registers;
 mod sgi;
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;
 
 use alloc::boxed::Box;
 use alloc::format;
@@ -154,8 +154,6 @@ struct Redistributor {
     /// INTIDs that are pending, active or in a list register, a bit each.
     busy: u32,
     asleep: bool,
-    /// PPIs whose physical interrupt is to be deactivated.
-    released: u32,
 }
 
 /// The interrupt controller of one VM.
@@ -187,7 +185,6 @@ impl Gic {
             irqs: private,
             busy: 0,
             asleep: true,
-            released: 0,
         };
         let spis = (intid::COUNT - intid::SPI) as usize;
         let spi = Spi {
@@ -222,7 +219,6 @@ impl Gic {
                 *irq = cleared(irq, number < SGIS);
             }
             redistributor.asleep = true;
-            redistributor.released = 0;
         }
         for vcpu in 0..self.vcpus() {
             (0..PRIVATE).for_each(|number| self.touch(vcpu, number));
@@ -342,22 +338,10 @@ impl Gic {
         }
     }
 
-    /// Takes a mapped PPI of `vcpu` whose active state the guest ended through ICACTIVER, which the hardware
-    /// does not see: its physical interrupt is for the caller to deactivate.
-    pub fn take_released(&mut self, vcpu: u16) -> Option<u16> {
-        let redistributor = self.vcpus.get_mut(usize::from(vcpu))?;
-        while redistributor.released != 0 {
-            let number = redistributor.released.trailing_zeros();
-            redistributor.released &= redistributor.released - 1;
-            let physical = redistributor
-                .irqs
-                .get(number as usize)
-                .and_then(|irq| irq.physical);
-            if physical.is_some() {
-                return physical;
-            }
-        }
-        None
+    /// Whether a private interrupt of `vcpu` is pending, and whether it is active. After [`Gic::sync`].
+    pub fn ppi_state(&self, vcpu: u16, number: u32) -> (bool, bool) {
+        let irq = self.irq(vcpu, number).filter(|_| number < PRIVATE);
+        irq.map_or((false, false), |irq| (irq.pending(), irq.active))
     }
 
     /// A message-signalled interrupt on the guest's bus. `false`: it is not meant for the interrupt controller,

@@ -8,7 +8,7 @@ use super::super::{Control, Gic, VCpuInterface};
 /// ICH_VMCR_EL2 with both groups enabled and no priority masked.
 pub(super) const OPEN: u64 = vmcr::GROUP0_ENABLED | vmcr::GROUP1_ENABLED | 0xff << vmcr::PRIORITY_MASK_SHIFT;
 
-pub(super) struct Cpu {
+pub(in crate::guest) struct Cpu {
     pub vcpu: u16,
     pub registers: Vec<u64>,
     pub vmcr: u64,
