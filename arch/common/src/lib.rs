@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! What the crates for the processors have in common: page-table trees, stacks, the loaded image, backtraces,
-//! the report of a fault, access to physical memory.
+//! the report of a fault, access to physical memory; and above that, machines around VMs and the loop that runs
+//! their vCPUs ([`vms`], [`run`]).
 //!
 //! **Principle.** A physical address is a pointer, on every architecture. What differs is passed in: the bits
 //! of a page-table entry ([`paging::Format`]), how a frame is unwound ([`backtrace::Unwind`]), how the other
@@ -13,11 +14,16 @@ pub mod backtrace;
 pub mod calendar;
 pub mod denial;
 pub mod firmware_tables;
+pub mod hardware;
+pub mod history;
 pub mod image;
 pub mod memory;
 pub mod paging;
 pub mod pcpus;
 pub mod rate;
 pub mod report;
+pub mod run;
 pub mod stack;
 pub mod symbols;
+pub mod vcpu;
+pub mod vms;

@@ -7,7 +7,7 @@
 
 extern crate alloc;
 
-pub use pasidon_arch_common::{calendar, memory, symbols};
+pub use pasidon_arch_common::{calendar, history, memory, symbols};
 
 pub mod apic;
 pub mod backend;
@@ -20,7 +20,7 @@ pub mod extended;
 pub mod fault;
 pub mod firmware_tables;
 pub mod guest;
-pub mod history;
+pub mod hardware;
 pub mod interrupts;
 pub mod ioapic;
 pub mod machine_check;

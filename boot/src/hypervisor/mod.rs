@@ -24,8 +24,8 @@ use core::sync::atomic::{AtomicBool, Ordering};
 use pasidon_arch::interrupts::{self, vector};
 use pasidon_arch::platform::Platform;
 use pasidon_arch::run::{self, World};
-use pasidon_arch::vms::{Builder, Vms, kick};
-use pasidon_arch::{cpu, emulate, fault, history, ioapic, pcpu, serial};
+use pasidon_arch::vms::{Vms, kick};
+use pasidon_arch::{emulate, fault, history, ioapic, pcpu, serial};
 use pasidon_kernel::addr::HostPhys;
 use pasidon_kernel::config::{
     Config, ConfigError, ConsoleMode, Parsed, PciDevice, check_memory, check_vdevs, resolve_parents,
@@ -190,15 +190,7 @@ pub fn run(handover: Handover) -> ! {
     let mode = config.host.console.value;
     let desk = DESK.call_once(|| Desk::new(mode, images));
     let scheduler = Scheduler::new(count, SLICE_NS);
-    let vms = VMS.call_once(|| {
-        Vms::new(
-            frames,
-            scheduler,
-            desk,
-            &|id: VmId| SYSTEM.get()?.vm(id),
-            cpu::Features::read().physical_bits,
-        )
-    });
+    let vms = VMS.call_once(|| Vms::new(frames, scheduler, desk, &|id: VmId| SYSTEM.get()?.vm(id)));
     let defined: Vec<_> = config
         .vms
         .iter()
@@ -215,7 +207,7 @@ pub fn run(handover: Handover) -> ! {
     connect_interrupts(iommu, handover.platform.serial_interrupt(), desk);
 
     line::open(mode, names);
-    let builder = Builder(vms);
+    let builder = vms.builder();
     let mut running = 0;
     for (config, vm) in &defined {
         if !config.autostart.value {
@@ -248,7 +240,7 @@ pub fn run(handover: Handover) -> ! {
 /// Adds the last exits to a fault report.
 fn print_history(out: &mut dyn Write) {
     // Where it cannot be printed, nobody can be told either.
-    let _ = history::print(out);
+    let _ = history::print(out, pcpu::current().index);
 }
 
 /// What each other processor does from its start on.

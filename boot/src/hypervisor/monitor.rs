@@ -9,7 +9,7 @@ use core::sync::atomic::{AtomicU64, Ordering};
 
 use log::LevelFilter;
 use pasidon_arch::time;
-use pasidon_arch::vms::{Builder, Vms, name_of};
+use pasidon_arch::vms::{Builder, Vms};
 use pasidon_kernel::fault_log::FaultsInfo;
 use pasidon_kernel::id::VdevId;
 use pasidon_kernel::info::{
@@ -51,7 +51,7 @@ impl Controls {
     }
 
     fn builder(&self) -> Builder {
-        Builder(self.vms)
+        self.vms.builder()
     }
 
     /// The VM that owns a vdev.
@@ -91,7 +91,7 @@ impl MonitorHost for Controls {
     }
 
     fn pcpus(&self) -> Vec<PcpuInfo> {
-        self.vms.scheduler.infos(&|id| name_of(self.vms, id))
+        self.vms.scheduler.infos(&|id| self.vms.name_of(id))
     }
 
     fn faults(&self) -> FaultsInfo {

@@ -8,7 +8,7 @@ use alloc::vec::Vec;
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use pasidon_arch::guest::boot::BootImage;
-use pasidon_arch::vms::{Builder, Outside, Vms, kick};
+use pasidon_arch::vms::{Outside, Vms, kick};
 use pasidon_arch::{pcpu, run, serial, time};
 use pasidon_kernel::allowance::Allowance;
 use pasidon_kernel::config::ConsoleMode;
@@ -231,7 +231,7 @@ impl Desk {
         for parent in run::take_parent_events() {
             parts
                 .system
-                .parent_event(&Builder(parts.vms), parent, &mut |report| {
+                .parent_event(&parts.vms.builder(), parent, &mut |report| {
                     self.tell_event(&report)
                 });
         }
@@ -263,7 +263,7 @@ impl Desk {
     }
 
     fn serve(&self, parts: &Parts) {
-        let builder = Builder(parts.vms);
+        let builder = parts.vms.builder();
         for served in parts.system.serve_requests(&builder) {
             let name = parts
                 .system
@@ -322,7 +322,7 @@ impl Outside for Desk {
         self.serve(parts);
         let power = self.power.lock().take();
         if let Some(power) = power {
-            power::carry_out(power, parts.system, &Builder(parts.vms));
+            power::carry_out(power, parts.system, &parts.vms.builder());
         }
     }
 

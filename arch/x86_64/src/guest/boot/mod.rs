@@ -13,22 +13,12 @@ mod tests;
 
 use alloc::format;
 
+pub use pasidon_arch_common::hardware::BootImage;
 use pasidon_kernel::addr::GuestPhys;
 use pasidon_kernel::memory::GuestMemory;
 use pasidon_kernel::refusal::Refusal;
 
 use super::{acpi, layout};
-
-/// What to boot.
-#[derive(Clone, Copy, Debug)]
-pub struct BootImage<'a> {
-    /// A `vmlinux` with a PVH entry, or a `bzImage`.
-    pub kernel: &'a [u8],
-    /// Initial RAM disk.
-    pub initrd: Option<&'a [u8]>,
-    /// Command line, without a terminating zero.
-    pub cmdline: &'a str,
-}
 
 /// How the processor is set up for the kernel's first instruction.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

@@ -7,11 +7,11 @@
 use core::fmt::{self, Write};
 use core::sync::atomic::{AtomicU64, Ordering};
 
-use crate::pcpu::{self, MAX_PCPUS};
+use crate::pcpus::MAX_PCPUS;
 
 /// Exits remembered per pCPU.
 const REMEMBERED: usize = 16;
-/// VM, exit code, two words about it, RIP.
+/// VM, exit code, two words about it, program counter.
 const WORDS: usize = 5;
 
 struct Ring {
@@ -40,9 +40,8 @@ pub fn record(pcpu: u32, vm: u16, exit: [u64; 4]) {
     ring.next.store(number.wrapping_add(1), Ordering::Relaxed);
 }
 
-/// Prints the last exits of this pCPU, newest first.
-pub fn print(out: &mut dyn Write) -> fmt::Result {
-    let index = pcpu::current().index;
+/// Prints the last exits of the pCPU with this index, newest first.
+pub fn print(out: &mut dyn Write, index: u32) -> fmt::Result {
     let Some(ring) = RINGS.get(index as usize) else {
         return Ok(());
     };
@@ -53,7 +52,7 @@ pub fn print(out: &mut dyn Write) -> fmt::Result {
     writeln!(out, "last exits of pCPU {index}, newest first:")?;
     writeln!(
         out,
-        "  vm  code               info1              info2              rip"
+        "  vm  code               info1              info2              pc"
     )?;
     for back in 1..=next.min(REMEMBERED as u64) {
         let entry = &ring.exits[((next - back) % REMEMBERED as u64) as usize];

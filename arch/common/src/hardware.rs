@@ -1,0 +1,178 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! What an architecture brings, so that guests can run: one trait for the processor ([`Hardware`]), one for a vCPU
+//! ([`Core`]), one for a VM's devices ([`Platform`]), one for its memory ([`Stage2`]).
+//!
+//! **Principle.** Who runs when, how interrupts find their guest, and in which order things begin and end is the
+//! same everywhere and stands in [`crate::run`] and [`crate::vms`], once. An architecture only answers questions.
+
+use alloc::boxed::Box;
+
+use pasidon_kernel::addr::{GuestPhys, HostPhys};
+use pasidon_kernel::dev::pci::{PciBus, Slot};
+use pasidon_kernel::exit::{Actions, MsiMessage};
+use pasidon_kernel::frames::Frames;
+use pasidon_kernel::parent::VdevModel;
+use pasidon_kernel::ram::GuestRam;
+use pasidon_kernel::refusal::Refusal;
+use pasidon_kernel::stats::ExitKind;
+use spin::Once;
+
+use crate::memory::RamView;
+use crate::run::World;
+use crate::vms::Machine;
+
+/// What a VM boots.
+#[derive(Clone, Copy, Debug)]
+pub struct BootImage<'a> {
+    /// The kernel, in a form that the architecture's loader knows.
+    pub kernel: &'a [u8],
+    /// Initial RAM disk.
+    pub initrd: Option<&'a [u8]>,
+    /// Command line, without a terminating zero.
+    pub cmdline: &'a str,
+}
+
+/// A processor architecture with a way to run guests.
+pub trait Hardware: Sized + 'static {
+    /// What running guests needs once per pCPU.
+    type Pcpu;
+    /// The part of a vCPU that only its pCPU touches.
+    type Core: Core<Self>;
+    /// The devices of a VM.
+    type Platform: Platform;
+    /// The guest-physical memory of a VM.
+    type Stage2: Stage2;
+
+    /// Where the world is kept that all pCPUs work on.
+    fn world() -> &'static Once<World<Self>>;
+
+    /// Makes the pCPU that calls ready for guests. Once on each.
+    fn enable(pcpu: u32, frames: &'static Frames) -> Result<Self::Pcpu, Refusal>;
+
+    /// An empty stage 2, its tables from `frames`.
+    fn stage2(frames: &'static Frames) -> Result<Self::Stage2, Refusal>;
+
+    /// Loads the image into the VM's RAM; makes its devices and its vCPU, before its first instruction.
+    fn build(
+        vm: &str,
+        memory: &RamView,
+        image: &BootImage<'_>,
+        stage2: &Self::Stage2,
+    ) -> Result<(Self::Core, Self::Platform), Refusal>;
+
+    /// Number of the pCPU that calls.
+    fn this_pcpu() -> u32;
+
+    /// Interrupts that pCPU, which may be this one.
+    fn kick(pcpu: u32);
+
+    /// Takes the interrupts that wait. No lock may be held that a handler takes.
+    fn window();
+
+    /// Waits for an interrupt and takes those that wait.
+    fn wait();
+
+    /// Nanoseconds of the host's clock.
+    fn now_ns() -> u64;
+
+    /// Sets this pCPU's timer, or switches it off.
+    fn arm_timer(deadline_ns: Option<u64>);
+}
+
+/// The part of a vCPU that only its pCPU touches. All calls come from the pCPU that runs it, in this order: `load`;
+/// any number of turns of `tick`, `is_waiting`, `prepare`, then either `cancel`, or `enter` and `left`, and `handle`;
+/// then `unload`.
+pub trait Core<H: Hardware>: Send {
+    /// Why the guest stopped running.
+    type Reason;
+
+    /// Puts the guest's state on the pCPU. Whoever ran there before has been unloaded.
+    fn load(&mut self, pcpu: &mut H::Pcpu);
+
+    /// Takes it off again.
+    fn unload(&mut self, pcpu: &mut H::Pcpu);
+
+    /// An interrupt message came, where these come to vCPUs.
+    fn accept(&mut self, message: MsiMessage);
+
+    /// Time has passed: looks at the guest's timers.
+    fn tick(&mut self);
+
+    /// Something that changes when the guest sets its timer, and with it [`Core::deadline_ns`].
+    fn timer(&self) -> Option<u64>;
+
+    /// When the guest's timer wants to be looked at, in nanoseconds of the host's clock; `None` where it does not,
+    /// or where the hardware does it by itself.
+    fn deadline_ns(&self) -> Option<u64>;
+
+    /// Whether it waits for an interrupt, and none is there.
+    fn is_waiting(&mut self, machine: &Machine<H>) -> bool;
+
+    /// When something that no one will kick for ends the wait, in nanoseconds of the host's clock.
+    fn wake_ns(&self) -> Option<u64> {
+        self.deadline_ns()
+    }
+
+    /// Chooses what the guest is interrupted by at the next entry.
+    fn prepare(&mut self, machine: &Machine<H>);
+
+    /// The entry that was prepared does not come.
+    fn cancel(&mut self, _machine: &Machine<H>) {}
+
+    /// Runs the guest until something happens. `flush` drops its translations first.
+    fn enter(&mut self, pcpu: &mut H::Pcpu, flush: bool) -> Self::Reason;
+
+    /// Takes back what `prepare` gave, before anything else looks at it.
+    fn left(&mut self, machine: &Machine<H>);
+
+    /// What the last exit was, for the exit history: code, two words about it, program counter.
+    fn last_exit(&self) -> [u64; 4];
+
+    /// The counter of a reason.
+    fn kind(reason: &Self::Reason) -> ExitKind;
+
+    /// Answers what the guest did. False where the host has something to do first: an interrupt of its own.
+    fn handle(&mut self, machine: &Machine<H>, reason: Self::Reason) -> bool;
+}
+
+/// The devices of a VM.
+pub trait Platform: Send {
+    /// A byte typed for the guest; false where its queue is full and the byte was not taken.
+    fn push_input(&mut self, byte: u8, actions: Actions<'_>) -> bool;
+
+    /// How many bytes [`Platform::push_input`] would take now.
+    fn input_space(&self) -> usize;
+
+    /// The PCI bus.
+    fn pci(&mut self) -> &mut PciBus;
+
+    /// Puts a vdev on the bus.
+    fn add_vdev(&mut self, model: Box<dyn VdevModel>) -> Result<Slot, Refusal>;
+
+    /// Takes a vdev off the bus, its portals unmapped.
+    fn remove_vdev(&mut self, slot: Slot, actions: Actions<'_>);
+
+    /// The physical device raised interrupt `vector` of the vdev in `slot`.
+    fn vdev_interrupt(&mut self, slot: Slot, vector: u16, actions: Actions<'_>);
+
+    /// Whether the vCPU's next entry would be different from the present one, since the last call; where interrupts
+    /// go to the vCPU as messages, never.
+    fn take_wake(&mut self) -> bool {
+        false
+    }
+}
+
+/// The guest-physical memory of a VM.
+pub trait Stage2: Send {
+    /// Maps a VM's RAM, writable and executable.
+    fn map_ram(&mut self, ram: &GuestRam) -> Result<(), Refusal>;
+
+    /// Maps a window of a device: uncached, not executable.
+    fn map_portal(&mut self, guest: GuestPhys, host: HostPhys, len: u64) -> Result<(), Refusal>;
+
+    /// Removes a window of a device. The caller has the translations dropped.
+    fn unmap_portal(&mut self, guest: GuestPhys, len: u64);
+
+    /// Bytes taken by tables.
+    fn bytes(&self) -> u64;
+}

@@ -1,0 +1,255 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! What a pCPU does all day.
+//!
+//! **Principle.** Interrupts are enabled at two places only, both here: for a moment between turns, and while
+//! there is nothing to run; besides, whoever waits long for another pCPU takes them meanwhile
+//! ([`crate::vms::lock_patiently`]). Handlers therefore never meet a lock that their own pCPU holds. They
+//! leave notes; the loop acts on them.
+//! **Invariant.** A pCPU sleeps or enters a guest only after it has seen that no note is left, with
+//! interrupts off since.
+
+use alloc::vec::Vec;
+use core::sync::atomic::{AtomicU64, Ordering};
+
+use arrayvec::ArrayVec;
+use pasidon_kernel::iommu::HostVector;
+use pasidon_kernel::irq::Route;
+use pasidon_kernel::refusal::Refusal;
+use pasidon_kernel::sched::{PcpuId, Seat, Turn};
+use pasidon_kernel::system::System;
+use spin::Mutex;
+
+use crate::hardware::{Core, Hardware};
+use crate::history;
+use crate::pcpus::MAX_PCPUS;
+use crate::vcpu::Vcpu;
+use crate::vms::{Machine, Vms};
+
+/// Device interrupts that may wait on one pCPU: one for each vector, as the same twice is one.
+const NOTES: usize = 256;
+
+/// What every pCPU works on.
+pub struct World<H: Hardware> {
+    /// The system.
+    pub system: &'static System,
+    /// The machines.
+    pub vms: &'static Vms<H>,
+}
+
+/// Device interrupts that came on each pCPU. Only that pCPU touches its own.
+static NOTED: [Mutex<ArrayVec<Route, NOTES>>; MAX_PCPUS] =
+    [const { Mutex::new(ArrayVec::new_const()) }; MAX_PCPUS];
+/// Parents whose event interrupt came, a bit each.
+static PARENT_EVENTS: AtomicU64 = AtomicU64::new(0);
+/// How often each pCPU has gone round its loop: after two more rounds, every interrupt that it had accepted
+/// before has been handled.
+static ROUNDS: [AtomicU64; MAX_PCPUS] = [const { AtomicU64::new(0) }; MAX_PCPUS];
+
+/// What one pCPU keeps to itself.
+struct Local<H: Hardware> {
+    index: u32,
+    pcpu: H::Pcpu,
+    /// Halted vCPUs of this pCPU whose timer wakes them.
+    sleepers: Vec<(Seat, u64)>,
+    /// What the timer is set to.
+    armed: Option<u64>,
+}
+
+/// A device of the machine raised this interrupt: remembers whose it is, for the loop of the pCPU that took it. For
+/// interrupt handlers.
+pub fn note_device_interrupt<H: Hardware>(from: HostVector) {
+    let Some(world) = H::world().get() else { return };
+    match world.system.routes().deliver(from) {
+        Some(Route::ParentEvent(parent)) => {
+            PARENT_EVENTS.fetch_or(1 << (parent % 64), Ordering::SeqCst);
+            world.vms.outside().wake();
+        }
+        Some(route) => {
+            if let Some(notes) = NOTED.get(H::this_pcpu() as usize) {
+                let mut notes = notes.lock();
+                if !notes.contains(&route) {
+                    // There are no more routes to a pCPU than it has vectors.
+                    let _ = notes.try_push(route);
+                }
+            }
+        }
+        None => {}
+    }
+}
+
+/// Parents whose event interrupt came since the last call.
+pub fn take_parent_events() -> impl Iterator<Item = u16> {
+    let bits = PARENT_EVENTS.swap(0, Ordering::SeqCst);
+    (0..64).filter(move |bit| bits & 1 << bit != 0)
+}
+
+/// Whether there are any.
+pub fn has_parent_events() -> bool {
+    PARENT_EVENTS.load(Ordering::SeqCst) != 0
+}
+
+/// How often the pCPU has gone round its loop.
+pub fn rounds(pcpu: u32) -> u64 {
+    ROUNDS
+        .get(pcpu as usize)
+        .map_or(0, |rounds| rounds.load(Ordering::SeqCst))
+}
+
+/// Runs vCPUs on the pCPU that calls, for ever. Refused where the processor cannot; the world must be
+/// installed.
+pub fn run<H: Hardware>() -> Result<core::convert::Infallible, Refusal> {
+    let world = H::world()
+        .get()
+        .ok_or_else(|| Refusal::new("run loop", "started before the world was installed", ""))?;
+    let index = H::this_pcpu();
+    let mut local = Local::<H> {
+        index,
+        pcpu: H::enable(index, world.vms.frames())?,
+        sleepers: Vec::new(),
+        armed: None,
+    };
+    loop {
+        H::window();
+        if let Some(rounds) = ROUNDS.get(index as usize) {
+            rounds.fetch_add(1, Ordering::SeqCst);
+        }
+        deliver_notes(world, index);
+        if index == 0 {
+            world.vms.outside().work();
+        }
+        // What came while a lock was waited for in there; nothing else would end the sleep, or the turn.
+        if has_notes(index) || (index == 0 && world.vms.outside().is_woken()) {
+            continue;
+        }
+        let now = H::now_ns();
+        local.wake_sleepers(world, now);
+        match world.vms.scheduler.next(PcpuId(index), now) {
+            Some(turn) => local.run_turn(world, turn),
+            None => {
+                local.arm(world, None);
+                H::wait();
+            }
+        }
+    }
+}
+
+/// Whether device interrupts wait for [`deliver_notes`] on this pCPU.
+fn has_notes(index: u32) -> bool {
+    NOTED
+        .get(index as usize)
+        .is_some_and(|notes| !notes.lock().is_empty())
+}
+
+/// Hands device interrupts to the vdevs that they belong to.
+fn deliver_notes<H: Hardware>(world: &World<H>, index: u32) {
+    let Some(notes) = NOTED.get(index as usize) else {
+        return;
+    };
+    loop {
+        let note = notes.lock().pop();
+        let Some(Route::Vdev { vm, vdev, vector }) = note else {
+            return;
+        };
+        if let Some(machine) = world.vms.machine(vm) {
+            machine.interrupt(vdev, vector);
+        }
+    }
+}
+
+impl<H: Hardware> Local<H> {
+    fn wake_sleepers(&mut self, world: &World<H>, now: u64) {
+        self.sleepers.retain(|(seat, deadline)| {
+            let due = *deadline <= now;
+            if due {
+                world.vms.scheduler.wake(*seat);
+            }
+            !due
+        });
+    }
+
+    /// Sets the timer to the earliest of `deadline`, the sleepers and, on the first pCPU, the other work.
+    fn arm(&mut self, world: &World<H>, deadline: Option<u64>) {
+        let work = (self.index == 0)
+            .then(|| world.vms.outside().next_work())
+            .flatten();
+        let sleepers = self.sleepers.iter().map(|(_, deadline)| *deadline).min();
+        let earliest = [deadline, work, sleepers].into_iter().flatten().min();
+        // One that has passed has fired, and must be set again.
+        if earliest != self.armed || self.armed.is_some() {
+            self.armed = earliest;
+            H::arm_timer(earliest);
+        }
+    }
+
+    fn run_turn(&mut self, world: &World<H>, turn: Turn) {
+        let scheduler = &world.vms.scheduler;
+        let pcpu = PcpuId(self.index);
+        let Some(machine) = world.vms.machine(turn.vcpu.vm) else {
+            scheduler.halt(pcpu);
+            return;
+        };
+        let vcpu = &machine.vcpu;
+        self.sleepers.retain(|(seat, _)| *seat != vcpu.seat);
+        let began = H::now_ns();
+        machine.vm.stats().begin_run(began);
+        {
+            let mut core = vcpu.core.lock();
+            core.load(&mut self.pcpu);
+            self.run_vcpu(world, &machine, vcpu, &mut core, turn.until);
+            core.unload(&mut self.pcpu);
+        }
+        machine.vm.stats().end_run(began, H::now_ns());
+    }
+
+    /// Runs the vCPU until the host has something to do, it waits, or it has ended.
+    fn run_vcpu(
+        &mut self,
+        world: &World<H>,
+        machine: &Machine<H>,
+        vcpu: &Vcpu<H::Core>,
+        core: &mut H::Core,
+        until: Option<u64>,
+    ) {
+        let scheduler = &world.vms.scheduler;
+        // The timer is set anew only when the guest has set its own.
+        let mut timer_of = None;
+        loop {
+            if vcpu.has_ended() {
+                scheduler.suspend(vcpu.seat);
+                return;
+            }
+            vcpu.take_mail(|message| core.accept(message));
+            core.tick();
+            let timer = core.timer();
+            if core.is_waiting(machine) {
+                if scheduler.halt(PcpuId(self.index)) {
+                    if let Some(deadline) = core.wake_ns() {
+                        self.sleepers.push((vcpu.seat, deadline));
+                    }
+                    return;
+                }
+                continue;
+            }
+            if timer_of != Some(timer) {
+                timer_of = Some(timer);
+                let own = core.deadline_ns();
+                self.arm(world, [own, until].into_iter().flatten().min());
+            }
+            core.prepare(machine);
+            vcpu.set_in_guest(true);
+            if vcpu.has_mail() || vcpu.has_ended() {
+                vcpu.set_in_guest(false);
+                core.cancel(machine);
+                continue;
+            }
+            let reason = core.enter(&mut self.pcpu, vcpu.take_flush());
+            vcpu.set_in_guest(false);
+            core.left(machine);
+            machine.vm.stats().count_exit(H::Core::kind(&reason));
+            history::record(self.index, machine.id.0, core.last_exit());
+            if !core.handle(machine, reason) {
+                return;
+            }
+        }
+    }
+}

@@ -1,0 +1,439 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The machines around VMs: how one is built, runs and is taken apart.
+//!
+//! **Locks.** The table of machines; each machine's board (its devices) and stage 2. A vCPU takes the board
+//! for one device access. Nobody waits for a pCPU while it holds one of them, except for a vCPU to leave the
+//! guest, which needs no lock.
+
+use alloc::format;
+use alloc::string::{String, ToString};
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+
+use pasidon_kernel::addr::HostPhys;
+use pasidon_kernel::dev::pci::Slot;
+use pasidon_kernel::exit::Action;
+use pasidon_kernel::frames::{Frames, GuestGone};
+use pasidon_kernel::id::{VdevId, VmId};
+use pasidon_kernel::ram::GuestRam;
+use pasidon_kernel::refusal::Refusal;
+use pasidon_kernel::sched::{Scheduler, VcpuId};
+use pasidon_kernel::vdev::{PortalsUnmapped, Vdev};
+use pasidon_kernel::vm::{VcpusStopped, Vm, VmEnd, VmHost};
+use spin::{Mutex, MutexGuard, RwLock};
+
+use crate::hardware::{BootImage, Hardware, Platform, Stage2};
+use crate::memory::{self, RamView};
+use crate::vcpu::Vcpu;
+
+/// What the vCPUs need from the rest of the hypervisor.
+pub trait Outside: Send + Sync {
+    /// A byte that a guest printed on its console.
+    fn console(&self, vm: VmId, byte: u8);
+
+    /// There is something for [`Outside::work`]; to be called from any pCPU, also from interrupt handlers.
+    fn wake(&self);
+
+    /// What the first pCPU does besides running guests: called between turns, with no lock held.
+    fn work(&self);
+
+    /// Whether [`Outside::wake`] was called, or a key pressed, since [`Outside::work`] last looked.
+    fn is_woken(&self) -> bool;
+
+    /// When [`Outside::work`] wants to be called at the latest, in nanoseconds of the host's clock.
+    fn next_work(&self) -> Option<u64>;
+
+    /// What a VM boots.
+    fn image(&self, vm: &str) -> Result<BootImage<'static>, Refusal>;
+}
+
+/// The devices of one VM.
+#[derive(Debug)]
+pub struct Board<P> {
+    /// The devices.
+    pub platform: P,
+    slots: Vec<(VdevId, Slot)>,
+}
+
+impl<P> Board<P> {
+    /// Where a vdev is plugged.
+    pub fn slot(&self, vdev: VdevId) -> Option<Slot> {
+        self.slots
+            .iter()
+            .find(|(id, _)| *id == vdev)
+            .map(|(_, slot)| *slot)
+    }
+}
+
+/// The machine around one VM, for one life of it.
+pub struct Machine<H: Hardware> {
+    /// Number of the VM.
+    pub id: VmId,
+    /// The VM.
+    pub vm: Arc<Vm>,
+    /// Its RAM.
+    pub memory: RamView,
+    /// Its devices.
+    pub board: Mutex<Board<H::Platform>>,
+    stage2: Mutex<H::Stage2>,
+    /// Its vCPU.
+    pub vcpu: Vcpu<H::Core>,
+    vms: &'static Vms<H>,
+}
+
+impl<H: Hardware> core::fmt::Debug for Machine<H> {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.debug_struct("Machine")
+            .field("id", &self.id)
+            .finish_non_exhaustive()
+    }
+}
+
+/// All machines, and who runs when.
+pub struct Vms<H: Hardware> {
+    frames: &'static Frames,
+    /// Who runs when.
+    pub scheduler: Scheduler,
+    outside: &'static dyn Outside,
+    /// By number of the VM.
+    machines: RwLock<Vec<Option<Arc<Machine<H>>>>>,
+    /// Finds a VM by number.
+    find: &'static (dyn Fn(VmId) -> Option<Arc<Vm>> + Send + Sync),
+}
+
+impl<H: Hardware> core::fmt::Debug for Vms<H> {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.debug_struct("Vms").finish_non_exhaustive()
+    }
+}
+
+/// Takes a lock that a pCPU may hold for long, and serves this pCPU's interrupts while it waits. The caller
+/// holds no other lock that an interrupt handler takes, or that a vCPU's exit path waits for. What the handlers
+/// leave is seen when the caller is back in [`crate::run::run`]'s loop.
+pub fn lock_patiently<H: Hardware, T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    loop {
+        match mutex.try_lock() {
+            Some(guard) => return guard,
+            None => H::window(),
+        }
+    }
+}
+
+impl<H: Hardware> Machine<H> {
+    /// Carries out what a device model asks for. May be called with the board locked.
+    pub fn act(&self, action: Action) {
+        match action {
+            Action::Message(message) => {
+                self.vcpu.post(message);
+                self.notify();
+            }
+            Action::MapPortal { guest, host, len } => {
+                if let Err(refusal) = self.stage2.lock().map_portal(guest, host, len) {
+                    log::error!("vm {}: {refusal}", self.vm.name());
+                }
+            }
+            Action::UnmapPortal { guest, len } => {
+                self.stage2.lock().unmap_portal(guest, len);
+                self.forget_translations();
+            }
+            Action::Console(byte) => self.vms.outside.console(self.id, byte),
+            Action::PowerOff => self.end(VmEnd::PowerOff),
+            Action::Reset => self.end(VmEnd::Reset),
+            // The platform keeps wired interrupts to itself.
+            Action::Line { .. } => {}
+        }
+    }
+
+    /// Makes the vCPU look at what it was sent.
+    fn notify(&self) {
+        let kick = self.vms.scheduler.wake(self.vcpu.seat);
+        if kick || self.vcpu.is_in_guest() {
+            self.kick();
+        }
+    }
+
+    /// Interrupts the vCPU's pCPU, unless that is this one.
+    fn kick(&self) {
+        kick::<H>(self.vcpu.seat.pcpu.0);
+    }
+
+    /// When this returns, the guest uses no translation from before.
+    fn forget_translations(&self) {
+        self.vcpu.request_flush();
+        if self.vcpu.seat.pcpu.0 == H::this_pcpu() {
+            return;
+        }
+        if self.vcpu.is_in_guest() {
+            self.kick();
+        }
+        while self.vcpu.uses_old_translations() {
+            core::hint::spin_loop();
+        }
+    }
+
+    /// The VM's life is over; the main loop does the rest.
+    pub fn end(&self, end: VmEnd) {
+        self.vm.request(end);
+        self.vcpu.end();
+        self.vms.outside.wake();
+    }
+
+    /// A byte typed on its console; false where the guest has no room for it.
+    pub fn type_byte(&self, byte: u8) -> bool {
+        self.with_board(|board| board.platform.push_input(byte, &mut |action| self.act(action)))
+    }
+
+    /// How many typed bytes it takes now.
+    pub fn input_space(&self) -> usize {
+        lock_patiently::<H, _>(&self.board).platform.input_space()
+    }
+
+    /// Submissions to a vdev's portal that were trapped instead of reaching the device directly.
+    pub fn portal_traps(&self, vdev: VdevId) -> Option<u64> {
+        let mut board = lock_patiently::<H, _>(&self.board);
+        let slot = board.slot(vdev)?;
+        Some(board.platform.pci().portal_traps(slot))
+    }
+
+    /// The physical device raised an interrupt of a vdev.
+    pub fn interrupt(&self, vdev: VdevId, vector: u16) {
+        self.with_board(|board| {
+            if let Some(slot) = board.slot(vdev) {
+                board
+                    .platform
+                    .vdev_interrupt(slot, vector, &mut |action| self.act(action));
+            }
+        });
+    }
+
+    /// Does something with the devices from outside of the vCPU, and makes the vCPU look where that changed what it
+    /// is interrupted by.
+    fn with_board<T>(&self, act: impl FnOnce(&mut Board<H::Platform>) -> T) -> T {
+        let mut board = lock_patiently::<H, _>(&self.board);
+        let result = act(&mut board);
+        let wake = board.platform.take_wake();
+        drop(board);
+        if wake {
+            self.vcpu.nudge();
+            self.notify();
+        }
+        result
+    }
+
+    /// Bytes taken by stage-2 tables.
+    pub fn table_bytes(&self) -> u64 {
+        self.stage2.lock().bytes()
+    }
+}
+
+/// Interrupts a pCPU, unless it is this one, which looks by itself.
+pub fn kick<H: Hardware>(index: u32) {
+    if index != H::this_pcpu() {
+        H::kick(index);
+    }
+}
+
+impl<H: Hardware> Vms<H> {
+    /// No machines yet. Memory for tables comes from `frames`.
+    pub fn new(
+        frames: &'static Frames,
+        scheduler: Scheduler,
+        outside: &'static dyn Outside,
+        find: &'static (dyn Fn(VmId) -> Option<Arc<Vm>> + Send + Sync),
+    ) -> Self {
+        Self {
+            frames,
+            scheduler,
+            outside,
+            machines: RwLock::new(Vec::new()),
+            find,
+        }
+    }
+
+    /// The rest of the hypervisor.
+    pub fn outside(&self) -> &'static dyn Outside {
+        self.outside
+    }
+
+    /// What the kernel's operations build VMs with.
+    pub fn builder(&'static self) -> Builder<H> {
+        Builder(self)
+    }
+
+    /// Names a VM for the scheduler's list.
+    pub fn name_of(&self, id: VmId) -> String {
+        (self.find)(id).map_or_else(|| id.to_string(), |vm| vm.name().to_string())
+    }
+
+    /// Memory for tables.
+    pub fn frames(&self) -> &'static Frames {
+        self.frames
+    }
+
+    /// The machine of a VM, while it has one. Whoever holds on to it delays the end of the VM.
+    pub fn machine(&self, vm: VmId) -> Option<Arc<Machine<H>>> {
+        self.machines.read().get(usize::from(vm.0))?.clone()
+    }
+
+    /// Waits until the machine's vCPU does not run. Called from the main loop, so it is not running on this
+    /// pCPU.
+    fn wait_stopped(&self, machine: &Machine<H>) {
+        let seat = machine.vcpu.seat;
+        if seat.pcpu.0 == H::this_pcpu() {
+            // The scheduler still takes it for the current one; it is asked again before anything runs.
+            self.scheduler.next(seat.pcpu, H::now_ns());
+            return;
+        }
+        while self.scheduler.is_running(seat) {
+            H::window();
+        }
+    }
+}
+
+/// Vms, as the kernel's operations see it.
+#[derive(Debug)]
+pub struct Builder<H: Hardware>(&'static Vms<H>);
+
+impl<H: Hardware> Clone for Builder<H> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<H: Hardware> Copy for Builder<H> {}
+
+impl<H: Hardware> VmHost for Builder<H> {
+    fn scrub(&self, start: HostPhys, len: u64) {
+        // SAFETY: the frames are RAM, mapped at their physical address, and nobody's at this moment.
+        unsafe { memory::zero(start, len) }
+    }
+
+    fn build(&self, vm: &Vm, ram: &Arc<GuestRam>) -> Result<(), Refusal> {
+        let vms = self.0;
+        let id = vm.id();
+        let shared = (vms.find)(id).ok_or_else(|| Refusal::new("vm", "not defined", "define it first"))?;
+        let image = vms.outside.image(vm.name())?;
+        let memory = RamView::new(ram);
+        let mut stage2 = H::stage2(vms.frames)?;
+        stage2.map_ram(ram)?;
+        let (core, platform) = H::build(vm.name(), &memory, &image, &stage2)?;
+        let board = Board {
+            platform,
+            slots: Vec::new(),
+        };
+        let seat = vms.scheduler.assign(VcpuId { vm: id, index: 0 })?;
+        let machine = Machine {
+            id,
+            vm: shared,
+            memory,
+            board: Mutex::new(board),
+            stage2: Mutex::new(stage2),
+            vcpu: Vcpu::new(seat, core),
+            vms,
+        };
+        let mut machines = vms.machines.write();
+        let index = usize::from(id.0);
+        if machines.len() <= index {
+            machines.resize_with(index + 1, || None);
+        }
+        machines[index] = Some(Arc::new(machine));
+        Ok(())
+    }
+
+    fn plug(&self, vm: &Vm, vdev: &Vdev) -> Result<(), Refusal> {
+        let machine = self.0.machine(vm.id()).ok_or_else(|| {
+            Refusal::new(format!("vm {}", vm.name()), "it has no machine", "start it first")
+        })?;
+        let mut board = lock_patiently::<H, _>(&machine.board);
+        let slot = board.platform.add_vdev(vdev.guest_side())?;
+        board.slots.push((vdev.id(), slot));
+        Ok(())
+    }
+
+    fn unplug(&self, vm: &Vm, vdev: VdevId) -> PortalsUnmapped {
+        if let Some(machine) = self.0.machine(vm.id()) {
+            machine.with_board(|board| {
+                if let Some(slot) = board.slot(vdev) {
+                    board
+                        .platform
+                        .remove_vdev(slot, &mut |action| machine.act(action));
+                    board.slots.retain(|(id, _)| *id != vdev);
+                }
+            });
+        }
+        PortalsUnmapped::confirmed_by_arch(vdev)
+    }
+
+    fn device_event(&self, vm: &Vm, vdev: VdevId) {
+        let Some(machine) = self.0.machine(vm.id()) else {
+            return;
+        };
+        machine.with_board(|board| {
+            let mut raised = Vec::new();
+            let Some(slot) = board.slot(vdev) else { return };
+            if let Some(model) = board.platform.pci().model(slot) {
+                model.device_event(&mut |vector| raised.push(vector));
+            }
+            for vector in raised {
+                board
+                    .platform
+                    .vdev_interrupt(slot, vector, &mut |action| machine.act(action));
+            }
+        });
+    }
+
+    fn run(&self, vm: &Vm) -> Result<(), Refusal> {
+        let Some(machine) = self.0.machine(vm.id()) else {
+            return Err(Refusal::new(
+                format!("vm {}", vm.name()),
+                "it has no machine",
+                "start it first",
+            ));
+        };
+        let seat = machine.vcpu.seat;
+        let resumed = self.0.scheduler.resume(seat);
+        if self.0.scheduler.wake(seat) || resumed {
+            machine.kick();
+        }
+        Ok(())
+    }
+
+    fn pause(&self, vm: &Vm) {
+        let Some(machine) = self.0.machine(vm.id()) else {
+            return;
+        };
+        if self.0.scheduler.suspend(machine.vcpu.seat) {
+            machine.kick();
+        }
+        self.0.wait_stopped(&machine);
+    }
+
+    fn stop(&self, vm: &Vm) -> VcpusStopped {
+        if let Some(machine) = self.0.machine(vm.id()) {
+            machine.vcpu.end();
+            if self.0.scheduler.remove(machine.vcpu.seat) {
+                machine.kick();
+                self.0.wait_stopped(&machine);
+            }
+        }
+        VcpusStopped::confirmed_by_arch(vm.id())
+    }
+
+    fn tear_down(&self, vm: &Vm, _stopped: VcpusStopped) -> GuestGone {
+        let machine = {
+            let mut machines = self.0.machines.write();
+            machines.get_mut(usize::from(vm.id().0)).and_then(Option::take)
+        };
+        if let Some(mut machine) = machine {
+            // Another pCPU may hold it for the moment that it takes to leave a turn or to deliver a message.
+            loop {
+                match Arc::try_unwrap(machine) {
+                    Ok(alone) => break drop(alone),
+                    Err(shared) => machine = shared,
+                }
+                H::window();
+            }
+        }
+        GuestGone::confirmed_by_arch()
+    }
+}

@@ -1,0 +1,197 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! x86-64 with SVM, for the loop that runs guests.
+
+use alloc::boxed::Box;
+
+use pasidon_arch_common::hardware::{BootImage, Core, Hardware, Platform, Stage2};
+use pasidon_arch_common::memory::RamView;
+use pasidon_kernel::addr::{GuestPhys, HostPhys};
+use pasidon_kernel::dev::pci::{PciBus, Slot};
+use pasidon_kernel::exit::{Actions, MsiMessage};
+use pasidon_kernel::frames::Frames;
+use pasidon_kernel::parent::VdevModel;
+use pasidon_kernel::ram::GuestRam;
+use pasidon_kernel::refusal::Refusal;
+use pasidon_kernel::stats::ExitKind;
+use spin::Once;
+
+use crate::backend::{Backend, Reason};
+use crate::guest::boot;
+use crate::guest::machine::PcPlatform;
+use crate::svm::SvmPcpu;
+use crate::svm::npt::NestedTable;
+use crate::vms::Machine;
+use crate::{apic, cpu, exit, extended, interrupts, pcpu, run, time, vcpu};
+
+pub(crate) static WORLD: Once<run::World> = Once::new();
+
+/// x86-64 with SVM.
+#[derive(Debug)]
+pub enum Svm {}
+
+impl Hardware for Svm {
+    type Pcpu = SvmPcpu;
+    type Core = vcpu::Core;
+    type Platform = PcPlatform;
+    type Stage2 = NestedTable;
+
+    fn world() -> &'static Once<run::World> {
+        &WORLD
+    }
+
+    fn enable(pcpu: u32, frames: &'static Frames) -> Result<SvmPcpu, Refusal> {
+        // SAFETY: processors without XSAVE are refused at start.
+        unsafe { extended::enable() };
+        SvmPcpu::enable(pcpu, frames)
+    }
+
+    fn stage2(frames: &'static Frames) -> Result<NestedTable, Refusal> {
+        NestedTable::new(frames)
+    }
+
+    fn build(
+        vm: &str,
+        memory: &RamView,
+        image: &BootImage<'_>,
+        stage2: &NestedTable,
+    ) -> Result<(vcpu::Core, PcPlatform), Refusal> {
+        let entry = boot::load(memory, image)?;
+        let mut core = vcpu::Core::new(vm, stage2.root(), cpu::Features::read().physical_bits);
+        core.hardware.start_at(&entry);
+        Ok((core, PcPlatform::new()?))
+    }
+
+    fn this_pcpu() -> u32 {
+        pcpu::current().index
+    }
+
+    fn kick(pcpu: u32) {
+        interrupts::kick(pcpu);
+    }
+
+    fn window() {
+        interrupts::window();
+    }
+
+    fn wait() {
+        interrupts::wait();
+    }
+
+    fn now_ns() -> u64 {
+        time::now_ns()
+    }
+
+    fn arm_timer(deadline_ns: Option<u64>) {
+        apic::arm_timer(deadline_ns);
+    }
+}
+
+impl Core<Svm> for vcpu::Core {
+    type Reason = Reason;
+
+    fn load(&mut self, pcpu: &mut SvmPcpu) {
+        self.hardware.load(pcpu);
+        // SAFETY: SVM's pCPU was enabled after extended state; the last turn here saved its own.
+        unsafe { self.extended.load() };
+    }
+
+    fn unload(&mut self, _pcpu: &mut SvmPcpu) {
+        // SAFETY: loaded on this pCPU.
+        unsafe { self.extended.save() };
+    }
+
+    fn accept(&mut self, message: MsiMessage) {
+        self.lapic.accept_message(message);
+    }
+
+    fn tick(&mut self) {
+        self.lapic.timer_expired(self.guest_tsc());
+    }
+
+    fn timer(&self) -> Option<u64> {
+        self.lapic.next_deadline()
+    }
+
+    fn deadline_ns(&self) -> Option<u64> {
+        vcpu::Core::deadline_ns(self)
+    }
+
+    fn is_waiting(&mut self, _machine: &Machine) -> bool {
+        if self.halted && self.wakes() {
+            self.halted = false;
+        }
+        self.halted
+    }
+
+    fn prepare(&mut self, _machine: &Machine) {
+        self.prepare_event();
+    }
+
+    fn enter(&mut self, pcpu: &mut SvmPcpu, flush: bool) -> Reason {
+        self.hardware.enter(pcpu, flush)
+    }
+
+    fn left(&mut self, _machine: &Machine) {
+        self.lapic.set_cr8(self.hardware.cr8());
+    }
+
+    fn last_exit(&self) -> [u64; 4] {
+        self.hardware.last_exit()
+    }
+
+    fn kind(reason: &Reason) -> ExitKind {
+        exit::kind(reason)
+    }
+
+    fn handle(&mut self, machine: &Machine, reason: Reason) -> bool {
+        if reason == Reason::HostInterrupt {
+            return false;
+        }
+        exit::handle(self, machine, reason);
+        true
+    }
+}
+
+impl Platform for PcPlatform {
+    fn push_input(&mut self, byte: u8, actions: Actions<'_>) -> bool {
+        PcPlatform::push_input(self, byte, actions)
+    }
+
+    fn input_space(&self) -> usize {
+        PcPlatform::input_space(self)
+    }
+
+    fn pci(&mut self) -> &mut PciBus {
+        PcPlatform::pci(self)
+    }
+
+    fn add_vdev(&mut self, model: Box<dyn VdevModel>) -> Result<Slot, Refusal> {
+        PcPlatform::add_vdev(self, model)
+    }
+
+    fn remove_vdev(&mut self, slot: Slot, actions: Actions<'_>) {
+        PcPlatform::remove_vdev(self, slot, actions);
+    }
+
+    fn vdev_interrupt(&mut self, slot: Slot, vector: u16, actions: Actions<'_>) {
+        PcPlatform::vdev_interrupt(self, slot, vector, actions);
+    }
+}
+
+impl Stage2 for NestedTable {
+    fn map_ram(&mut self, ram: &GuestRam) -> Result<(), Refusal> {
+        NestedTable::map_ram(self, ram)
+    }
+
+    fn map_portal(&mut self, guest: GuestPhys, host: HostPhys, len: u64) -> Result<(), Refusal> {
+        NestedTable::map_portal(self, guest, host, len)
+    }
+
+    fn unmap_portal(&mut self, guest: GuestPhys, len: u64) {
+        NestedTable::unmap_portal(self, guest, len);
+    }
+
+    fn bytes(&self) -> u64 {
+        NestedTable::bytes(self)
+    }
+}
