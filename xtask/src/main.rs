@@ -17,6 +17,7 @@ mod platform;
 mod progress;
 mod run;
 mod rust_src;
+mod selftest;
 mod setup;
 mod symbols;
 mod test;

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Makes for the harness what machines are started from.
 
-use crate::{apt, guests, platform, uefi};
+use crate::{apt, guests, platform, selftest, uefi};
 use anyhow::Result;
 use pasidon_harness::{Application, Arch, Linux, Workshop};
 use std::path::PathBuf;
@@ -34,5 +34,9 @@ impl Workshop for Shop {
 
     fn self_test(&self) -> Result<PathBuf> {
         guests::self_test()
+    }
+
+    fn iommu_self_test(&self) -> Result<PathBuf> {
+        selftest::smmu()
     }
 }

@@ -66,6 +66,22 @@ impl Model {
             Arch::Aarch64 => &AARCH64,
         }
     }
+
+    /// The firmware as arguments of `-drive`: the code, and a copy of the variable store in the folder `private`.
+    fn flash(&self, private: &Path) -> Result<[String; 2]> {
+        let found = self.firmware.iter().find(|(code, _)| Path::new(code).is_file());
+        let Some((code, variables)) = found else {
+            bail!(
+                "no UEFI firmware at {}; run: sudo apt-get install {}",
+                self.firmware[0].0,
+                self.packages.join(" ")
+            );
+        };
+        let own_variables = private.join("variables.fd");
+        fs::copy(variables, &own_variables).with_context(|| format!("copying {variables}"))?;
+        let drive = |file: &str| format!("if=pflash,format=raw,file={}", file.replace(',', ",,"));
+        Ok([drive(code), drive(&own_variables.to_string_lossy())])
+    }
 }
 
 /// Debian packages with the firmware of `arch` and the option ROMs.
@@ -82,6 +98,8 @@ const DSA_SLOT: u32 = 4;
 enum Boot {
     /// The EFI application on a disk image.
     Disk(PathBuf),
+    /// An ELF file without firmware.
+    Program(PathBuf),
     /// A kernel that the firmware is handed directly.
     Linux {
         kernel: PathBuf,
@@ -117,6 +135,11 @@ impl Platform {
             command_line: command_line.to_owned(),
         };
         Platform::new(arch, boot)
+    }
+
+    /// A machine without firmware that starts an ELF file as it is.
+    pub fn program(arch: Arch, path: &Path) -> Platform {
+        Platform::new(arch, Boot::Program(path.to_path_buf()))
     }
 
     fn new(arch: Arch, boot: Boot) -> Platform {
@@ -182,16 +205,6 @@ impl Platform {
     /// When there is no firmware on this system.
     pub fn command_line(&self, private: &Path) -> Result<Vec<OsString>> {
         let model = self.model;
-        let found = model.firmware.iter().find(|(code, _)| Path::new(code).is_file());
-        let Some((code, variables)) = found else {
-            bail!(
-                "no UEFI firmware at {}; run: sudo apt-get install {}",
-                model.firmware[0].0,
-                model.packages.join(" ")
-            );
-        };
-        let own_variables = private.join("variables.fd");
-        fs::copy(variables, &own_variables).with_context(|| format!("copying {variables}"))?;
         let mut line: Vec<OsString> = Vec::new();
         let mut add = |words: &[&str]| line.extend(words.iter().map(OsString::from));
         let mut machine = model.machine.to_owned();
@@ -207,10 +220,10 @@ impl Platform {
         ]);
         add(&["-display", "none", "-nodefaults", "-no-user-config", "-no-reboot"]);
         model.rom_folders.iter().for_each(|folder| add(&["-L", folder]));
-        let flash =
-            |file: &str, more: &str| format!("if=pflash,format=raw,file={}{more}", file.replace(',', ",,"));
-        add(&["-drive", &flash(code, ",readonly=on")]);
-        add(&["-drive", &flash(&own_variables.to_string_lossy(), "")]);
+        if !matches!(self.boot, Boot::Program(_)) {
+            let [code, variables] = model.flash(private)?;
+            add(&["-drive", &format!("{code},readonly=on"), "-drive", &variables]);
+        }
         if let (true, Iommu::Device(device)) = (self.iommu, &model.iommu) {
             add(&["-device", device]);
         }
@@ -226,6 +239,7 @@ impl Platform {
                     &format!("virtio-blk-pci,drive=esp,bootindex=0,addr={DISK_SLOT}"),
                 ]);
             }
+            Boot::Program(path) => add(&["-kernel", &path.to_string_lossy()]),
             Boot::Linux {
                 kernel,
                 initrd,

@@ -62,4 +62,11 @@ pub trait Workshop {
     /// # Errors
     /// When it cannot be made.
     fn self_test(&self) -> Result<PathBuf>;
+
+    /// The self-test of the aarch64 machine's SMMUv3 model (`tests/platform/selftest/smmu`): an ELF file that is started
+    /// without firmware.
+    ///
+    /// # Errors
+    /// When it does not build.
+    fn iommu_self_test(&self) -> Result<PathBuf>;
 }

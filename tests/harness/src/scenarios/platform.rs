@@ -3,8 +3,9 @@
 
 use crate::arch::Arch;
 use crate::demonstration::Dmatest;
-use crate::machine::PROMPT;
-use crate::scenario::Scenario;
+use crate::machine::{Machine, PROMPT};
+use crate::platform::Platform;
+use crate::scenario::{Lab, Scenario};
 use anyhow::{Result, ensure};
 use std::time::Duration;
 
@@ -159,27 +160,75 @@ const SELF_TESTS: [(&str, &str); 3] = [
 /// For the modes of one machine; about a minute.
 const SELF_TEST_TIMEOUT: Duration = Duration::from_secs(600);
 
-/// The accelerator model does what its specification says.
+/// The platform's models do what their specifications say.
 pub const SELF_TEST: Scenario = Scenario {
     name: "platform-selftest",
-    about: "the DSA model's registers, commands, descriptors, interrupts and PASIDs, checked from user space without Pasidon",
-    arches: &[Arch::X86_64],
-    run: |lab| {
-        let initrd = lab.workshop.self_test()?;
-        for (modes, properties) in SELF_TESTS {
-            let properties = format!("device-id=0x0b25{properties}");
-            let machine =
-                lab.bare_linux_with(&initrd, SELF_TEST_WORDS, |platform| platform.dsa(&properties))?;
-            let console = machine.log();
-            console.expect("PASIDON guest plain up", BOOT_TIMEOUT)?;
-            console.expect(PROMPT, COMMAND_TIMEOUT)?;
-            let said = console.command(&format!("dsa-selftest {modes}"), SELF_TEST_TIMEOUT)?;
-            let good = said.lines().last().and_then(|line| {
-                let (checks, failed) = line.strip_prefix("dsa-selftest: ")?.split_once(" checks, ")?;
-                Some(checks.parse::<u32>().ok()? > 0 && failed == "0 failed")
-            });
-            ensure!(good == Some(true), "{modes}: {said}\n{}", machine.transcript());
-        }
-        Ok(())
+    about: "without Pasidon: the DSA model checked from user space; on aarch64 the SMMUv3's substreams, through the DSA",
+    arches: Arch::ALL,
+    run: |lab| match lab.arch() {
+        Arch::X86_64 => accelerator_self_test(lab),
+        Arch::Aarch64 => iommu_self_test(lab),
     },
 };
+
+/// Registers, commands, descriptors, interrupts and PASIDs of the accelerator, from user space of Debian's kernel.
+fn accelerator_self_test(lab: &Lab<'_>) -> Result<()> {
+    let initrd = lab.workshop.self_test()?;
+    for (modes, properties) in SELF_TESTS {
+        let properties = format!("device-id=0x0b25{properties}");
+        let machine = lab.bare_linux_with(&initrd, SELF_TEST_WORDS, |platform| platform.dsa(&properties))?;
+        let console = machine.log();
+        console.expect("PASIDON guest plain up", BOOT_TIMEOUT)?;
+        console.expect(PROMPT, COMMAND_TIMEOUT)?;
+        let said = console.command(&format!("dsa-selftest {modes}"), SELF_TEST_TIMEOUT)?;
+        let last = said.lines().last().unwrap_or_default();
+        ensure!(
+            passed("dsa-selftest", last),
+            "{modes}: {said}\n{}",
+            machine.transcript()
+        );
+    }
+    Ok(())
+}
+
+/// Where requests with and without PASIDs arrive, and what the SMMU remembers, from a program without a kernel.
+fn iommu_self_test(lab: &Lab<'_>) -> Result<()> {
+    let program = lab.workshop.iommu_self_test()?;
+    let platform = Platform::program(lab.arch(), &program).dsa("");
+    let machine = Machine::start_plain(&lab.workshop.qemu()?, &platform)?;
+    let said = machine.log().expect("^smmu-selftest: .*$\n", SELF_TEST_TIMEOUT)?;
+    ensure!(
+        passed("smmu-selftest", said[0].trim()),
+        "{}",
+        machine.transcript()
+    );
+    machine.wait_for_end(COMMAND_TIMEOUT)
+}
+
+/// Whether that is the last line of a self-test in which something was checked and nothing failed.
+fn passed(name: &str, line: &str) -> bool {
+    let counts = || {
+        let rest = line.strip_prefix(name)?.strip_prefix(": ")?;
+        let (checks, failed) = rest.split_once(" checks, ")?;
+        Some(checks.parse::<u32>().ok()? > 0 && failed == "0 failed")
+    };
+    counts() == Some(true)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_self_test_passes_only_if_it_checked_something() {
+        assert!(passed("x", "x: 12 checks, 0 failed"));
+        for line in [
+            "x: 12 checks, 1 failed",
+            "x: 0 checks, 0 failed",
+            "y: 12 checks, 0 failed",
+            "",
+        ] {
+            assert!(!passed("x", line), "{line}");
+        }
+    }
+}
