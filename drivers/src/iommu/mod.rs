@@ -1,4 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! IOMMUs.
 
+pub mod smmuv3;
 pub mod vtd;
+
+mod acpi;

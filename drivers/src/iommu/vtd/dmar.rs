@@ -11,10 +11,10 @@ use alloc::vec::Vec;
 use pasidon_kernel::addr::{HostPhys, PAGE_SIZE};
 use pasidon_kernel::refusal::Refusal;
 
+use crate::iommu::acpi::{self, Bytes};
+
 /// ACPI signature.
-const SIGNATURE: &[u8] = b"DMAR";
-/// Offset of the table length.
-const LENGTH: usize = 4;
+const SIGNATURE: &str = "DMAR";
 /// Offset of the host address width, less 1.
 const HOST_ADDRESS_WIDTH: usize = 36;
 /// Offset of the flags.
@@ -130,18 +130,8 @@ pub struct DeviceScope {
 
 /// Reads the table from its first byte (the ACPI header) on.
 pub fn parse(bytes: &[u8]) -> Result<Dmar, Refusal> {
-    let table = Bytes(bytes);
-    if bytes.get(..SIGNATURE.len()) != Some(SIGNATURE) {
-        return Err(malformed("the signature is not DMAR"));
-    }
-    let len = table.u32(LENGTH).unwrap_or(0) as usize;
-    let Some(bytes) = bytes.get(..len).filter(|bytes| bytes.len() >= STRUCTURES) else {
-        return Err(malformed(&format!("{len} bytes is no length for it")));
-    };
-    if bytes.iter().fold(0u8, |sum, byte| sum.wrapping_add(*byte)) != 0 {
-        return Err(malformed("its checksum is wrong"));
-    }
-    let table = Bytes(bytes);
+    let table = acpi::table(bytes, SIGNATURE, STRUCTURES)?;
+    let bytes = table.0;
     let flags = bytes[FLAGS];
     let mut dmar = Dmar {
         host_address_bits: bytes[HOST_ADDRESS_WIDTH].saturating_add(1),
@@ -246,33 +236,7 @@ fn scopes(structure: Bytes<'_>, mut at: usize) -> Option<Vec<DeviceScope>> {
 }
 
 fn malformed(why: &str) -> Refusal {
-    Refusal::new("ACPI table DMAR", why, "update the firmware")
-}
-
-/// Little-endian fields of a byte slice, `None` past its end.
-#[derive(Clone, Copy)]
-struct Bytes<'a>(&'a [u8]);
-
-impl Bytes<'_> {
-    fn array<const N: usize>(self, at: usize) -> Option<[u8; N]> {
-        self.0.get(at..)?.first_chunk::<N>().copied()
-    }
-
-    fn u8(self, at: usize) -> Option<u8> {
-        self.array::<1>(at).map(|[byte]| byte)
-    }
-
-    fn u16(self, at: usize) -> Option<u16> {
-        self.array(at).map(u16::from_le_bytes)
-    }
-
-    fn u32(self, at: usize) -> Option<u32> {
-        self.array(at).map(u32::from_le_bytes)
-    }
-
-    fn u64(self, at: usize) -> Option<u64> {
-        self.array(at).map(u64::from_le_bytes)
-    }
+    acpi::malformed(SIGNATURE, why)
 }
 
 #[cfg(test)]
