@@ -101,6 +101,8 @@ impl Gic {
     /// of the same vCPU, and with nothing but changes told to [`Gic`] in between.
     pub fn fill(&mut self, vcpu: u16, registers: &mut [u64], interface: VCpuInterface) -> Control {
         registers.fill(0);
+        // Whatever changed before is in what it gets now.
+        self.wakes.remove(vcpu);
         let mut control = hcr::EN;
         let room = registers.len().min(LIST_REGISTERS_MAX);
         let mut chosen: ArrayVec<Candidate, LIST_REGISTERS_MAX> = ArrayVec::new();

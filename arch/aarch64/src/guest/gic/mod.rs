@@ -60,6 +60,11 @@ impl VcpuSet {
         self.0 |= 1 << (u32::from(vcpu) % WORD);
     }
 
+    /// Takes one out.
+    pub fn remove(&mut self, vcpu: u16) {
+        self.0 &= !(1 << (u32::from(vcpu) % WORD));
+    }
+
     /// Whether it has the vCPU.
     pub fn contains(self, vcpu: u16) -> bool {
         self.0 & 1 << (u32::from(vcpu) % WORD) != 0

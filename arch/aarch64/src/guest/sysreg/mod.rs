@@ -9,6 +9,7 @@
 //!   there is RAS, TSW; API and APK clear, ATA clear, TSC for SMCs, IMO and FMO for SGIs.
 //! - CPTR_EL2: TZ, TSM and TAM where they exist, TTA.
 //! - MDCR_EL2: TDA, TDOSA, TDRA, TPM, TPMCR, TTRF, and E2PB and E2TB such that EL1 owns neither buffer.
+//! - HCRX_EL2 zero, and the fine-grained trap registers as after reset, where they exist.
 //! - CNTHCTL_EL2: EL1PCEN clear (EL1PTEN with E2H); the counter itself (EL1PCTEN) may be open.
 //! - Not trapped, and switched with the vCPU where it is state: CTR_EL0, CLIDR_EL1, CCSIDR_EL1, CSSELR_EL1,
 //!   DCZID_EL0, and all of EL1's translation and exception registers.

@@ -126,6 +126,22 @@ fn a_message_is_delivered_once() {
 }
 
 #[test]
+fn who_enters_need_not_be_woken_for_what_it_takes_along() {
+    let mut gic = ready(2, &[EDGE]);
+    gic.message(msi(EDGE));
+    gic.send_sgi(0, u64::from(SGI) << 24 | 0b10, SgiGroup::Group1);
+    gic.write(
+        1,
+        Window::Redistributors,
+        layout::GICR_STRIDE + 0x1_0100,
+        4,
+        1 << SGI,
+    );
+    Cpu::new(0, 4).enter(&mut gic);
+    assert_eq!(gic.take_wakes().iter().collect::<Vec<_>>(), [1]);
+}
+
+#[test]
 fn messages_elsewhere_and_for_private_interrupts_are_nothing() {
     let mut gic = ready(1, &[SGI, EDGE]);
     gic.take_wakes();
