@@ -7,7 +7,7 @@
 
 #define PTE_TABLE 3ULL
 #define PTE_PAGE (3ULL | 1ULL << 6 | 3ULL << 8 | BIT(10))   /* RW, AF */
-#define PTE_S2_BLOCK (1ULL | 3ULL << 6 | 3ULL << 8 | BIT(10))
+#define PTE_S2_BLOCK(s2ap) (1ULL | (s2ap) << 6 | 3ULL << 8 | BIT(10))
 #define GIB BIT(30)
 
 #define CD_T0SZ 25ULL           /* 39 bits: three levels of 4 KiB tables */
@@ -44,7 +44,13 @@ void cd_write(volatile uint64_t *cd, const struct context *c, uint16_t asid)
 void stage2_init(void)
 {
     for (unsigned i = 0; i < FAR_IPA / GIB; i++) {
-        stage2[i] = i * GIB | PTE_S2_BLOCK;
+        stage2[i] = i * GIB | PTE_S2_BLOCK((uint64_t)(S2_READ | S2_WRITE));
     }
-    stage2[FAR_IPA / GIB] = RAM | PTE_S2_BLOCK;
+    stage2_far(S2_READ | S2_WRITE);
+}
+
+void stage2_far(uint64_t s2ap)
+{
+    stage2[FAR_IPA / GIB] = RAM | PTE_S2_BLOCK(s2ap);
+    asm volatile("dsb sy" : : : "memory");
 }

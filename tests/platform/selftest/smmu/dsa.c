@@ -117,25 +117,34 @@ static unsigned end(volatile uint8_t *seen)
     return status;
 }
 
-static unsigned run(unsigned op, int ssid, uint64_t base,
+static unsigned run(const struct descriptor *d, int ssid,
                     volatile uint8_t *seen)
 {
-    struct descriptor d = descriptor(op, base);
-
     tag(ssid);
     begin(seen);
-    store(0, 0, 8, &d);
+    store(0, 0, 8, d);
     return end(seen);
 }
 
 unsigned dsa_copy(int ssid, uint64_t base, volatile uint8_t *seen)
 {
-    return run(MEMMOVE, ssid, base, seen);
+    return dsa_copy_from(ssid, base + O_SRC, base, seen);
+}
+
+unsigned dsa_copy_from(int ssid, uint64_t source, uint64_t base,
+                       volatile uint8_t *seen)
+{
+    struct descriptor d = descriptor(MEMMOVE, base);
+
+    d.word[2] = source;
+    return run(&d, ssid, seen);
 }
 
 unsigned dsa_probe(int ssid, uint64_t base, volatile uint8_t *seen)
 {
-    return run(NOOP, ssid, base, seen);
+    struct descriptor d = descriptor(NOOP, base);
+
+    return run(&d, ssid, seen);
 }
 
 void dsa_interrupt(uint64_t address, uint32_t data)

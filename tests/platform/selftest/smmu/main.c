@@ -32,6 +32,9 @@ int main(void)
     test_stale_ste();
     test_stale_translation();
     test_events();
+    test_permissions();
+    test_overflow();
+    test_bad_stream();
     test_commands();
     test_interrupt();
     summary();

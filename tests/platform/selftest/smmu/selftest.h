@@ -46,6 +46,9 @@ void dsa_start(void);
  * record could not be written.
  */
 unsigned dsa_copy(int ssid, uint64_t base, volatile uint8_t *seen);
+/* The same with the source at that address. */
+unsigned dsa_copy_from(int ssid, uint64_t source, uint64_t base,
+                       volatile uint8_t *seen);
 /* Only writes a completion record. */
 unsigned dsa_probe(int ssid, uint64_t base, volatile uint8_t *seen);
 /* Sends the interrupt of a command as a write of @data to @address. */
@@ -57,9 +60,9 @@ void test_portal(void);
 #define SMMU 0x09050000ULL
 enum { IDR0 = 0x0, IDR1 = 0x4 };
 enum {
-    F_STE_FETCH = 0x03, C_BAD_STE = 0x04, F_STREAM_DISABLED = 0x06,
+    C_BAD_STREAMID = 0x02, C_BAD_STE = 0x04, F_STREAM_DISABLED = 0x06,
     C_BAD_SUBSTREAMID = 0x08, F_CD_FETCH = 0x09, C_BAD_CD = 0x0a,
-    F_TRANSLATION = 0x10,
+    F_TRANSLATION = 0x10, F_PERMISSION = 0x13,
 };
 enum {
     CFGI_STE = 0x03, CFGI_STE_RANGE = 0x04, CFGI_CD = 0x05, CFGI_CD_ALL = 0x06,
@@ -74,6 +77,11 @@ void smmu_start(void);
 unsigned smmu_command(uint64_t lo, uint64_t hi);
 /* The oldest event that has not been seen; false when there is none. */
 bool smmu_event(struct event *e);
+/* Whether records were lost since the last call. */
+bool smmu_overflowed(void);
+#define EVENTS 128              /* that the queue holds */
+/* How many streams there are, and whether others are reported */
+void smmu_streams(unsigned log2, bool report_others);
 /* The STE of the accelerator, without invalidating anything */
 void ste_write(uint64_t w0, uint64_t w1, uint64_t w2, uint64_t w3);
 /* ... and with invalidating all that there is */
@@ -108,7 +116,27 @@ void cd_write(volatile uint64_t *cd, const struct context *c, uint16_t asid);
 #define FAR_IPA 0x100000000ULL
 extern uint64_t stage2[512];
 #define STE_S2_W2 (25ULL << 32 | 1ULL << 38 | 4ULL << 48 | BIT(51) | BIT(58))
+/* What the mapping at FAR_IPA allows: S2AP */
+enum { S2_READ = 1, S2_WRITE = 2 };
 void stage2_init(void);
+void stage2_far(uint64_t s2ap);
+
+/* Requests and what became of them (requests.c) */
+extern struct context a, b, c;
+extern cd_t linear[8];
+/* Fresh contexts; of @linear, 0 is of c, 5 of a, 6 of b, the others invalid */
+void contexts(void);
+/* Stage 1 with the first 2^cdmax CDs of @linear; nothing is cached */
+void use_linear(unsigned cdmax, unsigned s1dss);
+/* A copy with that PASID stays within the memory of @in. */
+void reaches(int ssid, struct context *in);
+/* A request with that PASID is refused with exactly one event. */
+void refused(int ssid, unsigned type);
+/* There was no event, or one: of that type, telling what it can of @ssid. */
+void no_event(void);
+void one_event(unsigned type, int ssid);
+/* Where the context's memory is behind FAR_IPA */
+uint64_t far(const struct context *in);
 
 /* The tests */
 void test_linear(void);
@@ -121,6 +149,9 @@ void test_stale_tables(void);
 void test_stale_ste(void);
 void test_stale_translation(void);
 void test_events(void);
+void test_permissions(void);
+void test_overflow(void);
+void test_bad_stream(void);
 void test_commands(void);
 void test_interrupt(void);
 

@@ -6,7 +6,7 @@
 #include "selftest.h"
 
 enum {
-    CR0 = 0x20, CR0ACK = 0x24, GBPA = 0x44, GERROR = 0x60, GERRORN = 0x64,
+    CR0 = 0x20, CR0ACK = 0x24, CR2 = 0x2c, GBPA = 0x44, GERROR = 0x60, GERRORN = 0x64,
     STRTAB_BASE = 0x80, STRTAB_BASE_CFG = 0x88, CMDQ_BASE = 0x90,
     CMDQ_PROD = 0x98, CMDQ_CONS = 0x9c, EVENTQ_BASE = 0xa0,
     EVENTQ_PROD = 0x100a8, EVENTQ_CONS = 0x100ac,
@@ -14,12 +14,14 @@ enum {
 #define CR0_SMMUEN BIT(0)
 #define CR0_EVENTQEN BIT(2)
 #define CR0_CMDQEN BIT(3)
+#define CR2_RECINVSID BIT(1)
+#define OVFLG BIT(31)           /* OVACKFLG in EVENTQ_CONS */
 #define GBPA_ABORT BIT(20)
 #define GBPA_UPDATE BIT(31)
 
-#define STRTAB_LOG2 6
+#define STRTAB_LOG2 6           /* enough for DSA_SID */
 #define CMDQ_LOG2 8
-#define EVENTQ_LOG2 7
+#define EVENTQ_LOG2 7           /* EVENTS */
 
 static uint64_t strtab[8 << STRTAB_LOG2] ALIGNED(4096);
 static volatile uint64_t cmdq[2 << CMDQ_LOG2] ALIGNED(4096);
@@ -87,8 +89,27 @@ bool smmu_event(struct event *e)
         e->word[i] = record[i];
     }
     events_seen = (events_seen + 1) & index_mask;
-    w32(SMMU + EVENTQ_CONS, events_seen);
+    w32(SMMU + EVENTQ_CONS, events_seen | (r32(SMMU + EVENTQ_CONS) & OVFLG));
     return true;
+}
+
+bool smmu_overflowed(void)
+{
+    uint32_t flag = r32(SMMU + EVENTQ_PROD) & OVFLG;
+    bool lost = flag != (r32(SMMU + EVENTQ_CONS) & OVFLG);
+
+    CHECK_EQ(r32(SMMU + GERROR) ^ r32(SMMU + GERRORN), 0);
+    w32(SMMU + EVENTQ_CONS, events_seen | flag);
+    return lost;
+}
+
+void smmu_streams(unsigned log2, bool report_others)
+{
+    control(CR0_CMDQEN | CR0_EVENTQEN);
+    w32(SMMU + STRTAB_BASE_CFG, log2);
+    w32(SMMU + CR2, report_others ? CR2_RECINVSID : 0);
+    smmu_command(CFGI_STE_RANGE, 31);
+    control(CR0_CMDQEN | CR0_EVENTQEN | CR0_SMMUEN);
 }
 
 void ste_write(uint64_t w0, uint64_t w1, uint64_t w2, uint64_t w3)
