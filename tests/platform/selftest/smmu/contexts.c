@@ -33,6 +33,12 @@ void context_init(struct context *c)
     }
 }
 
+void context_map(struct context *c, unsigned offset, uint64_t address)
+{
+    c->l3[offset / 4096] = address | PTE_PAGE;
+    asm volatile("dsb sy" : : : "memory");
+}
+
 void cd_write(volatile uint64_t *cd, const struct context *c, uint16_t asid)
 {
     cd[1] = (uint64_t)c->l1;

@@ -140,6 +140,16 @@ unsigned dsa_copy_from(int ssid, uint64_t source, uint64_t base,
     return run(&d, ssid, seen);
 }
 
+unsigned dsa_copy_word(int ssid, uint64_t destination, uint64_t base,
+                       volatile uint8_t *seen)
+{
+    struct descriptor d = descriptor(MEMMOVE, base);
+
+    d.word[3] = destination;
+    d.word[4] = 4;
+    return run(&d, ssid, seen);
+}
+
 unsigned dsa_probe(int ssid, uint64_t base, volatile uint8_t *seen)
 {
     struct descriptor d = descriptor(NOOP, base);

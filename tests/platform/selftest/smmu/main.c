@@ -37,6 +37,7 @@ int main(void)
     test_bad_stream();
     test_commands();
     test_interrupt();
+    test_its();
     summary();
     return 0;
 }

@@ -49,6 +49,9 @@ unsigned dsa_copy(int ssid, uint64_t base, volatile uint8_t *seen);
 /* The same with the source at that address. */
 unsigned dsa_copy_from(int ssid, uint64_t source, uint64_t base,
                        volatile uint8_t *seen);
+/* Four bytes from O_SRC to that address. */
+unsigned dsa_copy_word(int ssid, uint64_t destination, uint64_t base,
+                       volatile uint8_t *seen);
 /* Only writes a completion record. */
 unsigned dsa_probe(int ssid, uint64_t base, volatile uint8_t *seen);
 /* Sends the interrupt of a command as a write of @data to @address. */
@@ -110,6 +113,8 @@ typedef uint64_t cd_t[8];
 #define CD_V BIT(31)
 #define CD_IPS_SHIFT 32
 void context_init(struct context *c);
+/* Maps the page of its memory at @offset to the page at @address instead. */
+void context_map(struct context *c, unsigned offset, uint64_t address);
 void cd_write(volatile uint64_t *cd, const struct context *c, uint16_t asid);
 /* Stage 2: 4 GiB identical, and FAR_IPA to the start of RAM */
 #define RAM 0x40000000ULL
@@ -154,5 +159,6 @@ void test_overflow(void);
 void test_bad_stream(void);
 void test_commands(void);
 void test_interrupt(void);
+void test_its(void);
 
 #endif
