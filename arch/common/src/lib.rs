@@ -24,6 +24,7 @@ pub mod rate;
 pub mod report;
 pub mod run;
 pub mod stack;
+pub mod stage2;
 pub mod symbols;
 pub mod vcpu;
 pub mod vms;

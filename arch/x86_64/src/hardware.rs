@@ -3,14 +3,12 @@
 
 use alloc::boxed::Box;
 
-use pasidon_arch_common::hardware::{BootImage, Core, Hardware, Platform, Stage2};
+use pasidon_arch_common::hardware::{BootImage, Core, Hardware, Platform};
 use pasidon_arch_common::memory::RamView;
-use pasidon_kernel::addr::{GuestPhys, HostPhys};
 use pasidon_kernel::dev::pci::{PciBus, Slot};
 use pasidon_kernel::exit::{Actions, MsiMessage};
 use pasidon_kernel::frames::Frames;
 use pasidon_kernel::parent::VdevModel;
-use pasidon_kernel::ram::GuestRam;
 use pasidon_kernel::refusal::Refusal;
 use pasidon_kernel::stats::ExitKind;
 use spin::Once;
@@ -175,23 +173,5 @@ impl Platform for PcPlatform {
 
     fn vdev_interrupt(&mut self, slot: Slot, vector: u16, actions: Actions<'_>) {
         PcPlatform::vdev_interrupt(self, slot, vector, actions);
-    }
-}
-
-impl Stage2 for NestedTable {
-    fn map_ram(&mut self, ram: &GuestRam) -> Result<(), Refusal> {
-        NestedTable::map_ram(self, ram)
-    }
-
-    fn map_portal(&mut self, guest: GuestPhys, host: HostPhys, len: u64) -> Result<(), Refusal> {
-        NestedTable::map_portal(self, guest, host, len)
-    }
-
-    fn unmap_portal(&mut self, guest: GuestPhys, len: u64) {
-        NestedTable::unmap_portal(self, guest, len);
-    }
-
-    fn bytes(&self) -> u64 {
-        NestedTable::bytes(self)
     }
 }
