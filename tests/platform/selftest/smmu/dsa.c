@@ -157,6 +157,15 @@ unsigned dsa_probe(int ssid, uint64_t base, volatile uint8_t *seen)
     return run(&d, ssid, seen);
 }
 
+void dsa_fire(int ssid, uint64_t base)
+{
+    struct descriptor d = descriptor(NOOP, base);
+
+    tag(ssid);
+    store(0, 0, 8, &d);
+    CHECK_EQ(command(DRAIN_ALL, 0), 0);
+}
+
 void dsa_interrupt(uint64_t address, uint32_t data)
 {
     w64(BAR0 + MSIX_TABLE, address);

@@ -38,6 +38,7 @@ int main(void)
     test_commands();
     test_interrupt();
     test_its();
+    test_fuzz();
     summary();
     return 0;
 }

@@ -54,6 +54,8 @@ unsigned dsa_copy_word(int ssid, uint64_t destination, uint64_t base,
                        volatile uint8_t *seen);
 /* Only writes a completion record. */
 unsigned dsa_probe(int ssid, uint64_t base, volatile uint8_t *seen);
+/* The same, whatever becomes of it. */
+void dsa_fire(int ssid, uint64_t base);
 /* Sends the interrupt of a command as a write of @data to @address. */
 void dsa_interrupt(uint64_t address, uint32_t data);
 /* Submissions that the interconnect must merge, or must not. */
@@ -160,5 +162,6 @@ void test_bad_stream(void);
 void test_commands(void);
 void test_interrupt(void);
 void test_its(void);
+void test_fuzz(void);
 
 #endif
