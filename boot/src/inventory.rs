@@ -3,11 +3,11 @@
 
 use alloc::string::String;
 use alloc::vec::Vec;
-use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
 use pasidon_arch::interrupts::{self, vector};
 use pasidon_arch::platform::Platform;
-use pasidon_arch::{firmware_tables, pcpu, time};
+use pasidon_arch::{firmware_tables, pcpu, serial, time};
 use pasidon_kernel::addr::HostPhys;
 use pasidon_kernel::config::{ConfigError, Parsed, resolve_parents};
 
@@ -79,7 +79,26 @@ pub fn run(handover: Handover) -> ! {
         "this build ({} KiB) lists the machine; guests on this architecture are not there yet",
         handover.image_bytes >> 10
     );
-    processor()
+    echo()
+}
+
+/// A key was pressed, and not read yet.
+static KEY: AtomicBool = AtomicBool::new(false);
+
+/// Shows that keys come by interrupt, for ever.
+fn echo() -> ! {
+    let announced = serial::announce_keys(pcpu::current().mpidr, || KEY.store(true, Ordering::Release));
+    if let Err(refusal) = announced {
+        log::warn!("{refusal}; keys are not looked at");
+    }
+    loop {
+        interrupts::wait();
+        if KEY.swap(false, Ordering::AcqRel) {
+            while let Some(key) = serial::read() {
+                log::info!("key {key:#04x}");
+            }
+        }
+    }
 }
 
 /// How many kicks were answered.

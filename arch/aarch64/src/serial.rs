@@ -13,9 +13,9 @@ use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use pasidon_arch_common::firmware_tables::Find;
 use pasidon_kernel::addr::HostPhys;
 use pasidon_kernel::refusal::Refusal;
-use spin::Mutex;
+use spin::{Mutex, Once};
 
-use crate::firmware_tables;
+use crate::{firmware_tables, gic, interrupts};
 
 /// Data register.
 const UARTDR: u64 = 0x000;
@@ -45,6 +45,8 @@ static BASE: AtomicU64 = AtomicU64::new(0);
 /// INTID of the interrupt; 0 where it is not known.
 static INTERRUPT: AtomicU32 = AtomicU32::new(0);
 static LOCK: Mutex<()> = Mutex::new(());
+/// What is called when a byte came in.
+static NOTE: Once<fn()> = Once::new();
 
 fn read_register(base: u64, offset: u64) -> u32 {
     // SAFETY: the firmware's tables name the place, which is mapped: by the firmware, then by the hypervisor.
@@ -102,23 +104,48 @@ pub fn write(bytes: &[u8]) {
     }
 }
 
-/// The next byte that came in.
+/// The next byte that came in. Where there is none, [`announce_keys`] tells of the next one again.
 pub fn read() -> Option<u8> {
     let base = base()?;
     let _guard = LOCK.lock();
-    if read_register(base, UARTFR) & FR_RXFE != 0 {
-        return None;
+    if read_register(base, UARTFR) & FR_RXFE == 0 {
+        return Some(read_register(base, UARTDR) as u8);
     }
-    Some(read_register(base, UARTDR) as u8)
-}
-
-/// From now on a byte that comes in raises the UART's interrupt.
-pub fn enable_receive_interrupt() {
-    if let Some(base) = base() {
-        let _guard = LOCK.lock();
-        write_register(base, UARTICR, IC_ALL);
+    // What comes from here on raises the interrupt, what came just now as well: it is the FIFO's level that does.
+    if NOTE.get().is_some() {
         write_register(base, UARTIMSC, IM_RX | IM_RT);
     }
+    None
+}
+
+/// From now on `note` is called, as an interrupt handler on the pCPU with that MPIDR, when a byte came in that nobody
+/// has read yet. Once; it is called again only after [`read`] has found nothing.
+///
+/// # Errors
+/// When the firmware does not state the line's interrupt, or states one that cannot be.
+pub fn announce_keys(mpidr: u64, note: fn()) -> Result<(), Refusal> {
+    let (Some(base), Some(intid)) = (base(), interrupt()) else {
+        return Err(Refusal::new(
+            "serial line",
+            "the firmware does not state its interrupt (SPCR)",
+            "update the firmware",
+        ));
+    };
+    NOTE.call_once(|| note);
+    interrupts::install(intid, |_| {
+        // The interrupt is a level, which stays until the bytes are read, and that is not done here.
+        if let Some(base) = self::base() {
+            write_register(base, UARTIMSC, 0);
+        }
+        if let Some(note) = NOTE.get() {
+            note();
+        }
+    });
+    gic::route(intid, mpidr, false)?;
+    let _guard = LOCK.lock();
+    write_register(base, UARTICR, IC_ALL);
+    write_register(base, UARTIMSC, IM_RX | IM_RT);
+    Ok(())
 }
 
 /// Sends bytes without a lock, for a processor that will not run on. Gives bytes up that the line does not take.
