@@ -87,10 +87,10 @@ pub trait Core<H: Hardware>: Send {
     type Reason;
 
     /// Puts the guest's state on the pCPU. Whoever ran there before has been unloaded.
-    fn load(&mut self, pcpu: &mut H::Pcpu);
+    fn load(&mut self, machine: &Machine<H>, pcpu: &mut H::Pcpu);
 
     /// Takes it off again.
-    fn unload(&mut self, pcpu: &mut H::Pcpu);
+    fn unload(&mut self, machine: &Machine<H>, pcpu: &mut H::Pcpu);
 
     /// An interrupt message came, where these come to vCPUs.
     fn accept(&mut self, message: MsiMessage);

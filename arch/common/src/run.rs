@@ -194,9 +194,9 @@ impl<H: Hardware> Local<H> {
         machine.vm.stats().begin_run(began);
         {
             let mut core = vcpu.core.lock();
-            core.load(&mut self.pcpu);
+            core.load(&machine, &mut self.pcpu);
             self.run_vcpu(world, &machine, vcpu, &mut core, turn.until);
-            core.unload(&mut self.pcpu);
+            core.unload(&machine, &mut self.pcpu);
         }
         machine.vm.stats().end_run(began, H::now_ns());
     }

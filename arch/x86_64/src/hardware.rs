@@ -19,7 +19,7 @@ use crate::guest::machine::PcPlatform;
 use crate::svm::SvmPcpu;
 use crate::svm::npt::NestedTable;
 use crate::vms::Machine;
-use crate::{apic, cpu, exit, extended, interrupts, pcpu, run, time, vcpu};
+use crate::{apic, cpu, emulate, exit, extended, interrupts, pcpu, run, time, vcpu};
 
 pub(crate) static WORLD: Once<run::World> = Once::new();
 
@@ -38,6 +38,8 @@ impl Hardware for Svm {
     }
 
     fn enable(pcpu: u32, frames: &'static Frames) -> Result<SvmPcpu, Refusal> {
+        // Its tables are made here, so that no exit allocates them.
+        emulate::prepare();
         // SAFETY: processors without XSAVE are refused at start.
         unsafe { extended::enable() };
         SvmPcpu::enable(pcpu, frames)
@@ -87,13 +89,13 @@ impl Hardware for Svm {
 impl Core<Svm> for vcpu::Core {
     type Reason = Reason;
 
-    fn load(&mut self, pcpu: &mut SvmPcpu) {
+    fn load(&mut self, _machine: &Machine, pcpu: &mut SvmPcpu) {
         self.hardware.load(pcpu);
         // SAFETY: SVM's pCPU was enabled after extended state; the last turn here saved its own.
         unsafe { self.extended.load() };
     }
 
-    fn unload(&mut self, _pcpu: &mut SvmPcpu) {
+    fn unload(&mut self, _machine: &Machine, _pcpu: &mut SvmPcpu) {
         // SAFETY: loaded on this pCPU.
         unsafe { self.extended.save() };
     }

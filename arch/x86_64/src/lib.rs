@@ -21,6 +21,7 @@ pub mod fault;
 pub mod firmware_tables;
 pub mod guest;
 pub mod hardware;
+pub mod host;
 pub mod interrupts;
 pub mod ioapic;
 pub mod machine_check;

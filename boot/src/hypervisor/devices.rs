@@ -7,6 +7,7 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::sync::atomic::{Ordering, fence};
 
+use pasidon_arch::host::MachineHost;
 use pasidon_arch::{cache, memory, paging};
 use pasidon_drivers::accel::dsa::{DsaParent, Options, Partition, Setup, Silicon};
 use pasidon_drivers::iommu::vtd::dmar::{Drhd, ScopeKind};
@@ -21,7 +22,6 @@ use pasidon_kernel::frames::Frames;
 use pasidon_kernel::parent::Parent;
 use pasidon_kernel::refusal::Refusal;
 
-use super::vectors::X86Host;
 use crate::pci::Pci;
 
 /// Memory for tables and queues of devices.
@@ -91,7 +91,7 @@ pub fn take_iommu(
     let vtd = Vtd::new(
         &dmar,
         Arc::new(FrameMemory(frames)),
-        &X86Host,
+        &MachineHost,
         true,
         &|requester| {
             let (secondary, subordinate) = pci.bridge(requester)?;
@@ -156,7 +156,7 @@ pub fn bring_up_parent(
         function,
         // SAFETY: the device's own registers, mapped uncached for good; this driver alone uses them.
         registers: unsafe { Mmio::new(window, bar.size as usize) },
-        host: Arc::new(X86Host),
+        host: Arc::new(MachineHost),
         partition: Partition { queues },
         options: Options {
             allow_unsafe_portals: parent.allow_unsafe_portals.value,

@@ -10,7 +10,6 @@ mod line;
 mod measure;
 mod monitor;
 mod power;
-mod vectors;
 mod work;
 
 use alloc::boxed::Box;
@@ -21,17 +20,18 @@ use alloc::vec::Vec;
 use core::fmt::Write;
 use core::sync::atomic::{AtomicBool, Ordering};
 
-use pasidon_arch::interrupts::{self, vector};
+use pasidon_arch::host::{self, MachineHost};
+use pasidon_arch::interrupts;
 use pasidon_arch::platform::Platform;
 use pasidon_arch::run::{self, World};
 use pasidon_arch::vms::{Vms, kick};
-use pasidon_arch::{emulate, fault, history, ioapic, pcpu, serial};
+use pasidon_arch::{fault, history, pcpu};
 use pasidon_kernel::addr::HostPhys;
 use pasidon_kernel::config::{
     Config, ConfigError, ConsoleMode, Parsed, PciDevice, check_memory, check_vdevs, resolve_parents,
 };
+use pasidon_kernel::exit::MsiMessage;
 use pasidon_kernel::frames::Frames;
-use pasidon_kernel::host::Host;
 use pasidon_kernel::id::VmId;
 use pasidon_kernel::iommu::{HostVector, Iommu};
 use pasidon_kernel::parent::Parent;
@@ -45,7 +45,6 @@ use spin::Once;
 use crate::pci::Pci;
 use crate::tables::Tables;
 use devices::MachineIommu;
-use vectors::X86Host;
 use work::Desk;
 
 /// The machine, and what it is to run.
@@ -78,18 +77,11 @@ fn desk() -> &'static Desk {
     DESK.wait()
 }
 
-/// The pCPU that runs a VM, once the VM is built.
-fn pcpu_of(vm: VmId) -> Option<u32> {
-    Some(VMS.get()?.machine(vm)?.vcpu.seat.pcpu.0)
-}
-
 /// Runs what the configuration asks for, for ever.
 pub fn run(handover: Handover) -> ! {
     if !fault::add_context(print_history) {
         log::warn!("a fault report will not show the last exits: too many want to add to it");
     }
-    // Its tables are made here, so that no exit allocates them.
-    emulate::prepare();
     monitor::set_image_bytes(handover.image_bytes);
     let (mut config, errors) = match handover.parsed {
         Ok(parsed) => (parsed.config, parsed.errors),
@@ -119,7 +111,8 @@ pub fn run(handover: Handover) -> ! {
             Some(iommu)
         }
         Ok(None) => {
-            log::warn!("iommu: none: the firmware has no DMAR table, so nothing confines a device");
+            let why = host::no_iommu(&|name| handover.tables.get(name));
+            log::warn!("iommu: none: {why}, so nothing confines a device");
             None
         }
         Err(refusal) => {
@@ -141,9 +134,9 @@ pub fn run(handover: Handover) -> ! {
     refused.extend(resolved.errors);
 
     let count = pcpu::count();
-    let cpus: Vec<u32> = (0..count as u32).filter_map(pcpu::apic_id_of).collect();
+    let cpus: Vec<u32> = (0..count as u32).filter_map(host::cpu_of).collect();
     let parts = SystemParts {
-        host: &X86Host,
+        host: &MachineHost,
         iommu: iommu.map(|iommu| iommu.vtd as &dyn Iommu),
         frames,
         cpus,
@@ -204,7 +197,7 @@ pub fn run(handover: Handover) -> ! {
         .collect();
     desk.equip(system, vms, iommu.map(|iommu| iommu.vtd as &dyn Iommu));
     run::install(World { system, vms });
-    connect_interrupts(iommu, handover.platform.serial_interrupt(), desk);
+    connect_interrupts(iommu, &handover.platform, desk);
 
     line::open(mode, names);
     let builder = vms.builder();
@@ -264,50 +257,35 @@ fn run_forever() -> ! {
 }
 
 /// Faults and keys reach the first pCPU by interrupt. Where that is not possible for keys, they are looked for.
-fn connect_interrupts(iommu: Option<MachineIommu>, com1_gsi: u32, desk: &Desk) {
-    let Some(apic_id) = pcpu::apic_id_of(0) else {
-        return;
-    };
-    let on_first = |vector| HostVector { vector, cpu: apic_id };
-    interrupts::install(vector::IOMMU_FAULT, |_| {
+fn connect_interrupts(iommu: Option<MachineIommu>, platform: &Platform, desk: &Desk) {
+    let target = host::fault_interrupt(|_| {
         if let Some(desk) = DESK.get() {
             desk.note_fault();
         }
     });
-    interrupts::install(vector::SERIAL, |_| {
+    if let (Some(iommu), Some(target)) = (iommu, target) {
+        iommu.vtd.set_fault_interrupt(target);
+    }
+    let key = |_| {
         if let Some(desk) = DESK.get() {
             desk.note_key();
         }
-    });
-    if let Some(iommu) = iommu {
-        iommu.vtd.set_fault_interrupt(on_first(vector::IOMMU_FAULT));
-    }
-    let target = on_first(vector::SERIAL);
-    let message = match iommu {
+    };
+    let remapped = |target| match iommu {
         Some(MachineIommu {
             vtd,
             io_apic: Some(io_apic),
-        }) => vtd
-            .map_interrupt(io_apic, target)
-            .map(|interrupt| Some(interrupt.message)),
-        Some(_) => Ok(None),
-        None => Ok(X86Host.unremapped_message(target)),
+        }) => Ok(vtd.map_interrupt(io_apic, target)?.message),
+        _ => Err(Refusal::new(
+            "COM1",
+            "the DMAR table does not say as whom the I/O APIC sends",
+            "update the firmware",
+        )),
     };
-    let routed = message.and_then(|message| {
-        let message = message.ok_or_else(|| {
-            Refusal::new(
-                "COM1",
-                "the DMAR table does not say as whom the I/O APIC sends",
-                "update the firmware",
-            )
-        })?;
-        ioapic::route(com1_gsi, message.address, vector::SERIAL)
-    });
-    match routed {
-        Ok(()) => {
-            serial::enable_receive_interrupt();
-            desk.keys_interrupt();
-        }
+    let remap: Option<&dyn Fn(HostVector) -> Result<MsiMessage, Refusal>> =
+        iommu.is_some().then_some(&remapped);
+    match host::connect_serial(platform.serial_interrupt(), remap, key) {
+        Ok(()) => desk.keys_interrupt(),
         Err(refusal) => log::warn!("{refusal}; keys are looked for a hundred times a second instead"),
     }
 }

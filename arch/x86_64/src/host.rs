@@ -5,14 +5,20 @@
 //! twice: by then every interrupt that the pCPU had accepted with it has been handled. So nobody waits, and a
 //! late interrupt of one owner never reaches the next.
 
-use pasidon_arch::interrupts::vector;
-use pasidon_arch::pcpu::{self, MAX_PCPUS};
-use pasidon_arch::{run, time, vms};
+use alloc::string::String;
+
+use pasidon_arch_common::firmware_tables::Find;
 use pasidon_kernel::exit::MsiMessage;
 use pasidon_kernel::host::Host;
 use pasidon_kernel::id::VmId;
 use pasidon_kernel::iommu::HostVector;
+use pasidon_kernel::refusal::Refusal;
 use spin::Mutex;
+
+use crate::hardware::WORLD;
+use crate::interrupts::{self, Handler, vector};
+use crate::pcpu::{self, MAX_PCPUS};
+use crate::{ioapic, run, serial, time, vms};
 
 /// Rounds after which a vector may be used again.
 const QUARANTINE: u64 = 2;
@@ -38,7 +44,60 @@ static PCPUS: [Mutex<Vectors>; MAX_PCPUS] = [const { Mutex::new([Slot::Free; 256
 
 /// [`Host`] on this machine.
 #[derive(Clone, Copy, Debug)]
-pub struct X86Host;
+pub struct MachineHost;
+
+/// How interrupts name the pCPU of that number.
+pub fn cpu_of(pcpu: u32) -> Option<u32> {
+    pcpu::apic_id_of(pcpu)
+}
+
+/// What the firmware does not describe where there is no IOMMU that can be driven, in words.
+pub fn no_iommu(_tables: Find<'_>) -> String {
+    String::from("the firmware has no DMAR table")
+}
+
+/// Has the IOMMU's faults handled on the first pCPU; the answer is where they are to be sent. `None` where that is
+/// not known.
+pub fn fault_interrupt(handler: Handler) -> Option<HostVector> {
+    interrupts::install(vector::IOMMU_FAULT, handler);
+    Some(HostVector {
+        vector: vector::IOMMU_FAULT,
+        cpu: pcpu::apic_id_of(0)?,
+    })
+}
+
+/// Has bytes on the serial line handled on the first pCPU, by the interrupt that the platform named. `remap` allows
+/// the I/O APIC to raise one, where there is an IOMMU in charge.
+///
+/// # Errors
+/// When it cannot be; the line is then to be looked at from time to time.
+pub fn connect_serial(
+    gsi: u32,
+    remap: Option<&dyn Fn(HostVector) -> Result<MsiMessage, Refusal>>,
+    handler: Handler,
+) -> Result<(), Refusal> {
+    let refuse = |why: &str| Refusal::new("COM1", why, "update the firmware");
+    let cpu = pcpu::apic_id_of(0).ok_or_else(|| refuse("the first processor is not known"))?;
+    let target = HostVector {
+        vector: vector::SERIAL,
+        cpu,
+    };
+    let message = match remap {
+        Some(remap) => remap(target)?,
+        None => MachineHost
+            .unremapped_message(target)
+            .ok_or_else(|| refuse("its interrupt cannot name the first processor"))?,
+    };
+    interrupts::install(vector::SERIAL, handler);
+    ioapic::route(gsi, message.address, vector::SERIAL)?;
+    serial::enable_receive_interrupt();
+    Ok(())
+}
+
+/// The pCPU that runs a VM, once the VM is built.
+fn pcpu_of(vm: VmId) -> Option<u32> {
+    Some(WORLD.get()?.vms.machine(vm)?.vcpu.seat.pcpu.0)
+}
 
 /// How many vectors of a pCPU are given out.
 fn used(pcpu: u32) -> usize {
@@ -72,14 +131,14 @@ fn take(pcpu: u32) -> Option<u8> {
     None
 }
 
-impl Host for X86Host {
+impl Host for MachineHost {
     fn now_ns(&self) -> u64 {
         time::now_ns()
     }
 
     fn allocate_vector(&self, vm: Option<VmId>) -> Option<HostVector> {
         let count = u32::try_from(pcpu::count()).ok()?;
-        let home = vm.and_then(super::pcpu_of).filter(|pcpu| *pcpu < count);
+        let home = vm.and_then(pcpu_of).filter(|pcpu| *pcpu < count);
         let pcpu = home.or_else(|| (0..count).min_by_key(|pcpu| used(*pcpu)))?;
         (pcpu..count).chain(0..pcpu).find_map(|pcpu| {
             Some(HostVector {
