@@ -24,8 +24,6 @@ extern crate pasidon_arch_x86_64 as pasidon_arch;
 mod files;
 mod firmware;
 mod heap;
-// On Arm the guests' side of the processor is not there yet: what there is to run stops after the inventory.
-#[cfg_attr(target_arch = "aarch64", path = "inventory.rs")]
 mod hypervisor;
 mod machine;
 mod output;

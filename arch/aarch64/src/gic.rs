@@ -27,6 +27,7 @@ mod gicd {
     pub const ISENABLER: u64 = 0x0100;
     pub const ICENABLER: u64 = 0x0180;
     pub const ICPENDR: u64 = 0x0280;
+    pub const ISACTIVER: u64 = 0x0300;
     pub const ICACTIVER: u64 = 0x0380;
     pub const IPRIORITYR: u64 = 0x0400;
     pub const ICFGR: u64 = 0x0c00;
@@ -61,6 +62,8 @@ mod gicr {
 
 /// Priority of all interrupts; lower numbers come first.
 const PRIORITY: u32 = 0xa0a0_a0a0;
+/// INTID of the maintenance interrupt, as the Base System Architecture has it.
+const MAINTENANCE: u32 = 25;
 /// Private to each pCPU: SGIs and PPIs.
 const PRIVATE: u32 = 32;
 /// INTIDs from here on are none that [`acknowledge`] hands out.
@@ -280,6 +283,27 @@ pub unsafe fn init_pcpu(redistributor: u64) -> Result<(), Refusal> {
         }
     }
     Ok(())
+}
+
+/// The interrupt that a guest's list registers raise: private to each pCPU.
+pub fn maintenance() -> u32 {
+    MAINTENANCE
+}
+
+/// The redistributor's frame of what is private to this pCPU.
+fn private() -> Registers {
+    Registers(crate::pcpu::current().redistributor + gicr::SGI_FRAME)
+}
+
+/// Lets a private interrupt come to this pCPU.
+pub fn enable_private(intid: u32) {
+    private().write(gicd::ISENABLER, 1 << (intid % PRIVATE));
+}
+
+/// Makes a private interrupt of this pCPU active, so that it does not come, or inactive.
+pub fn set_active(intid: u32, active: bool) {
+    let register = if active { gicd::ISACTIVER } else { gicd::ICACTIVER };
+    private().write(register, 1 << (intid % PRIVATE));
 }
 
 /// Sends an SPI to the pCPU with that MPIDR from now on, by its edge or by its level.

@@ -8,9 +8,10 @@
 
 extern crate alloc;
 
-pub use pasidon_arch_common::{calendar, memory, symbols};
+pub use pasidon_arch_common::{calendar, history, memory, symbols};
 
 pub mod cause;
+pub mod el2;
 pub mod features;
 pub mod firmware_tables;
 pub mod guest;
@@ -26,6 +27,10 @@ pub mod fault;
 #[cfg(target_arch = "aarch64")]
 pub mod gic;
 #[cfg(target_arch = "aarch64")]
+pub mod hardware;
+#[cfg(target_arch = "aarch64")]
+pub mod host;
+#[cfg(target_arch = "aarch64")]
 pub mod interrupts;
 #[cfg(target_arch = "aarch64")]
 pub mod paging;
@@ -36,6 +41,8 @@ pub mod platform;
 #[cfg(target_arch = "aarch64")]
 pub mod power;
 #[cfg(target_arch = "aarch64")]
+pub mod run;
+#[cfg(target_arch = "aarch64")]
 pub mod serial;
 #[cfg(target_arch = "aarch64")]
 pub mod smp;
@@ -43,3 +50,7 @@ pub mod smp;
 pub mod stack;
 #[cfg(target_arch = "aarch64")]
 pub mod time;
+#[cfg(target_arch = "aarch64")]
+pub mod vcpu;
+#[cfg(target_arch = "aarch64")]
+pub mod vms;

@@ -58,6 +58,7 @@ impl Platform {
         entry: fn() -> !,
     ) -> Result<Processors, Refusal> {
         time::init(self.timers.physical_el2)?;
+        time::set_virtual_timer(self.timers.virtual_el1);
         if self.madt.damaged {
             log::warn!("ACPI: the MADT is cut off; processors may be missing; update the firmware");
         }

@@ -60,6 +60,14 @@ pub fn carry_out(power: HostPower) {
     }
 }
 
+/// Calls a workaround of the firmware's for a mistake of the processor (SMCCC_ARCH_WORKAROUND_1 and its like).
+pub(crate) fn call_workaround(function: u32, argument: u32) {
+    use smccc::Call;
+    let mut arguments = [0; 7];
+    arguments[0] = argument;
+    let _ = Smc::call32(function, arguments);
+}
+
 /// Starts a processor at `entry`, a physical address, at EL2 with the MMU off and `context` in X0.
 ///
 /// # Errors

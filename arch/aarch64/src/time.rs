@@ -20,6 +20,8 @@ const SANE_HZ: core::ops::RangeInclusive<u64> = 1_000_000..=20_000_000_000;
 static RATE: Rate = Rate::unknown();
 /// INTID of the timer's interrupt.
 static VECTOR: AtomicU32 = AtomicU32::new(0);
+/// INTID of the timer that guests have.
+static VIRTUAL: core::sync::atomic::AtomicU32 = core::sync::atomic::AtomicU32::new(27);
 /// Count at which [`now_ns`] is 0.
 static START: AtomicU64 = AtomicU64::new(0);
 /// Wall clock at [`START`], in nanoseconds since 1970; 0 where unknown.
@@ -69,6 +71,21 @@ pub fn set_wall_clock(unix_ns: u64) {
 /// The interrupt of [`arm_timer`]: private to each pCPU, and enabled there.
 pub fn vector() -> Vector {
     VECTOR.load(Ordering::Relaxed)
+}
+
+/// The interrupt of the guests' timer: private to each pCPU.
+pub fn virtual_timer() -> Vector {
+    VIRTUAL.load(Ordering::Relaxed)
+}
+
+/// Says which that is. On the first processor.
+pub(crate) fn set_virtual_timer(vector: Vector) {
+    VIRTUAL.store(vector, Ordering::Relaxed);
+}
+
+/// The time of [`now_ns`] at which the count is, or was, this.
+pub fn ns_at(count: u64) -> u64 {
+    RATE.ns(count.saturating_sub(START.load(Ordering::Relaxed)))
 }
 
 /// Takes the rate that the firmware states, and the INTID of EL2's timer. On the first processor.

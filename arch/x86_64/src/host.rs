@@ -13,7 +13,7 @@ use pasidon_kernel::host::Host;
 use pasidon_kernel::id::VmId;
 use pasidon_kernel::iommu::HostVector;
 use pasidon_kernel::refusal::Refusal;
-use spin::Mutex;
+use spin::{Mutex, Once};
 
 use crate::hardware::WORLD;
 use crate::interrupts::{self, Handler, vector};
@@ -42,6 +42,9 @@ type Vectors = [Slot; 256];
 
 static PCPUS: [Mutex<Vectors>; MAX_PCPUS] = [const { Mutex::new([Slot::Free; 256]) }; MAX_PCPUS];
 
+/// What is called when a byte came in.
+static KEYS: Once<fn()> = Once::new();
+
 /// [`Host`] on this machine.
 #[derive(Clone, Copy, Debug)]
 pub struct MachineHost;
@@ -66,15 +69,15 @@ pub fn fault_interrupt(handler: Handler) -> Option<HostVector> {
     })
 }
 
-/// Has bytes on the serial line handled on the first pCPU, by the interrupt that the platform named. `remap` allows
-/// the I/O APIC to raise one, where there is an IOMMU in charge.
+/// Has `note` called, as an interrupt handler on the first pCPU, when bytes came on the serial line, by the interrupt
+/// that the platform named. `remap` allows the I/O APIC to raise it, where there is an IOMMU in charge.
 ///
 /// # Errors
 /// When it cannot be; the line is then to be looked at from time to time.
 pub fn connect_serial(
     gsi: u32,
     remap: Option<&dyn Fn(HostVector) -> Result<MsiMessage, Refusal>>,
-    handler: Handler,
+    note: fn(),
 ) -> Result<(), Refusal> {
     let refuse = |why: &str| Refusal::new("COM1", why, "update the firmware");
     let cpu = pcpu::apic_id_of(0).ok_or_else(|| refuse("the first processor is not known"))?;
@@ -88,7 +91,12 @@ pub fn connect_serial(
             .unremapped_message(target)
             .ok_or_else(|| refuse("its interrupt cannot name the first processor"))?,
     };
-    interrupts::install(vector::SERIAL, handler);
+    KEYS.call_once(|| note);
+    interrupts::install(vector::SERIAL, |_| {
+        if let Some(note) = KEYS.get() {
+            note();
+        }
+    });
     ioapic::route(gsi, message.address, vector::SERIAL)?;
     serial::enable_receive_interrupt();
     Ok(())

@@ -266,7 +266,7 @@ fn connect_interrupts(iommu: Option<MachineIommu>, platform: &Platform, desk: &D
     if let (Some(iommu), Some(target)) = (iommu, target) {
         iommu.vtd.set_fault_interrupt(target);
     }
-    let key = |_| {
+    let key = || {
         if let Some(desk) = DESK.get() {
             desk.note_key();
         }

@@ -17,23 +17,13 @@ mod tests;
 
 use alloc::format;
 
+pub use pasidon_arch_common::hardware::BootImage;
 use pasidon_kernel::addr::{GuestPhys, LARGE_PAGE_SIZE, PAGE_SIZE};
 use pasidon_kernel::memory::GuestMemory;
 use pasidon_kernel::refusal::Refusal;
 
 use super::exception::pstate;
 use super::layout;
-
-/// What to boot.
-#[derive(Clone, Copy, Debug)]
-pub struct BootImage<'a> {
-    /// An arm64 `Image`, not compressed.
-    pub kernel: &'a [u8],
-    /// Initial RAM disk.
-    pub initrd: Option<&'a [u8]>,
-    /// Command line, without a terminating zero.
-    pub cmdline: &'a str,
-}
 
 /// Registers at the first instruction of a vCPU; those not named are zero, and the MMU is off.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

@@ -1,0 +1,320 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! One vCPU at EL1, and the processor that runs it.
+
+use core::arch::asm;
+
+use pasidon_kernel::addr::HostPhys;
+
+use super::context::{Context, SystemContext};
+use super::interface::{Capabilities, Interface};
+use super::vmid::{Forgotten, Vmid};
+use super::{enter, exits, identification, traps};
+use crate::features::Features;
+use crate::guest::boot::EntryState;
+use crate::guest::exception::{self, Exception, Interrupted};
+use crate::guest::gic::LIST_REGISTERS_MAX;
+use crate::guest::sysreg::SystemRegister;
+
+/// ESR_EL2.IL.
+const IL: u64 = 1 << 25;
+
+/// EL2 on one pCPU, ready for guests.
+#[derive(Debug)]
+pub struct El2Pcpu {
+    vhe: bool,
+    interface: Capabilities,
+}
+
+impl El2Pcpu {
+    /// Sets up the pCPU that calls.
+    ///
+    /// # Safety
+    /// HCR_EL2 is the hypervisor's own, and no guest is loaded.
+    pub unsafe fn enable(features: &Features) -> Self {
+        let vtcr = traps::vtcr(features.physical_size() as u8, features.vmid_16);
+        // SAFETY: at EL2; nothing of this concerns the hypervisor, which is at EL2 always.
+        unsafe {
+            asm!(
+                "msr vttbr_el2, xzr",
+                "msr vtcr_el2, {vtcr}",
+                "mrs {scratch}, mdcr_el2",
+                "and {scratch}, {scratch}, {hpmn}",
+                "orr {scratch}, {scratch}, {mdcr}",
+                "msr mdcr_el2, {scratch}",
+                "msr cnthctl_el2, {cnthctl}",
+                "msr cntvoff_el2, xzr",
+                "mrs {scratch}, hcr_el2",
+                "orr {scratch}, {scratch}, {hcr}",
+                "msr hcr_el2, {scratch}",
+                "isb",
+                vtcr = in(reg) vtcr,
+                hpmn = in(reg) traps::mdcr::HPMN,
+                mdcr = in(reg) traps::mdcr::GUEST,
+                cnthctl = in(reg) traps::cnthctl(features.vhe),
+                hcr = in(reg) traps::hcr::GUEST,
+                scratch = out(reg) _,
+                options(nostack)
+            );
+        }
+        Self {
+            vhe: features.vhe,
+            interface: Capabilities::read(),
+        }
+    }
+
+    /// How many list registers it has.
+    pub fn list_registers(&self) -> usize {
+        self.interface.list_registers
+    }
+}
+
+macro_rules! live {
+    (read $vhe:expr, $e2h:literal $plain:literal) => {{
+        let value: u64;
+        // SAFETY: reading it changes nothing.
+        unsafe {
+            if $vhe {
+                asm!(concat!("mrs {}, ", $e2h), out(reg) value, options(nomem, nostack, preserves_flags));
+            } else {
+                asm!(concat!("mrs {}, ", $plain), out(reg) value, options(nomem, nostack, preserves_flags));
+            }
+        }
+        value
+    }};
+    (write $vhe:expr, $e2h:literal $plain:literal, $value:expr) => {
+        // SAFETY: EL1's own; nothing of the hypervisor's depends on it.
+        unsafe {
+            if $vhe {
+                asm!(concat!("msr ", $e2h, ", {}"), in(reg) $value, options(nostack, preserves_flags));
+            } else {
+                asm!(concat!("msr ", $plain, ", {}"), in(reg) $value, options(nostack, preserves_flags));
+            }
+        }
+    };
+}
+
+/// One vCPU.
+#[derive(Debug)]
+pub struct El2Vcpu {
+    /// Its registers, as they were at the last exit.
+    pub context: Context,
+    system: SystemContext,
+    interface: Interface,
+    vttbr: u64,
+    mpidr: u64,
+    /// Added to the physical count, negated: CNTVOFF_EL2.
+    count_offset: u64,
+    vhe: bool,
+}
+
+impl El2Vcpu {
+    /// A vCPU before its first instruction. `stage2` is the root of its VM's stage 2, `mpidr` what it reads as its
+    /// own affinity, `count_offset` what its virtual count is behind the physical one.
+    pub fn new(
+        entry: &EntryState,
+        stage2: HostPhys,
+        vmid: &Vmid,
+        mpidr: u64,
+        count_offset: u64,
+        vhe: bool,
+    ) -> Self {
+        Self {
+            context: Context::new(entry),
+            system: SystemContext {
+                sctlr: entry.sctlr,
+                ..SystemContext::default()
+            },
+            interface: Interface::default(),
+            vttbr: traps::vttbr(stage2.0, vmid.number()),
+            mpidr,
+            count_offset,
+            vhe,
+        }
+    }
+
+    /// Puts it on the pCPU, for a turn.
+    ///
+    /// # Safety
+    /// On the pCPU that `pcpu` is of, on which no other vCPU is loaded.
+    pub unsafe fn load(&mut self, pcpu: &El2Pcpu) {
+        let midr: u64;
+        // SAFETY: by the caller's promise; these say what the guest is, not what the hypervisor is.
+        unsafe {
+            asm!("mrs {}, midr_el1", out(reg) midr, options(nomem, nostack, preserves_flags));
+            asm!(
+                "msr vpidr_el2, {midr}",
+                "msr vmpidr_el2, {mpidr}",
+                "msr cntvoff_el2, {offset}",
+                "msr vttbr_el2, {vttbr}",
+                midr = in(reg) midr,
+                mpidr = in(reg) self.mpidr,
+                offset = in(reg) self.count_offset,
+                vttbr = in(reg) self.vttbr,
+                options(nostack, preserves_flags)
+            );
+            self.system.load(pcpu.vhe);
+            self.interface.load(pcpu.interface);
+        }
+    }
+
+    /// Takes it off again.
+    ///
+    /// # Safety
+    /// It is loaded on this pCPU.
+    pub unsafe fn unload(&mut self, pcpu: &El2Pcpu) {
+        self.system.save(pcpu.vhe);
+        // SAFETY: by the caller's promise. A timer that is on would raise its interrupt for nobody.
+        unsafe {
+            self.interface.save(pcpu.interface);
+            if pcpu.vhe {
+                asm!("msr S3_5_C14_C3_1, xzr", options(nostack, preserves_flags));
+            } else {
+                asm!("msr cntv_ctl_el0, xzr", options(nostack, preserves_flags));
+            }
+            asm!("msr vttbr_el2, xzr", "isb", options(nostack, preserves_flags));
+        }
+    }
+
+    /// Runs the guest until something happens. `list_registers` and `hcr` are for its virtual CPU interface; the
+    /// registers come back as the guest left them, with ICH_HCR_EL2.
+    ///
+    /// # Safety
+    /// It is loaded on this pCPU; IRQs are masked.
+    pub unsafe fn enter(
+        &mut self,
+        pcpu: &El2Pcpu,
+        list_registers: &mut [u64; LIST_REGISTERS_MAX],
+        hcr: u64,
+    ) -> (exits::Reason, u64) {
+        let registers = &mut list_registers[..pcpu.interface.list_registers];
+        // SAFETY: by the caller's promise, and GICv3 system registers are a condition of the start.
+        let (vector, hcr) = unsafe {
+            Interface::lend(registers, hcr);
+            let vector = enter::enter(&mut self.context);
+            (vector, self.interface.take_back(registers))
+        };
+        let Context { esr, far, hpfar, .. } = self.context;
+        (exits::reason(vector, esr, far, hpfar), hcr)
+    }
+
+    /// Has the guest take an exception, at the instruction that it is at. It is loaded.
+    pub fn take_exception(&mut self, exception: Exception) {
+        /// ID_AA64MMFR1_EL1.PAN.
+        const PAN: u64 = 0xf << 20;
+        let vhe = self.vhe;
+        let mmfr1 = identification::read(SystemRegister::new(3, 0, 0, 7, 1));
+        let from = Interrupted {
+            pc: self.context.pc,
+            pstate: self.context.pstate,
+            vbar: live!(read vhe, "S3_5_C12_C0_0" "vbar_el1"),
+            sctlr: live!(read vhe, "S3_5_C1_C0_0" "sctlr_el1"),
+            long_instruction: self.context.esr & IL != 0,
+        };
+        let entered = exception::enter(exception, &from, mmfr1 & PAN != 0);
+        self.context.pc = entered.pc;
+        self.context.pstate = entered.pstate;
+        live!(write vhe, "S3_5_C4_C0_1" "elr_el1", entered.elr);
+        live!(write vhe, "S3_5_C4_C0_0" "spsr_el1", entered.spsr);
+        live!(write vhe, "S3_5_C5_C2_0" "esr_el1", entered.esr);
+        if let Some(far) = entered.far {
+            live!(write vhe, "S3_5_C6_C0_0" "far_el1", far);
+        }
+    }
+
+    /// CNTV_CTL_EL0 as it is. It is loaded.
+    pub fn timer_control(&self) -> u64 {
+        live!(read self.vhe, "S3_5_C14_C3_1" "cntv_ctl_el0")
+    }
+
+    /// Sets MDSCR_EL1. It is loaded.
+    pub fn set_debug_control(&self, value: u64) {
+        live!(write false, "mdscr_el1" "mdscr_el1", value);
+    }
+
+    /// The stack pointer of EL1. It is loaded.
+    pub fn sp_el1(&self) -> u64 {
+        live!(read false, "sp_el1" "sp_el1")
+    }
+
+    /// Sets it. It is loaded.
+    pub fn set_sp_el1(&self, value: u64) {
+        live!(write false, "sp_el1" "sp_el1", value);
+    }
+
+    /// Where an instruction at this virtual address is in guest-physical memory, as the guest would fetch it at
+    /// EL1. It is loaded.
+    pub fn translate(&self, address: u64) -> Option<u64> {
+        const FAILED: u64 = 1;
+        const PAGE: u64 = 0x0000_ffff_ffff_f000;
+        const OFFSET: u64 = 0xfff;
+        let (saved, par): (u64, u64);
+        // SAFETY: the walk is of the guest's own tables; PAR_EL1 is the guest's, and comes back as it was.
+        unsafe {
+            asm!(
+                "mrs {saved}, par_el1",
+                "at s1e1r, {address}",
+                "isb",
+                "mrs {par}, par_el1",
+                "msr par_el1, {saved}",
+                saved = out(reg) saved,
+                par = out(reg) par,
+                address = in(reg) address,
+                options(nostack, preserves_flags)
+            );
+        }
+        let _ = saved;
+        (par & FAILED == 0).then_some(par & PAGE | address & OFFSET)
+    }
+
+    /// Drops its VM's translations on all processors. It is loaded.
+    pub fn forget_translations(&self) {
+        // SAFETY: dropping translations changes nothing but what the guest may not use any more.
+        unsafe {
+            asm!(
+                "dsb ishst",
+                "tlbi vmalls12e1is",
+                "dsb ish",
+                "isb",
+                options(nostack, preserves_flags)
+            );
+        }
+    }
+
+    /// CNTVOFF_EL2.
+    pub fn count_offset(&self) -> u64 {
+        self.count_offset
+    }
+
+    /// ICH_VMCR_EL2 as the guest left it.
+    pub fn vmcr(&self) -> u64 {
+        self.interface.vmcr
+    }
+
+    /// CNTV_CVAL_EL0 as it is. It is loaded.
+    pub fn timer_compare(&self) -> u64 {
+        live!(read self.vhe, "S3_5_C14_C3_2" "cntv_cval_el0")
+    }
+}
+
+/// Drops all translations of a VM on all processors, and waits.
+///
+/// # Safety
+/// At EL2, with no guest loaded on this processor.
+pub unsafe fn forget(vmid: &Vmid) -> Forgotten {
+    // SAFETY: by the caller's promise. The invalidation is for the VMID in VTTBR_EL2, and goes to all processors.
+    unsafe {
+        asm!(
+            "msr vttbr_el2, {}",
+            "isb",
+            "dsb ishst",
+            "tlbi vmalls12e1is",
+            "dsb ish",
+            "isb",
+            "msr vttbr_el2, xzr",
+            "isb",
+            in(reg) traps::vttbr(0, vmid.number()),
+            options(nostack, preserves_flags)
+        );
+    }
+    Forgotten::confirmed(vmid)
+}

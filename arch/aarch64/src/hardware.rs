@@ -1,0 +1,154 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Arm with EL2, for the loop that runs guests.
+
+use alloc::boxed::Box;
+
+use pasidon_arch_common::hardware::{BootImage, Hardware, Platform};
+use pasidon_arch_common::memory::RamView;
+use pasidon_kernel::dev::pci::{PciBus, Slot};
+use pasidon_kernel::exit::Actions;
+use pasidon_kernel::frames::Frames;
+use pasidon_kernel::memory::GuestMemory;
+use pasidon_kernel::parent::VdevModel;
+use pasidon_kernel::refusal::Refusal;
+use spin::{Mutex, Once};
+
+use crate::cpu::Features;
+use crate::el2::stage2::Stage2Tables;
+use crate::el2::vmid::{Vmid, Vmids};
+use crate::el2::{self, El2Pcpu, El2Vcpu};
+use crate::guest::machine::ArmPlatform;
+use crate::guest::smccc::Workarounds;
+use crate::guest::{boot, layout};
+use crate::{gic, interrupts, pcpu, run, time, vcpu};
+
+pub(crate) static WORLD: Once<run::World> = Once::new();
+static VMIDS: Mutex<Option<Vmids>> = Mutex::new(None);
+
+/// Arm with EL2.
+#[derive(Debug)]
+pub enum El2 {}
+
+/// A VMID that goes back when its VM is gone.
+#[derive(Debug)]
+pub struct OwnVmid(Option<Vmid>);
+
+impl OwnVmid {
+    fn take() -> Result<Self, Refusal> {
+        let mut vmids = VMIDS.lock();
+        let vmids = vmids.get_or_insert_with(|| Vmids::new(if Features::read().vmid_16 { 16 } else { 8 }));
+        Ok(Self(Some(vmids.take()?)))
+    }
+}
+
+impl Drop for OwnVmid {
+    fn drop(&mut self) {
+        let mut vmids = VMIDS.lock();
+        let (Some(vmid), Some(vmids)) = (self.0.take(), vmids.as_mut()) else {
+            return;
+        };
+        // SAFETY: at EL2; a machine is taken apart between turns, when no guest is loaded.
+        let forgotten = unsafe { el2::forget(&vmid) };
+        vmids.give_back(vmid, &forgotten);
+    }
+}
+
+impl Hardware for El2 {
+    type Pcpu = El2Pcpu;
+    type Core = vcpu::Core;
+    type Platform = ArmPlatform;
+    type Stage2 = Stage2Tables;
+
+    fn world() -> &'static Once<run::World> {
+        &WORLD
+    }
+
+    fn enable(_pcpu: u32, _frames: &'static Frames) -> Result<El2Pcpu, Refusal> {
+        gic::enable_private(time::virtual_timer());
+        gic::enable_private(gic::maintenance());
+        // SAFETY: the hypervisor's own HCR_EL2 has been set since the start of this processor, and no guest ran.
+        Ok(unsafe { El2Pcpu::enable(&Features::read()) })
+    }
+
+    fn stage2(frames: &'static Frames) -> Result<Stage2Tables, Refusal> {
+        Stage2Tables::new(frames)
+    }
+
+    fn build(
+        vm: &str,
+        memory: &RamView,
+        image: &BootImage<'_>,
+        stage2: &Stage2Tables,
+    ) -> Result<(vcpu::Core, ArmPlatform), Refusal> {
+        let entry = boot::load(memory, image)?;
+        let mut platform = ArmPlatform::new(1, memory.ram_size(), Workarounds::UNKNOWN)?;
+        let vmid = OwnVmid::take()?;
+        let Some(number) = &vmid.0 else {
+            return Err(Refusal::new("VMID", "none was taken", ""));
+        };
+        let hardware = El2Vcpu::new(
+            &entry,
+            stage2.root(),
+            number,
+            layout::mpidr(0),
+            time::count(),
+            Features::read().vhe,
+        );
+        let core = vcpu::Core::new(vm, hardware, vmid, &mut platform, time::virtual_timer() as u16);
+        Ok((core, platform))
+    }
+
+    fn this_pcpu() -> u32 {
+        pcpu::current().index
+    }
+
+    fn kick(pcpu: u32) {
+        interrupts::kick(pcpu);
+    }
+
+    fn window() {
+        interrupts::window();
+    }
+
+    fn wait() {
+        interrupts::wait();
+    }
+
+    fn now_ns() -> u64 {
+        time::now_ns()
+    }
+
+    fn arm_timer(deadline_ns: Option<u64>) {
+        time::arm_timer(deadline_ns);
+    }
+}
+
+impl Platform for ArmPlatform {
+    fn push_input(&mut self, byte: u8, actions: Actions<'_>) -> bool {
+        ArmPlatform::push_input(self, byte, actions)
+    }
+
+    fn input_space(&self) -> usize {
+        ArmPlatform::input_space(self)
+    }
+
+    fn pci(&mut self) -> &mut PciBus {
+        ArmPlatform::pci(self)
+    }
+
+    fn add_vdev(&mut self, model: Box<dyn VdevModel>) -> Result<Slot, Refusal> {
+        ArmPlatform::add_vdev(self, model)
+    }
+
+    fn remove_vdev(&mut self, slot: Slot, actions: Actions<'_>) {
+        ArmPlatform::remove_vdev(self, slot, actions);
+    }
+
+    fn vdev_interrupt(&mut self, slot: Slot, vector: u16, actions: Actions<'_>) {
+        ArmPlatform::vdev_interrupt(self, slot, vector, actions);
+    }
+
+    fn take_wake(&mut self) -> bool {
+        self.take_wakes().contains(0)
+    }
+}

@@ -1,0 +1,339 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The part of a vCPU that only its pCPU touches: registers, list registers, virtual timer, and the answers to what
+//! the guest did.
+//!
+//! **Principle.** Whatever a guest can do ends in one of four ways: an answer, an exception for the guest, a message
+//! to another part, or the end of that VM with one line that says why.
+//!
+//! [`crate::guest`] says which exit is answered by what.
+
+use alloc::format;
+use alloc::string::String;
+
+use pasidon_kernel::addr::GuestPhys;
+use pasidon_kernel::exit::{Access, Exit, MsiMessage};
+use pasidon_kernel::memory::GuestMemory;
+use pasidon_kernel::stats::ExitKind;
+use pasidon_kernel::vm::VmEnd;
+
+use crate::el2::context::Registers;
+use crate::el2::exits::Reason;
+use crate::el2::{El2Pcpu, El2Vcpu, identification};
+use crate::guest::exception::Exception;
+use crate::guest::gic::{LIST_REGISTERS_MAX, VCpuInterface};
+use crate::guest::layout::intid;
+use crate::guest::machine::{AfterCall, ArmPlatform};
+use crate::guest::mmio::{self, DataAbort};
+use crate::guest::sysreg::{Outcome, SystemRegisters, Trap};
+use crate::guest::timer::{self, Physical, VirtualTimer};
+use crate::hardware::{El2, OwnVmid};
+use crate::vms::Machine;
+use crate::{gic, power, time};
+
+/// The number of the only vCPU.
+const VCPU: u16 = 0;
+
+/// One vCPU.
+#[derive(Debug)]
+pub struct Core {
+    hardware: El2Vcpu,
+    system_registers: SystemRegisters,
+    timer: VirtualTimer,
+    /// Given back when it is dropped.
+    _vmid: OwnVmid,
+    list_registers: [u64; LIST_REGISTERS_MAX],
+    /// How many of them the processor has.
+    count: usize,
+    /// ICH_HCR_EL2 for the entry, and what it was at the exit.
+    control: u64,
+    waiting: bool,
+    /// An exception that it takes at the next entry.
+    exception: Option<Exception>,
+}
+
+impl Core {
+    /// A vCPU before its first instruction.
+    pub fn new(
+        vm: &str,
+        hardware: El2Vcpu,
+        vmid: OwnVmid,
+        platform: &mut ArmPlatform,
+        timer_intid: u16,
+    ) -> Self {
+        Self {
+            hardware,
+            system_registers: SystemRegisters::new(String::from(vm)),
+            timer: VirtualTimer::new(platform.gic(), VCPU, timer_intid),
+            _vmid: vmid,
+            list_registers: [0; LIST_REGISTERS_MAX],
+            count: 1,
+            control: 0,
+            waiting: false,
+            exception: None,
+        }
+    }
+
+    fn interface(&self) -> VCpuInterface {
+        VCpuInterface {
+            vmcr: self.hardware.vmcr(),
+        }
+    }
+}
+
+/// Makes the virtual timer's physical interrupt active on this pCPU, or inactive.
+fn apply(physical: Physical) {
+    match physical {
+        Physical::Nothing => {}
+        Physical::Activate => gic::set_active(time::virtual_timer(), true),
+        Physical::Deactivate => gic::set_active(time::virtual_timer(), false),
+    }
+}
+
+impl pasidon_arch_common::hardware::Core<El2> for Core {
+    type Reason = Reason;
+
+    fn load(&mut self, machine: &Machine, pcpu: &mut El2Pcpu) {
+        self.count = pcpu.list_registers();
+        let physical = {
+            let mut board = machine.board.lock();
+            self.timer.load(board.platform.gic())
+        };
+        apply(physical);
+        // SAFETY: the loop unloads each vCPU before it loads another.
+        unsafe { self.hardware.load(pcpu) };
+    }
+
+    fn unload(&mut self, _machine: &Machine, pcpu: &mut El2Pcpu) {
+        // SAFETY: it was loaded.
+        unsafe { self.hardware.unload(pcpu) };
+        apply(self.timer.unload());
+    }
+
+    fn accept(&mut self, _message: MsiMessage) {
+        // Messages end in the interrupt controller, which is the machine's.
+    }
+
+    fn tick(&mut self) {}
+
+    fn timer(&self) -> Option<u64> {
+        // The hardware's own interrupt ends the guest's run.
+        None
+    }
+
+    fn deadline_ns(&self) -> Option<u64> {
+        None
+    }
+
+    fn is_waiting(&mut self, machine: &Machine) -> bool {
+        if self.waiting {
+            let interface = self.interface();
+            let mut board = machine.board.lock();
+            let pending = board.platform.gic().has_pending(VCPU, interface);
+            self.waiting =
+                !pending && self.exception.is_none() && !timer::output(self.hardware.timer_control());
+        }
+        self.waiting
+    }
+
+    fn wake_ns(&self) -> Option<u64> {
+        let hardware = &self.hardware;
+        let (control, compare) = (hardware.timer_control(), hardware.timer_compare());
+        timer::deadline(control, compare, hardware.count_offset()).map(time::ns_at)
+    }
+
+    fn prepare(&mut self, machine: &Machine) {
+        if let Some(exception) = self.exception.take() {
+            self.hardware.take_exception(exception);
+        }
+        self.hardware
+            .set_debug_control(self.system_registers.debug_control());
+        let control = self.hardware.timer_control();
+        let interface = self.interface();
+        let mut board = machine.board.lock();
+        let gic = board.platform.gic();
+        let physical = self.timer.check(gic, control);
+        self.control = gic
+            .fill(VCPU, &mut self.list_registers[..self.count], interface)
+            .0;
+        let _ = board.platform.take_wakes();
+        drop(board);
+        apply(physical);
+    }
+
+    fn cancel(&mut self, machine: &Machine) {
+        self.take_back(machine);
+    }
+
+    fn enter(&mut self, pcpu: &mut El2Pcpu, flush: bool) -> Reason {
+        // SAFETY: the loop has loaded it here, with IRQs masked.
+        let (reason, control) = unsafe {
+            if flush {
+                self.hardware.forget_translations();
+            }
+            self.hardware.enter(pcpu, &mut self.list_registers, self.control)
+        };
+        self.control = control;
+        reason
+    }
+
+    fn left(&mut self, machine: &Machine) {
+        self.take_back(machine);
+        if timer::output(self.hardware.timer_control()) {
+            let mut board = machine.board.lock();
+            let gic = board.platform.gic();
+            let (pending, active) = gic.ppi_state(VCPU, intid::VIRTUAL_TIMER);
+            if !pending && !active {
+                self.timer.taken(gic);
+                drop(board);
+                // Instead of acknowledging it: from here on it is the guest's to end.
+                apply(Physical::Activate);
+            }
+        }
+    }
+
+    fn last_exit(&self) -> [u64; 4] {
+        let context = &self.hardware.context;
+        [context.esr, context.far, context.hpfar, context.pc]
+    }
+
+    fn kind(reason: &Reason) -> ExitKind {
+        match reason {
+            Reason::HostInterrupt => ExitKind::Interrupt,
+            Reason::Wait { .. } => ExitKind::Halt,
+            Reason::Call { .. } => ExitKind::Hypercall,
+            Reason::SystemRegister(_) => ExitKind::SystemRegister,
+            Reason::DataAbort { .. } => ExitKind::Mmio,
+            Reason::InstructionAbort { .. } => ExitKind::Stage2Fault,
+            Reason::Undefined | Reason::SystemError(_) | Reason::Unknown(_) => ExitKind::Other,
+        }
+    }
+
+    fn handle(&mut self, machine: &Machine, reason: Reason) -> bool {
+        match reason {
+            Reason::HostInterrupt => return false,
+            Reason::Wait { event } => {
+                self.waiting = !event;
+                self.hardware.context.skip();
+            }
+            Reason::Call { smc, immediate } => self.call(machine, smc, immediate),
+            Reason::SystemRegister(iss) => self.system_register(machine, Trap::from_iss(iss)),
+            Reason::DataAbort { iss, address, hpfar } => self.data_abort(
+                machine,
+                &DataAbort {
+                    iss,
+                    address,
+                    guest_physical: mmio::guest_physical(hpfar, address),
+                },
+            ),
+            Reason::InstructionAbort { address, hpfar } => machine.end(VmEnd::Crashed(format!(
+                "it executed at guest-physical {:#x}, which is not RAM",
+                mmio::guest_physical(hpfar, address)
+            ))),
+            Reason::Undefined => self.exception = Some(Exception::Undefined),
+            Reason::SystemError(esr) => machine.end(VmEnd::Crashed(format!(
+                "a system error came while it ran (ESR {esr:#x}, PC {:#x})",
+                self.hardware.context.pc
+            ))),
+            Reason::Unknown(esr) => machine.end(VmEnd::Crashed(format!(
+                "an exception that nobody knows (ESR {esr:#x}, PC {:#x})",
+                self.hardware.context.pc
+            ))),
+        }
+        true
+    }
+}
+
+impl Core {
+    /// The list registers go back to the interrupt controller.
+    fn take_back(&mut self, machine: &Machine) {
+        let mut board = machine.board.lock();
+        board
+            .platform
+            .gic()
+            .sync(VCPU, &self.list_registers[..self.count], self.control);
+        let _ = board.platform.take_wakes();
+    }
+
+    fn call(&mut self, machine: &Machine, smc: bool, immediate: u16) {
+        let context = &mut self.hardware.context;
+        let registers = [0, 1, 2, 3].map(|number| context.x(number));
+        let (x0, after) = {
+            let mut board = machine.board.lock();
+            board
+                .platform
+                .call(VCPU, immediate, registers, &mut |action| machine.act(action))
+        };
+        context.set_x(0, x0);
+        if smc {
+            context.skip();
+        }
+        match after {
+            // There is no other vCPU that could start, or be waited for.
+            AfterCall::Continue | AfterCall::Stop | AfterCall::Start(_) => {}
+            AfterCall::Wait => self.waiting = true,
+            AfterCall::Workaround(workaround, argument) => power::call_workaround(workaround.id(), argument),
+        }
+    }
+
+    fn system_register(&mut self, machine: &Machine, trap: Trap) {
+        let value = self.hardware.context.x(trap.rt);
+        let outcome = self.system_registers.access(trap, value, &identification::read);
+        match outcome {
+            Outcome::Read(value) => self.hardware.context.set_x(trap.rt, value),
+            Outcome::Written => {}
+            Outcome::Sgi(value, group) => {
+                let mut board = machine.board.lock();
+                board.platform.gic().send_sgi(VCPU, value, group);
+            }
+            Outcome::Deactivate(intid) => {
+                let mut board = machine.board.lock();
+                board.platform.gic().deactivate(VCPU, intid);
+            }
+            Outcome::Undefined => {
+                self.exception = Some(Exception::Undefined);
+                return;
+            }
+        }
+        self.hardware.context.skip();
+    }
+
+    fn data_abort(&mut self, machine: &Machine, abort: &DataAbort) {
+        let at = self.hardware.context.pc;
+        let page = self.hardware.translate(at);
+        let mut fetch = || {
+            let mut word = [0; 4];
+            machine.memory.read(GuestPhys(page?), &mut word).ok()?;
+            Some(u32::from_le_bytes(word))
+        };
+        let mut device = |access: Access| {
+            let mut board = machine.board.lock();
+            let answer = board
+                .platform
+                .exit(VCPU, &Exit::Mmio(access), &mut |action| machine.act(action));
+            answer.unwrap_or(0)
+        };
+        let before = self.hardware.sp_el1();
+        let mut sp_el1 = before;
+        let mut registers = Registers {
+            context: &mut self.hardware.context,
+            sp_el1: &mut sp_el1,
+        };
+        let result = mmio::perform(abort, &mut registers, &mut fetch, &mut device);
+        if sp_el1 != before {
+            self.hardware.set_sp_el1(sp_el1);
+        }
+        match result {
+            Ok(()) => self.hardware.context.skip(),
+            Err(refused) => {
+                log::warn!(
+                    "vm {}: an access at {at:#x} to guest-physical {:#x} was refused: {refused}",
+                    machine.vm.name(),
+                    abort.guest_physical
+                );
+                self.exception = Some(Exception::DataAbort {
+                    address: abort.address,
+                });
+            }
+        }
+    }
+}
