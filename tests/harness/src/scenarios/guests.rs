@@ -30,7 +30,7 @@ pub const INVENTORY: Scenario = Scenario {
 pub const TWO: Scenario = Scenario {
     name: "two-guests",
     about: "two Linux guests at their shells at once, each on its own console",
-    arches: &[Arch::X86_64],
+    arches: Arch::ALL,
     run: |lab| {
         let configuration = [HOST, &vm("alpha", 0, ""), &vm("beta", 0, "")].concat();
         let machine = lab.pasidon(&configuration, demonstration::platform)?;
@@ -46,7 +46,7 @@ pub const TWO: Scenario = Scenario {
 pub const THREE: Scenario = Scenario {
     name: "three-guests",
     about: "three guests on two pCPUs: all compute to the end and all keep time",
-    arches: &[Arch::X86_64],
+    arches: Arch::ALL,
     run: |lab| {
         let configuration = [HOST, &vm("alpha", 0, ""), &vm("beta", 0, ""), &vm("gamma", 0, "")].concat();
         let machine = lab.pasidon(&configuration, demonstration::platform)?;
