@@ -103,8 +103,10 @@ impl Device {
         );
         self.registers.write64(group + grpcfg::WQS, 1 << QUEUE);
         self.registers.write64(group + grpcfg::ENGINES, 1);
+        // The reset left the read buffers as the device is best used; without any it cannot be enabled.
+        let flags = self.registers.read64(group + grpcfg::FLAGS);
         self.registers
-            .write64(group + grpcfg::FLAGS, grpcfg::TRAFFIC_CLASS_1);
+            .write64(group + grpcfg::FLAGS, flags | grpcfg::TRAFFIC_CLASS_1);
     }
 
     /// Enables the queue. `interrupt`: completions are to raise the queue's vector.
