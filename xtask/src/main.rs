@@ -21,6 +21,7 @@ mod selftest;
 mod setup;
 mod symbols;
 mod test;
+mod toolchain;
 mod uefi;
 mod workshop;
 mod workspace;

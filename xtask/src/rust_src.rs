@@ -29,7 +29,7 @@ pub fn provide(sysroot: &Path, version: &str) -> Result<()> {
         return Ok(());
     }
     let sources = Cache::open()?.entry(&format!("rust-src-{version}"), &Key::new().part(version), |dir| {
-        let step = Step::start(format!("fetching the Rust {version} library sources (no UEFI target installed)"));
+        let step = Step::start(format!("fetching the Rust {version} library sources (a target is not installed)"));
         if let Err(package_error) = from_package(version, dir, &step) {
             let Some(archive) = std::env::var_os(ARCHIVE_VARIABLE) else {
                 return Err(package_error.context(format!(

@@ -1,16 +1,11 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Cargo for the UEFI targets, with or without a prebuilt standard library.
-//!
-//! Principle: the project's own code is stable Rust. Only where the toolchain has no `core` for the target, and rustup
-//! may not or cannot add it, cargo builds `core` and `alloc` from source, and that one cargo invocation is told to
-//! accept the unstable `-Zbuild-std` for it.
+//! Cargo for the UEFI targets.
 
-use crate::{command, rust_src, symbols, workspace};
-use anyhow::{Context, Result, bail};
+use crate::{command, symbols, toolchain, workspace};
+use anyhow::{Context, Result};
 use pasidon_harness::{Application, Arch};
 use std::fs;
-use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Command;
 
 /// Package name of the EFI application, which is also its file name.
 const APPLICATION: &str = "pasidon";
@@ -91,64 +86,10 @@ pub fn passthrough(arch: Arch, words: &[String]) -> Result<()> {
 /// # Errors
 /// When the target's standard library can be had neither prebuilt nor as source.
 pub fn cargo(arch: Arch, subcommand: &str) -> Result<Command> {
-    let mut cargo = command::cargo();
-    cargo.arg(subcommand).args(["--target", target(arch)]);
-    let sysroot = PathBuf::from(command::output(rustc().args(["--print", "sysroot"]))?);
-    if !has_std(&sysroot, arch) && !rustup_adds(arch, &sysroot) {
-        rust_src::provide(&sysroot, &compiler_version()?)?;
-        cargo.args([
-            "-Zbuild-std=core,alloc",
-            "-Zbuild-std-features=compiler-builtins-mem",
-        ]);
-        cargo.env("RUSTC_BOOTSTRAP", "1");
-    }
-    Ok(cargo)
-}
-
-fn rustc() -> Command {
-    let mut rustc = Command::new("rustc");
-    rustc.current_dir(workspace::root());
-    rustc
-}
-
-/// Whether a prebuilt `core` of the target is installed.
-fn has_std(sysroot: &Path, arch: Arch) -> bool {
-    let Ok(files) = fs::read_dir(sysroot.join("lib/rustlib").join(target(arch)).join("lib")) else {
-        return false;
-    };
-    files
-        .flatten()
-        .any(|file| file.file_name().to_string_lossy().starts_with("libcore-"))
-}
-
-/// Asks rustup for the target, where it may be asked; says whether the target is there now.
-fn rustup_adds(arch: Arch, sysroot: &Path) -> bool {
-    if std::env::var_os("RUSTUP_AUTO_INSTALL").is_some_and(|value| value == "0") || !command::exists("rustup")
-    {
-        return false;
-    }
-    let mut rustup = Command::new("rustup");
-    rustup
-        .current_dir(workspace::root())
-        .args(["target", "add", target(arch)]);
-    let added = rustup
-        .stdin(Stdio::null())
-        .status()
-        .is_ok_and(|status| status.success());
-    if !added {
-        eprintln!(
-            "  rustup cannot add {}; building core and alloc from source instead",
-            target(arch)
-        );
-    }
-    added && has_std(sysroot, arch)
-}
-
-/// The compiler's version, such as `1.95.0`.
-fn compiler_version() -> Result<String> {
-    let verbose = command::output(rustc().arg("-vV"))?;
-    match verbose.lines().find_map(|line| line.strip_prefix("release: ")) {
-        Some(release) => Ok(release.to_owned()),
-        None => bail!("rustc -vV names no release"),
-    }
+    toolchain::cargo(
+        target(arch),
+        subcommand,
+        "core,alloc",
+        &["-Zbuild-std-features=compiler-builtins-mem"],
+    )
 }

@@ -69,7 +69,7 @@ pub fn linux(arch: Arch) -> Result<Linux> {
         key = key.part(name).part(&text);
         own.push((PathBuf::from(name), text));
     }
-    for (name, program) in guest.programs.iter().zip(programs::build(&guest.programs)?) {
+    for (name, program) in guest.programs.iter().zip(programs::build(&guest.programs, arch)?) {
         let target = format!("bin/{name}");
         let bytes = fs::read(&program).with_context(|| format!("reading {}", program.display()))?;
         key = key.part(&target).part(&bytes);
