@@ -18,6 +18,7 @@ pub const ALL: &[Scenario] = &[
     platform::BOOT,
     platform::DMATEST,
     platform::FAULT,
+    platform::USER_DRIVER,
     platform::SELF_TEST,
     inventory::INVENTORY,
     guests::INVENTORY,

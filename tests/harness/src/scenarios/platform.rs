@@ -149,6 +149,50 @@ pub const FAULT: Scenario = Scenario {
     },
 };
 
+/// Operations that the user-space driver has to do without a failure.
+const OPERATIONS: u64 = 1000;
+
+/// The accelerator model works for a driver in user space, by whatever stores the processor has.
+pub const USER_DRIVER: Scenario = Scenario {
+    name: "platform-user-driver",
+    about: "without Pasidon: the user-space driver does 1,000 verified operations on the DSA model, submitting from Linux",
+    arches: Arch::ALL,
+    run: |lab| {
+        // It gives the device physical addresses, so the IOMMU must let them pass.
+        let words = match lab.arch() {
+            Arch::X86_64 => "intel_iommu=on,sm_on iommu=pt pasidon.name=plain",
+            Arch::Aarch64 => "iommu.passthrough=1 pasidon.name=plain",
+        };
+        let machine = lab.bare_linux(words, |platform| platform.dsa("device-id=0x0b25"))?;
+        let console = machine.log();
+        console.expect("PASIDON guest plain up", BOOT_TIMEOUT)?;
+        console.expect(PROMPT, COMMAND_TIMEOUT)?;
+        for (command, wanted) in [
+            ("uio-up 0000:00:04.0", "PASIDON uio 0000:00:04.0 up".to_owned()),
+            (
+                &format!("dsa-user --operations {OPERATIONS} | grep -c ' failures=0 '"),
+                "1".to_owned(),
+            ),
+        ] {
+            let said = console.command(command, COPIES_TIMEOUT)?;
+            ensure!(
+                said == wanted,
+                "{command}: wanted {wanted}, got {said}\n{}",
+                machine.transcript()
+            );
+        }
+        // What the program counted is what the device did.
+        let path = serde_json::json!({ "path": "/machine/peripheral/dsa0", "property": "stat-completed" });
+        let completed = machine.qmp()?.execute("qom-get", path)?;
+        ensure!(
+            completed == OPERATIONS,
+            "{OPERATIONS} operations, and the device completed {completed}\n{}",
+            machine.transcript()
+        );
+        Ok(())
+    },
+};
+
 /// What the self-test of the accelerator model asks of the kernel: no driver of the IOMMU's in the way, huge pages.
 const SELF_TEST_WORDS: &str = "intel_iommu=off intremap=off iomem=relaxed hugepages=8 pasidon.name=plain";
 /// Modes of the self-test, and the properties of the accelerator that they want.
