@@ -8,3 +8,4 @@
 //! Source: Arm System Memory Management Unit architecture specification, version 3 (IHI 0070).
 
 pub mod iort;
+pub(super) mod stage1;

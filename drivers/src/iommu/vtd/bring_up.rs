@@ -16,10 +16,10 @@ use pasidon_kernel::refusal::Refusal;
 use super::fault;
 use super::invalidation::Invalidation;
 use super::registers::{
-    COMMAND_LIMIT_NS, EVENT_INTERRUPT_MASK, Global, PMEN_EPM, PMEN_PRS, RTADDR_TTM_SCALABLE, command, offset,
-    status, wait_until,
+    EVENT_INTERRUPT_MASK, Global, PMEN_EPM, PMEN_PRS, RTADDR_TTM_SCALABLE, command, offset, status,
 };
 use super::unit::{Inner, Unit};
+use crate::iommu::wait::{COMMAND_LIMIT_NS, wait_until};
 use crate::memory::DmaMemory;
 use crate::registers::Registers;
 

@@ -7,7 +7,7 @@ use pasidon_kernel::refusal::Refusal;
 
 use super::dmar::Dmar;
 use super::registers::{Capability, ExtendedCapability};
-use super::second_stage::Geometry;
+use super::second_stage::{Geometry, SecondStageEntries};
 use super::unit::Unit;
 use crate::memory::DmaMemory;
 use crate::registers::Registers;
@@ -80,6 +80,8 @@ pub(super) fn common_geometry<R: Registers, M: DmaMemory>(
         address_bits: width.map_or(level_bits, |width| width.clamp(WIDTH_FLOOR, level_bits)),
         host_bits: dmar.host_address_bits.clamp(WIDTH_FLOOR, HOST_WIDTH_LIMIT),
         leaf_levels,
-        snoop: every(|unit| unit.extended_capability().snoop_control()),
+        format: SecondStageEntries {
+            snoop: every(|unit| unit.extended_capability().snoop_control()),
+        },
     })
 }

@@ -15,7 +15,7 @@ use pasidon_kernel::iommu::HostVector;
 use pasidon_kernel::refusal::Refusal;
 
 use super::registers::IRTA_EIME;
-use super::table_memory::TableMemory;
+use crate::iommu::table_memory::TableMemory;
 use crate::memory::DmaMemory;
 
 /// Entries in the table: 2^(IRTA.S + 1).

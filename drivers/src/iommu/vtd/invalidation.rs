@@ -15,8 +15,9 @@ use pasidon_kernel::host::Host;
 use pasidon_kernel::pasid::Pasid;
 use pasidon_kernel::refusal::Refusal;
 
-use super::registers::{COMMAND_LIMIT_NS, Capability, FaultStatus, IQA_DW, offset, wait_until};
-use super::tables::DomainId;
+use super::registers::{Capability, FaultStatus, IQA_DW, offset};
+use crate::iommu::domains::DomainId;
+use crate::iommu::wait::{COMMAND_LIMIT_NS, wait_until};
 use crate::memory::DmaMemory;
 use crate::registers::Registers;
 

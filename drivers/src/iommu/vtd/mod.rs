@@ -16,8 +16,7 @@
 //! | `dmar`, `scope` | which units there are, and whom each serves |
 //! | `bring_up` | take-over from the firmware |
 //! | `tables` | root, context and PASID tables |
-//! | `second_stage` | page tables |
-//! | `domains` | which page tables there are, and who uses them |
+//! | `second_stage` | entries of page tables; the tree is in [`page_table`](super) |
 //! | `invalidation` | the queue, and getting past its errors |
 //! | `interrupt_remapping` | who may raise which vector |
 //! | `fault` | fault records in words |
@@ -33,12 +32,10 @@ pub mod scope;
 mod bring_up;
 mod capabilities;
 mod describe;
-mod domains;
 mod fault;
 mod interrupt_remapping;
 mod invalidation;
-mod second_stage;
-mod table_memory;
+pub(super) mod second_stage;
 mod tables;
 mod unit;
 
@@ -58,11 +55,11 @@ use spin::Mutex;
 
 use self::capabilities::common_geometry;
 use self::dmar::Dmar;
-use self::domains::{Domain, Domains};
 use self::scope::{Bridges, Coverage, DeviceSet};
-use self::second_stage::{Geometry, MapFailed, Removed, SecondStage};
-use self::table_memory::TableMemory;
-use self::tables::DomainId;
+use self::second_stage::{Geometry, SecondStage, SecondStageEntries};
+use super::domains::{Domain, DomainId, Domains};
+use super::page_table::{MapFailed, Removed};
+use super::table_memory::TableMemory;
 use crate::memory::DmaMemory;
 use crate::registers::Registers;
 
@@ -80,7 +77,7 @@ pub struct Vtd<R, M> {
     memory: TableMemory<M>,
     geometry: Geometry,
     capabilities: IommuCapabilities,
-    domains: Mutex<Domains>,
+    domains: Mutex<Domains<SecondStageEntries>>,
 }
 
 /// A region that the firmware says a device uses on its behalf (RMRR).
@@ -219,7 +216,7 @@ impl<R: Registers, M: DmaMemory> Vtd<R, M> {
     /// has worked they are kept.
     fn forget_removed(
         &self,
-        domain: &mut Domain,
+        domain: &mut Domain<SecondStageEntries>,
         start: u64,
         len: u64,
         removed: Removed,
@@ -246,7 +243,7 @@ impl<R: Registers, M: DmaMemory> Vtd<R, M> {
     }
 
     /// Lets all units see a new mapping.
-    fn publish(&self, domain: &Domain, start: u64, len: u64) -> Result<(), Refusal> {
+    fn publish(&self, domain: &Domain<SecondStageEntries>, start: u64, len: u64) -> Result<(), Refusal> {
         for (number, unit) in self.units.iter().enumerate() {
             if !domain.is_on(number) {
                 continue;
@@ -337,7 +334,7 @@ impl<R: Registers, M: DmaMemory> Iommu for Vtd<R, M> {
             Err(failed) => (failed.tag_kept, Err(failed.refusal.within(requester))),
         };
         if kept {
-            domain.attached(number, rid, pasid, unit.has_device_tlb(rid));
+            domain.attached(number, rid.into(), pasid, unit.has_device_tlb(rid));
         }
         result
     }
@@ -349,7 +346,7 @@ impl<R: Registers, M: DmaMemory> Iommu for Vtd<R, M> {
             .detach(requester.rid, pasid)
             .map_err(|refusal| refusal.within(requester))?;
         if let Some(domain) = domains.by_id(id) {
-            domain.detached(number, requester.rid, pasid);
+            domain.detached(number, requester.rid.into(), pasid);
         }
         Ok(())
     }

@@ -7,6 +7,7 @@
 use bitflags::bitflags;
 use pasidon_kernel::host::Host;
 
+use crate::iommu::wait::{COMMAND_LIMIT_NS, wait_until};
 use crate::registers::Registers;
 
 /// Byte offsets of the registers from the unit's base. `u32` unless said otherwise.
@@ -270,23 +271,6 @@ impl ExtendedCapability {
     /// SMPWCS: page tables can be read through the caches in scalable mode.
     pub const fn page_walk_coherent(self) -> bool {
         self.bit(48)
-    }
-}
-
-/// How long a unit may take to carry out a command before it is given up, in nanoseconds.
-pub const COMMAND_LIMIT_NS: u64 = 1_000_000_000;
-
-/// Spins until `done` says so, at most `limit_ns` nanoseconds. Returns whether it did.
-pub fn wait_until(host: &dyn Host, limit_ns: u64, mut done: impl FnMut() -> bool) -> bool {
-    let deadline = host.now_ns().saturating_add(limit_ns);
-    loop {
-        if done() {
-            return true;
-        }
-        if host.now_ns() >= deadline {
-            return done();
-        }
-        core::hint::spin_loop();
     }
 }
 

@@ -11,12 +11,10 @@ use pasidon_kernel::pasid::Pasid;
 use pasidon_kernel::refusal::Refusal;
 
 use super::second_stage::SecondStage;
-use super::table_memory::TableMemory;
+use crate::iommu::domains::DomainId;
+use crate::iommu::table_memory::TableMemory;
 use crate::memory::DmaMemory;
 use crate::sparse::Sparse;
-
-/// Domain identifier: the tag under which the unit caches translations of one page table.
-pub type DomainId = u16;
 
 /// P: the entry counts.
 const PRESENT: u64 = 1 << 0;

@@ -28,8 +28,9 @@ use super::interrupt_remapping::InterruptTable;
 use super::invalidation::{DeviceTlb, Invalidation, Queue};
 use super::registers::{Capability, ExtendedCapability, Global, command, offset};
 use super::second_stage::SecondStage;
-use super::table_memory::TableMemory;
-use super::tables::{ContextTables, DomainId, PasidDirectory, PasidEntry, RID_PASID};
+use super::tables::{ContextTables, PasidDirectory, PasidEntry, RID_PASID};
+use crate::iommu::domains::DomainId;
+use crate::iommu::table_memory::TableMemory;
 use crate::memory::DmaMemory;
 use crate::registers::Registers;
 use crate::sparse::Sparse;
@@ -346,13 +347,14 @@ impl<R: Registers, M: DmaMemory> Unit<R, M> {
         domain: DomainId,
         start: u64,
         len: u64,
-        device_tlbs: impl Iterator<Item = (u16, Pasid)>,
+        device_tlbs: impl Iterator<Item = (u32, Pasid)>,
     ) -> Result<(), Refusal> {
         let mut inner = self.inner.lock();
         let Inner { queue, devices, .. } = &mut *inner;
         self.push_out()?;
         let mut commands = alloc::vec![self.range_command(domain, start, len)];
-        for (rid, pasid) in device_tlbs {
+        for (device, pasid) in device_tlbs {
+            let rid = device as u16;
             if let Some(tlb) = devices.get(&rid).and_then(|device| device.device_tlb) {
                 if commands.len() == 1 {
                     commands.push(Invalidation::Fence);

@@ -6,19 +6,13 @@
 //! cache still leads to it end the test. Context entries, PASID entries, translations and interrupt
 //! entries stay cached until they are invalidated.
 
-mod memory;
 mod queue;
 mod translate;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
-use pasidon_kernel::host::Host;
-use pasidon_kernel::id::VmId;
-use pasidon_kernel::iommu::HostVector;
-
-pub use self::memory::{ModelMemory, View};
+use crate::iommu::testing::{ModelMemory, View, Watcher};
 use crate::registers::Registers;
 
 /// CAP of QEMU 10.0 with 16-bit domains, 4-level tables, 2 MiB and 1 GiB leaves, fault records at 0x220.
@@ -49,22 +43,6 @@ pub const GSTS_QIES: u32 = 1 << 26;
 pub const GSTS_IRES: u32 = 1 << 25;
 const GSTS_RTPS: u32 = 1 << 30;
 const GSTS_IRTPS: u32 = 1 << 24;
-
-/// Time that goes on by a fixed step each time it is asked for.
-#[derive(Default)]
-pub struct ModelHost(AtomicU64);
-
-impl Host for ModelHost {
-    fn now_ns(&self) -> u64 {
-        self.0.fetch_add(100_000, Ordering::Relaxed)
-    }
-
-    fn allocate_vector(&self, _vm: Option<VmId>) -> Option<HostVector> {
-        None
-    }
-
-    fn free_vector(&self, _vector: HostVector) {}
-}
 
 /// A translation in the IOTLB. `host` is `None` where absence is cached (caching mode).
 #[derive(Clone, Debug)]
@@ -138,19 +116,12 @@ impl UnitModel {
                 ..State::default()
             }),
         });
-        memory.watch(Arc::downgrade(&unit));
+        let watcher: Arc<dyn Watcher> = unit.clone();
+        memory.watch(Arc::downgrade(&watcher));
         if cap & CAP_RWBF != 0 {
             memory.buffer_writes();
         }
         unit
-    }
-
-    /// The noisy devices send once each, to address 0.
-    pub fn noise(&self) {
-        // Where the unit itself is at work, it does so between two descriptors.
-        if let Ok(mut state) = self.state.try_lock() {
-            self.noise_within(&mut state);
-        }
     }
 
     fn noise_within(&self, state: &mut State) {
@@ -176,8 +147,25 @@ impl UnitModel {
         state.interrupts.insert(0, [0x99_0001, 0]);
     }
 
-    /// Fails the test where a cache still leads to memory that is being freed.
-    pub fn assert_forgotten(&self, start: u64, len: u64) {
+    /// Descriptors carried out since the last call.
+    pub fn take_executed(&self) -> usize {
+        std::mem::take(&mut self.state.lock().unwrap().executed)
+    }
+
+    pub fn take_log(&self) -> Vec<&'static str> {
+        std::mem::take(&mut self.state.lock().unwrap().log)
+    }
+}
+
+impl Watcher for UnitModel {
+    fn noise(&self) {
+        // Where the unit itself is at work, it does so between two descriptors.
+        if let Ok(mut state) = self.state.try_lock() {
+            self.noise_within(&mut state);
+        }
+    }
+
+    fn assert_forgotten(&self, start: u64, len: u64) {
         let state = self.state.lock().unwrap();
         let freed = start..start + len;
         let tables = state.iotlb.values().flat_map(|entry| &entry.walked).copied();
@@ -193,15 +181,6 @@ impl UnitModel {
                 "{page:#x} is freed while the unit still leads to it"
             );
         }
-    }
-
-    /// Descriptors carried out since the last call.
-    pub fn take_executed(&self) -> usize {
-        std::mem::take(&mut self.state.lock().unwrap().executed)
-    }
-
-    pub fn take_log(&self) -> Vec<&'static str> {
-        std::mem::take(&mut self.state.lock().unwrap().log)
     }
 }
 

@@ -7,8 +7,15 @@ use std::sync::{Mutex, Weak};
 
 use pasidon_kernel::addr::{HostPhys, PAGE_SIZE};
 
-use super::UnitModel;
 use crate::memory::DmaMemory;
+
+/// A unit that walks the memory, as the memory knows it.
+pub trait Watcher: Send + Sync {
+    /// Something was written: devices that send all the time try again.
+    fn noise(&self);
+    /// A page is being freed: the test fails where a cache still leads to it.
+    fn assert_forgotten(&self, start: u64, len: u64);
+}
 
 const WORDS: usize = PAGE_SIZE as usize / 8;
 /// Where allocation starts. Addresses are never used twice, so that a use after free is seen.
@@ -78,7 +85,7 @@ fn word(address: u64) -> usize {
 /// The memory of a model machine.
 pub struct ModelMemory {
     inner: Mutex<Inner>,
-    units: Mutex<Vec<Weak<UnitModel>>>,
+    units: Mutex<Vec<Weak<dyn Watcher>>>,
 }
 
 impl ModelMemory {
@@ -94,7 +101,7 @@ impl ModelMemory {
     }
 
     /// A unit whose caches must hold nothing of a page that is freed.
-    pub fn watch(&self, unit: Weak<UnitModel>) {
+    pub fn watch(&self, unit: Weak<dyn Watcher>) {
         self.units.lock().unwrap().push(unit);
     }
 

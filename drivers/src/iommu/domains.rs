@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The page tables of the machine, each with the domain identifier under which every unit caches it.
+//! The page tables of the machine, each with the identifier under which every unit caches it.
 //!
 //! **Invariant.** A domain identifier belongs to one page table for as long as a unit may hold something
 //! of it: a table is removed only when no attachment is left, and the last detach invalidated the domain.
@@ -14,25 +14,27 @@ use pasidon_kernel::iommu::TableId;
 use pasidon_kernel::pasid::Pasid;
 use pasidon_kernel::refusal::Refusal;
 
-use super::second_stage::SecondStage;
-use super::tables::DomainId;
+use super::page_table::PageTable;
 use crate::sparse::Sparse;
 
+/// What a unit tags its caches of one page table with: a domain identifier, an ASID.
+pub(super) type DomainId = u16;
+
 /// A page table and who uses it.
-pub(super) struct Domain {
+pub(super) struct Domain<F> {
     pub(super) id: DomainId,
-    pub(super) stage: SecondStage,
+    pub(super) stage: PageTable<F>,
     /// Number of attachments on each unit.
     users: Vec<usize>,
-    /// Attachments of devices with TLBs of their own: unit, routing ID, tag.
-    device_tlbs: BTreeSet<(usize, u16, Pasid)>,
+    /// Attachments of devices with TLBs of their own: unit, what the device is called there, tag.
+    device_tlbs: BTreeSet<(usize, u32, Pasid)>,
     /// An invalidation failed: units may hold what is no longer mapped.
     pub(super) stale: bool,
     /// Pages taken out of the tree that a unit may still read.
     pub(super) limbo: Vec<HostPhys>,
 }
 
-impl Domain {
+impl<F> Domain<F> {
     /// Number of attachments.
     pub(super) fn users(&self) -> usize {
         self.users.iter().sum()
@@ -44,31 +46,31 @@ impl Domain {
     }
 
     /// Attachments of devices with TLBs of their own, on one unit.
-    pub(super) fn device_tlbs(&self, unit: usize) -> impl Iterator<Item = (u16, Pasid)> {
+    pub(super) fn device_tlbs(&self, unit: usize) -> impl Iterator<Item = (u32, Pasid)> {
         self.device_tlbs
             .iter()
             .filter(move |(of, ..)| *of == unit)
-            .map(|&(_, rid, pasid)| (rid, pasid))
+            .map(|&(_, device, pasid)| (device, pasid))
     }
 
     /// Counts an attachment.
-    pub(super) fn attached(&mut self, unit: usize, rid: u16, pasid: Pasid, device_tlb: bool) {
+    pub(super) fn attached(&mut self, unit: usize, device: u32, pasid: Pasid, device_tlb: bool) {
         self.users[unit] += 1;
         if device_tlb {
-            self.device_tlbs.insert((unit, rid, pasid));
+            self.device_tlbs.insert((unit, device, pasid));
         }
     }
 
     /// Counts it off.
-    pub(super) fn detached(&mut self, unit: usize, rid: u16, pasid: Pasid) {
+    pub(super) fn detached(&mut self, unit: usize, device: u32, pasid: Pasid) {
         self.users[unit] -= 1;
-        self.device_tlbs.remove(&(unit, rid, pasid));
+        self.device_tlbs.remove(&(unit, device, pasid));
     }
 }
 
 /// All of them. The outside knows a page table by its domain identifier.
-pub(super) struct Domains {
-    entries: Sparse<Domain>,
+pub(super) struct Domains<F> {
+    entries: Sparse<Domain<F>>,
     /// The last identifier given out: they go round, so that one is reused as late as possible.
     recent: DomainId,
     /// Identifiers that every unit has are 1 to this. 0 is reserved.
@@ -76,7 +78,7 @@ pub(super) struct Domains {
     units: usize,
 }
 
-impl Domains {
+impl<F> Domains<F> {
     pub(super) fn new(limit: DomainId, units: usize) -> Self {
         Self {
             entries: Sparse::default(),
@@ -94,7 +96,7 @@ impl Domains {
     /// Takes a free identifier for a table that `make` makes.
     pub(super) fn create(
         &mut self,
-        make: impl FnOnce() -> Result<SecondStage, Refusal>,
+        make: impl FnOnce() -> Result<PageTable<F>, Refusal>,
     ) -> Result<TableId, Refusal> {
         let free = |id: &DomainId| self.entries.get(usize::from(*id)).is_none();
         let after = (self.recent..self.limit).map(|before| before + 1);
@@ -119,7 +121,7 @@ impl Domains {
     }
 
     /// A table by the name the outside has for it.
-    pub(super) fn get(&mut self, table: TableId) -> Result<&mut Domain, Refusal> {
+    pub(super) fn get(&mut self, table: TableId) -> Result<&mut Domain<F>, Refusal> {
         DomainId::try_from(table.0)
             .ok()
             .and_then(|id| self.entries.get_mut(id.into()))
@@ -127,12 +129,12 @@ impl Domains {
     }
 
     /// A table by its identifier.
-    pub(super) fn by_id(&mut self, id: DomainId) -> Option<&mut Domain> {
+    pub(super) fn by_id(&mut self, id: DomainId) -> Option<&mut Domain<F>> {
         self.entries.get_mut(id.into())
     }
 
     /// Takes out a table that is attached nowhere.
-    pub(super) fn remove(&mut self, table: TableId) -> Result<Domain, Refusal> {
+    pub(super) fn remove(&mut self, table: TableId) -> Result<Domain<F>, Refusal> {
         let domain = self.get(table)?;
         let (id, users) = (domain.id, domain.users());
         if users == 0
