@@ -232,6 +232,24 @@ impl Iort {
         })
     }
 
+    /// The highest StreamID that a root complex can send to a unit.
+    pub fn highest_stream(&self, unit: usize) -> u32 {
+        self.root_complexes
+            .iter()
+            .flat_map(|root| &root.mappings)
+            .filter(|mapping| mapping.to == Target::Unit(unit))
+            .map(|mapping| mapping.output.saturating_add(mapping.length_less_one()))
+            .max()
+            .unwrap_or(0)
+    }
+
+    /// Whether the root complex of a segment takes part in ATS.
+    pub fn ats(&self, segment: u16) -> bool {
+        self.root_complexes
+            .iter()
+            .any(|root| root.segment == segment && root.ats)
+    }
+
     /// Where the mappings of the root complexes of a requester's segment lead it.
     fn step(&self, requester: Requester) -> impl Iterator<Item = (Target, u32)> {
         self.root_complexes
@@ -386,4 +404,4 @@ fn broken(at: usize) -> Refusal {
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

@@ -1,11 +1,390 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Arm SMMUv3: a stage-1-format table of guest-physical memory per SubstreamID (PASID).
 //!
+//! **Principle.** One StreamID is shared by many VMs. Its stream table entry leads to context descriptors that
+//! the hypervisor owns, one per SubstreamID, each with the ASID and the table of one VM's memory; stage 2 is
+//! bypassed. What has no descriptor is blocked. Traffic without SubstreamID uses descriptor 0, which leads to
+//! the doorbells of interrupt messages and to nothing else. All units of the machine stand behind one
+//! [`Smmu`], which shares the tables between them.
+//!
+//! **Locks.** The tables' lock is taken before a unit's, and both are held while the unit carries out commands
+//! (each batch bounded by a second, see `commands`), so nothing here is called from an interrupt handler
+//! but [`Iommu::drain_faults`], which takes only the lock of the events.
+//!
 //! | file | duty |
 //! |---|---|
+//! | `registers` | names and fields of the registers |
+//! | `capabilities` | what a unit must be able to do |
 //! | `iort` | which units there are, and what a requester is called behind each |
+//! | `bring_up` | take-over from the firmware |
+//! | `stream_table` | StreamID to stream table entry |
+//! | `context` | SubstreamID to context descriptor |
+//! | `stage1` | entries of tables; the tree is shared with the other IOMMUs |
+//! | `commands` | the command queue, and getting past its errors |
+//! | `events` | the event queue in words |
+//! | `unit` | the operations of one unit, in the right order |
 //!
 //! Source: Arm System Memory Management Unit architecture specification, version 3 (IHI 0070).
 
 pub mod iort;
+pub mod registers;
+
+mod bring_up;
+mod capabilities;
+mod commands;
+mod context;
+mod events;
 pub(super) mod stage1;
+mod stream_table;
+mod unit;
+
+use alloc::format;
+use alloc::string::String;
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+
+use pasidon_kernel::addr::{HostPhys, Iova, PAGE_SIZE, Requester};
+use pasidon_kernel::fault::DmaFault;
+use pasidon_kernel::host::Host;
+use pasidon_kernel::iommu::{HostVector, Iommu, IommuCapabilities, RemappedInterrupt, TableId};
+use pasidon_kernel::pasid::Pasid;
+use pasidon_kernel::refusal::Refusal;
+use spin::Mutex;
+
+use self::context::Context;
+use self::iort::{Iort, Stream};
+use self::registers::{Identification, REGISTERS_LEN};
+use self::stage1::{Geometry, Stage1, Stage1Entries};
+use super::domains::{Domain, DomainId, Domains};
+use super::page_table::{MapFailed, Removed};
+use super::table_memory::TableMemory;
+use crate::memory::DmaMemory;
+use crate::registers::Registers;
+
+pub use self::unit::Unit;
+
+/// All SMMUs of the machine.
+pub struct Smmu<R, M> {
+    units: Vec<Unit<R, M>>,
+    iort: Iort,
+    memory: TableMemory<M>,
+    geometry: Geometry,
+    capabilities: IommuCapabilities,
+    domains: Mutex<Domains<Stage1Entries>>,
+}
+
+impl<R: Registers, M: DmaMemory> Smmu<R, M> {
+    /// Finds out what the units can do and makes empty tables; writes no register. `doorbells`: the pages
+    /// that devices write their interrupt messages to, which untagged traffic reaches under their own
+    /// addresses. Each must be that of GITS_TRANSLATER of an ITS: behind a doorbell that does not tell devices
+    /// apart, one could raise the interrupts of another. `map_registers` maps a window of registers (address,
+    /// length), as device memory.
+    pub fn new(
+        iort: Iort,
+        memory: Arc<M>,
+        host: &'static dyn Host,
+        doorbells: &[HostPhys],
+        map_registers: &mut dyn FnMut(HostPhys, u64) -> R,
+    ) -> Result<Self, Refusal> {
+        if iort.units.is_empty() {
+            return Err(Refusal::new(
+                "smmuv3",
+                "the IORT names no SMMUv3",
+                "use a machine with one, or in QEMU -M virt,iommu=smmuv3",
+            ));
+        }
+        let registers: Vec<R> = iort
+            .units
+            .iter()
+            .map(|node| map_registers(node.registers, REGISTERS_LEN))
+            .collect();
+        let geometry = capabilities::geometry(registers.iter().map(Identification::read));
+        // Whether walks are coherent is checked for each unit: one that does not is refused.
+        let tables = TableMemory::new(Arc::clone(&memory), true);
+        let doorbell_root = doorbell_table(&tables, geometry, doorbells)?;
+        let units = iort
+            .units
+            .iter()
+            .zip(registers)
+            .enumerate()
+            .map(|(number, (node, registers))| {
+                let highest = iort.highest_stream(number);
+                Unit::new(
+                    registers,
+                    Arc::clone(&memory),
+                    host,
+                    node.clone(),
+                    highest,
+                    doorbell_root,
+                )
+            })
+            .collect::<Result<Vec<_>, _>>()?;
+        let least = |of: fn(&Unit<R, M>) -> u32| units.iter().map(of).min().unwrap_or(0);
+        let last_asid = (1u32 << least(|unit| unit.identification().asid_bits())) - 1;
+        let capabilities = IommuCapabilities {
+            pasid_bits: least(Unit::substream_bits) as u8,
+            address_bits: geometry.address_bits,
+            largest_page: geometry.largest_page(),
+            // A device reaches no other doorbell than an ITS, which tells devices apart by DeviceID and
+            // raises only what was mapped for each.
+            interrupt_remapping: true,
+        };
+        Ok(Self {
+            domains: Mutex::new(Domains::new(last_asid as DomainId, units.len())),
+            units,
+            iort,
+            memory: tables,
+            geometry,
+            capabilities,
+        })
+    }
+
+    /// Takes every unit over from the firmware. When it returns `Ok`, all DMA of all devices behind one
+    /// is blocked until they are claimed. Called once, on one processor, with interrupts off.
+    pub fn take_over(&self) -> Result<(), Refusal> {
+        self.units.iter().try_for_each(Unit::take_over)
+    }
+
+    /// Lets all units raise their wired event interrupts ([`iort::Gsivs::event`]), whose handler calls
+    /// [`Iommu::drain_faults`]. After [`Smmu::take_over`].
+    pub fn enable_fault_interrupts(&self) -> Result<(), Refusal> {
+        self.units.iter().try_for_each(Unit::enable_fault_interrupt)
+    }
+
+    /// The units, in the order of the IORT.
+    pub fn units(&self) -> &[Unit<R, M>] {
+        &self.units
+    }
+
+    /// What the firmware says of units and requesters.
+    pub fn iort(&self) -> &Iort {
+        &self.iort
+    }
+
+    /// [`Iommu::claim`] for a device that may use ATS: its own TLB is then invalidated too. Its driver
+    /// turns ATS on only after this returned.
+    pub fn claim_with_device_tlb(&self, requester: Requester) -> Result<(), Refusal> {
+        if !self.iort.ats(requester.segment) {
+            return Err(Refusal::new(
+                format!("{requester}: claim with ATS"),
+                "its root complex takes no part in ATS (IORT)",
+                "use the device without ATS",
+            ));
+        }
+        self.claim_device(requester, true)
+    }
+
+    fn claim_device(&self, requester: Requester, device_tlb: bool) -> Result<(), Refusal> {
+        let stream = self.stream_of(requester)?;
+        if let Some(memory) = self.iort.reserved.iter().find(|memory| memory.concerns(stream)) {
+            let first = memory.ranges.first().map_or(HostPhys(0), |range| range.0);
+            return Err(Refusal::new(
+                format!("{requester}"),
+                format!("the firmware uses it with memory at {first} (RMR)"),
+                "turn off the firmware function that uses the device, or share another one",
+            ));
+        }
+        self.units[stream.unit]
+            .claim(stream.id, device_tlb)
+            .map_err(|refusal| refusal.within(requester))
+    }
+
+    fn stream_of(&self, requester: Requester) -> Result<Stream, Refusal> {
+        self.iort.stream(requester).ok_or_else(|| {
+            Refusal::new(
+                format!("{requester}"),
+                "no SMMU of the IORT is on its way to memory",
+                "update the firmware, or share another device",
+            )
+        })
+    }
+
+    /// Makes all units forget a range of a table, then frees the pages that left the tree. Until that
+    /// has worked they are kept.
+    fn forget_removed(
+        &self,
+        domain: &mut Domain<Stage1Entries>,
+        start: u64,
+        len: u64,
+        removed: Removed,
+    ) -> Result<(), Refusal> {
+        domain.limbo.extend(removed.pages);
+        if removed.changed || domain.stale {
+            let (start, len) = if domain.stale {
+                (0, 1 << self.geometry.address_bits)
+            } else {
+                (start, len)
+            };
+            domain.stale = true;
+            for (number, unit) in self.units.iter().enumerate() {
+                if domain.is_on(number) {
+                    unit.forget_range(domain.id, start, len, domain.device_tlbs(number))?;
+                }
+            }
+            domain.stale = false;
+        }
+        for page in domain.limbo.drain(..) {
+            self.memory.free(page, 1);
+        }
+        Ok(())
+    }
+}
+
+/// The table of untagged traffic: each doorbell under its own address, and nothing else.
+fn doorbell_table<M: DmaMemory>(
+    memory: &TableMemory<M>,
+    geometry: Geometry,
+    doorbells: &[HostPhys],
+) -> Result<HostPhys, Refusal> {
+    let table = Stage1::new(
+        memory,
+        Geometry {
+            format: Stage1Entries { doorbell: true },
+            ..geometry
+        },
+    )?;
+    for &page in doorbells {
+        table
+            .map(memory, Iova(page.0), page, PAGE_SIZE, true)
+            .map_err(|failed| failed.refusal.within(format!("doorbell {page}")))?;
+    }
+    Ok(table.root())
+}
+
+impl<R: Registers, M: DmaMemory> Iommu for Smmu<R, M> {
+    fn name(&self) -> &str {
+        "smmuv3"
+    }
+
+    fn capabilities(&self) -> IommuCapabilities {
+        self.capabilities
+    }
+
+    fn create_table(&self) -> Result<TableId, Refusal> {
+        self.domains
+            .lock()
+            .create(|| Stage1::new(&self.memory, self.geometry))
+    }
+
+    fn map(
+        &self,
+        table: TableId,
+        iova: Iova,
+        host: HostPhys,
+        len: u64,
+        writable: bool,
+    ) -> Result<(), Refusal> {
+        let mut domains = self.domains.lock();
+        let domain = domains.get(table)?;
+        // Translations that fail are never cached, so a new one is seen at once.
+        let Err(failed) = domain.stage.map(&self.memory, iova, host, len, writable) else {
+            return Ok(());
+        };
+        let MapFailed { refusal, removed } = failed;
+        // What the roll-back took out may have been used meanwhile. Where the units cannot be made to
+        // forget it, the table stays marked, and the next unmap has to make up for it.
+        if let Err(refusal) = self.forget_removed(domain, iova.0, len, removed) {
+            log::error!("{refusal}");
+        }
+        Err(refusal)
+    }
+
+    fn unmap(&self, table: TableId, iova: Iova, len: u64) -> Result<(), Refusal> {
+        let mut domains = self.domains.lock();
+        let domain = domains.get(table)?;
+        let removed = domain.stage.unmap(&self.memory, iova, len)?;
+        self.forget_removed(domain, iova.0, len, removed)
+    }
+
+    fn destroy_table(&self, table: TableId) -> Result<(), Refusal> {
+        // The last detach invalidated the whole table on every unit that knew it.
+        let domain = self.domains.lock().remove(table)?;
+        for page in domain.limbo {
+            self.memory.free(page, 1);
+        }
+        domain.stage.destroy(&self.memory);
+        Ok(())
+    }
+
+    fn claim(&self, requester: Requester) -> Result<(), Refusal> {
+        self.claim_device(requester, false)
+    }
+
+    fn attach(&self, requester: Requester, pasid: Pasid, table: TableId) -> Result<(), Refusal> {
+        let stream = self.stream_of(requester)?;
+        let unit = &self.units[stream.unit];
+        let mut domains = self.domains.lock();
+        let domain = domains.get(table)?;
+        let context = Context {
+            asid: domain.id,
+            root: domain.stage.root(),
+        };
+        let (kept, result) = match unit.attach(stream.id, pasid, context) {
+            Ok(()) => (true, Ok(())),
+            Err(failed) => (failed.tag_kept, Err(failed.refusal.within(requester))),
+        };
+        if kept {
+            domain.attached(stream.unit, stream.id, pasid, unit.has_device_tlb(stream.id));
+        }
+        result
+    }
+
+    fn detach(&self, requester: Requester, pasid: Pasid) -> Result<(), Refusal> {
+        let stream = self.stream_of(requester)?;
+        let mut domains = self.domains.lock();
+        let asid = self.units[stream.unit]
+            .detach(stream.id, pasid)
+            .map_err(|refusal| refusal.within(requester))?;
+        if let Some(domain) = domains.by_id(asid) {
+            domain.detached(stream.unit, stream.id, pasid);
+        }
+        Ok(())
+    }
+
+    fn may_be_attached(&self, requester: Requester, pasid: Pasid) -> bool {
+        self.stream_of(requester)
+            .is_ok_and(|stream| self.units[stream.unit].is_taken(stream.id, pasid))
+    }
+
+    fn map_interrupt(&self, requester: Requester, _target: HostVector) -> Result<RemappedInterrupt, Refusal> {
+        Err(through_its(format!("{requester}: interrupt")))
+    }
+
+    fn unmap_interrupt(&self, handle: u32) -> Result<(), Refusal> {
+        Err(through_its(format!("interrupt handle {handle:#x}")))
+    }
+
+    fn drain_faults(&self, sink: &mut dyn FnMut(DmaFault)) -> bool {
+        let mut lost = false;
+        for (number, unit) in self.units.iter().enumerate() {
+            let requester = |id| self.iort.requester(Stream { unit: number, id });
+            lost |= unit.drain_faults(&requester, sink);
+        }
+        lost
+    }
+
+    fn commands_issued(&self) -> u64 {
+        self.units.iter().map(Unit::commands_issued).sum()
+    }
+
+    fn describe(&self) -> Vec<(&'static str, String)> {
+        let mut lines = alloc::vec![("page tables", format!("{}", self.domains.lock().len()))];
+        for unit in &self.units {
+            lines.extend(unit.describe());
+        }
+        lines
+    }
+}
+
+fn through_its(what: String) -> Refusal {
+    Refusal::new(
+        what,
+        "interrupts of this machine go through the ITS, not through the SMMU",
+        "map it there",
+    )
+}
+
+#[cfg(test)]
+pub(crate) mod model;
+#[cfg(test)]
+mod tests;

@@ -50,6 +50,7 @@ fn its() -> Vec<u8> {
     node(0, &[2, 7, 9], &[])
 }
 
+/// Coherent whatever IDR0 says where `flags` has bit 0.
 fn smmu(base: u32, flags: u32, mappings: &[[u32; 5]]) -> Vec<u8> {
     let body = [base, 0, flags, 0, 0, 0, 0, 106, 107, 109, 108, 0, 1];
     node(4, &body, mappings)
@@ -84,6 +85,33 @@ fn whole() -> Vec<Vec<u8>> {
             ],
         ),
     ]
+}
+
+/// A machine whose only SMMU serves segment 0, StreamIDs being requester IDs.
+pub fn machine() -> Iort {
+    let its_at = FIRST as u32;
+    let nodes = [
+        its(),
+        smmu(0x905_0000, 0, &[[0, 0x1_0000, 0, its_at, 0]]),
+        root_complex(0, &[[0, 0x1_0000, 0, SMMU_AT, 0]]),
+    ];
+    parse(&table(&nodes)).unwrap()
+}
+
+/// The same, with memory that the firmware uses through one stream.
+pub fn machine_with_reserved(stream: u32) -> Iort {
+    let its_at = FIRST as u32;
+    let nodes = [
+        its(),
+        smmu(0x905_0000, 0, &[[0, 0x1_0000, 0, its_at, 0]]),
+        root_complex(0, &[[0, 0x1_0000, 0, SMMU_AT, 0]]),
+        node(
+            6,
+            &[0, 1, 28, 0x8000_0000, 0, 0x1_0000, 0, 0],
+            &[[0, 1, stream, SMMU_AT, 0]],
+        ),
+    ];
+    parse(&table(&nodes)).unwrap()
 }
 
 fn requester(rid: u16) -> Requester {

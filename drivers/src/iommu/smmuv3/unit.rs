@@ -1,0 +1,456 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! One SMMU: its tables, its queues, and what is claimed and attached through it.
+//!
+//! **Order.** An entry is written body first, the word with V last, and the unit is made to forget what it may
+//! have held before and after, because it may cache that an entry is not valid. To end one, V is cleared,
+//! then configuration, translations and the device's own are forgotten, each waited for, and only then is
+//! the place used again. Each operation touches its own entries only, so its cost does not depend on how many
+//! others there are.
+//! Source: SMMUv3 specification, "Configuration structures and configuration invalidation completion".
+
+use alloc::collections::BTreeMap;
+use alloc::format;
+use alloc::string::String;
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+use core::sync::atomic::{AtomicU64, Ordering};
+
+use pasidon_kernel::addr::{HostPhys, PAGE_SIZE, Requester};
+use pasidon_kernel::fault::DmaFault;
+use pasidon_kernel::host::Host;
+use pasidon_kernel::pasid::Pasid;
+use pasidon_kernel::refusal::Refusal;
+use spin::Mutex;
+
+use super::capabilities;
+use super::commands::{Access, Command, Queue, acknowledge, active_errors};
+use super::context::{Context, ContextTable};
+use super::events::EventQueue;
+use super::iort::SmmuNode;
+use super::registers::{GlobalError, Identification};
+use super::stream_table::StreamTable;
+use crate::iommu::domains::DomainId;
+use crate::iommu::table_memory::TableMemory;
+use crate::memory::DmaMemory;
+use crate::registers::Registers;
+use crate::sparse::Sparse;
+
+/// SubstreamID 0: its descriptor stands for untagged traffic.
+const UNTAGGED: Pasid = match Pasid::new(0) {
+    Some(zero) => zero,
+    None => unreachable!(),
+};
+/// ASID of the doorbells' table. Tables of VMs have others.
+pub(super) const DOORBELL_ASID: DomainId = 0;
+/// Up to so many pages are forgotten one by one, more as the whole table.
+const PAGES_ONE_BY_ONE: u64 = 16;
+
+/// One SMMU.
+pub struct Unit<R, M> {
+    pub(super) registers: R,
+    pub(super) tables: TableMemory<M>,
+    pub(super) host: &'static dyn Host,
+    pub(super) node: SmmuNode,
+    pub(super) identification: Identification,
+    pub(super) inner: Mutex<Inner>,
+    /// Held while events are read. Where GERRORN is changed meanwhile, `errors` is tried, not waited for.
+    pub(super) events: Mutex<EventQueue>,
+    /// Held while GERRORN is changed.
+    pub(super) errors: Mutex<()>,
+    substream_bits: u32,
+    doorbells: HostPhys,
+    commands: AtomicU64,
+}
+
+/// What changes while the unit runs.
+pub(super) struct Inner {
+    pub(super) streams: StreamTable,
+    pub(super) queue: Queue,
+    pub(super) devices: BTreeMap<u32, Device>,
+}
+
+/// A claimed device.
+pub(super) struct Device {
+    contexts: ContextTable,
+    /// It may hold translations of its own (ATS).
+    device_tlb: bool,
+    pub(super) attachments: Sparse<Attachment>,
+}
+
+/// A context descriptor in use.
+pub(super) struct Attachment {
+    asid: DomainId,
+    /// Its end was begun and not confirmed by the unit: the tag is not free, and DMA with it may still
+    /// reach the table.
+    pub(super) ending: bool,
+}
+
+/// Why an attachment was not made.
+#[derive(Debug)]
+pub(super) struct AttachFailed {
+    /// The reason.
+    pub(super) refusal: Refusal,
+    /// The descriptor was written before it failed, so the unit may know it: the tag is taken until a
+    /// detach has worked.
+    pub(super) tag_kept: bool,
+}
+
+impl From<Refusal> for AttachFailed {
+    fn from(refusal: Refusal) -> Self {
+        Self {
+            refusal,
+            tag_kept: false,
+        }
+    }
+}
+
+impl<R: Registers, M: DmaMemory> Unit<R, M> {
+    /// Reads the identification registers, refuses with the name of each missing capability, and makes
+    /// empty tables, with place for streams up to `highest`. Writes no register. `doorbells` is the table
+    /// for untagged traffic.
+    pub(super) fn new(
+        registers: R,
+        memory: Arc<M>,
+        host: &'static dyn Host,
+        node: SmmuNode,
+        highest: u32,
+        doorbells: HostPhys,
+    ) -> Result<Self, Refusal> {
+        let identification = Identification::read(&registers);
+        let coherent = node.coherent_override || identification.coherent();
+        let missing = capabilities::missing(identification, coherent);
+        if !missing.is_empty() {
+            return Err(Refusal::new(
+                unit_name(&node),
+                format!("the SMMU lacks {}", missing.join(", ")),
+                "use a machine whose SMMU has them, or in QEMU the one of this project's platform",
+            ));
+        }
+        let tables = TableMemory::new(memory, coherent);
+        let make = || {
+            Ok((
+                StreamTable::new(&tables, identification, highest)?,
+                Queue::new(&tables, identification)?,
+                EventQueue::new(&tables, identification)?,
+            ))
+        };
+        let (streams, queue, events) = make().map_err(|refusal: Refusal| refusal.within(unit_name(&node)))?;
+        Ok(Self {
+            registers,
+            host,
+            identification,
+            inner: Mutex::new(Inner {
+                streams,
+                queue,
+                devices: BTreeMap::new(),
+            }),
+            events: Mutex::new(events),
+            errors: Mutex::new(()),
+            substream_bits: capabilities::substream_bits(identification),
+            doorbells,
+            commands: AtomicU64::new(0),
+            tables,
+            node,
+        })
+    }
+
+    /// How people call it: by the address of its registers.
+    pub fn name(&self) -> String {
+        unit_name(&self.node)
+    }
+
+    /// What the IORT says of it: its interrupts, for one.
+    pub const fn node(&self) -> &SmmuNode {
+        &self.node
+    }
+
+    /// IDR0, IDR1 and IDR5.
+    pub const fn identification(&self) -> Identification {
+        self.identification
+    }
+
+    /// Width of the SubstreamIDs it gives to devices, in bits.
+    pub const fn substream_bits(&self) -> u32 {
+        self.substream_bits
+    }
+
+    /// Commands handed over so far.
+    pub fn commands_issued(&self) -> u64 {
+        self.commands.load(Ordering::Relaxed)
+    }
+
+    /// Makes the stream table entry of a device valid, with SubstreamIDs on and none attached: all its
+    /// DMA is still blocked but interrupt messages to the doorbells. `device_tlb` lets it ask for
+    /// translations (ATS).
+    pub(super) fn claim(&self, stream: u32, device_tlb: bool) -> Result<(), Refusal> {
+        let mut inner = self.inner.lock();
+        let Inner {
+            streams,
+            queue,
+            devices,
+        } = &mut *inner;
+        if devices.contains_key(&stream) {
+            return Err(Refusal::new(
+                "claim",
+                format!("its stream {stream:#x} is claimed already"),
+                "name one device of a stream, for one parent only",
+            ));
+        }
+        if device_tlb && !self.identification.ats() {
+            return Err(Refusal::new(
+                "claim with ATS",
+                format!("{} has no ATS support (IDR0.ATS)", self.name()),
+                "use the device without ATS",
+            ));
+        }
+        let entry = streams.entry(&self.tables, stream)?;
+        let mut contexts = ContextTable::new(&self.tables, self.identification, self.substream_bits)?;
+        let untagged = Context {
+            asid: DOORBELL_ASID,
+            root: self.doorbells,
+        };
+        let written = contexts
+            .write_body(&self.tables, UNTAGGED, untagged)
+            .and_then(|()| contexts.make_valid(&self.tables, UNTAGGED, untagged));
+        if let Err(refusal) = written {
+            contexts.destroy(&self.tables);
+            return Err(refusal);
+        }
+        // From here on the entry is visible: on a refusal the device stays claimed and stays blocked.
+        let device = devices.entry(stream).or_insert(Device {
+            contexts,
+            device_tlb,
+            attachments: Sparse::default(),
+        });
+        entry.write_body(&self.tables, device_tlb);
+        self.execute(queue, &[Command::ForgetStream { stream }])?;
+        entry.make_valid(&self.tables, &device.contexts);
+        self.execute(queue, &[Command::ForgetStream { stream }])
+    }
+
+    /// Joins a tag of a claimed device to a table.
+    pub(super) fn attach(&self, stream: u32, tag: Pasid, context: Context) -> Result<(), AttachFailed> {
+        let mut inner = self.inner.lock();
+        let Inner { queue, devices, .. } = &mut *inner;
+        let device = devices.get_mut(&stream).ok_or_else(not_claimed)?;
+        check_tag(device, tag)?;
+        let contexts = &mut device.contexts;
+        contexts.write_body(&self.tables, tag, context)?;
+        let attachment = device.attachments.insert(
+            tag.value() as usize,
+            Attachment {
+                asid: context.asid,
+                ending: false,
+            },
+        );
+        // That the descriptor is not valid may be cached, at every moment until V is set.
+        let forget = [Command::ForgetContext { stream, tag }];
+        let seen = self
+            .execute(queue, &forget)
+            .and_then(|()| contexts.make_valid(&self.tables, tag, context))
+            .and_then(|()| self.execute(queue, &forget));
+        seen.map_err(|refusal| {
+            attachment.ending = true;
+            // It was written before, so it has its place.
+            let cleared = contexts.make_invalid(&self.tables, tag);
+            AttachFailed {
+                refusal: cleared.err().unwrap_or(refusal),
+                tag_kept: true,
+            }
+        })
+    }
+
+    /// Whether a device was claimed with a TLB of its own.
+    pub(super) fn has_device_tlb(&self, stream: u32) -> bool {
+        let inner = self.inner.lock();
+        inner.devices.get(&stream).is_some_and(|device| device.device_tlb)
+    }
+
+    /// Whether the tag is taken: attached, or ended without the unit's confirmation.
+    pub(super) fn is_taken(&self, stream: u32, tag: Pasid) -> bool {
+        let inner = self.inner.lock();
+        let device = inner.devices.get(&stream);
+        device.is_some_and(|device| device.attachments.get(tag.value() as usize).is_some())
+    }
+
+    /// Parts a tag from its table. On a refusal the unit or the device may still use the old table: the
+    /// tag stays taken, and the call may be repeated. Returns the ASID it led to.
+    pub(super) fn detach(&self, stream: u32, tag: Pasid) -> Result<DomainId, Refusal> {
+        let mut inner = self.inner.lock();
+        let Inner { queue, devices, .. } = &mut *inner;
+        let device = devices.get_mut(&stream).ok_or_else(not_claimed)?;
+        let attachment = device
+            .attachments
+            .get_mut(tag.value() as usize)
+            .ok_or_else(|| Refusal::new(format!("PASID {tag}"), "not attached on this device", ""))?;
+        attachment.ending = true;
+        let asid = attachment.asid;
+        device.contexts.make_invalid(&self.tables, tag)?;
+        let mut commands = Vec::with_capacity(5);
+        commands.extend([
+            Command::ForgetContext { stream, tag },
+            Command::Sync,
+            Command::ForgetTable { asid },
+        ]);
+        if device.device_tlb {
+            commands.extend([Command::Sync, Command::ForgetInDevice { stream, tag }]);
+        }
+        self.execute(queue, &commands)?;
+        device.contexts.zero(&self.tables, tag)?;
+        device.attachments.remove(tag.value() as usize);
+        Ok(asid)
+    }
+
+    /// Forgets the translations of a range of a table, and of the devices with TLBs of their own that are
+    /// attached to it.
+    pub(super) fn forget_range(
+        &self,
+        asid: DomainId,
+        start: u64,
+        len: u64,
+        device_tlbs: impl Iterator<Item = (u32, Pasid)>,
+    ) -> Result<(), Refusal> {
+        let mut inner = self.inner.lock();
+        let pages = len / PAGE_SIZE;
+        let mut commands: Vec<Command> = if pages <= PAGES_ONE_BY_ONE {
+            (0..pages)
+                .map(|page| Command::ForgetAddress {
+                    asid,
+                    address: start + page * PAGE_SIZE,
+                })
+                .collect()
+        } else {
+            alloc::vec![Command::ForgetTable { asid }]
+        };
+        let mut devices = device_tlbs
+            .map(|(stream, tag)| Command::ForgetInDevice { stream, tag })
+            .peekable();
+        if devices.peek().is_some() {
+            commands.push(Command::Sync);
+            commands.extend(devices);
+        }
+        self.execute(&mut inner.queue, &commands)
+    }
+
+    /// Reads the events. Returns whether some were lost. Where another processor does it already, that one
+    /// goes on until none is left.
+    pub(super) fn drain_faults(
+        &self,
+        requester: &dyn Fn(u32) -> Option<Requester>,
+        sink: &mut dyn FnMut(DmaFault),
+    ) -> bool {
+        let mut lost = self.queue_overflowed();
+        // An event that came just after the other reader looked, while its lock was still held, raises no
+        // second interrupt: so whoever read looks again after letting go.
+        while let Some(mut events) = self.events.try_lock() {
+            let more = events.drain(&self.registers, &self.tables, requester, sink);
+            let pending = events.pending(&self.registers);
+            lost |= more;
+            if more || !pending {
+                break;
+            }
+        }
+        lost
+    }
+
+    /// Whether events could not be written since the last call. Not waited for where an error of the
+    /// command queue is just being taken note of: then the next call says so.
+    fn queue_overflowed(&self) -> bool {
+        if !active_errors(&self.registers).contains(GlobalError::EVENT_QUEUE_ABORT) {
+            return false;
+        }
+        let Some(_changing) = self.errors.try_lock() else {
+            return false;
+        };
+        acknowledge(&self.registers, GlobalError::EVENT_QUEUE_ABORT);
+        true
+    }
+
+    pub(super) fn execute(&self, queue: &mut Queue, commands: &[Command]) -> Result<(), Refusal> {
+        let before = queue.issued();
+        let access = Access {
+            registers: &self.registers,
+            memory: &self.tables,
+            host: self.host,
+            errors: &self.errors,
+        };
+        let result = queue.execute(access, commands);
+        self.commands
+            .fetch_add(queue.issued() - before, Ordering::Relaxed);
+        result.map_err(|refusal| refusal.within(self.name()))
+    }
+
+    /// What the monitor shows of it.
+    pub(super) fn describe(&self) -> Vec<(&'static str, String)> {
+        let unit = self.identification;
+        let features: Vec<&str> = [
+            (unit.two_level_streams(), "two-level stream tables"),
+            (unit.two_level_contexts(), "two-level context descriptors"),
+            (unit.ats(), "device TLBs"),
+            (unit.messages(), "message interrupts"),
+        ]
+        .into_iter()
+        .filter_map(|(has, name)| has.then_some(name))
+        .collect();
+        let mut lines = alloc::vec![
+            ("unit", self.name()),
+            (
+                "widths",
+                format!(
+                    "PASID {}, stream {}, address {}, ASID {} bits",
+                    self.substream_bits,
+                    unit.stream_bits(),
+                    unit.output_bits(),
+                    unit.asid_bits()
+                ),
+            ),
+            ("features", features.join(", ")),
+            ("commands", format!("{}", self.commands_issued())),
+        ];
+        for (stream, device) in &self.inner.lock().devices {
+            let ending = device.attachments.values().filter(|attachment| attachment.ending);
+            lines.push((
+                "claimed",
+                format!(
+                    "stream {stream:#x}: {} PASIDs attached, {} of them ending",
+                    device.attachments.len(),
+                    ending.count()
+                ),
+            ));
+        }
+        lines
+    }
+}
+
+/// Refuses a tag that cannot be attached now.
+fn check_tag(device: &Device, tag: Pasid) -> Result<(), Refusal> {
+    let (why, remedy) = if tag == UNTAGGED {
+        (
+            "it stands for untagged DMA, which stays blocked",
+            "use another PASID",
+        )
+    } else if !device.contexts.holds(tag) {
+        (
+            "it is wider than the PASIDs of the IOMMU (IDR1.SSIDSIZE)",
+            "use a smaller PASID",
+        )
+    } else {
+        match device.attachments.get(tag.value() as usize) {
+            None => return Ok(()),
+            Some(Attachment { ending: false, .. }) => ("attached already", "detach it first"),
+            Some(Attachment { ending: true, .. }) => (
+                "the end of its last attachment was not confirmed by the IOMMU",
+                "detach it again first",
+            ),
+        }
+    };
+    Err(Refusal::new(format!("PASID {tag}"), why, remedy))
+}
+
+fn unit_name(node: &SmmuNode) -> String {
+    format!("smmuv3 {}", node.registers)
+}
+
+fn not_claimed() -> Refusal {
+    Refusal::new("attachment", "the device is not claimed", "claim it first")
+}
