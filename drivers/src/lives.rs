@@ -15,8 +15,7 @@ use pasidon_kernel::exit::{Action, MsiMessage};
 use pasidon_kernel::frames::{Frames, GuestGone};
 use pasidon_kernel::host::Host;
 use pasidon_kernel::id::{VdevId, VmId};
-use pasidon_kernel::iommu::HostVector;
-use pasidon_kernel::irq::Route;
+use pasidon_kernel::irq::{HostVector, Route};
 use pasidon_kernel::ram::{GuestRam, RamRange};
 use pasidon_kernel::refusal::Refusal;
 use pasidon_kernel::system::{ParentOptions, System, SystemParts};
@@ -50,7 +49,7 @@ const PCI_WINDOW: PciWindow = PciWindow {
 #[derive(Default)]
 struct TestHost {
     now: AtomicU64,
-    vectors: Mutex<Vec<u8>>,
+    vectors: Mutex<Vec<u32>>,
 }
 
 impl Host for TestHost {
@@ -194,12 +193,15 @@ impl Machine {
         })
         .unwrap();
         vtd.take_over().unwrap();
+        let vtd = Box::leak(Box::new(vtd));
         let frames = Frames::new([(HostPhys(MEMORY), 64 * LARGE_PAGE_SIZE)]);
         let mut system = System::new(SystemParts {
             host,
-            iommu: Some(Box::leak(Box::new(vtd))),
+            iommu: Some(vtd),
+            msi: Some(vtd),
             frames: Box::leak(Box::new(frames)),
             cpus: vec![CPU],
+            vectors: 0x40..0x60,
             last_pasid: None,
         })
         .unwrap();

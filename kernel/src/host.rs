@@ -3,7 +3,7 @@
 
 use crate::exit::MsiMessage;
 use crate::id::VmId;
-use crate::iommu::HostVector;
+use crate::irq::HostVector;
 
 /// Services of the processor the hypervisor runs on; implemented by `arch`.
 pub trait Host: Send + Sync {

@@ -196,7 +196,7 @@ pub struct InterruptInfo {
     /// MSI-X vector of the vdev.
     pub virtual_vector: u16,
     /// Vector on the processor that takes it.
-    pub host_vector: u8,
+    pub host_vector: u32,
     /// That processor's hardware identifier.
     pub cpu: u32,
     /// How often it was delivered.

@@ -9,7 +9,6 @@ use alloc::string::String;
 use alloc::vec::Vec;
 
 use crate::addr::{HostPhys, Iova, Requester};
-use crate::exit::MsiMessage;
 use crate::fault::DmaFault;
 use crate::pasid::Pasid;
 use crate::refusal::Refusal;
@@ -27,27 +26,6 @@ pub struct IommuCapabilities {
     pub address_bits: u8,
     /// Largest leaf it takes, in bytes.
     pub largest_page: u64,
-    /// Whether interrupts are remapped (isolation of MSIs).
-    pub interrupt_remapping: bool,
-}
-
-/// A remapped interrupt of a physical device: what to write into its MSI-X table, and the handle to free
-/// it with.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct RemappedInterrupt {
-    /// Names the remapping entry.
-    pub handle: u32,
-    /// What the device must write.
-    pub message: MsiMessage,
-}
-
-/// Where a physical interrupt goes.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
-pub struct HostVector {
-    /// Interrupt vector on the target.
-    pub vector: u8,
-    /// Hardware identifier of the target processor.
-    pub cpu: u32,
 }
 
 /// An IOMMU (or several behind one interface). All methods may be called from any processor.
@@ -94,12 +72,6 @@ pub trait Iommu: Send + Sync {
     fn may_be_attached(&self, _requester: Requester, _pasid: Pasid) -> bool {
         true
     }
-
-    /// Allocates a remapping entry that lets exactly `requester` raise `target`.
-    fn map_interrupt(&self, requester: Requester, target: HostVector) -> Result<RemappedInterrupt, Refusal>;
-
-    /// Removes it, invalidates the interrupt-entry cache and waits.
-    fn unmap_interrupt(&self, handle: u32) -> Result<(), Refusal>;
 
     /// Reads and clears the recorded faults, oldest first. Returns true where records were lost.
     /// Called from the fault interrupt; takes no lock that mapping holds.

@@ -10,14 +10,20 @@
 
 use alloc::boxed::Box;
 use alloc::format;
+use core::ops::Range;
 use core::sync::atomic::{AtomicU64, Ordering};
 
 use crate::id::{VdevId, VmId};
-use crate::iommu::HostVector;
 use crate::refusal::Refusal;
 
-/// Vectors of one processor.
-const VECTORS: usize = 256;
+/// Where a physical interrupt goes.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct HostVector {
+    /// Interrupt number on the target, as its interrupt handler sees it.
+    pub vector: u32,
+    /// Hardware identifier of the target processor.
+    pub cpu: u32,
+}
 
 /// Where an interrupt goes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -109,33 +115,38 @@ impl RouteHandle {
 pub struct RouteTable {
     /// Ascending by hardware identifier.
     cpus: Box<[Cpu]>,
+    /// The lowest vector that a device can be given.
+    first: u32,
     stray: AtomicU64,
 }
 
 impl RouteTable {
-    /// An empty table for the processors with these hardware identifiers (the `cpu` of [`HostVector`]).
-    pub fn new(cpus: impl IntoIterator<Item = u32>) -> Self {
+    /// An empty table for the processors with these hardware identifiers (the `cpu` of [`HostVector`]), and
+    /// the vectors that devices can be given on each.
+    pub fn new(cpus: impl IntoIterator<Item = u32>, vectors: Range<u32>) -> Self {
         let mut cpus: alloc::vec::Vec<Cpu> = cpus
             .into_iter()
             .map(|id| Cpu {
                 id,
-                slots: (0..VECTORS).map(|_| Slot::default()).collect(),
+                slots: vectors.clone().map(|_| Slot::default()).collect(),
             })
             .collect();
         cpus.sort_unstable_by_key(|cpu| cpu.id);
         cpus.dedup_by_key(|cpu| cpu.id);
         Self {
             cpus: cpus.into_boxed_slice(),
+            first: vectors.start,
             stray: AtomicU64::new(0),
         }
     }
 
     fn slot(&self, vector: HostVector) -> Option<&Slot> {
         let index = self.cpus.binary_search_by_key(&vector.cpu, |cpu| cpu.id).ok()?;
-        self.cpus.get(index)?.slots.get(usize::from(vector.vector))
+        let slot = vector.vector.checked_sub(self.first)?;
+        self.cpus.get(index)?.slots.get(slot as usize)
     }
 
-    /// Registers a route. Refused for a processor the table does not know and for a vector in use.
+    /// Registers a route. Refused for a processor or vector the table does not know and for a vector in use.
     pub fn register(&self, vector: HostVector, route: Route) -> Result<RouteHandle, Refusal> {
         let refuse = |why: &str, remedy: &str| {
             Refusal::new(
@@ -149,8 +160,8 @@ impl RouteTable {
         };
         let slot = self.slot(vector).ok_or_else(|| {
             refuse(
-                "no such processor",
-                "give vectors of processors that were found at start",
+                "no such processor, or no vector that its devices can have",
+                "give vectors and processors that were found at start",
             )
         })?;
         let encoded = route.encode();
@@ -216,7 +227,7 @@ mod tests {
 
     #[test]
     fn an_interrupt_after_the_end_goes_nowhere() {
-        let table = RouteTable::new([7, 1]);
+        let table = RouteTable::new([7, 1], 0x30..0x50);
         let handle = table.register(VECTOR, ROUTE).unwrap();
         assert_eq!(table.deliver(VECTOR), Some(ROUTE));
         assert_eq!(table.delivered(&handle), 1);
@@ -230,12 +241,17 @@ mod tests {
 
     #[test]
     fn the_same_vector_on_two_processors_is_two() {
-        let table = RouteTable::new([0, 1]);
+        let table = RouteTable::new([0, 1], 0x41..0x42);
         let on = |cpu| HostVector { vector: 0x41, cpu };
         let _zero = table.register(on(0), ROUTE).unwrap();
         let _one = table.register(on(1), Route::ParentEvent(0)).unwrap();
         assert!(table.register(on(1), ROUTE).is_err(), "in use");
         assert!(table.register(on(2), ROUTE).is_err(), "no such processor");
+        for vector in [0, 0x40, 0x42, u32::MAX] {
+            let beside = HostVector { vector, cpu: 0 };
+            assert!(table.register(beside, ROUTE).is_err(), "not of devices");
+            assert_eq!((table.deliver(beside), table.peek(beside)), (None, None));
+        }
         assert_eq!(table.deliver(on(0)), Some(ROUTE));
         assert_eq!(table.deliver(on(1)), Some(Route::ParentEvent(0)));
         assert_eq!(table.deliver(on(2)), None);

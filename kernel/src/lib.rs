@@ -34,6 +34,7 @@ pub mod irq;
 pub mod log;
 pub mod memory;
 pub mod monitor;
+pub mod msi;
 pub mod nearest;
 pub mod parent;
 pub mod pasid;

@@ -6,12 +6,13 @@
 
 use alloc::string::String;
 use core::fmt::Write;
+use core::ops::Range;
 
 use pasidon_arch_common::firmware_tables::Find;
 use pasidon_kernel::exit::MsiMessage;
 use pasidon_kernel::host::Host;
 use pasidon_kernel::id::VmId;
-use pasidon_kernel::iommu::HostVector;
+use pasidon_kernel::irq::HostVector;
 use pasidon_kernel::refusal::Refusal;
 
 use crate::interrupts::Handler;
@@ -31,6 +32,11 @@ impl Host for MachineHost {
     }
 
     fn free_vector(&self, _vector: HostVector) {}
+}
+
+/// The interrupt numbers that devices can be given on each pCPU: none, for want of the driver.
+pub fn device_vectors() -> Range<u32> {
+    0..0
 }
 
 /// How interrupts name the pCPU of that number.

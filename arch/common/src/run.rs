@@ -12,8 +12,7 @@ use alloc::vec::Vec;
 use core::sync::atomic::{AtomicU64, Ordering};
 
 use arrayvec::ArrayVec;
-use pasidon_kernel::iommu::HostVector;
-use pasidon_kernel::irq::Route;
+use pasidon_kernel::irq::{HostVector, Route};
 use pasidon_kernel::refusal::Refusal;
 use pasidon_kernel::sched::{PcpuId, Seat, Turn};
 use pasidon_kernel::system::System;

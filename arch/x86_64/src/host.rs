@@ -6,12 +6,13 @@
 //! late interrupt of one owner never reaches the next.
 
 use alloc::string::String;
+use core::ops::Range;
 
 use pasidon_arch_common::firmware_tables::Find;
 use pasidon_kernel::exit::MsiMessage;
 use pasidon_kernel::host::Host;
 use pasidon_kernel::id::VmId;
-use pasidon_kernel::iommu::HostVector;
+use pasidon_kernel::irq::HostVector;
 use pasidon_kernel::refusal::Refusal;
 use spin::{Mutex, Once};
 
@@ -49,6 +50,11 @@ static KEYS: Once<fn()> = Once::new();
 #[derive(Clone, Copy, Debug)]
 pub struct MachineHost;
 
+/// The vectors that devices can be given on each pCPU.
+pub fn device_vectors() -> Range<u32> {
+    u32::from(*vector::DEVICES.start())..u32::from(*vector::DEVICES.end()) + 1
+}
+
 /// How interrupts name the pCPU of that number.
 pub fn cpu_of(pcpu: u32) -> Option<u32> {
     pcpu::apic_id_of(pcpu)
@@ -64,7 +70,7 @@ pub fn no_iommu(_tables: Find<'_>) -> String {
 pub fn fault_interrupt(handler: Handler) -> Option<HostVector> {
     interrupts::install(vector::IOMMU_FAULT, handler);
     Some(HostVector {
-        vector: vector::IOMMU_FAULT,
+        vector: vector::IOMMU_FAULT.into(),
         cpu: pcpu::apic_id_of(0)?,
     })
 }
@@ -82,7 +88,7 @@ pub fn connect_serial(
     let refuse = |why: &str| Refusal::new("COM1", why, "update the firmware");
     let cpu = pcpu::apic_id_of(0).ok_or_else(|| refuse("the first processor is not known"))?;
     let target = HostVector {
-        vector: vector::SERIAL,
+        vector: vector::SERIAL.into(),
         cpu,
     };
     let message = match remap {
@@ -151,7 +157,7 @@ impl Host for MachineHost {
         (pcpu..count).chain(0..pcpu).find_map(|pcpu| {
             Some(HostVector {
                 cpu: pcpu::apic_id_of(pcpu)?,
-                vector: take(pcpu)?,
+                vector: take(pcpu)?.into(),
             })
         })
     }
@@ -159,7 +165,7 @@ impl Host for MachineHost {
     fn unremapped_message(&self, vector: HostVector) -> Option<MsiMessage> {
         (vector.cpu <= MESSAGE_APIC_ID_MAX).then(|| MsiMessage {
             address: MESSAGE_BASE | u64::from(vector.cpu) << MESSAGE_DESTINATION_SHIFT,
-            data: vector.vector.into(),
+            data: vector.vector,
         })
     }
 
@@ -168,8 +174,10 @@ impl Host for MachineHost {
         let Some(pcpu) = (0..count).find(|pcpu| pcpu::apic_id_of(*pcpu) == Some(vector.cpu)) else {
             return;
         };
-        if let Some(vectors) = PCPUS.get(pcpu as usize) {
-            vectors.lock()[usize::from(vector.vector)] = Slot::Quarantined(run::rounds(pcpu));
+        if let Some(vectors) = PCPUS.get(pcpu as usize)
+            && let Some(slot) = vectors.lock().get_mut(vector.vector as usize)
+        {
+            *slot = Slot::Quarantined(run::rounds(pcpu));
         }
         // One that sleeps goes round once more.
         vms::kick(pcpu);

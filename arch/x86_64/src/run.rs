@@ -4,7 +4,7 @@
 use core::convert::Infallible;
 
 use pasidon_arch_common::run::note_device_interrupt;
-use pasidon_kernel::iommu::HostVector;
+use pasidon_kernel::irq::HostVector;
 use pasidon_kernel::refusal::Refusal;
 
 pub use pasidon_arch_common::run::{has_parent_events, rounds, take_parent_events};
@@ -23,7 +23,7 @@ pub fn install(world: World) {
     for vector in vector::DEVICES {
         interrupts::install(vector, |vector| {
             note_device_interrupt::<Svm>(HostVector {
-                vector,
+                vector: vector.into(),
                 cpu: pcpu::current().apic_id,
             });
         });

@@ -33,7 +33,9 @@ use pasidon_kernel::config::{
 use pasidon_kernel::exit::MsiMessage;
 use pasidon_kernel::frames::Frames;
 use pasidon_kernel::id::VmId;
-use pasidon_kernel::iommu::{HostVector, Iommu};
+use pasidon_kernel::iommu::Iommu;
+use pasidon_kernel::irq::HostVector;
+use pasidon_kernel::msi::MsiController;
 use pasidon_kernel::parent::Parent;
 use pasidon_kernel::pasid::Pasid;
 use pasidon_kernel::refusal::Refusal;
@@ -138,8 +140,10 @@ pub fn run(handover: Handover) -> ! {
     let parts = SystemParts {
         host: &MachineHost,
         iommu: iommu.map(|iommu| iommu.vtd as &dyn Iommu),
+        msi: iommu.map(|iommu| iommu.vtd as &dyn MsiController),
         frames,
         cpus,
+        vectors: host::device_vectors(),
         last_pasid: config
             .host
             .last_pasid

@@ -4,7 +4,7 @@
 use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use pasidon_kernel::id::VmId;
-use pasidon_kernel::iommu::HostVector;
+use pasidon_kernel::irq::HostVector;
 use spin::Mutex;
 
 use super::*;

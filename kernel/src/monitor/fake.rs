@@ -33,7 +33,7 @@ fn vdev(id: u32, vm: &str, pasid: u32) -> VdevInfo {
         interrupts: vec![InterruptInfo {
             entry: id as u16,
             virtual_vector: 1,
-            host_vector: 0x40 + id as u8,
+            host_vector: 0x40 + id,
             cpu: 0,
             delivered: 10_016,
         }],

@@ -314,7 +314,7 @@ pub(super) struct InterruptRow {
     pub parent: String,
     pub entry: u16,
     pub virtual_vector: u16,
-    pub host_vector: u8,
+    pub host_vector: u32,
     pub cpu: u32,
     pub delivered: u64,
 }

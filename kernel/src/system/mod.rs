@@ -24,6 +24,7 @@ use alloc::format;
 use alloc::string::String;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
+use core::ops::Range;
 use core::sync::atomic::AtomicU32;
 
 use spin::{Mutex, RwLock};
@@ -34,6 +35,7 @@ use crate::host::Host;
 use crate::id::VmId;
 use crate::iommu::Iommu;
 use crate::irq::RouteTable;
+use crate::msi::MsiController;
 use crate::pasid::{Pasid, PasidSpace};
 use crate::ram::check_layout;
 use crate::refusal::Refusal;
@@ -53,10 +55,14 @@ pub struct SystemParts {
     pub host: &'static dyn Host,
     /// The IOMMU, after bring-up.
     pub iommu: Option<&'static dyn Iommu>,
+    /// What isolates interrupt messages, after bring-up: the IOMMU itself, or a device beside it.
+    pub msi: Option<&'static dyn MsiController>,
     /// Physical memory.
     pub frames: &'static Frames,
     /// Hardware identifiers of the processors that take interrupts.
     pub cpus: Vec<u32>,
+    /// The vectors that devices can be given on each of them.
+    pub vectors: Range<u32>,
     /// Largest PASID to use; `None` for all that the IOMMU understands.
     pub last_pasid: Option<Pasid>,
 }
@@ -89,8 +95,9 @@ impl System {
             services: Services {
                 host: parts.host,
                 iommu: parts.iommu,
+                msi: parts.msi,
                 pasids: Mutex::new(PasidSpace::new(first, last)?),
-                routes: RouteTable::new(parts.cpus),
+                routes: RouteTable::new(parts.cpus, parts.vectors),
             },
             frames: parts.frames,
             parents: Vec::new(),

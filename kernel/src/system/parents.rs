@@ -126,13 +126,10 @@ impl System {
                      = \"off\", for trapped types only",
                 ));
             };
-            if !iommu.capabilities().interrupt_remapping {
+            if self.services.msi.is_none() {
                 return Err(Refusal::new(
                     what(),
-                    format!(
-                        "{} does not remap interrupts, so a device could raise any",
-                        iommu.name()
-                    ),
+                    "nothing confines its interrupt messages, so it could raise any",
                     "turn interrupt remapping on in the firmware",
                 ));
             }

@@ -10,7 +10,7 @@ use super::*;
 use crate::addr::{GuestPhys, Iova, LARGE_PAGE_SIZE};
 use crate::fault::DmaFault;
 use crate::fault::FaultAccess;
-use crate::iommu::HostVector;
+use crate::irq::HostVector;
 use crate::irq::Route;
 use crate::testing::{CPUS, Fail, Machine, PARENT, REQUESTER, TRAPPED, VECTORS, vdev_spec, vm_spec};
 use crate::vm::VmEnd;
@@ -186,7 +186,7 @@ fn happen(machine: &Machine, event: &Event) {
             assert!(known || owner.is_none());
         }
         Event::Interrupt(cpu, vector) => {
-            let vectors: Vec<u8> = VECTORS.collect();
+            let vectors: Vec<u32> = VECTORS.collect();
             let vector = HostVector {
                 vector: vectors[vector.index(vectors.len())],
                 cpu: CPUS[cpu.index(CPUS.len())],

@@ -70,7 +70,7 @@ impl System {
             pasid_bits: capabilities.pasid_bits,
             address_bits: capabilities.address_bits,
             largest_page: capabilities.largest_page,
-            interrupt_remapping: capabilities.interrupt_remapping,
+            interrupt_remapping: self.services.msi.is_some(),
             commands_issued: iommu.commands_issued(),
             spaces,
         })

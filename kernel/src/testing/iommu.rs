@@ -7,7 +7,9 @@ use super::truth::{Fail, SharedTruth, Step};
 use crate::addr::{HostPhys, Iova, Requester};
 use crate::exit::MsiMessage;
 use crate::fault::DmaFault;
-use crate::iommu::{HostVector, Iommu, IommuCapabilities, RemappedInterrupt, TableId};
+use crate::iommu::{Iommu, IommuCapabilities, TableId};
+use crate::irq::HostVector;
+use crate::msi::{MsiController, RemappedInterrupt};
 use crate::pasid::Pasid;
 use crate::refusal::Refusal;
 
@@ -25,7 +27,6 @@ impl Iommu for SharedTruth {
             pasid_bits: 20,
             address_bits: 39,
             largest_page: 1 << 30,
-            interrupt_remapping: true,
         }
     }
 
@@ -128,6 +129,16 @@ impl Iommu for SharedTruth {
         self.lock().attached.contains_key(&(requester, pasid))
     }
 
+    fn drain_faults(&self, _sink: &mut dyn FnMut(DmaFault)) -> bool {
+        false
+    }
+
+    fn commands_issued(&self) -> u64 {
+        0
+    }
+}
+
+impl MsiController for SharedTruth {
     fn map_interrupt(&self, _requester: Requester, target: HostVector) -> Result<RemappedInterrupt, Refusal> {
         let mut truth = self.lock();
         if truth.fails(Fail::MapInterrupt) {
@@ -163,13 +174,5 @@ impl Iommu for SharedTruth {
         truth.demand(known, || format!("interrupt {handle} unmapped twice"));
         truth.steps.push(Step::InterruptUnmapped);
         Ok(())
-    }
-
-    fn drain_faults(&self, _sink: &mut dyn FnMut(DmaFault)) -> bool {
-        false
-    }
-
-    fn commands_issued(&self) -> u64 {
-        0
     }
 }

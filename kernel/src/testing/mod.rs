@@ -20,6 +20,7 @@ use crate::addr::{GuestPhys, HostPhys, LARGE_PAGE_SIZE, Requester};
 use crate::frames::Frames;
 use crate::iommu::Iommu;
 use crate::irq::Route;
+use crate::msi::MsiController;
 use crate::pasid::Pasid;
 use crate::ram::RamRange;
 use crate::retired::Retired;
@@ -31,7 +32,7 @@ pub use truth::SharedTruth;
 /// Processors of the machine.
 pub const CPUS: [u32; 2] = [0, 8];
 /// Vectors that each of them has for devices.
-pub const VECTORS: core::ops::Range<u8> = 0x30..0x36;
+pub const VECTORS: core::ops::Range<u32> = 0x30..0x36;
 
 /// Everything that lives as long as the hypervisor. Leaked, as there.
 pub struct Machine {
@@ -84,8 +85,10 @@ impl Machine {
         let mut system = System::new(SystemParts {
             host: truth,
             iommu: options.iommu.then_some(truth as &'static dyn Iommu),
+            msi: options.iommu.then_some(truth as &'static dyn MsiController),
             frames,
             cpus: CPUS.to_vec(),
+            vectors: VECTORS,
             last_pasid: Pasid::new(options.last_pasid),
         })
         .unwrap();

@@ -9,7 +9,8 @@ use crate::addr::{HostPhys, LARGE_PAGE_SIZE, Requester};
 use crate::exit::MsiMessage;
 use crate::host::Host;
 use crate::id::{VdevId, VmId};
-use crate::iommu::{HostVector, TableId};
+use crate::iommu::TableId;
+use crate::irq::HostVector;
 use crate::pasid::Pasid;
 
 /// A step that can be told to fail, once.

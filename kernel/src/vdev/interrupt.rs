@@ -8,8 +8,8 @@
 use alloc::format;
 
 use super::Services;
-use crate::iommu::{HostVector, RemappedInterrupt};
-use crate::irq::{Route, RouteHandle};
+use crate::irq::{HostVector, Route, RouteHandle};
+use crate::msi::RemappedInterrupt;
 use crate::parent::Parent;
 use crate::refusal::Refusal;
 
@@ -23,7 +23,7 @@ pub(crate) struct Interrupt {
     remapped: Option<RemappedInterrupt>,
 }
 
-/// A vector that a message may still raise, because the IOMMU did not confirm that its entry is gone.
+/// A vector that a message may still raise, because the hardware did not confirm that its entry is gone.
 #[derive(Debug)]
 pub struct LostVector {
     vector: HostVector,
@@ -38,8 +38,8 @@ impl LostVector {
 
     /// Tries once more to remove the entry, and gives the vector back.
     pub(crate) fn end(self, services: &Services) -> Result<(), (Self, Refusal)> {
-        if let Some(iommu) = services.iommu
-            && let Err(refusal) = iommu.unmap_interrupt(self.handle)
+        if let Some(msi) = services.msi
+            && let Err(refusal) = msi.unmap_interrupt(self.handle)
         {
             return Err((self, refusal));
         }
@@ -73,9 +73,8 @@ impl Interrupt {
         let handle = services.routes.register(vector, route).inspect_err(|_| {
             services.host.free_vector(vector);
         })?;
-        let message = if let Some(iommu) = services.iommu.filter(|_| translated) {
-            iommu
-                .map_interrupt(parent.requester(), vector)
+        let message = if let Some(msi) = services.msi.filter(|_| translated) {
+            msi.map_interrupt(parent.requester(), vector)
                 .map(|remapped| (remapped.message, Some(remapped)))
         } else {
             let message = services.host.unremapped_message(vector);
@@ -104,7 +103,7 @@ impl Interrupt {
         }
     }
 
-    /// Masks and disconnects it. The vector is lost where the IOMMU does not confirm.
+    /// Masks and disconnects it. The vector is lost where the hardware does not confirm.
     pub(crate) fn disconnect(
         self,
         services: &Services,

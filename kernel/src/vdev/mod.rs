@@ -30,6 +30,7 @@ use crate::info::{Detail, InterruptInfo, VdevInfo};
 use crate::ioas::IoAddressSpace;
 use crate::iommu::Iommu;
 use crate::irq::{Route, RouteTable};
+use crate::msi::MsiController;
 use crate::parent::{DeviceQuiesced, Parent, QuiesceFailed, VdevModel, VdevRequest, VdevType};
 use crate::pasid::{Pasid, PasidQuota, PasidSpace};
 use crate::ram::GuestRam;
@@ -67,6 +68,7 @@ impl PortalsUnmapped {
 pub(crate) struct Services {
     pub(crate) host: &'static dyn Host,
     pub(crate) iommu: Option<&'static dyn Iommu>,
+    pub(crate) msi: Option<&'static dyn MsiController>,
     pub(crate) pasids: Mutex<PasidSpace>,
     pub(crate) routes: RouteTable,
 }

@@ -46,7 +46,7 @@ use alloc::vec::Vec;
 use pasidon_kernel::addr::{HostPhys, Iova, PAGE_SIZE, Requester};
 use pasidon_kernel::fault::DmaFault;
 use pasidon_kernel::host::Host;
-use pasidon_kernel::iommu::{HostVector, Iommu, IommuCapabilities, RemappedInterrupt, TableId};
+use pasidon_kernel::iommu::{Iommu, IommuCapabilities, TableId};
 use pasidon_kernel::pasid::Pasid;
 use pasidon_kernel::refusal::Refusal;
 use spin::Mutex;
@@ -125,9 +125,6 @@ impl<R: Registers, M: DmaMemory> Smmu<R, M> {
             pasid_bits: least(Unit::substream_bits) as u8,
             address_bits: geometry.address_bits,
             largest_page: geometry.largest_page(),
-            // A device reaches no other doorbell than an ITS, which tells devices apart by DeviceID and
-            // raises only what was mapped for each.
-            interrupt_remapping: true,
         };
         Ok(Self {
             domains: Mutex::new(Domains::new(last_asid as DomainId, units.len())),
@@ -346,14 +343,6 @@ impl<R: Registers, M: DmaMemory> Iommu for Smmu<R, M> {
             .is_ok_and(|stream| self.units[stream.unit].is_taken(stream.id, pasid))
     }
 
-    fn map_interrupt(&self, requester: Requester, _target: HostVector) -> Result<RemappedInterrupt, Refusal> {
-        Err(through_its(format!("{requester}: interrupt")))
-    }
-
-    fn unmap_interrupt(&self, handle: u32) -> Result<(), Refusal> {
-        Err(through_its(format!("interrupt handle {handle:#x}")))
-    }
-
     fn drain_faults(&self, sink: &mut dyn FnMut(DmaFault)) -> bool {
         let mut lost = false;
         for (number, unit) in self.units.iter().enumerate() {
@@ -374,14 +363,6 @@ impl<R: Registers, M: DmaMemory> Iommu for Smmu<R, M> {
         }
         lines
     }
-}
-
-fn through_its(what: String) -> Refusal {
-    Refusal::new(
-        what,
-        "interrupts of this machine go through the ITS, not through the SMMU",
-        "map it there",
-    )
 }
 
 #[cfg(test)]

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use pasidon_kernel::host::Host;
 use pasidon_kernel::id::VmId;
-use pasidon_kernel::iommu::HostVector;
+use pasidon_kernel::irq::HostVector;
 
 pub use self::memory::{ModelMemory, View, Watcher};
 

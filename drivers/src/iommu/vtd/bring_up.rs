@@ -10,7 +10,7 @@
 
 use alloc::format;
 
-use pasidon_kernel::iommu::HostVector;
+use pasidon_kernel::irq::HostVector;
 use pasidon_kernel::refusal::Refusal;
 
 use super::fault;
@@ -100,7 +100,7 @@ impl<R: Registers, M: DmaMemory> Unit<R, M> {
     pub(super) fn set_fault_interrupt(&self, target: HostVector) {
         let registers = &self.registers;
         registers.write32(offset::FECTL, EVENT_INTERRUPT_MASK);
-        registers.write32(offset::FEDATA, target.vector.into());
+        registers.write32(offset::FEDATA, target.vector);
         registers.write32(
             offset::FEADDR,
             EVENT_ADDRESS | (target.cpu & 0xff) << EVENT_DESTINATION_SHIFT,

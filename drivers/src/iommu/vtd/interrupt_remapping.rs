@@ -11,7 +11,7 @@ use alloc::vec::Vec;
 
 use pasidon_kernel::addr::HostPhys;
 use pasidon_kernel::exit::MsiMessage;
-use pasidon_kernel::iommu::HostVector;
+use pasidon_kernel::irq::HostVector;
 use pasidon_kernel::refusal::Refusal;
 
 use super::registers::IRTA_EIME;
@@ -31,6 +31,8 @@ const PAGES: usize = ENTRIES * ENTRY_WORDS * 8 / 4096;
 const PRESENT: u64 = 1 << 0;
 /// V: the vector.
 const VECTOR_SHIFT: u32 = 16;
+/// Largest vector.
+const VECTOR_MAX: u32 = 0xff;
 /// DST with 32-bit APIC identifiers.
 const X2APIC_DESTINATION_SHIFT: u32 = 32;
 /// DST with 8-bit APIC identifiers.
@@ -86,6 +88,13 @@ impl InterruptTable {
                 "VT-d interrupt remapping",
                 alloc::format!("APIC identifier {} needs x2APIC destinations", target.cpu),
                 "turn x2APIC on in the firmware",
+            ));
+        }
+        if target.vector > VECTOR_MAX {
+            return Err(Refusal::new(
+                "VT-d interrupt remapping",
+                alloc::format!("{:#x} is no vector of a local APIC", target.vector),
+                "give vectors up to 0xff",
             ));
         }
         let Some(index) = (0..ENTRIES)

@@ -48,7 +48,9 @@ use alloc::vec::Vec;
 use pasidon_kernel::addr::{HostPhys, Iova, Requester};
 use pasidon_kernel::fault::DmaFault;
 use pasidon_kernel::host::Host;
-use pasidon_kernel::iommu::{HostVector, Iommu, IommuCapabilities, RemappedInterrupt, TableId};
+use pasidon_kernel::iommu::{Iommu, IommuCapabilities, TableId};
+use pasidon_kernel::irq::HostVector;
+use pasidon_kernel::msi::{MsiController, RemappedInterrupt};
 use pasidon_kernel::pasid::Pasid;
 use pasidon_kernel::refusal::Refusal;
 use spin::Mutex;
@@ -125,7 +127,6 @@ impl<R: Registers, M: DmaMemory> Vtd<R, M> {
             pasid_bits: least(|unit| unit.extended_capability().pasid_bits().into()).min(Pasid::BITS) as u8,
             address_bits: geometry.address_bits,
             largest_page: geometry.largest_page(),
-            interrupt_remapping: true,
         };
         let walks_snoop = units
             .iter()
@@ -356,24 +357,6 @@ impl<R: Registers, M: DmaMemory> Iommu for Vtd<R, M> {
             .is_ok_and(|unit| self.units[unit].is_taken(requester.rid, pasid))
     }
 
-    fn map_interrupt(&self, requester: Requester, target: HostVector) -> Result<RemappedInterrupt, Refusal> {
-        let unit = self.unit_of(requester)?;
-        let index = self.units[unit]
-            .map_interrupt(requester.rid, target)
-            .map_err(|refusal| refusal.within(requester))?;
-        Ok(RemappedInterrupt {
-            handle: (unit as u32) << HANDLE_UNIT_SHIFT | u32::from(index),
-            message: interrupt_remapping::message(index),
-        })
-    }
-
-    fn unmap_interrupt(&self, handle: u32) -> Result<(), Refusal> {
-        self.units
-            .get((handle >> HANDLE_UNIT_SHIFT) as usize)
-            .ok_or_else(|| Refusal::new(format!("interrupt handle {handle:#x}"), "not in use", ""))?
-            .unmap_interrupt(handle as u16)
-    }
-
     fn drain_faults(&self, sink: &mut dyn FnMut(DmaFault)) -> bool {
         let mut lost = false;
         for unit in &self.units {
@@ -399,6 +382,26 @@ impl<R: Registers, M: DmaMemory> Iommu for Vtd<R, M> {
             ));
         }
         lines
+    }
+}
+
+impl<R: Registers, M: DmaMemory> MsiController for Vtd<R, M> {
+    fn map_interrupt(&self, requester: Requester, target: HostVector) -> Result<RemappedInterrupt, Refusal> {
+        let unit = self.unit_of(requester)?;
+        let index = self.units[unit]
+            .map_interrupt(requester.rid, target)
+            .map_err(|refusal| refusal.within(requester))?;
+        Ok(RemappedInterrupt {
+            handle: (unit as u32) << HANDLE_UNIT_SHIFT | u32::from(index),
+            message: interrupt_remapping::message(index),
+        })
+    }
+
+    fn unmap_interrupt(&self, handle: u32) -> Result<(), Refusal> {
+        self.units
+            .get((handle >> HANDLE_UNIT_SHIFT) as usize)
+            .ok_or_else(|| Refusal::new(format!("interrupt handle {handle:#x}"), "not in use", ""))?
+            .unmap_interrupt(handle as u16)
     }
 }
 

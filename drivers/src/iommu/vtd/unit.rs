@@ -16,7 +16,7 @@ use core::sync::atomic::{AtomicU64, Ordering};
 use pasidon_kernel::addr::{HostPhys, PAGE_SIZE};
 use pasidon_kernel::fault::DmaFault;
 use pasidon_kernel::host::Host;
-use pasidon_kernel::iommu::HostVector;
+use pasidon_kernel::irq::HostVector;
 use pasidon_kernel::pasid::Pasid;
 use pasidon_kernel::refusal::Refusal;
 use spin::Mutex;

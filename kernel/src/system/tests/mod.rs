@@ -97,7 +97,7 @@ fn a_late_interrupt_does_not_reach_the_next_owner() {
     let beta = system.define_vm(vm_spec("beta", 2, 1, 1)).unwrap();
     system.start_vm(machine.truth, &alpha).unwrap();
     let info = system.vdev_infos().remove(0);
-    let vector = crate::iommu::HostVector {
+    let vector = crate::irq::HostVector {
         vector: info.interrupts[1].host_vector,
         cpu: info.interrupts[1].cpu,
     };

@@ -80,7 +80,6 @@ fn what_the_unit_can_do_is_what_is_offered() {
         (offered.pasid_bits, offered.address_bits, offered.largest_page),
         (20, 48, GIB)
     );
-    assert!(offered.interrupt_remapping, "the doorbells are those of ITSs");
     assert_eq!(
         Machine::with(IDR0 & !IDR0_CD2L, IDR1)
             .smmu
@@ -133,15 +132,10 @@ fn a_claim_without_memory_leaves_nothing() {
 }
 
 #[test]
-fn interrupts_go_through_the_its() {
+fn its_own_interrupts_are_wired() {
     let machine = Machine::found(IDR0 | IDR0_MSI | IDR0_ATS, IDR1);
     machine.smmu.take_over().unwrap();
     machine.smmu.claim(DEVICE).unwrap();
-    let target = pasidon_kernel::iommu::HostVector { vector: 1, cpu: 0 };
-    let refusal = machine.smmu.map_interrupt(DEVICE, target).unwrap_err();
-    assert!(refusal.why.contains("ITS"), "{refusal}");
-    assert!(machine.smmu.unmap_interrupt(0).is_err());
-    // Its own: the wire.
     machine.smmu.enable_fault_interrupts().unwrap();
     assert!(machine.write(1, 0).is_err());
     assert_eq!(machine.unit.state.lock().unwrap().interrupts, 1);

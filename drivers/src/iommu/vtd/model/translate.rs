@@ -24,7 +24,7 @@ impl UnitModel {
     }
 
     /// An interrupt message. Gives the destination and the vector, or the fault code.
-    pub fn message(&self, rid: u16, address: u64, data: u32) -> Result<(u32, u8), Code> {
+    pub fn message(&self, rid: u16, address: u64, data: u32) -> Result<(u32, u32), Code> {
         let mut state = self.state.lock().unwrap();
         let result = self.remap(&mut state, rid, address, data);
         if let Err((code, index)) = result {
@@ -33,7 +33,7 @@ impl UnitModel {
         result.map_err(|(code, _)| code)
     }
 
-    fn remap(&self, state: &mut State, rid: u16, address: u64, data: u32) -> Result<(u32, u8), (Code, u64)> {
+    fn remap(&self, state: &mut State, rid: u16, address: u64, data: u32) -> Result<(u32, u32), (Code, u64)> {
         assert_ne!(state.gsts & GSTS_IRES, 0, "interrupt remapping is off");
         assert_eq!(address >> 20, 0xfee, "an interrupt message");
         if address >> 4 & 1 == 0 {
@@ -74,7 +74,7 @@ impl UnitModel {
         } else {
             entry[0] >> 40 & 0xff
         };
-        Ok((destination as u32, (entry[0] >> 16) as u8))
+        Ok((destination as u32, (entry[0] >> 16 & 0xff) as u32))
     }
 
     pub(super) fn translate(

@@ -3,7 +3,8 @@
 
 use std::collections::BTreeMap;
 
-use pasidon_kernel::iommu::HostVector;
+use pasidon_kernel::irq::HostVector;
+use pasidon_kernel::msi::MsiController;
 
 use super::super::dmar::{DeviceScope, ScopeKind};
 use super::super::model::{CAP_CM, ECAP_C, ECAP_SC, ECAP_SMPWCS};
