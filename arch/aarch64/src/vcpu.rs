@@ -49,6 +49,8 @@ pub struct Core {
     waiting: bool,
     /// An exception that it takes at the next entry.
     exception: Option<Exception>,
+    /// Accesses to devices that were refused.
+    refused: u64,
 }
 
 impl Core {
@@ -70,6 +72,7 @@ impl Core {
             control: 0,
             waiting: false,
             exception: None,
+            refused: 0,
         }
     }
 
@@ -299,10 +302,10 @@ impl Core {
 
     fn data_abort(&mut self, machine: &Machine, abort: &DataAbort) {
         let at = self.hardware.context.pc;
-        let page = self.hardware.translate(at);
         let mut fetch = || {
             let mut word = [0; 4];
-            machine.memory.read(GuestPhys(page?), &mut word).ok()?;
+            let place = El2Vcpu::translate(at)?;
+            machine.memory.read(GuestPhys(place), &mut word).ok()?;
             Some(u32::from_le_bytes(word))
         };
         let mut device = |access: Access| {
@@ -325,11 +328,16 @@ impl Core {
         match result {
             Ok(()) => self.hardware.context.skip(),
             Err(refused) => {
-                log::warn!(
-                    "vm {}: an access at {at:#x} to guest-physical {:#x} was refused: {refused}",
-                    machine.vm.name(),
-                    abort.guest_physical
-                );
+                self.refused = self.refused.saturating_add(1);
+                // The guest can do this for ever: lines at 1, 2, 4, 8, …
+                if self.refused.is_power_of_two() {
+                    log::warn!(
+                        "vm {}: an access at {at:#x} to guest-physical {:#x} was refused: {refused} ({} so far)",
+                        machine.vm.name(),
+                        abort.guest_physical,
+                        self.refused
+                    );
+                }
                 self.exception = Some(Exception::DataAbort {
                     address: abort.address,
                 });

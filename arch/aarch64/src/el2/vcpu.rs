@@ -242,8 +242,8 @@ impl El2Vcpu {
     }
 
     /// Where an instruction at this virtual address is in guest-physical memory, as the guest would fetch it at
-    /// EL1. It is loaded.
-    pub fn translate(&self, address: u64) -> Option<u64> {
+    /// EL1. The vCPU whose tables these are is loaded.
+    pub fn translate(address: u64) -> Option<u64> {
         const FAILED: u64 = 1;
         const PAGE: u64 = 0x0000_ffff_ffff_f000;
         const OFFSET: u64 = 0xfff;
