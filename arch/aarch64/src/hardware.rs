@@ -4,7 +4,8 @@
 use alloc::boxed::Box;
 
 use pasidon_arch_common::hardware::{BootImage, Hardware, Platform};
-use pasidon_arch_common::memory::RamView;
+use pasidon_arch_common::memory::{self, RamView};
+use pasidon_kernel::addr::PAGE_SIZE;
 use pasidon_kernel::dev::pci::{PciBus, Slot};
 use pasidon_kernel::exit::Actions;
 use pasidon_kernel::frames::Frames;
@@ -63,11 +64,20 @@ impl Hardware for El2 {
         &WORLD
     }
 
-    fn enable(_pcpu: u32, _frames: &'static Frames) -> Result<El2Pcpu, Refusal> {
+    fn enable(pcpu: u32, frames: &'static Frames) -> Result<El2Pcpu, Refusal> {
+        let empty = frames.allocate_pages(1).ok_or_else(|| {
+            Refusal::new(
+                alloc::format!("pCPU {pcpu}"),
+                "no memory for its empty table",
+                "give VMs less memory",
+            )
+        })?;
+        // SAFETY: the page was just taken for this pCPU, and RAM is mapped at its physical address.
+        unsafe { memory::zero(empty, PAGE_SIZE) };
         gic::enable_private(time::virtual_timer());
         gic::enable_private(gic::maintenance());
         // SAFETY: the hypervisor's own HCR_EL2 has been set since the start of this processor, and no guest ran.
-        Ok(unsafe { El2Pcpu::enable(&Features::read()) })
+        Ok(unsafe { El2Pcpu::enable(&Features::read(), empty) })
     }
 
     fn stage2(frames: &'static Frames) -> Result<Stage2Tables, Refusal> {

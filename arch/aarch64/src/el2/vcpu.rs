@@ -15,12 +15,17 @@ use crate::guest::exception::{self, Exception, Interrupted};
 use crate::guest::gic::LIST_REGISTERS_MAX;
 use crate::guest::sysreg::SystemRegister;
 
+/// The VMID that no VM has.
+const NOBODY: u16 = 0;
 /// ESR_EL2.IL.
 const IL: u64 = 1 << 25;
 
 /// EL2 on one pCPU, ready for guests.
 #[derive(Debug)]
 pub struct El2Pcpu {
+    /// VTTBR_EL2 while no guest is loaded: a table that maps nothing. A processor may walk EL1's tables
+    /// speculatively whenever stage 2 is on, and must not find what is at physical address 0.
+    nobody: u64,
     vhe: bool,
     interface: Capabilities,
 }
@@ -29,13 +34,16 @@ impl El2Pcpu {
     /// Sets up the pCPU that calls.
     ///
     /// # Safety
-    /// HCR_EL2 is the hypervisor's own, and no guest is loaded.
-    pub unsafe fn enable(features: &Features) -> Self {
+    /// HCR_EL2 is the hypervisor's own, and no guest is loaded. `empty` is a page of zeroes that stays one.
+    pub unsafe fn enable(features: &Features, empty: HostPhys) -> Self {
+        let nobody = traps::vttbr(empty.0, NOBODY);
         let vtcr = traps::vtcr(features.physical_size() as u8, features.vmid_16);
         // SAFETY: at EL2; nothing of this concerns the hypervisor, which is at EL2 always.
         unsafe {
             asm!(
-                "msr vttbr_el2, xzr",
+                // The table's zeroes are there before a walk is.
+                "dsb ishst",
+                "msr vttbr_el2, {nobody}",
                 "msr vtcr_el2, {vtcr}",
                 "mrs {scratch}, mdcr_el2",
                 "and {scratch}, {scratch}, {hpmn}",
@@ -47,6 +55,7 @@ impl El2Pcpu {
                 "orr {scratch}, {scratch}, {hcr}",
                 "msr hcr_el2, {scratch}",
                 "isb",
+                nobody = in(reg) nobody,
                 vtcr = in(reg) vtcr,
                 hpmn = in(reg) traps::mdcr::HPMN,
                 mdcr = in(reg) traps::mdcr::GUEST,
@@ -57,6 +66,7 @@ impl El2Pcpu {
             );
         }
         Self {
+            nobody,
             vhe: features.vhe,
             interface: Capabilities::read(),
         }
@@ -171,7 +181,7 @@ impl El2Vcpu {
             } else {
                 asm!("msr cntv_ctl_el0, xzr", options(nostack, preserves_flags));
             }
-            asm!("msr vttbr_el2, xzr", "isb", options(nostack, preserves_flags));
+            asm!("msr vttbr_el2, {}", "isb", in(reg) pcpu.nobody, options(nostack, preserves_flags));
         }
     }
 
@@ -304,15 +314,18 @@ pub unsafe fn forget(vmid: &Vmid) -> Forgotten {
     // SAFETY: by the caller's promise. The invalidation is for the VMID in VTTBR_EL2, and goes to all processors.
     unsafe {
         asm!(
-            "msr vttbr_el2, {}",
+            "mrs {nobody}, vttbr_el2",
+            "orr {of}, {of}, {nobody}",
+            "msr vttbr_el2, {of}",
             "isb",
             "dsb ishst",
             "tlbi vmalls12e1is",
             "dsb ish",
             "isb",
-            "msr vttbr_el2, xzr",
+            "msr vttbr_el2, {nobody}",
             "isb",
-            in(reg) traps::vttbr(0, vmid.number()),
+            nobody = out(reg) _,
+            of = inout(reg) traps::vttbr(0, vmid.number()) => _,
             options(nostack, preserves_flags)
         );
     }
