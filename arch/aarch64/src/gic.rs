@@ -9,7 +9,7 @@
 
 use alloc::format;
 use core::arch::asm;
-use core::sync::atomic::{AtomicU64, Ordering};
+use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use aarch64_cpu::asm::barrier;
 use pasidon_kernel::addr::HostPhys;
@@ -62,10 +62,12 @@ mod gicr {
 
 /// Priority of all interrupts; lower numbers come first.
 const PRIORITY: u32 = 0xa0a0_a0a0;
-/// INTID of the maintenance interrupt, as the Base System Architecture has it.
-const MAINTENANCE: u32 = 25;
+/// INTID of the maintenance interrupt where the firmware names none: that of the Base System Architecture.
+const USUAL_MAINTENANCE: u32 = 25;
 /// Private to each pCPU: SGIs and PPIs.
 const PRIVATE: u32 = 32;
+/// Private peripheral interrupts.
+pub(crate) const PPIS: core::ops::Range<u32> = 16..PRIVATE;
 /// INTIDs from here on are none that [`acknowledge`] hands out.
 const SPECIAL: u32 = 1020;
 /// The first INTID that is none of these: an LPI.
@@ -75,6 +77,8 @@ const SETTLE_NS: u64 = 100_000_000;
 
 /// Address of the distributor's registers; 0 before [`init_distributor`].
 static DISTRIBUTOR: AtomicU64 = AtomicU64::new(0);
+/// INTID of the maintenance interrupt, the same on all processors.
+static MAINTENANCE: AtomicU32 = AtomicU32::new(USUAL_MAINTENANCE);
 /// Whether there is a group 0 to use: one security state only.
 static GROUP_0: AtomicU64 = AtomicU64::new(0);
 
@@ -162,6 +166,10 @@ pub fn init_distributor(madt: &Madt) -> Result<u32, Refusal> {
         .ok_or_else(|| none("the MADT describes no GIC distributor"))?;
     if version != 0 && !VERSIONS.contains(&version) {
         return Err(none(&format!("the MADT describes a GICv{version}")));
+    }
+    let mut stated = madt.processors.iter().map(|processor| processor.maintenance);
+    if let Some(intid) = stated.find(|intid| PPIS.contains(intid)) {
+        MAINTENANCE.store(intid, Ordering::Relaxed);
     }
     paging::map_device(HostPhys(base), gicd::LENGTH)?;
     DISTRIBUTOR.store(base, Ordering::Release);
@@ -287,7 +295,7 @@ pub unsafe fn init_pcpu(redistributor: u64) -> Result<(), Refusal> {
 
 /// The interrupt that a guest's list registers raise: private to each pCPU.
 pub fn maintenance() -> u32 {
-    MAINTENANCE
+    MAINTENANCE.load(Ordering::Relaxed)
 }
 
 /// The redistributor's frame of what is private to this pCPU.

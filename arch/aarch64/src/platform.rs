@@ -10,7 +10,7 @@ use pasidon_kernel::addr::HostPhys;
 use pasidon_kernel::refusal::Refusal;
 
 use crate::cpu::{self, Features};
-use crate::firmware_tables::{self, Its, Madt, Timers};
+use crate::firmware_tables::{self, Madt, Timers};
 use crate::stack::Stack;
 use crate::{gic, pcpu, power, serial, smp, time};
 
@@ -91,15 +91,5 @@ impl Platform {
     /// INTID of the serial line, for `gic::route`, where the firmware states it.
     pub fn serial_interrupt(&self) -> Option<u32> {
         serial::interrupt()
-    }
-
-    /// The interrupt translation services.
-    pub fn its(&self) -> &[Its] {
-        &self.madt.its
-    }
-
-    /// The timers' INTIDs.
-    pub fn timers(&self) -> Timers {
-        self.timers
     }
 }

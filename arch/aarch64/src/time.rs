@@ -12,6 +12,7 @@ use aarch64_cpu::registers::{CNTFRQ_EL0, Readable};
 use pasidon_arch_common::rate::{NS_PER_SECOND, Rate};
 use pasidon_kernel::refusal::Refusal;
 
+use crate::gic;
 use crate::interrupts::Vector;
 
 /// Rates that a count may have.
@@ -93,8 +94,7 @@ pub fn ns_at(count: u64) -> u64 {
 /// # Errors
 /// When they are none that can be.
 pub fn init(vector: Vector) -> Result<(), Refusal> {
-    const PPIS: core::ops::Range<u32> = 16..32;
-    if !PPIS.contains(&vector) {
+    if !gic::PPIS.contains(&vector) {
         return Err(Refusal::new(
             "clock",
             alloc::format!(
