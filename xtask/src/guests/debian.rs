@@ -43,13 +43,22 @@ pub struct Guest {
 pub struct Build {
     headers: String,
     kbuild: String,
-    source: String,
+    /// What the names of the compiler and the binutils start with, where the host's own are for another processor.
+    #[serde(default)]
+    pub cross_compile: String,
     /// Debian packages that the host needs for it.
     pub host_packages: Vec<String>,
-    /// Files of the kernel's source.
-    from_source: Vec<PathBuf>,
+    from_source: Option<Source>,
     /// Files in this checkout.
     pub from_here: Vec<String>,
+}
+
+/// Files of the kernel's source.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Source {
+    package: String,
+    files: Vec<PathBuf>,
 }
 
 impl Guest {
@@ -61,8 +70,11 @@ impl Guest {
         let mut names = vec![&self.suite, &self.kernel, &self.busybox];
         let mut paths: Vec<&PathBuf> = self.modules.iter().collect();
         if let Some(build) = &self.build {
-            names.extend([&build.headers, &build.kbuild, &build.source]);
-            paths.extend(&build.from_source);
+            names.extend([&build.headers, &build.kbuild]);
+            if let Some(source) = &build.from_source {
+                names.push(&source.package);
+                paths.extend(&source.files);
+            }
         }
         let key = names.into_iter().fold(Key::new().part(RECIPE_VERSION), Key::part);
         let key = paths
@@ -87,7 +99,7 @@ impl Guest {
             unpack(&suite, package, ".", &work, &work, &step)?;
         }
         if let Some(build) = &self.build {
-            build.fetch(&suite, entry, &work, &step)?;
+            build.fetch(&suite, &self.suite, entry, &work, &step)?;
         }
         step.done();
 
@@ -114,18 +126,26 @@ impl Guest {
 }
 
 impl Build {
-    fn fetch(&self, suite: &Suite, entry: &Path, work: &Path, step: &Step) -> Result<()> {
+    /// Fetches from `suite`, which is the guest's, and from the suite `name` for this machine.
+    fn fetch(&self, suite: &Suite, name: &str, entry: &Path, work: &Path, step: &Step) -> Result<()> {
         let kbuild = entry.join("kbuild");
         fs::create_dir_all(&kbuild)?;
         let headers = suite.dependency(&self.headers, "linux-headers-")?;
         let common = suite.dependency(&headers, "linux-headers-")?;
-        unpack(suite, &self.source, ".", work, work, step)?;
-        for package in [&headers, &common, &self.kbuild] {
+        for package in [&headers, &common] {
             unpack(suite, package, "usr", work, &kbuild, step)?;
         }
-        fs::create_dir(entry.join("sources"))?;
-        let tarball = work.join("usr/src").join(format!("{}.tar.xz", self.source));
-        kernel::extract(&tarball, &self.from_source, &entry.join("sources"), step)?;
+        // The kernel's own tools run here, whatever they build for.
+        let tools = work.join("tools");
+        let here = Suite::open(name, None, &tools, step)?;
+        unpack(&here, &self.kbuild, "usr", &tools, &kbuild, step)?;
+        let sources = entry.join("sources");
+        fs::create_dir(&sources)?;
+        if let Some(Source { package, files }) = &self.from_source {
+            unpack(suite, package, ".", work, work, step)?;
+            let tarball = work.join("usr/src").join(format!("{package}.tar.xz"));
+            kernel::extract(&tarball, files, &sources, step)?;
+        }
         let flavour = Path::new("usr/src").join(&headers);
         // The one absolute path in the packages: where the flavour's Makefile finds the common one.
         let include = format!("include $(dir $(lastword $(MAKEFILE_LIST)))../{common}/Makefile\n");

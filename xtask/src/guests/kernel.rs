@@ -71,12 +71,15 @@ pub fn unpack_vmlinux(vmlinuz: &Path, vmlinux: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Builds every C file of Debian's `sources/` and of `own` (file, text) as a module, and returns these. `files` is what [`super::debian`] makes, `work` a folder that is created for it.
+/// Builds every C file of Debian's `sources/` and of `own` (file, text) as a module, and returns these. `files` is what
+/// [`super::debian`] makes, and says which processor they are for; the names of compiler and binutils start with
+/// `cross_compile`. `work` is a folder that is created for it.
 ///
 /// # Errors
 /// When the build fails.
 pub fn build_modules(
     files: &Path,
+    cross_compile: &str,
     own: &[(PathBuf, Vec<u8>)],
     work: &Path,
     step: &Step,
@@ -102,6 +105,7 @@ pub fn build_modules(
     make.arg("-C")
         .arg(files.join("kbuild/flavour"))
         .arg(format!("M={}", work.display()))
+        .arg(format!("CROSS_COMPILE={cross_compile}"))
         .arg("modules");
     // Flags of an outer make (`make test`) are not meant for the kernel's.
     for variable in ["MAKEFLAGS", "MFLAGS", "MAKELEVEL", "MAKEOVERRIDES"] {
@@ -111,7 +115,7 @@ pub fn build_modules(
     for name in &names {
         let name = Path::new(name).with_extension("ko");
         let module = stripped.join(&name);
-        let mut strip = Command::new("strip");
+        let mut strip = Command::new(format!("{cross_compile}strip"));
         command::run(
             strip
                 .arg("--strip-debug")

@@ -81,7 +81,8 @@ pub fn linux(arch: Arch) -> Result<Linux> {
         let work = entry.join("work");
         if let Some(build) = &guest.build {
             apt::need(&build.host_packages)?;
-            modules.extend(kernel::build_modules(&files, &own, &work, &step)?);
+            let built = kernel::build_modules(&files, &build.cross_compile, &own, &work, &step)?;
+            modules.extend(built);
         }
         let archive = initrd::build(&files.join("busybox"), &modules, &programs)?;
         fs::write(entry.join("initrd.img"), archive).context("writing the initrd")?;
