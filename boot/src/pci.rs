@@ -6,7 +6,7 @@ use alloc::vec::Vec;
 use core::ops::RangeInclusive;
 
 use pasidon_arch::paging;
-use pasidon_drivers::pci::{ConfigSpace, Ecam, Identity, enumerate};
+use pasidon_drivers::pci::{Ecam, Identity, enumerate};
 use pasidon_drivers::registers::Mmio;
 use pasidon_kernel::addr::{HostPhys, Requester};
 use pasidon_kernel::config::PciDevice;
@@ -51,20 +51,6 @@ impl Pci {
             .iter()
             .find(|(segment, buses, _)| *segment == requester.segment && buses.contains(&requester.bus()))
             .map(|(_, _, ecam)| Arc::clone(ecam))
-    }
-
-    /// The buses behind a bridge: its secondary and its subordinate one.
-    pub fn bridge(&self, requester: Requester) -> Option<(u8, u8)> {
-        /// Header type of a PCI-to-PCI bridge.
-        const BRIDGE: u32 = 1;
-        const HEADER_TYPE: u16 = 0x0c;
-        const BUS_NUMBERS: u16 = 0x18;
-        let config = self.config_of(requester)?;
-        let header = config.read32(requester, HEADER_TYPE) >> 16 & 0x7f;
-        (header == BRIDGE).then(|| {
-            let numbers = config.read32(requester, BUS_NUMBERS);
-            ((numbers >> 8) as u8, (numbers >> 16) as u8)
-        })
     }
 
     /// What the configuration is checked against.

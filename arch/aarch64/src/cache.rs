@@ -7,6 +7,13 @@ use core::arch::asm;
 
 use aarch64_cpu::asm::barrier;
 
+/// What this processor has written so far is seen by devices before what it does from here on, and what it reads
+/// from here on is not older than what it has read.
+#[inline]
+pub fn order_for_devices() {
+    barrier::dmb(barrier::OSH);
+}
+
 /// Bytes of the smallest data cache line.
 fn line() -> u64 {
     const WORD_BYTES: u64 = 4;

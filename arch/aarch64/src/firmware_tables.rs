@@ -5,7 +5,7 @@
 //! believes no length in it: whatever the bytes are, it returns.
 //!
 //! Source: ACPI specification 6.5, 5.2.9 (FADT), 5.2.12 (MADT), 5.2.25 (GTDT); Microsoft, Serial Port Console
-//! Redirection table and Debug Port Table 2; Arm IO Remapping Table (DEN 0049).
+//! Redirection table and Debug Port Table 2.
 
 use alloc::vec::Vec;
 
@@ -244,32 +244,6 @@ pub fn dbg2(table: &[u8]) -> Option<Uart> {
     None
 }
 
-/// The physical addresses of the SMMUv3s that the IORT names.
-pub fn smmus(iort: &[u8]) -> Vec<u64> {
-    const NODE_COUNT: usize = HEADER;
-    const NODES: usize = 40;
-    const LENGTH: usize = 1;
-    const SMMU_V3: u8 = 4;
-    const BASE: usize = 16;
-    let mut found = Vec::new();
-    let mut at = u32_at(iort, NODES).unwrap_or(0) as usize;
-    let count = u32_at(iort, NODE_COUNT).unwrap_or(0);
-    for _ in 0..count.min(iort.len() as u32) {
-        let Some(node) = iort.get(at..).filter(|node| !node.is_empty()) else {
-            break;
-        };
-        let length = usize::from(u16_at(node, LENGTH).unwrap_or(0));
-        if length == 0 {
-            break;
-        }
-        if node[0] == SMMU_V3 {
-            found.extend(address(node.get(..length).unwrap_or_default(), BASE));
-        }
-        at += length;
-    }
-    found
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -390,23 +364,6 @@ mod tests {
         assert_eq!(dbg2(&bytes), None, "not in memory");
     }
 
-    #[test]
-    fn smmus_of_the_iort() {
-        let mut bytes = vec![0; 48];
-        bytes[36] = 2;
-        bytes[40] = 48;
-        let mut group = vec![0; 24];
-        group[1] = 24;
-        let mut smmu = vec![0; 68];
-        smmu[..2].copy_from_slice(&[4, 68]);
-        smmu[16..24].copy_from_slice(&0x905_0000u64.to_le_bytes());
-        bytes.extend(group);
-        bytes.extend(smmu);
-        assert_eq!(smmus(&bytes), [0x905_0000]);
-        bytes.truncate(100);
-        assert!(smmus(&bytes).is_empty());
-    }
-
     proptest! {
         #[test]
         fn no_bytes_are_too_bad(bytes in prop::collection::vec(any::<u8>(), 0..300)) {
@@ -416,7 +373,6 @@ mod tests {
             psci(&bytes);
             spcr(&bytes);
             dbg2(&bytes);
-            smmus(&bytes);
         }
     }
 }

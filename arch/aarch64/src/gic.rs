@@ -60,6 +60,8 @@ mod gicr {
     pub const WAKER_CHILDREN_ASLEEP: u32 = 1 << 2;
 }
 
+/// Bytes of a redistributor's first frame, which has the registers for LPIs.
+pub const LPI_FRAME_LEN: usize = gicr::SGI_FRAME as usize;
 /// Priority of all interrupts; lower numbers come first.
 const PRIORITY: u32 = 0xa0a0_a0a0;
 /// INTID of the maintenance interrupt where the firmware names none: that of the Base System Architecture.
@@ -194,8 +196,8 @@ pub fn init_distributor(madt: &Madt) -> Result<u32, Refusal> {
     Ok(lines.min(SPECIAL) - PRIVATE)
 }
 
-/// Affinity as GICR_TYPER and ICC_SGI1R_EL1 have it: four bytes, the highest first.
-fn affinity(mpidr: u64) -> u32 {
+/// Affinity as GICR_TYPER has it: four bytes, the highest first.
+pub fn affinity(mpidr: u64) -> u32 {
     (mpidr >> 32 << 24) as u32 | mpidr as u32 & 0xff_ffff
 }
 

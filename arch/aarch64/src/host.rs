@@ -1,76 +1,98 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! The machine's services for the kernel and the drivers: time, and interrupts.
 //!
-//! Interrupts of devices are LPIs, which the interrupt translation service gives out; there is no driver for it yet,
-//! so none can be had.
+//! **Principle.** An interrupt message of a device raises an LPI. The LPIs are the machine's, not a processor's: each is
+//! raised on one pCPU at a time.
 
-use alloc::string::String;
-use core::fmt::Write;
 use core::ops::Range;
 
-use pasidon_arch_common::firmware_tables::Find;
-use pasidon_kernel::exit::MsiMessage;
+use pasidon_arch_common::vectors::{NoVector, Vectors, candidates};
 use pasidon_kernel::host::Host;
 use pasidon_kernel::id::VmId;
 use pasidon_kernel::irq::HostVector;
 use pasidon_kernel::refusal::Refusal;
+use spin::Mutex;
 
-use crate::interrupts::Handler;
-use crate::{firmware_tables, pcpu, serial, time};
+use crate::hardware::El2;
+use crate::interrupts::{self, Handler, vector};
+use crate::{gic, pcpu, run, serial, time, vms};
+
+/// How many LPIs there are for devices.
+const DEVICES: usize = (vector::DEVICES.end - vector::DEVICES.start) as usize;
+/// How many of them are raised on one pCPU at most: as many as may wait there for the loop.
+const ON_ONE_PCPU: usize = pasidon_arch_common::run::NOTES;
+
+static LPIS: Mutex<Vectors<DEVICES>> = Mutex::new(Vectors::new());
 
 /// [`Host`] on this machine.
 #[derive(Clone, Copy, Debug)]
 pub struct MachineHost;
+
+fn take(pcpu: u32) -> Option<HostVector> {
+    let mut lpis = LPIS.lock();
+    if lpis.used_by(pcpu) >= ON_ONE_PCPU {
+        return None;
+    }
+    let taken = lpis.take(pcpu, run::rounds);
+    drop(lpis);
+    match taken {
+        Ok(place) => Some(HostVector {
+            vector: vector::DEVICES.start + place as u32,
+            cpu: cpu_of(pcpu)?,
+        }),
+        Err(NoVector::Soon(pcpu)) => {
+            vms::kick(pcpu);
+            None
+        }
+        Err(NoVector::Exhausted) => None,
+    }
+}
 
 impl Host for MachineHost {
     fn now_ns(&self) -> u64 {
         time::now_ns()
     }
 
-    fn allocate_vector(&self, _vm: Option<VmId>) -> Option<HostVector> {
-        None
+    fn allocate_vector(&self, vm: Option<VmId>) -> Option<HostVector> {
+        let count = u32::try_from(pcpu::count()).ok()?;
+        candidates::<El2>(vm, count, |pcpu| LPIS.lock().used_by(pcpu)).find_map(take)
     }
 
-    fn free_vector(&self, _vector: HostVector) {}
+    fn free_vector(&self, vector: HostVector) {
+        let place = vector.vector.wrapping_sub(vector::DEVICES.start) as usize;
+        let raised_on = LPIS.lock().give_back(place, run::rounds);
+        if let Some(pcpu) = raised_on {
+            // One that sleeps goes round once more.
+            vms::kick(pcpu);
+        }
+    }
 }
 
-/// The interrupt numbers that devices can be given on each pCPU: none, for want of the driver.
+/// The interrupt numbers that devices can be given: LPIs.
 pub fn device_vectors() -> Range<u32> {
-    0..0
+    vector::DEVICES
 }
 
-/// How interrupts name the pCPU of that number.
+/// How interrupts name the pCPU of that number: by its affinity.
 pub fn cpu_of(pcpu: u32) -> Option<u32> {
-    pcpu::get(pcpu).map(|pcpu| pcpu.index)
+    pcpu::get(pcpu).map(|pcpu| gic::affinity(pcpu.mpidr))
 }
 
-/// What there is where there is no IOMMU that can be driven, in words.
-pub fn no_iommu(tables: Find<'_>) -> String {
-    let smmus = tables("IORT").map(firmware_tables::smmus).unwrap_or_default();
-    if smmus.is_empty() {
-        return String::from("the firmware's IORT describes no SMMUv3");
-    }
-    let mut words = String::from("there is no driver yet for SMMUv3");
-    for base in smmus {
-        // A String takes everything.
-        let _ = write!(words, " at {base:#x}");
-    }
-    words
+/// Has a wired interrupt that is raised by its edge handled on the first pCPU.
+///
+/// # Errors
+/// When the INTID is none of a shared peripheral.
+pub fn connect_edge(intid: u32, handler: Handler) -> Result<(), Refusal> {
+    let first = pcpu::get(0).ok_or_else(|| Refusal::new("interrupts", "there is no first pCPU yet", ""))?;
+    interrupts::install(intid, handler);
+    gic::route(intid, first.mpidr, true)
 }
 
-/// Has the IOMMU's faults handled: there is none yet that could report any.
-pub fn fault_interrupt(_handler: Handler) -> Option<HostVector> {
-    None
-}
-
-/// Has `note` called, as an interrupt handler on the pCPU that calls, when bytes came on the serial line.
+/// Has `note` called, as an interrupt handler on the first pCPU, when bytes came on the serial line.
 ///
 /// # Errors
 /// When it cannot be; the line is then to be looked at from time to time.
-pub fn connect_serial(
-    _intid: Option<u32>,
-    _remap: Option<&dyn Fn(HostVector) -> Result<MsiMessage, Refusal>>,
-    note: fn(),
-) -> Result<(), Refusal> {
-    serial::announce_keys(pcpu::current().mpidr, note)
+pub fn connect_serial(note: fn()) -> Result<(), Refusal> {
+    let first = pcpu::get(0).map_or_else(|| pcpu::current().mpidr, |pcpu| pcpu.mpidr);
+    serial::announce_keys(first, note)
 }

@@ -20,10 +20,14 @@ use crate::{fault, gic};
 
 /// Interrupts by their use: INTIDs.
 pub mod vector {
+    use core::ops::Range;
+
     /// Another pCPU wants something: an SGI.
     pub const KICK: u32 = 0;
     /// All is over, see [`crate::fault`]: an SGI, of group 0 where that exists.
     pub const STOP: u32 = 15;
+    /// Messages of devices: the LPIs in use.
+    pub const DEVICES: Range<u32> = 8192..8192 + 1024;
 }
 
 /// What tells one interrupt from another: its INTID.
@@ -208,13 +212,22 @@ pub(crate) fn vectors() -> u64 {
 pub type Handler = fn(Vector);
 
 static HANDLERS: [AtomicPtr<()>; VECTORS] = [const { AtomicPtr::new(core::ptr::null_mut()) }; VECTORS];
+/// What handles the messages of devices.
+static DEVICES: AtomicPtr<()> = AtomicPtr::new(core::ptr::null_mut());
 /// Interrupts that nobody handles.
 static UNEXPECTED: AtomicU64 = AtomicU64::new(0);
 
-/// Names the handler of an interrupt, on all pCPUs. It is ended after the handler returns. An INTID beyond the
-/// SPIs cannot be had.
+/// What handles an INTID, if it can be had: up to the last SPI each has its own, all of [`vector::DEVICES`] have one.
+fn handler_of(intid: Vector) -> Option<&'static AtomicPtr<()>> {
+    HANDLERS
+        .get(intid as usize)
+        .or_else(|| vector::DEVICES.contains(&intid).then_some(&DEVICES))
+}
+
+/// Names the handler of an interrupt, on all pCPUs; any of [`vector::DEVICES`] stands for all of them. It is ended
+/// after the handler returns.
 pub fn install(vector: Vector, handler: Handler) {
-    if let Some(place) = HANDLERS.get(vector as usize) {
+    if let Some(place) = handler_of(vector) {
         place.store(handler as *mut (), Ordering::Release);
     }
 }
@@ -240,9 +253,7 @@ fn dispatch(frame: &TrapFrame, intid: u32) {
     if intid == vector::STOP {
         fault::stop(frame.elr);
     }
-    let handler = HANDLERS
-        .get(intid as usize)
-        .map_or(core::ptr::null_mut(), |place| place.load(Ordering::Acquire));
+    let handler = handler_of(intid).map_or(core::ptr::null_mut(), |place| place.load(Ordering::Acquire));
     if !handler.is_null() {
         // SAFETY: only `install` stores here, and only a `Handler`.
         let handler: Handler = unsafe { core::mem::transmute::<*mut (), Handler>(handler) };

@@ -10,9 +10,11 @@ use pasidon_kernel::addr::HostPhys;
 use pasidon_kernel::refusal::Refusal;
 
 use crate::cpu::{self, Features};
-use crate::firmware_tables::{self, Madt, Timers};
+use crate::firmware_tables::{self, Its, Madt, Timers};
 use crate::stack::Stack;
-use crate::{gic, pcpu, power, serial, smp, time};
+use crate::{gic, pcpu, power, smp, time};
+
+pub use crate::gic::LPI_FRAME_LEN as REDISTRIBUTOR_LEN;
 
 /// What the firmware's tables say.
 pub struct Platform {
@@ -88,8 +90,14 @@ impl Platform {
         })
     }
 
-    /// INTID of the serial line, for `gic::route`, where the firmware states it.
-    pub fn serial_interrupt(&self) -> Option<u32> {
-        serial::interrupt()
+    /// The interrupt translation services.
+    pub fn its(&self) -> &[Its] {
+        &self.madt.its
+    }
+
+    /// The redistributors of all pCPUs, once these run: where the registers are mapped, [`REDISTRIBUTOR_LEN`] bytes
+    /// each.
+    pub fn redistributors(&self) -> impl Iterator<Item = HostPhys> {
+        pcpu::all().map(|pcpu| HostPhys(pcpu.redistributor))
     }
 }

@@ -3,13 +3,15 @@
 
 use core::convert::Infallible;
 
+use pasidon_arch_common::run::note_device_interrupt;
+use pasidon_kernel::irq::HostVector;
 use pasidon_kernel::refusal::Refusal;
 
 pub use pasidon_arch_common::run::{has_parent_events, rounds, take_parent_events};
 
 use crate::hardware::{El2, WORLD};
 use crate::interrupts::{self, vector};
-use crate::{gic, time};
+use crate::{gic, pcpu, time};
 
 /// What every pCPU works on.
 pub type World = pasidon_arch_common::run::World<El2>;
@@ -18,6 +20,12 @@ pub type World = pasidon_arch_common::run::World<El2>;
 /// any calls [`run`].
 pub fn install(world: World) {
     WORLD.call_once(|| world);
+    interrupts::install(vector::DEVICES.start, |intid| {
+        note_device_interrupt::<El2>(HostVector {
+            vector: intid,
+            cpu: gic::affinity(pcpu::current().mpidr),
+        });
+    });
     // The interrupt itself is the message: the loop looks at everything anyway.
     interrupts::install(vector::KICK, |_| {});
     interrupts::install(time::vector(), |_| time::arm_timer(None));

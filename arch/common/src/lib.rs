@@ -27,4 +27,5 @@ pub mod stack;
 pub mod stage2;
 pub mod symbols;
 pub mod vcpu;
+pub mod vectors;
 pub mod vms;

@@ -24,8 +24,9 @@ use crate::pcpus::MAX_PCPUS;
 use crate::vcpu::Vcpu;
 use crate::vms::{Machine, Vms};
 
-/// Device interrupts that may wait on one pCPU: one for each vector, as the same twice is one.
-const NOTES: usize = 256;
+/// Device interrupts that may wait on one pCPU: one for each vector, as the same twice is one. No pCPU may be given
+/// more vectors.
+pub const NOTES: usize = 256;
 
 /// What every pCPU works on.
 pub struct World<H: Hardware> {

@@ -1,14 +1,9 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! The machine's services for the kernel and the drivers: time, and interrupt vectors.
-//!
-//! **Principle.** A vector that was given back is given out again only after its pCPU has been round its loop
-//! twice: by then every interrupt that the pCPU had accepted with it has been handled. So nobody waits, and a
-//! late interrupt of one owner never reaches the next.
 
-use alloc::string::String;
 use core::ops::Range;
 
-use pasidon_arch_common::firmware_tables::Find;
+use pasidon_arch_common::vectors::{NoVector, Vectors, candidates};
 use pasidon_kernel::exit::MsiMessage;
 use pasidon_kernel::host::Host;
 use pasidon_kernel::id::VmId;
@@ -16,32 +11,21 @@ use pasidon_kernel::irq::HostVector;
 use pasidon_kernel::refusal::Refusal;
 use spin::{Mutex, Once};
 
-use crate::hardware::WORLD;
+use crate::hardware::Svm;
 use crate::interrupts::{self, Handler, vector};
 use crate::pcpu::{self, MAX_PCPUS};
 use crate::{ioapic, run, serial, time, vms};
 
-/// Rounds after which a vector may be used again.
-const QUARANTINE: u64 = 2;
 /// Largest APIC ID that an interrupt message holds without remapping.
 const MESSAGE_APIC_ID_MAX: u32 = 0xff;
 /// Where interrupt messages are written (SDM 3A, 11.11).
 const MESSAGE_BASE: u64 = 0xfee0_0000;
 const MESSAGE_DESTINATION_SHIFT: u32 = 12;
 
-/// One vector of one pCPU.
-#[derive(Clone, Copy)]
-enum Slot {
-    Free,
-    Used,
-    /// Given back when its pCPU had gone round that often.
-    Quarantined(u64),
-}
-
-/// Vectors of one pCPU.
-type Vectors = [Slot; 256];
-
-static PCPUS: [Mutex<Vectors>; MAX_PCPUS] = [const { Mutex::new([Slot::Free; 256]) }; MAX_PCPUS];
+/// The vectors for devices, of each pCPU.
+static PCPUS: [Mutex<Vectors<DEVICES>>; MAX_PCPUS] = [const { Mutex::new(Vectors::new()) }; MAX_PCPUS];
+/// How many these are.
+const DEVICES: usize = (*vector::DEVICES.end() - *vector::DEVICES.start()) as usize + 1;
 
 /// What is called when a byte came in.
 static KEYS: Once<fn()> = Once::new();
@@ -58,11 +42,6 @@ pub fn device_vectors() -> Range<u32> {
 /// How interrupts name the pCPU of that number.
 pub fn cpu_of(pcpu: u32) -> Option<u32> {
     pcpu::apic_id_of(pcpu)
-}
-
-/// What the firmware does not describe where there is no IOMMU that can be driven, in words.
-pub fn no_iommu(_tables: Find<'_>) -> String {
-    String::from("the firmware has no DMAR table")
 }
 
 /// Has the IOMMU's faults handled on the first pCPU; the answer is where they are to be sent. `None` where that is
@@ -108,41 +87,26 @@ pub fn connect_serial(
     Ok(())
 }
 
-/// The pCPU that runs a VM, once the VM is built.
-fn pcpu_of(vm: VmId) -> Option<u32> {
-    Some(WORLD.get()?.vms.machine(vm)?.vcpu.seat.pcpu.0)
-}
-
 /// How many vectors of a pCPU are given out.
 fn used(pcpu: u32) -> usize {
-    PCPUS.get(pcpu as usize).map_or(usize::MAX, |vectors| {
-        let vectors = vectors.lock();
-        vectors.iter().filter(|slot| matches!(slot, Slot::Used)).count()
-    })
+    PCPUS
+        .get(pcpu as usize)
+        .map_or(usize::MAX, |vectors| vectors.lock().used_by(pcpu))
 }
 
-fn take(pcpu: u32) -> Option<u8> {
-    let rounds = run::rounds(pcpu);
-    let mut waiting = false;
-    let mut vectors = PCPUS.get(pcpu as usize)?.lock();
-    for vector in vector::DEVICES {
-        let slot = &mut vectors[usize::from(vector)];
-        match *slot {
-            Slot::Free => {}
-            Slot::Quarantined(since) if rounds.saturating_sub(since) >= QUARANTINE => {}
-            Slot::Quarantined(_) => {
-                waiting = true;
-                continue;
-            }
-            Slot::Used => continue,
+fn take(pcpu: u32) -> Option<HostVector> {
+    let taken = PCPUS.get(pcpu as usize)?.lock().take(pcpu, run::rounds);
+    match taken {
+        Ok(place) => Some(HostVector {
+            vector: device_vectors().start + place as u32,
+            cpu: pcpu::apic_id_of(pcpu)?,
+        }),
+        Err(NoVector::Soon(pcpu)) => {
+            vms::kick(pcpu);
+            None
         }
-        *slot = Slot::Used;
-        return Some(vector);
+        Err(NoVector::Exhausted) => None,
     }
-    if waiting {
-        vms::kick(pcpu);
-    }
-    None
 }
 
 impl Host for MachineHost {
@@ -152,14 +116,7 @@ impl Host for MachineHost {
 
     fn allocate_vector(&self, vm: Option<VmId>) -> Option<HostVector> {
         let count = u32::try_from(pcpu::count()).ok()?;
-        let home = vm.and_then(pcpu_of).filter(|pcpu| *pcpu < count);
-        let pcpu = home.or_else(|| (0..count).min_by_key(|pcpu| used(*pcpu)))?;
-        (pcpu..count).chain(0..pcpu).find_map(|pcpu| {
-            Some(HostVector {
-                cpu: pcpu::apic_id_of(pcpu)?,
-                vector: take(pcpu)?.into(),
-            })
-        })
+        candidates::<Svm>(vm, count, used).find_map(take)
     }
 
     fn unremapped_message(&self, vector: HostVector) -> Option<MsiMessage> {
@@ -174,10 +131,9 @@ impl Host for MachineHost {
         let Some(pcpu) = (0..count).find(|pcpu| pcpu::apic_id_of(*pcpu) == Some(vector.cpu)) else {
             return;
         };
-        if let Some(vectors) = PCPUS.get(pcpu as usize)
-            && let Some(slot) = vectors.lock().get_mut(vector.vector as usize)
-        {
-            *slot = Slot::Quarantined(run::rounds(pcpu));
+        if let Some(vectors) = PCPUS.get(pcpu as usize) {
+            let place = vector.vector.wrapping_sub(device_vectors().start) as usize;
+            vectors.lock().give_back(place, run::rounds);
         }
         // One that sleeps goes round once more.
         vms::kick(pcpu);

@@ -6,6 +6,7 @@
 
 mod devices;
 mod guests;
+mod iommu;
 mod line;
 mod measure;
 mod monitor;
@@ -30,12 +31,8 @@ use pasidon_kernel::addr::HostPhys;
 use pasidon_kernel::config::{
     Config, ConfigError, ConsoleMode, Parsed, PciDevice, check_memory, check_vdevs, resolve_parents,
 };
-use pasidon_kernel::exit::MsiMessage;
 use pasidon_kernel::frames::Frames;
 use pasidon_kernel::id::VmId;
-use pasidon_kernel::iommu::Iommu;
-use pasidon_kernel::irq::HostVector;
-use pasidon_kernel::msi::MsiController;
 use pasidon_kernel::parent::Parent;
 use pasidon_kernel::pasid::Pasid;
 use pasidon_kernel::refusal::Refusal;
@@ -46,7 +43,7 @@ use spin::Once;
 
 use crate::pci::Pci;
 use crate::tables::Tables;
-use devices::MachineIommu;
+use iommu::MachineIommu;
 use work::Desk;
 
 /// The machine, and what it is to run.
@@ -100,28 +97,7 @@ pub fn run(handover: Handover) -> ! {
     for function in &pci.functions {
         log::info!("pci: {function}");
     }
-    let iommu = match devices::take_iommu(handover.tables.get("DMAR"), &pci, frames) {
-        Ok(Some(iommu)) => {
-            let vtd = iommu.vtd;
-            log::info!(
-                "iommu: VT-d, {} unit(s): every device is blocked until a VM owns a part of it",
-                vtd.units().len()
-            );
-            for (name, value) in vtd.describe() {
-                log::info!("iommu: {name}: {value}");
-            }
-            Some(iommu)
-        }
-        Ok(None) => {
-            let why = host::no_iommu(&|name| handover.tables.get(name));
-            log::warn!("iommu: none: {why}, so nothing confines a device");
-            None
-        }
-        Err(refusal) => {
-            log::error!("iommu: not usable: {refusal}");
-            None
-        }
-    };
+    let iommu = iommu::take(&handover.tables, &handover.platform, &pci, frames);
 
     let mut refused = Vec::new();
     let available = frames.counts().free;
@@ -139,8 +115,8 @@ pub fn run(handover: Handover) -> ! {
     let cpus: Vec<u32> = (0..count as u32).filter_map(host::cpu_of).collect();
     let parts = SystemParts {
         host: &MachineHost,
-        iommu: iommu.map(|iommu| iommu.vtd as &dyn Iommu),
-        msi: iommu.map(|iommu| iommu.vtd as &dyn MsiController),
+        iommu: iommu.as_ref().map(MachineIommu::iommu),
+        msi: iommu.as_ref().and_then(MachineIommu::msi),
         frames,
         cpus,
         vectors: host::device_vectors(),
@@ -159,7 +135,7 @@ pub fn run(handover: Handover) -> ! {
     let parents = bring_up_parents(&config, &resolved.parents, &pci, &mut system);
     if measure::ON {
         let device = parents.values().flatten().next().map(|parent| parent.requester());
-        measure::attachments(iommu.map(|iommu| iommu.vtd as &dyn Iommu), device, frames);
+        measure::attachments(iommu.as_ref().map(MachineIommu::iommu), device, frames);
     }
     note(&mut config, &mut refused, |config: &Config| {
         check_vdevs(config, &|name| match parents.get(name) {
@@ -199,9 +175,9 @@ pub fn run(handover: Handover) -> ! {
             }
         })
         .collect();
-    desk.equip(system, vms, iommu.map(|iommu| iommu.vtd as &dyn Iommu));
+    desk.equip(system, vms, iommu.as_ref().map(MachineIommu::iommu));
     run::install(World { system, vms });
-    connect_interrupts(iommu, &handover.platform, desk);
+    connect_interrupts(iommu.as_ref(), &handover.platform, desk);
 
     line::open(mode, names);
     let builder = vms.builder();
@@ -260,37 +236,28 @@ fn run_forever() -> ! {
     }
 }
 
-/// Faults and keys reach the first pCPU by interrupt. Where that is not possible for keys, they are looked for.
-fn connect_interrupts(iommu: Option<MachineIommu>, platform: &Platform, desk: &Desk) {
-    let target = host::fault_interrupt(|_| {
-        if let Some(desk) = DESK.get() {
-            desk.note_fault();
+/// Faults and keys reach the first pCPU by interrupt. Where that is not possible, they are looked for.
+fn connect_interrupts(iommu: Option<&MachineIommu>, platform: &Platform, desk: &Desk) {
+    const INSTEAD: &str = "looked for a hundred times a second instead";
+    if let Some(iommu) = iommu {
+        let connected = iommu.connect_faults(|_| {
+            if let Some(desk) = DESK.get() {
+                desk.note_fault();
+            }
+        });
+        if let Err(refusal) = connected {
+            log::warn!("{refusal}; DMA faults are {INSTEAD}");
+            desk.look_for_faults();
         }
-    });
-    if let (Some(iommu), Some(target)) = (iommu, target) {
-        iommu.vtd.set_fault_interrupt(target);
     }
-    let key = || {
+    let connected = iommu::connect_keys(iommu, platform, || {
         if let Some(desk) = DESK.get() {
             desk.note_key();
         }
-    };
-    let remapped = |target| match iommu {
-        Some(MachineIommu {
-            vtd,
-            io_apic: Some(io_apic),
-        }) => Ok(vtd.map_interrupt(io_apic, target)?.message),
-        _ => Err(Refusal::new(
-            "COM1",
-            "the DMAR table does not say as whom the I/O APIC sends",
-            "update the firmware",
-        )),
-    };
-    let remap: Option<&dyn Fn(HostVector) -> Result<MsiMessage, Refusal>> =
-        iommu.is_some().then_some(&remapped);
-    match host::connect_serial(platform.serial_interrupt(), remap, key) {
+    });
+    match connected {
         Ok(()) => desk.keys_interrupt(),
-        Err(refusal) => log::warn!("{refusal}; keys are looked for a hundred times a second instead"),
+        Err(refusal) => log::warn!("{refusal}; keys are {INSTEAD}"),
     }
 }
 

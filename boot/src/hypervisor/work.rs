@@ -70,10 +70,12 @@ pub struct Desk {
     faulted: AtomicBool,
     /// A key was pressed.
     key: AtomicBool,
+    /// Faults are recorded without an interrupt to announce them.
+    faults_unannounced: AtomicBool,
     /// Keys are announced by an interrupt.
     keys_interrupt: AtomicBool,
-    /// Something must be looked at soon although nothing announces it: keys, a live display, or a guest that
-    /// had no room for what was typed.
+    /// Something must be looked at soon although nothing announces it: keys, faults, a live display, or a guest
+    /// that had no room for what was typed.
     looking: AtomicBool,
     /// When the line was last looked at.
     looked: AtomicU64,
@@ -106,6 +108,7 @@ impl Desk {
             woken: AtomicBool::new(false),
             faulted: AtomicBool::new(false),
             key: AtomicBool::new(false),
+            faults_unannounced: AtomicBool::new(false),
             keys_interrupt: AtomicBool::new(false),
             looking: AtomicBool::new(true),
             looked: AtomicU64::new(0),
@@ -142,6 +145,11 @@ impl Desk {
     pub fn note_fault(&self) {
         self.faulted.store(true, Ordering::SeqCst);
         self.wake();
+    }
+
+    /// Faults are not announced by [`Desk::note_fault`]: they are looked for.
+    pub fn look_for_faults(&self) {
+        self.faults_unannounced.store(true, Ordering::SeqCst);
     }
 
     /// Keys are announced by [`Desk::note_key`] from now on.
@@ -193,7 +201,12 @@ impl Desk {
         if let Some(picture) = session.monitor.tick(&self.controls(parts)) {
             line::with(|console, sink| console.live(&picture, sink));
         }
-        let looking = !self.keys_interrupt.load(Ordering::SeqCst)
+        let unannounced = self.faults_unannounced.load(Ordering::SeqCst);
+        if unannounced {
+            self.faulted.store(true, Ordering::SeqCst);
+        }
+        let looking = unannounced
+            || !self.keys_interrupt.load(Ordering::SeqCst)
             || !session.typed.is_empty()
             || session.monitor.is_live();
         self.looking.store(looking, Ordering::SeqCst);

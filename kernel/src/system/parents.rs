@@ -130,7 +130,7 @@ impl System {
                 return Err(Refusal::new(
                     what(),
                     "nothing confines its interrupt messages, so it could raise any",
-                    "turn interrupt remapping on in the firmware",
+                    "turn interrupt remapping on in the firmware, or use a machine that has it",
                 ));
             }
             iommu

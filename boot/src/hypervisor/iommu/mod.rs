@@ -1,0 +1,120 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! What stands between the machine's devices and memory, taken over from the firmware.
+//!
+//! Which drivers that takes, and how interrupts come that are not messages, is a matter of the architecture: each has
+//! its own [`MachineIommu`], with the same methods.
+
+#[cfg(target_arch = "aarch64")]
+mod aarch64;
+#[cfg(target_arch = "x86_64")]
+mod x86_64;
+
+#[cfg(target_arch = "aarch64")]
+pub use aarch64::{MachineIommu, connect_keys};
+#[cfg(target_arch = "x86_64")]
+pub use x86_64::{MachineIommu, connect_keys};
+
+use core::sync::atomic::{Ordering, fence};
+
+use pasidon_arch::platform::Platform;
+use pasidon_arch::{cache, memory, paging};
+use pasidon_drivers::memory::DmaMemory;
+use pasidon_drivers::registers::Mmio;
+use pasidon_kernel::addr::{HostPhys, PAGE_SIZE};
+use pasidon_kernel::frames::Frames;
+use pasidon_kernel::refusal::Refusal;
+
+use crate::pci::Pci;
+use crate::tables::Tables;
+
+/// Memory for tables and queues of devices.
+#[derive(Debug)]
+pub struct FrameMemory(pub &'static Frames);
+
+impl DmaMemory for FrameMemory {
+    fn alloc(&self, pages: usize) -> Option<HostPhys> {
+        let start = self.0.allocate_pages(pages)?;
+        // SAFETY: just taken, and RAM is mapped at its physical address.
+        unsafe { memory::zero(start, pages as u64 * PAGE_SIZE) };
+        cache::order_for_devices();
+        Some(start)
+    }
+
+    fn free(&self, start: HostPhys, pages: usize) {
+        self.0.free_pages(start, pages);
+    }
+
+    fn read64(&self, address: HostPhys) -> u64 {
+        cache::order_for_devices();
+        // SAFETY: the drivers pass addresses within what `alloc` gave them.
+        unsafe { (address.0 as *const u64).read_volatile() }
+    }
+
+    fn write64(&self, address: HostPhys, value: u64) {
+        fence(Ordering::Release);
+        cache::order_for_devices();
+        // SAFETY: as in `read64`.
+        unsafe { (address.0 as *mut u64).write_volatile(value) }
+        cache::order_for_devices();
+    }
+
+    fn flush(&self, address: HostPhys, len: usize) {
+        // SAFETY: the drivers pass addresses within what `alloc` gave them.
+        unsafe { cache::clean(address.0, len) };
+    }
+}
+
+/// Maps registers for drivers that cannot refuse them themselves.
+#[derive(Default)]
+struct Windows {
+    refused: Option<Refusal>,
+}
+
+impl Windows {
+    /// Registers at that address; of no length where they cannot be mapped, which [`Windows::check`] tells.
+    fn map(&mut self, base: HostPhys, len: u64) -> Mmio {
+        match paging::map_device(base, len) {
+            // SAFETY: registers of a device, mapped uncached for good; the driver that asks alone uses them.
+            Ok(window) => unsafe { Mmio::new(window, len as usize) },
+            Err(refusal) => {
+                self.refused.get_or_insert(refusal);
+                // SAFETY: of no length, so that no register can be reached through it.
+                unsafe { Mmio::new(core::ptr::dangling_mut(), 0) }
+            }
+        }
+    }
+
+    fn check(self) -> Result<(), Refusal> {
+        self.refused.map_or(Ok(()), Err)
+    }
+}
+
+/// Takes the IOMMU over and says so: from here on no device reaches memory. `None` where there is none that can be
+/// driven, which is said, too.
+pub fn take(
+    tables: &Tables,
+    platform: &Platform,
+    pci: &Pci,
+    frames: &'static Frames,
+) -> Option<MachineIommu> {
+    match MachineIommu::take(tables, platform, pci, frames) {
+        Ok(Ok(iommu)) => {
+            log::info!(
+                "{}: every device is blocked until a VM owns a part of it",
+                iommu.title()
+            );
+            for (name, value) in iommu.describe() {
+                log::info!("{name}: {value}");
+            }
+            Some(iommu)
+        }
+        Ok(Err(why)) => {
+            log::warn!("none: {why}, so nothing confines a device");
+            None
+        }
+        Err(refusal) => {
+            log::error!("not usable: {refusal}");
+            None
+        }
+    }
+}

@@ -1,0 +1,143 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Intel VT-d, which isolates interrupt messages as well.
+
+use alloc::boxed::Box;
+use alloc::format;
+use alloc::string::String;
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+
+use pasidon_arch::host::{self, MachineHost};
+use pasidon_arch::interrupts::Handler;
+use pasidon_arch::platform::Platform;
+use pasidon_drivers::iommu::vtd::Vtd;
+use pasidon_drivers::iommu::vtd::dmar::{self, Drhd, ScopeKind};
+use pasidon_drivers::iommu::vtd::scope::BusRange;
+use pasidon_drivers::pci::ConfigSpace;
+use pasidon_drivers::registers::Mmio;
+use pasidon_kernel::addr::Requester;
+use pasidon_kernel::exit::MsiMessage;
+use pasidon_kernel::frames::Frames;
+use pasidon_kernel::iommu::Iommu;
+use pasidon_kernel::irq::HostVector;
+use pasidon_kernel::msi::MsiController;
+use pasidon_kernel::refusal::Refusal;
+
+use super::{FrameMemory, Windows};
+use crate::pci::Pci;
+use crate::tables::Tables;
+
+/// The remapping units, in charge.
+#[derive(Clone, Copy)]
+pub struct MachineIommu {
+    vtd: &'static Vtd<Mmio, FrameMemory>,
+    /// As whom the I/O APIC sends its interrupts.
+    io_apic: Option<Requester>,
+}
+
+/// The I/O APIC in a unit's device scope.
+fn io_apic(unit: &Drhd) -> Option<Requester> {
+    unit.scopes.iter().find_map(|scope| match scope.path.as_slice() {
+        [(device, function)] if scope.kind == ScopeKind::IoApic => {
+            Some(Requester::new(unit.segment, scope.start_bus, *device, *function))
+        }
+        _ => None,
+    })
+}
+
+/// The buses behind a PCI-to-PCI bridge; `None` where the function is none.
+fn buses_behind(pci: &Pci, requester: Requester) -> Option<BusRange> {
+    /// Header type of a PCI-to-PCI bridge.
+    const BRIDGE: u32 = 1;
+    const HEADER_TYPE: u16 = 0x0c;
+    const BUS_NUMBERS: u16 = 0x18;
+    let config = pci.config_of(requester)?;
+    let header = config.read32(requester, HEADER_TYPE) >> 16 & 0x7f;
+    (header == BRIDGE).then(|| {
+        let numbers = config.read32(requester, BUS_NUMBERS);
+        BusRange {
+            secondary: (numbers >> 8) as u8,
+            subordinate: (numbers >> 16) as u8,
+        }
+    })
+}
+
+impl MachineIommu {
+    /// Takes all units over: from here on no device reaches memory. In `Ok(Err)` it says why there are none.
+    pub(super) fn take(
+        tables: &Tables,
+        _platform: &Platform,
+        pci: &Pci,
+        frames: &'static Frames,
+    ) -> Result<Result<Self, &'static str>, Refusal> {
+        let Some(table) = tables.get("DMAR") else {
+            return Ok(Err("the firmware has no DMAR table"));
+        };
+        let dmar = dmar::parse(table)?;
+        let mut windows = Windows::default();
+        let vtd = Vtd::new(
+            &dmar,
+            Arc::new(FrameMemory(frames)),
+            &MachineHost,
+            true,
+            &|requester| buses_behind(pci, requester),
+            &mut |base, len| windows.map(base, len),
+        );
+        windows.check()?;
+        let vtd: &'static Vtd<_, _> = Box::leak(Box::new(vtd?));
+        vtd.take_over()?;
+        Ok(Ok(Self {
+            vtd,
+            io_apic: dmar.units.iter().find_map(io_apic),
+        }))
+    }
+
+    /// What it is, in words.
+    pub(super) fn title(&self) -> String {
+        format!("VT-d, {} unit(s)", self.vtd.units().len())
+    }
+
+    /// What there is to know about it, as names and values.
+    pub(super) fn describe(&self) -> Vec<(&'static str, String)> {
+        self.vtd.describe()
+    }
+
+    /// What confines DMA.
+    pub fn iommu(&self) -> &'static dyn Iommu {
+        self.vtd
+    }
+
+    /// What confines interrupt messages.
+    pub fn msi(&self) -> Option<&'static dyn MsiController> {
+        Some(self.vtd)
+    }
+
+    /// Has `handler` called, as an interrupt handler, when faults were recorded.
+    pub fn connect_faults(&self, handler: Handler) -> Result<(), Refusal> {
+        let target = host::fault_interrupt(handler)
+            .ok_or_else(|| Refusal::new("VT-d", "the first processor is not known", "update the firmware"))?;
+        self.vtd.set_fault_interrupt(target);
+        Ok(())
+    }
+
+    /// Lets the I/O APIC raise a vector.
+    fn remap_line(&self, target: HostVector) -> Result<MsiMessage, Refusal> {
+        let io_apic = self.io_apic.ok_or_else(|| {
+            Refusal::new(
+                "COM1",
+                "the DMAR table does not say as whom the I/O APIC sends",
+                "update the firmware",
+            )
+        })?;
+        Ok(self.vtd.map_interrupt(io_apic, target)?.message)
+    }
+}
+
+/// Has `note` called, as an interrupt handler on the first pCPU, when bytes came on the serial line.
+pub fn connect_keys(iommu: Option<&MachineIommu>, platform: &Platform, note: fn()) -> Result<(), Refusal> {
+    let remap = iommu.map(|iommu| |target| iommu.remap_line(target));
+    let remap = remap
+        .as_ref()
+        .map(|remap| remap as &dyn Fn(HostVector) -> Result<MsiMessage, Refusal>);
+    host::connect_serial(platform.serial_interrupt(), remap, note)
+}
