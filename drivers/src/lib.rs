@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! How a device does it: IOMMUs, accelerators, PCI.
+//! How a device does it: IOMMUs, accelerators, PCI, interrupt controllers that devices write to.
 //!
 //! Drivers are generic over [`registers::Registers`] and [`memory::DmaMemory`], so that the same code
 //! runs on the hardware and against register-level models in host tests.
@@ -14,5 +14,10 @@ pub mod pci;
 pub mod registers;
 pub mod sparse;
 
+mod table_memory;
+mod wait;
+
 #[cfg(test)]
 mod lives;
+#[cfg(test)]
+mod testing;

@@ -24,11 +24,11 @@ use pasidon_kernel::vm::{VcpusStopped, Vm, VmEnd, VmHost, VmSpec, VmState};
 
 use crate::accel::dsa::tests::model::Model;
 use crate::accel::dsa::{DsaParent, Options, Partition, Setup, TYPE_DWQ};
-use crate::iommu::testing::{ModelMemory, Watcher};
 use crate::iommu::vtd::Vtd;
 use crate::iommu::vtd::dmar::{Dmar, Drhd};
 use crate::iommu::vtd::model::{CAP, CAP_FOUR_RECORDS, ECAP, ModelRegisters, UnitModel};
 use crate::pci::Function;
+use crate::testing::{ModelMemory, Watcher};
 
 const DEVICE: Requester = Requester::new(0, 0, 4, 0);
 const CPU: u32 = 5;

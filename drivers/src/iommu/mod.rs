@@ -10,8 +10,3 @@ pub mod vtd;
 mod acpi;
 mod domains;
 mod page_table;
-mod table_memory;
-mod wait;
-
-#[cfg(test)]
-pub(crate) mod testing;

@@ -14,8 +14,8 @@ use alloc::vec::Vec;
 use pasidon_kernel::addr::{HostPhys, Iova, PAGE_SIZE};
 use pasidon_kernel::refusal::Refusal;
 
-use super::table_memory::TableMemory;
 use crate::memory::DmaMemory;
+use crate::table_memory::TableMemory;
 
 /// Address bits of an entry.
 const ADDRESS: u64 = 0x000f_ffff_ffff_f000;

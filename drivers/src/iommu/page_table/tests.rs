@@ -7,9 +7,9 @@ use std::sync::Arc;
 use proptest::prelude::*;
 
 use super::super::smmuv3::stage1::Stage1Entries;
-use super::super::testing::ModelMemory;
 use super::super::vtd::second_stage::SecondStageEntries;
 use super::*;
+use crate::testing::ModelMemory;
 
 const MIB: u64 = 1 << 20;
 const GIB: u64 = 1 << 30;

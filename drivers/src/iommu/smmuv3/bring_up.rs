@@ -17,9 +17,9 @@ use super::registers::{
     control, interrupts, offset,
 };
 use super::unit::{Inner, Unit};
-use crate::iommu::wait::{COMMAND_LIMIT_NS, wait_until};
 use crate::memory::DmaMemory;
 use crate::registers::Registers;
+use crate::wait::{COMMAND_LIMIT_NS, wait_until};
 
 impl<R: Registers, M: DmaMemory> Unit<R, M> {
     /// Takes the unit over. When it returns, all DMA of all devices behind it is blocked until they are

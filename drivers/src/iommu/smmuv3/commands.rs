@@ -18,10 +18,10 @@ use spin::Mutex;
 
 use super::registers::{GlobalError, Identification, offset};
 use crate::iommu::domains::DomainId;
-use crate::iommu::table_memory::TableMemory;
-use crate::iommu::wait::{COMMAND_LIMIT_NS, wait_until};
 use crate::memory::DmaMemory;
 use crate::registers::Registers;
+use crate::table_memory::TableMemory;
+use crate::wait::{COMMAND_LIMIT_NS, wait_until};
 
 /// Opcodes.
 mod opcode {

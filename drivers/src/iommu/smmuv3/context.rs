@@ -14,8 +14,8 @@ use pasidon_kernel::refusal::Refusal;
 use super::registers::Identification;
 use super::stage1::{ADDRESS_BITS, MAIR};
 use crate::iommu::domains::DomainId;
-use crate::iommu::table_memory::TableMemory;
 use crate::memory::DmaMemory;
+use crate::table_memory::TableMemory;
 
 /// IR0, OR0, SH0: table walks are write-back and inner shareable.
 const WALK_CACHEABLE: u64 = 0b01 << 8 | 0b01 << 10 | 0b11 << 12;

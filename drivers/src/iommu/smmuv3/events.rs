@@ -11,9 +11,9 @@ use pasidon_kernel::pasid::Pasid;
 use pasidon_kernel::refusal::Refusal;
 
 use super::registers::{Identification, OVERFLOW, offset};
-use crate::iommu::table_memory::TableMemory;
 use crate::memory::DmaMemory;
 use crate::registers::Registers;
+use crate::table_memory::TableMemory;
 
 /// Words of a record.
 const WORDS: usize = 4;

@@ -57,9 +57,9 @@ use self::registers::{Identification, REGISTERS_LEN};
 use self::stage1::{Geometry, Stage1, Stage1Entries};
 use super::domains::{Domain, DomainId, Domains};
 use super::page_table::{MapFailed, Removed};
-use super::table_memory::TableMemory;
 use crate::memory::DmaMemory;
 use crate::registers::Registers;
+use crate::table_memory::TableMemory;
 
 pub use self::unit::Unit;
 

@@ -6,8 +6,8 @@
 use bitflags::bitflags;
 use pasidon_kernel::host::Host;
 
-use crate::iommu::wait::{COMMAND_LIMIT_NS, wait_until};
 use crate::registers::Registers;
+use crate::wait::{COMMAND_LIMIT_NS, wait_until};
 
 /// Byte offsets. 32 bits unless said otherwise.
 pub mod offset {

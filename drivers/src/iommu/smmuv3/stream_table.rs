@@ -12,8 +12,8 @@ use pasidon_kernel::refusal::Refusal;
 
 use super::context::ContextTable;
 use super::registers::{Identification, STRTAB_SPLIT_SHIFT, STRTAB_TWO_LEVEL};
-use crate::iommu::table_memory::TableMemory;
 use crate::memory::DmaMemory;
+use crate::table_memory::TableMemory;
 
 /// V.
 const VALID: u64 = 1 << 0;

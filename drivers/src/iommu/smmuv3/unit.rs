@@ -30,10 +30,10 @@ use super::iort::SmmuNode;
 use super::registers::{GlobalError, Identification};
 use super::stream_table::StreamTable;
 use crate::iommu::domains::DomainId;
-use crate::iommu::table_memory::TableMemory;
 use crate::memory::DmaMemory;
 use crate::registers::Registers;
 use crate::sparse::Sparse;
+use crate::table_memory::TableMemory;
 
 /// SubstreamID 0: its descriptor stands for untagged traffic.
 const UNTAGGED: Pasid = match Pasid::new(0) {

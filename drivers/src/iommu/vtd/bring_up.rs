@@ -19,9 +19,9 @@ use super::registers::{
     EVENT_INTERRUPT_MASK, Global, PMEN_EPM, PMEN_PRS, RTADDR_TTM_SCALABLE, command, offset, status,
 };
 use super::unit::{Inner, Unit};
-use crate::iommu::wait::{COMMAND_LIMIT_NS, wait_until};
 use crate::memory::DmaMemory;
 use crate::registers::Registers;
+use crate::wait::{COMMAND_LIMIT_NS, wait_until};
 
 /// Base of the interrupt address range, with the low 8 bits of the APIC identifier in 19:12.
 const EVENT_ADDRESS: u32 = 0xfee0_0000;

@@ -15,8 +15,8 @@ use pasidon_kernel::irq::HostVector;
 use pasidon_kernel::refusal::Refusal;
 
 use super::registers::IRTA_EIME;
-use crate::iommu::table_memory::TableMemory;
 use crate::memory::DmaMemory;
+use crate::table_memory::TableMemory;
 
 /// Entries in the table: 2^(IRTA.S + 1).
 pub const ENTRIES: usize = 1 << (IRTA_SIZE + 1);

@@ -17,9 +17,9 @@ use pasidon_kernel::refusal::Refusal;
 
 use super::registers::{Capability, FaultStatus, IQA_DW, offset};
 use crate::iommu::domains::DomainId;
-use crate::iommu::wait::{COMMAND_LIMIT_NS, wait_until};
 use crate::memory::DmaMemory;
 use crate::registers::Registers;
+use crate::wait::{COMMAND_LIMIT_NS, wait_until};
 
 /// Bytes per descriptor (IQA.DW = 1).
 const DESCRIPTOR_BYTES: u64 = 32;

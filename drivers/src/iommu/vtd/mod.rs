@@ -61,9 +61,9 @@ use self::scope::{Bridges, Coverage, DeviceSet};
 use self::second_stage::{Geometry, SecondStage, SecondStageEntries};
 use super::domains::{Domain, DomainId, Domains};
 use super::page_table::{MapFailed, Removed};
-use super::table_memory::TableMemory;
 use crate::memory::DmaMemory;
 use crate::registers::Registers;
+use crate::table_memory::TableMemory;
 
 pub use self::invalidation::DeviceTlb;
 pub use self::unit::Unit;

@@ -7,8 +7,8 @@
 use bitflags::bitflags;
 use pasidon_kernel::host::Host;
 
-use crate::iommu::wait::{COMMAND_LIMIT_NS, wait_until};
 use crate::registers::Registers;
+use crate::wait::{COMMAND_LIMIT_NS, wait_until};
 
 /// Byte offsets of the registers from the unit's base. `u32` unless said otherwise.
 pub mod offset {

@@ -12,9 +12,9 @@ use pasidon_kernel::refusal::Refusal;
 
 use super::second_stage::SecondStage;
 use crate::iommu::domains::DomainId;
-use crate::iommu::table_memory::TableMemory;
 use crate::memory::DmaMemory;
 use crate::sparse::Sparse;
+use crate::table_memory::TableMemory;
 
 /// P: the entry counts.
 const PRESENT: u64 = 1 << 0;

@@ -30,10 +30,10 @@ use super::registers::{Capability, ExtendedCapability, Global, command, offset};
 use super::second_stage::SecondStage;
 use super::tables::{ContextTables, PasidDirectory, PasidEntry, RID_PASID};
 use crate::iommu::domains::DomainId;
-use crate::iommu::table_memory::TableMemory;
 use crate::memory::DmaMemory;
 use crate::registers::Registers;
 use crate::sparse::Sparse;
+use crate::table_memory::TableMemory;
 
 /// One remapping unit.
 pub struct Unit<R, M> {

@@ -14,8 +14,8 @@ mod translate;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
 
-use crate::iommu::testing::{ModelMemory, View, Watcher};
 use crate::registers::Registers;
+use crate::testing::{ModelMemory, View, Watcher};
 
 /// IDR0 of QEMU's model (stages 1 and 2, coherent, two-level stream tables, 16-bit ASIDs, no stalling), here
 /// with two-level tables of context descriptors.

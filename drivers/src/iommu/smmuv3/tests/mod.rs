@@ -15,7 +15,7 @@ use pasidon_kernel::refusal::Refusal;
 use super::Smmu;
 use super::iort::{self, Iort};
 use super::model::{IDR0, IDR1, ModelRegisters, UnitModel};
-use crate::iommu::testing::{ModelHost, ModelMemory};
+use crate::testing::{ModelHost, ModelMemory};
 
 /// The device under test, 6a:01.0.
 const DEVICE: Requester = Requester::new(0, 0x6a, 1, 0);

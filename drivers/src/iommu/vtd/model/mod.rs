@@ -12,8 +12,8 @@ mod translate;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
 
-use crate::iommu::testing::{ModelMemory, View, Watcher};
 use crate::registers::Registers;
+use crate::testing::{ModelMemory, View, Watcher};
 
 /// CAP of QEMU 10.0 with 16-bit domains, 4-level tables, 2 MiB and 1 GiB leaves, fault records at 0x220.
 pub const CAP: u64 = 0x00d2_008c_222f_0606;

@@ -15,7 +15,7 @@ use pasidon_kernel::pasid::Pasid;
 use super::Vtd;
 use super::dmar::{Dmar, Drhd};
 use super::model::{CAP, CAP_FOUR_RECORDS, ECAP, ModelRegisters, UnitModel};
-use crate::iommu::testing::{ModelHost, ModelMemory};
+use crate::testing::{ModelHost, ModelMemory};
 
 /// The device under test, 6a:01.0.
 const DEVICE: Requester = Requester::new(0, 0x6a, 1, 0);

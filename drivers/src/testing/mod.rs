@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! What the models of all IOMMUs need around them: memory and time.
+//! What the models of all units need around them: memory and time.
 
 mod memory;
 

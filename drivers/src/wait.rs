@@ -4,10 +4,10 @@
 use pasidon_kernel::host::Host;
 
 /// How long a unit may take to carry out a command before it is given up, in nanoseconds.
-pub(super) const COMMAND_LIMIT_NS: u64 = 1_000_000_000;
+pub(crate) const COMMAND_LIMIT_NS: u64 = 1_000_000_000;
 
 /// Spins until `done` says so, at most `limit_ns` nanoseconds. Returns whether it did.
-pub(super) fn wait_until(host: &dyn Host, limit_ns: u64, mut done: impl FnMut() -> bool) -> bool {
+pub(crate) fn wait_until(host: &dyn Host, limit_ns: u64, mut done: impl FnMut() -> bool) -> bool {
     let deadline = host.now_ns().saturating_add(limit_ns);
     loop {
         if done() {

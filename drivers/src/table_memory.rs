@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Memory that the unit walks, with its coherency honoured in one place.
+//! Memory that a unit walks (an IOMMU, an ITS), with its coherency honoured in one place.
 //!
 //! A unit that does not snoop the processor's caches (ECAP.C for root, context, PASID and interrupt
 //! tables, ECAP.SMPWCS for page tables) sees a write only after the line was flushed. Everything written
