@@ -9,6 +9,7 @@ extern crate alloc;
 
 pub mod accel;
 pub mod iommu;
+pub mod irq;
 pub mod memory;
 pub mod pci;
 pub mod registers;

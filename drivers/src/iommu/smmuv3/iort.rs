@@ -404,4 +404,4 @@ fn broken(at: usize) -> Refusal {
 }
 
 #[cfg(test)]
-pub(super) mod tests;
+pub(crate) mod tests;

@@ -114,6 +114,19 @@ pub fn machine_with_reserved(stream: u32) -> Iort {
     parse(&table(&nodes)).unwrap()
 }
 
+/// A machine without SMMU and with three ITS groups, of segments 0, 1 and 2: in segment 2 all have DeviceID 0x77.
+pub fn machine_with_its_groups() -> Iort {
+    let first = FIRST as u32;
+    let nodes = [
+        its(),
+        node(0, &[1, 3], &[]),
+        root_complex(0, &[[0, 0x1_0000, 0, first, 0]]),
+        root_complex(1, &[[0, 0x8000, 0x8000, first + 28, 0]]),
+        root_complex(2, &[[0, 1, 0x77, first, 1]]),
+    ];
+    parse(&table(&nodes)).unwrap()
+}
+
 fn requester(rid: u16) -> Requester {
     Requester { segment: 2, rid }
 }
