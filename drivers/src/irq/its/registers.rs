@@ -31,6 +31,8 @@ pub mod gits {
 
     /// CTLR.Enabled: messages are translated and commands carried out.
     pub const CTLR_ENABLED: u32 = 1 << 0;
+    /// CTLR.UMSIirq: a message that is not mapped raises an interrupt that says so.
+    pub const CTLR_UNMAPPED_INTERRUPT: u32 = 1 << 8;
     /// CTLR.Quiescent: nothing is under way.
     pub const CTLR_QUIESCENT: u32 = 1 << 31;
     /// CREADR.Stalled: the command there was not understood.

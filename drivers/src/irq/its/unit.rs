@@ -172,11 +172,13 @@ impl<R: Registers> Unit<R> {
         self.node
     }
 
-    /// Makes it translate nothing, and waits until nothing is under way.
+    /// Makes it translate nothing, and waits until nothing is under way. Unmapped messages are not reported, which
+    /// would let every device raise an interrupt.
     pub(super) fn turn_off(&self, host: &dyn Host) -> Result<(), Refusal> {
         let registers = &self.registers;
         let control = registers.read32(gits::CTLR);
-        registers.write32(gits::CTLR, control & !gits::CTLR_ENABLED);
+        let off = control & !(gits::CTLR_ENABLED | gits::CTLR_UNMAPPED_INTERRUPT);
+        registers.write32(gits::CTLR, off);
         let quiet = || registers.read32(gits::CTLR) & gits::CTLR_QUIESCENT != 0;
         if wait_until(host, COMMAND_LIMIT_NS, quiet) {
             return Ok(());

@@ -146,7 +146,7 @@ impl ItsModel {
 
     /// What the firmware left: an event of a device that raises an LPI.
     pub fn leave(&mut self, device: u32, event: u32, intid: u32) {
-        self.ctlr = 1;
+        self.ctlr = 0x151;
         self.devices.insert(device, (0xdead_0000, 16));
         let collection = 0;
         self.events
@@ -294,6 +294,7 @@ impl Gic {
     fn turn_on(&self, state: &mut State, unit: usize) {
         let its = &state.units[unit];
         its.assert_off("GITS_CTLR.Enabled set");
+        assert_eq!(its.ctlr & 0x100, 0, "unmapped messages raise an interrupt");
         assert!(
             state.redistributors.iter().all(RedistributorModel::takes_lpis),
             "on before the redistributors are"
@@ -380,11 +381,12 @@ impl Registers for ModelRegisters {
                 match (its.enabled(), value & 1 != 0) {
                     (false, true) => gic.turn_on(&mut state, *unit),
                     (true, false) => {
-                        its.ctlr &= !1;
+                        its.ctlr = value & 0x1f0;
                         its.busy = its.busy.max(3);
                         gic.land(&mut state, *unit, None);
                     }
-                    _ => {}
+                    (false, false) => its.ctlr = value & 0x1f0,
+                    (true, true) => panic!("GITS_CTLR written while the ITS is on"),
                 }
             }
             Self::Redistributor(gic, number) => {

@@ -17,6 +17,8 @@ fn after_take_over_no_message_raises_anything() {
     })
     .unwrap();
     machine.its.take_over().unwrap();
+    let ctlr = machine.gic.state.lock().unwrap().units[0].ctlr;
+    assert_eq!(ctlr, 0x51, "ITS_Number stays");
     for event in 0..64 {
         assert_eq!(machine.message(ID, event), []);
     }
@@ -39,7 +41,7 @@ fn nothing_is_written_before_take_over() {
     })
     .unwrap();
     let state = machine.gic.state.lock().unwrap();
-    assert_eq!((state.units[0].ctlr, state.units[0].baser[0]), (1, DEVICES));
+    assert_eq!((state.units[0].ctlr, state.units[0].baser[0]), (0x151, DEVICES));
     drop(state);
     let refusal = machine.its.map_interrupt(DEVICE, vector(0, 0)).unwrap_err();
     assert!(refusal.why.contains("not taken over"), "{refusal}");

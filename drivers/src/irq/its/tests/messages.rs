@@ -210,6 +210,29 @@ fn events_and_lpis_run_out() {
 }
 
 #[test]
+fn any_processor_may_call_at_any_time() {
+    let machine = Machine::new();
+    let kept: Vec<_> = std::thread::scope(|scope| {
+        let machine = &machine;
+        let threads: Vec<_> = (0..PROCESSORS)
+            .map(|number| {
+                scope.spawn(move || {
+                    for round in 0..50 {
+                        let requester = if round % 2 == 0 { DEVICE } else { OTHER };
+                        machine.unmap(machine.map(requester, number, round % PROCESSORS));
+                    }
+                    machine.map(DEVICE, number, number)
+                })
+            })
+            .collect();
+        threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+    });
+    for (number, interrupt) in (0..).zip(kept) {
+        assert_eq!(machine.message(ID, interrupt.message.data), [(number, number)]);
+    }
+}
+
+#[test]
 fn several_units_share_the_lpis() {
     // Segment 0 is served by 7 or 9, of which the MADT names 9; segment 1 by 3.
     let machine = Machine::try_found(machine_with_its_groups(), &[5, 9, 3], |_| {}).unwrap();
