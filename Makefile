@@ -1,12 +1,12 @@
 # Every target is one line onto `cargo xtask`; `cargo xtask help` says what each does. ARCH is x86_64 or aarch64.
 ARCH ?= x86_64
 .PHONY: run test check bench image build setup list clean help
-run:    ; cargo xtask run
+run:    ; cargo xtask run --arch $(ARCH)
 test:   ; cargo xtask test --arch $(ARCH) $(SCENARIO)
 check:  ; cargo xtask check
-bench:  ; cargo xtask bench
-image:  ; cargo xtask image
-build:  ; cargo xtask build
+bench:  ; cargo xtask bench --arch $(ARCH)
+image:  ; cargo xtask image --arch $(ARCH)
+build:  ; cargo xtask build --arch $(ARCH)
 setup:  ; cargo xtask setup --arch $(ARCH)
 list:   ; cargo xtask list
 clean:  ; cargo xtask clean

@@ -8,19 +8,17 @@ use pasidon_harness::Arch;
 use pasidon_harness::bench::{self, Results};
 use std::fs;
 
-/// What the benchmarks are for.
-const ARCH: Arch = Arch::X86_64;
-
-/// Runs the benchmarks of those names, or all without names, prints the table, and writes `bench.json` into the target folder.
+/// Runs the benchmarks of those names on machines of `arch`, or all without names, prints the table, and writes
+/// `bench.json` into the target folder.
 ///
 /// # Errors
 /// When a machine does not do what is measured, or a figure is one that must not be; the table is printed then too.
-pub fn run(names: &[String]) -> Result<()> {
-    setup::prepare(ARCH)?;
+pub fn run(arch: Arch, names: &[String]) -> Result<()> {
+    setup::prepare(arch)?;
     let folder = workspace::target_dir().join("bench");
     fs::create_dir_all(&folder).with_context(|| format!("creating {}", folder.display()))?;
     let Results { figures, broken } =
-        bench::run(names, &Shop(ARCH), &folder, |what| eprintln!("bench: {what}"))?;
+        bench::run(names, &Shop(arch), &folder, |what| eprintln!("bench: {what}"))?;
     let path = workspace::target_dir().join("bench.json");
     fs::write(&path, format!("{:#}\n", bench::to_json(&figures)))
         .with_context(|| format!("writing {}", path.display()))?;

@@ -9,13 +9,16 @@ use pasidon_harness::{Arch, Workshop};
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// The configuration of that path, or the demonstration's.
+/// The configuration of that path as it is, or the demonstration's for machines of `arch`.
 ///
 /// # Errors
 /// When the file cannot be read.
-pub fn configuration(path: Option<&Path>) -> Result<String> {
-    let path = path.map_or(workspace::root().join("pasidon.toml"), Path::to_path_buf);
-    fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))
+pub fn configuration(arch: Arch, path: Option<&Path>) -> Result<String> {
+    let read = |path: &Path| fs::read_to_string(path).with_context(|| format!("reading {}", path.display()));
+    match path {
+        Some(path) => read(path),
+        None => Ok(arch.configuration(&read(&workspace::root().join("pasidon.toml"))?)),
+    }
 }
 
 /// Makes the boot disk for machines of `arch` with `configuration` and the Linux guest, and returns where it lies: `output`, or a place in

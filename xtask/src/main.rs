@@ -45,7 +45,7 @@ struct Cli {
 #[derive(Subcommand)]
 enum Command {
     /// Boots Pasidon with two Linux guests. On a terminal: a live console. Elsewhere: the demonstration to its end, a
-    /// summary, and success only if every guest's dmatest passed.
+    /// summary, and success only if every guest's copies were right.
     Run(Run),
     /// Runs the host tests and the scenarios; with names only those scenarios.
     Test(Test),
@@ -54,10 +54,7 @@ enum Command {
     /// Formatting, clippy with warnings denied (host crates and the UEFI application), documentation without warnings.
     Check,
     /// Runs the benchmarks, prints a table, and writes it as JSON to bench.json in the target folder.
-    Bench {
-        /// Names of benchmarks: guests, exits, attachments.
-        names: Vec<String>,
-    },
+    Bench(Bench),
     /// Makes the boot disk and prints its path.
     Image(MakeImage),
     /// Makes everything that the other commands make on first use: packages, platform, guests.
@@ -76,6 +73,9 @@ enum Command {
 
 #[derive(Args)]
 struct Run {
+    /// The processor architecture of the machine.
+    #[arg(long, default_value_t = Arch::X86_64)]
+    arch: Arch,
     /// Another configuration than the demonstration's (pasidon.toml at the top of the checkout).
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
@@ -100,6 +100,15 @@ struct Test {
     /// list` shows them.
     scenario: Vec<String>,
     /// The processor architecture of the machines that scenarios start.
+    #[arg(long, default_value_t = Arch::X86_64)]
+    arch: Arch,
+}
+
+#[derive(Args)]
+struct Bench {
+    /// Names of benchmarks: guests, exits, attachments.
+    names: Vec<String>,
+    /// The processor architecture of the machines.
     #[arg(long, default_value_t = Arch::X86_64)]
     arch: Arch,
 }
@@ -150,9 +159,9 @@ fn main() -> std::process::ExitCode {
 
 fn dispatch(command: Command) -> Result<()> {
     match command {
-        Command::Run(options) => run::run(options.config.as_deref()),
+        Command::Run(options) => run::run(options.arch, options.config.as_deref()),
         Command::Image(options) => {
-            let configuration = image::configuration(options.config.as_deref())?;
+            let configuration = image::configuration(options.arch, options.config.as_deref())?;
             println!(
                 "{}",
                 image::make(options.arch, &configuration, options.output.as_deref())?.display()
@@ -165,7 +174,7 @@ fn dispatch(command: Command) -> Result<()> {
             test::list();
             Ok(())
         }
-        Command::Bench { names } => bench::run(&names),
+        Command::Bench(options) => bench::run(options.arch, &options.names),
         Command::Check => check::run(),
         Command::Build(build) => {
             println!("{}", uefi::build(build.arch, &build.features)?.efi.display());

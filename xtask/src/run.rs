@@ -3,65 +3,63 @@
 
 use crate::workshop::Shop;
 use crate::{command, image};
-use anyhow::{Context, Result, ensure};
-use pasidon_harness::demonstration::{self, Results};
+use anyhow::{Context, Result, bail, ensure};
+use pasidon_harness::demonstration::{self, Copies, Results};
 use pasidon_harness::{Arch, Machine, Platform, Workshop};
 use std::io::{IsTerminal, Read, Write};
 use std::path::Path;
 use std::process::{ChildStdout, Command, Stdio};
 use toml::{Table, Value};
 
-/// What the demonstration's guests and drivers are for.
-const ARCH: Arch = Arch::X86_64;
-
-/// Runs that configuration (the demonstration's when none is given).
+/// Runs that configuration (the demonstration's when none is given) on a machine of `arch`.
 ///
 /// # Errors
-/// When something cannot be made or started; without a terminal also when a guest's dmatest did not pass.
-pub fn run(configuration: Option<&Path>) -> Result<()> {
-    let text = image::configuration(configuration)?;
+/// When something cannot be made or started; without a terminal also when a guest's copies were not all right.
+pub fn run(arch: Arch, configuration: Option<&Path>) -> Result<()> {
+    let text = image::configuration(arch, configuration)?;
     if std::io::stdin().is_terminal() && std::io::stdout().is_terminal() {
-        return live(&text);
+        return live(arch, &text);
     }
     let framed = demonstration::framed(&text)?;
-    let disk = image::make(ARCH, &framed, None)?;
-    let platform = demonstration::platform(Platform::disk(ARCH, &disk));
-    let machine = Machine::start(&Shop(ARCH).qemu()?, &platform, &framed)?;
+    let disk = image::make(arch, &framed, None)?;
+    let platform = demonstration::platform(Platform::disk(arch, &disk));
+    let machine = Machine::start(&Shop(arch).qemu()?, &platform, &framed)?;
     println!("Pasidon boots; {} guests", machine.vms().len());
     let results = demonstration::follow(&machine, |line| println!("{line}"))?;
     print!("\n{}", summary(&results));
-    let passed = |(_, dmatest): &(String, demonstration::Dmatest)| dmatest.tests > 0 && dmatest.failures == 0;
-    ensure!(!results.guests.is_empty(), "the configuration starts no guest");
-    ensure!(
-        results.guests.iter().all(passed),
-        "not every guest's dmatest passed"
-    );
-    println!("every guest's dmatest passed");
+    let Some((_, Copies { by, .. })) = results.guests.first() else {
+        bail!("the configuration starts no guest");
+    };
+    let passed = results.guests.iter().all(|(_, copies)| copies.good());
+    ensure!(passed, "not every guest's {by} passed");
+    println!("every guest's {by} passed");
     Ok(())
 }
 
-/// One line for each vdev, with its VM's dmatest.
+/// One line for each vdev, with its VM's copies.
 fn summary(results: &Results) -> String {
     let header = [
         "VM",
         "vdev",
         "PASID",
-        "dmatest",
+        "test",
+        "copies",
         "failures",
         "copies/s",
         "submission exits",
     ]
     .map(str::to_owned);
     let mut rows = vec![header.to_vec()];
-    for (vm, dmatest) in &results.guests {
+    for (vm, copies) in &results.guests {
         for vdev in results.vdevs.iter().filter(|vdev| vdev.vm == *vm) {
             rows.push(vec![
                 vm.clone(),
                 vdev.name.clone(),
                 vdev.pasid.to_string(),
-                dmatest.tests.to_string(),
-                dmatest.failures.to_string(),
-                dmatest.copies_per_second.clone(),
+                copies.by.clone(),
+                copies.done.to_string(),
+                copies.failures.to_string(),
+                copies.per_second.clone(),
                 vdev.submission_exits.to_string(),
             ]);
         }
@@ -79,11 +77,11 @@ fn summary(results: &Results) -> String {
 }
 
 /// Starts the machine on this terminal and stays with it until it ends.
-fn live(text: &str) -> Result<()> {
-    let disk = image::make(ARCH, text, None)?;
-    let qemu = Shop(ARCH).qemu()?;
+fn live(arch: Arch, text: &str) -> Result<()> {
+    let disk = image::make(arch, text, None)?;
+    let qemu = Shop(arch).qemu()?;
     let private = tempfile::Builder::new().prefix("pasidon-").tempdir()?;
-    let platform = demonstration::platform(Platform::disk(ARCH, &disk));
+    let platform = demonstration::platform(Platform::disk(arch, &disk));
     let mut machine = Command::new(qemu);
     machine.args(platform.command_line(private.path())?);
     // QEMU itself puts the terminal into raw mode; what it prints goes through here.
@@ -96,7 +94,7 @@ fn live(text: &str) -> Result<()> {
     machine
         .args(["-mon", "chardev=serial,mode=readline"])
         .stdout(Stdio::piped());
-    print!("{}", keys(text));
+    print!("{}", keys(arch, text));
     std::io::stdout().flush()?;
     // A QEMU that is killed does not put the terminal back.
     let terminal = command::output(Command::new("stty").arg("-g").stdin(Stdio::inherit()));
@@ -113,11 +111,13 @@ fn live(text: &str) -> Result<()> {
 }
 
 /// What is running and which keys do what.
-fn keys(text: &str) -> String {
+fn keys(arch: Arch, text: &str) -> String {
     let table: Table = toml::from_str(text).unwrap_or_default();
     let empty = Vec::new();
     let vms = table.get("vm").and_then(Value::as_array).unwrap_or(&empty);
-    let mut screen = String::from("\nPasidon on a QEMU machine: 2 processors, 2 GiB, VT-d, one DSA\n\n");
+    let iommu = arch.iommu();
+    let mut screen =
+        format!("\nPasidon on a QEMU machine ({arch}): 2 processors, 2 GiB, {iommu}, one DSA\n\n");
     for vm in vms {
         let word = |name: &str| vm.get(name).and_then(Value::as_str).unwrap_or("?");
         let vdevs = vm.get("vdev").and_then(Value::as_array).unwrap_or(&empty);

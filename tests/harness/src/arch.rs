@@ -26,6 +26,54 @@ impl Arch {
         }
     }
 
+    /// A configuration as it is for x86_64, made one for this architecture: the guests' kernels know their serial line by
+    /// another name.
+    pub fn configuration(self, text: &str) -> String {
+        let console = |arch: Arch| format!("console={}", arch.console());
+        text.replace(&console(Arch::X86_64), &console(self))
+    }
+
+    /// What an IOMMU of these machines is called.
+    pub fn iommu(self) -> &'static str {
+        match self {
+            Arch::X86_64 => "VT-d",
+            Arch::Aarch64 => "SMMUv3",
+        }
+    }
+
+    /// First address of a guest's memory.
+    pub fn ram_start(self) -> u64 {
+        match self {
+            Arch::X86_64 => 0,
+            Arch::Aarch64 => 0x4000_0000,
+        }
+    }
+
+    /// Words for the command line of a guest's Linux that make it leave memory alone, at least 4 MiB from
+    /// [`Arch::set_aside`] on.
+    pub fn words_to_set_aside(self) -> &'static str {
+        match self {
+            Arch::X86_64 => "memmap=4M$0x8000000",
+            // There is no memmap=; the rest of memory is left out.
+            Arch::Aarch64 => "mem=128M",
+        }
+    }
+
+    /// Where that memory starts.
+    pub fn set_aside(self) -> u64 {
+        self.ram_start() + (128 << 20)
+    }
+
+    /// Words for the command line of a Linux that drives the accelerator on the machine itself, with the IOMMU as fast as
+    /// that driver can do with.
+    pub fn words_for_bare_accelerator(self) -> &'static str {
+        match self {
+            Arch::X86_64 => "intel_iommu=on,sm_on",
+            // The driver in user space knows physical addresses only.
+            Arch::Aarch64 => "iommu.passthrough=1",
+        }
+    }
+
     /// Debian's name of the architecture.
     pub fn debian(self) -> &'static str {
         match self {
@@ -58,6 +106,16 @@ impl FromStr for Arch {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_configuration_names_the_console_of_the_architecture() {
+        let text = "cmdline = \"console=ttyS0 quiet\"";
+        assert_eq!(Arch::X86_64.configuration(text), text);
+        assert_eq!(
+            Arch::Aarch64.configuration(text),
+            "cmdline = \"console=ttyAMA0 quiet\""
+        );
+    }
 
     #[test]
     fn names_are_read_as_they_are_written() {

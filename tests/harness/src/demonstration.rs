@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The demonstration: every guest of a configuration runs dmatest on its vdev, all at once, and Pasidon is asked what
-//! that cost. `cargo xtask run` prints what came of it; scenarios judge it.
+//! The demonstration: every guest of a configuration has its vdev copy, all at once, and Pasidon is asked what that
+//! cost. `cargo xtask run` prints what came of it; scenarios judge it.
 
 use crate::machine::Machine;
 use crate::platform::Platform;
@@ -11,45 +11,53 @@ use toml::Table;
 
 /// Firmware, Pasidon and a guest's kernel, up to its init.
 const BOOT_TIMEOUT: Duration = Duration::from_secs(300);
-/// A guest's whole dmatest, beside others.
-const DMATEST_TIMEOUT: Duration = Duration::from_secs(1500);
+/// All copies of a guest, beside others.
+const COPIES_TIMEOUT: Duration = Duration::from_secs(1500);
 
-/// What a guest's dmatest reported.
+/// What a guest's `dsa-test` reported.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Dmatest {
-    /// The guest's name for its DMA channel.
-    pub channel: String,
+pub struct Copies {
+    /// The program that tested: `dmatest` where Linux has a driver for the accelerator, else `dsa-user`.
+    pub by: String,
     /// Verified copies done.
-    pub tests: u64,
+    pub done: u64,
     /// Those of them that went wrong.
     pub failures: u64,
-    /// As dmatest measured it, with its own filling and comparing not counted.
-    pub copies_per_second: String,
+    /// As the program measured it, with its own filling and comparing not counted.
+    pub per_second: String,
 }
 
-impl Dmatest {
-    /// Reads the line that `dsa-test` in the guest prints.
+impl Copies {
+    /// The pattern of the last line that `dsa-test` in the guest prints.
+    pub const LINE: &str = "^PASIDON dsa-test by=.*$\n";
+
+    /// Reads such a line.
     ///
     /// # Errors
     /// When the line reports an error or is something else.
-    pub fn parse(line: &str) -> Result<Dmatest> {
+    pub fn parse(line: &str) -> Result<Copies> {
         let rest = line
             .trim()
-            .strip_prefix("PASIDON dmatest ")
-            .with_context(|| format!("no dmatest line: {line}"))?;
+            .strip_prefix("PASIDON dsa-test ")
+            .with_context(|| format!("no line of dsa-test: {line}"))?;
         let value = |name: &str| {
             let mut words = rest.split(' ').filter_map(|word| word.split_once('='));
             let found = words.find(|(key, _)| *key == name);
             found
                 .map(|(_, value)| value.to_owned())
-                .with_context(|| format!("the guest's dmatest says: {rest}"))
+                .with_context(|| format!("the guest's dsa-test says: {rest}"))
         };
-        Ok(Dmatest {
-            channel: value("channel")?,
-            tests: value("tests")?.parse()?,
+        Ok(Copies {
+            by: value("by")?,
+            done: value("copies")?.parse()?,
             failures: value("failures")?.parse()?,
-            copies_per_second: value("copies_per_second")?,
+            per_second: value("copies_per_second")?,
         })
+    }
+
+    /// Whether there were some, and all of them right.
+    pub fn good(&self) -> bool {
+        self.done > 0 && self.failures == 0
     }
 }
 
@@ -64,12 +72,16 @@ pub struct Vdev {
     pub pasid: u64,
     /// Exits that submissions to its portal caused.
     pub submission_exits: u64,
+    /// Interrupts of it that its VM got.
+    pub interrupts: u64,
+    /// DMA of it that was refused.
+    pub faults: u64,
 }
 
 /// What came of the demonstration.
 pub struct Results {
-    /// Each VM with its dmatest, in the order of the configuration.
-    pub guests: Vec<(String, Dmatest)>,
+    /// Each VM with its copies, in the order of the configuration.
+    pub guests: Vec<(String, Copies)>,
     /// Every vdev.
     pub vdevs: Vec<Vdev>,
 }
@@ -79,7 +91,7 @@ pub fn platform(platform: Platform) -> Platform {
     platform.dsa("")
 }
 
-/// Follows the VMs of `machine` through their dmatest, telling `say` what happens, and asks Pasidon about the vdevs.
+/// Follows the VMs of `machine` through their copies, telling `say` what happens, and asks Pasidon about the vdevs.
 ///
 /// # Errors
 /// When a guest does not come up, reports an error, or does not finish in time.
@@ -96,12 +108,12 @@ pub fn follow(machine: &Machine, mut say: impl FnMut(String)) -> Result<Results>
     for vm in machine.vms() {
         let console = machine.console(vm)?;
         let line = console
-            .expect("^PASIDON (?:dmatest|dsa .*error).*$\n", DMATEST_TIMEOUT)?
+            .expect("^PASIDON (?:dsa-test by|.*error).*$\n", COPIES_TIMEOUT)?
             .swap_remove(0);
         say(format!("{vm}: {}", line.trim().trim_start_matches("PASIDON ")));
         guests.push((
             vm.clone(),
-            Dmatest::parse(&line).with_context(|| format!("VM {vm}\n{}", machine.transcript()))?,
+            Copies::parse(&line).with_context(|| format!("VM {vm}\n{}", machine.transcript()))?,
         ));
     }
     Ok(Results {
@@ -125,15 +137,21 @@ pub fn vdevs(machine: &Machine) -> Result<Vec<Vdev>> {
 fn vdev(entry: &Value) -> Result<Vdev> {
     let text = |name: &str| entry[name].as_str().map(str::to_owned);
     let number = |name: &str| entry[name].as_u64();
+    let delivered = |line: &Value| line["delivered"].as_u64();
     let read = || {
+        let lines = entry["interrupts"].as_array()?;
         Some(Vdev {
             vm: text("vm")?,
             name: text("name")?,
             pasid: number("pasid")?,
             submission_exits: number("submission_exits")?,
+            interrupts: lines.iter().map(delivered).sum::<Option<u64>>()?,
+            faults: number("faults")?,
         })
     };
-    read().with_context(|| format!("vdevs --json: no vm, name, pasid or submission_exits in {entry}"))
+    read().with_context(|| {
+        format!("vdevs --json: no vm, name, pasid, submission_exits, interrupts or faults in {entry}")
+    })
 }
 
 /// `configuration` with the framed console that the harness reads.
@@ -167,12 +185,21 @@ mod tests {
 
     #[test]
     fn reads_a_vdev_and_misses_what_is_not_there() {
-        let mut entry = json!({ "vm": "alpha", "name": "dsa0/dsa-dwq#1", "pasid": 3, "submission_exits": 7 });
+        let mut entry = json!({
+            "vm": "alpha",
+            "name": "dsa0/dsa-dwq#1",
+            "pasid": 3,
+            "submission_exits": 7,
+            "interrupts": [{ "delivered": 2 }, { "delivered": 9 }],
+            "faults": 1,
+        });
         let wanted = Vdev {
             vm: "alpha".into(),
             name: "dsa0/dsa-dwq#1".into(),
             pasid: 3,
             submission_exits: 7,
+            interrupts: 11,
+            faults: 1,
         };
         assert_eq!(vdev(&entry).unwrap(), wanted);
         entry["pasid"] = Value::Null;
@@ -181,14 +208,15 @@ mod tests {
 
     #[test]
     fn reads_the_guests_line() {
-        let line = "PASIDON dmatest channel=dma0chan0 tests=10000 failures=2 copies_per_second=123.4\n";
-        let result = Dmatest::parse(line).unwrap();
+        let line = "PASIDON dsa-test by=dmatest copies=10000 failures=2 copies_per_second=123.4\n";
+        let result = Copies::parse(line).unwrap();
         assert_eq!(
-            (result.tests, result.failures, result.channel.as_str()),
-            (10_000, 2, "dma0chan0")
+            (result.done, result.failures, result.by.as_str()),
+            (10_000, 2, "dmatest")
         );
-        let error = Dmatest::parse("PASIDON dmatest channel=dma0chan0 error=\"no summary\"\n").unwrap_err();
+        assert!(!result.good());
+        let error = Copies::parse("PASIDON dsa-test by=dmatest error=\"no summary\"\n").unwrap_err();
         assert!(error.to_string().contains("no summary"));
-        assert!(Dmatest::parse("PASIDON dsa dsa0 error=\"loading idxd\" cmd_status=").is_err());
+        assert!(Copies::parse("PASIDON dsa dsa0 error=\"loading idxd\" cmd_status=").is_err());
     }
 }

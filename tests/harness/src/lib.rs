@@ -15,7 +15,7 @@
 //! | [`qmp`] | changing the machine from outside |
 //! | [`image`] | the boot disk |
 //! | [`workshop`] | where a scenario gets its files from |
-//! | [`demonstration`] | all guests' dmatest at once |
+//! | [`demonstration`] | all guests' copies at once |
 //! | [`scenario`] | what a scenario is, and running a list of them |
 //! | [`scenarios`] | the scenarios |
 //! | [`mod@bench`] | the benchmarks |

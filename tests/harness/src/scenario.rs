@@ -55,9 +55,7 @@ impl Lab<'_> {
         fill: impl FnOnce(Image) -> Image,
         adapt: impl FnOnce(Platform) -> Platform,
     ) -> Result<Machine> {
-        // The guests' serial line has another name on each architecture.
-        let console = format!("console={}", self.arch().console());
-        let configuration = &configuration.replace("console=ttyS0", &console);
+        let configuration = &self.arch().configuration(configuration);
         let image =
             Image::new(&self.workshop.application(features)?, configuration).linux(&self.workshop.linux()?);
         let path = self.folder.join("disk.img");

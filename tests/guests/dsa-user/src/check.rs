@@ -8,14 +8,16 @@ use crate::device::Queue;
 use crate::memory::{Memory, SIZE};
 use crate::wait::Wait;
 use anyhow::{Result, bail, ensure};
+use clap::ValueEnum;
 use core::fmt;
 use crc::{CRC_32_ISCSI, Crc};
 use fastrand::Rng;
+use std::time::{Duration, Instant};
 
 /// CRC-32C, which is the device's.
 const CRC: Crc<u32> = Crc::<u32>::new(&CRC_32_ISCSI);
 /// Most bytes of one operation.
-const LARGEST: usize = 64 << 10;
+pub const LARGEST: usize = 64 << 10;
 /// Known bytes before and behind a destination.
 const FRAME: usize = 64;
 const FRAME_BYTE: u8 = 0xa5;
@@ -24,9 +26,69 @@ const RECORD_AT: usize = 0;
 const SOURCE_AREA: core::ops::Range<usize> = 0x1000..SIZE / 2;
 const DESTINATION_AREA: core::ops::Range<usize> = SIZE / 2 + FRAME..SIZE - FRAME;
 
+/// What there is to choose from.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
+pub enum Choice {
+    /// Copies
+    Copy,
+    /// Repetitions of a pattern of eight bytes
+    Fill,
+    /// Comparisons, of what is equal and of what differs in one byte
+    Compare,
+    /// Checksums, CRC-32C
+    Crc,
+}
+
+impl Choice {
+    fn kinds(self) -> &'static [Kind] {
+        match self {
+            Self::Copy => &[Kind::Copy],
+            Self::Fill => &[Kind::Fill],
+            Self::Compare => &[Kind::CompareEqual, Kind::CompareDifferent],
+            Self::Crc => &[Kind::Crc],
+        }
+    }
+}
+
+/// Which operations there are.
+pub struct Mix {
+    kinds: Vec<Kind>,
+    largest: usize,
+}
+
+impl Mix {
+    /// Those of the choices, each of at most `largest` bytes.
+    ///
+    /// # Errors
+    /// When that is more than the memory or the queue takes.
+    pub fn new(choices: &[Choice], largest: usize, queue: &Queue) -> Result<Self> {
+        let most = usize::try_from(queue.largest_transfer).map_or(LARGEST, |most| most.min(LARGEST));
+        ensure!(
+            (1..=most).contains(&largest),
+            "operations of {largest} bytes; this queue takes 1 to {most} here"
+        );
+        let kinds = choices.iter().flat_map(|choice| choice.kinds()).copied();
+        Ok(Self {
+            kinds: kinds.collect(),
+            largest,
+        })
+    }
+
+    /// Any of them, of any size and alignment.
+    pub fn random(&self, random: &mut Rng) -> Operation {
+        let size = random.usize(1..=self.largest);
+        Operation {
+            kind: self.kinds[random.usize(..self.kinds.len())],
+            source: random.usize(SOURCE_AREA.start..SOURCE_AREA.end - size),
+            destination: random.usize(DESTINATION_AREA.start..DESTINATION_AREA.end - size),
+            size,
+        }
+    }
+}
+
 /// What to do.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Kind {
+enum Kind {
     /// Copies.
     Copy,
     /// Repeats a pattern of eight bytes.
@@ -92,27 +154,15 @@ impl fmt::Display for Counts {
 }
 
 impl Operation {
-    /// Any kind, size and alignment that the queue takes.
-    pub fn random(random: &mut Rng, queue: &Queue) -> Self {
-        const KINDS: [Kind; 5] = [
-            Kind::Copy,
-            Kind::Fill,
-            Kind::CompareEqual,
-            Kind::CompareDifferent,
-            Kind::Crc,
-        ];
-        let largest = usize::try_from(queue.largest_transfer).map_or(LARGEST, |most| most.min(LARGEST));
-        let size = random.usize(1..=largest);
-        Self {
-            kind: KINDS[random.usize(..KINDS.len())],
-            source: random.usize(SOURCE_AREA.start..SOURCE_AREA.end - size),
-            destination: random.usize(DESTINATION_AREA.start..DESTINATION_AREA.end - size),
-            size,
-        }
-    }
-
-    /// Prepares the data, has the device do it, and verifies.
-    pub fn run(&self, memory: &mut Memory, queue: &Queue, wait: &Wait, random: &mut Rng) -> Result<()> {
+    /// Prepares the data, has the device do it, and verifies. Adds to `busy` what the device's part took.
+    pub fn run(
+        &self,
+        memory: &mut Memory,
+        queue: &Queue,
+        wait: &Wait,
+        random: &mut Rng,
+        busy: &mut Duration,
+    ) -> Result<()> {
         let source = self.source..self.source + self.size;
         let destination = self.destination..self.destination + self.size;
         let frame = destination.start - FRAME..destination.end + FRAME;
@@ -141,7 +191,9 @@ impl Operation {
         }
         let crc = CRC.checksum(&bytes[source]);
 
+        let start = Instant::now();
         self.submit(memory, queue, wait, pattern)?;
+        *busy += start.elapsed();
 
         let bytes = memory.bytes();
         let record = Record(&bytes[RECORD_AT..RECORD_AT + RECORD]);

@@ -12,6 +12,7 @@
 //! | `descriptor` | what the device is asked for, and what it answers |
 //! | `wait` | waits for the answer: by looking, or by interrupt |
 //! | `check` | operations with random data, each compared with what the processor computes |
+//! | `poke` | one copy between addresses of the user's choice |
 //!
 //! Nothing here knows that there is a hypervisor. The queue carries a PASID of which the guest sees nothing, and
 //! addresses are guest-physical ones, since the guest has no IOMMU of its own.
@@ -21,30 +22,57 @@ mod descriptor;
 mod device;
 mod function;
 mod memory;
+mod poke;
 mod portal;
 mod wait;
 
 use anyhow::{Context, Result, bail};
-use clap::{Parser, ValueEnum};
+use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::process::ExitCode;
-use std::time::Instant;
+use std::time::Duration;
 
-/// Drives a DSA work queue from user space: copies, fills, compares and CRCs of random data, each one verified.
+/// Drives a DSA work queue from user space.
 ///
-/// Needs root and a DSA function (8086:0b25) that no kernel driver has. The last line says how many operations of
-/// each kind were done and how many failed; the exit status is 0 only if none did.
+/// Needs root and a DSA function (8086:0b25) that no kernel driver has, except a UIO driver.
 #[derive(Parser)]
 #[command(version)]
 struct Arguments {
+    #[command(subcommand)]
+    command: Command,
     /// The PCI function, such as 0000:00:01.0 [default: the first DSA]
-    #[arg(long)]
+    #[arg(long, global = true)]
     device: Option<String>,
+    /// How to wait for an operation's end
+    #[arg(long, value_enum, global = true, default_value_t = How::Polling)]
+    wait: How,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Copies, fills, compares and CRCs of random data, each one verified
+    ///
+    /// The last line says how many operations of each kind were done, how many failed, and how many the device does in
+    /// a second; preparing and verifying the data is not counted. The exit status is 0 only if none failed.
+    Verify(Verify),
+    /// One copy between addresses of your choice, also ones that are not yours
+    ///
+    /// The last line says what came of it: result=ok, error (with the status and the address that the device reports)
+    /// or timeout, and with --fill whether the destination holds the filled bytes. The exit status is 0 if the device
+    /// answered at all.
+    Poke(poke::Poke),
+}
+
+#[derive(Args)]
+struct Verify {
     /// How many operations
     #[arg(long, default_value_t = 1000)]
     operations: u64,
-    /// How to wait for an operation's end
-    #[arg(long, value_enum, default_value_t = How::Polling)]
-    wait: How,
+    /// Which kinds, separated by commas [default: all]
+    #[arg(long, value_enum, value_delimiter = ',', hide_default_value = true, default_values_t = [check::Choice::Copy, check::Choice::Fill, check::Choice::Compare, check::Choice::Crc])]
+    only: Vec<check::Choice>,
+    /// Most bytes of one operation
+    #[arg(long, default_value_t = check::LARGEST)]
+    largest: usize,
     /// Where the random numbers start; the same seed gives the same operations
     #[arg(long, default_value_t = 1)]
     seed: u64,
@@ -55,14 +83,14 @@ struct Arguments {
 enum How {
     /// Look at the completion record
     Polling,
-    /// Sleep until the queue's MSI-X vector is raised (needs a UIO driver, see `wait`)
+    /// Sleep until the queue's MSI-X vector is raised (needs the UIO driver uio_msix)
     Interrupt,
 }
 
 fn main() -> ExitCode {
     match run(&Arguments::parse()) {
-        Ok(0) => ExitCode::SUCCESS,
-        Ok(_) => ExitCode::FAILURE,
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
         Err(error) => {
             println!("PASIDON dsa-user error=\"{error:#}\"");
             ExitCode::FAILURE
@@ -70,8 +98,8 @@ fn main() -> ExitCode {
     }
 }
 
-/// Returns how many operations failed.
-fn run(arguments: &Arguments) -> Result<u64> {
+/// Returns whether all went well.
+fn run(arguments: &Arguments) -> Result<bool> {
     let function = function::Function::find(arguments.device.as_deref())?;
     let wait = match arguments.wait {
         How::Polling => wait::Wait::Polling,
@@ -79,7 +107,7 @@ fn run(arguments: &Arguments) -> Result<u64> {
     };
     function.enable()?;
     let device = device::Device::bring_up(&function)?;
-    let queue = device.enable_queue(matches!(wait, wait::Wait::Interrupt(_)))?;
+    let queue = device.enable_queue(wait.by_interrupt())?;
     println!(
         "dsa-user: {} with {} entries, transfers up to {} KiB, {}",
         function.address,
@@ -88,12 +116,53 @@ fn run(arguments: &Arguments) -> Result<u64> {
         wait.describe()
     );
     let mut memory = memory::Memory::new()?;
-    let mut random = fastrand::Rng::with_seed(arguments.seed);
+    match &arguments.command {
+        Command::Verify(options) => {
+            let summary = verify(options, &mut memory, &queue, &wait)?;
+            device.disable().context("switching the device off")?;
+            println!("PASIDON dsa-user {summary}");
+            Ok(summary.done.failures == 0)
+        }
+        Command::Poke(options) => {
+            let outcome = poke::run(options, &mut memory, &queue, &wait)?;
+            device.disable().context("switching the device off")?;
+            println!("PASIDON poke {options} {outcome}");
+            Ok(outcome.answered())
+        }
+    }
+}
+
+/// What came of many operations.
+struct Summary {
+    done: check::Counts,
+    interrupts: u64,
+    per_second: f64,
+}
+
+impl std::fmt::Display for Summary {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self {
+            done,
+            interrupts,
+            per_second,
+        } = self;
+        write!(f, "{done} interrupts={interrupts} per_second={per_second:.2}")
+    }
+}
+
+fn verify(
+    options: &Verify,
+    memory: &mut memory::Memory,
+    queue: &device::Queue,
+    wait: &wait::Wait,
+) -> Result<Summary> {
+    let mix = check::Mix::new(&options.only, options.largest, queue)?;
+    let mut random = fastrand::Rng::with_seed(options.seed);
     let mut done = check::Counts::default();
-    let start = Instant::now();
-    for number in 0..arguments.operations {
-        let operation = check::Operation::random(&mut random, &queue);
-        if let Err(error) = operation.run(&mut memory, &queue, &wait, &mut random) {
+    let mut busy = Duration::ZERO;
+    for number in 0..options.operations {
+        let operation = mix.random(&mut random);
+        if let Err(error) = operation.run(memory, queue, wait, &mut random, &mut busy) {
             done.failures += 1;
             println!("dsa-user: operation {number}, {operation}: {error:#}");
             if done.failures == GIVE_UP_AFTER {
@@ -102,14 +171,11 @@ fn run(arguments: &Arguments) -> Result<u64> {
         }
         done.count(&operation);
     }
-    let seconds = start.elapsed().as_secs_f64();
-    device.disable().context("switching the device off")?;
-    println!(
-        "PASIDON dsa-user {done} interrupts={} per_second={:.0}",
-        wait.interrupts(),
-        arguments.operations as f64 / seconds
-    );
-    Ok(done.failures)
+    Ok(Summary {
+        done,
+        interrupts: wait.interrupts(),
+        per_second: options.operations as f64 / busy.as_secs_f64(),
+    })
 }
 
 /// Failures after which nothing more is to be learnt.

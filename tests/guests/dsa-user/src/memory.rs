@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Memory that the device may read and write.
+//! Memory that the device may read and write, and memory at an address of the user's choice.
 //!
 //! **Principle.** One huge page: contiguous, never moved or swapped, so that one look at its guest-physical address
 //! holds for all of it. Without an IOMMU of the guest's own, that is the address the device uses.
@@ -7,13 +7,14 @@
 //! Source: Linux, `Documentation/admin-guide/mm/pagemap.rst` and `hugetlbpage.rst`.
 
 use anyhow::{Context, Result, ensure};
-use rustix::mm::{MapFlags, ProtFlags, mmap_anonymous};
-use std::fs::{self, File};
+use rustix::mm::{MapFlags, ProtFlags, mmap, mmap_anonymous};
+use std::fs::{self, File, OpenOptions};
 use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicU8, Ordering};
 
 const HUGE_PAGES: &str = "/proc/sys/vm/nr_hugepages";
 const PAGEMAP: &str = "/proc/self/pagemap";
+const PHYSICAL: &str = "/dev/mem";
 /// The default size of huge pages on both architectures, with pages of 4 KiB.
 pub const SIZE: usize = 2 << 20;
 const PAGE_SIZE: u64 = 4096;
@@ -79,5 +80,60 @@ impl Memory {
         assert!(offset < SIZE);
         // SAFETY: within the mapping, and an atomic is what may change under our eyes.
         unsafe { AtomicU8::from_ptr(self.base.add(offset)) }.load(Ordering::Acquire)
+    }
+}
+
+/// Memory at a guest-physical address that the kernel was told to leave alone. It stays mapped until the program ends.
+pub struct Physical {
+    base: *mut u64,
+    words: usize,
+}
+
+impl Physical {
+    /// Maps `len` bytes, in whole words.
+    pub fn map(address: u64, len: usize) -> Result<Self> {
+        let what = || format!("mapping {len:#x} bytes at {address:#x} through {PHYSICAL}");
+        ensure!(
+            address.is_multiple_of(size_of::<u64>() as u64),
+            "address {address:#x} is no multiple of 8"
+        );
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .open(PHYSICAL)
+            .with_context(what)?;
+        let within = address % PAGE_SIZE;
+        // SAFETY: a new mapping where the kernel chooses; it refuses what is its own.
+        let base = unsafe {
+            mmap(
+                core::ptr::null_mut(),
+                len + within as usize,
+                ProtFlags::READ | ProtFlags::WRITE,
+                MapFlags::SHARED,
+                &file,
+                address - within,
+            )
+        }
+        .with_context(what)?;
+        Ok(Self {
+            base: base.cast::<u8>().wrapping_add(within as usize).cast(),
+            words: len / size_of::<u64>(),
+        })
+    }
+
+    /// Writes a byte all over.
+    pub fn fill(&mut self, byte: u8) {
+        for word in 0..self.words {
+            // SAFETY: within the mapping and aligned. One access each: Arm maps it as device memory, which takes no others.
+            unsafe { self.base.add(word).write_volatile(u64::from_ne_bytes([byte; 8])) };
+        }
+    }
+
+    /// Whether there is nothing but that byte.
+    pub fn is_all(&self, byte: u8) -> bool {
+        (0..self.words).all(|word| {
+            // SAFETY: as above.
+            unsafe { self.base.add(word).read_volatile() == u64::from_ne_bytes([byte; 8]) }
+        })
     }
 }

@@ -71,6 +71,11 @@ impl Wait {
         }
     }
 
+    /// Whether the device is to send interrupts.
+    pub fn by_interrupt(&self) -> bool {
+        matches!(self, Self::Interrupt(_))
+    }
+
     /// Interrupts seen so far.
     pub fn interrupts(&self) -> u64 {
         match self {

@@ -5,18 +5,19 @@ use super::plugin::{self, Counted};
 use super::{Figure, Results, median, timed};
 use crate::demonstration;
 use crate::scenario::Lab;
-use crate::scenarios::pasidon::{HOST, check, shell, vm};
+use crate::scenarios::pasidon::{HOST, dsa_up, shell, vm};
 use crate::workshop::Workshop;
 use anyhow::{Context, Result};
 use std::collections::BTreeMap;
 use std::path::Path;
 
-/// Kinds of exits by their place in `tests/guests/linux/modules/exit_cost.c`.
-const KINDS: [(u32, &str); 4] = [
+/// Kinds of exits by their numbers in `tests/guests/linux/modules/exit_cost.c`.
+const KINDS: [(u32, &str); 5] = [
     (1, "CPUID"),
     (2, "port read"),
     (3, "null hypercall"),
     (4, "trapped MMIO read"),
+    (5, "identification register read"),
 ];
 /// How often a round of that module repeats the exit.
 const REPEATS: f64 = 200.0;
@@ -34,7 +35,7 @@ pub fn exits(workshop: &dyn Workshop, folder: &Path) -> Result<Results> {
         demonstration::platform(p).arguments(arguments)
     })?;
     let alpha = shell(&machine, "alpha")?;
-    check(&machine, alpha, "dsa-up", "channel=dma0chan0")?;
+    dsa_up(&machine, alpha)?;
     timed::exit_costs(&machine, alpha)?;
     // QEMU writes its log out when it ends.
     drop(machine);

@@ -2,18 +2,18 @@
 //! Figures that depend on time, and those that Pasidon counts itself.
 
 use super::{Figure, Results, median};
-use crate::demonstration::{self, Dmatest};
+use crate::demonstration;
 use crate::machine::{Console, Machine};
 use crate::scenario::Lab;
-use crate::scenarios::pasidon::{BOOT_TIMEOUT, DMATEST_TIMEOUT, HOST, check, named, shell, vm};
+use crate::scenarios::pasidon::{BOOT_TIMEOUT, HOST, check, copies, dsa_up, named, shell, vm};
 use crate::workshop::Workshop;
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use serde_json::Value;
 use std::fs;
 use std::path::Path;
 use std::time::Duration;
 
-/// Copies of one run of dmatest.
+/// Copies of one run.
 const COPIES: u64 = 2000;
 /// Runs whose median counts.
 const RUNS: usize = 5;
@@ -31,13 +31,12 @@ fn bare(workshop: &dyn Workshop) -> Result<Bare> {
         workshop,
         folder: Default::default(),
     };
-    let machine = lab.bare_linux("intel_iommu=on,sm_on pasidon.name=plain", |p| {
-        p.dsa("device-id=0x0b25")
-    })?;
+    let words = format!("{} pasidon.name=plain", lab.arch().words_for_bare_accelerator());
+    let machine = lab.bare_linux(&words, |p| p.dsa("device-id=0x0b25"))?;
     let console = machine.log();
     let kernel_to_init = kernel_to_init(console, "plain")?;
     console.expect(crate::machine::PROMPT, BOOT_TIMEOUT)?;
-    check(&machine, console, "dsa-up", "channel=dma0chan0")?;
+    dsa_up(&machine, console)?;
     Ok(Bare {
         copies_per_second: copies_per_second(&machine, console)?,
         kernel_to_init,
@@ -82,7 +81,7 @@ pub fn guests(workshop: &dyn Workshop, folder: &Path) -> Result<Results> {
     }
     let alpha = machine.console("alpha")?;
     alpha.expect(crate::machine::PROMPT, BOOT_TIMEOUT)?;
-    check(&machine, alpha, "dsa-up", "channel=dma0chan0")?;
+    dsa_up(&machine, alpha)?;
     let before = exits(&machine)?;
     let rate = copies_per_second(&machine, alpha)?;
     let after = exits(&machine)?;
@@ -116,7 +115,7 @@ pub fn guests(workshop: &dyn Workshop, folder: &Path) -> Result<Results> {
         figures.push(Figure::new(
             format!("cost of an exit to its guest: {kind}"),
             ticks,
-            "TSC ticks",
+            "ticks",
         ));
     }
     figures.extend(end_and_start(&machine)?);
@@ -131,26 +130,18 @@ fn kernel_to_init(console: Console<'_>, name: &str) -> Result<Duration> {
     Ok(console.time_of_match().saturating_sub(kernel))
 }
 
-/// The median of some runs of dmatest, which must all be without a failure.
+/// The median of some runs, which must all be without a failure.
 fn copies_per_second(machine: &Machine, console: Console<'_>) -> Result<f64> {
     let mut rates = Vec::new();
     for _ in 0..RUNS {
-        let said = console.command(&format!("dsa-test {COPIES}"), DMATEST_TIMEOUT)?;
-        let line = said
-            .lines()
-            .find(|line| line.starts_with("PASIDON dmatest"))
-            .unwrap_or(&said);
-        let result = Dmatest::parse(line)?;
-        let good = result.tests == COPIES && result.failures == 0;
-        ensure!(good, "dmatest: {result:?}\n{}", machine.transcript());
-        rates.push(result.copies_per_second.parse()?);
+        rates.push(copies(machine, console, COPIES)?.per_second.parse()?);
     }
     Ok(median(rates))
 }
 
 /// What `exit-cost` in the guest prints.
 pub fn exit_costs(machine: &Machine, console: Console<'_>) -> Result<Vec<(String, f64)>> {
-    let said = check(machine, console, "exit-cost vmmcall=1", "PASIDON cost done")?;
+    let said = check(machine, console, "exit-cost hypercall=1", "PASIDON cost done")?;
     let lines = said
         .lines()
         .filter_map(|line| line.strip_prefix("PASIDON cost kind="));

@@ -70,8 +70,8 @@ pub const THREE: Scenario = Scenario {
 /// Floating-point registers stay a guest's own.
 pub const FPU: Scenario = Scenario {
     name: "fpu-isolation",
-    about: "three guests on two pCPUs keep patterns of their own in x87, SSE and AVX registers across turns",
-    arches: &[Arch::X86_64],
+    about: "three guests on two pCPUs keep patterns of their own in x87, SSE and AVX registers (on Arm V0-V31) across turns",
+    arches: Arch::ALL,
     run: |lab| {
         let configuration = [HOST, &vm("alpha", 0, ""), &vm("beta", 0, ""), &vm("gamma", 0, "")].concat();
         let machine = lab.pasidon(&configuration, demonstration::platform)?;
@@ -82,9 +82,14 @@ pub const FPU: Scenario = Scenario {
         for (name, seed) in guests {
             machine.console(name)?.send_line(&format!("fpu-check {seed}"))?;
         }
+        let registers = match lab.arch() {
+            Arch::X86_64 => "x87\\+avx",
+            Arch::Aarch64 => "simd",
+        };
         let mut interrupted = 0;
         for (name, seed) in guests {
-            let line = format!("^PASIDON fpu seed={seed} avx=1 rounds=60 gaps=(\\d+) wrong=(\\d+)$");
+            let line =
+                format!("^PASIDON fpu seed={seed} registers={registers} rounds=60 gaps=(\\d+) wrong=(\\d+)$");
             let found = machine.console(name)?.expect(&line, BOOT_TIMEOUT)?;
             anyhow::ensure!(found[2] == "0", "{name}: {}", found[0]);
             interrupted += found[1].parse::<u32>()?;

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! The ordered end: what a VM held is taken back completely, and nothing of it reaches the next owner.
 
-use super::pasidon::{BOOT_TIMEOUT, HOST, check, named, shell, vm, wait_for_state};
+use super::pasidon::{BOOT_TIMEOUT, HOST, check, copies, dsa_up, named, shell, vm, wait_for_state};
 use crate::arch::Arch;
 use crate::demonstration;
 use crate::machine::Machine;
@@ -25,7 +25,7 @@ pub const KILLED: Scenario = Scenario {
         let configuration = [HOST, &vm("alpha", 1, ""), &vm("beta", 1, "")].concat();
         let machine = lab.pasidon(&configuration, demonstration::platform)?;
         let beta = shell(&machine, "beta")?;
-        check(&machine, beta, "dsa-up", "channel=dma0chan0")?;
+        dsa_up(&machine, beta)?;
         shell(&machine, "alpha")?;
         machine.monitor("vm alpha stop")?;
         wait_for_state(&machine, "alpha", "stopped")?;
@@ -34,11 +34,9 @@ pub const KILLED: Scenario = Scenario {
         for round in 1..=ROUNDS {
             machine.monitor("vm alpha start")?;
             let alpha = shell(&machine, "alpha")?;
-            check(&machine, alpha, "dsa-up", "channel=dma0chan0")?;
-            alpha.send_line("dsa-test 100000000 &")?;
-            // The first finished copies show that DMA is in flight.
-            alpha.send_line("until dmesg | grep -q 'dmatest: Started'; do :; done; echo in flight")?;
-            alpha.expect("^in flight$", BOOT_TIMEOUT)?;
+            dsa_up(&machine, alpha)?;
+            alpha.send_line("dsa-test 100000000")?;
+            alpha.expect("^PASIDON dsa-test started$", BOOT_TIMEOUT)?;
             machine.monitor("vm alpha stop")?;
             wait_for_state(&machine, "alpha", "stopped")?;
             let now = counters(&machine)?;
@@ -48,7 +46,7 @@ pub const KILLED: Scenario = Scenario {
                 machine.transcript()
             );
             heap.push(heap_used(&machine)?);
-            check(&machine, beta, "dsa-test 50", "tests=50 failures=0")?;
+            copies(&machine, beta, 50)?;
         }
         // By now every buffer has its size. What one round leaves behind, each round does.
         let half = ROUNDS as usize / 2;
@@ -78,7 +76,7 @@ pub const STALE_PASID_CACHE: Scenario = Scenario {
 
 /// Ends alpha and gives its PASID to beta, whose copies must then reach beta's memory and no other.
 fn reuse(lab: &Lab<'_>, features: &[&str]) -> Result<()> {
-    let words = "memmap=4M$0x8000000";
+    let words = lab.arch().words_to_set_aside();
     let later = |name, vdevs| vm(name, vdevs, words).replace("cmdline", "autostart = false\ncmdline");
     // There is one PASID only, so that beta gets alpha's.
     let host = HOST.replacen("[host]", "[host]\nlast_pasid = 1", 1);
@@ -90,9 +88,10 @@ fn reuse(lab: &Lab<'_>, features: &[&str]) -> Result<()> {
     ]
     .concat();
     let machine = lab.pasidon_with(&configuration, features, |image| image, demonstration::platform)?;
-    let copy = "dsa-poke src=0x8000000 dst=0x8100000 len=65536";
+    let [source, destination] = [0, 1 << 20].map(|offset| lab.arch().set_aside() + offset);
+    let copy = format!("dsa-poke src={source:#x} dst={destination:#x} len=65536");
     let alpha = shell(&machine, "alpha")?;
-    check(&machine, alpha, "dsa-up", "channel=dma0chan0")?;
+    dsa_up(&machine, alpha)?;
     check(&machine, alpha, &format!("{copy} fill=17"), "result=ok match=yes")?;
     let old = named_vdev(&machine, "alpha")?;
     machine.monitor("vm alpha stop")?;
@@ -106,7 +105,7 @@ fn reuse(lab: &Lab<'_>, features: &[&str]) -> Result<()> {
         old == new,
         "beta has PASID {new}, not alpha's {old}: this shows nothing about reuse"
     );
-    check(&machine, beta, "dsa-up", "channel=dma0chan0")?;
+    dsa_up(&machine, beta)?;
     let said = beta.command(&format!("{copy} fill=34"), BOOT_TIMEOUT)?;
     ensure!(
         said.contains("result=ok match=yes"),

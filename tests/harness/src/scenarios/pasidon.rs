@@ -2,6 +2,7 @@
 //! What the scenarios that boot Pasidon have in common: configurations, how long things may take, and what the
 //! monitor says.
 
+use crate::demonstration::Copies;
 use crate::machine::{Console, Machine, PROMPT};
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
@@ -11,8 +12,8 @@ use std::time::{Duration, Instant};
 pub const BOOT_TIMEOUT: Duration = Duration::from_secs(300);
 /// A command in a guest or in the monitor that does little.
 pub const COMMAND_TIMEOUT: Duration = Duration::from_secs(60);
-/// A guest's dmatest of some thousand copies, beside others.
-pub const DMATEST_TIMEOUT: Duration = Duration::from_secs(600);
+/// A guest's test of some thousand copies, beside others.
+pub const COPIES_TIMEOUT: Duration = Duration::from_secs(600);
 
 /// The `[host]` section that the harness needs, and the accelerator of the reference platform.
 pub const HOST: &str = "[host]\nconsole = \"framed\"\n\n[parent.dsa0]\npci = \"0000:00:04.0\"\n\n";
@@ -43,13 +44,53 @@ pub fn shell<'m>(machine: &'m Machine, name: &str) -> Result<Console<'m>> {
 /// # Errors
 /// When it prints something else, or nothing in time.
 pub fn check(machine: &Machine, console: Console<'_>, command: &str, wanted: &str) -> Result<String> {
-    let said = console.command(command, DMATEST_TIMEOUT)?;
+    let said = console.command(command, COPIES_TIMEOUT)?;
     ensure!(
         said.contains(wanted),
         "{command}: wanted {wanted}, got {said}\n{}",
         machine.transcript()
     );
     Ok(said)
+}
+
+/// Has a driver in the guest take the accelerator.
+///
+/// # Errors
+/// When that fails.
+pub fn dsa_up(machine: &Machine, console: Console<'_>) -> Result<()> {
+    let said = console.command("dsa-up", COPIES_TIMEOUT)?;
+    let up = said.lines().any(|line| {
+        let words: Vec<&str> = line.split(' ').collect();
+        matches!(words[..], ["PASIDON", "dsa", _, "up", ..])
+    });
+    ensure!(up, "dsa-up: {said}\n{}", machine.transcript());
+    Ok(())
+}
+
+/// Has the guest do that many verified copies, after [`dsa_up`].
+///
+/// # Errors
+/// When one fails, or they are not all done in time.
+pub fn copies(machine: &Machine, console: Console<'_>, count: u64) -> Result<Copies> {
+    console.send_line(&format!("dsa-test {count}"))?;
+    let copies = copies_done(machine, console, count)?;
+    console.expect(PROMPT, COMMAND_TIMEOUT)?;
+    Ok(copies)
+}
+
+/// Waits for the end of that many verified copies, which somebody has started with `dsa-test`.
+///
+/// # Errors
+/// When one failed, or they are not all done in time.
+pub fn copies_done(machine: &Machine, console: Console<'_>, count: u64) -> Result<Copies> {
+    let line = console.expect(Copies::LINE, COPIES_TIMEOUT)?.swap_remove(0);
+    let copies = Copies::parse(&line)?;
+    ensure!(
+        copies.good() && copies.done == count,
+        "wanted {count} copies without a failure: {copies:?}\n{}",
+        machine.transcript()
+    );
+    Ok(copies)
 }
 
 /// The entry with that `name` of a list that the monitor gives, such as `vms`.

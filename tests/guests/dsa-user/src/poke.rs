@@ -1,0 +1,181 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! One copy between addresses of the user's choice.
+//!
+//! **Principle.** Isolation shows where a guest names memory that it does not own, or an address that its neighbour
+//! uses too. The device is told exactly what the user says; this program itself only touches what it may: its own
+//! memory, and where there is something to fill, addresses that the kernel was told to leave alone.
+
+use crate::descriptor::{Descriptor, Fields, RECORD, Record, SUCCESS, operation};
+use crate::device::Queue;
+use crate::memory::{Memory, Physical, SIZE};
+use crate::wait::Wait;
+use anyhow::{Result, ensure};
+use clap::Args;
+use core::fmt;
+
+/// Where things are in the memory: completion record, and what stands in for an address that was not given.
+const RECORD_AT: usize = 0;
+const SOURCE_AT: usize = 0x1000;
+const DESTINATION_AT: usize = SIZE / 2;
+/// Most bytes of the copy.
+const LARGEST: u32 = (SIZE / 2 - SOURCE_AT) as u32;
+/// What is filled is written in words.
+const WORD: usize = 8;
+
+#[derive(Args)]
+pub struct Poke {
+    /// Address of the source [default: memory of this program]
+    #[arg(long, value_parser = number, value_name = "ADDRESS")]
+    src: Option<u64>,
+    /// Address of the destination [default: memory of this program]
+    #[arg(long, value_parser = number, value_name = "ADDRESS")]
+    dst: Option<u64>,
+    /// Bytes to copy
+    #[arg(long, default_value_t = 4096, value_parser = clap::value_parser!(u32).range(1..=i64::from(LARGEST)))]
+    len: u32,
+    /// A byte that is written all over the source before, and its complement over the destination
+    ///
+    /// An address given with --src or --dst must then be one that the kernel was told to leave alone (such as by mem=
+    /// or memmap= on its command line), a multiple of 8, as must be the length.
+    #[arg(long)]
+    fill: Option<u8>,
+}
+
+/// What came of it.
+pub struct Outcome {
+    answer: Answer,
+    /// Whether the destination holds what was filled.
+    matches: Option<bool>,
+}
+
+enum Answer {
+    Ok,
+    /// Status of the completion record, and the address that it names.
+    Error(u8, u64),
+    Timeout,
+}
+
+impl Outcome {
+    /// Whether the device answered.
+    pub fn answered(&self) -> bool {
+        !matches!(self.answer, Answer::Timeout)
+    }
+}
+
+impl fmt::Display for Poke {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let [src, dst] = [self.src, self.dst].map(|address| address.unwrap_or(0));
+        write!(f, "src={src} dst={dst} len={}", self.len)
+    }
+}
+
+impl fmt::Display for Outcome {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let matches = match self.matches {
+            Some(true) => "yes",
+            Some(false) => "no",
+            None => "none",
+        };
+        match self.answer {
+            Answer::Ok => write!(f, "result=ok match={matches}"),
+            Answer::Error(status, address) => {
+                write!(
+                    f,
+                    "result=error match={matches} status={status:#04x} address={address:#x}"
+                )
+            }
+            Answer::Timeout => write!(f, "result=timeout match={matches}"),
+        }
+    }
+}
+
+/// Decimal, or hexadecimal with 0x.
+fn number(text: &str) -> Result<u64, core::num::ParseIntError> {
+    match text.strip_prefix("0x") {
+        Some(digits) => u64::from_str_radix(digits, 16),
+        None => text.parse(),
+    }
+}
+
+/// Does the copy.
+pub fn run(options: &Poke, memory: &mut Memory, queue: &Queue, wait: &Wait) -> Result<Outcome> {
+    let len = options.len as usize;
+    ensure!(
+        options.fill.is_none() || len.is_multiple_of(WORD),
+        "a length of {len} bytes; with --fill a multiple of {WORD} is needed"
+    );
+    let open = |address: Option<u64>| match (address, options.fill) {
+        (Some(address), Some(_)) => Physical::map(address, len).map(Some),
+        _ => Ok(None),
+    };
+    let mut source = open(options.src)?;
+    let mut destination = open(options.dst)?;
+    let bytes = memory.bytes();
+    bytes[RECORD_AT..RECORD_AT + RECORD].fill(0);
+    if let Some(fill) = options.fill {
+        match &mut source {
+            Some(source) => source.fill(fill),
+            None => bytes[SOURCE_AT..SOURCE_AT + len].fill(fill),
+        }
+        match &mut destination {
+            Some(destination) => destination.fill(!fill),
+            None => bytes[DESTINATION_AT..DESTINATION_AT + len].fill(!fill),
+        }
+    }
+    queue.portal.submit(&Descriptor::new(&Fields {
+        operation: operation::MEMORY_MOVE,
+        record: memory.address(RECORD_AT),
+        source: options.src.unwrap_or(memory.address(SOURCE_AT)),
+        destination: options.dst.unwrap_or(memory.address(DESTINATION_AT)),
+        size: options.len,
+        seed: 0,
+        interrupt: queue.interrupt,
+    }));
+    let waited = wait.complete(memory, RECORD_AT);
+    let bytes = memory.bytes();
+    let record = Record(&bytes[RECORD_AT..RECORD_AT + RECORD]);
+    let answer = match (record.status(), waited) {
+        (0, _) => Answer::Timeout,
+        // The record is there, but its interrupt did not come.
+        (_, Err(error)) => return Err(error),
+        (SUCCESS, Ok(())) => Answer::Ok,
+        (status, Ok(())) => Answer::Error(status, record.fault_address()),
+    };
+    let matches = options.fill.map(|fill| match &destination {
+        Some(destination) => destination.is_all(fill),
+        None => bytes[DESTINATION_AT..DESTINATION_AT + len]
+            .iter()
+            .all(|byte| *byte == fill),
+    });
+    Ok(Outcome { answer, matches })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_are_read_in_both_forms() {
+        assert_eq!(number("0x123456000").unwrap(), 0x1_2345_6000);
+        assert_eq!(number("4096").unwrap(), 4096);
+        assert!(number("12k").is_err());
+    }
+
+    #[test]
+    fn the_line_says_what_came_of_it() {
+        let poke = Poke {
+            src: None,
+            dst: Some(0x2000_0000),
+            len: 4096,
+            fill: None,
+        };
+        let outcome = Outcome {
+            answer: Answer::Error(3, 0x2000_0000),
+            matches: None,
+        };
+        assert_eq!(
+            format!("{poke} {outcome}"),
+            "src=0 dst=536870912 len=4096 result=error match=none status=0x03 address=0x20000000"
+        );
+    }
+}
