@@ -1,35 +1,52 @@
 // SPDX-License-Identifier: MIT OR GPL-2.0-or-later
 /*
- * exit_cost: what an exit to the hypervisor costs its guest, in ticks of the time-stamp counter.
+ * exit_cost: what an exit to the hypervisor costs its guest, in ticks of the processor's counter: the time-stamp
+ * counter, on Arm the virtual count.
  *
  * Runs once, when it is loaded, and prints a line for each kind of exit:
  *
  *   exit_cost: kind=KIND ticks=MEDIAN rounds=R repeats=N
  *
  * Each round repeats the exit N times between two markers, no-operations with a number in them, which
- * tests/platform/plugins/exits.c turns into instruction counts: 0x5041KKBB, where KK is the kind's place in the list
- * and BB is 00 at the start and 01 at the end of a round.
+ * tests/platform/plugins/exits.c turns into instruction counts: 0xKKBB, where KK is the kind's number and BB is 00 at
+ * the start and 01 at the end of a round.
  *
- * vmmcall=1 also measures the hypercall, which faults on a machine without a hypervisor.
+ * hypercall=1 also measures the hypercall, which faults on a machine without a hypervisor.
  */
 #include <linux/io.h>
 #include <linux/module.h>
 #include <linux/pci.h>
 #include <linux/sort.h>
+#ifdef CONFIG_X86
 #include <asm/msr.h>
 #include <asm/processor.h>
+#else
+#include <asm/arch_timer.h>
+#include <asm/sysreg.h>
+#endif
 
 #define ROUNDS 15
 #define REPEATS 200
-#define MARK(number) asm volatile(".byte 0x0f, 0x1f, 0x80\n\t.long %c0" : : "i"(0x50410000 | (number)) : "memory")
+/* Numbers of the kinds. */
+#define CPUID 1
+#define PORT_READ 2
+#define HYPERCALL 3
+#define MMIO_READ 4
+#define ID_REGISTER_READ 5
 /* No hypercall has this number: the answer is an error, and nothing else happens. */
 #define NO_SUCH_HYPERCALL 0x7fffffff
-/* Line status of the console, which the hypervisor emulates and whose reading changes nothing. */
-#define UART_LSR_PORT 0x3fd
 #define PCI_DEVICE_ID_DSA 0x0b25
 
-static bool vmmcall;
-module_param(vmmcall, bool, 0444);
+#ifdef CONFIG_X86
+#define MARK(number) asm volatile(".byte 0x0f, 0x1f, 0x80\n\t.long %c0" : : "i"(0x50410000 | (number)) : "memory")
+/* Line status of the console, which the hypervisor emulates and whose reading changes nothing. */
+#define UART_LSR_PORT 0x3fd
+#else
+#define MARK(number) asm volatile("movz xzr, #%c0, lsl #48" : : "i"(number) : "memory")
+#endif
+
+static bool hypercall;
+module_param(hypercall, bool, 0444);
 
 static u64 ticks[ROUNDS];
 
@@ -47,8 +64,17 @@ static void show(const char *kind)
 		REPEATS);
 }
 
+static u64 now(void)
+{
+#ifdef CONFIG_X86
+	return rdtsc_ordered();
+#else
+	return __arch_counter_get_cntvct();
+#endif
+}
+
 /* A macro, since the markers' numbers are part of instructions. */
-#define MEASURE(place, kind, operation)						\
+#define MEASURE(number, kind, operation)					\
 	do {									\
 		int round, i;							\
 										\
@@ -57,22 +83,39 @@ static void show(const char *kind)
 			u64 start;						\
 										\
 			local_irq_save(flags);					\
-			start = rdtsc_ordered();				\
-			MARK((place) << 8);					\
+			start = now();						\
+			MARK((number) << 8);					\
 			for (i = 0; i < REPEATS; i++)				\
 				operation;					\
-			MARK(((place) << 8) | 1);				\
-			ticks[round] = rdtsc_ordered() - start;			\
+			MARK(((number) << 8) | 1);				\
+			ticks[round] = now() - start;				\
 			local_irq_restore(flags);				\
 		}								\
 		show(kind);							\
 	} while (0)
 
-static void hypercall(void)
+static void call(void)
 {
+#ifdef CONFIG_X86
 	unsigned long number = NO_SUCH_HYPERCALL;
 
 	asm volatile("vmmcall" : "+a"(number) : : "rbx", "rcx", "rdx", "rsi", "memory");
+#else
+	register unsigned long number asm("x0") = NO_SUCH_HYPERCALL;
+
+	asm volatile("hvc #0" : "+r"(number) : : "x1", "x2", "x3", "memory");
+#endif
+}
+
+/* Exits that only this processor has. */
+static void processor(void)
+{
+#ifdef CONFIG_X86
+	MEASURE(CPUID, "cpuid", cpuid_eax(0));
+	MEASURE(PORT_READ, "port", inb(UART_LSR_PORT));
+#else
+	MEASURE(ID_REGISTER_READ, "id_register", read_sysreg(id_aa64mmfr0_el1));
+#endif
 }
 
 static int __init exit_cost_init(void)
@@ -80,14 +123,13 @@ static int __init exit_cost_init(void)
 	struct pci_dev *device = pci_get_device(PCI_VENDOR_ID_INTEL, PCI_DEVICE_ID_DSA, NULL);
 	void __iomem *registers;
 
-	MEASURE(1, "cpuid", cpuid_eax(0));
-	MEASURE(2, "port", inb(UART_LSR_PORT));
-	if (vmmcall)
-		MEASURE(3, "hypercall", hypercall());
+	processor();
+	if (hypercall)
+		MEASURE(HYPERCALL, "hypercall", call());
 	if (device) {
 		registers = pci_ioremap_bar(device, 0);
 		if (registers) {
-			MEASURE(4, "mmio", readl(registers));
+			MEASURE(MMIO_READ, "mmio", readl(registers));
 			iounmap(registers);
 		}
 		pci_dev_put(device);
