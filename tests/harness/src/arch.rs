@@ -64,6 +64,16 @@ impl Arch {
         self.ram_start() + (128 << 20)
     }
 
+    /// Where these machines take messages that raise interrupts: what a device writes there chooses which.
+    pub fn doorbell(self) -> u64 {
+        match self {
+            // The first address of the interrupt address range (Intel SDM 3A, 11.11.1): to local APIC 0.
+            Arch::X86_64 => 0xfee0_0000,
+            // GITS_TRANSLATER in the ITS of QEMU's virt machine.
+            Arch::Aarch64 => 0x0809_0040,
+        }
+    }
+
     /// Words for the command line of a Linux that drives the accelerator on the machine itself, with the IOMMU as fast as
     /// that driver can do with.
     pub fn words_for_bare_accelerator(self) -> &'static str {

@@ -30,6 +30,7 @@ pub const ALL: &[Scenario] = &[
     sharing::SAME_ADDRESSES,
     sharing::USER_SPACE,
     sharing::DENIED,
+    sharing::DOORBELL,
     lifecycle::KILLED,
     lifecycle::STALE_PASID_CACHE,
     configuration::OF_ONE_VM,

@@ -191,3 +191,60 @@ pub const DENIED: Scenario = Scenario {
         copies(&machine, alpha, 100).map(drop)
     },
 };
+
+/// Numbers that a message of the shared device may carry; its own are among them.
+const MESSAGES: u32 = 16;
+/// Hexadecimal digits of an address within a page.
+const PAGE_DIGITS: u64 = 3;
+
+/// A guest's DMA does not reach what turns writes of the shared device into interrupts.
+pub const DOORBELL: Scenario = Scenario {
+    name: "doorbell-denied",
+    about: "DMA to where the device's interrupt messages go: a fault in the guest's name, no interrupt for the other guest",
+    arches: &[Arch::X86_64],
+    run: |lab| {
+        let words = lab.arch().words_to_set_aside();
+        let configuration = [HOST, &vm("alpha", 1, words), &vm("beta", 1, words)].concat();
+        let machine = lab.pasidon(&configuration, demonstration::platform)?;
+        let alpha = shell(&machine, "alpha")?;
+        let beta = shell(&machine, "beta")?;
+        for console in [alpha, beta] {
+            dsa_up(&machine, console)?;
+        }
+        // Now its interrupts have their places among the device's.
+        copies(&machine, beta, 50)?;
+        let vdev = |name: &str| -> Result<demonstration::Vdev> {
+            let vdevs = demonstration::vdevs(&machine)?;
+            let found = vdevs.into_iter().find(|vdev| vdev.vm == name);
+            found.with_context(|| format!("no vdev of {name}"))
+        };
+        let before = vdev("beta")?;
+        ensure!(
+            before.interrupts >= 50,
+            "50 copies of beta, and these interrupts: {before:?}"
+        );
+        let [message, doorbell] = [lab.arch().set_aside(), lab.arch().doorbell()];
+        let poke = format!("dsa-poke src={message:#x} dst={doorbell:#x} len=4");
+        for number in 0..MESSAGES {
+            alpha.command(&format!("devmem {message:#x} 32 {number}"), COMMAND_TIMEOUT)?;
+            check(&machine, alpha, &poke, "result=error")?;
+        }
+        let attacker = vdev("alpha")?;
+        // An IOMMU reports the page, or the address within it. Of many faults in a row not each one has a line.
+        let page = format!("{:#x}", doorbell >> (PAGE_DIGITS * 4));
+        let line = format!("fault: vm alpha .* pasid {}: .*{page}", attacker.pasid);
+        machine.log().expect(&line, COMMAND_TIMEOUT)?;
+        ensure!(
+            attacker.faults == u64::from(MESSAGES),
+            "{MESSAGES} messages, and these faults: {attacker:?}"
+        );
+        let after = vdev("beta")?;
+        ensure!(
+            after.interrupts == before.interrupts,
+            "beta had {} interrupts, and has {} after alpha's messages",
+            before.interrupts,
+            after.interrupts
+        );
+        copies(&machine, beta, 50).map(drop)
+    },
+};
