@@ -25,6 +25,7 @@ pub mod host;
 pub mod interrupts;
 pub mod ioapic;
 pub mod machine_check;
+pub mod marker;
 pub mod paging;
 pub mod pcpu;
 pub mod platform;

@@ -7,8 +7,7 @@
 //! same state runs the same instructions. What is attached is as it is for VMs: each PASID has a page table of its
 //! own, with memory in large pages.
 
-use core::arch::asm;
-
+use pasidon_arch::marker::mark;
 use pasidon_arch::{cpu, memory};
 use pasidon_kernel::addr::{HostPhys, Iova, LARGE_PAGE_SIZE, Requester};
 use pasidon_kernel::frames::Frames;
@@ -23,8 +22,6 @@ pub const ON: bool = cfg!(feature = "measure-attach");
 const ROUNDS: u32 = 32;
 /// Memory in each table, in large pages.
 const LARGE_PAGES: u64 = 16;
-/// Number of a marker: this, the kind from bit 8 on, bit 0 set at the end of what is counted.
-const MARKER: u32 = 0x5041_0000;
 
 /// Measures on the device that a parent has claimed and nobody uses yet, prints the invalidation commands, and stops.
 pub fn attachments(iommu: Option<&dyn Iommu>, device: Option<Requester>, frames: &Frames) -> ! {
@@ -104,14 +101,8 @@ fn tag(place: u32) -> Result<Pasid, Refusal> {
 /// Runs `work` between the two markers of a kind.
 #[inline(always)]
 fn counted<const KIND: u32, R>(work: impl FnOnce() -> R) -> R {
-    // SAFETY: NOP DWORD PTR [RAX + disp32] reads nothing and changes nothing.
-    unsafe {
-        asm!(".byte 0x0f, 0x1f, 0x80", ".long {number}", number = const MARKER | KIND << 8, options(nostack, preserves_flags));
-    }
+    mark::<KIND, false>();
     let result = work();
-    // SAFETY: as above.
-    unsafe {
-        asm!(".byte 0x0f, 0x1f, 0x80", ".long {number}", number = const MARKER | KIND << 8 | 1, options(nostack, preserves_flags));
-    }
+    mark::<KIND, true>();
     result
 }
