@@ -29,6 +29,17 @@ pub struct VdevType {
     pub instances: u16,
 }
 
+/// What tells the DMA of a parent's slices apart on the bus.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum DmaTag {
+    /// All slices share the parent's requester ID. Each sends with a PASID of its own, which has a page table of its
+    /// own.
+    Pasid,
+    /// Each slice is a PCI function with a requester ID of its own, and would need a page table per requester: what is
+    /// tagged with a PASID then is the guest's own business.
+    Requester,
+}
+
 /// A request for one slice.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct VdevRequest<'a> {
@@ -61,6 +72,9 @@ pub trait Parent: Send + Sync {
 
     /// How the device identifies itself on the bus.
     fn requester(&self) -> Requester;
+
+    /// What tells its slices apart, so what the IOMMU must be able to tell apart, too.
+    fn dma_tag(&self) -> DmaTag;
 
     /// The ways it can be sliced.
     fn types(&self) -> &[VdevType];

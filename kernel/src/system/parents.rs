@@ -8,7 +8,7 @@ use alloc::vec::Vec;
 use core::sync::atomic::{AtomicU64, Ordering};
 
 use crate::irq::Route;
-use crate::parent::{Parent, ParentEvent};
+use crate::parent::{DmaTag, Parent, ParentEvent};
 use crate::refusal::Refusal;
 use crate::vdev::Vdev;
 use crate::vdev::interrupt::Interrupt;
@@ -115,6 +115,13 @@ impl System {
                 what(),
                 format!("{} is parent {} already", parent.requester(), other.parent.name()),
                 "define each device once",
+            ));
+        }
+        if parent.dma_tag() == DmaTag::Requester {
+            return Err(Refusal::new(
+                what(),
+                "its vdevs are told apart by requester ID, and there is no page table per requester yet",
+                "share a device whose vdevs are told apart by PASID",
             ));
         }
         if options.iommu {

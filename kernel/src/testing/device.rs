@@ -5,7 +5,7 @@ use super::truth::{Fail, Queue, SharedTruth, Step};
 use crate::addr::{HostPhys, Requester};
 use crate::exit::MsiMessage;
 use crate::parent::{
-    Bar, DeviceQuiesced, InterruptBinding, Parent, ParentEvent, PciIdentity, Portal, QuiesceFailed,
+    Bar, DeviceQuiesced, DmaTag, InterruptBinding, Parent, ParentEvent, PciIdentity, Portal, QuiesceFailed,
     VdevModel, VdevRequest, VdevType,
 };
 use crate::pasid::Pasid;
@@ -44,6 +44,14 @@ impl Parent for TestParent {
 
     fn requester(&self) -> Requester {
         REQUESTER
+    }
+
+    fn dma_tag(&self) -> DmaTag {
+        if self.0.lock().tagged_by_requester {
+            DmaTag::Requester
+        } else {
+            DmaTag::Pasid
+        }
     }
 
     fn types(&self) -> &[VdevType] {

@@ -47,6 +47,8 @@ pub struct Machine {
 pub struct Options {
     pub iommu: bool,
     pub parent: ParentOptions,
+    /// The parent's slices have requester IDs of their own.
+    pub tagged_by_requester: bool,
     pub frames: u64,
     pub last_pasid: u32,
     pub queues: usize,
@@ -60,6 +62,7 @@ impl Default for Options {
                 iommu: true,
                 unsafe_portals: false,
             },
+            tagged_by_requester: false,
             frames: 16,
             last_pasid: 6,
             queues: 4,
@@ -76,6 +79,7 @@ impl Machine {
 
     pub fn with(options: Options) -> (Self, Result<(), crate::refusal::Refusal>) {
         let truth: &'static SharedTruth = Box::leak(Box::new(SharedTruth::new(options.queues)));
+        truth.lock().tagged_by_requester = options.tagged_by_requester;
         let start = 64 * LARGE_PAGE_SIZE;
         let memory = start..start + options.frames * LARGE_PAGE_SIZE;
         let frames: &'static Frames = Box::leak(Box::new(Frames::new([(

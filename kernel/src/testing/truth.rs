@@ -82,6 +82,8 @@ pub struct Truth {
     pub next_handle: u32,
     /// The next event is a halt.
     pub halted: bool,
+    /// The parent's slices have requester IDs of their own.
+    pub tagged_by_requester: bool,
     pub queues: Vec<Queue>,
     pub msix: BTreeMap<u16, MsiMessage>,
     pub vectors: BTreeSet<HostVector>,

@@ -8,7 +8,7 @@ use alloc::vec::Vec;
 
 use pasidon_kernel::addr::Requester;
 use pasidon_kernel::exit::MsiMessage;
-use pasidon_kernel::parent::{Parent, ParentEvent, VdevModel, VdevRequest, VdevType};
+use pasidon_kernel::parent::{DmaTag, Parent, ParentEvent, VdevModel, VdevRequest, VdevType};
 use pasidon_kernel::refusal::Refusal;
 
 use super::device::Device;
@@ -135,6 +135,10 @@ impl<R: Registers + 'static, C: ConfigSpace + 'static> Parent for DsaParent<R, C
 
     fn requester(&self) -> Requester {
         self.device.requester()
+    }
+
+    fn dma_tag(&self) -> DmaTag {
+        DmaTag::Pasid
     }
 
     fn types(&self) -> &[VdevType] {

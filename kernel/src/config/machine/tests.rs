@@ -5,7 +5,7 @@ use super::*;
 use crate::config::parse;
 use crate::exit::MsiMessage;
 use crate::parent::{
-    DeviceQuiesced, InterruptBinding, ParentEvent, PciIdentity, Portal, QuiesceFailed, VdevType,
+    DeviceQuiesced, DmaTag, InterruptBinding, ParentEvent, PciIdentity, Portal, QuiesceFailed, VdevType,
 };
 use crate::pasid::Pasid;
 use std::sync::{Arc, Mutex};
@@ -165,6 +165,9 @@ impl Parent for FourQueues {
     }
     fn requester(&self) -> Requester {
         Requester::new(0, 0, 4, 0)
+    }
+    fn dma_tag(&self) -> DmaTag {
+        DmaTag::Pasid
     }
     fn types(&self) -> &[VdevType] {
         const fn kind(name: &'static str, direct_portal: bool) -> VdevType {

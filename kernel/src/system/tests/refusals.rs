@@ -24,6 +24,20 @@ fn without_an_iommu_there_is_no_vdev() {
 }
 
 #[test]
+fn a_parent_whose_slices_have_requester_ids_of_their_own_is_refused() {
+    let (machine, added) = Machine::with(Options {
+        tagged_by_requester: true,
+        ..Options::default()
+    });
+    assert_eq!(
+        added.unwrap_err().to_string(),
+        "parent dsa0: its vdevs are told apart by requester ID, and there is no page table per requester yet; share a \
+         device whose vdevs are told apart by PASID"
+    );
+    assert!(machine.truth.lock().claimed.is_empty());
+}
+
+#[test]
 fn iommu_off_is_for_trapped_types_only_and_tainted() {
     for iommu in [false, true] {
         let mut options = Options {
