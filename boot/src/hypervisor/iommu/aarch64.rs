@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Arm SMMUv3, and its wired interrupts.
+//! Arm SMMUv3 for DMA, the interrupt translation services for messages.
 
 use alloc::boxed::Box;
 use alloc::format;
@@ -9,9 +9,12 @@ use alloc::vec::Vec;
 
 use pasidon_arch::host::{self, MachineHost};
 use pasidon_arch::interrupts::Handler;
-use pasidon_arch::platform::Platform;
-use pasidon_drivers::iommu::smmuv3::{Smmu, iort};
+use pasidon_arch::platform::{Platform, REDISTRIBUTOR_LEN};
+use pasidon_drivers::iommu::smmuv3::Smmu;
+use pasidon_drivers::iommu::smmuv3::iort::{self, Iort};
+use pasidon_drivers::irq::its::{Its, ItsNode, LPIS, Redistributor};
 use pasidon_drivers::registers::Mmio;
+use pasidon_kernel::addr::HostPhys;
 use pasidon_kernel::frames::Frames;
 use pasidon_kernel::iommu::Iommu;
 use pasidon_kernel::msi::MsiController;
@@ -21,17 +24,66 @@ use super::{FrameMemory, Windows};
 use crate::pci::Pci;
 use crate::tables::Tables;
 
-/// The SMMUs, in charge.
+type MachineIts = Its<Mmio, FrameMemory>;
+
+const _: () = {
+    let given = pasidon_arch::interrupts::vector::DEVICES;
+    assert!(LPIS.start <= given.start && given.end <= LPIS.end);
+};
+
+/// The SMMUs, in charge, and what comes of messages.
 #[derive(Clone, Copy)]
 pub struct MachineIommu {
     smmu: &'static Smmu<Mmio, FrameMemory>,
+    its: Option<&'static MachineIts>,
+}
+
+/// The interrupt translation services, off. `None` where there are none, or none that can be driven: devices can
+/// be confined then, but not be used.
+fn find_its(platform: &Platform, iort: &Iort, frames: &'static Frames) -> Option<&'static MachineIts> {
+    let nodes: Vec<ItsNode> = platform
+        .its()
+        .iter()
+        .map(|its| ItsNode {
+            identifier: its.id,
+            registers: HostPhys(its.base),
+        })
+        .collect();
+    if nodes.is_empty() {
+        log::warn!("the MADT names no ITS, so interrupts of devices reach nobody");
+        return None;
+    }
+    let redistributors = platform
+        .redistributors()
+        .map(|base| Redistributor {
+            // SAFETY: mapped uncached for good; for LPIs only this driver uses them.
+            registers: unsafe { Mmio::new(base.0 as *mut u8, REDISTRIBUTOR_LEN) },
+            base,
+        })
+        .collect();
+    let mut windows = Windows::default();
+    let its = Its::new(
+        &nodes,
+        iort.clone(),
+        redistributors,
+        Arc::new(FrameMemory(frames)),
+        &MachineHost,
+        &mut |base, len| windows.map(base, len),
+    );
+    match windows.check().and(its) {
+        Ok(its) => Some(Box::leak(Box::new(its))),
+        Err(refusal) => {
+            log::error!("ITS not usable: {refusal}");
+            None
+        }
+    }
 }
 
 impl MachineIommu {
     /// Takes all units over: from here on no device reaches memory. In `Ok(Err)` it says why there are none.
     pub(super) fn take(
         tables: &Tables,
-        _platform: &Platform,
+        platform: &Platform,
         _pci: &Pci,
         frames: &'static Frames,
     ) -> Result<Result<Self, &'static str>, Refusal> {
@@ -42,18 +94,26 @@ impl MachineIommu {
         if iort.units.is_empty() {
             return Ok(Err("the firmware's IORT describes no SMMUv3"));
         }
+        let its = find_its(platform, &iort, frames);
+        let doorbells = its.map_or_else(Vec::new, MachineIts::doorbells);
         let mut windows = Windows::default();
         let smmu = Smmu::new(
             iort,
             Arc::new(FrameMemory(frames)),
             &MachineHost,
-            &[],
+            &doorbells,
             &mut |base, len| windows.map(base, len),
         );
         windows.check()?;
         let smmu: &'static Smmu<_, _> = Box::leak(Box::new(smmu?));
         smmu.take_over()?;
-        Ok(Ok(Self { smmu }))
+        // Only now, when no device writes a message any more.
+        let its = its.filter(|its| {
+            its.take_over()
+                .inspect_err(|refusal| log::error!("ITS not usable: {refusal}"))
+                .is_ok()
+        });
+        Ok(Ok(Self { smmu, its }))
     }
 
     /// What it is, in words.
@@ -63,7 +123,9 @@ impl MachineIommu {
 
     /// What there is to know about it, as names and values.
     pub(super) fn describe(&self) -> Vec<(&'static str, String)> {
-        self.smmu.describe()
+        let mut lines = self.smmu.describe();
+        lines.extend(self.its.map(MachineIts::describe).unwrap_or_default());
+        lines
     }
 
     /// What confines DMA.
@@ -73,7 +135,7 @@ impl MachineIommu {
 
     /// What confines interrupt messages.
     pub fn msi(&self) -> Option<&'static dyn MsiController> {
-        None
+        self.its.map(|its| its as &dyn MsiController)
     }
 
     /// Has `handler` called, as an interrupt handler, when faults were recorded.
