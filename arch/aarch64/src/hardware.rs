@@ -1,16 +1,11 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Arm with EL2, for the loop that runs guests.
 
-use alloc::boxed::Box;
-
-use pasidon_arch_common::hardware::{BootImage, Hardware, Platform};
+use pasidon_arch_common::hardware::{BootImage, Hardware};
 use pasidon_arch_common::memory::{self, RamView};
 use pasidon_kernel::addr::PAGE_SIZE;
-use pasidon_kernel::dev::pci::{PciBus, Slot};
-use pasidon_kernel::exit::Actions;
 use pasidon_kernel::frames::Frames;
 use pasidon_kernel::memory::GuestMemory;
-use pasidon_kernel::parent::VdevModel;
 use pasidon_kernel::refusal::Refusal;
 use spin::{Mutex, Once};
 
@@ -130,35 +125,5 @@ impl Hardware for El2 {
 
     fn arm_timer(deadline_ns: Option<u64>) {
         time::arm_timer(deadline_ns);
-    }
-}
-
-impl Platform for ArmPlatform {
-    fn push_input(&mut self, byte: u8, actions: Actions<'_>) -> bool {
-        ArmPlatform::push_input(self, byte, actions)
-    }
-
-    fn input_space(&self) -> usize {
-        ArmPlatform::input_space(self)
-    }
-
-    fn pci(&mut self) -> &mut PciBus {
-        ArmPlatform::pci(self)
-    }
-
-    fn add_vdev(&mut self, model: Box<dyn VdevModel>) -> Result<Slot, Refusal> {
-        ArmPlatform::add_vdev(self, model)
-    }
-
-    fn remove_vdev(&mut self, slot: Slot, actions: Actions<'_>) {
-        ArmPlatform::remove_vdev(self, slot, actions);
-    }
-
-    fn vdev_interrupt(&mut self, slot: Slot, vector: u16, actions: Actions<'_>) {
-        ArmPlatform::vdev_interrupt(self, slot, vector, actions);
-    }
-
-    fn take_wake(&mut self) -> bool {
-        self.take_wakes().contains(0)
     }
 }

@@ -143,14 +143,16 @@ pub trait Platform: Send {
     /// How many bytes [`Platform::push_input`] would take now.
     fn input_space(&self) -> usize;
 
-    /// The PCI bus.
+    /// The PCI bus, for what the monitor shows of its vdevs and for their lifecycle.
     fn pci(&mut self) -> &mut PciBus;
 
-    /// Puts a vdev on the bus.
-    fn add_vdev(&mut self, model: Box<dyn VdevModel>) -> Result<Slot, Refusal>;
+    /// Puts a vdev on the bus. Before the guest runs, or it may not look.
+    fn add_vdev(&mut self, model: Box<dyn VdevModel>) -> Result<Slot, Refusal> {
+        self.pci().add(model)
+    }
 
-    /// Takes a vdev off the bus, its portals unmapped.
-    fn remove_vdev(&mut self, slot: Slot, actions: Actions<'_>);
+    /// Takes a vdev off the bus, its portals unmapped; the model comes back for its end.
+    fn remove_vdev(&mut self, slot: Slot, actions: Actions<'_>) -> Option<Box<dyn VdevModel>>;
 
     /// The physical device raised interrupt `vector` of the vdev in `slot`.
     fn vdev_interrupt(&mut self, slot: Slot, vector: u16, actions: Actions<'_>);

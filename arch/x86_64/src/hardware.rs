@@ -1,14 +1,10 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! x86-64 with SVM, for the loop that runs guests.
 
-use alloc::boxed::Box;
-
-use pasidon_arch_common::hardware::{BootImage, Core, Hardware, Platform};
+use pasidon_arch_common::hardware::{BootImage, Core, Hardware};
 use pasidon_arch_common::memory::RamView;
-use pasidon_kernel::dev::pci::{PciBus, Slot};
-use pasidon_kernel::exit::{Actions, MsiMessage};
+use pasidon_kernel::exit::MsiMessage;
 use pasidon_kernel::frames::Frames;
-use pasidon_kernel::parent::VdevModel;
 use pasidon_kernel::refusal::Refusal;
 use pasidon_kernel::stats::ExitKind;
 use spin::Once;
@@ -149,31 +145,5 @@ impl Core<Svm> for vcpu::Core {
         }
         exit::handle(self, machine, reason);
         true
-    }
-}
-
-impl Platform for PcPlatform {
-    fn push_input(&mut self, byte: u8, actions: Actions<'_>) -> bool {
-        PcPlatform::push_input(self, byte, actions)
-    }
-
-    fn input_space(&self) -> usize {
-        PcPlatform::input_space(self)
-    }
-
-    fn pci(&mut self) -> &mut PciBus {
-        PcPlatform::pci(self)
-    }
-
-    fn add_vdev(&mut self, model: Box<dyn VdevModel>) -> Result<Slot, Refusal> {
-        PcPlatform::add_vdev(self, model)
-    }
-
-    fn remove_vdev(&mut self, slot: Slot, actions: Actions<'_>) {
-        PcPlatform::remove_vdev(self, slot, actions);
-    }
-
-    fn vdev_interrupt(&mut self, slot: Slot, vector: u16, actions: Actions<'_>) {
-        PcPlatform::vdev_interrupt(self, slot, vector, actions);
     }
 }

@@ -114,22 +114,6 @@ impl Pl011 {
         }
     }
 
-    /// Back to the state after power-on; waiting input is dropped.
-    pub fn reset(&mut self, actions: Actions<'_>) {
-        let was_high = self.line;
-        *self = Self {
-            input: core::mem::take(&mut self.input),
-            ..Self::new(self.gsi)
-        };
-        self.input.clear();
-        if was_high {
-            actions(Action::Line {
-                gsi: self.gsi,
-                level: false,
-            });
-        }
-    }
-
     /// A byte typed for the guest. `false`: the queue is full and the byte was not taken.
     pub fn push_input(&mut self, byte: u8, actions: Actions<'_>) -> bool {
         let taken = self.receive(byte);
@@ -413,8 +397,6 @@ mod tests {
                 }
                 prop_assert_eq!(level, port.read(reg::MIS, 4, &mut |_| {}) != 0);
             }
-            port.reset(&mut |a| if let Action::Line { level: l, .. } = a { level = l });
-            prop_assert!(!level);
         }
     }
 }

@@ -11,11 +11,12 @@
 use alloc::boxed::Box;
 use core::fmt;
 
+use pasidon_arch_common::hardware::Platform;
 use pasidon_kernel::dev::bus::{GuestBus, all_ones};
 use pasidon_kernel::dev::pci::{PciBus, PciWindow, Slot};
 use pasidon_kernel::dev::pl011::Pl011;
 use pasidon_kernel::exit::{AccessKind, Action, Actions, Device, Exit};
-use pasidon_kernel::parent::{QuiesceFailed, VdevModel};
+use pasidon_kernel::parent::VdevModel;
 use pasidon_kernel::refusal::Refusal;
 
 use super::gic::{Gic, VcpuSet, Window};
@@ -225,57 +226,6 @@ impl ArmPlatform {
         self.gic.take_wakes()
     }
 
-    /// A byte typed for the guest; `false` if its queue is full and the byte was not taken.
-    pub fn push_input(&mut self, byte: u8, actions: Actions<'_>) -> bool {
-        let Self { uart, gic, lost, .. } = self;
-        uart.push_input(byte, &mut |action| route(gic, lost, action, actions))
-    }
-
-    /// How many bytes [`ArmPlatform::push_input`] would take now.
-    pub fn input_space(&self) -> usize {
-        self.uart.input_space()
-    }
-
-    /// Puts a vdev on the PCI bus. Before the guest runs, or it will not look.
-    pub fn add_vdev(&mut self, model: Box<dyn VdevModel>) -> Result<Slot, Refusal> {
-        self.pci.add(model)
-    }
-
-    /// Takes a vdev off the bus, its portals unmapped; the model comes back for its end.
-    pub fn remove_vdev(&mut self, slot: Slot, actions: Actions<'_>) -> Option<Box<dyn VdevModel>> {
-        let Self { pci, gic, lost, .. } = self;
-        pci.remove(slot, &mut |action| route(gic, lost, action, actions))
-    }
-
-    /// The physical device raised interrupt `vector` of the vdev in `slot`.
-    pub fn vdev_interrupt(&mut self, slot: Slot, vector: u16, actions: Actions<'_>) {
-        let Self { pci, gic, lost, .. } = self;
-        pci.interrupt(slot, vector, &mut |action| route(gic, lost, action, actions));
-    }
-
-    /// The PCI bus, for what the monitor shows of its vdevs and for their lifecycle.
-    pub fn pci(&mut self) -> &mut PciBus {
-        &mut self.pci
-    }
-
-    /// Back to the state after power-on, for a VM that starts again. Reports each vdev that did not stop;
-    /// the guest will not see that one again.
-    pub fn reset(&mut self, actions: Actions<'_>, failed: &mut dyn FnMut(Slot, &QuiesceFailed)) {
-        let Self {
-            pci,
-            uart,
-            gic,
-            psci,
-            lost,
-            ..
-        } = self;
-        let mut sink = |action| route(gic, lost, action, &mut *actions);
-        pci.reset(&mut sink, failed);
-        uart.reset(&mut sink);
-        gic.reset();
-        psci.reset();
-    }
-
     /// How many memory accesses no device answered.
     pub fn unclaimed(&self) -> u64 {
         self.bus.unclaimed().0.saturating_add(self.pci.unclaimed())
@@ -289,6 +239,35 @@ impl ArmPlatform {
     /// Interrupt messages that named no interrupt of the guest's.
     pub fn lost_messages(&self) -> u64 {
         self.lost
+    }
+}
+
+impl Platform for ArmPlatform {
+    fn push_input(&mut self, byte: u8, actions: Actions<'_>) -> bool {
+        let Self { uart, gic, lost, .. } = self;
+        uart.push_input(byte, &mut |action| route(gic, lost, action, actions))
+    }
+
+    fn input_space(&self) -> usize {
+        self.uart.input_space()
+    }
+
+    fn pci(&mut self) -> &mut PciBus {
+        &mut self.pci
+    }
+
+    fn remove_vdev(&mut self, slot: Slot, actions: Actions<'_>) -> Option<Box<dyn VdevModel>> {
+        let Self { pci, gic, lost, .. } = self;
+        pci.remove(slot, &mut |action| route(gic, lost, action, actions))
+    }
+
+    fn vdev_interrupt(&mut self, slot: Slot, vector: u16, actions: Actions<'_>) {
+        let Self { pci, gic, lost, .. } = self;
+        pci.interrupt(slot, vector, &mut |action| route(gic, lost, action, actions));
+    }
+
+    fn take_wake(&mut self) -> bool {
+        self.take_wakes().contains(0)
     }
 }
 

@@ -100,11 +100,6 @@ impl Psci {
         }
     }
 
-    /// Back to the state after power-on.
-    pub fn reset(&mut self) {
-        *self = Self::new(self.power.len() as u16, self.ram_size);
-    }
-
     /// A vCPU that [`PsciEffect::CpuOn`] named runs.
     pub fn started(&mut self, vcpu: u16) {
         if let Some(power) = self.power.get_mut(usize::from(vcpu)) {
@@ -320,9 +315,6 @@ mod tests {
         let off = [0x8400_0002, 0, 0, 0];
         assert_eq!(psci.call(0, off).map(|(_, e)| e), Some(PsciEffect::CpuOff));
         assert_eq!(psci.call(1, off).map(|(_, e)| e), Some(PsciEffect::SystemOff));
-        psci.reset();
-        assert_eq!(answer(&mut psci, 0xc400_0004, [0, 0, 0]), Some(0));
-        assert_eq!(answer(&mut psci, 0xc400_0004, [1, 0, 0]), Some(1));
     }
 
     #[test]

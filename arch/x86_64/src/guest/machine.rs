@@ -9,11 +9,12 @@
 use alloc::boxed::Box;
 use core::fmt;
 
+use pasidon_arch_common::hardware::Platform;
 use pasidon_kernel::dev::bus::{GuestBus, all_ones};
 use pasidon_kernel::dev::pci::{PciBus, PciWindow, Slot};
 use pasidon_kernel::dev::uart16550::{self, Uart16550};
 use pasidon_kernel::exit::{Access, AccessKind, Action, Actions, Device, Exit};
-use pasidon_kernel::parent::{QuiesceFailed, VdevModel};
+use pasidon_kernel::parent::VdevModel;
 use pasidon_kernel::refusal::Refusal;
 
 use super::acpi::{RESET_VALUE, SLEEP_TYPE_S5};
@@ -197,50 +198,33 @@ impl PcPlatform {
         self.ioapic.end_of_interrupt(vector, actions);
     }
 
-    /// A byte typed for the guest; `false` if its queue is full and the byte was not taken.
-    pub fn push_input(&mut self, byte: u8, actions: Actions<'_>) -> bool {
-        let Self { uart, ioapic, .. } = self;
-        uart.push_input(byte, &mut |action| route(ioapic, action, actions))
-    }
-
-    /// How many bytes [`PcPlatform::push_input`] would take now.
-    pub fn input_space(&self) -> usize {
-        self.uart.input_space()
-    }
-
-    /// Puts a vdev on the PCI bus. Before the guest runs, or it will not look.
-    pub fn add_vdev(&mut self, model: Box<dyn VdevModel>) -> Result<Slot, Refusal> {
-        self.pci.add(model)
-    }
-
-    /// Takes a vdev off the bus, its portals unmapped; the model comes back for its end.
-    pub fn remove_vdev(&mut self, slot: Slot, actions: Actions<'_>) -> Option<Box<dyn VdevModel>> {
-        self.pci.remove(slot, actions)
-    }
-
-    /// The physical device raised interrupt `vector` of the vdev in `slot`.
-    pub fn vdev_interrupt(&mut self, slot: Slot, vector: u16, actions: Actions<'_>) {
-        self.pci.interrupt(slot, vector, actions);
-    }
-
-    /// The PCI bus, for what the monitor shows of its vdevs and for their lifecycle.
-    pub fn pci(&mut self) -> &mut PciBus {
-        &mut self.pci
-    }
-
-    /// Back to the state after power-on, for a VM that starts again. Reports each vdev that did not stop;
-    /// the guest will not see that one again.
-    pub fn reset(&mut self, actions: Actions<'_>, failed: &mut dyn FnMut(Slot, &QuiesceFailed)) {
-        self.pci.reset(actions, failed);
-        self.ioapic = IoApic::new();
-        let Self { uart, ioapic, .. } = self;
-        uart.reset(&mut |action| route(ioapic, action, actions));
-    }
-
     /// How many memory and port accesses no device answered.
     pub fn unclaimed(&self) -> (u64, u64) {
         let (memory, ports) = self.bus.unclaimed();
         (memory.saturating_add(self.pci.unclaimed()), ports)
+    }
+}
+
+impl Platform for PcPlatform {
+    fn push_input(&mut self, byte: u8, actions: Actions<'_>) -> bool {
+        let Self { uart, ioapic, .. } = self;
+        uart.push_input(byte, &mut |action| route(ioapic, action, actions))
+    }
+
+    fn input_space(&self) -> usize {
+        self.uart.input_space()
+    }
+
+    fn pci(&mut self) -> &mut PciBus {
+        &mut self.pci
+    }
+
+    fn remove_vdev(&mut self, slot: Slot, actions: Actions<'_>) -> Option<Box<dyn VdevModel>> {
+        self.pci.remove(slot, actions)
+    }
+
+    fn vdev_interrupt(&mut self, slot: Slot, vector: u16, actions: Actions<'_>) {
+        self.pci.interrupt(slot, vector, actions);
     }
 }
 
@@ -431,7 +415,6 @@ mod tests {
                 rig.platform.push_input(value as u8, &mut |_| {});
                 rig.deliver();
             }
-            rig.platform.reset(&mut |_| {}, &mut |_, _| {});
         }
     }
 }

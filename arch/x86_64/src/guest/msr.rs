@@ -89,13 +89,6 @@ impl Msrs {
         }
     }
 
-    /// Back to the values after reset; counters stay.
-    pub fn reset(&mut self) {
-        self.mtrr_def_type = MTRR_DEF_TYPE_RESET;
-        self.system_time = 0;
-        self.wall_clock = 0;
-    }
-
     /// Accesses to MSRs that do not exist.
     pub fn unknown(&self) -> u64 {
         self.unknown

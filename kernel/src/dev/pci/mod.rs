@@ -169,20 +169,6 @@ impl PciBus {
         }
     }
 
-    /// Resets all functions, for a VM that starts again. Reports each slice that did not stop; its
-    /// function answers nothing from then on.
-    pub fn reset(&mut self, actions: Actions<'_>, failed: &mut dyn FnMut(Slot, &QuiesceFailed)) {
-        for function in self.functions.iter_mut().flatten() {
-            function.reset_registers();
-        }
-        self.update_decoding(actions);
-        for (i, function) in (0u8..).zip(&mut self.functions) {
-            if let Some(Err(why)) = function.as_mut().map(VdevFunction::reset_model) {
-                failed(Slot(i), &why);
-            }
-        }
-    }
-
     /// Reads configuration space: `offset` is bus 27:20, device 19:15, function 14:12, register 11:0.
     pub fn ecam_read(&mut self, offset: u64, size: u8) -> u64 {
         let (device, register) = match ecam_target(offset) {

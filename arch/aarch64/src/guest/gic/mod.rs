@@ -205,32 +205,6 @@ impl Gic {
         })
     }
 
-    /// Back to the state after power-on. Lines stay as they are told; physical interrupts stay mapped.
-    pub fn reset(&mut self) {
-        fn cleared(irq: &Irq, edge: bool) -> Irq {
-            Irq {
-                line: irq.line,
-                physical: irq.physical,
-                ..Irq::new(edge)
-            }
-        }
-        self.ctlr = 0;
-        for spi in &mut self.spis {
-            spi.irq = cleared(&spi.irq, false);
-            spi.route = 0;
-        }
-        for redistributor in &mut self.vcpus {
-            for (number, irq) in (0..).zip(&mut redistributor.irqs) {
-                *irq = cleared(irq, number < SGIS);
-            }
-            redistributor.asleep = true;
-        }
-        for vcpu in 0..self.vcpus() {
-            (0..PRIVATE).for_each(|number| self.touch(vcpu, number));
-        }
-        (intid::SPI..intid::COUNT).for_each(|number| self.touch(0, number));
-    }
-
     /// Number of vCPUs.
     pub fn vcpus(&self) -> u16 {
         self.vcpus.len() as u16

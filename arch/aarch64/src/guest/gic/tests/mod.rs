@@ -422,26 +422,3 @@ fn only_what_could_be_taken_ends_a_wait() {
         "the distributor has group 1 disabled"
     );
 }
-
-#[test]
-fn reset_forgets_all_but_the_lines() {
-    let mut gic = ready(1, &[LEVEL, EDGE]);
-    let mut cpu = Cpu::new(0, 4);
-    gic.set_spi_line(LEVEL, true);
-    gic.message(msi(EDGE));
-    cpu.enter(&mut gic);
-    cpu.acknowledge();
-    gic.reset();
-    cpu.exit(&mut gic);
-    assert_eq!(
-        get_word(&gic, SET_ACTIVE, LEVEL) | get_word(&gic, SET_ACTIVE, EDGE),
-        0
-    );
-    assert_eq!(
-        (get(&gic, SET_PENDING, LEVEL), get(&gic, SET_PENDING, EDGE)),
-        (true, false)
-    );
-    assert_eq!(gic.read(0, Window::Distributor, 0, 4), 0x50);
-    cpu.enter(&mut gic);
-    assert_eq!(cpu.registers, [0; 4]);
-}
