@@ -38,3 +38,28 @@ pub unsafe fn clean(start: u64, len: usize) {
     }
     barrier::dsb(barrier::SY);
 }
+
+/// As [`clean`], and the caches no longer hold it: whoever looks past them sees it, and what is written past them is
+/// seen. Instructions that were fetched from there before are forgotten by all processors.
+///
+/// # Safety
+/// As of [`clean`]. Nobody else may be using the memory.
+pub unsafe fn release(start: u64, len: u64) {
+    let line = line();
+    let mut at = start & !(line - 1);
+    while at < start + len {
+        // SAFETY: cleaning and dropping a line changes no memory, and it is mapped.
+        unsafe { asm!("dc civac, {}", in(reg) at, options(nostack, preserves_flags)) };
+        at += line;
+    }
+    // SAFETY: instructions are fetched again.
+    unsafe {
+        asm!(
+            "dsb sy",
+            "ic ialluis",
+            "dsb ish",
+            "isb",
+            options(nostack, preserves_flags)
+        )
+    };
+}

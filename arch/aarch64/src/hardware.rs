@@ -6,6 +6,7 @@ use pasidon_arch_common::memory::{self, RamView};
 use pasidon_kernel::addr::PAGE_SIZE;
 use pasidon_kernel::frames::Frames;
 use pasidon_kernel::memory::GuestMemory;
+use pasidon_kernel::ram::GuestRam;
 use pasidon_kernel::refusal::Refusal;
 use spin::{Mutex, Once};
 
@@ -16,7 +17,7 @@ use crate::el2::{self, El2Pcpu, El2Vcpu};
 use crate::guest::machine::ArmPlatform;
 use crate::guest::smccc::Workarounds;
 use crate::guest::{boot, layout};
-use crate::{gic, interrupts, pcpu, run, time, vcpu};
+use crate::{cache, gic, interrupts, pcpu, run, time, vcpu};
 
 pub(crate) static WORLD: Once<run::World> = Once::new();
 static VMIDS: Mutex<Option<Vmids>> = Mutex::new(None);
@@ -101,6 +102,15 @@ impl Hardware for El2 {
         );
         let core = vcpu::Core::new(vm, hardware, vmid, &mut platform, time::virtual_timer() as u16);
         Ok((core, platform))
+    }
+
+    fn release_ram(ram: &GuestRam) {
+        // The guest starts with its caches off, and may use its RAM uncached at any time: without this it would read
+        // what an earlier guest left in memory, under the zeros that are only in the caches.
+        for segment in ram.segments() {
+            // SAFETY: RAM is mapped at its physical address; the VM that it belongs to does not run yet.
+            unsafe { cache::release(segment.host.0, segment.len) };
+        }
     }
 
     fn this_pcpu() -> u32 {

@@ -60,6 +60,10 @@ pub trait Hardware: Sized + 'static {
         stage2: &Self::Stage2,
     ) -> Result<(Self::Core, Self::Platform), Refusal>;
 
+    /// The hypervisor has written to a VM's RAM for the last time before its vCPU runs. Where a guest can look past the
+    /// caches, it must find there what was written, not what others left in memory.
+    fn release_ram(ram: &GuestRam);
+
     /// Number of the pCPU that calls.
     fn this_pcpu() -> u32;
 

@@ -317,6 +317,7 @@ impl<H: Hardware> VmHost for Builder<H> {
         let mut stage2 = H::stage2(vms.frames)?;
         stage2.map_ram(ram)?;
         let (core, platform) = H::build(vm.name(), &memory, &image, &stage2)?;
+        H::release_ram(ram);
         let board = Board {
             platform,
             slots: Vec::new(),

@@ -5,6 +5,7 @@ use pasidon_arch_common::hardware::{BootImage, Core, Hardware};
 use pasidon_arch_common::memory::RamView;
 use pasidon_kernel::exit::MsiMessage;
 use pasidon_kernel::frames::Frames;
+use pasidon_kernel::ram::GuestRam;
 use pasidon_kernel::refusal::Refusal;
 use pasidon_kernel::stats::ExitKind;
 use spin::Once;
@@ -55,6 +56,10 @@ impl Hardware for Svm {
         let mut core = vcpu::Core::new(vm, stage2.root(), cpu::Features::read().physical_bits);
         core.hardware.start_at(&entry);
         Ok((core, PcPlatform::new()?))
+    }
+
+    fn release_ram(_ram: &GuestRam) {
+        // Accesses that are not cached look into the caches, too, on processors that snoop themselves.
     }
 
     fn this_pcpu() -> u32 {
