@@ -13,7 +13,7 @@ use anyhow::{Context, Result, ensure};
 pub const OF_ONE_VM: Scenario = Scenario {
     name: "config-one-vm",
     about: "every configuration error within one VM is one line with place and remedy; the sound VM starts",
-    arches: &[Arch::X86_64],
+    arches: Arch::ALL,
     run: one_vm,
 };
 
@@ -21,7 +21,7 @@ pub const OF_ONE_VM: Scenario = Scenario {
 pub const OF_ALL: Scenario = Scenario {
     name: "config-whole",
     about: "a configuration error that concerns everything is one line with place and remedy; no VM starts",
-    arches: &[Arch::X86_64],
+    arches: Arch::ALL,
     run: whole,
 };
 
@@ -29,7 +29,7 @@ pub const OF_ALL: Scenario = Scenario {
 pub const TWINS: Scenario = Scenario {
     name: "config-twins",
     about: "two parents matching one device: a line for each, VMs that use them are refused, the others start",
-    arches: &[Arch::X86_64],
+    arches: Arch::ALL,
     run: |lab| {
         let twin = "[parent.twin]\nmatch = \"8086:11fb\"\n\n";
         let configuration = [HOST, twin, &vm("uses", 1, ""), &vm("good", 0, "")].concat();

@@ -10,7 +10,7 @@ use crate::scenario::Scenario;
 pub const INVENTORY: Scenario = Scenario {
     name: "boot",
     about: "Pasidon boots, lists processors, IOMMU and the parent, and starts a guest from a bzImage too",
-    arches: &[Arch::X86_64],
+    arches: Arch::ALL,
     run: |lab| {
         let bzimage = vm("alpha", 0, "").replace("guests/vmlinux", "guests/vmlinuz");
         let machine = lab.pasidon(&[HOST, &bzimage].concat(), demonstration::platform)?;

@@ -13,14 +13,19 @@ use serde_json::Value;
 const ROUNDS: u32 = 20;
 /// What the hypervisor's allocator takes at least for anything, in bytes.
 const SMALLEST_BLOCK: u64 = 16;
-/// A build that leaves the PASID-cache invalidation out.
-const WITHOUT_INVALIDATION: &str = "fault-no-pasid-cache-invalidation";
+/// Builds that leave out an invalidation of what an IOMMU remembers of a PASID.
+fn without_invalidation(arch: Arch) -> &'static [&'static str] {
+    match arch {
+        Arch::X86_64 => &["fault-no-pasid-cache-invalidation"],
+        Arch::Aarch64 => &["fault-no-cd-invalidation"],
+    }
+}
 
 /// A guest killed in the middle of DMA.
 pub const KILLED: Scenario = Scenario {
     name: "killed-in-dma",
     about: "a guest killed in the middle of DMA 20 times: PASID, queue and memory come back, the other goes on",
-    arches: &[Arch::X86_64],
+    arches: Arch::ALL,
     run: |lab| {
         let configuration = [HOST, &vm("alpha", 1, ""), &vm("beta", 1, "")].concat();
         let machine = lab.pasidon(&configuration, demonstration::platform)?;
@@ -62,15 +67,18 @@ pub const KILLED: Scenario = Scenario {
 /// The reuse test must be able to fail.
 pub const STALE_PASID_CACHE: Scenario = Scenario {
     name: "stale-pasid-cache",
-    about: "reuse of a PASID by another guest is sound; a build without PASID-cache invalidation is caught at it",
-    arches: &[Arch::X86_64],
+    about: "reuse of a PASID by another guest is sound; builds without an invalidation (PASID cache; CFGI_CD) are caught at it",
+    arches: Arch::ALL,
     run: |lab| {
         reuse(lab, &[])?;
-        match reuse(lab, &[WITHOUT_INVALIDATION]) {
-            Err(error) if error.to_string().contains("reused PASID") => Ok(()),
-            Err(error) => Err(error.context("the faulty build failed for another reason")),
-            Ok(()) => bail!("the faulty build was not caught"),
+        for feature in without_invalidation(lab.arch()) {
+            match reuse(lab, &[*feature]) {
+                Err(error) if error.to_string().contains("reused PASID") => {}
+                Err(error) => return Err(error.context(format!("{feature} failed for another reason"))),
+                Ok(()) => bail!("{feature} was not caught"),
+            }
         }
+        Ok(())
     },
 };
 

@@ -11,7 +11,7 @@ use anyhow::{Result, ensure};
 pub const REFUSED: Scenario = Scenario {
     name: "no-iommu",
     about: "without an IOMMU a vdev is refused; with iommu = \"off\" dsa-dwq is refused with the reason, and TAINTED",
-    arches: &[Arch::X86_64],
+    arches: Arch::ALL,
     run: |lab| {
         // The refusal names the VM, and what would help.
         refused(lab, HOST, "vm alpha: .*IOMMU.*; .+$")?;

@@ -17,7 +17,7 @@ const COPIES: u64 = 10_000;
 pub const BOTH: Scenario = Scenario {
     name: "dmatest-both",
     about: "10,000 verified copies by both guests at once (dmatest; on aarch64 dsa-user), two PASIDs, zero exits on submission",
-    arches: &[Arch::X86_64],
+    arches: Arch::ALL,
     run: |lab| {
         let configuration = demonstration::framed(DEMONSTRATION)?;
         let machine = lab.pasidon(&configuration, demonstration::platform)?;
@@ -52,7 +52,7 @@ pub const BOTH: Scenario = Scenario {
 pub const SAME_ADDRESSES: Scenario = Scenario {
     name: "same-addresses",
     about: "the same guest-physical addresses in both guests, different data: each copies its own",
-    arches: &[Arch::X86_64],
+    arches: Arch::ALL,
     run: |lab| {
         // The kernel leaves this piece of memory alone in both guests.
         let words = lab.arch().words_to_set_aside();
@@ -89,7 +89,7 @@ pub const SAME_ADDRESSES: Scenario = Scenario {
 pub const USER_SPACE: Scenario = Scenario {
     name: "user-driver",
     about: "a user-space driver in each guest at once: copies, fills, compares, CRCs, by polling and by interrupt",
-    arches: &[Arch::X86_64],
+    arches: Arch::ALL,
     run: |lab| {
         let configuration = [HOST, &vm("alpha", 1, ""), &vm("beta", 1, "")].concat();
         let machine = lab.pasidon(&configuration, demonstration::platform)?;
@@ -155,7 +155,7 @@ fn summary(console: Console<'_>) -> Result<[u64; 6]> {
 pub const DENIED: Scenario = Scenario {
     name: "dma-denied",
     about: "DMA outside the guest: fault status, a line with VM, vdev, PASID and address; the other guest is unharmed",
-    arches: &[Arch::X86_64],
+    arches: Arch::ALL,
     run: |lab| {
         let configuration = [HOST, &vm("alpha", 1, ""), &vm("beta", 1, "")].concat();
         let machine = lab.pasidon(&configuration, demonstration::platform)?;
@@ -201,7 +201,7 @@ const PAGE_DIGITS: u64 = 3;
 pub const DOORBELL: Scenario = Scenario {
     name: "doorbell-denied",
     about: "DMA to where the device's interrupt messages go: a fault in the guest's name, no interrupt for the other guest",
-    arches: &[Arch::X86_64],
+    arches: Arch::ALL,
     run: |lab| {
         let words = lab.arch().words_to_set_aside();
         let configuration = [HOST, &vm("alpha", 1, words), &vm("beta", 1, words)].concat();
