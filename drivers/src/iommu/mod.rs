@@ -8,5 +8,7 @@ pub mod smmuv3;
 pub mod vtd;
 
 mod acpi;
+mod attachments;
 mod domains;
 mod page_table;
+mod spaces;

@@ -118,6 +118,11 @@ impl<F: Format> PageTable<F> {
         self.root
     }
 
+    /// Number of levels.
+    pub fn levels(&self) -> u8 {
+        self.geometry.levels
+    }
+
     /// Maps a range with the largest leaves that fit. All or nothing.
     pub fn map<M: DmaMemory>(
         &self,

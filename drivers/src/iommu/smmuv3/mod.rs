@@ -49,14 +49,12 @@ use pasidon_kernel::host::Host;
 use pasidon_kernel::iommu::{Iommu, IommuCapabilities, TableId};
 use pasidon_kernel::pasid::Pasid;
 use pasidon_kernel::refusal::Refusal;
-use spin::Mutex;
 
-use self::context::Context;
 use self::iort::{Iort, Stream};
 use self::registers::{Identification, REGISTERS_LEN};
 use self::stage1::{Geometry, Stage1, Stage1Entries};
-use super::domains::{Domain, DomainId, Domains};
-use super::page_table::{MapFailed, Removed};
+use super::domains::DomainId;
+use super::spaces::{Place, Spaces};
 use crate::memory::DmaMemory;
 use crate::registers::Registers;
 use crate::table_memory::TableMemory;
@@ -65,12 +63,9 @@ pub use self::unit::Unit;
 
 /// All SMMUs of the machine.
 pub struct Smmu<R, M> {
-    units: Vec<Unit<R, M>>,
+    spaces: Spaces<Unit<R, M>, Stage1Entries, M>,
     iort: Iort,
-    memory: TableMemory<M>,
-    geometry: Geometry,
     capabilities: IommuCapabilities,
-    domains: Mutex<Domains<Stage1Entries>>,
 }
 
 impl<R: Registers, M: DmaMemory> Smmu<R, M> {
@@ -127,11 +122,8 @@ impl<R: Registers, M: DmaMemory> Smmu<R, M> {
             largest_page: geometry.largest_page(),
         };
         Ok(Self {
-            domains: Mutex::new(Domains::new(last_asid as DomainId, units.len())),
-            units,
+            spaces: Spaces::new(units, tables, geometry, last_asid as DomainId),
             iort,
-            memory: tables,
-            geometry,
             capabilities,
         })
     }
@@ -139,18 +131,21 @@ impl<R: Registers, M: DmaMemory> Smmu<R, M> {
     /// Takes every unit over from the firmware. When it returns `Ok`, all DMA of all devices behind one
     /// is blocked until they are claimed. Called once, on one processor, with interrupts off.
     pub fn take_over(&self) -> Result<(), Refusal> {
-        self.units.iter().try_for_each(Unit::take_over)
+        self.spaces.units.iter().try_for_each(Unit::take_over)
     }
 
     /// Lets all units raise their wired event interrupts ([`iort::Gsivs::event`]), whose handler calls
     /// [`Iommu::drain_faults`]. After [`Smmu::take_over`].
     pub fn enable_fault_interrupts(&self) -> Result<(), Refusal> {
-        self.units.iter().try_for_each(Unit::enable_fault_interrupt)
+        self.spaces
+            .units
+            .iter()
+            .try_for_each(Unit::enable_fault_interrupt)
     }
 
     /// The units, in the order of the IORT.
     pub fn units(&self) -> &[Unit<R, M>] {
-        &self.units
+        &self.spaces.units
     }
 
     /// What the firmware says of units and requesters.
@@ -181,7 +176,7 @@ impl<R: Registers, M: DmaMemory> Smmu<R, M> {
                 "turn off the firmware function that uses the device, or share another one",
             ));
         }
-        self.units[stream.unit]
+        self.spaces.units[stream.unit]
             .claim(stream.id, device_tlb)
             .map_err(|refusal| refusal.within(requester))
     }
@@ -196,34 +191,9 @@ impl<R: Registers, M: DmaMemory> Smmu<R, M> {
         })
     }
 
-    /// Makes all units forget a range of a table, then frees the pages that left the tree. Until that
-    /// has worked they are kept.
-    fn forget_removed(
-        &self,
-        domain: &mut Domain<Stage1Entries>,
-        start: u64,
-        len: u64,
-        removed: Removed,
-    ) -> Result<(), Refusal> {
-        domain.limbo.extend(removed.pages);
-        if removed.changed || domain.stale {
-            let (start, len) = if domain.stale {
-                (0, 1 << self.geometry.address_bits)
-            } else {
-                (start, len)
-            };
-            domain.stale = true;
-            for (number, unit) in self.units.iter().enumerate() {
-                if domain.is_on(number) {
-                    unit.forget_range(domain.id, start, len, domain.device_tlbs(number))?;
-                }
-            }
-            domain.stale = false;
-        }
-        for page in domain.limbo.drain(..) {
-            self.memory.free(page, 1);
-        }
-        Ok(())
+    fn place(&self, requester: Requester) -> Result<Place, Refusal> {
+        let Stream { unit, id } = self.stream_of(requester)?;
+        Ok(Place { unit, device: id })
     }
 }
 
@@ -258,9 +228,7 @@ impl<R: Registers, M: DmaMemory> Iommu for Smmu<R, M> {
     }
 
     fn create_table(&self) -> Result<TableId, Refusal> {
-        self.domains
-            .lock()
-            .create(|| Stage1::new(&self.memory, self.geometry))
+        self.spaces.create_table()
     }
 
     fn map(
@@ -271,36 +239,15 @@ impl<R: Registers, M: DmaMemory> Iommu for Smmu<R, M> {
         len: u64,
         writable: bool,
     ) -> Result<(), Refusal> {
-        let mut domains = self.domains.lock();
-        let domain = domains.get(table)?;
-        // Translations that fail are never cached, so a new one is seen at once.
-        let Err(failed) = domain.stage.map(&self.memory, iova, host, len, writable) else {
-            return Ok(());
-        };
-        let MapFailed { refusal, removed } = failed;
-        // What the roll-back took out may have been used meanwhile. Where the units cannot be made to
-        // forget it, the table stays marked, and the next unmap has to make up for it.
-        if let Err(refusal) = self.forget_removed(domain, iova.0, len, removed) {
-            log::error!("{refusal}");
-        }
-        Err(refusal)
+        self.spaces.map(table, iova, host, len, writable)
     }
 
     fn unmap(&self, table: TableId, iova: Iova, len: u64) -> Result<(), Refusal> {
-        let mut domains = self.domains.lock();
-        let domain = domains.get(table)?;
-        let removed = domain.stage.unmap(&self.memory, iova, len)?;
-        self.forget_removed(domain, iova.0, len, removed)
+        self.spaces.unmap(table, iova, len)
     }
 
     fn destroy_table(&self, table: TableId) -> Result<(), Refusal> {
-        // The last detach invalidated the whole table on every unit that knew it.
-        let domain = self.domains.lock().remove(table)?;
-        for page in domain.limbo {
-            self.memory.free(page, 1);
-        }
-        domain.stage.destroy(&self.memory);
-        Ok(())
+        self.spaces.destroy_table(table)
     }
 
     fn claim(&self, requester: Requester) -> Result<(), Refusal> {
@@ -308,44 +255,23 @@ impl<R: Registers, M: DmaMemory> Iommu for Smmu<R, M> {
     }
 
     fn attach(&self, requester: Requester, pasid: Pasid, table: TableId) -> Result<(), Refusal> {
-        let stream = self.stream_of(requester)?;
-        let unit = &self.units[stream.unit];
-        let mut domains = self.domains.lock();
-        let domain = domains.get(table)?;
-        let context = Context {
-            asid: domain.id,
-            root: domain.stage.root(),
-        };
-        let (kept, result) = match unit.attach(stream.id, pasid, context) {
-            Ok(()) => (true, Ok(())),
-            Err(failed) => (failed.tag_kept, Err(failed.refusal.within(requester))),
-        };
-        if kept {
-            domain.attached(stream.unit, stream.id, pasid, unit.has_device_tlb(stream.id));
-        }
-        result
+        let attached = self.spaces.attach(self.place(requester)?, pasid, table);
+        attached.map_err(|refusal| refusal.within(requester))
     }
 
     fn detach(&self, requester: Requester, pasid: Pasid) -> Result<(), Refusal> {
-        let stream = self.stream_of(requester)?;
-        let mut domains = self.domains.lock();
-        let asid = self.units[stream.unit]
-            .detach(stream.id, pasid)
-            .map_err(|refusal| refusal.within(requester))?;
-        if let Some(domain) = domains.by_id(asid) {
-            domain.detached(stream.unit, stream.id, pasid);
-        }
-        Ok(())
+        let detached = self.spaces.detach(self.place(requester)?, pasid);
+        detached.map_err(|refusal| refusal.within(requester))
     }
 
     fn may_be_attached(&self, requester: Requester, pasid: Pasid) -> bool {
-        self.stream_of(requester)
-            .is_ok_and(|stream| self.units[stream.unit].is_taken(stream.id, pasid))
+        self.place(requester)
+            .is_ok_and(|place| self.spaces.may_be_attached(place, pasid))
     }
 
     fn drain_faults(&self, sink: &mut dyn FnMut(DmaFault)) -> bool {
         let mut lost = false;
-        for (number, unit) in self.units.iter().enumerate() {
+        for (number, unit) in self.spaces.units.iter().enumerate() {
             let requester = |id| self.iort.requester(Stream { unit: number, id });
             lost |= unit.drain_faults(&requester, sink);
         }
@@ -353,12 +279,12 @@ impl<R: Registers, M: DmaMemory> Iommu for Smmu<R, M> {
     }
 
     fn commands_issued(&self) -> u64 {
-        self.units.iter().map(Unit::commands_issued).sum()
+        self.spaces.commands_issued()
     }
 
     fn describe(&self) -> Vec<(&'static str, String)> {
-        let mut lines = alloc::vec![("page tables", format!("{}", self.domains.lock().len()))];
-        for unit in &self.units {
+        let mut lines = alloc::vec![("page tables", format!("{}", self.spaces.len()))];
+        for unit in &self.spaces.units {
             lines.extend(unit.describe());
         }
         lines

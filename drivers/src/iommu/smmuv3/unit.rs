@@ -28,11 +28,13 @@ use super::context::{Context, ContextTable};
 use super::events::EventQueue;
 use super::iort::SmmuNode;
 use super::registers::{GlobalError, Identification};
+use super::stage1::{Stage1, Stage1Entries};
 use super::stream_table::StreamTable;
+use crate::iommu::attachments::{AttachFailed, Attachments, not_claimed};
 use crate::iommu::domains::DomainId;
+use crate::iommu::spaces::IommuUnit;
 use crate::memory::DmaMemory;
 use crate::registers::Registers;
-use crate::sparse::Sparse;
 use crate::table_memory::TableMemory;
 
 /// SubstreamID 0: its descriptor stands for untagged traffic.
@@ -74,34 +76,7 @@ pub(super) struct Device {
     contexts: ContextTable,
     /// It may hold translations of its own (ATS).
     device_tlb: bool,
-    pub(super) attachments: Sparse<Attachment>,
-}
-
-/// A context descriptor in use.
-pub(super) struct Attachment {
-    asid: DomainId,
-    /// Its end was begun and not confirmed by the unit: the tag is not free, and DMA with it may still
-    /// reach the table.
-    pub(super) ending: bool,
-}
-
-/// Why an attachment was not made.
-#[derive(Debug)]
-pub(super) struct AttachFailed {
-    /// The reason.
-    pub(super) refusal: Refusal,
-    /// The descriptor was written before it failed, so the unit may know it: the tag is taken until a
-    /// detach has worked.
-    pub(super) tag_kept: bool,
-}
-
-impl From<Refusal> for AttachFailed {
-    fn from(refusal: Refusal) -> Self {
-        Self {
-            refusal,
-            tag_kept: false,
-        }
-    }
+    pub(super) attachments: Attachments,
 }
 
 impl<R: Registers, M: DmaMemory> Unit<R, M> {
@@ -174,11 +149,6 @@ impl<R: Registers, M: DmaMemory> Unit<R, M> {
         self.substream_bits
     }
 
-    /// Commands handed over so far.
-    pub fn commands_issued(&self) -> u64 {
-        self.commands.load(Ordering::Relaxed)
-    }
-
     /// Makes the stream table entry of a device valid, with SubstreamIDs on and none attached: all its
     /// DMA is still blocked but interrupt messages to the doorbells. `device_tlb` lets it ask for
     /// translations (ATS).
@@ -220,116 +190,12 @@ impl<R: Registers, M: DmaMemory> Unit<R, M> {
         let device = devices.entry(stream).or_insert(Device {
             contexts,
             device_tlb,
-            attachments: Sparse::default(),
+            attachments: Attachments::default(),
         });
         entry.write_body(&self.tables, device_tlb);
         self.execute(queue, &[Command::ForgetStream { stream }])?;
         entry.make_valid(&self.tables, &device.contexts);
         self.execute(queue, &[Command::ForgetStream { stream }])
-    }
-
-    /// Joins a tag of a claimed device to a table.
-    pub(super) fn attach(&self, stream: u32, tag: Pasid, context: Context) -> Result<(), AttachFailed> {
-        let mut inner = self.inner.lock();
-        let Inner { queue, devices, .. } = &mut *inner;
-        let device = devices.get_mut(&stream).ok_or_else(not_claimed)?;
-        check_tag(device, tag)?;
-        let contexts = &mut device.contexts;
-        contexts.write_body(&self.tables, tag, context)?;
-        let attachment = device.attachments.insert(
-            tag.value() as usize,
-            Attachment {
-                asid: context.asid,
-                ending: false,
-            },
-        );
-        // That the descriptor is not valid may be cached, at every moment until V is set.
-        let forget = [Command::ForgetContext { stream, tag }];
-        let seen = self
-            .execute(queue, &forget)
-            .and_then(|()| contexts.make_valid(&self.tables, tag, context))
-            .and_then(|()| self.execute(queue, &forget));
-        seen.map_err(|refusal| {
-            attachment.ending = true;
-            // It was written before, so it has its place.
-            let cleared = contexts.make_invalid(&self.tables, tag);
-            AttachFailed {
-                refusal: cleared.err().unwrap_or(refusal),
-                tag_kept: true,
-            }
-        })
-    }
-
-    /// Whether a device was claimed with a TLB of its own.
-    pub(super) fn has_device_tlb(&self, stream: u32) -> bool {
-        let inner = self.inner.lock();
-        inner.devices.get(&stream).is_some_and(|device| device.device_tlb)
-    }
-
-    /// Whether the tag is taken: attached, or ended without the unit's confirmation.
-    pub(super) fn is_taken(&self, stream: u32, tag: Pasid) -> bool {
-        let inner = self.inner.lock();
-        let device = inner.devices.get(&stream);
-        device.is_some_and(|device| device.attachments.get(tag.value() as usize).is_some())
-    }
-
-    /// Parts a tag from its table. On a refusal the unit or the device may still use the old table: the
-    /// tag stays taken, and the call may be repeated. Returns the ASID it led to.
-    pub(super) fn detach(&self, stream: u32, tag: Pasid) -> Result<DomainId, Refusal> {
-        let mut inner = self.inner.lock();
-        let Inner { queue, devices, .. } = &mut *inner;
-        let device = devices.get_mut(&stream).ok_or_else(not_claimed)?;
-        let attachment = device
-            .attachments
-            .get_mut(tag.value() as usize)
-            .ok_or_else(|| Refusal::new(format!("PASID {tag}"), "not attached on this device", ""))?;
-        attachment.ending = true;
-        let asid = attachment.asid;
-        device.contexts.make_invalid(&self.tables, tag)?;
-        let mut commands = Vec::with_capacity(5);
-        commands.extend([
-            Command::ForgetContext { stream, tag },
-            Command::Sync,
-            Command::ForgetTable { asid },
-        ]);
-        if device.device_tlb {
-            commands.extend([Command::Sync, Command::ForgetInDevice { stream, tag }]);
-        }
-        self.execute(queue, &commands)?;
-        device.contexts.zero(&self.tables, tag)?;
-        device.attachments.remove(tag.value() as usize);
-        Ok(asid)
-    }
-
-    /// Forgets the translations of a range of a table, and of the devices with TLBs of their own that are
-    /// attached to it.
-    pub(super) fn forget_range(
-        &self,
-        asid: DomainId,
-        start: u64,
-        len: u64,
-        device_tlbs: impl Iterator<Item = (u32, Pasid)>,
-    ) -> Result<(), Refusal> {
-        let mut inner = self.inner.lock();
-        let pages = len / PAGE_SIZE;
-        let mut commands: Vec<Command> = if pages <= PAGES_ONE_BY_ONE {
-            (0..pages)
-                .map(|page| Command::ForgetAddress {
-                    asid,
-                    address: start + page * PAGE_SIZE,
-                })
-                .collect()
-        } else {
-            alloc::vec![Command::ForgetTable { asid }]
-        };
-        let mut devices = device_tlbs
-            .map(|(stream, tag)| Command::ForgetInDevice { stream, tag })
-            .peekable();
-        if devices.peek().is_some() {
-            commands.push(Command::Sync);
-            commands.extend(devices);
-        }
-        self.execute(&mut inner.queue, &commands)
     }
 
     /// Reads the events. Returns whether some were lost. Where another processor does it already, that one
@@ -408,17 +274,113 @@ impl<R: Registers, M: DmaMemory> Unit<R, M> {
             ("commands", format!("{}", self.commands_issued())),
         ];
         for (stream, device) in &self.inner.lock().devices {
-            let ending = device.attachments.values().filter(|attachment| attachment.ending);
             lines.push((
                 "claimed",
-                format!(
-                    "stream {stream:#x}: {} PASIDs attached, {} of them ending",
-                    device.attachments.len(),
-                    ending.count()
-                ),
+                format!("stream {stream:#x}: {}", device.attachments.describe()),
             ));
         }
         lines
+    }
+}
+
+impl<R: Registers, M: DmaMemory> IommuUnit for Unit<R, M> {
+    type Entries = Stage1Entries;
+
+    fn attach(&self, stream: u32, tag: Pasid, asid: DomainId, table: &Stage1) -> Result<(), AttachFailed> {
+        let context = Context {
+            asid,
+            root: table.root(),
+        };
+        let mut inner = self.inner.lock();
+        let Inner { queue, devices, .. } = &mut *inner;
+        let device = devices.get_mut(&stream).ok_or_else(not_claimed)?;
+        check_tag(device, tag)?;
+        let contexts = &mut device.contexts;
+        contexts.write_body(&self.tables, tag, context)?;
+        device.attachments.begin(tag, asid);
+        // That the descriptor is not valid may be cached, at every moment until V is set.
+        let forget = [Command::ForgetContext { stream, tag }];
+        let seen = self
+            .execute(queue, &forget)
+            .and_then(|()| contexts.make_valid(&self.tables, tag, context))
+            .and_then(|()| self.execute(queue, &forget));
+        seen.map_err(|refusal| {
+            // Its end begins: it is attached, so that cannot be refused.
+            let _ = device.attachments.end(tag);
+            // It was written before, so it has its place.
+            let cleared = contexts.make_invalid(&self.tables, tag);
+            AttachFailed::kept(cleared.err().unwrap_or(refusal))
+        })
+    }
+
+    fn detach(&self, stream: u32, tag: Pasid) -> Result<DomainId, Refusal> {
+        let mut inner = self.inner.lock();
+        let Inner { queue, devices, .. } = &mut *inner;
+        let device = devices.get_mut(&stream).ok_or_else(not_claimed)?;
+        let asid = device.attachments.end(tag)?;
+        device.contexts.make_invalid(&self.tables, tag)?;
+        let mut commands = Vec::with_capacity(5);
+        commands.extend([
+            Command::ForgetContext { stream, tag },
+            Command::Sync,
+            Command::ForgetTable { asid },
+        ]);
+        if device.device_tlb {
+            commands.extend([Command::Sync, Command::ForgetInDevice { stream, tag }]);
+        }
+        self.execute(queue, &commands)?;
+        device.contexts.zero(&self.tables, tag)?;
+        device.attachments.ended(tag);
+        Ok(asid)
+    }
+
+    fn publish(&self, _asid: DomainId, _start: u64, _len: u64) -> Result<(), Refusal> {
+        // Translations that fail are never cached, so a new one is seen at once.
+        Ok(())
+    }
+
+    fn forget_range(
+        &self,
+        asid: DomainId,
+        start: u64,
+        len: u64,
+        device_tlbs: impl Iterator<Item = (u32, Pasid)>,
+    ) -> Result<(), Refusal> {
+        let mut inner = self.inner.lock();
+        let pages = len / PAGE_SIZE;
+        let mut commands: Vec<Command> = if pages <= PAGES_ONE_BY_ONE {
+            (0..pages)
+                .map(|page| Command::ForgetAddress {
+                    asid,
+                    address: start + page * PAGE_SIZE,
+                })
+                .collect()
+        } else {
+            alloc::vec![Command::ForgetTable { asid }]
+        };
+        let mut devices = device_tlbs
+            .map(|(stream, tag)| Command::ForgetInDevice { stream, tag })
+            .peekable();
+        if devices.peek().is_some() {
+            commands.push(Command::Sync);
+            commands.extend(devices);
+        }
+        self.execute(&mut inner.queue, &commands)
+    }
+
+    fn has_device_tlb(&self, stream: u32) -> bool {
+        let inner = self.inner.lock();
+        inner.devices.get(&stream).is_some_and(|device| device.device_tlb)
+    }
+
+    fn is_taken(&self, stream: u32, tag: Pasid) -> bool {
+        let inner = self.inner.lock();
+        let device = inner.devices.get(&stream);
+        device.is_some_and(|device| device.attachments.is_taken(tag))
+    }
+
+    fn commands_issued(&self) -> u64 {
+        self.commands.load(Ordering::Relaxed)
     }
 }
 
@@ -435,22 +397,11 @@ fn check_tag(device: &Device, tag: Pasid) -> Result<(), Refusal> {
             "use a smaller PASID",
         )
     } else {
-        match device.attachments.get(tag.value() as usize) {
-            None => return Ok(()),
-            Some(Attachment { ending: false, .. }) => ("attached already", "detach it first"),
-            Some(Attachment { ending: true, .. }) => (
-                "the end of its last attachment was not confirmed by the IOMMU",
-                "detach it again first",
-            ),
-        }
+        return device.attachments.check_free(tag);
     };
     Err(Refusal::new(format!("PASID {tag}"), why, remedy))
 }
 
 fn unit_name(node: &SmmuNode) -> String {
     format!("smmuv3 {}", node.registers)
-}
-
-fn not_claimed() -> Refusal {
-    Refusal::new("attachment", "the device is not claimed", "claim it first")
 }

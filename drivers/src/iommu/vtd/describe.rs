@@ -8,6 +8,7 @@ use alloc::vec::Vec;
 use pasidon_kernel::addr::Requester;
 
 use super::unit::Unit;
+use crate::iommu::spaces::IommuUnit;
 use crate::memory::DmaMemory;
 use crate::registers::Registers;
 
@@ -46,14 +47,9 @@ impl<R: Registers, M: DmaMemory> Unit<R, M> {
                 segment: self.segment,
                 rid,
             };
-            let ending = device.attachments.values().filter(|attachment| attachment.ending);
             lines.push((
                 "claimed",
-                format!(
-                    "{requester}: {} PASIDs attached, {} of them ending",
-                    device.attachments.len(),
-                    ending.count()
-                ),
+                format!("{requester}: {}", device.attachments.describe()),
             ));
         }
         lines

@@ -53,14 +53,13 @@ use pasidon_kernel::irq::HostVector;
 use pasidon_kernel::msi::{MsiController, RemappedInterrupt};
 use pasidon_kernel::pasid::Pasid;
 use pasidon_kernel::refusal::Refusal;
-use spin::Mutex;
 
 use self::capabilities::common_geometry;
 use self::dmar::Dmar;
 use self::scope::{Bridges, Coverage, DeviceSet};
-use self::second_stage::{Geometry, SecondStage, SecondStageEntries};
-use super::domains::{Domain, DomainId, Domains};
-use super::page_table::{MapFailed, Removed};
+use self::second_stage::SecondStageEntries;
+use super::domains::DomainId;
+use super::spaces::{Place, Spaces};
 use crate::memory::DmaMemory;
 use crate::registers::Registers;
 use crate::table_memory::TableMemory;
@@ -73,13 +72,10 @@ const HANDLE_UNIT_SHIFT: u32 = 16;
 
 /// All remapping units of the machine.
 pub struct Vtd<R, M> {
-    units: Vec<Unit<R, M>>,
+    spaces: Spaces<Unit<R, M>, SecondStageEntries, M>,
     coverage: Coverage,
     reserved: Vec<ReservedRegion>,
-    memory: TableMemory<M>,
-    geometry: Geometry,
     capabilities: IommuCapabilities,
-    domains: Mutex<Domains<SecondStageEntries>>,
 }
 
 /// A region that the firmware says a device uses on its behalf (RMRR).
@@ -142,11 +138,13 @@ impl<R: Registers, M: DmaMemory> Vtd<R, M> {
                     devices: DeviceSet::resolve(region.segment, &region.scopes, bridges),
                 })
                 .collect(),
-            memory: TableMemory::new(memory, walks_snoop),
-            geometry,
             capabilities,
-            domains: Mutex::new(Domains::new(last_domain as DomainId, units.len())),
-            units,
+            spaces: Spaces::new(
+                units,
+                TableMemory::new(memory, walks_snoop),
+                geometry,
+                last_domain as DomainId,
+            ),
         })
     }
 
@@ -154,20 +152,20 @@ impl<R: Registers, M: DmaMemory> Vtd<R, M> {
     /// of all devices are blocked until they are claimed. Called once, on one processor, with interrupts
     /// off.
     pub fn take_over(&self) -> Result<(), Refusal> {
-        self.units.iter().try_for_each(Unit::take_over)
+        self.spaces.units.iter().try_for_each(Unit::take_over)
     }
 
     /// Sends the fault events of all units to a vector of the hypervisor, whose handler calls
     /// [`Iommu::drain_faults`]. After [`Vtd::take_over`].
     pub fn set_fault_interrupt(&self, target: HostVector) {
-        for unit in &self.units {
+        for unit in &self.spaces.units {
             unit.set_fault_interrupt(target);
         }
     }
 
     /// The units, in the order of the DMAR table.
     pub fn units(&self) -> &[Unit<R, M>] {
-        &self.units
+        &self.spaces.units
     }
 
     /// Regions that the firmware says devices use on its behalf (RMRR). They are blocked like everything
@@ -198,7 +196,7 @@ impl<R: Registers, M: DmaMemory> Vtd<R, M> {
             ));
         }
         let unit = self.unit_of(requester)?;
-        self.units[unit]
+        self.spaces.units[unit]
             .claim(requester.rid, tlb)
             .map_err(|refusal| refusal.within(requester))
     }
@@ -213,50 +211,10 @@ impl<R: Registers, M: DmaMemory> Vtd<R, M> {
         })
     }
 
-    /// Makes all units forget a range of a table, then frees the pages that left the tree. Until that
-    /// has worked they are kept.
-    fn forget_removed(
-        &self,
-        domain: &mut Domain<SecondStageEntries>,
-        start: u64,
-        len: u64,
-        removed: Removed,
-    ) -> Result<(), Refusal> {
-        domain.limbo.extend(removed.pages);
-        if removed.changed || domain.stale {
-            let (start, len) = if domain.stale {
-                (0, 1 << self.geometry.address_bits)
-            } else {
-                (start, len)
-            };
-            domain.stale = true;
-            for (number, unit) in self.units.iter().enumerate() {
-                if domain.is_on(number) {
-                    unit.forget_range(domain.id, start, len, domain.device_tlbs(number))?;
-                }
-            }
-            domain.stale = false;
-        }
-        for page in domain.limbo.drain(..) {
-            self.memory.free(page, 1);
-        }
-        Ok(())
-    }
-
-    /// Lets all units see a new mapping.
-    fn publish(&self, domain: &Domain<SecondStageEntries>, start: u64, len: u64) -> Result<(), Refusal> {
-        for (number, unit) in self.units.iter().enumerate() {
-            if !domain.is_on(number) {
-                continue;
-            }
-            if unit.capability().caching_mode() {
-                // The absence of the mapping may be cached.
-                unit.forget_range(domain.id, start, len, core::iter::empty())?;
-            } else {
-                unit.push_out()?;
-            }
-        }
-        Ok(())
+    fn place(&self, requester: Requester) -> Result<Place, Refusal> {
+        let unit = self.unit_of(requester)?;
+        let device = requester.rid.into();
+        Ok(Place { unit, device })
     }
 }
 
@@ -270,9 +228,7 @@ impl<R: Registers, M: DmaMemory> Iommu for Vtd<R, M> {
     }
 
     fn create_table(&self) -> Result<TableId, Refusal> {
-        self.domains
-            .lock()
-            .create(|| SecondStage::new(&self.memory, self.geometry))
+        self.spaces.create_table()
     }
 
     fn map(
@@ -283,41 +239,15 @@ impl<R: Registers, M: DmaMemory> Iommu for Vtd<R, M> {
         len: u64,
         writable: bool,
     ) -> Result<(), Refusal> {
-        let mut domains = self.domains.lock();
-        let domain = domains.get(table)?;
-        let failed = match domain.stage.map(&self.memory, iova, host, len, writable) {
-            Ok(()) => match self.publish(domain, iova.0, len) {
-                Ok(()) => return Ok(()),
-                Err(refusal) => MapFailed {
-                    refusal,
-                    removed: domain.stage.unmap(&self.memory, iova, len)?,
-                },
-            },
-            Err(failed) => failed,
-        };
-        // What the roll-back took out may have been used meanwhile. Where the units cannot be made to
-        // forget it, the domain stays marked, and the next unmap has to make up for it.
-        if let Err(refusal) = self.forget_removed(domain, iova.0, len, failed.removed) {
-            log::error!("{refusal}");
-        }
-        Err(failed.refusal)
+        self.spaces.map(table, iova, host, len, writable)
     }
 
     fn unmap(&self, table: TableId, iova: Iova, len: u64) -> Result<(), Refusal> {
-        let mut domains = self.domains.lock();
-        let domain = domains.get(table)?;
-        let removed = domain.stage.unmap(&self.memory, iova, len)?;
-        self.forget_removed(domain, iova.0, len, removed)
+        self.spaces.unmap(table, iova, len)
     }
 
     fn destroy_table(&self, table: TableId) -> Result<(), Refusal> {
-        // The last detach invalidated the whole domain on every unit that knew it.
-        let domain = self.domains.lock().remove(table)?;
-        for page in domain.limbo {
-            self.memory.free(page, 1);
-        }
-        domain.stage.destroy(&self.memory);
-        Ok(())
+        self.spaces.destroy_table(table)
     }
 
     fn claim(&self, requester: Requester) -> Result<(), Refusal> {
@@ -325,53 +255,35 @@ impl<R: Registers, M: DmaMemory> Iommu for Vtd<R, M> {
     }
 
     fn attach(&self, requester: Requester, pasid: Pasid, table: TableId) -> Result<(), Refusal> {
-        let number = self.unit_of(requester)?;
-        let unit = &self.units[number];
-        let mut domains = self.domains.lock();
-        let domain = domains.get(table)?;
-        let (rid, levels) = (requester.rid, self.geometry.levels);
-        let (kept, result) = match unit.attach(rid, pasid, domain.id, &domain.stage, levels) {
-            Ok(()) => (true, Ok(())),
-            Err(failed) => (failed.tag_kept, Err(failed.refusal.within(requester))),
-        };
-        if kept {
-            domain.attached(number, rid.into(), pasid, unit.has_device_tlb(rid));
-        }
-        result
+        let attached = self.spaces.attach(self.place(requester)?, pasid, table);
+        attached.map_err(|refusal| refusal.within(requester))
     }
 
     fn detach(&self, requester: Requester, pasid: Pasid) -> Result<(), Refusal> {
-        let number = self.unit_of(requester)?;
-        let mut domains = self.domains.lock();
-        let id = self.units[number]
-            .detach(requester.rid, pasid)
-            .map_err(|refusal| refusal.within(requester))?;
-        if let Some(domain) = domains.by_id(id) {
-            domain.detached(number, requester.rid.into(), pasid);
-        }
-        Ok(())
+        let detached = self.spaces.detach(self.place(requester)?, pasid);
+        detached.map_err(|refusal| refusal.within(requester))
     }
 
     fn may_be_attached(&self, requester: Requester, pasid: Pasid) -> bool {
-        self.unit_of(requester)
-            .is_ok_and(|unit| self.units[unit].is_taken(requester.rid, pasid))
+        self.place(requester)
+            .is_ok_and(|place| self.spaces.may_be_attached(place, pasid))
     }
 
     fn drain_faults(&self, sink: &mut dyn FnMut(DmaFault)) -> bool {
         let mut lost = false;
-        for unit in &self.units {
+        for unit in &self.spaces.units {
             lost |= unit.drain_faults(sink);
         }
         lost
     }
 
     fn commands_issued(&self) -> u64 {
-        self.units.iter().map(Unit::commands_issued).sum()
+        self.spaces.commands_issued()
     }
 
     fn describe(&self) -> Vec<(&'static str, String)> {
-        let mut lines = vec![("page tables", format!("{}", self.domains.lock().len()))];
-        for unit in &self.units {
+        let mut lines = vec![("page tables", format!("{}", self.spaces.len()))];
+        for unit in &self.spaces.units {
             lines.extend(unit.describe());
         }
         for region in &self.reserved {
@@ -388,7 +300,7 @@ impl<R: Registers, M: DmaMemory> Iommu for Vtd<R, M> {
 impl<R: Registers, M: DmaMemory> MsiController for Vtd<R, M> {
     fn map_interrupt(&self, requester: Requester, target: HostVector) -> Result<RemappedInterrupt, Refusal> {
         let unit = self.unit_of(requester)?;
-        let index = self.units[unit]
+        let index = self.spaces.units[unit]
             .map_interrupt(requester.rid, target)
             .map_err(|refusal| refusal.within(requester))?;
         Ok(RemappedInterrupt {
@@ -398,7 +310,8 @@ impl<R: Registers, M: DmaMemory> MsiController for Vtd<R, M> {
     }
 
     fn unmap_interrupt(&self, handle: u32) -> Result<(), Refusal> {
-        self.units
+        self.spaces
+            .units
             .get((handle >> HANDLE_UNIT_SHIFT) as usize)
             .ok_or_else(|| Refusal::new(format!("interrupt handle {handle:#x}"), "not in use", ""))?
             .unmap_interrupt(handle as u16)

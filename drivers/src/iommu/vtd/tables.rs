@@ -211,10 +211,10 @@ pub struct PasidEntry {
 
 impl PasidEntry {
     /// An entry for a page table.
-    pub fn new(stage: &SecondStage, levels: u8, domain: DomainId, walk_snoops: bool) -> Self {
+    pub fn new(stage: &SecondStage, domain: DomainId, walk_snoops: bool) -> Self {
         Self {
             root: stage.root(),
-            levels,
+            levels: stage.levels(),
             domain,
             walk_snoops,
         }

@@ -27,12 +27,13 @@ use super::fault;
 use super::interrupt_remapping::InterruptTable;
 use super::invalidation::{DeviceTlb, Invalidation, Queue};
 use super::registers::{Capability, ExtendedCapability, Global, command, offset};
-use super::second_stage::SecondStage;
+use super::second_stage::{SecondStage, SecondStageEntries};
 use super::tables::{ContextTables, PasidDirectory, PasidEntry, RID_PASID};
+use crate::iommu::attachments::{AttachFailed, Attachments, not_claimed};
 use crate::iommu::domains::DomainId;
+use crate::iommu::spaces::IommuUnit;
 use crate::memory::DmaMemory;
 use crate::registers::Registers;
-use crate::sparse::Sparse;
 use crate::table_memory::TableMemory;
 
 /// One remapping unit.
@@ -63,34 +64,7 @@ pub(super) struct Inner {
 pub(super) struct Device {
     directory: PasidDirectory,
     device_tlb: Option<DeviceTlb>,
-    pub(super) attachments: Sparse<Attachment>,
-}
-
-/// A PASID entry in use.
-pub(super) struct Attachment {
-    domain: DomainId,
-    /// Its end was begun and not confirmed by the unit: the tag is not free, and DMA with it may still
-    /// reach the table.
-    pub(super) ending: bool,
-}
-
-/// Why an attachment was not made.
-#[derive(Debug)]
-pub(super) struct AttachFailed {
-    /// The reason.
-    pub(super) refusal: Refusal,
-    /// The entry was written before it failed, so the unit may know it: the tag is taken until a detach
-    /// has worked.
-    pub(super) tag_kept: bool,
-}
-
-impl From<Refusal> for AttachFailed {
-    fn from(refusal: Refusal) -> Self {
-        Self {
-            refusal,
-            tag_kept: false,
-        }
-    }
+    pub(super) attachments: Attachments,
 }
 
 impl<R: Registers, M: DmaMemory> Unit<R, M> {
@@ -164,11 +138,6 @@ impl<R: Registers, M: DmaMemory> Unit<R, M> {
         self.extended
     }
 
-    /// Invalidation descriptors handed over so far.
-    pub fn commands_issued(&self) -> u64 {
-        self.commands.load(Ordering::Relaxed)
-    }
-
     /// Makes the context entry of a device present, with PASIDs on and none attached: all its DMA is
     /// still blocked. `device_tlb` lets it ask for translations (ATS).
     pub(super) fn claim(&self, rid: u16, device_tlb: Option<DeviceTlb>) -> Result<(), Refusal> {
@@ -201,7 +170,7 @@ impl<R: Registers, M: DmaMemory> Unit<R, M> {
             Device {
                 directory,
                 device_tlb,
-                attachments: Sparse::default(),
+                attachments: Attachments::default(),
             },
         );
         self.push_out()?;
@@ -213,52 +182,6 @@ impl<R: Registers, M: DmaMemory> Unit<R, M> {
                 Invalidation::IotlbDomain { domain: 0 },
             ],
         )
-    }
-
-    /// Joins a PASID of a claimed device to a page table.
-    pub(super) fn attach(
-        &self,
-        rid: u16,
-        pasid: Pasid,
-        domain: DomainId,
-        stage: &SecondStage,
-        levels: u8,
-    ) -> Result<(), AttachFailed> {
-        let mut inner = self.inner.lock();
-        let Inner { queue, devices, .. } = &mut *inner;
-        let device = devices.get_mut(&rid).ok_or_else(not_claimed)?;
-        self.check_tag(device, pasid)?;
-        let entry = PasidEntry::new(stage, levels, domain, self.extended.page_walk_coherent());
-        device.directory.set(&self.tables, pasid, entry)?;
-        let attachment = device.attachments.insert(
-            pasid.value() as usize,
-            Attachment {
-                domain,
-                ending: false,
-            },
-        );
-        let seen = self.push_out().and_then(|()| {
-            if !self.capability.caching_mode() {
-                return Ok(());
-            }
-            // The absence of the entry may be cached.
-            self.forget(
-                queue,
-                &[
-                    Invalidation::PasidCache { domain, pasid },
-                    Invalidation::Fence,
-                    Invalidation::PasidIotlb { domain, pasid },
-                ],
-            )
-        });
-        seen.map_err(|refusal| {
-            attachment.ending = true;
-            device.directory.clear_present(&self.tables, pasid);
-            AttachFailed {
-                refusal,
-                tag_kept: true,
-            }
-        })
     }
 
     /// Refuses a tag that cannot be attached now.
@@ -274,100 +197,9 @@ impl<R: Registers, M: DmaMemory> Unit<R, M> {
                 "use a smaller PASID",
             )
         } else {
-            match device.attachments.get(pasid.value() as usize) {
-                None => return Ok(()),
-                Some(Attachment { ending: false, .. }) => ("attached already", "detach it first"),
-                Some(Attachment { ending: true, .. }) => (
-                    "the end of its last attachment was not confirmed by the IOMMU",
-                    "detach it again first",
-                ),
-            }
+            return device.attachments.check_free(pasid);
         };
         Err(Refusal::new(format!("PASID {pasid}"), why, remedy))
-    }
-
-    /// Whether a device was claimed with a TLB of its own.
-    pub(super) fn has_device_tlb(&self, rid: u16) -> bool {
-        let inner = self.inner.lock();
-        inner
-            .devices
-            .get(&rid)
-            .is_some_and(|device| device.device_tlb.is_some())
-    }
-
-    /// Whether the tag is taken: attached, or ended without the unit's confirmation.
-    pub(super) fn is_taken(&self, rid: u16, pasid: Pasid) -> bool {
-        let inner = self.inner.lock();
-        let device = inner.devices.get(&rid);
-        device.is_some_and(|device| device.attachments.get(pasid.value() as usize).is_some())
-    }
-
-    /// Parts a PASID from its page table. On a refusal the unit or the device may still use the old
-    /// table: the tag stays taken, and the call may be repeated. Returns the domain it led to.
-    pub(super) fn detach(&self, rid: u16, pasid: Pasid) -> Result<DomainId, Refusal> {
-        let mut inner = self.inner.lock();
-        let Inner { queue, devices, .. } = &mut *inner;
-        let device = devices.get_mut(&rid).ok_or_else(not_claimed)?;
-        let attachment = device
-            .attachments
-            .get_mut(pasid.value() as usize)
-            .ok_or_else(|| not_attached(pasid))?;
-        attachment.ending = true;
-        let domain = attachment.domain;
-        device.directory.clear_present(&self.tables, pasid);
-        self.push_out()?;
-
-        let mut commands = Vec::with_capacity(5);
-        if cfg!(not(feature = "omit-pasid-cache-invalidation")) {
-            commands.extend([Invalidation::PasidCache { domain, pasid }, Invalidation::Fence]);
-        }
-        commands.push(Invalidation::IotlbDomain { domain });
-        if let Some(tlb) = device.device_tlb {
-            commands.extend([
-                Invalidation::Fence,
-                Invalidation::PasidDeviceTlb {
-                    rid,
-                    pfsid: self.pfsid(rid),
-                    pasid,
-                    tlb,
-                },
-            ]);
-        }
-        self.forget(queue, &commands)?;
-
-        device.directory.zero(&self.tables, pasid);
-        device.attachments.remove(pasid.value() as usize);
-        Ok(domain)
-    }
-
-    /// Forgets the translations of a range of a domain, and of the devices with TLBs of their own that
-    /// are attached to it.
-    pub(super) fn forget_range(
-        &self,
-        domain: DomainId,
-        start: u64,
-        len: u64,
-        device_tlbs: impl Iterator<Item = (u32, Pasid)>,
-    ) -> Result<(), Refusal> {
-        let mut inner = self.inner.lock();
-        let Inner { queue, devices, .. } = &mut *inner;
-        self.push_out()?;
-        let mut commands = alloc::vec![self.range_command(domain, start, len)];
-        for (device, pasid) in device_tlbs {
-            let rid = device as u16;
-            if let Some(tlb) = devices.get(&rid).and_then(|device| device.device_tlb) {
-                if commands.len() == 1 {
-                    commands.push(Invalidation::Fence);
-                }
-                commands.push(Invalidation::PasidDeviceTlb {
-                    rid,
-                    pfsid: self.pfsid(rid),
-                    pasid,
-                    tlb,
-                });
-            }
-        }
-        self.forget(queue, &commands)
     }
 
     /// The cheapest command that covers a range: the pages, or the domain where they do not fit one
@@ -468,14 +300,138 @@ impl<R: Registers, M: DmaMemory> Unit<R, M> {
     }
 }
 
+impl<R: Registers, M: DmaMemory> IommuUnit for Unit<R, M> {
+    type Entries = SecondStageEntries;
+
+    fn attach(
+        &self,
+        device: u32,
+        pasid: Pasid,
+        domain: DomainId,
+        table: &SecondStage,
+    ) -> Result<(), AttachFailed> {
+        let mut inner = self.inner.lock();
+        let Inner { queue, devices, .. } = &mut *inner;
+        let device = devices.get_mut(&rid(device)).ok_or_else(not_claimed)?;
+        self.check_tag(device, pasid)?;
+        let entry = PasidEntry::new(table, domain, self.extended.page_walk_coherent());
+        device.directory.set(&self.tables, pasid, entry)?;
+        device.attachments.begin(pasid, domain);
+        let seen = self.push_out().and_then(|()| {
+            if !self.capability.caching_mode() {
+                return Ok(());
+            }
+            // The absence of the entry may be cached.
+            self.forget(
+                queue,
+                &[
+                    Invalidation::PasidCache { domain, pasid },
+                    Invalidation::Fence,
+                    Invalidation::PasidIotlb { domain, pasid },
+                ],
+            )
+        });
+        seen.map_err(|refusal| {
+            // Its end begins: it is attached, so that cannot be refused.
+            let _ = device.attachments.end(pasid);
+            device.directory.clear_present(&self.tables, pasid);
+            AttachFailed::kept(refusal)
+        })
+    }
+
+    fn detach(&self, device: u32, pasid: Pasid) -> Result<DomainId, Refusal> {
+        let rid = rid(device);
+        let mut inner = self.inner.lock();
+        let Inner { queue, devices, .. } = &mut *inner;
+        let device = devices.get_mut(&rid).ok_or_else(not_claimed)?;
+        let domain = device.attachments.end(pasid)?;
+        device.directory.clear_present(&self.tables, pasid);
+        self.push_out()?;
+
+        let mut commands = Vec::with_capacity(5);
+        if cfg!(not(feature = "omit-pasid-cache-invalidation")) {
+            commands.extend([Invalidation::PasidCache { domain, pasid }, Invalidation::Fence]);
+        }
+        commands.push(Invalidation::IotlbDomain { domain });
+        if let Some(tlb) = device.device_tlb {
+            commands.extend([
+                Invalidation::Fence,
+                Invalidation::PasidDeviceTlb {
+                    rid,
+                    pfsid: self.pfsid(rid),
+                    pasid,
+                    tlb,
+                },
+            ]);
+        }
+        self.forget(queue, &commands)?;
+
+        device.directory.zero(&self.tables, pasid);
+        device.attachments.ended(pasid);
+        Ok(domain)
+    }
+
+    fn publish(&self, domain: DomainId, start: u64, len: u64) -> Result<(), Refusal> {
+        if self.capability.caching_mode() {
+            // The absence of the mapping may be cached.
+            self.forget_range(domain, start, len, core::iter::empty())
+        } else {
+            self.push_out()
+        }
+    }
+
+    fn forget_range(
+        &self,
+        domain: DomainId,
+        start: u64,
+        len: u64,
+        device_tlbs: impl Iterator<Item = (u32, Pasid)>,
+    ) -> Result<(), Refusal> {
+        let mut inner = self.inner.lock();
+        let Inner { queue, devices, .. } = &mut *inner;
+        self.push_out()?;
+        let mut commands = alloc::vec![self.range_command(domain, start, len)];
+        for (device, pasid) in device_tlbs {
+            let rid = rid(device);
+            if let Some(tlb) = devices.get(&rid).and_then(|device| device.device_tlb) {
+                if commands.len() == 1 {
+                    commands.push(Invalidation::Fence);
+                }
+                commands.push(Invalidation::PasidDeviceTlb {
+                    rid,
+                    pfsid: self.pfsid(rid),
+                    pasid,
+                    tlb,
+                });
+            }
+        }
+        self.forget(queue, &commands)
+    }
+
+    fn has_device_tlb(&self, device: u32) -> bool {
+        let inner = self.inner.lock();
+        inner
+            .devices
+            .get(&rid(device))
+            .is_some_and(|device| device.device_tlb.is_some())
+    }
+
+    fn is_taken(&self, device: u32, pasid: Pasid) -> bool {
+        let inner = self.inner.lock();
+        let device = inner.devices.get(&rid(device));
+        device.is_some_and(|device| device.attachments.is_taken(pasid))
+    }
+
+    fn commands_issued(&self) -> u64 {
+        self.commands.load(Ordering::Relaxed)
+    }
+}
+
+/// A device is called by its requester ID here.
+const fn rid(device: u32) -> u16 {
+    device as u16
+}
+
 fn unit_name(base: HostPhys) -> String {
     format!("vtd {base}")
-}
-
-fn not_claimed() -> Refusal {
-    Refusal::new("attachment", "the device is not claimed", "claim it first")
-}
-
-fn not_attached(pasid: Pasid) -> Refusal {
-    Refusal::new(format!("PASID {pasid}"), "not attached on this device", "")
 }

@@ -1,0 +1,109 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Which tags of a device lead to a page table, on one unit of any make.
+//!
+//! **Invariant.** A tag is taken from before the unit can know of it until the unit has confirmed that it knows
+//! nothing of it any more.
+
+use alloc::format;
+
+use pasidon_kernel::pasid::Pasid;
+use pasidon_kernel::refusal::Refusal;
+
+use super::domains::DomainId;
+use crate::sparse::Sparse;
+
+/// A tag in use.
+struct Attachment {
+    domain: DomainId,
+    /// Its end was begun and not confirmed by the unit: the tag is not free, and DMA with it may still
+    /// reach the table.
+    ending: bool,
+}
+
+/// Why an attachment was not made.
+#[derive(Debug)]
+pub(super) struct AttachFailed {
+    /// The reason.
+    pub(super) refusal: Refusal,
+    /// The entry was written before it failed, so the unit may know it: the tag is taken until a detach
+    /// has worked.
+    pub(super) tag_kept: bool,
+}
+
+impl From<Refusal> for AttachFailed {
+    fn from(refusal: Refusal) -> Self {
+        Self {
+            refusal,
+            tag_kept: false,
+        }
+    }
+}
+
+impl AttachFailed {
+    /// After the entry was written.
+    pub(super) fn kept(refusal: Refusal) -> Self {
+        Self {
+            refusal,
+            tag_kept: true,
+        }
+    }
+}
+
+/// The tags of one device.
+#[derive(Default)]
+pub(super) struct Attachments(Sparse<Attachment>);
+
+impl Attachments {
+    /// Refuses a tag that is taken.
+    pub(super) fn check_free(&self, tag: Pasid) -> Result<(), Refusal> {
+        let (why, remedy) = match self.0.get(tag.value() as usize) {
+            None => return Ok(()),
+            Some(Attachment { ending: false, .. }) => ("attached already", "detach it first"),
+            Some(Attachment { ending: true, .. }) => (
+                "the end of its last attachment was not confirmed by the IOMMU",
+                "detach it again first",
+            ),
+        };
+        Err(Refusal::new(format!("PASID {tag}"), why, remedy))
+    }
+
+    /// Takes a free tag.
+    pub(super) fn begin(&mut self, tag: Pasid, domain: DomainId) {
+        let attachment = Attachment {
+            domain,
+            ending: false,
+        };
+        self.0.insert(tag.value() as usize, attachment);
+    }
+
+    /// Its end begins: the domain that it led to. May be repeated.
+    pub(super) fn end(&mut self, tag: Pasid) -> Result<DomainId, Refusal> {
+        let attachment = self
+            .0
+            .get_mut(tag.value() as usize)
+            .ok_or_else(|| Refusal::new(format!("PASID {tag}"), "not attached on this device", ""))?;
+        attachment.ending = true;
+        Ok(attachment.domain)
+    }
+
+    /// The unit has confirmed the end: the tag is free.
+    pub(super) fn ended(&mut self, tag: Pasid) {
+        self.0.remove(tag.value() as usize);
+    }
+
+    /// Whether the tag is taken: attached, or ended without the unit's confirmation.
+    pub(super) fn is_taken(&self, tag: Pasid) -> bool {
+        self.0.get(tag.value() as usize).is_some()
+    }
+
+    /// In words.
+    pub(super) fn describe(&self) -> alloc::string::String {
+        let ending = self.0.values().filter(|attachment| attachment.ending).count();
+        format!("{} PASIDs attached, {ending} of them ending", self.0.len())
+    }
+}
+
+/// A device that nobody claimed.
+pub(super) fn not_claimed() -> Refusal {
+    Refusal::new("attachment", "the device is not claimed", "claim it first")
+}
