@@ -9,12 +9,14 @@ extern crate alloc;
 
 pub mod accel;
 pub mod iommu;
+pub mod iort;
 pub mod irq;
 pub mod memory;
 pub mod pci;
 pub mod registers;
 pub mod sparse;
 
+mod acpi;
 mod table_memory;
 mod wait;
 

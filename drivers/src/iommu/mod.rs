@@ -1,13 +1,12 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! IOMMUs.
 //!
-//! What two makes of IOMMU do alike is here: the parsing of firmware tables, page tables (a make says only what
-//! an entry looks like), and who uses which table.
+//! What two makes of IOMMU do alike is here: page tables (a make says only what an entry looks like), who uses
+//! which, and the order in which units are made to forget.
 
 pub mod smmuv3;
 pub mod vtd;
 
-mod acpi;
 mod attachments;
 mod domains;
 mod page_table;

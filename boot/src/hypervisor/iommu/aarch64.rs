@@ -11,7 +11,7 @@ use pasidon_arch::host::{self, MachineHost};
 use pasidon_arch::interrupts::Handler;
 use pasidon_arch::platform::{Platform, REDISTRIBUTOR_LEN};
 use pasidon_drivers::iommu::smmuv3::Smmu;
-use pasidon_drivers::iommu::smmuv3::iort::{self, Iort};
+use pasidon_drivers::iort::{self, Iort};
 use pasidon_drivers::irq::its::{Its, ItsNode, LPIS, Redistributor};
 use pasidon_drivers::registers::Mmio;
 use pasidon_kernel::addr::HostPhys;

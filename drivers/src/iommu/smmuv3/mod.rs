@@ -15,7 +15,6 @@
 //! |---|---|
 //! | `registers` | names and fields of the registers |
 //! | `capabilities` | what a unit must be able to do |
-//! | `iort` | which units there are, and what a requester is called behind each |
 //! | `bring_up` | take-over from the firmware |
 //! | `stream_table` | StreamID to stream table entry |
 //! | `context` | SubstreamID to context descriptor |
@@ -26,7 +25,6 @@
 //!
 //! Source: Arm System Memory Management Unit architecture specification, version 3 (IHI 0070).
 
-pub mod iort;
 pub mod registers;
 
 mod bring_up;
@@ -50,11 +48,11 @@ use pasidon_kernel::iommu::{Iommu, IommuCapabilities, TableId};
 use pasidon_kernel::pasid::Pasid;
 use pasidon_kernel::refusal::Refusal;
 
-use self::iort::{Iort, Stream};
 use self::registers::{Identification, REGISTERS_LEN};
 use self::stage1::{Geometry, Stage1, Stage1Entries};
 use super::domains::DomainId;
 use super::spaces::{Place, Spaces};
+use crate::iort::{Iort, Stream};
 use crate::memory::DmaMemory;
 use crate::registers::Registers;
 use crate::table_memory::TableMemory;
@@ -134,7 +132,7 @@ impl<R: Registers, M: DmaMemory> Smmu<R, M> {
         self.spaces.units.iter().try_for_each(Unit::take_over)
     }
 
-    /// Lets all units raise their wired event interrupts ([`iort::Gsivs::event`]), whose handler calls
+    /// Lets all units raise their wired event interrupts ([`crate::iort::Gsivs::event`]), whose handler calls
     /// [`Iommu::drain_faults`]. After [`Smmu::take_over`].
     pub fn enable_fault_interrupts(&self) -> Result<(), Refusal> {
         self.spaces

@@ -11,7 +11,7 @@ use alloc::vec::Vec;
 use pasidon_kernel::addr::{HostPhys, PAGE_SIZE};
 use pasidon_kernel::refusal::Refusal;
 
-use crate::iommu::acpi::{self, Bytes};
+use crate::acpi::{self, Bytes};
 
 /// ACPI signature.
 const SIGNATURE: &str = "DMAR";

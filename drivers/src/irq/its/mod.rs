@@ -47,7 +47,7 @@ use spin::Mutex;
 use self::lpis::{Lpis, Owner};
 use self::registers::gits;
 use self::unit::{Surroundings, Unit};
-use crate::iommu::smmuv3::iort::Iort;
+use crate::iort::Iort;
 use crate::memory::DmaMemory;
 use crate::registers::Registers;
 use crate::table_memory::TableMemory;

@@ -13,8 +13,8 @@ use pasidon_kernel::pasid::Pasid;
 use pasidon_kernel::refusal::Refusal;
 
 use super::Smmu;
-use super::iort::{self, Iort};
 use super::model::{IDR0, IDR1, ModelRegisters, UnitModel};
+use crate::iort::{self, Iort};
 use crate::testing::{ModelHost, ModelMemory};
 
 /// The device under test, 6a:01.0.

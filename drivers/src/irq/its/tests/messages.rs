@@ -2,7 +2,7 @@
 //! Which message raises what, and what does not.
 
 use super::*;
-use crate::iommu::smmuv3::iort::tests::machine_with_its_groups;
+use crate::iort::tests::machine_with_its_groups;
 
 const SYNC: u64 = 0x05;
 const MAPD: u64 = 0x08;

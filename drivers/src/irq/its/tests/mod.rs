@@ -15,8 +15,8 @@ use pasidon_kernel::refusal::Refusal;
 
 use super::model::{Gic, ItsModel, ModelRegisters, REDISTRIBUTOR, REDISTRIBUTORS};
 use super::{Its, ItsNode, Redistributor};
-use crate::iommu::smmuv3::iort::Iort;
-use crate::iommu::smmuv3::iort::tests::machine as iort;
+use crate::iort::Iort;
+use crate::iort::tests::machine as iort;
 use crate::testing::{ModelHost, ModelMemory};
 
 /// The device under test, 6a:01.0.

@@ -16,7 +16,7 @@ use alloc::vec::Vec;
 use pasidon_kernel::addr::{HostPhys, PAGE_SIZE, Requester};
 use pasidon_kernel::refusal::Refusal;
 
-use crate::iommu::acpi::{self, Bytes};
+use crate::acpi::{self, Bytes};
 
 /// ACPI signature.
 const SIGNATURE: &str = "IORT";

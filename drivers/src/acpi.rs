@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! What the parsers of the firmware's IOMMU tables have in common.
+//! What the parsers of the firmware's tables have in common.
 //!
 //! The bytes come from firmware: a field past their end is `None`, never a panic.
 //! Source: ACPI specification, "System Description Table Header".
@@ -13,7 +13,7 @@ const LENGTH: usize = 4;
 
 /// The bytes of a table, checked: signature, a length of at least `least` bytes that lies within `bytes`,
 /// checksum.
-pub(super) fn table<'a>(bytes: &'a [u8], signature: &str, least: usize) -> Result<Bytes<'a>, Refusal> {
+pub(crate) fn table<'a>(bytes: &'a [u8], signature: &str, least: usize) -> Result<Bytes<'a>, Refusal> {
     if !bytes.starts_with(signature.as_bytes()) {
         return Err(malformed(signature, format!("the signature is not {signature}")));
     }
@@ -28,17 +28,17 @@ pub(super) fn table<'a>(bytes: &'a [u8], signature: &str, least: usize) -> Resul
 }
 
 /// The refusal of a table that cannot be understood.
-pub(super) fn malformed(signature: &str, why: impl Into<alloc::string::String>) -> Refusal {
+pub(crate) fn malformed(signature: &str, why: impl Into<alloc::string::String>) -> Refusal {
     Refusal::new(format!("ACPI table {signature}"), why, "update the firmware")
 }
 
 /// Little-endian fields of a byte slice, `None` past its end.
 #[derive(Clone, Copy)]
-pub(super) struct Bytes<'a>(pub(super) &'a [u8]);
+pub(crate) struct Bytes<'a>(pub(crate) &'a [u8]);
 
 impl<'a> Bytes<'a> {
     /// `len` bytes from `at` on.
-    pub(super) fn part(self, at: usize, len: usize) -> Option<Bytes<'a>> {
+    pub(crate) fn part(self, at: usize, len: usize) -> Option<Bytes<'a>> {
         self.0.get(at..at.checked_add(len)?).map(Bytes)
     }
 
@@ -46,19 +46,19 @@ impl<'a> Bytes<'a> {
         self.0.get(at..)?.first_chunk::<N>().copied()
     }
 
-    pub(super) fn u8(self, at: usize) -> Option<u8> {
+    pub(crate) fn u8(self, at: usize) -> Option<u8> {
         self.array::<1>(at).map(|[byte]| byte)
     }
 
-    pub(super) fn u16(self, at: usize) -> Option<u16> {
+    pub(crate) fn u16(self, at: usize) -> Option<u16> {
         self.array(at).map(u16::from_le_bytes)
     }
 
-    pub(super) fn u32(self, at: usize) -> Option<u32> {
+    pub(crate) fn u32(self, at: usize) -> Option<u32> {
         self.array(at).map(u32::from_le_bytes)
     }
 
-    pub(super) fn u64(self, at: usize) -> Option<u64> {
+    pub(crate) fn u64(self, at: usize) -> Option<u64> {
         self.array(at).map(u64::from_le_bytes)
     }
 }
