@@ -80,7 +80,7 @@ pub(super) struct Domains<F> {
 
 impl<F> Domains<F> {
     pub(super) fn new(limit: DomainId, units: usize) -> Self {
-        let limit = if cfg!(feature = "few-domains") { 1 } else { limit };
+        let limit = if cfg!(feature = "few-domains") { 2 } else { limit };
         Self {
             entries: Sparse::default(),
             recent: 0,
