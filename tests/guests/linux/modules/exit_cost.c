@@ -42,7 +42,7 @@
 /* Line status of the console, which the hypervisor emulates and whose reading changes nothing. */
 #define UART_LSR_PORT 0x3fd
 #else
-#define MARK(number) asm volatile("movz xzr, #%c0, lsl #48" : : "i"(number) : "memory")
+#define MARK(number) asm volatile("movk xzr, #%c0, lsl #48" : : "i"(number) : "memory")
 #endif
 
 static bool hypercall;
