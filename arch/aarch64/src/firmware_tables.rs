@@ -2,7 +2,8 @@
 //! What the firmware's ACPI tables say about an Arm machine, out of their bytes.
 //!
 //! **Principle.** Each function takes a whole table with its header, whose checksum somebody has verified, and
-//! believes no length in it: whatever the bytes are, it returns.
+//! believes no length in it: whatever the bytes are, it returns. Where firmware offers a device tree only, the
+//! tables come from [`crate::device_tree`].
 //!
 //! Source: ACPI specification 6.5, 5.2.9 (FADT), 5.2.12 (MADT), 5.2.25 (GTDT); Microsoft, Serial Port Console
 //! Redirection table and Debug Port Table 2.
@@ -10,6 +11,9 @@
 use alloc::vec::Vec;
 
 pub use pasidon_arch_common::firmware_tables::*;
+
+/// How a device tree is read where the firmware has no ACPI tables.
+pub const OF_DEVICE_TREE: Option<Translate> = Some(crate::device_tree::tables);
 
 /// A processor of the MADT (GICC).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

@@ -11,6 +11,7 @@ extern crate alloc;
 pub use pasidon_arch_common::{calendar, history, memory, symbols};
 
 pub mod cause;
+pub mod device_tree;
 pub mod el2;
 pub mod features;
 pub mod firmware_tables;

@@ -28,7 +28,9 @@ impl Platform {
     /// # Errors
     /// When something is missing that nothing works without.
     pub fn read(tables: Find<'_>) -> Result<Self, Refusal> {
-        let missing = |what: &str, why: &str| Refusal::new(what, why, "use a firmware with ACPI tables");
+        let missing = |what: &str, why: &str| {
+            Refusal::new(what, why, "use a firmware with ACPI tables or a device tree")
+        };
         let madt = tables("MADT").map(firmware_tables::madt);
         let madt = madt.ok_or_else(|| missing("interrupts", "the firmware has no MADT"))?;
         let timers = tables("GTDT").and_then(firmware_tables::gtdt);

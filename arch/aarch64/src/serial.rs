@@ -73,7 +73,7 @@ pub fn init(tables: Find<'_>) -> Result<(), Refusal> {
     let uart = uart.ok_or_else(|| {
         Refusal::new(
             "serial line",
-            "the firmware describes no PL011 (SPCR, DBG2)",
+            "the firmware describes no PL011 (SPCR, DBG2, stdout-path)",
             "give the machine a serial port: the log and the monitor are there",
         )
     })?;

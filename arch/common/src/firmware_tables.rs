@@ -8,8 +8,25 @@
 
 use alloc::vec::Vec;
 
+use pasidon_kernel::refusal::Refusal;
+
 /// Gives the whole table of that name ("MADT", not its signature "APIC"), if the firmware has it.
 pub type Find<'a> = &'a dyn Fn(&str) -> Option<&'a [u8]>;
+
+/// Tables made out of what the firmware says in another form.
+#[derive(Default, Debug)]
+pub struct Translated {
+    /// Each whole and with a good checksum, by its name as [`Find`] takes it.
+    pub tables: Vec<(&'static str, Vec<u8>)>,
+    /// Why there are no others.
+    pub refused: Vec<Refusal>,
+}
+
+/// The longest device tree that is believed, in bytes: the longest that Linux takes on Arm.
+pub const MAX_DEVICE_TREE: usize = 2 << 20;
+
+/// Makes tables out of a whole flattened device tree.
+pub type Translate = fn(&[u8]) -> Translated;
 
 /// Bytes of the header that all tables start with.
 pub const HEADER: usize = 36;

@@ -11,6 +11,9 @@ use alloc::vec::Vec;
 
 pub use pasidon_arch_common::firmware_tables::*;
 
+/// How a device tree is read where the firmware has no ACPI tables: no PC has one.
+pub const OF_DEVICE_TREE: Option<Translate> = None;
+
 /// An I/O APIC of the MADT.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct IoApic {
