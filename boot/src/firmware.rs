@@ -30,7 +30,7 @@ pub struct Prepared {
     pub features: Features,
     /// The files of the ESP.
     pub files: Files,
-    /// The ACPI tables.
+    /// The firmware's tables.
     pub tables: Tables,
     /// What they say about the machine around the processors.
     pub platform: Platform,
@@ -54,7 +54,7 @@ pub struct Memory {
 ///
 /// # Errors
 /// When something is missing that nothing works without.
-pub fn prepare(features: Features) -> Result<Prepared, Refusal> {
+pub fn prepare(features: Features, tables: Tables) -> Result<Prepared, Refusal> {
     // Reading the guests may take longer than the firmware lets an application run. Without a watchdog
     // there is nothing to switch off.
     let _ = boot::set_watchdog_timer(0, 0x1_0000, None);
@@ -68,7 +68,6 @@ pub fn prepare(features: Features) -> Result<Prepared, Refusal> {
     if let Some(text) = files.symbols {
         symbols::install(text, image.0);
     }
-    let tables = Tables::find();
     let platform = Platform::read(&|name| tables.get(name))?;
     let trampoline = smp::TRAMPOLINE.and_then(|wanted| {
         let highest = AllocateType::MaxAddress(wanted.below - 1);

@@ -98,7 +98,7 @@ fn set_up(crossing: Crossing) -> Result<Handover, Refusal> {
         image.1 >> 10,
         image.0
     );
-    log::info!("ACPI: {}", tables.names());
+    log::info!("{}: {}", tables.source(), tables.names());
     let ecams = tables.get("MCFG").map(firmware_tables::mcfg).unwrap_or_default();
     if ecams.is_empty() {
         log::warn!(

@@ -8,8 +8,9 @@
 //! **Invariant.** From its first line on the program uses its own heap, so that what was allocated before
 //! boot services ended stays valid.
 //!
-//! Order: [`files`] (ESP) → [`tables`] (ACPI) → [`firmware`] (wall clock, memory map, the end of boot
-//! services) → [`machine`] (page tables, stack, clock, interrupts, processors) → [`hypervisor`].
+//! Order: [`tables`] (ACPI or a device tree) → [`output`] (serial line) → [`files`] (ESP) → [`firmware`] (wall clock,
+//! memory map, the end of boot services) → [`machine`] (page tables, stack, clock, interrupts, processors) →
+//! [`hypervisor`].
 #![no_std]
 #![no_main]
 
@@ -35,20 +36,28 @@ use core::panic::PanicInfo;
 
 use pasidon_arch::{cpu, fault};
 use pasidon_kernel::refusal::Refusal;
+use tables::Tables;
 use uefi::Status;
 
 /// What the firmware calls.
 #[uefi::entry]
 fn main() -> Status {
-    output::init();
-    if let Err(status) = heap::init() {
+    output::collect();
+    let heap = heap::init();
+    // Without a heap there is no place for tables, and the firmware's console shows why.
+    let tables = match heap {
+        Ok(()) => Tables::find(),
+        Err(_) => Tables::default(),
+    };
+    output::init(&tables);
+    if let Err(status) = heap {
         log::error!(
             "memory: the firmware has no {} MiB in one piece for the heap; give the machine more",
             heap::HEAP_BYTES >> 20
         );
         return status;
     }
-    match prepare() {
+    match prepare(tables) {
         // SAFETY: `prepare` gives what `machine` asks for, and no protocol of the firmware's is open any more.
         Ok(prepared) => unsafe { machine::take_over(prepared) },
         Err(refusal) => {
@@ -60,8 +69,8 @@ fn main() -> Status {
 }
 
 /// What the firmware is needed for, but for its end.
-fn prepare() -> Result<firmware::Prepared, Refusal> {
-    firmware::prepare(cpu::check()?)
+fn prepare(tables: Tables) -> Result<firmware::Prepared, Refusal> {
+    firmware::prepare(cpu::check()?, tables)
 }
 
 #[panic_handler]

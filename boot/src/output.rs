@@ -10,7 +10,7 @@ use pasidon_kernel::log::{LogSink, Logger};
 use spin::Once;
 use uefi::system;
 
-use crate::tables;
+use crate::tables::Tables;
 
 /// The logger of all crates.
 pub static LOGGER: Logger = Logger::new();
@@ -42,9 +42,16 @@ impl LogSink for SerialSink {
     }
 }
 
-/// Sets the serial line and the log up, and says who is there. Before boot services end.
-pub fn init() {
-    let missing = serial::init(&tables::in_place).err();
+/// Collects what is logged, until there is a line for it.
+pub fn collect() {
+    // The only logger; a second one would need a second call.
+    let _ = LOGGER.install(log::LevelFilter::Info);
+}
+
+/// Sets the serial line up where the tables say it is, says who is there, and shows what was logged. Once, before boot
+/// services end.
+pub fn init(tables: &Tables) {
+    let missing = serial::init(&|name| tables.get(name)).err();
     LINE.store(
         if missing.is_none() { SERIAL } else { FIRMWARE },
         Ordering::Release,
@@ -52,8 +59,6 @@ pub fn init() {
     // The firmware may have left its cursor anywhere in a line.
     write("\r\n");
     write(concat!("Pasidon ", env!("CARGO_PKG_VERSION"), "\r\n"));
-    // The only logger; a second one would need a second `init`.
-    let _ = LOGGER.install(log::LevelFilter::Info);
     LOGGER.set_sink(&SINK);
     if let Some(refusal) = missing {
         log::warn!("{refusal}; until then this is the firmware's console");

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Finds the ACPI tables that Pasidon reads and takes copies of them.
+//! Finds the ACPI tables that Pasidon reads and takes copies of them; or makes such tables out of a device tree, where
+//! the firmware has no others.
 //!
 //! **Principle.** The `acpi` crate finds tables and verifies checksums; it trusts the lengths in the list of
 //! tables, so these are looked at first. What a table says is read from the copy, by
@@ -13,16 +14,21 @@ use core::ptr::NonNull;
 
 use acpi::sdt::{SdtHeader, Signature};
 use acpi::{AcpiError, AcpiHandler, AcpiTable, AcpiTables, PhysicalMapping};
-use pasidon_arch::firmware_tables::{self, HEADER};
-use uefi::system;
+use pasidon_arch::firmware_tables::{self, HEADER, MAX_DEVICE_TREE};
 use uefi::table::cfg::ConfigTableEntry;
+use uefi::{Guid, guid, system};
 
 /// Longest table that is believed.
 const MAX_LENGTH: u32 = 16 << 20;
+/// The firmware's device tree (EFI_DTB_TABLE_GUID).
+const DTB_GUID: Guid = guid!("b1b621d5-f19c-41a5-830b-d9152c69aae0");
 
-/// Copies of the tables, each whole and with a good checksum, by their names.
+/// The tables, each whole and with a good checksum, by their names.
 #[derive(Default)]
-pub struct Tables(Vec<(&'static str, Vec<u8>)>);
+pub struct Tables {
+    source: &'static str,
+    tables: Vec<(&'static str, Vec<u8>)>,
+}
 
 /// A table of which only the header is of interest here.
 macro_rules! table {
@@ -77,9 +83,17 @@ const WANTED: [(&str, Get); 9] = [
 ];
 
 impl Tables {
-    /// Finds and copies them. Before boot services end, while the firmware's map covers its tables.
+    /// Finds and copies them. Before boot services end, while the firmware's map covers its tables. A device tree is
+    /// looked at where there is no ACPI.
     pub fn find() -> Self {
-        let tables = match list() {
+        match configured(&[ConfigTableEntry::ACPI2_GUID, ConfigTableEntry::ACPI_GUID]) {
+            Some(rsdp) => Self::of_acpi(rsdp),
+            None => Self::of_device_tree(),
+        }
+    }
+
+    fn of_acpi(rsdp: usize) -> Self {
+        let tables = match list(rsdp) {
             Ok(tables) => tables,
             Err(why) => {
                 log::warn!("ACPI: {why}");
@@ -97,37 +111,52 @@ impl Tables {
             .and_then(copy_at);
         // The firmware's bytecode, which no list names.
         found.extend(dsdt.map(|table| (DSDT, table)));
-        Self(found)
+        Self {
+            source: "ACPI",
+            tables: found,
+        }
     }
 
-    /// The names of those that the firmware lists.
+    fn of_device_tree() -> Self {
+        let tree = configured(&[DTB_GUID]).and_then(device_tree);
+        let Some((translate, tree)) = firmware_tables::OF_DEVICE_TREE.zip(tree) else {
+            log::warn!("ACPI: the firmware has no tables; use a firmware with ACPI");
+            return Self::default();
+        };
+        let translated = translate(tree);
+        for refusal in &translated.refused {
+            log::warn!("{refusal}");
+        }
+        Self {
+            source: "device tree",
+            tables: translated.tables,
+        }
+    }
+
+    /// What the firmware says it in.
+    pub fn source(&self) -> &'static str {
+        self.source
+    }
+
+    /// The names of those that the firmware lists, or that its device tree gives.
     pub fn names(&self) -> String {
-        let Self(tables) = self;
-        let names = tables.iter().map(|(name, _)| *name);
+        let names = self.tables.iter().map(|(name, _)| *name);
         let listed: Vec<&str> = names.filter(|name| *name != DSDT).collect();
         listed.join(" ")
     }
 
     /// The table of that name.
     pub fn get(&self, name: &str) -> Option<&[u8]> {
-        let Self(tables) = self;
-        let found = tables.iter().find(|(known, _)| *known == name);
+        let found = self.tables.iter().find(|(known, _)| *known == name);
         found.map(|(_, table)| table.as_slice())
     }
-}
-
-/// The firmware's own table of that name, where it lies. Before boot services end; needs no heap.
-pub fn in_place(name: &str) -> Option<&'static [u8]> {
-    let (_, get) = WANTED.into_iter().find(|(known, _)| *known == name)?;
-    get(&list().ok()?).ok()
 }
 
 /// The name of the table with the firmware's bytecode.
 const DSDT: &str = "DSDT";
 
 /// The firmware's list of tables.
-fn list() -> Result<AcpiTables<Identity>, Broken> {
-    let rsdp = rsdp().ok_or(Broken::Nothing)?;
+fn list(rsdp: usize) -> Result<AcpiTables<Identity>, Broken> {
     check_root(rsdp)?;
     // SAFETY: the firmware says that the root pointer is there; `check_root` has looked at the list.
     unsafe { AcpiTables::from_rsdp(Identity, rsdp) }.map_err(Broken::List)
@@ -135,7 +164,6 @@ fn list() -> Result<AcpiTables<Identity>, Broken> {
 
 /// Why there are no tables.
 enum Broken {
-    Nothing,
     /// No table can be at this address.
     Address(u64),
     /// The table at this address cannot have this length.
@@ -146,7 +174,6 @@ enum Broken {
 impl fmt::Display for Broken {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Broken::Nothing => f.write_str("the firmware has no tables; use a firmware with ACPI"),
             Broken::Address(address) => {
                 write!(f, "a table cannot be at {address:#x}; update the firmware")
             }
@@ -163,15 +190,35 @@ impl fmt::Display for Broken {
     }
 }
 
-/// Where the firmware says the root pointer is.
-fn rsdp() -> Option<usize> {
+/// Where the firmware says that the first of these is, which it has.
+fn configured(guids: &[Guid]) -> Option<usize> {
     system::with_config_table(|entries| {
-        let find = |guid| entries.iter().find(|entry| entry.guid == guid);
-        find(ConfigTableEntry::ACPI2_GUID)
-            .or_else(|| find(ConfigTableEntry::ACPI_GUID))
+        let find = |guid: &Guid| entries.iter().find(|entry| entry.guid == *guid);
+        let found = guids.iter().find_map(find);
+        found
             .map(|entry| entry.address as usize)
             .filter(|address| *address != 0)
     })
+}
+
+/// The device tree at an address, as long as it says, if it can be one.
+fn device_tree(address: usize) -> Option<&'static [u8]> {
+    const MAGIC: u32 = 0xd00d_feed;
+    const TOTAL_SIZE: usize = 4;
+    /// What is read here.
+    const START: usize = 8;
+    let at = address as *const u8;
+    // SAFETY: the firmware says that the tree is there, in memory that its own map covers.
+    let (magic, size) = unsafe {
+        let field = |offset| u32::from_be(at.add(offset).cast::<u32>().read_unaligned());
+        (field(0), field(TOTAL_SIZE))
+    };
+    if magic != MAGIC || !(START..=MAX_DEVICE_TREE).contains(&(size as usize)) {
+        log::warn!("device tree: what is at {address:#x} is none, or has {size} bytes; update the firmware");
+        return None;
+    }
+    // SAFETY: as above, and the length is plausible. It stays there until boot services end.
+    Some(unsafe { core::slice::from_raw_parts(at, size as usize) })
 }
 
 /// Looks at the lengths that the `acpi` crate does not look at: of the list, and of the tables in it.
