@@ -115,6 +115,7 @@ pub struct Platform {
     cpus: u32,
     memory_mib: u32,
     iommu: bool,
+    acpi: bool,
     devices: Vec<String>,
     accelerators: u32,
     arguments: Vec<OsString>,
@@ -149,6 +150,7 @@ impl Platform {
             cpus: 2,
             memory_mib: 2048,
             iommu: true,
+            acpi: true,
             devices: Vec::new(),
             accelerators: 0,
             arguments: Vec::new(),
@@ -170,6 +172,12 @@ impl Platform {
     /// Takes the IOMMU away.
     pub fn without_iommu(mut self) -> Platform {
         self.iommu = false;
+        self
+    }
+
+    /// Takes the ACPI tables away, so that the firmware of an Arm machine offers a device tree.
+    pub fn without_acpi(mut self) -> Platform {
+        self.acpi = false;
         self
     }
 
@@ -210,6 +218,9 @@ impl Platform {
         let mut machine = model.machine.to_owned();
         if let (true, Iommu::Machine(property)) = (self.iommu, &model.iommu) {
             machine = format!("{machine},{property}");
+        }
+        if !self.acpi {
+            machine += ",acpi=off";
         }
         add(&["-M", &machine, "-accel", "tcg,thread=multi", "-cpu", model.cpu]);
         add(&[

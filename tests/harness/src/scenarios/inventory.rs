@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! What Pasidon says about the machine, in the same words on every architecture.
+//! What Pasidon says about the machine, in the same words on every architecture, and whatever the firmware says it in.
 
-use super::pasidon::{BOOT_TIMEOUT, COMMAND_TIMEOUT, HOST, shell, vm};
+use super::pasidon::{BOOT_TIMEOUT, COMMAND_TIMEOUT, HOST, check, copies, dsa_up, shell, vm};
 use crate::arch::Arch;
 use crate::demonstration;
+use crate::machine::Machine;
 use crate::scenario::{Lab, Scenario};
 use anyhow::{Context, Result};
 
@@ -29,6 +30,40 @@ pub const INVENTORY: Scenario = Scenario {
     },
 };
 
+/// Firmware that offers a device tree and no ACPI.
+pub const DEVICE_TREE: Scenario = Scenario {
+    name: "device-tree",
+    about: "firmware with a device tree and without ACPI: the same inventory, and two guests share the accelerator",
+    arches: &[Arch::Aarch64],
+    run: |lab| {
+        let configuration = [HOST, &vm("alpha", 1, ""), &vm("beta", 1, "")].concat();
+        let adapt = |platform| demonstration::platform(platform).without_acpi();
+        let machine = lab.pasidon(&configuration, adapt)?;
+        let processors = r"MPIDRs \[0, 1\]\), Neoverse-N1, EL2 with VHE, counter \d+ MHz";
+        said(
+            &machine,
+            processors,
+            "device tree: MADT MCFG FADT GTDT SPCR IORT$",
+        )?;
+        machine.log().expect(
+            "iommu: SMMUv3, 1 unit.s.: every device is blocked",
+            COMMAND_TIMEOUT,
+        )?;
+        // StreamID and DeviceID are right where copies and their interrupts arrive.
+        for name in ["alpha", "beta"] {
+            let console = shell(&machine, name)?;
+            dsa_up(&machine, console)?;
+            copies(&machine, console, 200)?;
+        }
+        // And the SMMU's own interrupt where a fault is told.
+        let beyond = format!("{:#x}", lab.arch().ram_start() + 0x2000_0000);
+        let alpha = machine.console("alpha")?;
+        check(&machine, alpha, &format!("dsa-poke dst={beyond}"), "result=error")?;
+        let fault = format!("^.*: fault: vm alpha.*{beyond}.*$");
+        machine.log().expect(&fault, COMMAND_TIMEOUT).map(drop)
+    },
+};
+
 fn configuration() -> String {
     [HOST, &vm("alpha", 0, "")].concat()
 }
@@ -38,21 +73,28 @@ fn configuration() -> String {
 fn listed(lab: &Lab<'_>, arguments: &[&str], processors: &str) -> Result<()> {
     let adapt = |platform| demonstration::platform(platform).arguments(arguments);
     let machine = lab.pasidon(&configuration(), adapt)?;
+    said(&machine, processors, "ACPI: MADT MCFG FADT")?;
+    // What was found is also enough to run a guest on.
+    shell(&machine, "alpha")?;
+    // Keys come by interrupt.
+    machine.monitor("vms")?;
+    Ok(())
+}
+
+/// The lines of the inventory come, `tables` being what the firmware's tables are.
+fn said(machine: &Machine, processors: &str, tables: &str) -> Result<()> {
     let first = format!(r"machine: processors: 2 of 2 \({processors}, \d+ address bits$");
     machine.log().expect(&first, BOOT_TIMEOUT)?;
+    let tables = format!("machine: {tables}");
     let lines = [
         r"machine: memory: 20\d\d MiB, \d+ MiB of it for guests; hypervisor: heap 64 MiB \(\d+ KiB used\), image \d+ KiB at 0x[0-9a-f]+$",
-        "machine: ACPI: MADT MCFG FADT",
+        &tables,
         r"machine: PCI: segment 0000 buses 00-ff, ECAM at 0x[0-9a-f]+$",
         "hypervisor: pci: 0000:00:04.0 8086:11fb class 088000",
     ];
     for line in lines {
         machine.log().expect(line, COMMAND_TIMEOUT)?;
     }
-    // What was found is also enough to run a guest on.
-    shell(&machine, "alpha")?;
-    // Keys come by interrupt.
-    machine.monitor("vms")?;
     Ok(())
 }
 

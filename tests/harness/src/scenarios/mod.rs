@@ -21,6 +21,7 @@ pub const ALL: &[Scenario] = &[
     platform::USER_DRIVER,
     platform::SELF_TEST,
     inventory::INVENTORY,
+    inventory::DEVICE_TREE,
     guests::INVENTORY,
     guests::TWO,
     guests::THREE,
