@@ -14,7 +14,7 @@ use pasidon_drivers::iommu::smmuv3::Smmu;
 use pasidon_drivers::iort::{self, Iort};
 use pasidon_drivers::irq::its::{Its, ItsNode, LPIS, Redistributor};
 use pasidon_drivers::registers::Mmio;
-use pasidon_kernel::addr::HostPhys;
+use pasidon_kernel::addr::{HostPhys, Requester};
 use pasidon_kernel::frames::Frames;
 use pasidon_kernel::iommu::Iommu;
 use pasidon_kernel::msi::MsiController;
@@ -126,6 +126,11 @@ impl MachineIommu {
         let mut lines = self.smmu.describe();
         lines.extend(self.its.map(MachineIts::describe).unwrap_or_default());
         lines
+    }
+
+    /// Whether it stands between a device and memory.
+    pub(super) fn serves(&self, requester: Requester) -> bool {
+        self.smmu.serves(requester)
     }
 
     /// What confines DMA.

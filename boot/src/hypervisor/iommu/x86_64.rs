@@ -102,6 +102,11 @@ impl MachineIommu {
         self.vtd.describe()
     }
 
+    /// Whether it stands between a device and memory.
+    pub(super) fn serves(&self, requester: Requester) -> bool {
+        self.vtd.serves(requester)
+    }
+
     /// What confines DMA.
     pub fn iommu(&self) -> &'static dyn Iommu {
         self.vtd

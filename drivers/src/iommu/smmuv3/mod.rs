@@ -146,6 +146,11 @@ impl<R: Registers, M: DmaMemory> Smmu<R, M> {
         &self.spaces.units
     }
 
+    /// Whether a unit stands between a device and memory.
+    pub fn serves(&self, requester: Requester) -> bool {
+        self.iort.stream(requester).is_some()
+    }
+
     /// What the firmware says of units and requesters.
     pub fn iort(&self) -> &Iort {
         &self.iort

@@ -168,6 +168,11 @@ impl<R: Registers, M: DmaMemory> Vtd<R, M> {
         &self.spaces.units
     }
 
+    /// Whether a unit stands between a device and memory.
+    pub fn serves(&self, requester: Requester) -> bool {
+        self.coverage.unit_of(requester).is_some()
+    }
+
     /// Regions that the firmware says devices use on its behalf (RMRR). They are blocked like everything
     /// else from [`Vtd::take_over`] on; a device that has one cannot be claimed.
     pub fn reserved_regions(&self) -> &[ReservedRegion] {

@@ -38,5 +38,6 @@ pub const ALL: &[Scenario] = &[
     configuration::TWINS,
     configuration::OF_ALL,
     no_iommu::REFUSED,
+    no_iommu::BYPASSED,
     report::REPORT,
 ];

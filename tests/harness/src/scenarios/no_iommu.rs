@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! A machine without an IOMMU: nothing is shared there that an IOMMU would have to confine.
+//! No IOMMU, in the machine or before a device: nothing is shared there that an IOMMU would have to confine.
 
 use super::pasidon::{BOOT_TIMEOUT, HOST, shell, vm};
 use crate::arch::Arch;
@@ -17,6 +17,34 @@ pub const REFUSED: Scenario = Scenario {
         refused(lab, HOST, "vm alpha: .*IOMMU.*; .+$")?;
         let off = HOST.replace("[parent.dsa0]\n", "[parent.dsa0]\niommu = \"off\"\n");
         refused(lab, &off, "vm alpha: .*dsa-dwq.*; .+$")?;
+        Ok(())
+    },
+};
+
+/// A device that the IOMMU of the machine does not stand in front of.
+pub const BYPASSED: Scenario = Scenario {
+    name: "iommu-bypassed",
+    about: "devices that the IOMMU does not stand in front of: their DMA is switched off, a vdev on one is refused",
+    arches: Arch::ALL,
+    run: |lab| {
+        let configuration = [HOST, &vm("alpha", 1, ""), &vm("beta", 0, "")].concat();
+        let machine = lab.pasidon(&configuration, |platform| {
+            demonstration::platform(platform).arguments(["-machine", "default_bus_bypass_iommu=on"])
+        })?;
+        machine.log().expect(
+            "8086:11fb .*not behind the IOMMU; its DMA is switched off",
+            BOOT_TIMEOUT,
+        )?;
+        machine.log().expect(
+            "vm alpha: .*parent dsa0: .*0000:00:04.0: no .*; .+$",
+            BOOT_TIMEOUT,
+        )?;
+        shell(&machine, "beta")?;
+        let vdevs = machine.monitor("vdevs")?;
+        ensure!(
+            vdevs.as_array().is_some_and(Vec::is_empty),
+            "there is a vdev outside the IOMMU: {vdevs}"
+        );
         Ok(())
     },
 };
