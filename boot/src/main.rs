@@ -30,6 +30,7 @@ mod machine;
 mod output;
 mod pci;
 mod provoke;
+mod registers;
 mod tables;
 
 use core::panic::PanicInfo;

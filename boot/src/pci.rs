@@ -5,11 +5,12 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::ops::RangeInclusive;
 
-use pasidon_arch::paging;
 use pasidon_drivers::pci::{Ecam, Identity, enumerate};
 use pasidon_drivers::registers::Mmio;
 use pasidon_kernel::addr::{HostPhys, Requester};
 use pasidon_kernel::config::PciDevice;
+
+use crate::registers;
 
 /// Configuration space of all segments.
 pub struct Pci {
@@ -30,9 +31,8 @@ impl Pci {
             let len = Ecam::<Mmio>::len(&buses);
             // MCFG names the place of bus 0; the window begins at its first bus.
             let start = base.saturating_add(u64::from(first) << 20);
-            let window = match paging::map_device(HostPhys(start), len as u64) {
-                // SAFETY: mapped uncached for good, and used by nobody else.
-                Ok(window) => unsafe { Mmio::new(window, len) },
+            let window = match registers::map(HostPhys(start), len as u64) {
+                Ok(window) => window,
                 Err(refusal) => {
                     log::warn!("pci: segment {segment:#06x}: {refusal}");
                     continue;

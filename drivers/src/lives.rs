@@ -189,7 +189,7 @@ impl Machine {
         };
         let registers = Arc::clone(&unit);
         let vtd = Vtd::new(&dmar, Arc::clone(&tables), host, true, &|_| None, &mut |_, _| {
-            ModelRegisters(Arc::clone(&registers))
+            Ok(ModelRegisters(Arc::clone(&registers)))
         })
         .unwrap();
         vtd.take_over().unwrap();

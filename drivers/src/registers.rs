@@ -1,6 +1,13 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Register access of a device, real or modelled.
 
+use pasidon_kernel::addr::HostPhys;
+use pasidon_kernel::refusal::Refusal;
+
+/// Maps a window of device registers: its address, which the firmware named, and its length in bytes. Refused where
+/// no registers can be there.
+pub type MapRegisters<'a, R> = &'a mut dyn FnMut(HostPhys, u64) -> Result<R, Refusal>;
+
 /// A window of device registers. Offsets are bytes from its start and naturally aligned.
 pub trait Registers: Send + Sync {
     /// Reads 32 bits.

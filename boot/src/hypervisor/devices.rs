@@ -7,15 +7,14 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 
 use pasidon_arch::host::MachineHost;
-use pasidon_arch::paging;
 use pasidon_drivers::accel::dsa::{DsaParent, Options, Partition, Setup, Silicon};
 use pasidon_drivers::pci::Function;
-use pasidon_drivers::registers::Mmio;
 use pasidon_kernel::config::{Config, ParentConfig, PciDevice};
 use pasidon_kernel::parent::Parent;
 use pasidon_kernel::refusal::Refusal;
 
 use crate::pci::Pci;
+use crate::registers;
 
 /// Brings up the accelerator that a parent names. `queues` are the entries that the vdevs on it ask for.
 pub fn bring_up_parent(
@@ -46,12 +45,10 @@ pub fn bring_up_parent(
     })?;
     let function = Function::new(config, device.requester)?;
     let bar = function.memory_bar(0)?;
-    let window = paging::map_device(bar.address, bar.size)?;
     let setup = Setup {
         name: String::clone(&parent.name.value),
         function,
-        // SAFETY: the device's own registers, mapped uncached for good; this driver alone uses them.
-        registers: unsafe { Mmio::new(window, bar.size as usize) },
+        registers: registers::map(bar.address, bar.size)?,
         host: Arc::new(MachineHost),
         partition: Partition { queues },
         options: Options {

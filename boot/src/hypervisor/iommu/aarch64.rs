@@ -20,8 +20,9 @@ use pasidon_kernel::iommu::Iommu;
 use pasidon_kernel::msi::MsiController;
 use pasidon_kernel::refusal::Refusal;
 
-use super::{FrameMemory, Windows};
+use super::{FrameMemory, Without};
 use crate::pci::Pci;
+use crate::registers;
 use crate::tables::Tables;
 
 type MachineIts = Its<Mmio, FrameMemory>;
@@ -61,16 +62,15 @@ fn find_its(platform: &Platform, iort: &Iort, frames: &'static Frames) -> Option
             base,
         })
         .collect();
-    let mut windows = Windows::default();
     let its = Its::new(
         &nodes,
         iort.clone(),
         redistributors,
         Arc::new(FrameMemory(frames)),
         &MachineHost,
-        &mut |base, len| windows.map(base, len),
+        &mut registers::map,
     );
-    match windows.check().and(its) {
+    match its {
         Ok(its) => Some(Box::leak(Box::new(its))),
         Err(refusal) => {
             log::error!("ITS not usable: {refusal}");
@@ -80,32 +80,30 @@ fn find_its(platform: &Platform, iort: &Iort, frames: &'static Frames) -> Option
 }
 
 impl MachineIommu {
-    /// Takes all units over: from here on no device reaches memory. In `Ok(Err)` it says why there are none.
+    /// Takes all units over: from here on no device reaches memory.
     pub(super) fn take(
         tables: &Tables,
         platform: &Platform,
         _pci: &Pci,
         frames: &'static Frames,
-    ) -> Result<Result<Self, &'static str>, Refusal> {
+    ) -> Result<Self, Without> {
         let Some(table) = tables.get("IORT") else {
-            return Ok(Err("the firmware has no IORT table"));
+            return Err(Without::Absent("the firmware has no IORT table"));
         };
         let iort = iort::parse(table)?;
         if iort.units.is_empty() {
-            return Ok(Err("the firmware's IORT describes no SMMUv3"));
+            return Err(Without::Absent("the firmware's IORT describes no SMMUv3"));
         }
         let its = find_its(platform, &iort, frames);
         let doorbells = its.map_or_else(Vec::new, MachineIts::doorbells);
-        let mut windows = Windows::default();
         let smmu = Smmu::new(
             iort,
             Arc::new(FrameMemory(frames)),
             &MachineHost,
             &doorbells,
-            &mut |base, len| windows.map(base, len),
-        );
-        windows.check()?;
-        let smmu: &'static Smmu<_, _> = Box::leak(Box::new(smmu?));
+            &mut registers::map,
+        )?;
+        let smmu: &'static Smmu<_, _> = Box::leak(Box::new(smmu));
         smmu.take_over()?;
         // Only now, when no device writes a message any more.
         let its = its.filter(|its| {
@@ -113,7 +111,7 @@ impl MachineIommu {
                 .inspect_err(|refusal| log::error!("ITS not usable: {refusal}"))
                 .is_ok()
         });
-        Ok(Ok(Self { smmu, its }))
+        Ok(Self { smmu, its })
     }
 
     /// What it is, in words.

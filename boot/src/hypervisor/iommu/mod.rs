@@ -14,13 +14,10 @@ pub use aarch64::{MachineIommu, connect_keys};
 #[cfg(target_arch = "x86_64")]
 pub use x86_64::{MachineIommu, connect_keys};
 
-use core::sync::atomic::{Ordering, fence};
-
 use pasidon_arch::platform::Platform;
-use pasidon_arch::{cache, memory, paging};
+use pasidon_arch::{cache, memory};
 use pasidon_drivers::memory::DmaMemory;
 use pasidon_drivers::pci::Function;
-use pasidon_drivers::registers::Mmio;
 use pasidon_kernel::addr::{HostPhys, PAGE_SIZE};
 use pasidon_kernel::frames::Frames;
 use pasidon_kernel::refusal::Refusal;
@@ -52,7 +49,6 @@ impl DmaMemory for FrameMemory {
     }
 
     fn write64(&self, address: HostPhys, value: u64) {
-        fence(Ordering::Release);
         cache::order_for_devices();
         // SAFETY: as in `read64`.
         unsafe { (address.0 as *mut u64).write_volatile(value) }
@@ -65,28 +61,17 @@ impl DmaMemory for FrameMemory {
     }
 }
 
-/// Maps registers for drivers that cannot refuse them themselves.
-#[derive(Default)]
-struct Windows {
-    refused: Option<Refusal>,
+/// Why no IOMMU is in charge.
+enum Without {
+    /// There is none that could be driven, for this reason.
+    Absent(&'static str),
+    /// There is one, and it cannot be.
+    Unusable(Refusal),
 }
 
-impl Windows {
-    /// Registers at that address; of no length where they cannot be mapped, which [`Windows::check`] tells.
-    fn map(&mut self, base: HostPhys, len: u64) -> Mmio {
-        match paging::map_device(base, len) {
-            // SAFETY: registers of a device, mapped uncached for good; the driver that asks alone uses them.
-            Ok(window) => unsafe { Mmio::new(window, len as usize) },
-            Err(refusal) => {
-                self.refused.get_or_insert(refusal);
-                // SAFETY: of no length, so that no register can be reached through it.
-                unsafe { Mmio::new(core::ptr::dangling_mut(), 0) }
-            }
-        }
-    }
-
-    fn check(self) -> Result<(), Refusal> {
-        self.refused.map_or(Ok(()), Err)
+impl From<Refusal> for Without {
+    fn from(refusal: Refusal) -> Self {
+        Self::Unusable(refusal)
     }
 }
 
@@ -120,7 +105,7 @@ pub fn take(
     frames: &'static Frames,
 ) -> Option<MachineIommu> {
     match MachineIommu::take(tables, platform, pci, frames) {
-        Ok(Ok(iommu)) => {
+        Ok(iommu) => {
             log::info!(
                 "{}: every device is blocked until a VM owns a part of it",
                 iommu.title()
@@ -131,11 +116,11 @@ pub fn take(
             silence(pci, &iommu);
             Some(iommu)
         }
-        Ok(Err(why)) => {
+        Err(Without::Absent(why)) => {
             log::warn!("none: {why}, so nothing confines a device");
             None
         }
-        Err(refusal) => {
+        Err(Without::Unusable(refusal)) => {
             log::error!("not usable: {refusal}");
             None
         }

@@ -23,8 +23,9 @@ use pasidon_kernel::irq::HostVector;
 use pasidon_kernel::msi::MsiController;
 use pasidon_kernel::refusal::Refusal;
 
-use super::{FrameMemory, Windows};
+use super::{FrameMemory, Without};
 use crate::pci::Pci;
+use crate::registers;
 use crate::tables::Tables;
 
 /// The remapping units, in charge.
@@ -63,33 +64,31 @@ fn buses_behind(pci: &Pci, requester: Requester) -> Option<BusRange> {
 }
 
 impl MachineIommu {
-    /// Takes all units over: from here on no device reaches memory. In `Ok(Err)` it says why there are none.
+    /// Takes all units over: from here on no device reaches memory.
     pub(super) fn take(
         tables: &Tables,
         _platform: &Platform,
         pci: &Pci,
         frames: &'static Frames,
-    ) -> Result<Result<Self, &'static str>, Refusal> {
+    ) -> Result<Self, Without> {
         let Some(table) = tables.get("DMAR") else {
-            return Ok(Err("the firmware has no DMAR table"));
+            return Err(Without::Absent("the firmware has no DMAR table"));
         };
         let dmar = dmar::parse(table)?;
-        let mut windows = Windows::default();
         let vtd = Vtd::new(
             &dmar,
             Arc::new(FrameMemory(frames)),
             &MachineHost,
             true,
             &|requester| buses_behind(pci, requester),
-            &mut |base, len| windows.map(base, len),
-        );
-        windows.check()?;
-        let vtd: &'static Vtd<_, _> = Box::leak(Box::new(vtd?));
+            &mut registers::map,
+        )?;
+        let vtd: &'static Vtd<_, _> = Box::leak(Box::new(vtd));
         vtd.take_over()?;
-        Ok(Ok(Self {
+        Ok(Self {
             vtd,
             io_apic: dmar.units.iter().find_map(io_apic),
-        }))
+        })
     }
 
     /// What it is, in words.

@@ -54,7 +54,7 @@ use super::domains::DomainId;
 use super::spaces::{Place, Spaces};
 use crate::iort::{Iort, Stream};
 use crate::memory::DmaMemory;
-use crate::registers::Registers;
+use crate::registers::{MapRegisters, Registers};
 use crate::table_memory::TableMemory;
 
 pub use self::unit::Unit;
@@ -70,14 +70,13 @@ impl<R: Registers, M: DmaMemory> Smmu<R, M> {
     /// Finds out what the units can do and makes empty tables; writes no register. `doorbells`: the pages
     /// that devices write their interrupt messages to, which untagged traffic reaches under their own
     /// addresses. Each must be that of GITS_TRANSLATER of an ITS: behind a doorbell that does not tell devices
-    /// apart, one could raise the interrupts of another. `map_registers` maps a window of registers (address,
-    /// length), as device memory.
+    /// apart, one could raise the interrupts of another. `map_registers` maps as device memory.
     pub fn new(
         iort: Iort,
         memory: Arc<M>,
         host: &'static dyn Host,
         doorbells: &[HostPhys],
-        map_registers: &mut dyn FnMut(HostPhys, u64) -> R,
+        map_registers: MapRegisters<'_, R>,
     ) -> Result<Self, Refusal> {
         if iort.units.is_empty() {
             return Err(Refusal::new(
@@ -90,7 +89,7 @@ impl<R: Registers, M: DmaMemory> Smmu<R, M> {
             .units
             .iter()
             .map(|node| map_registers(node.registers, REGISTERS_LEN))
-            .collect();
+            .collect::<Result<_, _>>()?;
         let geometry = capabilities::geometry(registers.iter().map(Identification::read));
         // Whether walks are coherent is checked for each unit: one that does not is refused.
         let tables = TableMemory::new(Arc::clone(&memory), true);

@@ -61,7 +61,7 @@ use self::second_stage::SecondStageEntries;
 use super::domains::DomainId;
 use super::spaces::{Place, Spaces};
 use crate::memory::DmaMemory;
-use crate::registers::Registers;
+use crate::registers::{MapRegisters, Registers};
 use crate::table_memory::TableMemory;
 
 pub use self::invalidation::DeviceTlb;
@@ -92,14 +92,14 @@ pub struct ReservedRegion {
 impl<R: Registers, M: DmaMemory> Vtd<R, M> {
     /// Finds out what the units can do and makes empty tables; writes no register. `x2apic`: interrupt
     /// destinations are 32-bit APIC identifiers. `bridges` reads the bus numbers behind a bridge from its
-    /// configuration space. `map_registers` maps a window of registers (address, length), uncached.
+    /// configuration space. `map_registers` maps uncached.
     pub fn new(
         dmar: &Dmar,
         memory: Arc<M>,
         host: &'static dyn Host,
         x2apic: bool,
         bridges: Bridges<'_>,
-        map_registers: &mut dyn FnMut(HostPhys, u64) -> R,
+        map_registers: MapRegisters<'_, R>,
     ) -> Result<Self, Refusal> {
         if !dmar.interrupt_remapping {
             return Err(Refusal::new(
@@ -112,7 +112,7 @@ impl<R: Registers, M: DmaMemory> Vtd<R, M> {
             .units
             .iter()
             .map(|unit| {
-                let registers = map_registers(unit.registers, unit.registers_len);
+                let registers = map_registers(unit.registers, unit.registers_len)?;
                 Unit::new(registers, Arc::clone(&memory), host, unit, x2apic)
             })
             .collect::<Result<Vec<_>, _>>()?;

@@ -49,7 +49,7 @@ use self::registers::gits;
 use self::unit::{Surroundings, Unit};
 use crate::iort::Iort;
 use crate::memory::DmaMemory;
-use crate::registers::Registers;
+use crate::registers::{MapRegisters, Registers};
 use crate::table_memory::TableMemory;
 
 pub use self::lpis::{LPIS, Redistributor};
@@ -94,15 +94,14 @@ struct Inner<R> {
 
 impl<R: Registers, M: DmaMemory> Its<R, M> {
     /// Finds out what they can do and makes tables; writes no register. `redistributors`: those of all
-    /// processors that shall take interrupts of devices. `map_registers` maps a window of registers (address,
-    /// length), as device memory.
+    /// processors that shall take interrupts of devices. `map_registers` maps as device memory.
     pub fn new(
         nodes: &[ItsNode],
         iort: Iort,
         redistributors: Vec<Redistributor<R>>,
         memory: Arc<M>,
         host: &'static dyn Host,
-        map_registers: &mut dyn FnMut(HostPhys, u64) -> R,
+        map_registers: MapRegisters<'_, R>,
     ) -> Result<Self, Refusal> {
         if nodes.is_empty() || redistributors.is_empty() {
             return Err(Refusal::new(

@@ -25,7 +25,7 @@ use super::lpis::Lpis;
 use super::registers::{Typer, gits};
 use super::tables::{self, DeviceTable};
 use crate::memory::DmaMemory;
-use crate::registers::Registers;
+use crate::registers::{MapRegisters, Registers};
 use crate::table_memory::TableMemory;
 use crate::wait::{COMMAND_LIMIT_NS, wait_until};
 
@@ -107,7 +107,7 @@ impl<R: Registers> Unit<R> {
         node: ItsNode,
         redistributors: &[(HostPhys, u64)],
         memory: &TableMemory<M>,
-        map_registers: &mut dyn FnMut(HostPhys, u64) -> R,
+        map_registers: MapRegisters<'_, R>,
     ) -> Result<Self, Refusal> {
         let refuse = |why: String, remedy: &str| Refusal::new(node.name(), why, remedy);
         let base = node.registers;
@@ -117,7 +117,7 @@ impl<R: Registers> Unit<R> {
                 "update the firmware",
             ));
         }
-        let registers = map_registers(base, gits::CONTROL_FRAME);
+        let registers = map_registers(base, gits::CONTROL_FRAME)?;
         let architecture = gits::architecture(registers.read32(gits::PIDR2));
         if !ARCHITECTURES.contains(&architecture) {
             return Err(refuse(

@@ -7,6 +7,14 @@ use super::super::model::{
 use super::*;
 
 #[test]
+fn registers_that_cannot_be_mapped_are_refused() {
+    let map = &mut |base, _| Err(Refusal::new(format!("{base}"), "is RAM", ""));
+    let host = Box::leak(Box::new(ModelHost::default()));
+    let made = Smmu::<ModelRegisters, _>::new(iort(), Arc::new(ModelMemory::new()), host, &[], map);
+    assert_eq!(made.err().unwrap().why, "is RAM");
+}
+
+#[test]
 fn a_taken_over_unit_blocks_everything() {
     let machine = Machine::found(IDR0, IDR1);
     machine.unit.poison_caches(STREAM);

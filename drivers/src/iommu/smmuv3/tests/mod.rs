@@ -52,7 +52,7 @@ impl Machine {
             &[HostPhys(DOORBELL)],
             &mut |_, len| {
                 assert_eq!(len, 0x2_0000);
-                ModelRegisters(Arc::clone(&registers))
+                Ok(ModelRegisters(Arc::clone(&registers)))
             },
         )?;
         Ok(Self { smmu, unit, memory })

@@ -14,9 +14,18 @@ fn refused(cap: u64, ecap: u64, dmar: &Dmar) -> String {
     let unit = UnitModel::new(&memory, cap, ecap);
     let host = Box::leak(Box::new(ModelHost::default()));
     let result = Vtd::new(dmar, memory, host, true, &|_| None, &mut |_, _| {
-        ModelRegisters(Arc::clone(&unit))
+        Ok(ModelRegisters(Arc::clone(&unit)))
     });
     result.err().expect("a refusal").to_string()
+}
+
+#[test]
+fn registers_that_cannot_be_mapped_are_refused() {
+    let map = &mut |base, _| Err(Refusal::new(format!("{base}"), "is RAM", ""));
+    let host = Box::leak(Box::new(ModelHost::default()));
+    let made =
+        Vtd::<ModelRegisters, _>::new(&dmar(), Arc::new(ModelMemory::new()), host, true, &|_| None, map);
+    assert_eq!(made.err().unwrap().why, "is RAM");
 }
 
 #[test]

@@ -11,6 +11,7 @@ use std::sync::Arc;
 use pasidon_kernel::addr::{HostPhys, Iova, Requester};
 use pasidon_kernel::iommu::{Iommu, TableId};
 use pasidon_kernel::pasid::Pasid;
+use pasidon_kernel::refusal::Refusal;
 
 use super::Vtd;
 use super::dmar::{Dmar, Drhd};
@@ -53,7 +54,7 @@ impl Machine {
         let host = Box::leak(Box::new(ModelHost::default()));
         let registers = Arc::clone(&unit);
         let vtd = Vtd::new(dmar, Arc::clone(&memory), host, true, &|_| None, &mut |_, _| {
-            ModelRegisters(Arc::clone(&registers))
+            Ok(ModelRegisters(Arc::clone(&registers)))
         })
         .unwrap();
         Self { vtd, unit, memory }

@@ -49,7 +49,7 @@ fn two_units(first: (u64, u64), second: (u64, u64)) -> TwoUnits {
         })
     };
     let vtd = Vtd::new(&dmar, memory, host, true, &bridges, &mut |base, _| {
-        ModelRegisters(Arc::clone(&units[&base.0]))
+        Ok(ModelRegisters(Arc::clone(&units[&base.0])))
     })
     .unwrap();
     vtd.take_over().unwrap();

@@ -287,7 +287,7 @@ fn bad_firmware_values_are_refused_in_one_line() {
             redistributors,
             Arc::clone(&memory),
             host,
-            &mut |_, _| ModelRegisters::Its(Arc::clone(&gic), 0),
+            &mut |_, _| Ok(ModelRegisters::Its(Arc::clone(&gic), 0)),
         )
     };
     assert!(attempt(Some(ITS), Some(REDISTRIBUTORS)).is_ok());
@@ -332,7 +332,7 @@ fn memory_that_is_short_is_said() {
             redistributors,
             Arc::clone(&memory),
             host,
-            &mut |_, _| ModelRegisters::Its(Arc::clone(&gic), 0),
+            &mut |_, _| Ok(ModelRegisters::Its(Arc::clone(&gic), 0)),
         );
         let mapped = made.and_then(|its| {
             its.take_over()?;

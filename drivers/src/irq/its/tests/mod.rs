@@ -80,7 +80,7 @@ impl Machine {
             &mut |address, len| {
                 assert_eq!(len, 0x1_0000);
                 let unit = nodes.iter().position(|node| node.registers == address);
-                ModelRegisters::Its(Arc::clone(&gic), unit.unwrap())
+                Ok(ModelRegisters::Its(Arc::clone(&gic), unit.unwrap()))
             },
         )?;
         Ok(Self { its, gic, memory })
