@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! `cargo xtask bench`: the benchmarks, as a table and as JSON.
 
-use crate::workshop::Shop;
 use crate::{setup, workspace};
 use anyhow::{Context, Result, ensure};
 use pasidon_harness::Arch;
@@ -14,11 +13,10 @@ use std::fs;
 /// # Errors
 /// When a machine does not do what is measured, or a figure is one that must not be; the table is printed then too.
 pub fn run(arch: Arch, names: &[String]) -> Result<()> {
-    setup::prepare(arch)?;
+    let shop = setup::prepare(arch)?;
     let folder = workspace::target_dir().join("bench");
     fs::create_dir_all(&folder).with_context(|| format!("creating {}", folder.display()))?;
-    let Results { figures, broken } =
-        bench::run(names, &Shop(arch), &folder, |what| eprintln!("bench: {what}"))?;
+    let Results { figures, broken } = bench::run(names, &shop, &folder, |what| eprintln!("bench: {what}"))?;
     let path = workspace::target_dir().join("bench.json");
     fs::write(&path, format!("{:#}\n", bench::to_json(&figures)))
         .with_context(|| format!("writing {}", path.display()))?;

@@ -29,7 +29,7 @@ pub fn configuration(arch: Arch, path: Option<&Path>) -> Result<String> {
 pub fn make(arch: Arch, configuration: &str, output: Option<&Path>) -> Result<PathBuf> {
     let name = format!("pasidon-{arch}.img");
     let path = output.map_or(workspace::target_dir().join(name), Path::to_path_buf);
-    let shop = Shop(arch);
+    let shop = Shop::new(arch);
     Image::new(&shop.application(&[])?, configuration)
         .linux(&shop.linux()?)
         .write(&path)?;

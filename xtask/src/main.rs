@@ -29,6 +29,7 @@ mod workspace;
 use anyhow::Result;
 use clap::{Args, Parser, Subcommand};
 use pasidon_harness::Arch;
+use std::num::NonZero;
 use std::path::PathBuf;
 
 /// Builds, tests and runs Pasidon.
@@ -102,6 +103,9 @@ struct Test {
     /// The processor architecture of the machines that scenarios start.
     #[arg(long, default_value_t = Arch::X86_64)]
     arch: Arch,
+    /// How many scenarios run at the same time.
+    #[arg(long, short, value_name = "N", default_value_t = test::scenarios_at_once())]
+    jobs: NonZero<usize>,
 }
 
 #[derive(Args)]
@@ -169,7 +173,7 @@ fn dispatch(command: Command) -> Result<()> {
             Ok(())
         }
         Command::Setup(platform) => setup::run(platform.arch),
-        Command::Test(test) => test::run(&test.scenario, test.arch),
+        Command::Test(test) => test::run(&test.scenario, test.arch, test.jobs),
         Command::List => {
             test::list();
             Ok(())

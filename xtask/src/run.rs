@@ -23,7 +23,7 @@ pub fn run(arch: Arch, configuration: Option<&Path>) -> Result<()> {
     let framed = demonstration::framed(&text)?;
     let disk = image::make(arch, &framed, None)?;
     let platform = demonstration::platform(Platform::disk(arch, &disk));
-    let machine = Machine::start(&Shop(arch).qemu()?, &platform, &framed)?;
+    let machine = Machine::start(&Shop::new(arch).qemu()?, &platform, &framed)?;
     println!("Pasidon boots; {} guests", machine.vms().len());
     let results = demonstration::follow(&machine, |line| println!("{line}"))?;
     print!("\n{}", summary(&results));
@@ -79,7 +79,7 @@ fn summary(results: &Results) -> String {
 /// Starts the machine on this terminal and stays with it until it ends.
 fn live(arch: Arch, text: &str) -> Result<()> {
     let disk = image::make(arch, text, None)?;
-    let qemu = Shop(arch).qemu()?;
+    let qemu = Shop::new(arch).qemu()?;
     let private = tempfile::Builder::new().prefix("pasidon-").tempdir()?;
     let platform = demonstration::platform(Platform::disk(arch, &disk));
     let mut machine = Command::new(qemu);

@@ -6,17 +6,17 @@ use crate::workshop::Shop;
 use anyhow::Result;
 use pasidon_harness::{Arch, Workshop};
 
-/// Makes it all for `arch`.
+/// Makes it all for `arch`, and returns the workshop that has it.
 ///
 /// # Errors
 /// At the first part that cannot be made.
-pub fn prepare(arch: Arch) -> Result<()> {
-    let shop = Shop(arch);
+pub fn prepare(arch: Arch) -> Result<Shop> {
+    let shop = Shop::new(arch);
     // Asking for a cargo of the target completes the toolchain.
     uefi::cargo(arch, "build")?;
     shop.qemu()?;
     shop.linux()?;
-    Ok(())
+    Ok(shop)
 }
 
 /// Makes it all, and prints where it lies.
@@ -24,8 +24,7 @@ pub fn prepare(arch: Arch) -> Result<()> {
 /// # Errors
 /// At the first part that cannot be made.
 pub fn run(arch: Arch) -> Result<()> {
-    prepare(arch)?;
-    let shop = Shop(arch);
+    let shop = prepare(arch)?;
     let linux = shop.linux()?;
     println!("platform: {}", shop.qemu()?.display());
     println!("guest: {}, {}", linux.vmlinux.display(), linux.initrd.display());

@@ -1,22 +1,27 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! `cargo xtask test`: the host crates' tests, then the scenarios.
 
-use crate::workshop::Shop;
 use crate::{check, command, setup, workspace};
 use anyhow::{Result, bail};
 use pasidon_harness::scenario::{self, Outcome};
 use pasidon_harness::{Arch, scenarios};
+use std::num::NonZero;
+use std::thread;
 
 /// What stands for the host tests among the names of scenarios.
 const HOST: &str = "host";
 
-/// Runs the scenarios of those names on machines of `arch`; without names the host tests and all scenarios.
+/// The machines of each scenario take some GiB of memory.
+const MOST_AT_ONCE: usize = 4;
+
+/// Runs the scenarios of those names on machines of `arch`, that many `at_once`; without names the host tests and all
+/// scenarios.
 ///
 /// The last line printed is `N passed, N failed`.
 ///
 /// # Errors
 /// When a name is unknown or a test failed.
-pub fn run(names: &[String], arch: Arch) -> Result<()> {
+pub fn run(names: &[String], arch: Arch, at_once: NonZero<usize>) -> Result<()> {
     let host = names.is_empty() || names.iter().any(|name| name == HOST);
     let wanted: Vec<String> = names.iter().filter(|name| *name != HOST).cloned().collect();
     let chosen = match names.is_empty() || !wanted.is_empty() {
@@ -35,8 +40,9 @@ pub fn run(names: &[String], arch: Arch) -> Result<()> {
     }
     if !chosen.is_empty() {
         // Now, so that no scenario is blamed for the time or the failure of the set-up.
-        setup::prepare(arch)?;
-        let outcome = scenario::run(&chosen, &Shop(arch), &workspace::target_dir().join("scenarios"));
+        let shop = setup::prepare(arch)?;
+        let folder = workspace::target_dir().join("scenarios");
+        let outcome = scenario::run(&chosen, &shop, &folder, at_once);
         total.passed += outcome.passed;
         failed += outcome.failed.len();
         total.failed.extend(outcome.failed);
@@ -49,6 +55,13 @@ pub fn run(names: &[String], arch: Arch) -> Result<()> {
         bail!("{failed} of the tests failed");
     }
     Ok(())
+}
+
+/// How many scenarios run at the same time unless somebody says: one for each processor of this computer, since a machine
+/// keeps hardly more than one busy while its firmware starts, but no more than [`MOST_AT_ONCE`].
+pub fn scenarios_at_once() -> NonZero<usize> {
+    let most = NonZero::new(MOST_AT_ONCE).unwrap_or(NonZero::<usize>::MIN);
+    thread::available_parallelism().map_or(NonZero::<usize>::MIN, |processors| processors.min(most))
 }
 
 /// Prints what there is to choose from.

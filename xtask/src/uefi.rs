@@ -39,7 +39,9 @@ pub fn target(arch: Arch) -> &'static str {
 /// # Errors
 /// When the toolchain cannot be completed or the build fails.
 pub fn build(arch: Arch, features: &[String]) -> Result<Application> {
-    let folder = workspace::target_dir().join(target(arch)).join("release");
+    let target = workspace::target_dir().join(target(arch));
+    let folder = target.join("applications");
+    fs::create_dir_all(&folder).with_context(|| format!("creating {}", folder.display()))?;
     // A map of its own for each feature set: cargo does not link again what is fresh.
     let name = [&[APPLICATION.to_owned()], features].concat().join("-");
     let map = folder.join(format!("{name}.map"));
@@ -51,13 +53,9 @@ pub fn build(arch: Arch, features: &[String]) -> Result<Application> {
     cargo.arg("--").arg(format!("-Clink-arg=/MAP:{}", map.display()));
     command::run_visible(&mut cargo)?;
     // Cargo keeps one .efi for all feature sets; a copy of each set's own stays beside its map.
-    let efi = folder.join(format!(
-        "{name}.{}",
-        if features.is_empty() { "efi" } else { "copy.efi" }
-    ));
-    if !features.is_empty() {
-        fs::copy(folder.join(format!("{APPLICATION}.efi")), &efi).context("keeping the application")?;
-    }
+    let efi = folder.join(format!("{name}.efi"));
+    let built = target.join("release").join(format!("{APPLICATION}.efi"));
+    fs::copy(&built, &efi).with_context(|| format!("keeping {}", built.display()))?;
     let symbols = folder.join(format!("{name}.sym"));
     let text = fs::read_to_string(&map).with_context(|| format!("reading {}", map.display()))?;
     fs::write(&symbols, symbols::from_map(&text)?)

@@ -4,39 +4,93 @@
 use crate::{apt, guests, platform, selftest, uefi};
 use anyhow::Result;
 use pasidon_harness::{Application, Arch, Linux, Workshop};
+use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-/// The workshop of this checkout, for machines of one architecture.
-pub struct Shop(pub Arch);
+/// The workshop of this checkout, for machines of one architecture. What it has made once it does not look at again: a
+/// run of many scenarios tests one state of the sources.
+pub struct Shop {
+    arch: Arch,
+    qemu: Once<PathBuf>,
+    linux: Once<Linux>,
+    /// By cargo features.
+    applications: Mutex<BTreeMap<Vec<String>, Arc<Once<Application>>>>,
+    /// Held while cargo builds an application: it puts all of them into the same file.
+    building: Mutex<()>,
+}
+
+impl Shop {
+    /// A workshop that has made nothing yet.
+    pub fn new(arch: Arch) -> Shop {
+        Shop {
+            arch,
+            qemu: Once::default(),
+            linux: Once::default(),
+            applications: Mutex::default(),
+            building: Mutex::default(),
+        }
+    }
+}
 
 impl Workshop for Shop {
     fn arch(&self) -> Arch {
-        self.0
+        self.arch
     }
 
     fn qemu(&self) -> Result<PathBuf> {
-        apt::need(pasidon_harness::platform::packages(self.0))?;
-        platform::qemu(self.0)
+        self.qemu.get(|| {
+            apt::need(pasidon_harness::platform::packages(self.arch))?;
+            platform::qemu(self.arch)
+        })
     }
 
     fn exit_counter(&self) -> Result<PathBuf> {
-        platform::plugin(self.0, "exits")
+        platform::plugin(self.arch, "exits")
     }
 
     fn application(&self, features: &[&str]) -> Result<Application> {
         let features: Vec<String> = features.iter().map(|feature| (*feature).to_owned()).collect();
-        uefi::build(self.0, &features)
+        let application = Arc::clone(locked(&self.applications).entry(features.clone()).or_default());
+        application.get(|| {
+            let _one_at_a_time = locked(&self.building);
+            uefi::build(self.arch, &features)
+        })
     }
 
     fn linux(&self) -> Result<Linux> {
-        guests::linux(self.0)
+        self.linux.get(|| guests::linux(self.arch))
     }
 
     fn self_test(&self) -> Result<PathBuf> {
-        guests::self_test()
+        guests::self_test(&self.linux()?)
     }
 
     fn iommu_self_test(&self) -> Result<PathBuf> {
         selftest::smmu()
     }
+}
+
+/// What the first who asks makes; who asks meanwhile waits for it. After a failure the next one tries again.
+struct Once<T>(Mutex<Option<T>>);
+
+impl<T> Default for Once<T> {
+    fn default() -> Self {
+        Once(Mutex::new(None))
+    }
+}
+
+impl<T: Clone> Once<T> {
+    fn get(&self, make: impl FnOnce() -> Result<T>) -> Result<T> {
+        let mut made = locked(&self.0);
+        match &*made {
+            Some(made) => Ok(made.clone()),
+            None => Ok(made.insert(make()?).clone()),
+        }
+    }
+}
+
+/// What is in there changes in one step, so that whoever panicked with the lock left it whole.
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -7,7 +7,11 @@ use crate::machine::Machine;
 use crate::platform::Platform;
 use crate::workshop::Workshop;
 use anyhow::{Result, bail};
+use std::num::NonZero;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::thread;
 use std::time::Instant;
 
 /// A test of the whole system, runnable by itself.
@@ -125,36 +129,68 @@ pub struct Outcome {
     pub failed: Vec<&'static str>,
 }
 
-/// Runs the scenarios one after the other and prints a line for each, behind it the reason of a failure.
-pub fn run(scenarios: &[&Scenario], workshop: &dyn Workshop, folder: &Path) -> Outcome {
-    let mut outcome = Outcome::default();
-    for scenario in scenarios {
-        let started = Instant::now();
-        let folder = folder.join(scenario.name);
-        println!("scenario {} …", scenario.name);
-        let result = std::fs::create_dir_all(&folder)
-            .map_err(anyhow::Error::from)
-            .and_then(|()| {
-                (scenario.run)(&Lab {
-                    workshop,
-                    folder: folder.clone(),
-                })
-            });
-        let seconds = started.elapsed().as_secs_f32();
-        match result {
-            Ok(()) => {
-                outcome.passed += 1;
-                println!("scenario {}: passed in {seconds:.1} s", scenario.name);
-                // A disk image is large and can be made again.
-                let _ = std::fs::remove_dir_all(&folder);
-            }
-            Err(error) => {
-                outcome.failed.push(scenario.name);
-                println!("scenario {}: FAILED in {seconds:.1} s: {error:#}", scenario.name);
+/// Runs the scenarios, started in their order, so many `at_once`, and prints a line when one starts and when it ends,
+/// behind that the reason of a failure.
+pub fn run(
+    scenarios: &[&Scenario],
+    workshop: &dyn Workshop,
+    folder: &Path,
+    at_once: NonZero<usize>,
+) -> Outcome {
+    let next = AtomicUsize::new(0);
+    let outcome = Mutex::new(Outcome::default());
+    let work = || {
+        loop {
+            let index = next.fetch_add(1, Ordering::Relaxed);
+            let Some(scenario) = scenarios.get(index) else {
+                break;
+            };
+            println!(
+                "scenario {} ({} of {}) …",
+                scenario.name,
+                index + 1,
+                scenarios.len()
+            );
+            let passed = run_one(scenario, workshop, folder.join(scenario.name));
+            let mut outcome = outcome.lock().unwrap_or_else(PoisonError::into_inner);
+            match passed {
+                true => outcome.passed += 1,
+                false => outcome.failed.push(scenario.name),
             }
         }
+    };
+    thread::scope(|scope| {
+        for _ in 0..at_once.get().min(scenarios.len()) {
+            scope.spawn(work);
+        }
+    });
+    outcome.into_inner().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Runs one scenario, says how it ended, and returns whether it passed.
+fn run_one(scenario: &Scenario, workshop: &dyn Workshop, folder: PathBuf) -> bool {
+    let started = Instant::now();
+    let result = std::fs::create_dir_all(&folder)
+        .map_err(anyhow::Error::from)
+        .and_then(|()| {
+            (scenario.run)(&Lab {
+                workshop,
+                folder: folder.clone(),
+            })
+        });
+    let seconds = started.elapsed().as_secs_f32();
+    match result {
+        Ok(()) => {
+            println!("scenario {}: passed in {seconds:.1} s", scenario.name);
+            // A disk image is large and can be made again.
+            let _ = std::fs::remove_dir_all(&folder);
+            true
+        }
+        Err(error) => {
+            println!("scenario {}: FAILED in {seconds:.1} s: {error:#}", scenario.name);
+            false
+        }
     }
-    outcome
 }
 
 #[cfg(test)]

@@ -27,8 +27,9 @@ pub struct Linux {
     pub initrd: PathBuf,
 }
 
-/// Makes, or finds already made, what machines are started from. Each call is cheap when nothing changed.
-pub trait Workshop {
+/// Makes, or finds already made, what machines are started from. Each call is cheap when nothing changed; scenarios that
+/// run at the same time may ask at the same time.
+pub trait Workshop: Sync {
     /// The architecture that everything here is for.
     fn arch(&self) -> Arch;
 

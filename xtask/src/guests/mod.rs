@@ -97,12 +97,13 @@ pub fn linux(arch: Arch) -> Result<Linux> {
     })
 }
 
-/// The guest's initrd with the accelerator model's self-test in it, made when it is not in the cache.
+/// The initrd of `linux`, a guest for x86_64, with the accelerator model's self-test in it, made when it is not in the
+/// cache.
 ///
 /// # Errors
-/// When the guest cannot be made, or the self-test does not compile.
-pub fn self_test() -> Result<PathBuf> {
-    let initrd = linux(Arch::X86_64)?.initrd;
+/// When the self-test does not compile.
+pub fn self_test(linux: &Linux) -> Result<PathBuf> {
+    let initrd = &linux.initrd;
     let dir = workspace::root().join("tests/platform/selftest/dsa");
     let entries = fs::read_dir(&dir).with_context(|| format!("reading {}", dir.display()))?;
     let mut sources: Vec<PathBuf> = entries.map(|entry| Ok(entry?.path())).collect::<Result<_>>()?;
@@ -128,7 +129,7 @@ pub fn self_test() -> Result<PathBuf> {
         gcc.args(["-O2", "-Wall", "-Werror", "-static", "-o"])
             .arg(&program);
         command::run(gcc.args(names), &step)?;
-        let archive = initrd::with_program(fs::read(&initrd)?, "bin/dsa-selftest", &fs::read(&program)?)?;
+        let archive = initrd::with_program(fs::read(initrd)?, "bin/dsa-selftest", &fs::read(&program)?)?;
         fs::write(entry.join("initrd.img"), archive).context("writing the initrd")?;
         fs::remove_file(&program)?;
         step.done();
