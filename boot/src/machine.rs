@@ -114,7 +114,7 @@ fn set_up(crossing: Crossing) -> Result<Handover, Refusal> {
             ecam.base
         );
     }
-    provoke::fail();
+    provoke::fail(files.parsed.as_ref().ok().map(|parsed| &parsed.config));
     Ok(Handover {
         parsed: files.parsed,
         files: files.guests,

@@ -1,44 +1,47 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Failures on purpose, for the tests of what the hypervisor says at its end. Only in builds with one of the
-//! features `fault-panic`, `fault-null-read` and `fault-stack-overflow`.
+//! Failures on purpose, for the tests of what the hypervisor says at its end. Only in builds with the feature
+//! `provoke`: there the name of the first VM in the configuration says which.
 
 use core::hint::black_box;
 
 use pasidon_arch::interrupts::{self, Vector, vector};
 use pasidon_arch::{fault, pcpu};
+use pasidon_kernel::config::Config;
 
 /// Whether this build fails on purpose.
-pub const ON: bool = cfg!(any(
-    feature = "fault-panic",
-    feature = "fault-null-read",
-    feature = "fault-stack-overflow"
-));
+pub const ON: bool = cfg!(feature = "provoke");
 /// The number in the panic's message.
 const NUMBER: u32 = 42;
 /// What is read from.
 const NULL_FIELD: usize = 0x18;
 
-/// Fails, in a build that is to. On the first pCPU, once all others run.
-pub fn fail() {
-    if ON {
-        fault::add_context(|out| {
-            // The sink cannot fail.
-            let _ = writeln!(out, "provoked: a line of context");
-        });
+/// Fails, in a build that is to, as the first VM is called: `panic`, `null-read` or `stack-overflow`. On the first pCPU,
+/// once all others run.
+pub fn fail(config: Option<&Config>) {
+    if !ON {
+        return;
     }
-    if cfg!(feature = "fault-panic") {
-        // The backtrace has to find its way out of an interrupt.
-        interrupts::install(vector::KICK, in_handler);
-        interrupts::kick(pcpu::current().index);
-        loop {
-            interrupts::window();
+    fault::add_context(|out| {
+        // The sink cannot fail.
+        let _ = writeln!(out, "provoked: a line of context");
+    });
+    let first = config.and_then(|config| config.vms.first());
+    match first.map(|vm| vm.name.value.as_str()) {
+        Some("panic") => {
+            // The backtrace has to find its way out of an interrupt.
+            interrupts::install(vector::KICK, in_handler);
+            interrupts::kick(pcpu::current().index);
+            loop {
+                interrupts::window();
+            }
         }
-    }
-    if cfg!(feature = "fault-null-read") {
-        read(black_box(NULL_FIELD) as *const u64);
-    }
-    if cfg!(feature = "fault-stack-overflow") {
-        black_box(deeper(0));
+        Some("null-read") => read(black_box(NULL_FIELD) as *const u64),
+        Some("stack-overflow") => {
+            black_box(deeper(0));
+        }
+        other => log::error!(
+            "this build fails as the first VM is called: panic, null-read or stack-overflow, not {other:?}"
+        ),
     }
 }
 

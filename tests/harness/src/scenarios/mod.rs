@@ -22,6 +22,7 @@ pub const ALL: &[Scenario] = &[
     platform::SELF_TEST,
     inventory::INVENTORY,
     inventory::DEVICE_TREE,
+    report::REPORT,
     guests::INVENTORY,
     guests::TWO,
     guests::THREE,
@@ -39,5 +40,4 @@ pub const ALL: &[Scenario] = &[
     configuration::OF_ALL,
     no_iommu::REFUSED,
     no_iommu::BYPASSED,
-    report::REPORT,
 ];

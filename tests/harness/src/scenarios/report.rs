@@ -19,7 +19,7 @@ pub const REPORT: Scenario = Scenario {
         let words = Words::of(lab.arch());
         fails(
             lab,
-            "fault-panic",
+            "panic",
             &[
                 &format!(
                     r"^Pasidon stops on pCPU 0: panic at boot/src/provoke\.rs:\d+:\d+: provoked .* {}: 42$",
@@ -34,7 +34,7 @@ pub const REPORT: Scenario = Scenario {
         )?;
         fails(
             lab,
-            "fault-null-read",
+            "null-read",
             &[
                 &format!(
                     "^Pasidon stops on pCPU 0: {}: read of 0x18, a null pointer$",
@@ -47,7 +47,7 @@ pub const REPORT: Scenario = Scenario {
         )?;
         fails(
             lab,
-            "fault-stack-overflow",
+            "stack-overflow",
             &[
                 &format!(
                     "^Pasidon stops on pCPU 0: {}: stack overflow: 0x[0-9a-f]+ is in the guard page",
@@ -105,22 +105,27 @@ const END: [&str; 3] = [
     "^Pasidon stands still until the machine is reset$",
 ];
 
-/// The build with that feature says those lines, in that order, and then no processor runs.
-fn fails(lab: &Lab<'_>, feature: &str, patterns: &[&str]) -> Result<()> {
-    let configuration = [HOST, &vm("alpha", 0, "")].concat();
-    let machine = lab.pasidon_with(&configuration, &[feature], |image| image, demonstration::platform)?;
+/// The build that fails in the way of that name says those lines, in that order, and then no processor runs.
+fn fails(lab: &Lab<'_>, failure: &str, patterns: &[&str]) -> Result<()> {
+    let configuration = [HOST, &vm(failure, 0, "")].concat();
+    let machine = lab.pasidon_with(
+        &configuration,
+        &["provoke"],
+        |image| image,
+        demonstration::platform,
+    )?;
     let (first, rest) = patterns.split_first().context("nothing to look for")?;
     machine
         .log()
         .expect(first, BOOT_TIMEOUT)
-        .context(feature.to_owned())?;
+        .context(failure.to_owned())?;
     for pattern in rest.iter().chain(&END) {
         machine
             .log()
             .expect(pattern, COMMAND_TIMEOUT)
-            .context(feature.to_owned())?;
+            .context(failure.to_owned())?;
     }
-    stand_still(&machine, lab.arch()).with_context(|| format!("{feature}\n{}", machine.transcript()))
+    stand_still(&machine, lab.arch()).with_context(|| format!("{failure}\n{}", machine.transcript()))
 }
 
 /// No processor runs. pCPU 1 was busy, so one that stands still was stopped.
