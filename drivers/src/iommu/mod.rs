@@ -11,3 +11,5 @@ mod attachments;
 mod domains;
 mod page_table;
 mod spaces;
+#[cfg(test)]
+pub(crate) mod suite;

@@ -8,22 +8,18 @@ mod isolation;
 use std::sync::Arc;
 
 use pasidon_kernel::addr::{HostPhys, Iova, Requester};
-use pasidon_kernel::iommu::{Iommu, TableId};
+use pasidon_kernel::iommu::Iommu;
 use pasidon_kernel::pasid::Pasid;
 use pasidon_kernel::refusal::Refusal;
 
 use super::Smmu;
 use super::model::{IDR0, IDR1, ModelRegisters, UnitModel};
+use crate::iommu::suite::{Code, DEVICE, GIB, MIB, PAGE, Rig, tag};
 use crate::iort::{self, Iort};
 use crate::testing::{ModelHost, ModelMemory};
 
-/// The device under test, 6a:01.0.
-const DEVICE: Requester = Requester::new(0, 0x6a, 1, 0);
 /// Its StreamID.
 const STREAM: u32 = 0x6a08;
-const PAGE: u64 = 4096;
-const MIB: u64 = 1 << 20;
-const GIB: u64 = 1 << 30;
 /// The page of GITS_TRANSLATER.
 const DOORBELL: u64 = 0x0809_0000;
 
@@ -70,35 +66,35 @@ impl Machine {
         machine.smmu.claim(DEVICE).unwrap();
         machine
     }
+}
+
+impl Rig for Machine {
+    const NOT_ATTACHED: Code = 0x0a;
+    const FAR_FROM_ATTACHED: Code = 0x08;
+    const READ_ONLY: Code = 0x13;
 
     fn new() -> Self {
         Self::with(IDR0, IDR1)
     }
 
-    /// A table that maps `len` bytes at IOVA 0 to `host`.
-    fn table(&self, host: u64, len: u64) -> TableId {
-        let table = self.smmu.create_table().unwrap();
-        self.smmu.map(table, Iova(0), HostPhys(host), len, true).unwrap();
-        table
+    fn iommu(&self) -> &dyn Iommu {
+        &self.smmu
     }
 
-    fn attach(&self, pasid: u32, table: TableId) {
-        self.smmu.attach(DEVICE, tag(pasid), table).unwrap();
+    fn memory(&self) -> &ModelMemory {
+        &self.memory
     }
 
-    fn detach(&self, pasid: u32) {
-        self.smmu.detach(DEVICE, tag(pasid)).unwrap();
+    fn dma(&self, device: Requester, tag: Option<u32>, iova: u64, write: bool) -> Result<u64, Code> {
+        self.unit.dma(device.rid.into(), tag, iova, write)
     }
 
-    fn read(&self, pasid: u32, iova: u64) -> Result<u64, u8> {
-        self.unit.dma(STREAM, Some(pasid), iova, false)
+    fn reached(&self, tag: u32) -> Vec<u64> {
+        let mut state = self.unit.state.lock().unwrap();
+        Vec::from_iter(state.reached.remove(&Some(tag)).unwrap_or_default())
     }
 
-    fn write(&self, pasid: u32, iova: u64) -> Result<u64, u8> {
-        self.unit.dma(STREAM, Some(pasid), iova, true)
+    fn take_executed(&self) -> usize {
+        self.unit.take_executed()
     }
-}
-
-fn tag(pasid: u32) -> Pasid {
-    Pasid::new(pasid).unwrap()
 }

@@ -16,13 +16,8 @@ use pasidon_kernel::refusal::Refusal;
 use super::Vtd;
 use super::dmar::{Dmar, Drhd};
 use super::model::{CAP, CAP_FOUR_RECORDS, ECAP, ModelRegisters, UnitModel};
+use crate::iommu::suite::{Code, DEVICE, GIB, MIB, PAGE, Rig, tag};
 use crate::testing::{ModelHost, ModelMemory};
-
-/// The device under test, 6a:01.0.
-const DEVICE: Requester = Requester::new(0, 0x6a, 1, 0);
-const PAGE: u64 = 4096;
-const MIB: u64 = 1 << 20;
-const GIB: u64 = 1 << 30;
 
 /// A machine with one unit that serves every device.
 struct Machine {
@@ -67,35 +62,35 @@ impl Machine {
         machine.vtd.claim(DEVICE).unwrap();
         machine
     }
+}
+
+impl Rig for Machine {
+    const NOT_ATTACHED: Code = 0x59;
+    const FAR_FROM_ATTACHED: Code = 0x51;
+    const READ_ONLY: Code = 0x85;
 
     fn new() -> Self {
         Self::with(CAP | CAP_FOUR_RECORDS, ECAP)
     }
 
-    /// A table that maps `len` bytes at IOVA 0 to `host`.
-    fn table(&self, host: u64, len: u64) -> TableId {
-        let table = self.vtd.create_table().unwrap();
-        self.vtd.map(table, Iova(0), HostPhys(host), len, true).unwrap();
-        table
+    fn iommu(&self) -> &dyn Iommu {
+        &self.vtd
     }
 
-    fn attach(&self, pasid: u32, table: TableId) {
-        self.vtd.attach(DEVICE, tag(pasid), table).unwrap();
+    fn memory(&self) -> &ModelMemory {
+        &self.memory
     }
 
-    fn detach(&self, pasid: u32) {
-        self.vtd.detach(DEVICE, tag(pasid)).unwrap();
+    fn dma(&self, device: Requester, tag: Option<u32>, iova: u64, write: bool) -> Result<u64, Code> {
+        self.unit.dma(device.rid, tag, iova, write)
     }
 
-    fn read(&self, pasid: u32, iova: u64) -> Result<u64, u8> {
-        self.unit.dma(DEVICE.rid, Some(pasid), iova, false)
+    fn reached(&self, tag: u32) -> Vec<u64> {
+        let mut state = self.unit.state.lock().unwrap();
+        Vec::from_iter(state.reached.remove(&tag).unwrap_or_default())
     }
 
-    fn write(&self, pasid: u32, iova: u64) -> Result<u64, u8> {
-        self.unit.dma(DEVICE.rid, Some(pasid), iova, true)
+    fn take_executed(&self) -> usize {
+        self.unit.take_executed()
     }
-}
-
-fn tag(pasid: u32) -> Pasid {
-    Pasid::new(pasid).unwrap()
 }
