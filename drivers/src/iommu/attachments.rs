@@ -39,16 +39,6 @@ impl From<Refusal> for AttachFailed {
     }
 }
 
-impl AttachFailed {
-    /// After the entry was written.
-    pub(super) fn kept(refusal: Refusal) -> Self {
-        Self {
-            refusal,
-            tag_kept: true,
-        }
-    }
-}
-
 /// The tags of one device.
 #[derive(Default)]
 pub(super) struct Attachments(Sparse<Attachment>);
@@ -74,6 +64,17 @@ impl Attachments {
             ending: false,
         };
         self.0.insert(tag.value() as usize, attachment);
+    }
+
+    /// It went wrong after the entry was written: the end of a tag that was begun begins.
+    pub(super) fn failed(&mut self, tag: Pasid, refusal: Refusal) -> AttachFailed {
+        if let Some(attachment) = self.0.get_mut(tag.value() as usize) {
+            attachment.ending = true;
+        }
+        AttachFailed {
+            refusal,
+            tag_kept: true,
+        }
     }
 
     /// Its end begins: the domain that it led to. May be repeated.

@@ -305,11 +305,9 @@ impl<R: Registers, M: DmaMemory> IommuUnit for Unit<R, M> {
             .and_then(|()| contexts.make_valid(&self.tables, tag, context))
             .and_then(|()| self.execute(queue, &forget));
         seen.map_err(|refusal| {
-            // Its end begins: it is attached, so that cannot be refused.
-            let _ = device.attachments.end(tag);
             // It was written before, so it has its place.
             let cleared = contexts.make_invalid(&self.tables, tag);
-            AttachFailed::kept(cleared.err().unwrap_or(refusal))
+            device.attachments.failed(tag, cleared.err().unwrap_or(refusal))
         })
     }
 

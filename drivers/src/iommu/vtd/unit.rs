@@ -332,10 +332,8 @@ impl<R: Registers, M: DmaMemory> IommuUnit for Unit<R, M> {
             )
         });
         seen.map_err(|refusal| {
-            // Its end begins: it is attached, so that cannot be refused.
-            let _ = device.attachments.end(pasid);
             device.directory.clear_present(&self.tables, pasid);
-            AttachFailed::kept(refusal)
+            device.attachments.failed(pasid, refusal)
         })
     }
 
