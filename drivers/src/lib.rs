@@ -17,6 +17,7 @@ pub mod registers;
 pub mod sparse;
 
 mod acpi;
+mod features;
 mod table_memory;
 mod wait;
 

@@ -7,6 +7,7 @@ use pasidon_kernel::pasid::Pasid;
 
 use super::registers::Identification;
 use super::stage1::{ADDRESS_BITS, Geometry, LEVELS, Stage1Entries};
+use crate::features;
 
 /// Widest SubstreamIDs used where the table of context descriptors has one level and lies in one piece.
 const LINEAR_SUBSTREAM_BITS: u32 = 10;
@@ -15,7 +16,7 @@ const LEAF_LEVELS: u8 = 3;
 
 /// Names what the driver cannot do without.
 pub(super) fn missing(unit: Identification, coherent: bool) -> Vec<&'static str> {
-    [
+    features::missing([
         (unit.stage1(), "stage-1 translation (IDR0.S1P)"),
         (unit.aarch64_tables(), "AArch64 tables (IDR0.TTF)"),
         (unit.little_endian(), "little-endian tables (IDR0.TTENDIAN)"),
@@ -31,10 +32,7 @@ pub(super) fn missing(unit: Identification, coherent: bool) -> Vec<&'static str>
             "a command queue of two commands or more (IDR1.CMDQS)",
         ),
         (unit.granule_4k(), "the 4 KiB granule (IDR5.GRAN4K)"),
-    ]
-    .into_iter()
-    .filter_map(|(there, name)| (!there).then_some(name))
-    .collect()
+    ])
 }
 
 /// Width of the SubstreamIDs that a device gets, in bits.

@@ -29,6 +29,7 @@ use super::events::EventQueue;
 use super::registers::{GlobalError, Identification};
 use super::stage1::{Stage1, Stage1Entries};
 use super::stream_table::StreamTable;
+use crate::features;
 use crate::iommu::attachments::{AttachFailed, Attachments, not_claimed};
 use crate::iommu::domains::DomainId;
 use crate::iommu::spaces::IommuUnit;
@@ -249,15 +250,12 @@ impl<R: Registers, M: DmaMemory> Unit<R, M> {
     /// What the monitor shows of it.
     pub(super) fn describe(&self) -> Vec<(&'static str, String)> {
         let unit = self.identification;
-        let features: Vec<&str> = [
+        let features = features::present([
             (unit.two_level_streams(), "two-level stream tables"),
             (unit.two_level_contexts(), "two-level context descriptors"),
             (unit.ats(), "device TLBs"),
             (unit.messages(), "message interrupts"),
-        ]
-        .into_iter()
-        .filter_map(|(has, name)| has.then_some(name))
-        .collect();
+        ]);
         let mut lines = alloc::vec![
             ("unit", self.name()),
             (

@@ -9,6 +9,7 @@ use super::dmar::Dmar;
 use super::registers::{Capability, ExtendedCapability};
 use super::second_stage::{Geometry, SecondStageEntries};
 use super::unit::Unit;
+use crate::features;
 use crate::memory::DmaMemory;
 use crate::registers::Registers;
 
@@ -23,7 +24,7 @@ pub(super) fn missing(
     extended: ExtendedCapability,
     x2apic: bool,
 ) -> Vec<&'static str> {
-    [
+    features::missing([
         (extended.scalable_mode(), "scalable mode (ECAP.SMTS)"),
         (extended.second_stage(), "second-stage translation (ECAP.SLTS)"),
         (extended.pasid(), "PASIDs (ECAP.PASID)"),
@@ -37,10 +38,7 @@ pub(super) fn missing(
             capability.second_stage_levels(3) || capability.second_stage_levels(4),
             "page tables of 3 or 4 levels (CAP.SAGAW)",
         ),
-    ]
-    .into_iter()
-    .filter_map(|(there, name)| (!there).then_some(name))
-    .collect()
+    ])
 }
 
 /// The page-table form that all units take.

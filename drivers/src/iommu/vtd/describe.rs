@@ -8,6 +8,7 @@ use alloc::vec::Vec;
 use pasidon_kernel::addr::Requester;
 
 use super::unit::Unit;
+use crate::features;
 use crate::iommu::spaces::IommuUnit;
 use crate::memory::DmaMemory;
 use crate::registers::Registers;
@@ -16,17 +17,14 @@ impl<R: Registers, M: DmaMemory> Unit<R, M> {
     /// Name and value of what is worth knowing about it.
     pub(super) fn describe(&self) -> Vec<(&'static str, String)> {
         let (capability, extended) = (self.capability, self.extended);
-        let features: Vec<&str> = [
+        let features = features::present([
             (capability.caching_mode(), "caching mode"),
             (capability.write_buffer_flush(), "write buffer"),
             (extended.coherent(), "tables snooped"),
             (extended.page_walk_coherent(), "page walks snooped"),
             (extended.device_tlb(), "device TLBs"),
             (extended.extended_interrupt_mode(), "x2APIC destinations"),
-        ]
-        .into_iter()
-        .filter_map(|(has, name)| has.then_some(name))
-        .collect();
+        ]);
         let mut lines = alloc::vec![
             ("unit", self.name()),
             (

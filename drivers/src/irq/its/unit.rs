@@ -24,6 +24,7 @@ use super::commands::{Access, Command, Queue, Target};
 use super::lpis::Lpis;
 use super::registers::{Typer, gits};
 use super::tables::{self, DeviceTable};
+use crate::features;
 use crate::memory::DmaMemory;
 use crate::registers::{MapRegisters, Registers};
 use crate::table_memory::TableMemory;
@@ -415,14 +416,11 @@ impl<R: Registers> Unit<R> {
     /// What the monitor shows of it.
     pub(super) fn describe(&self) -> Vec<(&'static str, String)> {
         let typer = self.typer;
-        let features: Vec<&str> = [
+        let mut features = features::present([
             (typer.targets_are_addresses(), "redistributors by address"),
             (typer.held_collections() != 0, "collections in hardware"),
-        ]
-        .into_iter()
-        .filter_map(|(has, name)| has.then_some(name))
-        .chain(self.device_table.iter().map(DeviceTable::levels))
-        .collect();
+        ]);
+        features.extend(self.device_table.iter().map(DeviceTable::levels));
         let mut lines = vec![
             ("unit", self.node.name()),
             (
