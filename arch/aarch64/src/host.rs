@@ -6,7 +6,7 @@
 
 use core::ops::Range;
 
-use pasidon_arch_common::vectors::{NoVector, Vectors, candidates};
+use pasidon_arch_common::vectors::{Vectors, candidates};
 use pasidon_kernel::host::Host;
 use pasidon_kernel::id::VmId;
 use pasidon_kernel::irq::HostVector;
@@ -35,17 +35,11 @@ fn take(pcpu: u32) -> Option<HostVector> {
     }
     let taken = lpis.take(pcpu, run::rounds);
     drop(lpis);
-    match taken {
-        Ok(place) => Some(HostVector {
-            vector: vector::DEVICES.start + place as u32,
-            cpu: cpu_of(pcpu)?,
-        }),
-        Err(NoVector::Soon(pcpu)) => {
-            vms::kick(pcpu);
-            None
-        }
-        Err(NoVector::Exhausted) => None,
-    }
+    let place = taken.map_err(|none| none.hurry(vms::kick)).ok()?;
+    Some(HostVector {
+        vector: vector::DEVICES.start + place as u32,
+        cpu: cpu_of(pcpu)?,
+    })
 }
 
 impl Host for MachineHost {

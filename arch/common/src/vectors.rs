@@ -35,6 +35,16 @@ pub enum NoVector {
     Soon(u32),
 }
 
+impl NoVector {
+    /// Has `kick` send the pCPU that it waits for round its loop, so that whoever asks again gets one.
+    pub fn hurry(self, kick: impl FnOnce(u32)) {
+        match self {
+            NoVector::Soon(pcpu) => kick(pcpu),
+            NoVector::Exhausted => {}
+        }
+    }
+}
+
 impl<const N: usize> Vectors<N> {
     /// All free.
     pub const fn new() -> Self {

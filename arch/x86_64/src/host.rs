@@ -3,7 +3,7 @@
 
 use core::ops::Range;
 
-use pasidon_arch_common::vectors::{NoVector, Vectors, candidates};
+use pasidon_arch_common::vectors::{Vectors, candidates};
 use pasidon_kernel::exit::MsiMessage;
 use pasidon_kernel::host::Host;
 use pasidon_kernel::id::VmId;
@@ -96,17 +96,11 @@ fn used(pcpu: u32) -> usize {
 
 fn take(pcpu: u32) -> Option<HostVector> {
     let taken = PCPUS.get(pcpu as usize)?.lock().take(pcpu, run::rounds);
-    match taken {
-        Ok(place) => Some(HostVector {
-            vector: device_vectors().start + place as u32,
-            cpu: pcpu::apic_id_of(pcpu)?,
-        }),
-        Err(NoVector::Soon(pcpu)) => {
-            vms::kick(pcpu);
-            None
-        }
-        Err(NoVector::Exhausted) => None,
-    }
+    let place = taken.map_err(|none| none.hurry(vms::kick)).ok()?;
+    Some(HostVector {
+        vector: device_vectors().start + place as u32,
+        cpu: pcpu::apic_id_of(pcpu)?,
+    })
 }
 
 impl Host for MachineHost {
