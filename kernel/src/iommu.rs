@@ -50,7 +50,8 @@ pub trait Iommu: Send + Sync {
         writable: bool,
     ) -> Result<(), Refusal>;
 
-    /// Removes a range, invalidates it on every attachment of the table, and waits.
+    /// Removes a range, invalidates it on every attachment of the table, and waits. A border inside what was mapped
+    /// in one piece may be refused: not every format of tables can take a large leaf apart while it is in use.
     fn unmap(&self, table: TableId, iova: Iova, len: u64) -> Result<(), Refusal>;
 
     /// Frees a table. Refused while it is attached anywhere.
