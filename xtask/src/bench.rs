@@ -8,7 +8,7 @@ use pasidon_harness::bench::{self, Results};
 use std::fs;
 
 /// Runs the benchmarks of those names on machines of `arch`, or all without names, prints the table, and writes
-/// `bench.json` into the target folder.
+/// `bench-ARCH.json` into the target folder.
 ///
 /// # Errors
 /// When a machine does not do what is measured, or a figure is one that must not be; the table is printed then too.
@@ -17,7 +17,7 @@ pub fn run(arch: Arch, names: &[String]) -> Result<()> {
     let folder = workspace::target_dir().join("bench");
     fs::create_dir_all(&folder).with_context(|| format!("creating {}", folder.display()))?;
     let Results { figures, broken } = bench::run(names, &shop, &folder, |what| eprintln!("bench: {what}"))?;
-    let path = workspace::target_dir().join("bench.json");
+    let path = workspace::target_dir().join(format!("bench-{arch}.json"));
     fs::write(&path, format!("{:#}\n", bench::to_json(&figures)))
         .with_context(|| format!("writing {}", path.display()))?;
     print!("{}", bench::table(&figures));

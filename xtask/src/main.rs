@@ -54,7 +54,7 @@ enum Command {
     List,
     /// Formatting, clippy with warnings denied (host crates and the UEFI application), documentation without warnings.
     Check,
-    /// Runs the benchmarks, prints a table, and writes it as JSON to bench.json in the target folder.
+    /// Runs the benchmarks, prints a table, and writes it as JSON to bench-ARCH.json in the target folder.
     Bench(Bench),
     /// Makes the boot disk and prints its path.
     Image(MakeImage),
