@@ -17,11 +17,16 @@ pub fn order_for_devices() {
 /// Bytes of the smallest data cache line.
 fn line() -> u64 {
     const WORD_BYTES: u64 = 4;
+    // DminLine: log2 of the number of words.
+    WORD_BYTES << (cache_type() >> 16 & 0xf)
+}
+
+/// CTR_EL0: what the caches of this processor are like.
+pub(crate) fn cache_type() -> u64 {
     let ctr: u64;
     // SAFETY: reading the register changes nothing.
     unsafe { asm!("mrs {}, ctr_el0", out(reg) ctr, options(nomem, nostack, preserves_flags)) };
-    // DminLine: log2 of the number of words.
-    WORD_BYTES << (ctr >> 16 & 0xf)
+    ctr
 }
 
 /// Writes what the caches hold of this memory back to it, to the point that all observers see.

@@ -18,8 +18,9 @@ use aarch64_cpu::registers::{
 };
 use pasidon_kernel::refusal::Refusal;
 
-pub use crate::features::Features;
+pub use crate::features::{Features, Likeness};
 
+use crate::el2::identification;
 use crate::features::{self, IdRegisters};
 use crate::stage1::{MAIR, Regime, SCTLR};
 use crate::{cache, interrupts};
@@ -44,6 +45,13 @@ impl Features {
             mmfr0: ID_AA64MMFR0_EL1.get(),
             mmfr1: ID_AA64MMFR1_EL1.get(),
         })
+    }
+}
+
+impl Likeness {
+    /// Of this processor.
+    pub fn read() -> Self {
+        Self::new(identification::read, cache::cache_type())
     }
 }
 

@@ -8,6 +8,9 @@ use alloc::string::String;
 
 use pasidon_kernel::refusal::Refusal;
 
+use crate::guest::sysreg::SystemRegister;
+use crate::guest::sysreg::id::REGISTERS;
+
 /// The registers that are looked at.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct IdRegisters {
@@ -118,6 +121,35 @@ impl Features {
     }
 }
 
+/// How many registers are in a [`Likeness`].
+const LIKENESS: usize = REGISTERS.len() + 1;
+
+/// What must be the same on all processors: a guest reads it on one and relies on it on every other, and so does the
+/// hypervisor.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Likeness([u64; LIKENESS]);
+
+impl Likeness {
+    /// Of a processor: what `id` reads from its ID registers, and its CTR_EL0.
+    pub fn new(id: impl Fn(SystemRegister) -> u64, ctr: u64) -> Self {
+        let mut values = [ctr; LIKENESS];
+        for (value, register) in values.iter_mut().zip(&REGISTERS) {
+            *value = id(register.register);
+        }
+        Self(values)
+    }
+
+    /// The place of the first register in which two processors differ.
+    pub fn difference(&self, other: &Self) -> Option<usize> {
+        self.0.iter().zip(&other.0).position(|(one, other)| one != other)
+    }
+
+    /// The name of the register at a place.
+    pub fn name(place: usize) -> &'static str {
+        REGISTERS.get(place).map_or("CTR_EL0", |register| register.name)
+    }
+}
+
 /// The processor's name, by MIDR_EL1.
 pub fn name(midr: u64) -> String {
     const ARM: u64 = 0x41;
@@ -186,5 +218,18 @@ mod tests {
         assert_eq!(name(0x413f_d0c1), "Neoverse-N1");
         assert_eq!(name(0x000f_0510), "QEMU max");
         assert_eq!(name(0x610f_0220), "processor of implementer 0x61, part 0x22");
+    }
+
+    #[test]
+    fn processors_are_alike_when_all_that_guests_rely_on_is() {
+        let first = Likeness::new(|_| 7, 8);
+        assert_eq!(first.difference(&first), None);
+        for (place, register) in REGISTERS.iter().enumerate() {
+            let other = Likeness::new(|read| if read == register.register { 6 } else { 7 }, 8);
+            assert_eq!(first.difference(&other), Some(place));
+            assert_eq!(Likeness::name(place), register.name);
+        }
+        let other = Likeness::new(|_| 7, 9);
+        assert_eq!(first.difference(&other).map(Likeness::name), Some("CTR_EL0"));
     }
 }

@@ -9,6 +9,7 @@
 //! Source: Arm Power State Coordination Interface (DEN 0022), 5.6 (CPU_ON), 6.4 (initial state).
 
 use alloc::boxed::Box;
+use alloc::format;
 use alloc::vec::Vec;
 use core::arch::global_asm;
 use core::mem::offset_of;
@@ -19,7 +20,7 @@ use pasidon_kernel::addr::HostPhys;
 use pasidon_kernel::refusal::Refusal;
 use spin::Once;
 
-use crate::cpu::{self, Control, Features};
+use crate::cpu::{self, Control, Features, Likeness};
 use crate::firmware_tables::Madt;
 use crate::pcpu::{self, MAX_PCPUS, Pcpu};
 use crate::stack::{self, EXCEPTION_STACK_BYTES, STACK_BYTES, Stack};
@@ -38,6 +39,8 @@ mod arrival {
     pub const ARRIVED: u8 = 1;
     /// Nobody waits any more.
     pub const GIVEN_UP: u8 = 2;
+    /// It has come, but is another kind of processor than the first. What is above this says where they differ.
+    pub const DIFFERENT: u8 = 3;
 }
 
 /// What a processor starts with, read with the MMU off; the offsets are in its code.
@@ -88,6 +91,8 @@ unsafe extern "C" {
 
 /// Where the others go on.
 static ENTRY: Once<fn() -> !> = Once::new();
+/// The kind of processor that the first one is.
+static FIRST: Once<Likeness> = Once::new();
 
 /// Makes the processor that runs this the first pCPU: exception stack, interrupt controller. It must run on
 /// `stack`. Once.
@@ -114,7 +119,7 @@ pub unsafe fn init(madt: &Madt, stack: Stack) -> Result<(), Refusal> {
 }
 
 /// Starts the other processors of the MADT; each calls `entry` as a pCPU, on its own stack, with interrupts off.
-/// One that does not come in time costs a line in the log. Returns how many pCPUs there are. Once, on the first.
+/// One that does not come in time, or is not like the first, costs a line in the log. Returns how many pCPUs there are. Once, on the first.
 ///
 /// # Errors
 /// When the heap is used up.
@@ -123,6 +128,7 @@ pub unsafe fn init(madt: &Madt, stack: Stack) -> Result<(), Refusal> {
 /// After [`init`].
 pub unsafe fn start(madt: &Madt, _trampoline: Option<HostPhys>, entry: fn() -> !) -> Result<usize, Refusal> {
     ENTRY.call_once(|| entry);
+    FIRST.call_once(Likeness::read);
     let me = cpu::mpidr();
     let others: Vec<u64> = madt
         .processors
@@ -171,16 +177,26 @@ pub unsafe fn start(madt: &Madt, _trampoline: Option<HostPhys>, entry: fn() -> !
             cache::clean(context, size_of::<StartUp>());
             power::start_processor(mpidr, code, context)
         };
-        let arrived = || pcpu.arrival.load(Ordering::Acquire) == arrival::ARRIVED;
+        let decided = || pcpu.arrival.load(Ordering::Acquire) != arrival::AWAITED;
         let why = match started {
-            Ok(()) if time::spin_until(ARRIVAL_NS, arrived) || !give_up(pcpu) => continue,
-            Ok(()) => alloc::string::String::from("it does not arrive"),
-            Err(error) => alloc::format!("PSCI: {error}"),
+            Ok(()) if time::spin_until(ARRIVAL_NS, decided) || !give_up(pcpu) => {
+                match pcpu
+                    .arrival
+                    .load(Ordering::Acquire)
+                    .checked_sub(arrival::DIFFERENT)
+                {
+                    None => continue,
+                    Some(place) => format!(
+                        "its {} is not that of the first processor; guests run on processors of one kind only",
+                        Likeness::name(place.into())
+                    ),
+                }
+            }
+            Ok(()) => "it does not arrive; switch it off in the firmware set-up, or reset".into(),
+            Err(error) => format!("PSCI: {error}; switch it off in the firmware set-up, or reset"),
         };
         pcpu.strike();
-        log::warn!(
-            "processor with MPIDR {mpidr:#x}: it does not start ({why}); switch it off in the firmware set-up, or reset"
-        );
+        log::warn!("processor with MPIDR {mpidr:#x} stays off: {why}");
     }
     Ok(pcpu::count())
 }
@@ -198,6 +214,12 @@ fn decide(pcpu: &Pcpu, state: u8) -> bool {
 
 /// Where a processor's Rust code begins.
 extern "C" fn arrive(pcpu: &'static Pcpu) -> ! {
+    let difference = FIRST.get().and_then(|first| first.difference(&Likeness::read()));
+    if let Some(place) = difference {
+        // The places are few; and where nobody waits any more, it leaves all the same.
+        decide(pcpu, arrival::DIFFERENT.saturating_add(place as u8));
+        power::leave();
+    }
     // SAFETY: the start-up code has put this processor on its own stacks and on the hypervisor's page tables;
     // `pcpu` was made for it.
     let ready = unsafe { gic::init_pcpu(pcpu.redistributor) };
