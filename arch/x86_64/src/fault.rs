@@ -5,8 +5,6 @@
 //! **Invariants.** Nothing here takes a lock or allocates. Memory is read only where it is known to be: the
 //! image's read-only sections, and this pCPU's stacks.
 
-mod cause;
-
 use core::arch::asm;
 use core::arch::x86_64::{__cpuid, __cpuid_count};
 use core::fmt::Write;
@@ -20,12 +18,12 @@ use spin::Once;
 
 pub use pasidon_arch_common::report::Context;
 
+use crate::cause::{self, Cause};
 use crate::interrupts::TrapFrame;
 use crate::paging::Section;
 use crate::pcpu::{self, Pcpu};
 use crate::unwind::{GPR_NAMES, Image, RSP, Registers};
 use crate::{apic, cpu, paging, serial, time};
-use cause::Cause;
 
 /// The loaded image, and its sections' bounds.
 struct Loaded {

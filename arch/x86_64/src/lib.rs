@@ -12,6 +12,7 @@ pub use pasidon_arch_common::{calendar, history, memory, symbols};
 pub mod apic;
 pub mod backend;
 pub mod cache;
+pub mod cause;
 pub mod cpu;
 pub mod descriptors;
 pub mod emulate;
