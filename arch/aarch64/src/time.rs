@@ -1,15 +1,13 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Time: the physical count of the generic timer, whose rate the firmware states, and the timer of EL2.
 //!
-//! **Principle.** All pCPUs see one count. Nanoseconds come from a multiplication and a shift, no division.
-//!
 //! Source: Arm Architecture Reference Manual (DDI 0487), D12 (generic timer).
 
 use core::arch::asm;
-use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicU32, Ordering};
 
 use aarch64_cpu::registers::{CNTFRQ_EL0, Readable};
-use pasidon_arch_common::rate::{NS_PER_SECOND, Rate};
+use pasidon_arch_common::clock::{Clock, Counter};
 use pasidon_kernel::refusal::Refusal;
 
 use crate::gic;
@@ -18,15 +16,11 @@ use crate::interrupts::Vector;
 /// Rates that a count may have.
 const SANE_HZ: core::ops::RangeInclusive<u64> = 1_000_000..=20_000_000_000;
 
-static RATE: Rate = Rate::unknown();
+static CLOCK: Clock<PhysicalCount> = Clock::unknown();
 /// INTID of the timer's interrupt.
 static VECTOR: AtomicU32 = AtomicU32::new(0);
 /// INTID of the timer that guests have.
-static VIRTUAL: core::sync::atomic::AtomicU32 = core::sync::atomic::AtomicU32::new(27);
-/// Count at which [`now_ns`] is 0.
-static START: AtomicU64 = AtomicU64::new(0);
-/// Wall clock at [`START`], in nanoseconds since 1970; 0 where unknown.
-static UNIX_START: AtomicU64 = AtomicU64::new(0);
+static VIRTUAL: AtomicU32 = AtomicU32::new(27);
 
 /// The physical count, CNTPCT_EL0, not read before what comes before is done.
 pub fn count() -> u64 {
@@ -36,37 +30,33 @@ pub fn count() -> u64 {
     count
 }
 
+/// [`count`], as the hypervisor's time.
+enum PhysicalCount {}
+
+impl Counter for PhysicalCount {
+    fn count() -> u64 {
+        count()
+    }
+}
+
 /// Counts per second; 0 before [`init`].
 pub fn hz() -> u64 {
-    RATE.hz()
+    CLOCK.hz()
 }
 
 /// Nanoseconds since the hypervisor's start; 0 before [`init`].
 pub fn now_ns() -> u64 {
-    RATE.ns(count().saturating_sub(START.load(Ordering::Relaxed)))
+    CLOCK.now_ns()
 }
 
-/// The wall clock in nanoseconds since 1970, UTC: what the firmware said at the start, and the time since. 0
-/// where the firmware did not know.
+/// The wall clock, see [`Clock::unix_ns`].
 pub fn unix_ns() -> u64 {
-    match UNIX_START.load(Ordering::Relaxed) {
-        0 => 0,
-        start => start.saturating_add(now_ns()),
-    }
-}
-
-/// The count at a time of [`now_ns`]; the maximum where that lies beyond it.
-pub fn count_at(ns: u64) -> u64 {
-    let ticks = u128::from(ns) * u128::from(hz()) / u128::from(NS_PER_SECOND);
-    u64::try_from(ticks)
-        .unwrap_or(u64::MAX)
-        .saturating_add(START.load(Ordering::Relaxed))
+    CLOCK.unix_ns()
 }
 
 /// Says what the time is: the wall clock is `unix_ns` now. Before [`init`].
 pub fn set_wall_clock(unix_ns: u64) {
-    START.store(count(), Ordering::Relaxed);
-    UNIX_START.store(unix_ns, Ordering::Relaxed);
+    CLOCK.set_wall_clock(unix_ns);
 }
 
 /// The interrupt of [`arm_timer`]: private to each pCPU, and enabled there.
@@ -86,7 +76,7 @@ pub(crate) fn set_virtual_timer(vector: Vector) {
 
 /// The time of [`now_ns`] at which the count is, or was, this.
 pub fn ns_at(count: u64) -> u64 {
-    RATE.ns(count.saturating_sub(START.load(Ordering::Relaxed)))
+    CLOCK.ns_at(count)
 }
 
 /// Takes the rate that the firmware states, and the INTID of EL2's timer. On the first processor.
@@ -112,10 +102,7 @@ pub fn init(vector: Vector) -> Result<(), Refusal> {
             "update the firmware",
         ));
     }
-    if START.load(Ordering::Relaxed) == 0 {
-        START.store(count(), Ordering::Relaxed);
-    }
-    RATE.set(hz);
+    CLOCK.set_rate(hz, count());
     Ok(())
 }
 
@@ -129,7 +116,7 @@ pub fn arm_timer(deadline_ns: Option<u64>) {
         Some(ns) => unsafe {
             asm!(
                 "msr cnthp_cval_el2, {}", "msr cnthp_ctl_el2, {}", "isb",
-                in(reg) count_at(ns), in(reg) ENABLE, options(nostack, preserves_flags)
+                in(reg) CLOCK.count_at(ns), in(reg) ENABLE, options(nostack, preserves_flags)
             );
         },
         // SAFETY: as above.
@@ -139,19 +126,10 @@ pub fn arm_timer(deadline_ns: Option<u64>) {
 
 /// Waits, for steps of hardware that only take time.
 pub fn spin_for(ns: u64) {
-    spin_until(ns, || false);
+    CLOCK.spin_until(ns, || false);
 }
 
 /// Waits until `done`, at most so long; says whether it came.
 pub fn spin_until(ns: u64, done: impl Fn() -> bool) -> bool {
-    let end = now_ns().saturating_add(ns);
-    loop {
-        if done() {
-            return true;
-        }
-        if now_ns() >= end {
-            return false;
-        }
-        core::hint::spin_loop();
-    }
+    CLOCK.spin_until(ns, done)
 }

@@ -12,6 +12,7 @@ extern crate alloc;
 
 pub mod backtrace;
 pub mod calendar;
+pub mod clock;
 pub mod denial;
 pub mod firmware_tables;
 pub mod hardware;
@@ -20,7 +21,6 @@ pub mod image;
 pub mod memory;
 pub mod paging;
 pub mod pcpus;
-pub mod rate;
 pub mod report;
 pub mod run;
 pub mod stack;

@@ -2,14 +2,13 @@
 //! Time: the TSC, measured once against a clock of known rate.
 //!
 //! **Principle.** All pCPUs' TSCs are taken to run at one rate from one start, as the machines in question
-//! have them; nothing writes to a TSC. Nanoseconds come from a multiplication and a shift, no division.
+//! have them; nothing writes to a TSC.
 //!
 //! Source: ACPI 6.5, 4.8.3.3 (power-management timer); IA-PC HPET specification 1.0a, 2.3.
 
 use core::arch::x86_64::_rdtsc;
-use core::sync::atomic::{AtomicU64, Ordering};
 
-use pasidon_arch_common::rate::{NS_PER_SECOND, Rate};
+use pasidon_arch_common::clock::{Clock, Counter};
 use pasidon_kernel::addr::HostPhys;
 use pasidon_kernel::refusal::Refusal;
 use x86_64::instructions::port::PortReadOnly;
@@ -28,11 +27,7 @@ const STUCK: u32 = 1_000_000;
 /// Rates that a TSC may have.
 const SANE_HZ: core::ops::RangeInclusive<u64> = 10_000_000..=20_000_000_000;
 
-static RATE: Rate = Rate::unknown();
-/// TSC at which [`now_ns`] is 0.
-static START: AtomicU64 = AtomicU64::new(0);
-/// Wall clock at [`START`], in nanoseconds since 1970; 0 where unknown.
-static UNIX_START: AtomicU64 = AtomicU64::new(0);
+static CLOCK: Clock<Tsc> = Clock::unknown();
 
 /// The TSC.
 pub fn tsc() -> u64 {
@@ -40,46 +35,47 @@ pub fn tsc() -> u64 {
     unsafe { _rdtsc() }
 }
 
+/// [`tsc`], as the hypervisor's time.
+enum Tsc {}
+
+impl Counter for Tsc {
+    fn count() -> u64 {
+        tsc()
+    }
+}
+
 /// Ticks of the TSC per second; 0 before [`init`].
 pub fn tsc_hz() -> u64 {
-    RATE.hz()
+    CLOCK.hz()
 }
 
 /// Nanoseconds since the hypervisor's start; 0 before [`init`].
 pub fn now_ns() -> u64 {
-    RATE.ns(tsc().saturating_sub(START.load(Ordering::Relaxed)))
+    CLOCK.now_ns()
 }
 
-/// The wall clock in nanoseconds since 1970, UTC: what the firmware said at the start, and the time since.
-/// 0 where the firmware did not know.
+/// The wall clock, see [`Clock::unix_ns`].
 pub fn unix_ns() -> u64 {
-    match UNIX_START.load(Ordering::Relaxed) {
-        0 => 0,
-        start => start.saturating_add(now_ns()),
-    }
+    CLOCK.unix_ns()
 }
 
 /// The TSC at a time of [`now_ns`]; the maximum where that lies beyond it.
 pub fn tsc_at(ns: u64) -> u64 {
-    let ticks = u128::from(ns) * u128::from(tsc_hz()) / u128::from(NS_PER_SECOND);
-    u64::try_from(ticks)
-        .unwrap_or(u64::MAX)
-        .saturating_add(START.load(Ordering::Relaxed))
+    CLOCK.count_at(ns)
 }
 
 /// Says what the time is: the wall clock is `unix_ns` now. Before [`init`].
 pub fn set_wall_clock(unix_ns: u64) {
-    START.store(tsc(), Ordering::Relaxed);
-    UNIX_START.store(unix_ns, Ordering::Relaxed);
+    CLOCK.set_wall_clock(unix_ns);
 }
 
-/// A clock that is being read.
-struct Clock {
+/// A clock that the TSC is measured by.
+struct Reference {
     kind: ReferenceClock,
     hz: u64,
 }
 
-impl Clock {
+impl Reference {
     fn open(kind: ReferenceClock) -> Result<Self, Refusal> {
         /// General capabilities; the counter's period in femtoseconds is in the upper half.
         const CAPABILITIES: usize = 0;
@@ -165,7 +161,7 @@ fn refusal(why: &str) -> Refusal {
 /// # Errors
 /// When the clock to measure against stands still, or the result cannot be.
 pub fn init(clock: ReferenceClock, countdown: &dyn Fn() -> u32) -> Result<u64, Refusal> {
-    let clock = Clock::open(clock)?;
+    let clock = Reference::open(clock)?;
     let wanted = clock.hz * (MEASURE_NS / 1000) / 1_000_000;
     let (first, first_tsc, first_count) = clock.pair(countdown);
     let mut last = first;
@@ -188,31 +184,16 @@ pub fn init(clock: ReferenceClock, countdown: &dyn Fn() -> u32) -> Result<u64, R
     if !SANE_HZ.contains(&hz) {
         return Err(refusal("the TSC's rate cannot be measured"));
     }
-    if START.load(Ordering::Relaxed) == 0 {
-        START.store(first_tsc, Ordering::Relaxed);
-    }
-    RATE.set(hz);
+    CLOCK.set_rate(hz, first_tsc);
     Ok(rate(u64::from(first_count.wrapping_sub(last_count))))
 }
 
 /// Waits, for steps of hardware that only take time.
 pub fn spin_for(ns: u64) {
-    let end = now_ns().saturating_add(ns);
-    while now_ns() < end {
-        core::hint::spin_loop();
-    }
+    CLOCK.spin_until(ns, || false);
 }
 
 /// Waits until `done`, at most so long; says whether it came.
 pub fn spin_until(ns: u64, done: impl Fn() -> bool) -> bool {
-    let end = now_ns().saturating_add(ns);
-    loop {
-        if done() {
-            return true;
-        }
-        if now_ns() >= end {
-            return false;
-        }
-        core::hint::spin_loop();
-    }
+    CLOCK.spin_until(ns, done)
 }
