@@ -5,9 +5,11 @@
 //! no window holds completely is unclaimed: it is counted, reads as all ones and its write goes nowhere,
 //! as on a real bus. Looking up costs O(log n) in the number of windows.
 
+use alloc::format;
 use alloc::vec::Vec;
 
 use crate::exit::Access;
+use crate::refusal::Refusal;
 
 /// What a read of `size` bytes returns when no device answers.
 pub const fn all_ones(size: u8) -> u64 {
@@ -25,6 +27,19 @@ pub struct BadWindow {
     pub start: u64,
     /// Length in bytes.
     pub len: u64,
+}
+
+impl From<BadWindow> for Refusal {
+    fn from(bad: BadWindow) -> Self {
+        Refusal::new(
+            "guest memory map",
+            format!(
+                "the window of {:#x} bytes at {:#x} is empty or overlaps another",
+                bad.len, bad.start
+            ),
+            "correct guest/layout.rs",
+        )
+    }
 }
 
 #[derive(Clone, Copy, Debug)]

@@ -16,6 +16,7 @@
 //! none of the guest's kernels needs one to start.
 
 use pasidon_kernel::addr::{GuestPhys, LARGE_PAGE_SIZE};
+use pasidon_kernel::dev::pci::PciWindow;
 
 /// The most vCPUs of one VM: as many redistributors fit their window.
 pub const VCPUS_MAX: u16 = 8;
@@ -46,6 +47,20 @@ pub const PCI32_LEN: u64 = 0x800_0000;
 pub const PCI64_BASE: u64 = 0x20_0000_0000;
 /// Its length.
 pub const PCI64_LEN: u64 = 0x4_0000_0000;
+
+/// Where BARs go.
+pub const PCI_WINDOWS: [PciWindow; 2] = [
+    PciWindow {
+        start: PCI32_BASE,
+        len: PCI32_LEN,
+        prefetchable: false,
+    },
+    PciWindow {
+        start: PCI64_BASE,
+        len: PCI64_LEN,
+        prefetchable: true,
+    },
+];
 
 /// First byte of RAM.
 pub const RAM_BASE: u64 = 0x4000_0000;

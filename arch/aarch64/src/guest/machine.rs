@@ -13,7 +13,7 @@ use core::fmt;
 
 use pasidon_arch_common::hardware::Platform;
 use pasidon_kernel::dev::bus::{GuestBus, all_ones};
-use pasidon_kernel::dev::pci::{PciBus, PciWindow, Slot};
+use pasidon_kernel::dev::pci::{PciBus, Slot};
 use pasidon_kernel::dev::pl011::Pl011;
 use pasidon_kernel::exit::{AccessKind, Action, Actions, Device, Exit};
 use pasidon_kernel::parent::VdevModel;
@@ -78,49 +78,22 @@ impl ArmPlatform {
     pub fn new(vcpus: u16, ram_size: u64, workarounds: Workarounds) -> Result<Self, Refusal> {
         let gic = Gic::new(vcpus)?;
         let mut bus = GuestBus::new();
-        let windows = [
-            bus.claim_mmio(
-                layout::GICD_BASE,
-                layout::GICD_LEN,
-                Target::Gic(Window::Distributor),
-            ),
-            bus.claim_mmio(
-                layout::GICR_BASE,
-                layout::GICR_STRIDE * u64::from(vcpus),
-                Target::Gic(Window::Redistributors),
-            ),
-            bus.claim_mmio(layout::UART_BASE, layout::UART_LEN, Target::Uart),
-            bus.claim_mmio(layout::ECAM_BASE, layout::ECAM_LEN, Target::Ecam),
-            bus.claim_mmio(
-                layout::PCI32_BASE,
-                layout::PCI32_LEN,
-                Target::Pci(layout::PCI32_BASE),
-            ),
-            bus.claim_mmio(
-                layout::PCI64_BASE,
-                layout::PCI64_LEN,
-                Target::Pci(layout::PCI64_BASE),
-            ),
-        ];
-        if let Some(bad) = windows.into_iter().find_map(Result::err) {
-            return Err(Refusal::new(
-                "guest memory map",
-                alloc::format!("the window at {:#x} overlaps another", bad.start),
-                "correct guest/layout.rs",
-            ));
+        bus.claim_mmio(
+            layout::GICD_BASE,
+            layout::GICD_LEN,
+            Target::Gic(Window::Distributor),
+        )?;
+        bus.claim_mmio(
+            layout::GICR_BASE,
+            layout::GICR_STRIDE * u64::from(vcpus),
+            Target::Gic(Window::Redistributors),
+        )?;
+        bus.claim_mmio(layout::UART_BASE, layout::UART_LEN, Target::Uart)?;
+        bus.claim_mmio(layout::ECAM_BASE, layout::ECAM_LEN, Target::Ecam)?;
+        for window in layout::PCI_WINDOWS {
+            bus.claim_mmio(window.start, window.len, Target::Pci(window.start))?;
         }
-        let pci = PciBus::new(&[
-            PciWindow {
-                start: layout::PCI32_BASE,
-                len: layout::PCI32_LEN,
-                prefetchable: false,
-            },
-            PciWindow {
-                start: layout::PCI64_BASE,
-                len: layout::PCI64_LEN,
-                prefetchable: true,
-            },
-        ]);
+        let pci = PciBus::new(&layout::PCI_WINDOWS);
         Ok(Self {
             bus,
             pci,

@@ -13,6 +13,7 @@
 //! ```
 
 use pasidon_kernel::addr::GuestPhys;
+use pasidon_kernel::dev::pci::PciWindow;
 
 /// The most RAM below the hole.
 pub const LOW_RAM_MAX: u64 = 0xc000_0000;
@@ -39,6 +40,20 @@ pub const PCI32_LEN: u64 = 0x800_0000;
 pub const PCI64_BASE: u64 = 0x20_0000_0000;
 /// Its length.
 pub const PCI64_LEN: u64 = 0x4_0000_0000;
+
+/// Where BARs go.
+pub const PCI_WINDOWS: [PciWindow; 2] = [
+    PciWindow {
+        start: PCI32_BASE,
+        len: PCI32_LEN,
+        prefetchable: false,
+    },
+    PciWindow {
+        start: PCI64_BASE,
+        len: PCI64_LEN,
+        prefetchable: true,
+    },
+];
 
 /// I/O APIC.
 pub const IOAPIC_BASE: u64 = 0xfec0_0000;

@@ -11,7 +11,7 @@ use core::fmt;
 
 use pasidon_arch_common::hardware::Platform;
 use pasidon_kernel::dev::bus::{GuestBus, all_ones};
-use pasidon_kernel::dev::pci::{PciBus, PciWindow, Slot};
+use pasidon_kernel::dev::pci::{PciBus, Slot};
 use pasidon_kernel::dev::uart16550::{self, Uart16550};
 use pasidon_kernel::exit::{Access, AccessKind, Action, Actions, Device, Exit};
 use pasidon_kernel::parent::VdevModel;
@@ -67,42 +67,15 @@ impl PcPlatform {
     /// The machine after power-on.
     pub fn new() -> Result<Self, Refusal> {
         let mut bus = GuestBus::new();
-        let windows = [
-            bus.claim_mmio(layout::LAPIC_BASE, layout::LAPIC_LEN, Target::LocalApic),
-            bus.claim_mmio(layout::IOAPIC_BASE, layout::IOAPIC_LEN, Target::IoApic),
-            bus.claim_mmio(layout::ECAM_BASE, layout::ECAM_LEN, Target::Ecam),
-            bus.claim_mmio(
-                layout::PCI32_BASE,
-                layout::PCI32_LEN,
-                Target::Pci(layout::PCI32_BASE),
-            ),
-            bus.claim_mmio(
-                layout::PCI64_BASE,
-                layout::PCI64_LEN,
-                Target::Pci(layout::PCI64_BASE),
-            ),
-            bus.claim_io(layout::UART_PORT, uart16550::REGISTERS as u16, Target::Uart),
-            bus.claim_io(layout::POWER_PORT, layout::POWER_PORTS, Target::Power),
-        ];
-        if let Some(bad) = windows.into_iter().find_map(Result::err) {
-            return Err(Refusal::new(
-                "guest memory map",
-                alloc::format!("the window at {:#x} overlaps another", bad.start),
-                "correct guest/layout.rs",
-            ));
+        bus.claim_mmio(layout::LAPIC_BASE, layout::LAPIC_LEN, Target::LocalApic)?;
+        bus.claim_mmio(layout::IOAPIC_BASE, layout::IOAPIC_LEN, Target::IoApic)?;
+        bus.claim_mmio(layout::ECAM_BASE, layout::ECAM_LEN, Target::Ecam)?;
+        bus.claim_io(layout::UART_PORT, uart16550::REGISTERS as u16, Target::Uart)?;
+        bus.claim_io(layout::POWER_PORT, layout::POWER_PORTS, Target::Power)?;
+        for window in layout::PCI_WINDOWS {
+            bus.claim_mmio(window.start, window.len, Target::Pci(window.start))?;
         }
-        let pci = PciBus::new(&[
-            PciWindow {
-                start: layout::PCI32_BASE,
-                len: layout::PCI32_LEN,
-                prefetchable: false,
-            },
-            PciWindow {
-                start: layout::PCI64_BASE,
-                len: layout::PCI64_LEN,
-                prefetchable: true,
-            },
-        ]);
+        let pci = PciBus::new(&layout::PCI_WINDOWS);
         Ok(Self {
             bus,
             pci,
