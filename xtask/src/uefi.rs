@@ -4,7 +4,7 @@
 use crate::{command, symbols, toolchain, workspace};
 use anyhow::{Context, Result};
 use pasidon_harness::{Application, Arch};
-use std::fs;
+use std::fs::{self, File};
 use std::process::Command;
 
 /// Package name of the EFI application, which is also its file name.
@@ -42,6 +42,11 @@ pub fn build(arch: Arch, features: &[String]) -> Result<Application> {
     let target = workspace::target_dir().join(target(arch));
     let folder = target.join("applications");
     fs::create_dir_all(&folder).with_context(|| format!("creating {}", folder.display()))?;
+    // Cargo puts every feature set's .efi into the same file: no other build, not even another run's, until it is
+    // copied. The lock ends with the file.
+    let lock = folder.join("lock");
+    let lock = File::create(&lock).with_context(|| format!("creating {}", lock.display()))?;
+    lock.lock().context("waiting for another build")?;
     // A map of its own for each feature set: cargo does not link again what is fresh.
     let name = [&[APPLICATION.to_owned()], features].concat().join("-");
     let map = folder.join(format!("{name}.map"));
@@ -52,7 +57,6 @@ pub fn build(arch: Arch, features: &[String]) -> Result<Application> {
     }
     cargo.arg("--").arg(format!("-Clink-arg=/MAP:{}", map.display()));
     command::run_visible(&mut cargo)?;
-    // Cargo keeps one .efi for all feature sets; a copy of each set's own stays beside its map.
     let efi = folder.join(format!("{name}.efi"));
     let built = target.join("release").join(format!("{APPLICATION}.efi"));
     fs::copy(&built, &efi).with_context(|| format!("keeping {}", built.display()))?;

@@ -16,8 +16,6 @@ pub struct Shop {
     linux: Once<Linux>,
     /// By cargo features.
     applications: Mutex<BTreeMap<Vec<String>, Arc<Once<Application>>>>,
-    /// Held while cargo builds an application: it puts all of them into the same file.
-    building: Mutex<()>,
 }
 
 impl Shop {
@@ -28,7 +26,6 @@ impl Shop {
             qemu: Once::default(),
             linux: Once::default(),
             applications: Mutex::default(),
-            building: Mutex::default(),
         }
     }
 }
@@ -52,10 +49,7 @@ impl Workshop for Shop {
     fn application(&self, features: &[&str]) -> Result<Application> {
         let features: Vec<String> = features.iter().map(|feature| (*feature).to_owned()).collect();
         let application = Arc::clone(locked(&self.applications).entry(features.clone()).or_default());
-        application.get(|| {
-            let _one_at_a_time = locked(&self.building);
-            uefi::build(self.arch, &features)
-        })
+        application.get(|| uefi::build(self.arch, &features))
     }
 
     fn linux(&self) -> Result<Linux> {
