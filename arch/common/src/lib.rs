@@ -26,6 +26,8 @@ pub mod run;
 pub mod stack;
 pub mod stage2;
 pub mod symbols;
+#[cfg(feature = "testing")]
+pub mod testing;
 pub mod vcpu;
 pub mod vectors;
 pub mod vms;

@@ -55,6 +55,3 @@ pub mod psci;
 pub mod smccc;
 pub mod sysreg;
 pub mod timer;
-
-#[cfg(test)]
-mod testing;

@@ -18,9 +18,6 @@ pub mod machine;
 pub mod msr;
 pub mod pvclock;
 
-#[cfg(test)]
-mod testing;
-
 /// The access is to be answered with a general-protection fault in the guest.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct GeneralProtection;

@@ -185,7 +185,7 @@ impl Msrs {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::guest::testing::TestMemory;
+    use pasidon_arch_common::testing::TestMemory;
     use proptest::prelude::*;
 
     const CLOCK: GuestClock = GuestClock::new(1_000_000_000, 0, 0);
@@ -194,7 +194,7 @@ mod tests {
     fn unknown_msrs_fault_and_are_counted() {
         let mut msrs = Msrs::new("alpha");
         let mut lapic = LocalApic::new(0);
-        let memory = TestMemory::new(0x1000);
+        let memory = TestMemory::new(0, 0x1000);
         for _ in 0..3 {
             assert_eq!(msrs.read(0x1234, &lapic, 0), Err(GeneralProtection));
         }
@@ -209,7 +209,7 @@ mod tests {
     fn mtrrs_say_write_back_and_nothing_else() {
         let mut msrs = Msrs::new("alpha");
         let mut lapic = LocalApic::new(0);
-        let memory = TestMemory::new(0x1000);
+        let memory = TestMemory::new(0, 0x1000);
         assert_eq!(msrs.read(IA32_MTRRCAP, &lapic, 0), Ok(0));
         assert_eq!(msrs.read(IA32_MTRR_DEF_TYPE, &lapic, 0), Ok(0x806));
         for (value, fine) in [(0, true), (0x806, true), (2, false), (0x1000, false)] {
@@ -222,7 +222,7 @@ mod tests {
     fn clock_structures_are_written_where_the_guest_says() {
         let mut msrs = Msrs::new("alpha");
         let mut lapic = LocalApic::new(0);
-        let memory = TestMemory::new(0x1000);
+        let memory = TestMemory::new(0, 0x1000);
         let mut write = |msr, value| msrs.write(msr, value, &mut lapic, &CLOCK, &memory, 0);
         write(KVM_SYSTEM_TIME_NEW, 0x201).unwrap();
         assert_eq!(memory.bytes(0x200 + 28, 2), [1, 1], "shift and flags");
@@ -240,7 +240,7 @@ mod tests {
             const NAMED: [u32; 8] = [0x1b, 0x6e0, 0x80b, 0x830, 0x2ff, 0x4b56_4d00, 0x4b56_4d01, 0xc001_0015];
             let mut msrs = Msrs::new("alpha");
             let mut lapic = LocalApic::new(0);
-            let memory = TestMemory::new(0x1000);
+            let memory = TestMemory::new(0, 0x1000);
             for (write, pick, value) in ops {
                 let msr = NAMED.get((pick % 16) as usize).copied().unwrap_or(pick);
                 if write {

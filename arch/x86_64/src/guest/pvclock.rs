@@ -121,7 +121,7 @@ impl GuestClock {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::guest::testing::TestMemory;
+    use pasidon_arch_common::testing::TestMemory;
     use proptest::prelude::*;
 
     /// What Linux computes from the structure.
@@ -140,7 +140,7 @@ mod tests {
 
     #[test]
     fn wall_clock_is_the_time_when_the_tsc_was_zero() {
-        let memory = TestMemory::new(1 << 20);
+        let memory = TestMemory::new(0, 1 << 20);
         let clock = GuestClock::new(2_000_000_000, 1_700_000_005_500_000_000, 10_000_000_000);
         clock.write_wall_clock(&memory, GuestPhys(0x100)).unwrap();
         let mut bytes = [0; WALL_CLOCK_LEN];
@@ -152,7 +152,7 @@ mod tests {
 
     #[test]
     fn a_structure_outside_of_ram_is_refused() {
-        let memory = TestMemory::new(0x1000);
+        let memory = TestMemory::new(0, 0x1000);
         let clock = GuestClock::new(0, 0, u64::MAX);
         assert!(clock.write_system_time(&memory, GuestPhys(0xff0)).is_err());
         assert!(clock.write_system_time(&memory, GuestPhys(u64::MAX)).is_err());
@@ -161,7 +161,7 @@ mod tests {
     proptest! {
         #[test]
         fn the_guest_computes_the_right_time(hz in 1_000_000u64..20_000_000_000, seconds in 0u64..86_400) {
-            let memory = TestMemory::new(0x1000);
+            let memory = TestMemory::new(0, 0x1000);
             GuestClock::new(hz, 0, 0).write_system_time(&memory, GuestPhys(0)).unwrap();
             let mut bytes = [0; SYSTEM_TIME_LEN];
             memory.read(GuestPhys(0), &mut bytes).unwrap();

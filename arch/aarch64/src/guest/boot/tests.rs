@@ -5,7 +5,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::guest::layout::intid;
-use crate::guest::testing::TestMemory;
+use pasidon_arch_common::testing::TestMemory;
 
 const RAM: usize = 32 << 20;
 const TEXT_OFFSET: u64 = 0x8_0000;
@@ -31,7 +31,9 @@ fn boot(memory: &TestMemory, kernel: &[u8], initrd: Option<&[u8]>) -> Result<Ent
 }
 
 fn refusal(kernel: &[u8]) -> String {
-    let error = boot(&TestMemory::new(RAM), kernel, None).unwrap_err().to_string();
+    let error = boot(&TestMemory::new(layout::RAM_BASE, RAM), kernel, None)
+        .unwrap_err()
+        .to_string();
     assert!(!error.contains('\n'));
     error
 }
@@ -65,7 +67,7 @@ fn numbers(node: &FdtNode<'_, '_>, property: &str) -> Vec<u64> {
 
 #[test]
 fn an_image_is_loaded_and_starts_as_linux_asks() {
-    let memory = TestMemory::new(RAM);
+    let memory = TestMemory::new(layout::RAM_BASE, RAM);
     let entry = boot(&memory, &kernel(), Some(b"initrd")).unwrap();
     assert_eq!(entry.pc, layout::RAM_BASE + TEXT_OFFSET);
     assert_eq!(memory.bytes(entry.pc, 4096), kernel());
@@ -86,7 +88,7 @@ fn an_image_is_loaded_and_starts_as_linux_asks() {
 
 #[test]
 fn without_an_initrd_none_is_named() {
-    let memory = TestMemory::new(RAM);
+    let memory = TestMemory::new(layout::RAM_BASE, RAM);
     let entry = boot(&memory, &kernel(), None).unwrap();
     let bytes = tree(&memory, &entry);
     let tree = Fdt::new(&bytes).unwrap();
@@ -186,10 +188,10 @@ fn damaged_images_are_refused_in_one_line() {
 #[test]
 fn what_does_not_fit_is_refused() {
     let large = vec![1; RAM - (4 << 20)];
-    let error = boot(&TestMemory::new(RAM), &kernel(), Some(&large)).unwrap_err();
+    let error = boot(&TestMemory::new(layout::RAM_BASE, RAM), &kernel(), Some(&large)).unwrap_err();
     assert!(error.to_string().contains("initrd"));
     for ram in [1 << 20, RAM + 4096] {
-        assert!(boot(&TestMemory::new(ram), &kernel(), None).is_err());
+        assert!(boot(&TestMemory::new(layout::RAM_BASE, ram), &kernel(), None).is_err());
     }
     let long = "x".repeat(CMDLINE_MAX + 1);
     for cmdline in [long.as_str(), "a\0b"] {
@@ -198,7 +200,7 @@ fn what_does_not_fit_is_refused() {
             initrd: None,
             cmdline,
         };
-        let error = load(&TestMemory::new(RAM), &image).unwrap_err();
+        let error = load(&TestMemory::new(layout::RAM_BASE, RAM), &image).unwrap_err();
         assert!(error.to_string().contains("command line"));
     }
 }
@@ -210,7 +212,7 @@ proptest! {
         if magic && image.len() >= 60 {
             image[56..60].copy_from_slice(b"ARM\x64");
         }
-        let memory = TestMemory::new(layout::RAM_MIN as usize);
+        let memory = TestMemory::new(layout::RAM_BASE, layout::RAM_MIN as usize);
         if let Ok(entry) = boot(&memory, &image, None) {
             prop_assert!(entry.pc >= layout::RAM_BASE && entry.pc < entry.x0);
         }

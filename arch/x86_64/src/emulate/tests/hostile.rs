@@ -4,7 +4,9 @@
 use proptest::prelude::*;
 use x86_64::registers::control::{Cr0Flags, Cr4Flags, EferFlags};
 
-use super::{DEVICE, Ram};
+use pasidon_arch_common::testing::TestMemory;
+
+use super::{DEVICE, memory};
 use crate::emulate::access::MAX_OPERAND;
 use crate::emulate::string::MAX_ITERATIONS;
 use crate::emulate::{
@@ -96,7 +98,7 @@ fn code() -> impl Strategy<Value = Vec<u8>> {
 }
 
 /// Fills RAM above the code with entries that mostly point back there or to the device.
-fn tables(ram: &Ram, seed: u64) {
+fn tables(ram: &TestMemory, seed: u64) {
     let mut x = seed | 1;
     for address in (0x2000..0x1_2000).step_by(8) {
         // xorshift64
@@ -114,7 +116,7 @@ fn tables(ram: &Ram, seed: u64) {
 
 /// What a kernel does: linear addresses below 2 MiB map to themselves, by four levels. A few pages are
 /// missing, read-only or not for users.
-fn ordinary_paging(ram: &Ram, state: &mut CpuState, seed: u64) {
+fn ordinary_paging(ram: &TestMemory, state: &mut CpuState, seed: u64) {
     const ROOT: u64 = 0x2000;
     const LEAVES: u64 = 0x5000;
     state.cr0 |= Cr0Flags::PAGING.bits() | Cr0Flags::PROTECTED_MODE_ENABLE.bits();
@@ -141,7 +143,7 @@ proptest! {
     #[test]
     fn emulation_is_bounded_and_never_panics(mut state in state(), code in code(), seed in any::<u64>(),
         answer in any::<u64>(), ordinary in proptest::bool::weighted(0.4)) {
-        let ram = Ram::new();
+        let ram = memory();
         if ordinary {
             ordinary_paging(&ram, &mut state, seed);
         } else if state.cr0 & Cr0Flags::PAGING.bits() != 0 {
@@ -181,7 +183,7 @@ proptest! {
 
     #[test]
     fn walks_never_panic(state in state(), linear in number(), seed in any::<u64>()) {
-        let ram = Ram::new();
+        let ram = memory();
         tables(&ram, seed);
         for access in [AccessType::Read, AccessType::Write, AccessType::Execute] {
             if let Ok(address) = translate(&state, &ram, linear, access) {

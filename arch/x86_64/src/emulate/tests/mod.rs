@@ -8,11 +8,8 @@ mod modes;
 mod strings;
 mod walk;
 
-use std::sync::Mutex;
-
-use pasidon_kernel::addr::GuestPhys;
+use pasidon_arch_common::testing::TestMemory;
 use pasidon_kernel::exit::{Access, AccessKind};
-use pasidon_kernel::memory::{BadGuestAddress, GuestMemory};
 use x86_64::registers::control::{Cr0Flags, EferFlags};
 
 use super::{CpuState, Failure, SegmentState};
@@ -24,57 +21,9 @@ const DEVICE: u64 = 0x10_0000;
 const DEVICE_SIZE: u64 = 0x2000;
 const RFLAGS_FIXED: u64 = 2;
 
-/// RAM from 0 to `DEVICE`.
-struct Ram(Mutex<Vec<u8>>);
-
-impl Ram {
-    fn new() -> Self {
-        Self(Mutex::new(vec![0; DEVICE as usize]))
-    }
-
-    fn put(&self, address: u64, bytes: &[u8]) {
-        self.write(GuestPhys(address), bytes).unwrap();
-    }
-
-    fn put_u64(&self, address: u64, value: u64) {
-        self.put(address, &value.to_le_bytes());
-    }
-
-    fn u64(&self, address: u64) -> u64 {
-        let mut bytes = [0; 8];
-        self.read(GuestPhys(address), &mut bytes).unwrap();
-        u64::from_le_bytes(bytes)
-    }
-}
-
-impl GuestMemory for Ram {
-    fn read(&self, address: GuestPhys, buffer: &mut [u8]) -> Result<(), BadGuestAddress> {
-        let len = buffer.len() as u64;
-        let ram = self.0.lock().unwrap();
-        match address.0.checked_add(len) {
-            Some(end) if end <= ram.len() as u64 => {
-                buffer.copy_from_slice(&ram[address.0 as usize..end as usize]);
-                Ok(())
-            }
-            _ => Err(BadGuestAddress { address, len }),
-        }
-    }
-
-    fn write(&self, address: GuestPhys, bytes: &[u8]) -> Result<(), BadGuestAddress> {
-        let len = bytes.len() as u64;
-        let mut ram = self.0.lock().unwrap();
-        match address.0.checked_add(len) {
-            Some(end) if end <= ram.len() as u64 => {
-                ram[address.0 as usize..end as usize].copy_from_slice(bytes);
-                Ok(())
-            }
-            _ => Err(BadGuestAddress { address, len }),
-        }
-    }
-
-    fn ram_size(&self) -> u64 {
-        DEVICE
-    }
+/// RAM from 0 to [`DEVICE`].
+fn memory() -> TestMemory {
+    TestMemory::new(0, DEVICE as usize)
 }
 
 const FLAT: SegmentState = SegmentState {
@@ -133,7 +82,7 @@ type Seen = (u64, u8, Option<u64>);
 
 struct Machine {
     state: CpuState,
-    ram: Ram,
+    ram: TestMemory,
     /// Contents of the device, from `DEVICE`.
     device: Vec<u8>,
     seen: Vec<Seen>,
@@ -141,7 +90,7 @@ struct Machine {
 
 impl Machine {
     fn new(state: CpuState, code: &[u8]) -> Self {
-        let ram = Ram::new();
+        let ram = memory();
         ram.put(CODE, code);
         Self {
             state,

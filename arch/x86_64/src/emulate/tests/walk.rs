@@ -5,7 +5,9 @@ use pasidon_kernel::addr::GuestPhys;
 use x86_64::registers::control::{Cr0Flags, Cr4Flags, EferFlags};
 use x86_64::registers::rflags::RFlags;
 
-use super::{DEVICE, Machine, Ram, long_state, protected_state};
+use pasidon_arch_common::testing::TestMemory;
+
+use super::{DEVICE, Machine, long_state, memory, protected_state};
 use crate::emulate::{AccessType, CpuState, Exception, Failure, MAX_INSTRUCTION_LEN, fetch, translate};
 
 const P: u64 = 1;
@@ -48,8 +50,8 @@ fn slot(table: u64, linear: u64, level: u32) -> u64 {
 }
 
 /// Maps `LINEAR` by four levels; the last entry has `flags`.
-fn mapped(flags: u64) -> Ram {
-    let ram = Ram::new();
+fn mapped(flags: u64) -> TestMemory {
+    let ram = memory();
     for i in 0..3 {
         ram.put_u64(slot(TABLE[i], LINEAR, 4 - i as u32), TABLE[i + 1] | ALL);
     }
@@ -69,7 +71,7 @@ const MAPPED: Result<GuestPhys, Exception> = Ok(GuestPhys(PAGE + 0xabc));
 
 #[test]
 fn without_paging_an_address_is_itself() {
-    let ram = Ram::new();
+    let ram = memory();
     let address = translate(&protected_state(), &ram, 0xfee0_0123, AccessType::Write);
     assert_eq!(address, Ok(GuestPhys(0xfee0_0123)));
 }
@@ -102,7 +104,7 @@ fn five_levels() {
     let mut state = four_levels();
     state.cr4 |= Cr4Flags::L5_PAGING.bits();
     let linear = 0x00ab_0123_4567_8abc;
-    let ram = Ram::new();
+    let ram = memory();
     for i in 0..4 {
         ram.put_u64(slot(TABLE[i], linear, 5 - i as u32), TABLE[i + 1] | ALL);
     }
@@ -227,7 +229,7 @@ fn tables_outside_ram_are_not_present() {
 fn two_levels_and_four_mebibytes() {
     let mut state = paged(protected_state());
     let linear: u64 = 0x0040_3abc;
-    let ram = Ram::new();
+    let ram = memory();
     ram.put(TABLE[0] + 4, &((TABLE[1] | ALL) as u32).to_le_bytes());
     ram.put(TABLE[1] + 3 * 4, &((PAGE | ALL) as u32).to_le_bytes());
     assert_eq!(translate(&state, &ram, linear, AccessType::Write), MAPPED);
@@ -256,7 +258,7 @@ fn pae() {
     state.cr4 = Cr4Flags::PHYSICAL_ADDRESS_EXTENSION.bits();
     state.cr3 = TABLE[0] + 0x20;
     let linear: u64 = 0xc020_1abc;
-    let ram = Ram::new();
+    let ram = memory();
     let pointer = TABLE[0] + 0x20 + 3 * 8;
     ram.put_u64(pointer, TABLE[1] | P);
     ram.put_u64(TABLE[1] + 8, TABLE[2] | ALL);

@@ -4,7 +4,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::guest::layout::boot;
-use crate::guest::testing::TestMemory;
+use pasidon_arch_common::testing::TestMemory;
 
 const RAM: usize = 32 << 20;
 const ENTRY: u32 = 0x10_0010;
@@ -46,14 +46,14 @@ fn image<'a>(kernel: &'a [u8], initrd: Option<&'a [u8]>) -> BootImage<'a> {
 }
 
 fn refusal(kernel: &[u8]) -> Refusal {
-    let error = load(&TestMemory::new(RAM), &image(kernel, None)).unwrap_err();
+    let error = load(&TestMemory::new(0, RAM), &image(kernel, None)).unwrap_err();
     assert!(!error.to_string().contains('\n'));
     error
 }
 
 #[test]
 fn a_vmlinux_is_loaded_and_told_everything() {
-    let memory = TestMemory::new(RAM);
+    let memory = TestMemory::new(0, RAM);
     memory.write(GuestPhys(0x10_0020), &[0xff; 0x100]).unwrap();
     let kernel = vmlinux();
     let entry = load(&memory, &image(&kernel, Some(b"initrd"))).unwrap();
@@ -85,7 +85,7 @@ fn a_vmlinux_is_loaded_and_told_everything() {
 
 #[test]
 fn the_reset_vector_holds_code_that_writes_the_reset_register() {
-    let memory = TestMemory::new(RAM);
+    let memory = TestMemory::new(0, RAM);
     load(&memory, &image(&vmlinux(), None)).unwrap();
     // mov dx, 0x602; mov al, 1; out dx, al; hlt; jmp to the hlt
     assert_eq!(
@@ -117,14 +117,14 @@ fn damaged_images_are_refused_in_one_line() {
 fn an_initrd_that_does_not_fit_is_refused() {
     let kernel = vmlinux();
     let initrd = vec![1; RAM];
-    let error = load(&TestMemory::new(RAM), &image(&kernel, Some(&initrd))).unwrap_err();
+    let error = load(&TestMemory::new(0, RAM), &image(&kernel, Some(&initrd))).unwrap_err();
     assert_eq!(error.what, "initrd");
 }
 
 #[test]
 fn memory_and_command_line_have_limits() {
     let kernel = vmlinux();
-    let error = load(&TestMemory::new(1 << 20), &image(&kernel, None)).unwrap_err();
+    let error = load(&TestMemory::new(0, 1 << 20), &image(&kernel, None)).unwrap_err();
     assert_eq!(error.what, "memory");
     let long = "x".repeat(boot::CMDLINE_LEN as usize);
     let boot_image = BootImage {
@@ -133,7 +133,7 @@ fn memory_and_command_line_have_limits() {
         cmdline: &long,
     };
     assert_eq!(
-        load(&TestMemory::new(RAM), &boot_image).unwrap_err().what,
+        load(&TestMemory::new(0, RAM), &boot_image).unwrap_err().what,
         "command line"
     );
 }
@@ -159,7 +159,7 @@ fn bz_image() -> Vec<u8> {
 
 #[test]
 fn a_bzimage_starts_in_long_mode_with_its_parameters() {
-    let memory = TestMemory::new(RAM);
+    let memory = TestMemory::new(0, RAM);
     let kernel = bz_image();
     let entry = load(&memory, &image(&kernel, Some(b"initrd"))).unwrap();
     assert_eq!(
@@ -199,7 +199,7 @@ fn a_bzimage_starts_in_long_mode_with_its_parameters() {
 fn a_bzimage_goes_lower_if_it_must_and_can() {
     let mut kernel = bz_image();
     kernel[0x258..0x260].copy_from_slice(&(30u64 << 20).to_le_bytes());
-    let entry = load(&TestMemory::new(RAM), &image(&kernel, None)).unwrap();
+    let entry = load(&TestMemory::new(0, RAM), &image(&kernel, None)).unwrap();
     assert_eq!(entry.rip, (2 << 20) + 0x200);
     kernel[0x234] = 0;
     assert!(refusal(&kernel).remedy.contains("more memory"));
@@ -242,7 +242,7 @@ proptest! {
         cut in proptest::option::of(any::<prop::sample::Index>()),
         elf in any::<bool>(),
     ) {
-        let memory = TestMemory::new(RAM);
+        let memory = TestMemory::new(0, RAM);
         let mut kernel = if elf { vmlinux() } else { bz_image() };
         for (at, value) in header_edits.into_iter().filter(|_| !elf) {
             kernel[at] = value;
@@ -256,6 +256,6 @@ proptest! {
         if elf {
             bytes.splice(..bytes.len().min(4), *b"\x7fELF");
         }
-        prop_assert!(load(&TestMemory::new(RAM), &image(&bytes, None)).is_err());
+        prop_assert!(load(&TestMemory::new(0, RAM), &image(&bytes, None)).is_err());
     }
 }
