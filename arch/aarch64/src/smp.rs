@@ -119,7 +119,8 @@ pub unsafe fn init(madt: &Madt, stack: Stack) -> Result<(), Refusal> {
 }
 
 /// Starts the other processors of the MADT; each calls `entry` as a pCPU, on its own stack, with interrupts off.
-/// One that does not come in time, or is not like the first, costs a line in the log. Returns how many pCPUs there are. Once, on the first.
+/// One that does not come in time, or is not like the first, costs a line in the log. Returns how many pCPUs there
+/// are. Once, on the first.
 ///
 /// # Errors
 /// When the heap is used up.
@@ -179,20 +180,21 @@ pub unsafe fn start(madt: &Madt, _trampoline: Option<HostPhys>, entry: fn() -> !
         };
         let decided = || pcpu.arrival.load(Ordering::Acquire) != arrival::AWAITED;
         let why = match started {
-            Ok(()) if time::spin_until(ARRIVAL_NS, decided) || !give_up(pcpu) => {
-                match pcpu
-                    .arrival
-                    .load(Ordering::Acquire)
-                    .checked_sub(arrival::DIFFERENT)
-                {
-                    None => continue,
-                    Some(place) => format!(
+            Ok(()) => {
+                time::spin_until(ARRIVAL_NS, decided);
+                // Nobody waits from here on; it may have decided just before.
+                decide(pcpu, arrival::GIVEN_UP);
+                match pcpu.arrival.load(Ordering::Acquire) {
+                    arrival::ARRIVED => continue,
+                    arrival::GIVEN_UP => {
+                        "it does not arrive; switch it off in the firmware set-up, or reset".into()
+                    }
+                    different => format!(
                         "its {} is not that of the first processor; guests run on processors of one kind only",
-                        Likeness::name(place.into())
+                        Likeness::name((different - arrival::DIFFERENT).into())
                     ),
                 }
             }
-            Ok(()) => "it does not arrive; switch it off in the firmware set-up, or reset".into(),
             Err(error) => format!("PSCI: {error}; switch it off in the firmware set-up, or reset"),
         };
         pcpu.strike();
@@ -201,11 +203,7 @@ pub unsafe fn start(madt: &Madt, _trampoline: Option<HostPhys>, entry: fn() -> !
     Ok(pcpu::count())
 }
 
-/// Waits for a processor no more; says whether that was in time.
-fn give_up(pcpu: &Pcpu) -> bool {
-    decide(pcpu, arrival::GIVEN_UP)
-}
-
+/// Ends the wait for a processor in that state; says whether nothing else had ended it before.
 fn decide(pcpu: &Pcpu, state: u8) -> bool {
     pcpu.arrival
         .compare_exchange(arrival::AWAITED, state, Ordering::AcqRel, Ordering::Acquire)
