@@ -39,11 +39,7 @@ const COMMAND: u64 = 1 << 15 | 4;
 const MEMORY_AND_MASTER: u64 = 0b110;
 /// Reset WQ.
 const RESET_WQ: u32 = 10;
-const PCI_WINDOW: PciWindow = PciWindow {
-    start: 0x20_0000_0000,
-    len: 1 << 30,
-    prefetchable: true,
-};
+const PCI_WINDOW: PciWindow = PciWindow::prefetchable(0x20_0000_0000, 1 << 30);
 
 /// A clock that moves on when it is looked at, and vectors.
 #[derive(Default)]

@@ -50,16 +50,8 @@ pub const PCI64_LEN: u64 = 0x4_0000_0000;
 
 /// Where BARs go.
 pub const PCI_WINDOWS: [PciWindow; 2] = [
-    PciWindow {
-        start: PCI32_BASE,
-        len: PCI32_LEN,
-        prefetchable: false,
-    },
-    PciWindow {
-        start: PCI64_BASE,
-        len: PCI64_LEN,
-        prefetchable: true,
-    },
+    PciWindow::fixed(PCI32_BASE, PCI32_LEN),
+    PciWindow::prefetchable(PCI64_BASE, PCI64_LEN),
 ];
 
 /// First byte of RAM.

@@ -54,6 +54,26 @@ pub struct PciWindow {
     pub prefetchable: bool,
 }
 
+impl PciWindow {
+    /// For BARs that are not prefetchable.
+    pub const fn fixed(start: u64, len: u64) -> Self {
+        Self {
+            start,
+            len,
+            prefetchable: false,
+        }
+    }
+
+    /// For prefetchable BARs.
+    pub const fn prefetchable(start: u64, len: u64) -> Self {
+        Self {
+            start,
+            len,
+            prefetchable: true,
+        }
+    }
+}
+
 /// A BAR that answers.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 struct Decoded {

@@ -8,16 +8,8 @@ use crate::exit::MsiMessage;
 use crate::parent::{DeviceQuiesced, InterruptBinding, PciIdentity, Portal};
 use crate::pasid::Pasid;
 
-const WINDOW32: PciWindow = PciWindow {
-    start: 0xe800_0000,
-    len: 0x800_0000,
-    prefetchable: false,
-};
-const WINDOW64: PciWindow = PciWindow {
-    start: 0x20_0000_0000,
-    len: 0x4_0000_0000,
-    prefetchable: true,
-};
+const WINDOW32: PciWindow = PciWindow::fixed(0xe800_0000, 0x800_0000);
+const WINDOW64: PciWindow = PciWindow::prefetchable(0x20_0000_0000, 0x4_0000_0000);
 const TABLE: u64 = 0x2000;
 const PBA: u64 = 0x3000;
 const PORTAL: u64 = 0x1000;

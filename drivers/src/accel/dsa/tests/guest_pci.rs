@@ -18,11 +18,7 @@ struct Function {
 
 impl Function {
     fn new(vdev: Box<dyn VdevModel>) -> Self {
-        let mut bus = PciBus::new(&[PciWindow {
-            start: 0x20_0000_0000,
-            len: 0x1_0000_0000,
-            prefetchable: true,
-        }]);
+        let mut bus = PciBus::new(&[PciWindow::prefetchable(0x20_0000_0000, 0x1_0000_0000)]);
         let slot = bus.add(vdev).unwrap();
         Self {
             bus,
