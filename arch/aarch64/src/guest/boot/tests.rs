@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 use fdt::Fdt;
 use fdt::node::FdtNode;
+use pasidon_arch_common::testing::TestMemory;
 use proptest::prelude::*;
 
 use super::*;
 use crate::guest::layout::intid;
-use pasidon_arch_common::testing::TestMemory;
 
 const RAM: usize = 32 << 20;
 const TEXT_OFFSET: u64 = 0x8_0000;
@@ -21,6 +21,10 @@ fn kernel() -> Vec<u8> {
     image
 }
 
+fn ram(size: usize) -> TestMemory {
+    TestMemory::new(layout::RAM_BASE, size)
+}
+
 fn boot(memory: &TestMemory, kernel: &[u8], initrd: Option<&[u8]>) -> Result<EntryState, Refusal> {
     let image = BootImage {
         kernel,
@@ -31,9 +35,7 @@ fn boot(memory: &TestMemory, kernel: &[u8], initrd: Option<&[u8]>) -> Result<Ent
 }
 
 fn refusal(kernel: &[u8]) -> String {
-    let error = boot(&TestMemory::new(layout::RAM_BASE, RAM), kernel, None)
-        .unwrap_err()
-        .to_string();
+    let error = boot(&ram(RAM), kernel, None).unwrap_err().to_string();
     assert!(!error.contains('\n'));
     error
 }
@@ -67,7 +69,7 @@ fn numbers(node: &FdtNode<'_, '_>, property: &str) -> Vec<u64> {
 
 #[test]
 fn an_image_is_loaded_and_starts_as_linux_asks() {
-    let memory = TestMemory::new(layout::RAM_BASE, RAM);
+    let memory = ram(RAM);
     let entry = boot(&memory, &kernel(), Some(b"initrd")).unwrap();
     assert_eq!(entry.pc, layout::RAM_BASE + TEXT_OFFSET);
     assert_eq!(memory.bytes(entry.pc, 4096), kernel());
@@ -88,7 +90,7 @@ fn an_image_is_loaded_and_starts_as_linux_asks() {
 
 #[test]
 fn without_an_initrd_none_is_named() {
-    let memory = TestMemory::new(layout::RAM_BASE, RAM);
+    let memory = ram(RAM);
     let entry = boot(&memory, &kernel(), None).unwrap();
     let bytes = tree(&memory, &entry);
     let tree = Fdt::new(&bytes).unwrap();
@@ -188,10 +190,10 @@ fn damaged_images_are_refused_in_one_line() {
 #[test]
 fn what_does_not_fit_is_refused() {
     let large = vec![1; RAM - (4 << 20)];
-    let error = boot(&TestMemory::new(layout::RAM_BASE, RAM), &kernel(), Some(&large)).unwrap_err();
+    let error = boot(&ram(RAM), &kernel(), Some(&large)).unwrap_err();
     assert!(error.to_string().contains("initrd"));
-    for ram in [1 << 20, RAM + 4096] {
-        assert!(boot(&TestMemory::new(layout::RAM_BASE, ram), &kernel(), None).is_err());
+    for size in [1 << 20, RAM + 4096] {
+        assert!(boot(&ram(size), &kernel(), None).is_err());
     }
     let long = "x".repeat(CMDLINE_MAX + 1);
     for cmdline in [long.as_str(), "a\0b"] {
@@ -200,7 +202,7 @@ fn what_does_not_fit_is_refused() {
             initrd: None,
             cmdline,
         };
-        let error = load(&TestMemory::new(layout::RAM_BASE, RAM), &image).unwrap_err();
+        let error = load(&ram(RAM), &image).unwrap_err();
         assert!(error.to_string().contains("command line"));
     }
 }
@@ -212,7 +214,7 @@ proptest! {
         if magic && image.len() >= 60 {
             image[56..60].copy_from_slice(b"ARM\x64");
         }
-        let memory = TestMemory::new(layout::RAM_BASE, layout::RAM_MIN as usize);
+        let memory = ram(layout::RAM_MIN as usize);
         if let Ok(entry) = boot(&memory, &image, None) {
             prop_assert!(entry.pc >= layout::RAM_BASE && entry.pc < entry.x0);
         }

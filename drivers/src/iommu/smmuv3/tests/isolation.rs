@@ -69,10 +69,7 @@ fn an_unmapped_range_is_gone_and_its_neighbours_are_not() {
     // Three mappings: one page, five pages, and large leaves.
     let parts = [(0, PAGE), (PAGE, 5 * PAGE), (2 * MIB, 2 * GIB)];
     for (at, len) in parts {
-        machine
-            .smmu
-            .map(table, Iova(at), HostPhys(8 * GIB + at), len, true)
-            .unwrap();
+        machine.map(table, at, 8 * GIB + at, len);
     }
     machine.attach(1, table);
     let there = |at: u64| assert_eq!(machine.write(1, at), Ok(8 * GIB + at));
@@ -83,20 +80,17 @@ fn an_unmapped_range_is_gone_and_its_neighbours_are_not() {
     let refusal = machine.smmu.unmap(table, Iova(4 * MIB), PAGE).unwrap_err();
     assert!(refusal.why.contains("inside a leaf"), "{refusal}");
     probes.into_iter().for_each(there);
-    machine.smmu.unmap(table, Iova(PAGE), 5 * PAGE).unwrap();
+    machine.unmap(table, PAGE, 5 * PAGE);
     [PAGE, 5 * PAGE].into_iter().for_each(gone);
     [0, 2 * MIB, 2 * GIB + MIB].into_iter().for_each(there);
-    machine.smmu.unmap(table, Iova(0), PAGE).unwrap();
+    machine.unmap(table, 0, PAGE);
     gone(0);
     there(2 * MIB);
-    machine.smmu.unmap(table, Iova(2 * MIB), 2 * GIB).unwrap();
+    machine.unmap(table, 2 * MIB, 2 * GIB);
     probes.into_iter().for_each(gone);
     // And again, with tables freed on the way.
     let other = 16 * GIB;
-    machine
-        .smmu
-        .map(table, Iova(0), HostPhys(other), 3 * PAGE, true)
-        .unwrap();
+    machine.map(table, 0, other, 3 * PAGE);
     assert_eq!(machine.write(1, 2 * PAGE), Ok(other + 2 * PAGE));
 }
 
@@ -108,36 +102,25 @@ fn the_order_is_descriptor_then_translations_then_device_tlb() {
     machine.smmu.claim_with_device_tlb(DEVICE).unwrap();
     assert_eq!(machine.unit.take_log(), ["STE", "sync", "STE", "sync"]);
     let table = machine.smmu.create_table().unwrap();
-    machine
-        .smmu
-        .map(table, Iova(0), HostPhys(4 * GIB), 2 * PAGE, true)
-        .unwrap();
+    machine.map(table, 0, 4 * GIB, 2 * PAGE);
     machine.attach(1, table);
     assert_eq!(machine.unit.take_log(), ["CD", "sync", "CD", "sync"]);
     machine.attach(2, table);
     let hold = || {
-        machine
-            .unit
-            .state
-            .lock()
-            .unwrap()
-            .device_tlbs
-            .extend([(STREAM, 1), (STREAM, 2)])
+        let mut state = machine.unit.state.lock().unwrap();
+        state.device_tlbs.extend([(STREAM, 1), (STREAM, 2)]);
     };
     hold();
     machine.unit.take_log();
-    machine.smmu.unmap(table, Iova(0), 2 * PAGE).unwrap();
+    machine.unmap(table, 0, 2 * PAGE);
     assert_eq!(
         machine.unit.take_log(),
         ["VA", "VA", "sync", "device TLB", "device TLB", "sync"]
     );
     assert!(machine.unit.state.lock().unwrap().device_tlbs.is_empty());
-    machine
-        .smmu
-        .map(table, Iova(0), HostPhys(4 * GIB), 2 * MIB, true)
-        .unwrap();
+    machine.map(table, 0, 4 * GIB, 2 * MIB);
     assert_eq!(machine.unit.take_log(), [""; 0], "a new mapping is seen at once");
-    machine.smmu.unmap(table, Iova(0), 2 * MIB).unwrap();
+    machine.unmap(table, 0, 2 * MIB);
     assert_eq!(machine.unit.take_log()[0], "ASID", "many pages at once");
     hold();
     machine.detach(1);

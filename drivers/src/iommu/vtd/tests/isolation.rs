@@ -45,7 +45,7 @@ fn an_unmapped_range_is_gone_and_its_neighbours_are_not() {
     for at in [gone - PAGE, gone, gone + PAGE, 0, 2 * GIB - PAGE] {
         assert_eq!(machine.write(1, at), Ok(4 * GIB + at));
     }
-    machine.vtd.unmap(table, Iova(gone), PAGE).unwrap();
+    machine.unmap(table, gone, PAGE);
     assert!(machine.write(1, gone).is_err());
     for at in [gone - PAGE, gone + PAGE, 0, 2 * GIB - PAGE] {
         assert_eq!(machine.write(1, at), Ok(4 * GIB + at));
@@ -53,9 +53,9 @@ fn an_unmapped_range_is_gone_and_its_neighbours_are_not() {
     // A range whose cover starts before it.
     let start = 16 * MIB + 5 * PAGE;
     assert!(machine.write(1, start).is_ok());
-    machine.vtd.unmap(table, Iova(start), 3 * PAGE).unwrap();
+    machine.unmap(table, start, 3 * PAGE);
     assert!(machine.write(1, start).is_err());
-    machine.vtd.unmap(table, Iova(0), 2 * GIB).unwrap();
+    machine.unmap(table, 0, 2 * GIB);
     for at in [gone - PAGE, gone + PAGE, 0, 2 * GIB - PAGE] {
         assert!(machine.write(1, at).is_err());
     }
@@ -72,26 +72,18 @@ fn the_order_is_pasid_cache_then_iotlb_then_device_tlb() {
     let table = machine.table(4 * GIB, 2 * MIB);
     machine.attach(1, table);
     machine.attach(2, table);
-    machine
-        .unit
-        .state
-        .lock()
-        .unwrap()
-        .device_tlbs
-        .extend([(DEVICE.rid, 1), (DEVICE.rid, 2)]);
+    let hold = || {
+        let mut state = machine.unit.state.lock().unwrap();
+        state.device_tlbs.extend([(DEVICE.rid, 1), (DEVICE.rid, 2)]);
+    };
+    hold();
     machine.unit.take_log();
-    machine.vtd.unmap(table, Iova(0), PAGE).unwrap();
+    machine.unmap(table, 0, PAGE);
     assert_eq!(
         machine.unit.take_log(),
         ["IOTLB", "fence", "device TLB", "device TLB", "fence"]
     );
-    machine
-        .unit
-        .state
-        .lock()
-        .unwrap()
-        .device_tlbs
-        .extend([(DEVICE.rid, 1), (DEVICE.rid, 2)]);
+    hold();
     machine.detach(1);
     assert_eq!(
         machine.unit.take_log(),
