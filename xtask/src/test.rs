@@ -11,8 +11,8 @@ use std::thread;
 /// What stands for the host tests among the names of scenarios.
 const HOST: &str = "host";
 
-/// The machines of each scenario take some GiB of memory.
-const MOST_AT_ONCE: usize = 4;
+/// How many scenarios run at the same time at most, unless somebody says: the QEMU of one takes up to 1.2 GB of memory.
+const MOST_AT_ONCE: NonZero<usize> = NonZero::new(4).unwrap();
 
 /// Runs the scenarios of those names on machines of `arch`, that many `at_once`; without names the host tests and all
 /// scenarios.
@@ -60,8 +60,7 @@ pub fn run(names: &[String], arch: Arch, at_once: NonZero<usize>) -> Result<()> 
 /// How many scenarios run at the same time unless somebody says: one for each processor of this computer, since a machine
 /// keeps hardly more than one busy while its firmware starts, but no more than [`MOST_AT_ONCE`].
 pub fn scenarios_at_once() -> NonZero<usize> {
-    let most = NonZero::new(MOST_AT_ONCE).unwrap_or(NonZero::<usize>::MIN);
-    thread::available_parallelism().map_or(NonZero::<usize>::MIN, |processors| processors.min(most))
+    thread::available_parallelism().map_or(NonZero::<usize>::MIN, |processors| processors.min(MOST_AT_ONCE))
 }
 
 /// Prints what there is to choose from.
