@@ -85,7 +85,8 @@ fn write(text: &str) {
 
 /// Writes the messages that wait to the line.
 fn flush() {
-    LOGGER.drain(&mut |line| {
+    // Nobody else logs yet: this is called for each message.
+    let _ = LOGGER.drain(&mut |line| {
         write(line);
         write("\r\n");
     });

@@ -4,6 +4,8 @@
 //! **Principle.** A few at once, then one a second: the serial line is slow, and whoever prints holds it. What is
 //! not printed is counted, and the next line says how many there were.
 
+use core::fmt;
+
 /// Lines that may be printed at once after a quiet time.
 pub const BURST: u64 = 8;
 /// After a burst, one line in this time.
@@ -18,6 +20,19 @@ pub struct Allowance {
     refilled_ns: u64,
     /// Lines withheld since the last printed one.
     withheld: u64,
+}
+
+/// What the line says at its end about those that were withheld before it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Withheld(pub u64);
+
+impl fmt::Display for Withheld {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            0 => Ok(()),
+            more => write!(f, "; {more} more before it"),
+        }
+    }
 }
 
 impl Allowance {
@@ -58,6 +73,10 @@ mod tests {
         assert_eq!(allowance.take(5 + INTERVAL_NS), Some(100 - BURST));
         assert_eq!(allowance.take(5 + INTERVAL_NS), None);
         assert_eq!(allowance.take(u64::MAX), Some(1));
+        assert_eq!(
+            (Withheld(0).to_string(), Withheld(2).to_string()),
+            (String::new(), "; 2 more before it".into())
+        );
         assert_eq!(allowance.take(0), Some(0), "a clock that goes back earns nothing");
     }
 }

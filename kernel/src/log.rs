@@ -102,11 +102,15 @@ impl Logger {
         self.sink.call_once(|| sink).wake();
     }
 
-    /// Hands out the messages that wait, oldest first, and the number of lost ones. The ring is not locked
-    /// during `show`.
-    pub fn drain(&self, show: &mut dyn FnMut(&str)) {
-        while let Some(message) = self.take() {
-            show(&message);
+    /// Hands out the messages that wait now, oldest first, and the number of lost ones. The ring is not locked
+    /// during `show`, and what comes meanwhile is left: however fast others log, this ends. Gives whether
+    /// messages were left.
+    pub fn drain(&self, show: &mut dyn FnMut(&str)) -> bool {
+        for _ in 0..self.waiting() {
+            match self.take() {
+                Some(message) => show(&message),
+                None => break,
+            }
         }
         let lost = self.lost.swap(0, Ordering::Relaxed);
         if lost > 0 {
@@ -115,6 +119,12 @@ impl Logger {
             let _ = write!(line, "log: {lost} messages came too fast and are lost");
             show(&line);
         }
+        self.waiting() > 0
+    }
+
+    /// How many messages wait.
+    fn waiting(&self) -> usize {
+        self.lock().map_or(0, |ring| ring.count)
     }
 
     fn take(&self) -> Option<Message> {
@@ -276,6 +286,19 @@ mod tests {
             line.ends_with("\u{e4}…") && line.len() > MAX_MESSAGE - 8,
             "{line}"
         );
+
+        // Others log as fast as this one prints.
+        let mut shown = 0;
+        say(&logger, Level::Info, "first");
+        say(&logger, Level::Info, "second");
+        let left = logger.drain(&mut |_| {
+            shown += 1;
+            assert!(shown < 1000, "the drain has no end");
+            say(&logger, Level::Info, "meanwhile");
+        });
+        assert_eq!((left, shown), (true, 2));
+        assert_eq!(drained(&logger).len(), 2);
+        assert!(!logger.drain(&mut |_| {}));
 
         // The processor that holds the ring is interrupted, and the handler logs.
         let guard = logger.ring.lock();

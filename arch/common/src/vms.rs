@@ -11,6 +11,7 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 
 use pasidon_kernel::addr::HostPhys;
+use pasidon_kernel::allowance::{Allowance, Withheld};
 use pasidon_kernel::dev::pci::Slot;
 use pasidon_kernel::exit::Action;
 use pasidon_kernel::frames::{Frames, GuestGone};
@@ -78,6 +79,8 @@ pub struct Machine<H: Hardware> {
     stage2: Mutex<H::Stage2>,
     /// Its vCPU.
     pub vcpu: Vcpu<H::Core>,
+    /// Lines that its acts may still cause.
+    lines: Mutex<Allowance>,
     vms: &'static Vms<H>,
 }
 
@@ -128,8 +131,11 @@ impl<H: Hardware> Machine<H> {
                 self.notify();
             }
             Action::MapPortal { guest, host, len } => {
-                if let Err(refusal) = self.stage2.lock().map_portal(guest, host, len) {
-                    log::error!("vm {}: {refusal}", self.vm.name());
+                let mapped = self.stage2.lock().map_portal(guest, host, len);
+                if let Err(refusal) = mapped
+                    && let Some(withheld) = self.lines.lock().take(H::now_ns())
+                {
+                    log::error!("vm {}: {refusal}{}", self.vm.name(), Withheld(withheld));
                 }
             }
             Action::UnmapPortal { guest, len } => {
@@ -330,6 +336,7 @@ impl<H: Hardware> VmHost for Builder<H> {
             board: Mutex::new(board),
             stage2: Mutex::new(stage2),
             vcpu: Vcpu::new(seat, core),
+            lines: Mutex::new(Allowance::new(H::now_ns())),
             vms,
         };
         let mut machines = vms.machines.write();

@@ -3,7 +3,8 @@
 //!
 //! **Principle.** One lock around the [`Console`], given in the order in which it was asked for: a guest that
 //! prints without end delays the monitor by one byte at a time, and cannot keep it from the line. Log messages
-//! never wait for it: whoever has the line prints what has been logged meanwhile before he gives it back.
+//! never wait for it: whoever has the line prints what has been logged meanwhile before he gives it back, and what
+//! comes while he prints that is left to the desk.
 
 use alloc::collections::VecDeque;
 use alloc::string::String;
@@ -24,10 +25,15 @@ fn put(byte: u8) {
     serial::write(&[byte]);
 }
 
-/// Messages wait: shows them, unless somebody has the line, who then does.
-fn show_log() {
-    if let Some(mut console) = LINE.get().and_then(TicketMutex::try_lock) {
-        LOGGER.drain(&mut |message| console.log(message, &mut put));
+/// Messages wait: shows them, unless somebody has the line, who then does. Those that come meanwhile are the
+/// desk's, so that nobody who happens to log prints for others without end.
+pub fn show_log() {
+    let left = match LINE.get().and_then(TicketMutex::try_lock) {
+        Some(mut console) => LOGGER.drain(&mut |message| console.log(message, &mut put)),
+        None => false,
+    };
+    if left && let Some(desk) = super::DESK.get() {
+        desk.note_log();
     }
 }
 
@@ -44,7 +50,8 @@ pub fn with<R>(act: impl FnOnce(&mut Console, &mut dyn FnMut(u8)) -> R) -> Optio
     let result = {
         let mut console = line.lock();
         let result = act(&mut console, &mut put);
-        LOGGER.drain(&mut |message| console.log(message, &mut put));
+        // What this leaves is seen below.
+        let _ = LOGGER.drain(&mut |message| console.log(message, &mut put));
         result
     };
     // Whoever logged while the line was being given back did not get it.

@@ -10,7 +10,7 @@ use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use pasidon_arch::guest::boot::BootImage;
 use pasidon_arch::vms::{Outside, Vms, kick};
 use pasidon_arch::{pcpu, run, serial, time};
-use pasidon_kernel::allowance::Allowance;
+use pasidon_kernel::allowance::{Allowance, Withheld};
 use pasidon_kernel::config::ConsoleMode;
 use pasidon_kernel::console::Input;
 use pasidon_kernel::fault_log::{FaultLog, FaultOwner};
@@ -70,6 +70,8 @@ pub struct Desk {
     faulted: AtomicBool,
     /// A key was pressed.
     key: AtomicBool,
+    /// Messages of the log wait to be shown.
+    log_waits: AtomicBool,
     /// Faults are recorded without an interrupt to announce them.
     faults_unannounced: AtomicBool,
     /// Keys are announced by an interrupt.
@@ -108,6 +110,7 @@ impl Desk {
             woken: AtomicBool::new(false),
             faulted: AtomicBool::new(false),
             key: AtomicBool::new(false),
+            log_waits: AtomicBool::new(false),
             faults_unannounced: AtomicBool::new(false),
             keys_interrupt: AtomicBool::new(false),
             looking: AtomicBool::new(true),
@@ -160,6 +163,12 @@ impl Desk {
     /// A key was pressed.
     pub fn note_key(&self) {
         self.key.store(true, Ordering::SeqCst);
+    }
+
+    /// Messages came while others were shown.
+    pub fn note_log(&self) {
+        self.log_waits.store(true, Ordering::SeqCst);
+        self.wake();
     }
 
     /// To be switched off or reset as soon as the answer has been shown.
@@ -255,10 +264,8 @@ impl Desk {
         let now = time::now_ns();
         let vm = report.vdev.as_ref().map(|vdev| vdev.vm_name.clone());
         let mut lines = self.event_lines.lock();
-        match lines.entry(vm).or_insert(Allowance::new(now)).take(now) {
-            Some(0) => log::warn!("{report}"),
-            Some(more) => log::warn!("{report}; {more} more before it"),
-            None => {}
+        if let Some(withheld) = lines.entry(vm).or_insert(Allowance::new(now)).take(now) {
+            log::warn!("{report}{}", Withheld(withheld));
         }
     }
 
@@ -314,6 +321,9 @@ impl Outside for Desk {
 
     fn work(&self) {
         let Some(parts) = self.parts.get() else { return };
+        if self.log_waits.swap(false, Ordering::SeqCst) {
+            line::show_log();
+        }
         let now = time::now_ns();
         let due = self.next_look().is_some_and(|next| next <= now);
         if self.key.swap(false, Ordering::SeqCst) || due {

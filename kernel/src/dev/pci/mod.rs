@@ -101,6 +101,8 @@ pub struct PciBus {
     decoded: Vec<Decoded>,
     mapped: Vec<Mapped>,
     unclaimed: u64,
+    /// Function-level resets at which a slice did not stop.
+    failed_resets: u64,
 }
 
 impl PciBus {
@@ -113,6 +115,7 @@ impl PciBus {
             decoded: Vec::new(),
             mapped: Vec::new(),
             unclaimed: 0,
+            failed_resets: 0,
         }
     }
 
@@ -225,10 +228,15 @@ impl PciBus {
         // The portals go first: nothing is submitted while the slice is reset.
         self.update_decoding(actions);
         if let Some(Err(failed)) = self.functions[device].as_mut().map(VdevFunction::reset_model) {
-            log::error!(
-                "vdev in slot {device}: did not stop at function-level reset: {}",
-                failed.why
-            );
+            self.failed_resets = self.failed_resets.saturating_add(1);
+            // The guest can do this for ever: lines at 1, 2, 4, 8, …
+            if self.failed_resets.is_power_of_two() {
+                log::error!(
+                    "vdev in slot {device}: did not stop at function-level reset: {} ({} so far)",
+                    failed.why,
+                    self.failed_resets
+                );
+            }
         }
     }
 

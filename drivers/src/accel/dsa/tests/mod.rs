@@ -20,6 +20,7 @@ use crate::registers::Registers;
 
 mod guest_pci;
 mod isolation;
+mod lines;
 mod linux;
 pub(crate) mod model;
 mod parent;

@@ -317,7 +317,7 @@ fn a_halt_is_reported_with_what_ends_it() {
 }
 
 /// Enables the queue as a driver does, interrupts on errors and halts included.
-fn start(guest: &mut Guest) {
+pub(super) fn start(guest: &mut Guest) {
     for (at, value) in [
         (0xa0, 5 << 20),
         (0x88, 3),

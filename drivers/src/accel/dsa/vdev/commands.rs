@@ -145,11 +145,10 @@ impl<R: Registers, C: ConfigSpace> DsaVdev<R, C> {
                 Err(self.report(failure))
             }
             None => {
-                log::warn!(
-                    "parent {}: WQ {} enabled by its guest before a PASID was attached",
-                    self.lease.device().name,
-                    self.lease.queue().index
-                );
+                let queue = self.lease.queue().index;
+                self.tell(format_args!(
+                    "WQ {queue} enabled by its guest before a PASID was attached"
+                ));
                 Err(error::HARDWARE)
             }
         }
@@ -241,15 +240,15 @@ impl<R: Registers, C: ConfigSpace> DsaVdev<R, C> {
 
     fn stop_or_report(&mut self) -> Outcome {
         self.stop().map_err(|why| {
-            log::error!("parent {}: {why}", self.lease.device().name);
+            self.tell(format_args!("{why}"));
             error::HARDWARE
         })?;
         Ok(0)
     }
 
     /// The guest configured its queue right, so a refusal of the device is not its doing.
-    fn report(&self, failure: CommandFailure) -> u8 {
-        log::error!("parent {}: {failure}", self.lease.device().name);
+    fn report(&mut self, failure: CommandFailure) -> u8 {
+        self.tell(format_args!("{failure}"));
         match failure {
             CommandFailure::Refused(_, error::HALTED) => error::HALTED,
             _ => error::HARDWARE,

@@ -9,8 +9,10 @@
 
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
+use core::fmt;
 
 use pasidon_kernel::addr::PAGE_SIZE;
+use pasidon_kernel::allowance::{Allowance, Withheld};
 use pasidon_kernel::parent::{
     Bar, DeviceQuiesced, InterruptBinding, PciIdentity, Portal, QuiesceFailed, VdevModel,
 };
@@ -52,6 +54,8 @@ pub struct DsaVdev<R: Registers, C: ConfigSpace> {
     bus_master: bool,
     /// Commands the guest gave.
     commands: u64,
+    /// Lines that the guest may still cause.
+    lines: Allowance,
 }
 
 impl<R: Registers, C: ConfigSpace> DsaVdev<R, C> {
@@ -59,6 +63,7 @@ impl<R: Registers, C: ConfigSpace> DsaVdev<R, C> {
         let queue_size = lease.queue().size;
         let size = entries.map_or(queue_size, |entries| entries.min(queue_size));
         let device = lease.device();
+        let lines = Allowance::new(device.host.now_ns());
         let shadow = Shadow::new(
             size,
             device.limits(),
@@ -72,6 +77,16 @@ impl<R: Registers, C: ConfigSpace> DsaVdev<R, C> {
             running: false,
             bus_master: false,
             commands: 0,
+            lines,
+        }
+    }
+
+    /// A line about the device that the guest caused. It can do so as fast as it writes registers, so all such
+    /// lines go through one allowance.
+    fn tell(&mut self, what: fmt::Arguments<'_>) {
+        let device = self.lease.device();
+        if let Some(withheld) = self.lines.take(device.host.now_ns()) {
+            log::error!("parent {}: {what}{}", device.name, Withheld(withheld));
         }
     }
 
@@ -205,7 +220,7 @@ impl<R: Registers, C: ConfigSpace> VdevModel for DsaVdev<R, C> {
         // A DSA whose configuration changes while it is not disabled halts.
         if lost && self.shadow.is_enabled() {
             if let Err(why) = self.stop() {
-                log::error!("parent {}: bus mastering off: {why}", self.lease.device().name);
+                self.tell(format_args!("bus mastering off: {why}"));
             }
             self.shadow.halt_on_config_change();
         }
