@@ -20,7 +20,7 @@ use pasidon_kernel::refusal::Refusal;
 
 pub use crate::features::{Features, Likeness};
 
-use crate::el2::identification;
+use crate::el2::{identification, traps};
 use crate::features::{self, IdRegisters};
 use crate::stage1::{MAIR, Regime, SCTLR};
 use crate::{cache, interrupts};
@@ -95,7 +95,7 @@ impl Control {
         let regime = Regime::of(features);
         Self {
             hcr: if features.vhe { HCR | HCR_E2H } else { HCR },
-            cptr: regime.cptr(),
+            cptr: traps::cptr(features.vhe, &identification::read),
             mair: MAIR,
             tcr: regime.tcr(features),
             ttbr0: root,

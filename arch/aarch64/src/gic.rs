@@ -15,6 +15,8 @@ use aarch64_cpu::asm::barrier;
 use pasidon_kernel::addr::HostPhys;
 use pasidon_kernel::refusal::Refusal;
 
+use crate::el2::identification;
+use crate::el2::traps::{self, Control};
 use crate::firmware_tables::Madt;
 use crate::interrupts::vector;
 use crate::{cpu, paging, time};
@@ -250,7 +252,7 @@ pub fn redistributor_of(madt: &Madt, mpidr: u64) -> Result<u64, Refusal> {
 /// # Safety
 /// After [`init_distributor`]; `redistributor` is this processor's, from [`redistributor_of`].
 pub unsafe fn init_pcpu(redistributor: u64) -> Result<(), Refusal> {
-    const SRE_ALL: u64 = 0b1111;
+    const SRE_EL1: u64 = 0b111;
     const LOWEST_PRIORITY: u64 = 0xff;
     const SGIS: u32 = 0xffff;
     let gicr = Registers(redistributor);
@@ -282,8 +284,8 @@ pub unsafe fn init_pcpu(redistributor: u64) -> Result<(), Refusal> {
             "msr icc_ctlr_el1, xzr",
             "msr icc_igrpen1_el1, {one}",
             "isb",
-            sre = in(reg) SRE_ALL,
-            sre1 = in(reg) SRE_ALL >> 1,
+            sre = in(reg) traps::value(Control::IccSre, &identification::read),
+            sre1 = in(reg) SRE_EL1,
             pmr = in(reg) LOWEST_PRIORITY,
             one = in(reg) 1u64,
             options(nostack, preserves_flags)

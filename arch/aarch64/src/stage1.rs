@@ -107,22 +107,6 @@ impl Regime {
             }
         }
     }
-
-    /// CPTR_EL2: floating point is not trapped; SVE and SME are, as long as nobody uses them.
-    pub fn cptr(self) -> u64 {
-        match self {
-            Regime::El2 => {
-                const RES1: u64 = 0x22ff;
-                const TZ: u64 = 1 << 8;
-                const TSM: u64 = 1 << 12;
-                RES1 | TZ | TSM
-            }
-            Regime::El2And0 => {
-                const FPEN_NO_TRAP: u64 = 0b11 << 20;
-                FPEN_NO_TRAP
-            }
-        }
-    }
 }
 
 /// SCTLR_EL2: MMU and caches on, the stack pointer's alignment checked, W^X enforced. The other bits are those

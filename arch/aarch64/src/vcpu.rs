@@ -10,7 +10,6 @@
 use alloc::format;
 use alloc::string::String;
 
-use pasidon_kernel::addr::GuestPhys;
 use pasidon_kernel::exit::{Access, Exit, MsiMessage};
 use pasidon_kernel::memory::GuestMemory;
 use pasidon_kernel::stats::ExitKind;
@@ -19,13 +18,14 @@ use pasidon_kernel::vm::VmEnd;
 use crate::el2::context::Registers;
 use crate::el2::exits::Reason;
 use crate::el2::{El2Pcpu, El2Vcpu, identification};
-use crate::guest::exception::Exception;
+use crate::guest::exception::{self, Exception};
 use crate::guest::gic::{LIST_REGISTERS_MAX, VCpuInterface};
 use crate::guest::layout::intid;
 use crate::guest::machine::{AfterCall, ArmPlatform};
 use crate::guest::mmio::{self, DataAbort};
 use crate::guest::sysreg::{Outcome, SystemRegisters, Trap};
 use crate::guest::timer::{self, Physical, VirtualTimer};
+use crate::guest::walk;
 use crate::hardware::{El2, OwnVmid};
 use crate::vms::Machine;
 use crate::{gic, power, time};
@@ -228,10 +228,7 @@ impl pasidon_arch_common::hardware::Core<El2> for Core {
                     guest_physical: mmio::guest_physical(hpfar, address),
                 },
             ),
-            Reason::InstructionAbort { address, hpfar } => machine.end(VmEnd::Crashed(format!(
-                "it executed at guest-physical {:#x}, which is not RAM",
-                mmio::guest_physical(hpfar, address)
-            ))),
+            Reason::InstructionAbort { address, hpfar } => self.instruction_abort(machine, address, hpfar),
             Reason::Undefined => self.exception = Some(Exception::Undefined),
             Reason::SystemError(esr) => machine.end(VmEnd::Crashed(format!(
                 "a system error came while it ran (ESR {esr:#x}, PC {:#x})",
@@ -300,12 +297,26 @@ impl Core {
         self.hardware.context.skip();
     }
 
+    /// A program that runs into a device's memory is told; only a kernel that does so ends its VM.
+    fn instruction_abort(&mut self, machine: &Machine, address: u64, hpfar: u64) {
+        if exception::is_user(self.hardware.context.pstate) {
+            self.exception = Some(Exception::InstructionAbort { address });
+        } else {
+            machine.end(VmEnd::Crashed(format!(
+                "it executed at guest-physical {:#x}, which is not RAM",
+                mmio::guest_physical(hpfar, address)
+            )));
+        }
+    }
+
     fn data_abort(&mut self, machine: &Machine, abort: &DataAbort) {
         let at = self.hardware.context.pc;
+        let vhe = self.hardware.has_vhe();
+        let a64 = exception::is_a64(self.hardware.context.pstate);
         let mut fetch = || {
             let mut word = [0; 4];
-            let place = El2Vcpu::translate(at)?;
-            machine.memory.read(GuestPhys(place), &mut word).ok()?;
+            let place = a64.then(|| walk::instruction(&El2Vcpu::stage1(vhe), &machine.memory, at))??;
+            machine.memory.read(place, &mut word).ok()?;
             Some(u32::from_le_bytes(word))
         };
         let mut device = |access: Access| {

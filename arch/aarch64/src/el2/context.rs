@@ -13,7 +13,7 @@
 use core::arch::asm;
 
 use crate::guest::boot::EntryState;
-use crate::guest::mmio;
+use crate::guest::{exception, mmio};
 
 /// General, SIMD and floating-point registers, and why the guest stopped. `enter` knows the layout.
 #[repr(C, align(16))]
@@ -62,9 +62,16 @@ impl Context {
         }
     }
 
-    /// Goes on behind the instruction, which is four bytes long.
+    /// Goes on behind the instruction that it left for.
     pub fn skip(&mut self) {
-        self.pc = self.pc.wrapping_add(4);
+        (self.pc, self.pstate) = exception::behind(self.pc, self.pstate, self.is_long());
+    }
+
+    /// The instruction that it left for has 32 bits.
+    pub fn is_long(&self) -> bool {
+        /// ESR_EL2.IL.
+        const IL: u64 = 1 << 25;
+        self.esr & IL != 0
     }
 
     /// X0 to X30, and 0 for XZR.
@@ -130,6 +137,12 @@ impl mmio::Registers for Registers<'_> {
     }
 }
 
+/// Says that EL1's registers are a vCPU's, and that an ISB is behind them: from now on its stage 2 may be chosen. The
+/// other way round a speculative walk could take one guest's stage 1 through another's stage 2, and keep what it found
+/// under the wrong VMID (Arm errata 1165522, 1319367, 1319537 and 1530923).
+#[derive(Debug)]
+pub struct Stage1Loaded(());
+
 macro_rules! read {
     ($name:literal) => {{
         let value: u64;
@@ -159,7 +172,7 @@ macro_rules! system_context {
             ///
             /// # Safety
             /// At EL2, with no other vCPU's in the processor that were not saved.
-            pub unsafe fn load(&self, vhe: bool) {
+            pub unsafe fn load(&self, vhe: bool) -> Stage1Loaded {
                 if vhe {
                     $(write!($vhe, self.$field);)*
                 } else {
@@ -167,6 +180,7 @@ macro_rules! system_context {
                 }
                 // SAFETY: only what comes next sees them.
                 unsafe { asm!("isb", options(nostack, preserves_flags)) };
+                Stage1Loaded(())
             }
 
             /// Takes them out of the processor. `vhe` as in [`SystemContext::load`].

@@ -64,9 +64,15 @@ pub enum Reason {
 mod class {
     pub const UNKNOWN: u64 = 0x00;
     pub const WFX: u64 = 0x01;
+    pub const CP15_MCR: u64 = 0x03;
+    pub const CP15_MCRR: u64 = 0x04;
+    pub const CP14_MCR: u64 = 0x05;
+    pub const CP14_LDC: u64 = 0x06;
     pub const SVE_SIMD_FP: u64 = 0x07;
+    pub const VMRS: u64 = 0x08;
     pub const POINTER_AUTHENTICATION: u64 = 0x09;
     pub const LD64B: u64 = 0x0a;
+    pub const CP14_MRRC: u64 = 0x0c;
     pub const ILLEGAL_STATE: u64 = 0x0e;
     pub const HVC64: u64 = 0x16;
     pub const SMC64: u64 = 0x17;
@@ -110,6 +116,12 @@ pub fn reason(vector: Vector, esr: u64, far: u64, hpfar: u64) -> Reason {
         },
         class::INSTRUCTION_ABORT => Reason::InstructionAbort { address: far, hpfar },
         class::UNKNOWN
+        | class::CP15_MCR
+        | class::CP15_MCRR
+        | class::CP14_MCR
+        | class::CP14_LDC
+        | class::VMRS
+        | class::CP14_MRRC
         | class::SVE_SIMD_FP
         | class::POINTER_AUTHENTICATION
         | class::LD64B
@@ -171,6 +183,9 @@ mod tests {
             ),
             (0x00, 0, Reason::Undefined),
             (0x19, 0, Reason::Undefined),
+            // AArch32's, which a guest is not offered but EL0 may come to.
+            (0x03, 0, Reason::Undefined),
+            (0x0c, 0, Reason::Undefined),
             (0x3c, 0, Reason::Unknown(0xf000_0000)),
         ] {
             assert_eq!(synchronous(class, iss), expected, "{class:#x}");

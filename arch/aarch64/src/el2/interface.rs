@@ -133,6 +133,12 @@ impl Interface {
     /// # Safety
     /// At EL2, on a processor with a GICv3 whose system registers are enabled.
     pub unsafe fn load(&self, capabilities: Capabilities) {
+        /// Where Enable of ICC_SRE_EL2 cannot be cleared, an earlier guest may have changed it; and fields of
+        /// ICH_VMCR_EL2 depend on it.
+        const SYSTEM_REGISTERS: u64 = 0b111;
+        write!("icc_sre_el1", SYSTEM_REGISTERS);
+        // SAFETY: what comes next sees it.
+        unsafe { asm!("isb", options(nostack, preserves_flags)) };
         write!("ich_vmcr_el2", self.vmcr);
         active_priorities!(self, capabilities.active_priorities, load_priority);
     }

@@ -10,6 +10,7 @@
 //! | file | duty |
 //! |---|---|
 //! | `traps` | control registers: what is trapped, how stage 2 is walked |
+//! | `control` | these, written |
 //! | `context` | what a guest has in the processor |
 //! | `enter` | into the guest and back |
 //! | `exits` | why it came back |
@@ -27,6 +28,8 @@ pub mod vmid;
 
 #[cfg(target_arch = "aarch64")]
 pub mod context;
+#[cfg(target_arch = "aarch64")]
+mod control;
 #[cfg(target_arch = "aarch64")]
 mod enter;
 #[cfg(target_arch = "aarch64")]

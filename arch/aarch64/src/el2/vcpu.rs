@@ -5,20 +5,19 @@ use core::arch::asm;
 
 use pasidon_kernel::addr::HostPhys;
 
-use super::context::{Context, SystemContext};
+use super::context::{Context, Stage1Loaded, SystemContext};
 use super::interface::{Capabilities, Interface};
 use super::vmid::{Forgotten, Vmid};
-use super::{enter, exits, identification, traps};
+use super::{control, enter, exits, identification, traps};
 use crate::features::Features;
 use crate::guest::boot::EntryState;
 use crate::guest::exception::{self, Exception, Interrupted};
 use crate::guest::gic::LIST_REGISTERS_MAX;
 use crate::guest::sysreg::SystemRegister;
+use crate::guest::walk::Stage1;
 
 /// The VMID that no VM has.
 const NOBODY: u16 = 0;
-/// ESR_EL2.IL.
-const IL: u64 = 1 << 25;
 
 /// EL2 on one pCPU, ready for guests.
 #[derive(Debug)]
@@ -27,6 +26,8 @@ pub struct El2Pcpu {
     /// speculatively whenever stage 2 is on, and must not find what is at physical address 0.
     nobody: u64,
     vhe: bool,
+    /// It has VDISR_EL2.
+    ras: bool,
     interface: Capabilities,
 }
 
@@ -45,29 +46,18 @@ impl El2Pcpu {
                 "dsb ishst",
                 "msr vttbr_el2, {nobody}",
                 "msr vtcr_el2, {vtcr}",
-                "mrs {scratch}, mdcr_el2",
-                "and {scratch}, {scratch}, {hpmn}",
-                "orr {scratch}, {scratch}, {mdcr}",
-                "msr mdcr_el2, {scratch}",
-                "msr cnthctl_el2, {cnthctl}",
                 "msr cntvoff_el2, xzr",
-                "mrs {scratch}, hcr_el2",
-                "orr {scratch}, {scratch}, {hcr}",
-                "msr hcr_el2, {scratch}",
                 "isb",
                 nobody = in(reg) nobody,
                 vtcr = in(reg) vtcr,
-                hpmn = in(reg) traps::mdcr::HPMN,
-                mdcr = in(reg) traps::mdcr::GUEST,
-                cnthctl = in(reg) traps::cnthctl(features.vhe),
-                hcr = in(reg) traps::hcr::GUEST,
-                scratch = out(reg) _,
-                options(nostack)
+                options(nostack, preserves_flags)
             );
+            control::program(features);
         }
         Self {
             nobody,
             vhe: features.vhe,
+            ras: traps::RAS.is_met(&identification::read),
             interface: Capabilities::read(),
         }
     }
@@ -112,6 +102,8 @@ pub struct El2Vcpu {
     interface: Interface,
     vttbr: u64,
     mpidr: u64,
+    /// VDISR_EL2, which a guest has as DISR_EL1.
+    vdisr: u64,
     /// Added to the physical count, negated: CNTVOFF_EL2.
     count_offset: u64,
     vhe: bool,
@@ -137,6 +129,7 @@ impl El2Vcpu {
             interface: Interface::default(),
             vttbr: traps::vttbr(stage2.0, vmid.number()),
             mpidr,
+            vdisr: 0,
             count_offset,
             vhe,
         }
@@ -155,16 +148,24 @@ impl El2Vcpu {
                 "msr vpidr_el2, {midr}",
                 "msr vmpidr_el2, {mpidr}",
                 "msr cntvoff_el2, {offset}",
-                "msr vttbr_el2, {vttbr}",
                 midr = in(reg) midr,
                 mpidr = in(reg) self.mpidr,
                 offset = in(reg) self.count_offset,
-                vttbr = in(reg) self.vttbr,
                 options(nostack, preserves_flags)
             );
-            self.system.load(pcpu.vhe);
+            if pcpu.ras {
+                asm!("msr S3_4_C12_C1_1, {}", in(reg) self.vdisr, options(nostack, preserves_flags));
+            }
             self.interface.load(pcpu.interface);
+            let loaded = self.system.load(pcpu.vhe);
+            self.choose_stage2(&loaded);
         }
+    }
+
+    /// From here on, what EL1's registers say is walked through this VM's stage 2.
+    fn choose_stage2(&self, _stage1: &Stage1Loaded) {
+        // SAFETY: the table is of the VM whose registers are loaded.
+        unsafe { asm!("msr vttbr_el2, {}", "isb", in(reg) self.vttbr, options(nostack, preserves_flags)) };
     }
 
     /// Takes it off again.
@@ -181,6 +182,10 @@ impl El2Vcpu {
             } else {
                 asm!("msr cntv_ctl_el0, xzr", options(nostack, preserves_flags));
             }
+            if pcpu.ras {
+                asm!("mrs {}, S3_4_C12_C1_1", out(reg) self.vdisr, options(nomem, nostack, preserves_flags));
+            }
+            // EL1's registers stay until the next vCPU's come: no walk finds anything meanwhile.
             asm!("msr vttbr_el2, {}", "isb", in(reg) pcpu.nobody, options(nostack, preserves_flags));
         }
     }
@@ -218,7 +223,7 @@ impl El2Vcpu {
             pstate: self.context.pstate,
             vbar: live!(read vhe, "S3_5_C12_C0_0" "vbar_el1"),
             sctlr: live!(read vhe, "S3_5_C1_C0_0" "sctlr_el1"),
-            long_instruction: self.context.esr & IL != 0,
+            long_instruction: self.context.is_long(),
         };
         let entered = exception::enter(exception, &from, mmfr1 & PAN != 0);
         self.context.pc = entered.pc;
@@ -251,29 +256,19 @@ impl El2Vcpu {
         live!(write false, "sp_el1" "sp_el1", value);
     }
 
-    /// Where an instruction at this virtual address is in guest-physical memory, as the guest would fetch it at
-    /// EL1. The vCPU whose tables these are is loaded.
-    pub fn translate(address: u64) -> Option<u64> {
-        const FAILED: u64 = 1;
-        const PAGE: u64 = 0x0000_ffff_ffff_f000;
-        const OFFSET: u64 = 0xfff;
-        let (saved, par): (u64, u64);
-        // SAFETY: the walk is of the guest's own tables; PAR_EL1 is the guest's, and comes back as it was.
-        unsafe {
-            asm!(
-                "mrs {saved}, par_el1",
-                "at s1e1r, {address}",
-                "isb",
-                "mrs {par}, par_el1",
-                "msr par_el1, {saved}",
-                saved = out(reg) saved,
-                par = out(reg) par,
-                address = in(reg) address,
-                options(nostack, preserves_flags)
-            );
+    /// Whether HCR_EL2.E2H is set where it runs.
+    pub fn has_vhe(&self) -> bool {
+        self.vhe
+    }
+
+    /// The stage 1 of the vCPU that is loaded. `vhe` as in [`El2Vcpu::has_vhe`].
+    pub fn stage1(vhe: bool) -> Stage1 {
+        Stage1 {
+            sctlr: live!(read vhe, "S3_5_C1_C0_0" "sctlr_el1"),
+            tcr: live!(read vhe, "S3_5_C2_C0_2" "tcr_el1"),
+            ttbr0: live!(read vhe, "S3_5_C2_C0_0" "ttbr0_el1"),
+            ttbr1: live!(read vhe, "S3_5_C2_C0_1" "ttbr1_el1"),
         }
-        let _ = saved;
-        (par & FAILED == 0).then_some(par & PAGE | address & OFFSET)
     }
 
     /// Drops its VM's translations on all processors. It is loaded.

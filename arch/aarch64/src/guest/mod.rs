@@ -27,8 +27,8 @@
 //! | WFI, WFE (0x01) | [`gic::Gic::has_pending`], [`timer::deadline`] | WFI: wait unless it is true or that has come; skip the instruction either way |
 //! | HVC (0x16), SMC (0x17) | [`machine::ArmPlatform::call`] | X0; do as [`machine::AfterCall`] says; skip the instruction for SMC only |
 //! | system register (0x18) | [`sysreg::Trap::from_iss`], [`sysreg::SystemRegisters::access`] | do as [`sysreg::Outcome`] says; skip unless undefined |
-//! | data abort (0x24) | [`mmio::perform`], whose device is [`machine::ArmPlatform::exit`] | skip; or [`exception::Exception::DataAbort`] and the line of [`mmio::Refused`], within an [`Allowance`](pasidon_kernel::allowance::Allowance) |
-//! | instruction abort (0x20) | none | the VM ends: it executed where there is no RAM, as on x86-64 |
+//! | data abort (0x24) | [`mmio::perform`], whose device is [`machine::ArmPlatform::exit`], and whose instruction [`walk::instruction`] finds | skip; or [`exception::Exception::DataAbort`] and the line of [`mmio::Refused`], within an [`Allowance`](pasidon_kernel::allowance::Allowance) |
+//! | instruction abort (0x20) | none | at EL0 [`exception::Exception::InstructionAbort`]; at EL1 the VM ends: its kernel executed where there is no RAM |
 //! | SVE, SME, pointer authentication, AArch32, … | none | [`exception::Exception::Undefined`] |
 //! | IRQ | none | the host's; the virtual timer's goes to [`timer::VirtualTimer::taken`] |
 //!
@@ -55,3 +55,4 @@ pub mod psci;
 pub mod smccc;
 pub mod sysreg;
 pub mod timer;
+pub mod walk;

@@ -46,6 +46,8 @@ pub(super) mod hcr {
     pub const GROUP0_DISABLED_IE: u64 = 1 << 5;
     pub const GROUP1_ENABLED_IE: u64 = 1 << 6;
     pub const GROUP1_DISABLED_IE: u64 = 1 << 7;
+    /// ICC_DIR_EL1 is trapped.
+    pub const TDIR: u64 = 1 << crate::el2::traps::TDIR;
     pub const EOI_COUNT_SHIFT: u32 = 27;
     pub const EOI_COUNT: u64 = 0x1f;
 }
@@ -150,7 +152,8 @@ impl Gic {
             }
         }
         if left_active {
-            control |= hcr::LRENPIE;
+            // One that is deactivated by its number says more than a count.
+            control |= hcr::LRENPIE | hcr::TDIR;
         }
         Control(control)
     }

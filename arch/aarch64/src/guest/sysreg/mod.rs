@@ -4,15 +4,9 @@
 //! **Principle.** Data tables say what each register does; this module only looks them up. A register that no
 //! table knows is undefined for the guest, is counted, and is logged once per number.
 //!
-//! What is to be trapped for the tables to hold, by the vCPU loop:
-//! - HCR_EL2: TID1 and TID3 (ID registers), TACR, TIDCP (implementation-defined registers), TLOR, TERR where
-//!   there is RAS, TSW; API and APK clear, ATA clear, TSC for SMCs, IMO and FMO for SGIs.
-//! - CPTR_EL2: TZ, TSM and TAM where they exist, TTA.
-//! - MDCR_EL2: TDA, TDOSA, TDRA, TPM, TPMCR, TTRF, and E2PB and E2TB such that EL1 owns neither buffer.
-//! - HCRX_EL2 zero, and the fine-grained trap registers as after reset, where they exist.
-//! - CNTHCTL_EL2: EL1PCEN clear (EL1PTEN with E2H); the counter itself (EL1PCTEN) may be open.
-//! - Not trapped, and switched with the vCPU where it is state: CTR_EL0, CLIDR_EL1, CCSIDR_EL1, CSSELR_EL1,
-//!   DCZID_EL0, and all of EL1's translation and exception registers.
+//! What brings an access here says each row of a table ([`crate::el2::traps::Trap`]). Not trapped, and switched with
+//! the vCPU where it is state: CTR_EL0, CLIDR_EL1, CCSIDR_EL1, CSSELR_EL1, DCZID_EL0, DISR_EL1, and all of EL1's
+//! translation and exception registers.
 //!
 //! MDSCR_EL1 of the hardware is to be [`SystemRegisters::debug_control`] while the guest runs.
 //!
