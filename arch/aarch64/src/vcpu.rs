@@ -17,7 +17,7 @@ use pasidon_kernel::vm::VmEnd;
 
 use crate::el2::context::Registers;
 use crate::el2::exits::Reason;
-use crate::el2::{El2Pcpu, El2Vcpu, identification};
+use crate::el2::{El2Pcpu, El2Vcpu, debug, identification};
 use crate::guest::exception::{self, Exception};
 use crate::guest::gic::{LIST_REGISTERS_MAX, VCpuInterface};
 use crate::guest::layout::intid;
@@ -47,6 +47,8 @@ pub struct Core {
     /// ICH_HCR_EL2 for the entry, and what it was at the exit.
     control: u64,
     waiting: bool,
+    /// The processor has its breakpoints and watchpoints.
+    points_loaded: bool,
     /// An exception that it takes at the next entry.
     exception: Option<Exception>,
     /// Accesses to devices that were refused.
@@ -71,6 +73,7 @@ impl Core {
             count: 1,
             control: 0,
             waiting: false,
+            points_loaded: false,
             exception: None,
             refused: 0,
         }
@@ -104,9 +107,15 @@ impl pasidon_arch_common::hardware::Core<El2> for Core {
         apply(physical);
         // SAFETY: the loop unloads each vCPU before it loads another.
         unsafe { self.hardware.load(pcpu) };
+        if self.system_registers.debug().in_use() {
+            self.load_points();
+        }
     }
 
     fn unload(&mut self, _machine: &Machine, pcpu: &mut El2Pcpu) {
+        if core::mem::take(&mut self.points_loaded) {
+            debug::clear();
+        }
         // SAFETY: it was loaded.
         unsafe { self.hardware.unload(pcpu) };
         apply(self.timer.unload());
@@ -149,7 +158,10 @@ impl pasidon_arch_common::hardware::Core<El2> for Core {
             self.hardware.take_exception(exception);
         }
         self.hardware
-            .set_debug_control(self.system_registers.debug_control());
+            .set_debug_control(self.system_registers.debug().control());
+        if self.system_registers.debug().take_changed() {
+            self.load_points();
+        }
         let control = self.hardware.timer_control();
         let interface = self.interface();
         let mut board = machine.board.lock();
@@ -244,6 +256,12 @@ impl pasidon_arch_common::hardware::Core<El2> for Core {
 }
 
 impl Core {
+    /// Its breakpoints and watchpoints go into the processor, until it leaves that.
+    fn load_points(&mut self) {
+        self.points_loaded = true;
+        debug::load(self.system_registers.debug());
+    }
+
     /// The list registers go back to the interrupt controller.
     fn take_back(&mut self, machine: &Machine) {
         let mut board = machine.board.lock();

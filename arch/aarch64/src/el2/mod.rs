@@ -12,6 +12,7 @@
 //! | `traps` | control registers: what is trapped, how stage 2 is walked |
 //! | `control` | these, written |
 //! | `context` | what a guest has in the processor |
+//! | `debug` | a guest's breakpoints and watchpoints |
 //! | `enter` | into the guest and back |
 //! | `exits` | why it came back |
 //! | `interface` | its virtual CPU interface: list registers |
@@ -30,6 +31,8 @@ pub mod vmid;
 pub mod context;
 #[cfg(target_arch = "aarch64")]
 mod control;
+#[cfg(target_arch = "aarch64")]
+pub mod debug;
 #[cfg(target_arch = "aarch64")]
 mod enter;
 #[cfg(target_arch = "aarch64")]

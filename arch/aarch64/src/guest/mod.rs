@@ -16,7 +16,7 @@
 //! **Entering.** With the VM's lock held: [`gic::Gic::fill`] of [`machine::ArmPlatform::gic`] gives all list
 //! registers and ICH_HCR_EL2, from ICH_VMCR_EL2 as it was at the last exit (0 after reset; ICH_AP0R/AP1R are
 //! the vCPU's own and are switched with it). The lock is released, the vCPU says that it is in the guest, looks
-//! whether somebody woke it since, and enters. MDSCR_EL1 is [`sysreg::SystemRegisters::debug_control`].
+//! whether somebody woke it since, and enters. Debug registers are [`sysreg::SystemRegisters::debug`].
 //!
 //! **Leaving.** [`gic::Gic::sync`] takes list registers and ICH_HCR_EL2 back before anything else looks at the
 //! interrupt controller; ICH_HCR_EL2 is then 0 until the next entry. A maintenance interrupt needs nothing more:

@@ -81,6 +81,7 @@ const INSTRUCTIONS: &str = "instructions without state of their own";
 const EL2: &str = "matters to a hypervisor only, and the guest has no EL2";
 const TABLES: &str = "a property of stage 1, which is the guest's own";
 const PSTATE: &str = "a bit of PSTATE, which every exit saves";
+const POINTS: &str = "switched with the vCPU";
 const SPECULATION: &str = "a true property of the processor's speculation";
 const POINTER_KEYS: &str = "pointer authentication keys are not switched";
 const HCRX: &str = "off unless HCRX_EL2 allows it";
@@ -88,6 +89,9 @@ const HCRX: &str = "off unless HCRX_EL2 allows it";
 const fn id(crm: u8, op2: u8) -> SystemRegister {
     SystemRegister::new(3, 0, 0, crm, op2)
 }
+
+/// ID_AA64DFR0_EL1.
+pub const DFR0: SystemRegister = id(5, 0);
 
 /// ID_AA64MMFR0_EL1.PARange of the guest: 40 bits, the least that covers its memory map.
 const PA_RANGE_40: u8 = 2;
@@ -160,7 +164,7 @@ pub const REGISTERS: [IdRegister; 9] = [
         ],
     },
     IdRegister {
-        register: id(5, 0),
+        register: DFR0,
         name: "ID_AA64DFR0_EL1",
         fields: [
             hide(60, "HPMN0", EL2),
@@ -171,25 +175,11 @@ pub const REGISTERS: [IdRegister; 9] = [
             hide(40, "TraceFilt", "trace is the machine's"),
             is(36, "DoubleLock", 0xf, "not there (0 would say that it is)"),
             hide(32, "PMSVer", "statistical profiling is not offered"),
-            hide(
-                28,
-                "CTX_CMPs",
-                "one, the least that there may be; it never matches",
-            ),
+            pass(28, "CTX_CMPs", POINTS),
             hide(24, "SEBEP", "for profiling"),
-            is(
-                20,
-                "WRPs",
-                1,
-                "two, the least that there may be; they never match",
-            ),
+            pass(20, "WRPs", POINTS),
             hide(16, "PMSS", "for profiling"),
-            is(
-                12,
-                "BRPs",
-                1,
-                "two, the least that there may be; they never match",
-            ),
+            pass(12, "BRPs", POINTS),
             hide(
                 8,
                 "PMUVer",

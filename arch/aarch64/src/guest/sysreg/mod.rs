@@ -8,11 +8,12 @@
 //! the vCPU where it is state: CTR_EL0, CLIDR_EL1, CCSIDR_EL1, CSSELR_EL1, DCZID_EL0, DISR_EL1, and all of EL1's
 //! translation and exception registers.
 //!
-//! MDSCR_EL1 of the hardware is to be [`SystemRegisters::debug_control`] while the guest runs.
+//! Debug registers of the hardware are to be [`SystemRegisters::debug`] while the guest runs.
 //!
 //! Source: Arm DDI 0487 (Arm ARM), ESR_ELx, "ISS encoding for an exception from MSR, MRS, or System
 //! instruction execution in AArch64 state".
 
+pub mod debug;
 pub mod id;
 pub mod table;
 
@@ -22,6 +23,7 @@ use core::fmt;
 use arrayvec::ArrayVec;
 
 use super::gic::SgiGroup;
+use debug::{Counts, Debug};
 use table::Behaviour;
 
 /// A system register, or a system instruction, by its encoding.
@@ -38,6 +40,11 @@ impl SystemRegister {
                 | (crm as u16 & 0xf) << 3
                 | op2 as u16 & 7,
         )
+    }
+
+    /// CRm, which numbers registers of a kind.
+    const fn crm(self) -> usize {
+        (self.0 >> 3 & 0xf) as usize
     }
 
     /// Op0 15:14, Op1 13:11, CRn 10:7, CRm 6:3, Op2 2:0.
@@ -111,21 +118,11 @@ pub enum Outcome {
 /// Numbers of unknown registers that are remembered as logged.
 const LOGGED: usize = 32;
 
-/// MDSCR_EL1 bits that a guest may set: software step, EL0's access to the debugger's channel trapped, kernel
-/// and monitor debug events. The rest is for external debuggers, which could stop the processor.
-mod mdscr {
-    pub const SS: u64 = 1;
-    pub const TDCC: u64 = 1 << 12;
-    pub const KDE: u64 = 1 << 13;
-    pub const MDE: u64 = 1 << 15;
-    pub const WRITABLE: u64 = SS | TDCC | KDE | MDE;
-}
-
 /// State and counters of these registers, one per vCPU.
 #[derive(Clone, Debug)]
 pub struct SystemRegisters {
     vm: String,
-    mdscr: u64,
+    debug: Debug,
     unknown: u64,
     logged: ArrayVec<SystemRegister, LOGGED>,
 }
@@ -135,15 +132,15 @@ impl SystemRegisters {
     pub fn new(vm: impl Into<String>) -> Self {
         Self {
             vm: vm.into(),
-            mdscr: 0,
+            debug: Debug::default(),
             unknown: 0,
             logged: ArrayVec::new(),
         }
     }
 
-    /// MDSCR_EL1 for the hardware.
-    pub fn debug_control(&self) -> u64 {
-        self.mdscr
+    /// Breakpoints, watchpoints and MDSCR_EL1 for the hardware.
+    pub fn debug(&mut self) -> &mut Debug {
+        &mut self.debug
     }
 
     /// Accesses to registers that nobody knows.
@@ -167,11 +164,21 @@ impl SystemRegisters {
         };
         match (entry.behaviour, trap.read) {
             (Behaviour::Reads(constant), true) => Outcome::Read(constant),
-            (Behaviour::DebugControl, true) => Outcome::Read(self.mdscr),
+            (Behaviour::DebugControl, true) => Outcome::Read(self.debug.control()),
             (Behaviour::Reads(_), false) => Outcome::Written,
             (Behaviour::DebugControl, false) => {
-                self.mdscr = value & mdscr::WRITABLE;
+                self.debug.set_control(value);
                 Outcome::Written
+            }
+            (Behaviour::Point(part), read) => {
+                let (number, counts) = (trap.register.crm(), Counts::new(hardware(id::DFR0)));
+                let outcome = if read {
+                    self.debug.read(part, number, counts).map(Outcome::Read)
+                } else {
+                    let written = self.debug.write(part, number, counts, value);
+                    written.map(|()| Outcome::Written)
+                };
+                outcome.unwrap_or(Outcome::Undefined)
             }
             (Behaviour::Sgi(group), false) => Outcome::Sgi(value, group),
             (Behaviour::Deactivate, false) => {
@@ -245,12 +252,13 @@ mod tests {
         assert_eq!(rig.write([2, 0, 1, 0, 4], 0), Outcome::Written);
         assert_eq!(rig.read([2, 0, 1, 1, 4]), Outcome::Read(8));
         // Breakpoints and watchpoints, each of those that ID_AA64DFR0_EL1 names.
-        for crm in 0..2 {
+        for crm in 0..16 {
             for op2 in 4..8 {
-                assert_eq!(rig.write([2, 0, 0, crm, op2], 0), Outcome::Written);
-                assert_eq!(rig.read([2, 0, 0, crm, op2]), Outcome::Read(0));
+                assert_eq!(rig.write([2, 0, 0, crm, op2], 0x1e5), Outcome::Written);
+                assert_eq!(rig.read([2, 0, 0, crm, op2]), Outcome::Read(0x1e5));
             }
         }
+        assert!(rig.0.debug().in_use());
         assert_eq!(rig.read([3, 0, 12, 12, 5]), Outcome::Read(7));
         assert_eq!(rig.read([3, 0, 0, 1, 4]), Outcome::Read(0), "ID_MMFR0_EL1");
         assert_eq!(rig.read([3, 0, 0, 0, 6]), Outcome::Read(0), "REVIDR_EL1");
@@ -262,7 +270,7 @@ mod tests {
         let mut rig = Rig::new();
         assert_eq!(rig.write([2, 0, 0, 2, 2], u64::MAX), Outcome::Written);
         assert_eq!(rig.read([2, 0, 0, 2, 2]), Outcome::Read(0xb001));
-        assert_eq!(rig.0.debug_control(), 0xb001);
+        assert_eq!(rig.0.debug().control(), 0xb001);
     }
 
     #[test]

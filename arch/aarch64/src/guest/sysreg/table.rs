@@ -8,6 +8,7 @@
 //! `arch/arm64/kernel/{debug-monitors,hw_breakpoint}.c`, for those it touches without asking an ID register.
 
 use super::SystemRegister;
+use super::debug::Part;
 use crate::el2::traps::Trap;
 use crate::guest::gic::SgiGroup;
 
@@ -18,6 +19,8 @@ pub enum Behaviour {
     Reads(u64),
     /// MDSCR_EL1: a register of the vCPU's own.
     DebugControl,
+    /// Of the breakpoint or watchpoint whose number is CRm.
+    Point(Part),
     /// A write generates an SGI.
     Sgi(SgiGroup),
     /// A write deactivates an interrupt.
@@ -26,7 +29,7 @@ pub enum Behaviour {
     Undefined,
 }
 
-use Behaviour::{Deactivate, DebugControl, Reads, Sgi, Undefined};
+use Behaviour::{Deactivate, DebugControl, Point, Reads, Sgi, Undefined};
 
 /// Registers that behave alike: all whose encoding, under a mask, is this.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -82,7 +85,7 @@ const OS_LOCK_OPEN: u64 = 1 << 3;
 const SRE_FIXED: u64 = 7;
 
 const ZERO: Behaviour = Reads(0);
-const BREAKPOINT: &str = "Linux clears them at start; they hold nothing and never match";
+const POINT: &str = "switched with the vCPU while one is on";
 const EXTERNAL: &str = "for an external debugger, of which there is none";
 const LOCK: &str = "Linux opens the lock at start; it is open";
 const NO_COUNTERS: &str = "performance counters are not offered";
@@ -175,32 +178,32 @@ pub const ENTRIES: &[Entry] = &[
         [2, 0, 0, 0, 4],
         EXACT & !CRM,
         "DBGBVR<n>_EL1",
-        ZERO,
-        BREAKPOINT,
+        Point(Part::BreakpointValue),
+        POINT,
         Trap::Tda,
     ),
     many(
         [2, 0, 0, 0, 5],
         EXACT & !CRM,
         "DBGBCR<n>_EL1",
-        ZERO,
-        BREAKPOINT,
+        Point(Part::BreakpointControl),
+        POINT,
         Trap::Tda,
     ),
     many(
         [2, 0, 0, 0, 6],
         EXACT & !CRM,
         "DBGWVR<n>_EL1",
-        ZERO,
-        BREAKPOINT,
+        Point(Part::WatchpointValue),
+        POINT,
         Trap::Tda,
     ),
     many(
         [2, 0, 0, 0, 7],
         EXACT & !CRM,
         "DBGWCR<n>_EL1",
-        ZERO,
-        BREAKPOINT,
+        Point(Part::WatchpointControl),
+        POINT,
         Trap::Tda,
     ),
     many(
