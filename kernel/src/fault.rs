@@ -4,6 +4,18 @@
 use crate::addr::Requester;
 use crate::pasid::Pasid;
 
+/// What an IOMMU tells of requests that it refused.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Noted {
+    /// It recorded one. A record may stand for several faults: units may merge those of one device that come
+    /// before the record is read.
+    Fault(DmaFault),
+    /// It recorded one of this number on its bus, which is no PCI function's.
+    Stranger(u32),
+    /// It had no room, so that at least one was not recorded.
+    Lost,
+}
+
 /// One DMA or interrupt request that the IOMMU refused.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct DmaFault {

@@ -3,7 +3,7 @@
 //!
 //! **Invariants.** Memory is bounded. Each vdev has a share of its own, of what is kept and of what is
 //! printed: a guest that provokes faults without end neither pushes out another's records nor hides
-//! another's lines. Every fault is counted, kept or not, printed or not.
+//! another's lines. Every record is counted, kept or not, printed or not.
 
 use alloc::collections::{BTreeMap, VecDeque};
 use alloc::format;
@@ -98,30 +98,33 @@ impl core::fmt::Display for FaultRecord {
 /// What the monitor shows.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize)]
 pub struct FaultsInfo {
-    /// All faults since boot.
-    pub total: u64,
-    /// How often the hardware had to drop records because it was not read in time.
+    /// Records since boot. Faults themselves are counted by nobody: a unit may merge those of one device that come
+    /// while a record of it is unread (VT-d does), and drops those for which it has no room.
+    pub records: u64,
+    /// How often the hardware said that it had no room: each time, one fault or more has no record.
     pub overflows: u64,
-    /// How many faults each vdev had.
+    /// Records of requests that came from no PCI function; they are in `records` as well.
+    pub strangers: u64,
+    /// How many records each vdev has.
     pub vdevs: Vec<FaultCount>,
     /// The last ones of each vdev, oldest first.
     pub faults: Vec<FaultRecord>,
 }
 
-/// How many faults one vdev had.
+/// How many records one vdev has.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize)]
 pub struct FaultCount {
     /// The vdev: `dsa0/dsa-dwq#3`; `None` counts requests that belong to no vdev.
     pub vdev: Option<String>,
     /// How many since it was created.
-    pub count: u64,
+    pub records: u64,
 }
 
 #[derive(Debug)]
 struct Owner {
     /// `dsa0/dsa-dwq#3`.
     name: Option<String>,
-    count: u64,
+    records_seen: u64,
     records: VecDeque<FaultRecord>,
     /// Lines it may print.
     allowance: Allowance,
@@ -133,6 +136,8 @@ pub struct FaultLog {
     total: u64,
     overflows: u64,
     overflow_lines: Allowance,
+    strangers: u64,
+    stranger_lines: Allowance,
     /// By number of the vdev; `None` is what belongs to no vdev.
     owners: BTreeMap<Option<u32>, Owner>,
 }
@@ -150,6 +155,8 @@ impl FaultLog {
             total: 0,
             overflows: 0,
             overflow_lines: Allowance::new(0),
+            strangers: 0,
+            stranger_lines: Allowance::new(0),
             owners: BTreeMap::new(),
         }
     }
@@ -180,12 +187,12 @@ impl FaultLog {
         };
         let owner = self.owners.entry(key).or_insert_with(|| Owner {
             name,
-            count: 0,
+            records_seen: 0,
             records: VecDeque::new(),
             allowance: Allowance::new(now_ns),
         });
         let line = owner.line(now_ns, &record);
-        owner.count = owner.count.saturating_add(1);
+        owner.records_seen = owner.records_seen.saturating_add(1);
         if owner.records.len() == RECORDS {
             owner.records.pop_front();
         }
@@ -202,6 +209,15 @@ impl FaultLog {
         ))
     }
 
+    /// A record of this number on the bus of its IOMMU, which is no PCI function's. Returns the line to print,
+    /// unless that was said often enough.
+    pub fn stranger(&mut self, now_ns: u64, number: u32) -> Option<String> {
+        self.total = self.total.saturating_add(1);
+        self.strangers = self.strangers.saturating_add(1);
+        self.stranger_lines.take(now_ns)?;
+        Some(format!("fault: stream {number:#x}, no PCI function: refused"))
+    }
+
     /// What there is to show.
     pub fn snapshot(&self) -> FaultsInfo {
         let mut faults: Vec<FaultRecord> = self
@@ -212,11 +228,12 @@ impl FaultLog {
         faults.sort_unstable_by_key(|record| record.number);
         let count = |owner: &Owner| FaultCount {
             vdev: owner.name.clone(),
-            count: owner.count,
+            records: owner.records_seen,
         };
         FaultsInfo {
-            total: self.total,
+            records: self.total,
             overflows: self.overflows,
+            strangers: self.strangers,
             vdevs: self.owners.values().map(count).collect(),
             faults,
         }
@@ -303,8 +320,8 @@ mod tests {
         assert!(log.record(SECOND + 1000, owner(1), &fault(7)).is_none());
 
         let shown = log.snapshot();
-        assert_eq!((shown.total, shown.faults.len()), (1002, RECORDS));
-        assert_eq!(shown.vdevs[0].count, 1002);
+        assert_eq!((shown.records, shown.faults.len()), (1002, RECORDS));
+        assert_eq!(shown.vdevs[0].records, 1002);
         assert_eq!(shown.faults.last().unwrap().number, 1002);
     }
 
@@ -333,8 +350,19 @@ mod tests {
             log.record(u64::from(vdev), owner(vdev), &fault(0));
         }
         let shown = log.snapshot();
-        assert_eq!((shown.total, shown.faults.len()), (10_000, OWNERS));
+        assert_eq!((shown.records, shown.faults.len()), (10_000, OWNERS));
         assert_eq!(shown.faults[0].number, 10_000 - OWNERS as u64 + 1);
+    }
+
+    #[test]
+    fn requests_of_nobody_are_counted_and_said() {
+        let mut log = FaultLog::new();
+        assert!(log.stranger(0, 0x1_2345).unwrap().contains("stream 0x12345"));
+        let printed = (0..1000).filter(|now| log.stranger(*now, 1).is_some()).count() as u64;
+        assert_eq!(printed, BURST - 1);
+        assert!(log.record(0, owner(1), &fault(0)).is_some(), "others are heard");
+        let shown = log.snapshot();
+        assert_eq!((shown.strangers, shown.records), (1001, 1002));
     }
 
     #[test]

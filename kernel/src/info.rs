@@ -150,8 +150,8 @@ pub struct VmInfo {
     pub exits: Vec<ExitCount>,
     /// Interrupts of physical devices delivered to its vdevs.
     pub interrupts: u64,
-    /// DMA faults of its vdevs.
-    pub faults: u64,
+    /// Records of DMA faults of its vdevs; see [`crate::fault_log::FaultsInfo::records`].
+    pub fault_records: u64,
     /// Its vdevs.
     pub vdevs: Vec<VdevInfo>,
 }
@@ -182,8 +182,8 @@ pub struct VdevInfo {
     pub ioas: Option<u32>,
     /// Its physical interrupts.
     pub interrupts: Vec<InterruptInfo>,
-    /// DMA faults with its PASID.
-    pub faults: u64,
+    /// Records of DMA faults with its PASID, likewise.
+    pub fault_records: u64,
     /// What its driver says (queue, state, submissions). Empty while the model is busy.
     pub details: Vec<Detail>,
 }

@@ -9,7 +9,8 @@ use alloc::string::String;
 use alloc::vec::Vec;
 
 use crate::addr::{HostPhys, Iova, Requester};
-use crate::fault::DmaFault;
+use crate::drained::Drained;
+use crate::fault::Noted;
 use crate::pasid::Pasid;
 use crate::refusal::Refusal;
 
@@ -74,9 +75,9 @@ pub trait Iommu: Send + Sync {
         true
     }
 
-    /// Reads and clears the recorded faults, oldest first. Returns true where records were lost.
-    /// Called from the fault interrupt; takes no lock that mapping holds.
-    fn drain_faults(&self, sink: &mut dyn FnMut(DmaFault)) -> bool;
+    /// Reads and clears recorded faults, oldest first, and at most so many that a flood does not hold the
+    /// caller for long. Called after the fault interrupt; waits for no lock that mapping holds.
+    fn drain_faults(&self, sink: &mut dyn FnMut(Noted)) -> Drained;
 
     /// Invalidation commands issued since bring-up (for `bench` and `top`).
     fn commands_issued(&self) -> u64;

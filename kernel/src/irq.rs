@@ -54,6 +54,9 @@ mod word {
 }
 
 impl Route {
+    /// Parents whose event interrupts can be told apart.
+    pub const PARENTS: u16 = 64;
+
     fn encode(self) -> u64 {
         match self {
             Self::Vdev { vm, vdev, vector } => {

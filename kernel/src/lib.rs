@@ -21,6 +21,7 @@ pub mod attachment;
 pub mod config;
 pub mod console;
 pub mod dev;
+pub mod drained;
 pub mod exit;
 pub mod fault;
 pub mod fault_log;

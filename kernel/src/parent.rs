@@ -11,6 +11,7 @@ use alloc::string::String;
 use alloc::vec::Vec;
 
 use crate::addr::{HostPhys, Requester};
+use crate::drained::Drained;
 use crate::exit::MsiMessage;
 use crate::pasid::Pasid;
 use crate::refusal::Refusal;
@@ -93,8 +94,9 @@ pub trait Parent: Send + Sync {
     /// [`Parent::interrupt`]; `None` where it has none.
     fn event_interrupt(&self) -> Option<u16>;
 
-    /// Handles the event interrupt: reads and acknowledges causes, reports them.
-    fn interrupt(&self, sink: &mut dyn FnMut(ParentEvent));
+    /// Handles the event interrupt: reads and acknowledges causes, reports them, at most so many that a flood
+    /// does not hold the caller for long.
+    fn interrupt(&self, sink: &mut dyn FnMut(ParentEvent)) -> Drained;
 
     /// Resets the whole device and sets it up again: the way out after a halt, or after a slice that would
     /// not stop. Every slice has stopped when it returns, also where it refuses; tags, interrupts and

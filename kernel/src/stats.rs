@@ -141,7 +141,7 @@ impl VmStats {
         self.run_time.lock().until(now)
     }
 
-    /// DMA faults of its vdevs.
+    /// Records of DMA faults of its vdevs.
     pub fn faults(&self) -> u64 {
         self.faults.load(Ordering::Relaxed)
     }

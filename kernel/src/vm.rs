@@ -405,7 +405,7 @@ impl Vm {
                 .flat_map(|vdev| &vdev.interrupts)
                 .map(|interrupt| interrupt.delivered)
                 .sum(),
-            faults: self.stats.faults(),
+            fault_records: self.stats.faults(),
             vdevs,
         }
     }

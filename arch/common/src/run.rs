@@ -41,6 +41,7 @@ static NOTED: [Mutex<ArrayVec<Route, NOTES>>; MAX_PCPUS] =
     [const { Mutex::new(ArrayVec::new_const()) }; MAX_PCPUS];
 /// Parents whose event interrupt came, a bit each.
 static PARENT_EVENTS: AtomicU64 = AtomicU64::new(0);
+const _: () = assert!(Route::PARENTS as u32 == u64::BITS);
 /// How often each pCPU has gone round its loop: after two more rounds, every interrupt that it had accepted
 /// before has been handled.
 static ROUNDS: [AtomicU64; MAX_PCPUS] = [const { AtomicU64::new(0) }; MAX_PCPUS];
@@ -61,7 +62,7 @@ pub fn note_device_interrupt<H: Hardware>(from: HostVector) {
     let Some(world) = H::world().get() else { return };
     match world.system.routes().deliver(from) {
         Some(Route::ParentEvent(parent)) => {
-            PARENT_EVENTS.fetch_or(1 << (parent % 64), Ordering::SeqCst);
+            note_parent_event(parent);
             world.vms.outside().wake();
         }
         Some(route) => {
@@ -77,10 +78,15 @@ pub fn note_device_interrupt<H: Hardware>(from: HostVector) {
     }
 }
 
+/// A parent may have events: its interrupt came, or not all were taken.
+pub fn note_parent_event(parent: u16) {
+    PARENT_EVENTS.fetch_or(1 << (parent % Route::PARENTS), Ordering::SeqCst);
+}
+
 /// Parents whose event interrupt came since the last call.
 pub fn take_parent_events() -> impl Iterator<Item = u16> {
     let bits = PARENT_EVENTS.swap(0, Ordering::SeqCst);
-    (0..64).filter(move |bit| bits & 1 << bit != 0)
+    (0..Route::PARENTS).filter(move |bit| bits & 1 << bit != 0)
 }
 
 /// Whether there are any.

@@ -7,7 +7,7 @@ use pasidon_arch_common::run::note_device_interrupt;
 use pasidon_kernel::irq::HostVector;
 use pasidon_kernel::refusal::Refusal;
 
-pub use pasidon_arch_common::run::{has_parent_events, rounds, take_parent_events};
+pub use pasidon_arch_common::run::{has_parent_events, note_parent_event, rounds, take_parent_events};
 
 use crate::hardware::{Svm, WORLD};
 use crate::interrupts::{self, vector};

@@ -249,6 +249,8 @@ fn connect_interrupts(iommu: Option<&MachineIommu>, platform: &Platform, desk: &
             log::warn!("{refusal}; DMA faults are {INSTEAD}");
             desk.look_for_faults();
         }
+        // What was recorded before the interrupt was connected is announced by none.
+        desk.note_fault();
     }
     let connected = iommu::connect_keys(iommu, platform, || {
         if let Some(desk) = DESK.get() {

@@ -13,6 +13,8 @@ use pasidon_arch::{pcpu, run, serial, time};
 use pasidon_kernel::allowance::{Allowance, Withheld};
 use pasidon_kernel::config::ConsoleMode;
 use pasidon_kernel::console::Input;
+use pasidon_kernel::drained::Drained;
+use pasidon_kernel::fault::Noted;
 use pasidon_kernel::fault_log::{FaultLog, FaultOwner};
 use pasidon_kernel::id::VmId;
 use pasidon_kernel::iommu::Iommu;
@@ -232,17 +234,20 @@ impl Desk {
     fn record_faults(&self, parts: &Parts) {
         let Some(iommu) = parts.iommu else { return };
         let mut found = Vec::new();
-        let lost = iommu.drain_faults(&mut |fault| found.push(fault));
-        for fault in found {
-            let name = parts.system.record_fault(&fault);
-            let owner = name.as_ref().map(FaultOwner::from);
-            let told = self.faults.lock().record(time::now_ns(), owner, &fault);
-            if let Some(told) = told {
-                log::warn!("{told}");
-            }
+        if iommu.drain_faults(&mut |noted| found.push(noted)) == Drained::Again {
+            self.faulted.store(true, Ordering::SeqCst);
         }
-        if lost {
-            let told = self.faults.lock().overflow(time::now_ns());
+        for noted in found {
+            let now = time::now_ns();
+            let told = match &noted {
+                Noted::Fault(fault) => {
+                    let name = parts.system.record_fault(fault);
+                    let owner = name.as_ref().map(FaultOwner::from);
+                    self.faults.lock().record(now, owner, fault)
+                }
+                Noted::Stranger(number) => self.faults.lock().stranger(now, *number),
+                Noted::Lost => self.faults.lock().overflow(now),
+            };
             if let Some(told) = told {
                 log::warn!("{told}");
             }
@@ -251,11 +256,11 @@ impl Desk {
 
     fn take_events(&self, parts: &Parts) {
         for parent in run::take_parent_events() {
-            parts
-                .system
-                .parent_event(&parts.vms.builder(), parent, &mut |report| {
-                    self.tell_event(&report)
-                });
+            let builder = parts.vms.builder();
+            let tell = &mut |report| self.tell_event(&report);
+            if parts.system.parent_event(&builder, parent, tell) == Drained::Again {
+                run::note_parent_event(parent);
+            }
         }
     }
 

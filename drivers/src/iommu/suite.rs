@@ -5,6 +5,8 @@
 //! functions here for each kind of unit that its make knows.
 
 use pasidon_kernel::addr::{HostPhys, Iova, Requester};
+use pasidon_kernel::drained::Drained;
+use pasidon_kernel::fault::{DmaFault, Noted};
 use pasidon_kernel::iommu::{Iommu, TableId};
 use pasidon_kernel::pasid::Pasid;
 
@@ -46,6 +48,12 @@ pub trait Rig {
     /// How many commands the unit has carried out since the last call.
     fn take_executed(&self) -> usize;
 
+    /// Lets the unit announce faults.
+    fn announce(&self);
+
+    /// How often it announced something.
+    fn announced(&self) -> usize;
+
     /// A table that maps `len` bytes at IOVA 0 to `host`.
     fn table(&self, host: u64, len: u64) -> TableId {
         let table = self.iommu().create_table().unwrap();
@@ -84,6 +92,50 @@ pub fn tag(pasid: u32) -> Pasid {
     Pasid::new(pasid).unwrap()
 }
 
+/// What one look at the faults told.
+#[derive(PartialEq, Debug)]
+pub struct Look {
+    pub faults: Vec<DmaFault>,
+    /// Numbers on the bus that are no PCI function's.
+    pub strangers: Vec<u32>,
+    /// Some were lost.
+    pub lost: bool,
+    pub left: Drained,
+}
+
+impl Look {
+    /// Everything that was to be read is read, and nothing was lost.
+    pub fn complete(self) -> Vec<DmaFault> {
+        assert_eq!((self.left, self.lost), (Drained::Empty, false));
+        assert!(self.strangers.is_empty());
+        self.faults
+    }
+}
+
+/// Looks at the faults once; `meanwhile` happens after each that is told.
+pub fn look_while(iommu: &dyn Iommu, meanwhile: impl Fn()) -> Look {
+    let (mut faults, mut strangers, mut lost) = (Vec::new(), Vec::new(), false);
+    let left = iommu.drain_faults(&mut |noted| {
+        match noted {
+            Noted::Fault(fault) => faults.push(fault),
+            Noted::Stranger(number) => strangers.push(number),
+            Noted::Lost => lost = true,
+        }
+        meanwhile();
+    });
+    Look {
+        faults,
+        strangers,
+        lost,
+        left,
+    }
+}
+
+/// Looks at the faults once.
+pub fn look(iommu: &dyn Iommu) -> Look {
+    look_while(iommu, || ())
+}
+
 /// The tests that need nothing but a unit of the usual kind.
 macro_rules! isolation_tests {
     ($rig:ty: $($test:ident)*) => {
@@ -104,6 +156,8 @@ macro_rules! isolation_tests {
             a_reused_tag_reaches_only_its_new_table
             every_large_tag_can_be_attached
             a_read_only_mapping_takes_no_write
+            after_a_storm_faults_are_still_announced
+            after_an_overflow_faults_are_still_announced
         );
     };
 }
@@ -209,6 +263,55 @@ pub fn a_read_only_mapping_takes_no_write<R: Rig>(rig: &R) {
     rig.attach(1, table);
     assert_eq!(rig.read(1, 0), Ok(4 * GIB));
     assert_eq!(rig.write(1, 0), Err(R::READ_ONLY));
+}
+
+/// A device that faults as fast as it is read does not hold the reader, who is told to come again, and when it stops,
+/// others are heard.
+pub fn after_a_storm_faults_are_still_announced<R: Rig>(rig: &R) {
+    rig.announce();
+    // Two, so that the reader never finds nothing at the end of a pass.
+    rig.read(3, 0).unwrap_err();
+    rig.read(3, 0).unwrap_err();
+    assert_eq!(rig.announced(), 1);
+    for _ in 0..3 {
+        let storm = look_while(rig.iommu(), || drop(rig.read(3, 0)));
+        assert_eq!(storm.left, Drained::Again);
+        assert!(storm.faults.len() <= 128, "{} in one look", storm.faults.len());
+    }
+    let mut looks = 0;
+    while look(rig.iommu()).left == Drained::Again {
+        looks += 1;
+        assert!(looks < 10, "nothing new comes, and it never ends");
+    }
+    for _ in 0..10 {
+        let before = rig.announced();
+        rig.write(7, PAGE).unwrap_err();
+        assert_eq!(rig.announced(), before + 1, "a bystander's fault is announced");
+        assert_eq!(look(rig.iommu()).complete()[0].pasid, Some(tag(7)));
+    }
+}
+
+/// So do more faults than the unit has room for.
+pub fn after_an_overflow_faults_are_still_announced<R: Rig>(rig: &R) {
+    rig.announce();
+    for _ in 0..3 {
+        for at in 0..1000 {
+            rig.read(3, at * PAGE).unwrap_err();
+        }
+        let mut lost = false;
+        loop {
+            let seen = look(rig.iommu());
+            lost |= seen.lost;
+            if seen.left == Drained::Empty {
+                break;
+            }
+        }
+        assert!(lost);
+        let before = rig.announced();
+        rig.write(7, PAGE).unwrap_err();
+        assert_eq!(rig.announced(), before + 1);
+        assert_eq!(look(rig.iommu()).complete().len(), 1);
+    }
 }
 
 /// Three owners of one tag of a claimed `device`, each with a table that grows and shrinks: nobody reaches more than is

@@ -98,7 +98,7 @@ pub static COMMANDS: [Command; 18] = [
     Command {
         name: "faults",
         usage: &["faults"],
-        about: "Lists the last DMA faults of every vdev, and counts all of them.",
+        about: "Lists the last records of DMA faults of every vdev, and counts all; faults may share one.",
         more: &[],
     },
     Command {

@@ -37,7 +37,7 @@ fn vdev(id: u32, vm: &str, pasid: u32) -> VdevInfo {
             cpu: 0,
             delivered: 10_016,
         }],
-        faults: u64::from(id == 2),
+        fault_records: u64::from(id == 2),
         details: vec![
             Detail {
                 name: "queue".into(),
@@ -68,7 +68,7 @@ fn vm(id: u32, name: &str, pasid: u32) -> VmInfo {
         run_ns: 41_000_000_000,
         exits: vec![exit("mmio", 1204), exit("io", 0), exit("halt", 5310)],
         interrupts: 10_016,
-        faults: u64::from(id == 1),
+        fault_records: u64::from(id == 1),
         vdevs: vec![vdev(id + 1, name, pasid)],
     }
 }

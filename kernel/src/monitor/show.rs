@@ -64,7 +64,7 @@ pub(super) fn vms(vms: &[VmInfo]) -> String {
         "#QUOTA",
         "#STARTS",
         "#RUN TIME",
-        "#FAULTS",
+        "#FAULT RECORDS",
         "REASON",
     ]);
     for vm in vms {
@@ -78,7 +78,7 @@ pub(super) fn vms(vms: &[VmInfo]) -> String {
             vm.pasid_quota.to_string(),
             vm.starts.to_string(),
             duration(vm.run_ns),
-            vm.faults.to_string(),
+            vm.fault_records.to_string(),
             vm.reason.clone().unwrap_or_default(),
         ]);
     }
@@ -107,7 +107,7 @@ pub(super) fn vm(vm: &VmInfo) -> String {
             ),
         ),
         ("interrupts", vm.interrupts.to_string()),
-        ("faults", vm.faults.to_string()),
+        ("fault records", vm.fault_records.to_string()),
         (
             "exits",
             list(exits.map(|exit| format!("{} {}", exit.kind, exit.count))),
@@ -136,7 +136,7 @@ pub(super) fn vdevs(vdevs: &[VdevRow]) -> String {
         "#ENTRIES",
         "#SUBMISSION EXITS",
         "#INTERRUPTS",
-        "#FAULTS",
+        "#FAULT RECORDS",
     ]);
     for vdev in vdevs {
         table.row([
@@ -148,7 +148,7 @@ pub(super) fn vdevs(vdevs: &[VdevRow]) -> String {
             vdev.detail("entries"),
             vdev.submission_exits.to_string(),
             vdev.interrupts().to_string(),
-            vdev.info.faults.to_string(),
+            vdev.info.fault_records.to_string(),
         ]);
     }
     table.render_or("there is no vdev")
@@ -162,7 +162,7 @@ pub(super) fn vdev(vdev: &VdevRow) -> String {
         ("space", or_none(vdev.info.ioas)),
         ("submission exits", vdev.submission_exits.to_string()),
         ("interrupts", vdev.interrupts().to_string()),
-        ("faults", vdev.info.faults.to_string()),
+        ("fault records", vdev.info.fault_records.to_string()),
     ];
     let details = vdev.info.details.iter();
     let details = details.map(|detail| (detail.name.as_str(), detail.value.clone()));
@@ -285,23 +285,26 @@ pub(super) fn faults(faults: &FaultsInfo) -> String {
         let (seconds, micros) = (fault.time_ns / 1_000_000_000, fault.time_ns / 1000 % 1_000_000);
         text += &format!("{seconds:5}.{micros:06} {fault}\n");
     }
-    let mut table = Table::new(["VDEV", "#FAULTS"]);
+    let mut table = Table::new(["VDEV", "#RECORDS"]);
     for vdev in &faults.vdevs {
-        table.row([or_none(vdev.vdev.as_ref()), vdev.count.to_string()]);
+        table.row([or_none(vdev.vdev.as_ref()), vdev.records.to_string()]);
     }
     if !table.is_empty() {
         text += &format!("\n{}\n", table.render());
     }
-    text += &match faults.total {
-        0 => String::from("no fault since boot\n"),
-        1 => String::from("1 fault since boot\n"),
-        total => format!("{total} faults since boot\n"),
+    text += &match faults.records {
+        0 => String::from("no fault was recorded since boot\n"),
+        1 => String::from("1 record since boot, of one fault or several\n"),
+        records => format!("{records} records since boot, each of one fault or several\n"),
     };
     if faults.overflows > 0 {
         text += &format!(
-            "the IOMMU had no room for some more, {} times\n",
+            "{} times, the IOMMU had no room for one or more\n",
             faults.overflows
         );
+    }
+    if faults.strangers > 0 {
+        text += &format!("{} records of requests from no PCI function\n", faults.strangers);
     }
     text
 }

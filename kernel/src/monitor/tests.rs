@@ -34,15 +34,15 @@ fn asked(line: &str) -> (String, Vec<String>) {
 fn tables_for_people() {
     assert_eq!(
         text("vms"),
-        "VM     STATE    MEMORY  VCPUS  VDEVS  PASIDS  QUOTA  STARTS  RUN TIME  FAULTS  REASON\n\
-         alpha  running    256M      1      1       1      4       1   0:00:41       0\n\
-         beta   running    256M      1      1       1      4       1   0:00:41       1\n"
+        "VM     STATE    MEMORY  VCPUS  VDEVS  PASIDS  QUOTA  STARTS  RUN TIME  FAULT RECORDS  REASON\n\
+         alpha  running    256M      1      1       1      4       1   0:00:41              0\n\
+         beta   running    256M      1      1       1      4       1   0:00:41              1\n"
     );
     assert_eq!(
         text("vdevs"),
-        "VDEV            VM     PASID  SPACE  QUEUE        ENTRIES  SUBMISSION EXITS  INTERRUPTS  FAULTS\n\
-         dsa0/dsa-dwq#1  alpha      1      1  0 (enabled)       16                 0       10016       0\n\
-         dsa0/dsa-dwq#2  beta       2      2  1 (enabled)       16                 0       10016       1\n"
+        "VDEV            VM     PASID  SPACE  QUEUE        ENTRIES  SUBMISSION EXITS  INTERRUPTS  FAULT RECORDS\n\
+         dsa0/dsa-dwq#1  alpha      1      1  0 (enabled)       16                 0       10016              0\n\
+         dsa0/dsa-dwq#2  beta       2      2  1 (enabled)       16                 0       10016              1\n"
     );
     assert_eq!(
         text("exits"),
@@ -51,7 +51,7 @@ fn tables_for_people() {
     assert!(text("faults").contains(
         "   12.345678 fault: vm beta vdev dsa0/dsa-dwq#2 pasid 2: read from 0x40000000 refused: no mapping (code 0x59)\n"
     ));
-    assert!(text("faults").ends_with("1 fault since boot\n"));
+    assert!(text("faults").ends_with("1 record since boot, of one fault or several\n"));
     assert_eq!(
         text("interrupts").lines().nth(1).unwrap(),
         "dsa0        1    0         0x41  alpha  dsa0/dsa-dwq#1       1      10016"
@@ -60,7 +60,7 @@ fn tables_for_people() {
     assert!(text("pasids").contains("\n    2  attached  beta   dsa0       2      2\n"));
     assert!(text("iommu").contains("PASID width            20 bits\n"));
     assert!(text("version").contains("504M free of 1G"));
-    assert!(text("vm beta").contains("exits       mmio 1204, halt 5310\n"));
+    assert!(text("vm beta").contains("exits          mmio 1204, halt 5310\n"));
     for name in ["vdev 2", "vdev #2", "vdev dsa0/dsa-dwq#2"] {
         assert!(text(name).contains("queue             1 (enabled)\n"), "{name}");
     }
@@ -224,7 +224,9 @@ fn top_refreshes_with_rates_until_it_is_cancelled() {
     };
     assert!(first.starts_with("up 0:01:23  memory 504M free of 1G  PASIDs 2  rates since boot\n"));
     assert!(
-        first.contains("\nalpha  running   0:00:41  49.3       0  10016    120       77      14      63\n"),
+        first.contains(
+            "\nalpha  running   0:00:41  49.3              0  10016    120       77      14      63\n"
+        ),
         "{first}"
     );
     host.now_ns += 500_000_000;
@@ -236,12 +238,14 @@ fn top_refreshes_with_rates_until_it_is_cancelled() {
     let second = monitor.tick(&host).unwrap();
     assert!(second.contains("rates of the last 2000 ms"));
     assert!(
-        second.contains("\nalpha  running   0:00:42  50.0       0  10024      4       15      15       0\n"),
+        second.contains(
+            "\nalpha  running   0:00:42  50.0              0  10024      4       15      15       0\n"
+        ),
         "{second}"
     );
-    assert!(
-        second.contains("\ndsa0/dsa-dwq#1  alpha      1          -                 0       10016       0\n")
-    );
+    assert!(second.contains(
+        "\ndsa0/dsa-dwq#1  alpha      1          -                 0       10016              0\n"
+    ));
     monitor.cancel();
     host.now_ns += 5_000_000_000;
     assert_eq!(monitor.tick(&host), None);

@@ -47,7 +47,7 @@ struct VmRates<'a> {
     exits_per_second: Vec<KindRate>,
     interrupts: u64,
     interrupts_per_second: u64,
-    faults: u64,
+    fault_records: u64,
 }
 
 #[derive(Debug, Serialize)]
@@ -107,7 +107,7 @@ impl Sample {
                 exits_per_second: kinds.iter().map(kind_rate).collect(),
                 interrupts: vm.interrupts,
                 interrupts_per_second: per_second(&|vm| vm.interrupts),
-                faults: vm.faults,
+                fault_records: vm.fault_records,
             }
         };
         self.vms.iter().map(rates).collect()
@@ -167,7 +167,7 @@ impl Sample {
             "STATE",
             "#RUN TIME",
             "#CPU%",
-            "#FAULTS",
+            "#FAULT RECORDS",
             "#IRQ",
             "#IRQ/s",
             "#EXITS/s",
@@ -184,7 +184,7 @@ impl Sample {
                 vm.state.to_string(),
                 duration(vm.run_ns),
                 format!("{}.{}", vm.run_permille / 10, vm.run_permille % 10),
-                vm.faults.to_string(),
+                vm.fault_records.to_string(),
                 vm.interrupts.to_string(),
                 vm.interrupts_per_second.to_string(),
                 total.to_string(),
@@ -203,7 +203,7 @@ impl Sample {
             "#SUBMITTED",
             "#SUBMISSION EXITS",
             "#INTERRUPTS",
-            "#FAULTS",
+            "#FAULT RECORDS",
         ]);
         for vdev in &self.vdevs {
             table.row([
@@ -215,7 +215,7 @@ impl Sample {
                 vdev.detail("submitted"),
                 vdev.submission_exits.to_string(),
                 vdev.interrupts().to_string(),
-                vdev.info.faults.to_string(),
+                vdev.info.fault_records.to_string(),
             ]);
         }
         table.render_or("there is no vdev")

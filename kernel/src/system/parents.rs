@@ -7,6 +7,7 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicU64, Ordering};
 
+use crate::drained::Drained;
 use crate::irq::Route;
 use crate::parent::{DmaTag, Parent, ParentEvent};
 use crate::refusal::Refusal;
@@ -147,9 +148,18 @@ impl System {
         let Some(entry) = parent.event_interrupt() else {
             return Ok(None);
         };
-        let route = u16::try_from(self.parents.len()).map(Route::ParentEvent);
-        let Ok(route) = route else {
-            return Err(Refusal::new(what(), "too many parents", "define fewer"));
+        let route = u16::try_from(self.parents.len())
+            .ok()
+            .filter(|place| *place < Route::PARENTS);
+        let Some(route) = route.map(Route::ParentEvent) else {
+            return Err(Refusal::new(
+                what(),
+                format!(
+                    "events of {} parents can be told apart, and that many are defined",
+                    Route::PARENTS
+                ),
+                "define fewer",
+            ));
         };
         match Interrupt::connect(&self.services, parent, options.iommu, entry, route) {
             Ok(interrupt) => Ok(Some(interrupt)),
@@ -169,13 +179,18 @@ impl System {
     /// Handles the event interrupt of a parent ([`Route::ParentEvent`]): reads the events, names the vdev
     /// each belongs to, and has the vdevs that it concerns take them up: that one, or all of the parent
     /// after a halt. Not to be called from an interrupt handler.
-    pub fn parent_event(&self, vm_host: &dyn VmHost, parent: u16, sink: &mut dyn FnMut(ParentReport)) {
+    pub fn parent_event(
+        &self,
+        vm_host: &dyn VmHost,
+        parent: u16,
+        sink: &mut dyn FnMut(ParentReport),
+    ) -> Drained {
         let Some(entry) = self.parents.get(usize::from(parent)) else {
-            return;
+            return Drained::Empty;
         };
         let mut halted = false;
         let mut concerned: Vec<Arc<Vdev>> = Vec::new();
-        entry.parent.interrupt(&mut |event| {
+        let drained = entry.parent.interrupt(&mut |event| {
             entry.events.fetch_add(1, Ordering::Relaxed);
             let vdev = match &event {
                 ParentEvent::Error { pasid, .. } => {
@@ -202,6 +217,7 @@ impl System {
                 self.take_up(vm_host, &vdev);
             }
         }
+        drained
     }
 
     /// Has every vdev of a parent take up what happened to it.

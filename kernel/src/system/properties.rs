@@ -8,6 +8,7 @@ use proptest::sample::Index;
 
 use super::*;
 use crate::addr::{GuestPhys, Iova, LARGE_PAGE_SIZE};
+use crate::drained::Drained;
 use crate::fault::DmaFault;
 use crate::fault::FaultAccess;
 use crate::irq::HostVector;
@@ -195,7 +196,9 @@ fn happen(machine: &Machine, event: &Event) {
                 assert!(system.vm(vm).is_some_and(|vm| vm.vdev(vdev).is_some()));
             }
         }
-        Event::ParentReports => system.parent_event(host, 0, &mut |_| ()),
+        Event::ParentReports => {
+            assert_eq!(system.parent_event(host, 0, &mut |_| ()), Drained::Empty);
+        }
         Event::Reclaim => drop(system.reclaim(host)),
         Event::Recover => drop(system.recover_parent(host, PARENT)),
         Event::Fail(fail) => host.fail(*fail),

@@ -3,6 +3,7 @@
 
 use super::truth::{Fail, Queue, SharedTruth, Step};
 use crate::addr::{HostPhys, Requester};
+use crate::drained::Drained;
 use crate::exit::MsiMessage;
 use crate::parent::{
     Bar, DeviceQuiesced, DmaTag, InterruptBinding, Parent, ParentEvent, PciIdentity, Portal, QuiesceFailed,
@@ -100,7 +101,7 @@ impl Parent for TestParent {
         Some(0)
     }
 
-    fn interrupt(&self, sink: &mut dyn FnMut(ParentEvent)) {
+    fn interrupt(&self, sink: &mut dyn FnMut(ParentEvent)) -> Drained {
         let (tags, halted): (Vec<Pasid>, bool) = {
             let mut truth = self.0.lock();
             let tags = truth.queues.iter().filter_map(|queue| queue.tag).collect();
@@ -117,6 +118,7 @@ impl Parent for TestParent {
         if halted {
             sink(ParentEvent::Halted("overheated".to_string()));
         }
+        Drained::Empty
     }
 
     fn recover(&self) -> Result<(), Refusal> {

@@ -5,8 +5,9 @@ use std::collections::BTreeMap;
 
 use super::truth::{Fail, SharedTruth, Step};
 use crate::addr::{HostPhys, Iova, Requester};
+use crate::drained::Drained;
 use crate::exit::MsiMessage;
-use crate::fault::DmaFault;
+use crate::fault::Noted;
 use crate::iommu::{Iommu, IommuCapabilities, TableId};
 use crate::irq::HostVector;
 use crate::msi::{MsiController, RemappedInterrupt};
@@ -129,8 +130,8 @@ impl Iommu for SharedTruth {
         self.lock().attached.contains_key(&(requester, pasid))
     }
 
-    fn drain_faults(&self, _sink: &mut dyn FnMut(DmaFault)) -> bool {
-        false
+    fn drain_faults(&self, _sink: &mut dyn FnMut(Noted)) -> Drained {
+        Drained::Empty
     }
 
     fn commands_issued(&self) -> u64 {

@@ -437,7 +437,7 @@ impl Vdev {
             pasid: self.pasid.map(Pasid::value),
             ioas: self.ioas.map(|id| id.0),
             interrupts: interrupts.collect(),
-            faults: self.faults(),
+            fault_records: self.faults(),
             details: details(self.model.describe()),
         }
     }

@@ -75,7 +75,7 @@ pub struct Vdev {
     /// Interrupts of it that its VM got.
     pub interrupts: u64,
     /// DMA of it that was refused.
-    pub faults: u64,
+    pub fault_records: u64,
 }
 
 /// What came of the demonstration.
@@ -146,11 +146,11 @@ fn vdev(entry: &Value) -> Result<Vdev> {
             pasid: number("pasid")?,
             submission_exits: number("submission_exits")?,
             interrupts: lines.iter().map(delivered).sum::<Option<u64>>()?,
-            faults: number("faults")?,
+            fault_records: number("fault_records")?,
         })
     };
     read().with_context(|| {
-        format!("vdevs --json: no vm, name, pasid, submission_exits, interrupts or faults in {entry}")
+        format!("vdevs --json: no vm, name, pasid, submission_exits, interrupts or fault_records in {entry}")
     })
 }
 
@@ -191,7 +191,7 @@ mod tests {
             "pasid": 3,
             "submission_exits": 7,
             "interrupts": [{ "delivered": 2 }, { "delivered": 9 }],
-            "faults": 1,
+            "fault_records": 1,
         });
         let wanted = Vdev {
             vm: "alpha".into(),
@@ -199,7 +199,7 @@ mod tests {
             pasid: 3,
             submission_exits: 7,
             interrupts: 11,
-            faults: 1,
+            fault_records: 1,
         };
         assert_eq!(vdev(&entry).unwrap(), wanted);
         entry["pasid"] = Value::Null;

@@ -145,15 +145,21 @@ impl MachineIommu {
     pub fn connect_faults(&self, handler: Handler) -> Result<(), Refusal> {
         for node in &self.smmu.iort().units {
             let name = || format!("smmuv3 {}", node.registers);
-            let event = node.interrupts.event;
-            if event == 0 {
-                return Err(Refusal::new(
-                    name(),
-                    "the IORT names no wired event interrupt",
-                    "update the firmware",
-                ));
+            for (interrupt, missing) in [
+                (
+                    node.interrupts.event,
+                    "the IORT names no wired interrupt of its events",
+                ),
+                (
+                    node.interrupts.global_error,
+                    "the IORT names no wired interrupt of its global errors",
+                ),
+            ] {
+                if interrupt == 0 {
+                    return Err(Refusal::new(name(), missing, "update the firmware"));
+                }
+                host::connect_edge(interrupt, handler).map_err(|refusal| refusal.within(name()))?;
             }
-            host::connect_edge(event, handler).map_err(|refusal| refusal.within(name()))?;
         }
         self.smmu.enable_fault_interrupts()
     }

@@ -7,6 +7,7 @@
 
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
+use pasidon_kernel::drained::Drained;
 use pasidon_kernel::exit::MsiMessage;
 use pasidon_kernel::parent::ParentEvent;
 use pasidon_kernel::pasid::Pasid;
@@ -126,14 +127,17 @@ impl<R: Registers, C: ConfigSpace> Device<R, C> {
     }
 
     /// The event interrupt: acknowledges causes first, so that what happens meanwhile raises a new one.
-    pub fn handle_event(&self, sink: &mut dyn FnMut(ParentEvent)) {
+    pub fn handle_event(&self, sink: &mut dyn FnMut(ParentEvent)) -> Drained {
         for _ in 0..MAX_PASSES {
             let cause = self.registers.read32(INTCAUSE);
-            if cause == 0 || cause == u32::MAX {
-                return;
+            let error = self.registers.read64(SWERR) & swerr::VALID;
+            // All ones: the device is being reset, and both are clear afterwards. An error that nobody takes would
+            // keep the next from being announced, also where its cause was cleared before.
+            if cause == u32::MAX || cause == 0 && error == 0 {
+                return Drained::Empty;
             }
             self.registers.write32(INTCAUSE, cause);
-            if cause & intcause::SWERR != 0 {
+            if cause & intcause::SWERR != 0 || error != 0 {
                 self.take_error(sink);
             }
             if cause & intcause::HALT != 0 {
@@ -151,6 +155,7 @@ impl<R: Registers, C: ConfigSpace> Device<R, C> {
                 ));
             }
         }
+        Drained::Again
     }
 
     fn take_error(&self, sink: &mut dyn FnMut(ParentEvent)) {

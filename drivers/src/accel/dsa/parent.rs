@@ -7,6 +7,7 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 
 use pasidon_kernel::addr::Requester;
+use pasidon_kernel::drained::Drained;
 use pasidon_kernel::exit::MsiMessage;
 use pasidon_kernel::parent::{DmaTag, Parent, ParentEvent, VdevModel, VdevRequest, VdevType};
 use pasidon_kernel::refusal::Refusal;
@@ -194,8 +195,8 @@ impl<R: Registers + 'static, C: ConfigSpace + 'static> Parent for DsaParent<R, C
         Some(EVENT_ENTRY)
     }
 
-    fn interrupt(&self, sink: &mut dyn FnMut(ParentEvent)) {
-        self.device.handle_event(sink);
+    fn interrupt(&self, sink: &mut dyn FnMut(ParentEvent)) -> Drained {
+        self.device.handle_event(sink)
     }
 
     fn recover(&self) -> Result<(), Refusal> {

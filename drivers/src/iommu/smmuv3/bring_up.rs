@@ -13,8 +13,8 @@ use pasidon_kernel::refusal::Refusal;
 
 use super::commands::Command;
 use super::registers::{
-    CR1_CACHEABLE, CR2_PRIVATE_TLB, CR2_RECORD_INVALID_STREAMS, Control, GBPA_ABORT, GBPA_UPDATE, IRQ_EVENTS,
-    control, interrupts, offset,
+    CR1_CACHEABLE, CR2_PRIVATE_TLB, CR2_RECORD_INVALID_STREAMS, Control, GBPA_ABORT, GBPA_UPDATE, IRQ_ERRORS,
+    IRQ_EVENTS, control, interrupts, offset,
 };
 use super::unit::{Inner, Unit};
 use crate::memory::DmaMemory;
@@ -86,14 +86,14 @@ impl<R: Registers, M: DmaMemory> Unit<R, M> {
         Ok(())
     }
 
-    /// Lets the unit raise its wired event interrupt, whose handler drains the faults.
+    /// Lets the unit raise its wired interrupts for events and global errors.
     pub(super) fn enable_fault_interrupt(&self) -> Result<(), Refusal> {
         if self.identification.messages() {
             // No message: the wire.
             self.registers.write64(offset::EVENTQ_IRQ_CFG0, 0);
             self.registers.write64(offset::GERROR_IRQ_CFG0, 0);
         }
-        if interrupts(&self.registers, self.host, IRQ_EVENTS) {
+        if interrupts(&self.registers, self.host, IRQ_EVENTS | IRQ_ERRORS) {
             Ok(())
         } else {
             Err(self.deaf("interrupts do not go on (IRQ_CTRLACK)"))

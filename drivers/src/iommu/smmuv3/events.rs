@@ -6,7 +6,8 @@
 //! Source: SMMUv3 specification, "Event records".
 
 use pasidon_kernel::addr::{HostPhys, PAGE_SIZE, Requester};
-use pasidon_kernel::fault::{DmaFault, FaultAccess};
+use pasidon_kernel::drained::Drained;
+use pasidon_kernel::fault::{DmaFault, FaultAccess, Noted};
 use pasidon_kernel::pasid::Pasid;
 use pasidon_kernel::refusal::Refusal;
 
@@ -25,8 +26,8 @@ const LOG2_LIMIT: u32 = 7;
 const SUBSTREAM_VALID: u64 = 1 << 11;
 /// RnW, in the second word: the request was a read.
 const READ: u64 = 1 << 35;
-/// Passes over the queue in one call, so that a storm of events cannot hold the caller.
-const PASSES: usize = 4;
+/// Records read in one call, so that a storm of events cannot hold the caller.
+const RECORDS_LIMIT: usize = 64;
 
 /// The queue of one unit. Callers hold the lock of the events.
 #[derive(Debug)]
@@ -63,49 +64,43 @@ impl EventQueue {
         self.acknowledged = 0;
     }
 
-    /// Whether there is a record, or word that some were lost.
-    pub fn pending<R: Registers>(&self, registers: &R) -> bool {
-        registers.read32(offset::EVENTQ_PROD) != self.cons | self.acknowledged
-    }
-
-    /// Reads the records, oldest first. `requester` gives who a stream is. Returns whether some were lost,
-    /// or cannot be told, or more came than one call takes.
+    /// Reads the records, oldest first. `requester` gives who a stream is.
     pub fn drain<R: Registers, M: DmaMemory>(
         &mut self,
         registers: &R,
         memory: &TableMemory<M>,
         requester: &dyn Fn(u32) -> Option<Requester>,
-        sink: &mut dyn FnMut(DmaFault),
-    ) -> bool {
-        let mut lost = false;
+        sink: &mut dyn FnMut(Noted),
+    ) -> Drained {
         let mask = (2 << self.log2) - 1;
-        for _ in 0..PASSES {
+        let mut left = RECORDS_LIMIT;
+        loop {
+            // The unit saw what was read so far (CONS): where the two agree, the queue was empty, and the next
+            // event is announced.
             let prod = registers.read32(offset::EVENTQ_PROD);
             if prod == self.cons | self.acknowledged {
-                return lost;
+                return Drained::Empty;
+            }
+            if left == 0 {
+                return Drained::Again;
             }
             if (prod ^ self.acknowledged) & OVERFLOW != 0 {
                 self.acknowledged ^= OVERFLOW;
-                lost = true;
+                sink(Noted::Lost);
             }
-            // More than a whole queue cannot be there, whatever PROD says.
-            for _ in 0..1 << self.log2 {
-                if self.cons == prod & mask {
-                    break;
-                }
+            while self.cons != prod & mask && left > 0 {
+                left -= 1;
                 let slot = (self.cons & (mask >> 1)) as usize;
                 let record: [u64; WORDS] =
                     core::array::from_fn(|word| memory.read(self.base, slot * WORDS + word));
                 self.cons = (self.cons + 1) & mask;
-                match requester((record[0] >> 32) as u32) {
-                    Some(requester) => sink(decode(requester, record)),
-                    // No PCI function: there is nobody to tell it of.
-                    None => lost = true,
-                }
+                let stream = (record[0] >> 32) as u32;
+                sink(requester(stream).map_or(Noted::Stranger(stream), |requester| {
+                    Noted::Fault(decode(requester, record))
+                }));
             }
             registers.write32(offset::EVENTQ_CONS, self.cons | self.acknowledged);
         }
-        true
     }
 }
 

@@ -9,7 +9,7 @@
 //!
 //! **Locks.** The tables' lock is taken before a unit's, and both are held while the unit carries out commands
 //! (each batch bounded by a second, see `commands`), so nothing here is called from an interrupt handler
-//! but [`Iommu::drain_faults`], which takes only the lock of the events.
+//! but [`Iommu::drain_faults`], which waits for no lock.
 //!
 //! | file | duty |
 //! |---|---|
@@ -42,7 +42,8 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 
 use pasidon_kernel::addr::{HostPhys, Iova, PAGE_SIZE, Requester};
-use pasidon_kernel::fault::DmaFault;
+use pasidon_kernel::drained::Drained;
+use pasidon_kernel::fault::Noted;
 use pasidon_kernel::host::Host;
 use pasidon_kernel::iommu::{Iommu, IommuCapabilities, TableId};
 use pasidon_kernel::pasid::Pasid;
@@ -131,8 +132,8 @@ impl<R: Registers, M: DmaMemory> Smmu<R, M> {
         self.spaces.units.iter().try_for_each(Unit::take_over)
     }
 
-    /// Lets all units raise their wired event interrupts ([`crate::iort::Gsivs::event`]), whose handler calls
-    /// [`Iommu::drain_faults`]. After [`Smmu::take_over`].
+    /// Lets all units raise their wired interrupts for events and global errors ([`crate::iort::Gsivs`]), whose
+    /// handler has [`Iommu::drain_faults`] called. After [`Smmu::take_over`].
     pub fn enable_fault_interrupts(&self) -> Result<(), Refusal> {
         self.spaces
             .units
@@ -271,13 +272,12 @@ impl<R: Registers, M: DmaMemory> Iommu for Smmu<R, M> {
             .is_ok_and(|place| self.spaces.may_be_attached(place, pasid))
     }
 
-    fn drain_faults(&self, sink: &mut dyn FnMut(DmaFault)) -> bool {
-        let mut lost = false;
-        for (number, unit) in self.spaces.units.iter().enumerate() {
+    fn drain_faults(&self, sink: &mut dyn FnMut(Noted)) -> Drained {
+        let units = self.spaces.units.iter().enumerate();
+        units.fold(Drained::Empty, |left, (number, unit)| {
             let requester = |id| self.iort.requester(Stream { unit: number, id });
-            lost |= unit.drain_faults(&requester, sink);
-        }
-        lost
+            left.and(unit.drain_faults(&requester, sink))
+        })
     }
 
     fn commands_issued(&self) -> u64 {

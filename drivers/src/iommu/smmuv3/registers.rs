@@ -85,6 +85,16 @@ bitflags! {
         const COMMAND_QUEUE = 1 << 0;
         /// EVENTQ_ABT_ERR: an event could not be written.
         const EVENT_QUEUE_ABORT = 1 << 2;
+        /// PRIQ_ABT_ERR: a page request could not be written.
+        const PAGE_REQUEST_QUEUE_ABORT = 1 << 3;
+        /// MSI_CMDQ_ABT_ERR: the message of a CMD_SYNC could not be written.
+        const COMMAND_MESSAGE_ABORT = 1 << 4;
+        /// MSI_EVENTQ_ABT_ERR: the message of the event queue could not be written.
+        const EVENT_MESSAGE_ABORT = 1 << 5;
+        /// MSI_PRIQ_ABT_ERR: the message of the page request queue could not be written.
+        const PAGE_REQUEST_MESSAGE_ABORT = 1 << 6;
+        /// MSI_GERROR_ABT_ERR: the message of a global error could not be written.
+        const ERROR_MESSAGE_ABORT = 1 << 7;
         /// SFM_ERR: service failure mode, everything is terminated.
         const SERVICE_FAILURE = 1 << 8;
     }
@@ -102,6 +112,8 @@ pub const GBPA_ABORT: u32 = 1 << 20;
 pub const GBPA_UPDATE: u32 = 1 << 31;
 /// IRQ_CTRL.EVENTQ_IRQEN.
 pub const IRQ_EVENTS: u32 = 1 << 2;
+/// IRQ_CTRL.GERROR_IRQEN.
+pub const IRQ_ERRORS: u32 = 1 << 0;
 /// STRTAB_BASE_CFG.FMT: two levels.
 pub const STRTAB_TWO_LEVEL: u32 = 0b01 << 16;
 /// STRTAB_BASE_CFG.SPLIT.

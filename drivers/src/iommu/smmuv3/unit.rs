@@ -13,10 +13,11 @@ use alloc::format;
 use alloc::string::String;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
-use core::sync::atomic::{AtomicU64, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use pasidon_kernel::addr::{HostPhys, PAGE_SIZE, Requester};
-use pasidon_kernel::fault::DmaFault;
+use pasidon_kernel::drained::Drained;
+use pasidon_kernel::fault::Noted;
 use pasidon_kernel::host::Host;
 use pasidon_kernel::pasid::Pasid;
 use pasidon_kernel::refusal::Refusal;
@@ -56,10 +57,12 @@ pub struct Unit<R, M> {
     pub(super) node: SmmuNode,
     pub(super) identification: Identification,
     pub(super) inner: Mutex<Inner>,
-    /// Held while events are read. Where GERRORN is changed meanwhile, `errors` is tried, not waited for.
+    /// Held while events are read.
     pub(super) events: Mutex<EventQueue>,
     /// Held while GERRORN is changed.
     pub(super) errors: Mutex<()>,
+    /// It said that it is out of service.
+    failed: AtomicBool,
     substream_bits: u32,
     doorbells: HostPhys,
     commands: AtomicU64,
@@ -122,6 +125,7 @@ impl<R: Registers, M: DmaMemory> Unit<R, M> {
             }),
             events: Mutex::new(events),
             errors: Mutex::new(()),
+            failed: AtomicBool::new(false),
             substream_bits: capabilities::substream_bits(identification),
             doorbells,
             commands: AtomicU64::new(0),
@@ -199,38 +203,40 @@ impl<R: Registers, M: DmaMemory> Unit<R, M> {
         self.execute(queue, &[Command::ForgetStream { stream }])
     }
 
-    /// Reads the events. Returns whether some were lost. Where another processor does it already, that one
-    /// goes on until none is left.
+    /// Reads the events. Where another processor does it already, the caller comes again.
     pub(super) fn drain_faults(
         &self,
         requester: &dyn Fn(u32) -> Option<Requester>,
-        sink: &mut dyn FnMut(DmaFault),
-    ) -> bool {
-        let mut lost = self.queue_overflowed();
-        // An event that came just after the other reader looked, while its lock was still held, raises no
-        // second interrupt: so whoever read looks again after letting go.
-        while let Some(mut events) = self.events.try_lock() {
-            let more = events.drain(&self.registers, &self.tables, requester, sink);
-            let pending = events.pending(&self.registers);
-            lost |= more;
-            if more || !pending {
-                break;
-            }
-        }
-        lost
+        sink: &mut dyn FnMut(Noted),
+    ) -> Drained {
+        let errors = self.take_errors(sink);
+        let Some(mut events) = self.events.try_lock() else {
+            return Drained::Again;
+        };
+        errors.and(events.drain(&self.registers, &self.tables, requester, sink))
     }
 
-    /// Whether events could not be written since the last call. Not waited for where an error of the
-    /// command queue is just being taken note of: then the next call says so.
-    fn queue_overflowed(&self) -> bool {
-        if !active_errors(&self.registers).contains(GlobalError::EVENT_QUEUE_ABORT) {
-            return false;
+    /// Takes note of global errors, so that the next one of the kind is announced. Not those of the command
+    /// queue, which belong to whoever waits for it.
+    fn take_errors(&self, sink: &mut dyn FnMut(Noted)) -> Drained {
+        let errors = active_errors(&self.registers) - GlobalError::COMMAND_QUEUE;
+        if errors.is_empty() {
+            return Drained::Empty;
         }
         let Some(_changing) = self.errors.try_lock() else {
-            return false;
+            return Drained::Again;
         };
-        acknowledge(&self.registers, GlobalError::EVENT_QUEUE_ABORT);
-        true
+        acknowledge(&self.registers, errors);
+        if errors.contains(GlobalError::EVENT_QUEUE_ABORT) {
+            sink(Noted::Lost);
+        }
+        if errors.contains(GlobalError::SERVICE_FAILURE) && !self.failed.swap(true, Ordering::Relaxed) {
+            log::error!(
+                "{}: out of service (GERROR.SFM_ERR), all DMA behind it ends in faults; restart the machine",
+                self.name()
+            );
+        }
+        Drained::Empty
     }
 
     pub(super) fn execute(&self, queue: &mut Queue, commands: &[Command]) -> Result<(), Refusal> {
@@ -271,6 +277,9 @@ impl<R: Registers, M: DmaMemory> Unit<R, M> {
             ("features", features.join(", ")),
             ("commands", format!("{}", self.commands_issued())),
         ];
+        if self.failed.load(Ordering::Relaxed) {
+            lines.push(("state", String::from("out of service (GERROR.SFM_ERR)")));
+        }
         for (stream, device) in &self.inner.lock().devices {
             lines.push((
                 "claimed",

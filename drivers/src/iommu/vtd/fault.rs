@@ -5,7 +5,8 @@
 //! Source: Intel VT-d specification, "Fault Recording Registers" and "Fault Reasons".
 
 use pasidon_kernel::addr::Requester;
-use pasidon_kernel::fault::{DmaFault, FaultAccess};
+use pasidon_kernel::drained::Drained;
+use pasidon_kernel::fault::{DmaFault, FaultAccess, Noted};
 use pasidon_kernel::pasid::Pasid;
 
 use super::registers::{Capability, FaultStatus, offset};
@@ -27,33 +28,37 @@ const RECORD_FAULT_DWORD: u32 = 1 << 31;
 const RECORD_FAULT_DWORD_OFFSET: usize = 12;
 /// Passes over the records in one call, so that a storm of faults cannot hold the caller.
 const PASSES: usize = 4;
+/// No pass begins after so many records, for the same reason.
+const RECORDS_LIMIT: usize = 64;
 /// Reasons of interrupt requests.
 const INTERRUPT_REASONS: core::ops::RangeInclusive<u8> = 0x20..=0x2f;
 
-/// Reads and clears the records of one unit, oldest first. Returns whether some were lost, or more came
-/// than one call takes.
+/// Reads and clears the records of one unit, oldest first, and clears every condition that would keep the next
+/// fault from being announced: the unit sends no event while one is set, whichever. `leftover` clears errors of
+/// the invalidation queue that nobody waits for; while somebody does, they are his to clear.
 pub fn drain<R: Registers>(
     registers: &R,
     capability: Capability,
     segment: u16,
-    sink: &mut dyn FnMut(DmaFault),
-) -> bool {
+    leftover: &dyn Fn(),
+    sink: &mut dyn FnMut(Noted),
+) -> Drained {
     let records = capability.fault_records();
-    let mut lost = false;
+    let mut read = 0;
     for _ in 0..PASSES {
         let raw = registers.read32(offset::FSTS);
         let status = FaultStatus::from_bits_truncate(raw);
-        if status.contains(FaultStatus::PFO) {
-            lost = true;
+        if status.is_empty() {
+            return Drained::Empty;
         }
-        if !status.contains(FaultStatus::PPF) {
-            if lost {
-                // Only now, with all records free, does the unit record again.
-                registers.write32(offset::FSTS, FaultStatus::PFO.bits());
-            }
-            return lost;
+        if read >= RECORDS_LIMIT {
+            break;
         }
-        let first = FaultStatus::fault_record_index(raw);
+        let first = if status.contains(FaultStatus::PPF) {
+            FaultStatus::fault_record_index(raw)
+        } else {
+            0
+        };
         for at in 0..records {
             let record = capability.fault_records_offset() + (first + at) % records * RECORD_BYTES;
             let upper = registers.read64(record + 8);
@@ -62,15 +67,22 @@ pub fn drain<R: Registers>(
             }
             let lower = registers.read64(record);
             registers.write32(record + RECORD_FAULT_DWORD_OFFSET, RECORD_FAULT_DWORD);
-            sink(decode(segment, lower, upper));
+            sink(Noted::Fault(decode(segment, lower, upper)));
+            read += 1;
+        }
+        let ours = status & (FaultStatus::PFO | FaultStatus::ICE | FaultStatus::PRO);
+        if status.contains(FaultStatus::PFO) {
+            sink(Noted::Lost);
+        }
+        if !ours.is_empty() {
+            // After an overflow the unit records again only now.
+            registers.write32(offset::FSTS, ours.bits());
+        }
+        if status.intersects(FaultStatus::IQE | FaultStatus::ITE) {
+            leftover();
         }
     }
-    true
-}
-
-/// Whether a record is set.
-pub fn pending<R: Registers>(registers: &R) -> bool {
-    FaultStatus::from_bits_truncate(registers.read32(offset::FSTS)).contains(FaultStatus::PPF)
+    Drained::Again
 }
 
 /// Forgets what was recorded before take-over.

@@ -211,6 +211,12 @@ pub struct Queue {
     issued: u64,
 }
 
+/// Clears errors that the queue was left with. The caller holds the unit's lock, so nobody waits for them.
+pub fn clear_errors<R: Registers>(registers: &R) {
+    let errors = FaultStatus::IQE | FaultStatus::ITE | FaultStatus::ICE;
+    registers.write32(offset::FSTS, errors.bits());
+}
+
 /// How one batch ended early.
 enum Interrupted {
     Refused(Refusal),

@@ -7,7 +7,7 @@
 //!
 //! **Locks.** The page tables' lock is taken before a unit's, and both are held while the unit carries out
 //! invalidations (each bounded by a second, see `invalidation`), so nothing here is called from an
-//! interrupt handler but [`Iommu::drain_faults`], which takes only the lock of the fault records.
+//! interrupt handler but [`Iommu::drain_faults`], which waits for no lock.
 //!
 //! | file | duty |
 //! |---|---|
@@ -46,7 +46,8 @@ use alloc::vec;
 use alloc::vec::Vec;
 
 use pasidon_kernel::addr::{HostPhys, Iova, Requester};
-use pasidon_kernel::fault::DmaFault;
+use pasidon_kernel::drained::Drained;
+use pasidon_kernel::fault::Noted;
 use pasidon_kernel::host::Host;
 use pasidon_kernel::iommu::{Iommu, IommuCapabilities, TableId};
 use pasidon_kernel::irq::HostVector;
@@ -274,12 +275,9 @@ impl<R: Registers, M: DmaMemory> Iommu for Vtd<R, M> {
             .is_ok_and(|place| self.spaces.may_be_attached(place, pasid))
     }
 
-    fn drain_faults(&self, sink: &mut dyn FnMut(DmaFault)) -> bool {
-        let mut lost = false;
-        for unit in &self.spaces.units {
-            lost |= unit.drain_faults(sink);
-        }
-        lost
+    fn drain_faults(&self, sink: &mut dyn FnMut(Noted)) -> Drained {
+        let units = self.spaces.units.iter();
+        units.fold(Drained::Empty, |left, unit| left.and(unit.drain_faults(sink)))
     }
 
     fn commands_issued(&self) -> u64 {

@@ -14,7 +14,8 @@ use alloc::vec::Vec;
 use core::sync::atomic::{AtomicU64, Ordering};
 
 use pasidon_kernel::addr::{HostPhys, PAGE_SIZE};
-use pasidon_kernel::fault::DmaFault;
+use pasidon_kernel::drained::Drained;
+use pasidon_kernel::fault::Noted;
 use pasidon_kernel::host::Host;
 use pasidon_kernel::irq::HostVector;
 use pasidon_kernel::pasid::Pasid;
@@ -25,7 +26,7 @@ use super::capabilities;
 use super::dmar::Drhd;
 use super::fault;
 use super::interrupt_remapping::InterruptTable;
-use super::invalidation::{DeviceTlb, Invalidation, Queue};
+use super::invalidation::{self, DeviceTlb, Invalidation, Queue};
 use super::registers::{Capability, ExtendedCapability, Global, command, offset};
 use super::second_stage::{SecondStage, SecondStageEntries};
 use super::tables::{ContextTables, PasidDirectory, PasidEntry, RID_PASID};
@@ -251,21 +252,18 @@ impl<R: Registers, M: DmaMemory> Unit<R, M> {
         Ok(())
     }
 
-    /// Reads and clears the fault records. Returns whether some were lost. Where another processor does
-    /// it already, that one goes on until none is left.
-    pub(super) fn drain_faults(&self, sink: &mut dyn FnMut(DmaFault)) -> bool {
-        let mut lost = false;
-        // A record set just after the other drainer looked, while its lock was still held, raises no
-        // second interrupt: so whoever drained looks again after letting go.
-        while let Some(guard) = self.faults.try_lock() {
-            let more = fault::drain(&self.registers, self.capability, self.segment, sink);
-            drop(guard);
-            lost |= more;
-            if more || !fault::pending(&self.registers) {
-                break;
+    /// Reads and clears the fault records. Where another processor does it already, the caller comes again.
+    pub(super) fn drain_faults(&self, sink: &mut dyn FnMut(Noted)) -> Drained {
+        let Some(_reading) = self.faults.try_lock() else {
+            return Drained::Again;
+        };
+        let leftover = || {
+            // Whoever waits for the queue holds this lock, and clears its errors himself.
+            if let Some(_nobody_waits) = self.inner.try_lock() {
+                invalidation::clear_errors(&self.registers);
             }
-        }
-        lost
+        };
+        fault::drain(&self.registers, self.capability, self.segment, &leftover, sink)
     }
 
     /// Pushes table writes out of the unit's write buffer, where it has one.

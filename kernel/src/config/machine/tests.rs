@@ -3,6 +3,7 @@
 
 use super::*;
 use crate::config::parse;
+use crate::drained::Drained;
 use crate::exit::MsiMessage;
 use crate::parent::{
     DeviceQuiesced, DmaTag, InterruptBinding, ParentEvent, PciIdentity, Portal, QuiesceFailed, VdevType,
@@ -205,7 +206,9 @@ impl Parent for FourQueues {
     fn event_interrupt(&self) -> Option<u16> {
         None
     }
-    fn interrupt(&self, _: &mut dyn FnMut(ParentEvent)) {}
+    fn interrupt(&self, _: &mut dyn FnMut(ParentEvent)) -> Drained {
+        Drained::Empty
+    }
     fn describe(&self) -> Vec<(&'static str, String)> {
         Vec::new()
     }

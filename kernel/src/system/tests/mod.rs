@@ -6,6 +6,7 @@ mod refusals;
 
 use super::*;
 use crate::addr::{GuestPhys, Iova, LARGE_PAGE_SIZE};
+use crate::drained::Drained;
 use crate::fault::DmaFault;
 use crate::fault::FaultAccess;
 use crate::id::VdevId;
@@ -272,12 +273,17 @@ fn faults_and_events_are_named() {
     assert_eq!((name.vm_name.as_str(), name.parent.as_str()), ("alpha", "dsa0"));
     assert!(system.record_fault(&fault(2)).is_none());
     assert!(system.record_fault(&fault(1 << 20)).is_none(), "untagged");
-    assert_eq!((alpha.stats().faults(), system.vdev_infos()[0].faults), (1, 1));
+    assert_eq!(
+        (alpha.stats().faults(), system.vdev_infos()[0].fault_records),
+        (1, 1)
+    );
 
     let mut reports = Vec::new();
     machine.truth.lock().steps.clear();
-    system.parent_event(machine.truth, 0, &mut |report| reports.push(report));
-    system.parent_event(machine.truth, 1, &mut |report| reports.push(report));
+    for parent in [0, 1] {
+        let drained = system.parent_event(machine.truth, parent, &mut |report| reports.push(report));
+        assert_eq!(drained, Drained::Empty);
+    }
     let names: Vec<_> = reports.iter().map(|report| report.vdev.clone()).collect();
     assert_eq!(names, [Some(name.clone()), Some(name), None, None]);
     assert_eq!(system.parent_infos()[0].events, 4);
@@ -295,7 +301,8 @@ fn a_halt_concerns_every_vdev_of_the_parent() {
     }
     machine.truth.lock().steps.clear();
     machine.truth.lock().halted = true;
-    system.parent_event(machine.truth, 0, &mut |_| ());
+    let drained = system.parent_event(machine.truth, 0, &mut |_| ());
+    assert_eq!(drained, Drained::Empty);
     let steps = [1, 2].map(|vdev| Step::Announced(VdevId(vdev)));
     assert_eq!(machine.truth.lock().steps, steps);
 }
@@ -358,7 +365,7 @@ fn processors_work_at_once() {
                     machine.system.pasid_infos(),
                 );
                 let _ = (machine.system.parent_infos(), machine.system.iommu_info());
-                machine.system.parent_event(machine.truth, 0, &mut |_| ());
+                let _ = machine.system.parent_event(machine.truth, 0, &mut |_| ());
                 machine.system.reclaim(machine.truth);
             }
         });

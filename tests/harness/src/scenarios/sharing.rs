@@ -251,7 +251,7 @@ pub const DOORBELL: Scenario = Scenario {
         let line = format!("fault: vm alpha .* pasid {}: .*{page}", attacker.pasid);
         machine.log().expect(&line, COMMAND_TIMEOUT)?;
         ensure!(
-            attacker.faults == u64::from(MESSAGES),
+            attacker.fault_records == u64::from(MESSAGES),
             "{MESSAGES} messages, and these faults: {attacker:?}"
         );
         copies(&machine, beta, 50).map(drop)

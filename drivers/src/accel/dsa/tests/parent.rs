@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Bring-up, partition, creation, refusals, quiesce and events of the parent.
 
+use pasidon_kernel::drained::Drained;
+
 use super::model::{MSIX, QUEUES};
 use super::*;
 
@@ -247,8 +249,36 @@ fn interrupt_entries_are_written_while_masked() {
 
 fn events(parent: &TestParent) -> Vec<ParentEvent> {
     let mut events = Vec::new();
-    parent.interrupt(&mut |event| events.push(event));
+    let left = parent.interrupt(&mut |event| events.push(event));
+    assert_eq!(left, Drained::Empty);
     events
+}
+
+/// The device announces a cause when its bit is set, so that nobody may go before all are clear.
+#[test]
+fn after_a_storm_of_errors_events_are_still_announced() {
+    let (model, parent) = parent(&[]);
+    let _guest = Guest::new(&parent, "alpha", None, 10);
+    model.raise_error(0, 0x1a, 10, 0);
+    for _ in 0..3 {
+        let mut told = 0;
+        let left = parent.interrupt(&mut |_| {
+            told += 1;
+            model.raise_error(0, 0x1a, 10, 0);
+        });
+        assert_eq!(left, Drained::Again);
+        assert!(told <= 16, "{told} in one look");
+    }
+    assert_eq!(events(&parent).len(), 1);
+    {
+        let state = model.state.lock();
+        assert_eq!((state.intcause, state.swerr[0] & 1), (0, 0));
+    }
+    // An error whose cause was acknowledged without it: no further one would be announced.
+    model.raise_error(0, 0x1a, 10, 0);
+    model.state.lock().intcause = 0;
+    assert_eq!(events(&parent).len(), 1);
+    assert_eq!(model.state.lock().swerr[0] & 1, 0);
 }
 
 #[test]

@@ -24,7 +24,7 @@ impl UnitModel {
             {
                 state.refuse = (times > 1).then_some((refused, times - 1));
                 state.error = 1;
-                state.gerror ^= 1;
+                state.raise_error(1);
                 return;
             }
             if opcode == 0x46 {
@@ -37,7 +37,7 @@ impl UnitModel {
                 }
                 if std::mem::take(&mut state.unanswered) {
                     state.error = 3;
-                    state.gerror ^= 1;
+                    state.raise_error(1);
                     return;
                 }
             } else {

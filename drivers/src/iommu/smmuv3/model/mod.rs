@@ -197,7 +197,15 @@ impl State {
         (base & 0x1f) as u32
     }
 
-    fn command_error(&self) -> bool {
+    /// Makes a global error active that is not, and announces it.
+    pub fn raise_error(&mut self, error: u32) {
+        if (self.gerror ^ self.gerrorn) & error == 0 {
+            self.gerror ^= error;
+            self.interrupts += usize::from(self.irq_ctrl & 1 != 0);
+        }
+    }
+
+    pub fn command_error(&self) -> bool {
         (self.gerror ^ self.gerrorn) & 1 != 0
     }
 

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Commands that are refused, units that stop, devices that do not answer, and faults in words.
 
-use pasidon_kernel::fault::{DmaFault, FaultAccess};
+use pasidon_kernel::drained::Drained;
+use pasidon_kernel::fault::FaultAccess;
 
 use super::super::model::IDR0_ATS;
 use super::*;
@@ -122,12 +123,6 @@ fn a_device_that_does_not_answer_keeps_its_tag() {
     assert!(machine.unit.state.lock().unwrap().device_tlbs.is_empty());
 }
 
-fn faults(machine: &Machine) -> (Vec<DmaFault>, bool) {
-    let mut faults = Vec::new();
-    let lost = machine.smmu.drain_faults(&mut |fault| faults.push(fault));
-    (faults, lost)
-}
-
 #[test]
 fn faults_say_who_tried_what() {
     let machine = Machine::new();
@@ -143,8 +138,7 @@ fn faults_say_who_tried_what() {
     assert!(machine.write(0xf_fff0, 0).is_err());
     assert!(machine.unit.dma(STREAM, None, 0x7000, true).is_err());
     assert!(machine.unit.dma(STREAM + 1, Some(9), 0, true).is_err());
-    let (seen, lost) = faults(&machine);
-    assert!(!lost);
+    let seen = look(&machine.smmu).complete();
     let words: Vec<_> = seen
         .iter()
         .map(|fault| {
@@ -179,7 +173,7 @@ fn faults_say_who_tried_what() {
     );
     assert!(seen[..5].iter().all(|fault| fault.requester == DEVICE));
     assert_eq!(seen[5].requester, Requester::new(0, 0x6a, 1, 1));
-    assert_eq!(faults(&machine), (Vec::new(), false));
+    assert!(look(&machine.smmu).complete().is_empty());
 }
 
 #[test]
@@ -190,19 +184,43 @@ fn lost_faults_are_told_and_the_queue_goes_on() {
         for round in 0..200u64 {
             assert!(machine.unit.dma(STREAM, None, round * PAGE, true).is_err());
         }
-        let (seen, lost) = faults(&machine);
-        assert!(lost);
-        assert_eq!(seen.len(), 128);
-        assert_eq!(seen[127].address, 127 * PAGE, "the oldest are kept");
+        let first = look(&machine.smmu);
+        assert!(first.lost);
+        assert_eq!((first.faults.len(), first.left), (64, Drained::Again));
+        let seen = look(&machine.smmu).complete();
+        assert_eq!(seen.len(), 64);
+        assert_eq!(seen[63].address, 127 * PAGE, "the oldest are kept");
         assert!(machine.write(3, 0).is_err());
-        let (seen, lost) = faults(&machine);
-        assert_eq!((seen.len(), lost), (1, false));
+        assert_eq!(look(&machine.smmu).complete().len(), 1);
     }
-    // A unit that could not write one says so by its global error.
-    machine.unit.state.lock().unwrap().gerror ^= 1 << 2;
-    assert_eq!(faults(&machine), (Vec::new(), true));
-    assert_eq!(faults(&machine), (Vec::new(), false));
     // A stream that no PCI function has.
     assert!(machine.unit.dma(0x1_2345, None, 0, true).is_err());
-    assert_eq!(faults(&machine), (Vec::new(), true));
+    let seen = look(&machine.smmu);
+    assert_eq!(
+        (seen.faults.len(), seen.lost, seen.strangers),
+        (0, false, vec![0x1_2345])
+    );
+}
+
+/// A unit that could not write an event says so by its global error, and does so each time.
+#[test]
+fn global_errors_are_announced_again_and_again() {
+    let machine = Machine::new();
+    machine.announce();
+    for round in 1..4 {
+        for error in 2..=8 {
+            machine.unit.state.lock().unwrap().raise_error(1 << error);
+            let lost = error == 2;
+            let seen = look(&machine.smmu);
+            assert_eq!((seen.lost, seen.left), (lost, Drained::Empty), "GERROR {error}");
+        }
+        assert_eq!(machine.announced(), round * 7);
+    }
+    let described = machine.smmu.describe();
+    assert!(described.contains(&("state", "out of service (GERROR.SFM_ERR)".into())));
+    // An error of the command queue is for whoever waits for it.
+    machine.unit.state.lock().unwrap().raise_error(1);
+    assert_eq!(look(&machine.smmu).left, Drained::Empty);
+    let state = machine.unit.state.lock().unwrap();
+    assert!(state.command_error());
 }

@@ -14,7 +14,7 @@ use pasidon_kernel::refusal::Refusal;
 
 use super::Smmu;
 use super::model::{IDR0, IDR1, ModelRegisters, UnitModel};
-use crate::iommu::suite::{Code, DEVICE, GIB, MIB, PAGE, Rig, tag};
+use crate::iommu::suite::{Code, DEVICE, GIB, MIB, PAGE, Rig, look, tag};
 use crate::iort::{self, Iort};
 use crate::testing::{ModelHost, ModelMemory};
 
@@ -96,5 +96,13 @@ impl Rig for Machine {
 
     fn take_executed(&self) -> usize {
         self.unit.take_executed()
+    }
+
+    fn announce(&self) {
+        self.smmu.enable_fault_interrupts().unwrap();
+    }
+
+    fn announced(&self) -> usize {
+        self.unit.state.lock().unwrap().interrupts
     }
 }

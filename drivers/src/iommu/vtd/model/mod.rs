@@ -36,7 +36,9 @@ const FAULT_RECORDS: usize = 0x220;
 pub const FSTS_PFO: u32 = 1 << 0;
 pub const FSTS_PPF: u32 = 1 << 1;
 pub const FSTS_IQE: u32 = 1 << 4;
+pub const FSTS_ICE: u32 = 1 << 5;
 pub const FSTS_ITE: u32 = 1 << 6;
+pub const FSTS_PRO: u32 = 1 << 7;
 
 pub const GSTS_TES: u32 = 1 << 31;
 pub const GSTS_QIES: u32 = 1 << 26;
@@ -221,6 +223,12 @@ impl State {
         self.gsts ^= changed;
     }
 
+    /// Sets an error of FSTS, and announces it where nothing is pending.
+    pub fn set_error(&mut self, error: u32) {
+        self.raise_fault_event();
+        self.fsts |= error;
+    }
+
     /// FSTS with the fields that follow from the records.
     fn fault_status(&self) -> u32 {
         let count = self.records.len();
@@ -234,8 +242,9 @@ impl State {
         }
     }
 
+    /// Sends the event for a condition that is about to be set, unless one is set already.
     fn raise_fault_event(&mut self) {
-        if self.fectl >> 31 == 0 {
+        if self.fault_status() & 0xff == 0 && self.fectl >> 31 == 0 {
             let address = u64::from(self.event[1]) | u64::from(self.event[2]) << 32;
             self.events.push((address, self.event[0]));
         }

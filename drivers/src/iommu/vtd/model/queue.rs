@@ -27,7 +27,7 @@ impl UnitModel {
                 && kind == words[0] & 0xf
             {
                 state.refuse = (times > 1).then_some((kind, times - 1));
-                state.fsts |= FSTS_IQE;
+                state.set_error(FSTS_IQE);
                 return;
             }
             self.carry_out(state, words[0], words[1]);
@@ -85,7 +85,7 @@ impl UnitModel {
                 if state.unanswered {
                     // The waits that were pending are dropped.
                     state.unanswered = false;
-                    state.fsts |= FSTS_ITE;
+                    state.set_error(FSTS_ITE);
                 } else {
                     self.memory.device_write32(high & !3, (low >> 32) as u32);
                     if low >> 6 & 1 != 0 {

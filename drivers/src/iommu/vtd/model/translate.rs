@@ -250,14 +250,11 @@ impl State {
         }
         let slot = self.next_record;
         if self.records[slot][1] >> 63 != 0 {
-            self.fsts |= FSTS_PFO;
+            self.set_error(FSTS_PFO);
             return;
         }
-        let pending = self.records.iter().any(|record| record[1] >> 63 != 0);
+        self.raise_fault_event();
         self.records[slot] = [lower, upper];
         self.next_record = (slot + 1) % self.records.len();
-        if !pending {
-            self.raise_fault_event();
-        }
     }
 }

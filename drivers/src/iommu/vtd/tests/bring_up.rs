@@ -1,12 +1,15 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Take-over, faults and interrupts.
 
+use pasidon_kernel::drained::Drained;
 use pasidon_kernel::fault::FaultAccess;
-use pasidon_kernel::irq::HostVector;
 use pasidon_kernel::msi::MsiController;
 
 use super::super::dmar::{DeviceScope, Rmrr, ScopeKind};
-use super::super::model::{CAP_CM, CAP_PROTECTED_MEMORY, ECAP_C, GSTS_IRES, GSTS_QIES, GSTS_TES};
+use super::super::model::{
+    CAP_CM, CAP_PROTECTED_MEMORY, ECAP_C, FSTS_ICE, FSTS_IQE, FSTS_ITE, FSTS_PRO, GSTS_IRES, GSTS_QIES,
+    GSTS_TES,
+};
 use super::*;
 
 fn refused(cap: u64, ecap: u64, dmar: &Dmar) -> String {
@@ -161,8 +164,7 @@ fn faults_come_in_order_and_in_words() {
             "one event, x2APIC destination"
         );
     }
-    let mut faults = Vec::new();
-    assert!(!machine.vtd.drain_faults(&mut |fault| faults.push(fault)));
+    let faults = look(&machine.vtd).complete();
     let seen: Vec<_> = faults
         .iter()
         .map(|fault| {
@@ -183,15 +185,13 @@ fn faults_come_in_order_and_in_words() {
         ]
     );
     assert!(faults.iter().all(|fault| fault.requester == DEVICE));
-    assert!(!machine.vtd.drain_faults(&mut |_| panic!("nothing is left")));
+    assert!(look(&machine.vtd).complete().is_empty());
     // The records go round, and a new fault raises a new event.
     machine.read(3, 0x6000).unwrap_err();
     machine.read(3, 0x7000).unwrap_err();
     assert_eq!(machine.unit.state.lock().unwrap().events.len(), 2);
-    let mut addresses = Vec::new();
-    machine
-        .vtd
-        .drain_faults(&mut |fault| addresses.push(fault.address));
+    let faults = look(&machine.vtd).complete();
+    let addresses: Vec<u64> = faults.iter().map(|fault| fault.address).collect();
     assert_eq!(addresses, [0x6000, 0x7000]);
 }
 
@@ -201,24 +201,43 @@ fn lost_faults_are_told() {
     for at in 0..6 {
         machine.read(3, at * PAGE).unwrap_err();
     }
-    let mut count = 0;
-    assert!(machine.vtd.drain_faults(&mut |_| count += 1), "two were lost");
-    assert_eq!(count, 4);
+    let seen = look(&machine.vtd);
+    assert!(seen.lost, "two");
+    assert_eq!((seen.faults.len(), seen.left), (4, Drained::Empty));
     machine.read(3, 0).unwrap_err();
-    assert!(!machine.vtd.drain_faults(&mut |_| count += 1));
-    assert_eq!(count, 5);
+    assert_eq!(look(&machine.vtd).complete().len(), 1);
 }
 
+/// The unit announces nothing while any condition of FSTS is set, whoever set it.
 #[test]
-fn a_storm_of_faults_does_not_hold_the_reader() {
-    let machine = Machine::new();
-    machine.read(3, 0).unwrap_err();
-    let mut count = 0;
-    let more = machine.vtd.drain_faults(&mut |_| {
-        count += 1;
+fn an_error_that_nobody_takes_does_not_silence_faults() {
+    for error in [FSTS_IQE, FSTS_ITE, FSTS_ICE, FSTS_PRO] {
+        let machine = Machine::new();
+        machine.announce();
+        machine.unit.state.lock().unwrap().set_error(error);
+        assert_eq!(machine.announced(), 1, "FSTS {error:#x}");
+        assert!(look(&machine.vtd).complete().is_empty());
         machine.read(3, 0).unwrap_err();
-    });
-    assert!(more && count < 100, "{count}");
+        assert_eq!(machine.announced(), 2, "FSTS {error:#x}");
+    }
+}
+
+/// An error of the queue is for whoever waits for it; the reader leaves it, and comes again.
+#[test]
+fn an_error_that_somebody_waits_for_is_left_to_him() {
+    for error in [FSTS_IQE, FSTS_ITE] {
+        let machine = Machine::new();
+        machine.announce();
+        let waits = machine.vtd.units()[0].inner.lock();
+        machine.unit.state.lock().unwrap().set_error(error);
+        machine.read(3, 0).unwrap_err();
+        let seen = look(&machine.vtd);
+        assert_eq!((seen.faults.len(), seen.left), (1, Drained::Again));
+        assert_eq!(machine.unit.state.lock().unwrap().fsts, error);
+        drop(waits);
+        assert_eq!(look(&machine.vtd).left, Drained::Empty);
+        assert_eq!(machine.unit.state.lock().unwrap().fsts, 0);
+    }
 }
 
 #[test]
@@ -251,12 +270,9 @@ fn an_interrupt_is_for_its_device_only() {
             Err(0x22)
         );
         assert!(machine.vtd.unmap_interrupt(interrupt.handle).is_err());
-        let mut reasons = Vec::new();
-        machine.vtd.drain_faults(&mut |fault| {
-            assert_eq!(fault.access, FaultAccess::Interrupt);
-            reasons.push(fault.reason);
-        });
-        assert_eq!(reasons[0], "interrupt not mapped");
+        let faults = look(&machine.vtd).faults;
+        assert!(faults.iter().all(|fault| fault.access == FaultAccess::Interrupt));
+        assert_eq!(faults[0].reason, "interrupt not mapped");
     }
 }
 

@@ -10,13 +10,14 @@ use std::sync::Arc;
 
 use pasidon_kernel::addr::{HostPhys, Iova, Requester};
 use pasidon_kernel::iommu::{Iommu, TableId};
+use pasidon_kernel::irq::HostVector;
 use pasidon_kernel::pasid::Pasid;
 use pasidon_kernel::refusal::Refusal;
 
 use super::Vtd;
 use super::dmar::{Dmar, Drhd};
 use super::model::{CAP, CAP_FOUR_RECORDS, ECAP, ModelRegisters, UnitModel};
-use crate::iommu::suite::{Code, DEVICE, GIB, MIB, PAGE, Rig, tag};
+use crate::iommu::suite::{Code, DEVICE, GIB, MIB, PAGE, Rig, look, tag};
 use crate::testing::{ModelHost, ModelMemory};
 
 /// A machine with one unit that serves every device.
@@ -92,5 +93,13 @@ impl Rig for Machine {
 
     fn take_executed(&self) -> usize {
         self.unit.take_executed()
+    }
+
+    fn announce(&self) {
+        self.vtd.set_fault_interrupt(HostVector { vector: 0x30, cpu: 0 });
+    }
+
+    fn announced(&self) -> usize {
+        self.unit.state.lock().unwrap().events.len()
     }
 }
