@@ -272,17 +272,27 @@ impl<C: ConfigSpace> Function<C> {
         self.update_command(0, COMMAND_MEMORY | COMMAND_INTX_DISABLE);
     }
 
-    /// Allows or forbids DMA and MSIs of the function.
-    pub fn set_bus_master(&self, enabled: bool) {
-        if enabled {
-            self.update_command(0, COMMAND_BUS_MASTER);
-        } else {
-            self.update_command(COMMAND_BUS_MASTER, 0);
+    /// Allows DMA and MSIs of the function, all of which look into the processors' caches: No Snoop, on after
+    /// every reset, goes off first. Accesses past the caches would see what RAM held before it was scrubbed, on
+    /// IOMMUs that do not overrule them. Refused where it does not go off.
+    pub fn allow_dma(&self) -> Result<(), Refusal> {
+        if !self.disable_no_snoop() {
+            return Err(self.refusal(
+                "Enable No Snoop stays set, so its DMA may pass by the caches",
+                "name another device",
+            ));
         }
+        self.update_command(0, COMMAND_BUS_MASTER);
+        Ok(())
+    }
+
+    /// Forbids DMA and MSIs of the function.
+    pub fn forbid_dma(&self) {
+        self.update_command(COMMAND_BUS_MASTER, 0);
     }
 
     /// Resets the function (FLR) and waits until it answers again. BARs and decoding come back as they
-    /// were; bus mastering, MSI-X, PASID, ATS and PRI are off. Takes at least 100 ms, in which the function
+    /// were; bus mastering, MSI-X, PASID, ATS and PRI are off until they are switched on anew. Takes at least 100 ms, in which the function
     /// must not be touched by anyone.
     pub fn function_level_reset(&self, host: &dyn Host) -> Result<(), Refusal> {
         let (control, supported) = self.device_control();
@@ -292,7 +302,7 @@ impl<C: ConfigSpace> Function<C> {
                 "power-cycle the machine",
             ));
         };
-        self.set_bus_master(false);
+        self.forbid_dma();
         let start = host.now_ns();
         let patience = start.saturating_add(FLR_DEADLINE_NS);
         // Transactions still pending after this time are lost with the reset, which PCIe allows.

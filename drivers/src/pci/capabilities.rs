@@ -20,6 +20,7 @@ const EXT_CAP_PASID: u16 = 0x1b;
 const PCIE_DEVICE_CAPABILITIES: u16 = 0x04;
 const PCIE_DEVICE_CONTROL: u16 = 0x08;
 const DEVICE_CAPABILITY_FLR: u32 = 1 << 28;
+const DEVICE_CONTROL_NO_SNOOP: u32 = 1 << 11;
 const DEVICE_CONTROL_INITIATE_FLR: u32 = 1 << 15;
 const DEVICE_CONTROL_MASK: u32 = 0xffff;
 const DEVICE_STATUS_TRANSACTIONS_PENDING: u32 = 1 << 21;
@@ -131,6 +132,17 @@ impl<C: ConfigSpace> Function<C> {
     pub(super) fn initiate_reset(&self, device_control: u16) {
         let control = self.read32(device_control) & DEVICE_CONTROL_MASK;
         self.write32(device_control, control | DEVICE_CONTROL_INITIATE_FLR);
+    }
+
+    /// Takes the right from it to send requests that pass by the processors' caches. Whether it is gone. A function
+    /// that is not PCI Express never has it.
+    pub(super) fn disable_no_snoop(&self) -> bool {
+        let (Some(control), _) = self.device_control() else {
+            return true;
+        };
+        let value = self.read32(control) & DEVICE_CONTROL_MASK;
+        self.write32(control, value & !DEVICE_CONTROL_NO_SNOOP);
+        self.read32(control) & DEVICE_CONTROL_NO_SNOOP == 0
     }
 
     /// Where its MSI-X structures are; `None` where it has none.

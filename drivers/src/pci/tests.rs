@@ -10,6 +10,8 @@ use spin::Mutex;
 use super::*;
 
 const PCIE: usize = 0x40;
+/// Enable No Snoop of the device control register; on after every reset.
+const NO_SNOOP: u32 = 1 << 11;
 const MSIX: usize = 0x80;
 const ATS: usize = 0x220;
 const PASID: usize = 0x230;
@@ -65,6 +67,7 @@ impl ConfigModel {
         words[0x34 / 4] = PCIE as u32;
         words[PCIE / 4] = 0x0092 << 16 | (MSIX as u32) << 8 | 0x10;
         words[PCIE / 4 + 1] = 1 << 28;
+        words[DEVICE_CONTROL / 4] = NO_SNOOP;
         words[MSIX / 4] = u32::from(msix - 1) << 16 | 0x11;
         words[MSIX / 4 + 1] = 0x2000;
         words[MSIX / 4 + 2] = 0x3000;
@@ -94,6 +97,11 @@ impl ConfigModel {
         self.word(4) & COMMAND_BUS_MASTER != 0
     }
 
+    /// Whether it may send requests that pass by the caches.
+    pub(crate) fn no_snoop(&self) -> bool {
+        self.word(DEVICE_CONTROL) & NO_SNOOP != 0
+    }
+
     pub(crate) fn pasid_enabled(&self) -> bool {
         self.word(PASID + 4) & 1 << 16 != 0
     }
@@ -111,6 +119,7 @@ impl ConfigModel {
         for index in 0..6 {
             words[4 + index] &= if index % 2 == 0 { 0xf } else { 0 };
         }
+        words[DEVICE_CONTROL / 4] = NO_SNOOP;
         words[MSIX / 4] &= !(1 << 31);
         words[ATS / 4 + 1] &= !(1 << 31);
         words[PASID / 4 + 1] &= 0xffff;
@@ -152,6 +161,8 @@ impl ConfigSpace for ConfigModel {
                 words[at / 4] = value & self.bar_masks[index] | flags;
             }
             at if at == DEVICE_CONTROL && value & 1 << 15 != 0 => self.function_level_reset(&mut words),
+            // The status half holds nothing that a write of zero changes.
+            DEVICE_CONTROL => words[DEVICE_CONTROL / 4] = value & 0xffff,
             at if at == MSIX => words[at / 4] = value & 3 << 30 | words[at / 4] & 0x3fff_ffff,
             at if at == ATS + 4 => words[at / 4] = value & 1 << 31,
             at if at == PASID + 4 => words[at / 4] = value & 7 << 16 | words[at / 4] & 0xffff,
@@ -243,12 +254,44 @@ fn a_capability_list_that_loops_ends() {
 fn a_function_level_reset_keeps_the_bars() {
     let (model, function) = function();
     function.enable_memory();
-    function.set_bus_master(true);
+    function.allow_dma().unwrap();
     function.function_level_reset(&*TestHost::new()).unwrap();
     assert_eq!(model.resets.load(Ordering::SeqCst), 1);
     assert!(!model.bus_master());
     assert_eq!(function.memory_bar(0).unwrap().address.0, ConfigModel::BAR0);
     assert_eq!(function.memory_bar(2).unwrap().address.0, ConfigModel::BAR2);
+}
+
+/// A reset switches No Snoop on again; nobody does DMA with it.
+#[test]
+fn no_snoop_is_off_before_dma_is_allowed() {
+    let (model, function) = function();
+    function.enable_memory();
+    for _ in 0..2 {
+        assert!(model.no_snoop() && !model.bus_master());
+        function.allow_dma().unwrap();
+        assert!(!model.no_snoop() && model.bus_master());
+        function.function_level_reset(&*TestHost::new()).unwrap();
+    }
+    // One that cannot be told gets no DMA.
+    struct Stuck(Arc<ConfigModel>);
+    impl ConfigSpace for Stuck {
+        fn read32(&self, function: Requester, offset: u16) -> u32 {
+            self.0.read32(function, offset)
+        }
+        fn write32(&self, function: Requester, offset: u16, value: u32) {
+            let kept = if usize::from(offset) == DEVICE_CONTROL {
+                NO_SNOOP
+            } else {
+                0
+            };
+            self.0.write32(function, offset, value | kept);
+        }
+    }
+    let function = Function::new(Stuck(Arc::clone(&model)), HERE).unwrap();
+    let refusal = function.allow_dma().unwrap_err();
+    assert!(refusal.why.contains("No Snoop"), "{refusal}");
+    assert!(!model.bus_master());
 }
 
 #[test]

@@ -88,7 +88,7 @@ fn silence(pci: &Pci, iommu: &MachineIommu) {
         let silent = pci
             .config_of(function.requester)
             .and_then(|config| Function::new(config, function.requester).ok())
-            .map(|function| function.set_bus_master(false));
+            .map(|function| function.forbid_dma());
         match silent {
             Some(()) => log::warn!("{function}: not behind the IOMMU; its DMA is switched off"),
             None => log::error!("{function}: not behind the IOMMU, and its DMA cannot be switched off"),

@@ -68,7 +68,7 @@ impl<R: Registers, C: ConfigSpace> Device<R, C> {
                 "switch PASID on in the firmware's setup",
             )
         })?;
-        function.set_bus_master(false);
+        function.forbid_dma();
         function.enable_memory();
         let window = usize::try_from(bar0.size).unwrap_or(usize::MAX);
         let capabilities = Capabilities::read(&registers, window, &msix)
@@ -118,12 +118,12 @@ impl<R: Registers, C: ConfigSpace> Device<R, C> {
         self.mask_interrupts();
         self.function.enable_msix(&self.msix);
         self.configure();
-        self.function.set_bus_master(true);
+        self.function.allow_dma()?;
         let started = self
             .execute_exclusively(exclusive, Command::EnableDevice)
             .and_then(|_| self.request_handles(exclusive));
         started.map_err(|failure| {
-            self.function.set_bus_master(false);
+            self.function.forbid_dma();
             Refusal::new(
                 "",
                 failure.to_string(),
@@ -143,7 +143,7 @@ impl<R: Registers, C: ConfigSpace> Device<R, C> {
         );
         self.epoch.fetch_add(1, Ordering::AcqRel);
         // Whatever comes of the reset, no queue sends anything from here on.
-        self.function.set_bus_master(false);
+        self.function.forbid_dma();
         let recovered = self
             .function
             .function_level_reset(&*self.host)

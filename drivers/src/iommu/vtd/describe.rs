@@ -22,6 +22,7 @@ impl<R: Registers, M: DmaMemory> Unit<R, M> {
             (capability.write_buffer_flush(), "write buffer"),
             (extended.coherent(), "tables snooped"),
             (extended.page_walk_coherent(), "page walks snooped"),
+            (extended.snoop_control(), "snoop control"),
             (extended.device_tlb(), "device TLBs"),
             (extended.extended_interrupt_mode(), "x2APIC destinations"),
         ]);

@@ -31,6 +31,8 @@ const STRUCTURE_HEADER: usize = 4;
 const SCOPE_HEADER: usize = 6;
 /// DRHD and ATSR flags: all devices of the segment (that no other structure names).
 const FLAG_ALL: u8 = 1 << 0;
+/// SATC flags: the devices work only with an address translation cache of their own in use.
+const FLAG_ATC_REQUIRED: u8 = 1 << 0;
 
 /// Structure types.
 mod kind {
@@ -94,6 +96,8 @@ pub struct DeviceList {
     pub segment: u16,
     /// Every device (or root port) of the segment.
     pub all: bool,
+    /// The firmware says that the devices work only with ATS on (ATC_REQUIRED, in a SATC).
+    pub ats_required: bool,
     /// Those named.
     pub scopes: Vec<DeviceScope>,
 }
@@ -188,6 +192,7 @@ impl Dmar {
                 let list = DeviceList {
                     segment: structure.u16(6)?,
                     all: kind == kind::ATSR && structure.u8(4)? & FLAG_ALL != 0,
+                    ats_required: kind == kind::SATC && structure.u8(4)? & FLAG_ATC_REQUIRED != 0,
                     scopes: scopes(structure, 8)?,
                 };
                 if kind == kind::ATSR {

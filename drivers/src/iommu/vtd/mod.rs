@@ -76,6 +76,8 @@ pub struct Vtd<R, M> {
     spaces: Spaces<Unit<R, M>, SecondStageEntries, M>,
     coverage: Coverage,
     reserved: Vec<ReservedRegion>,
+    /// Devices that the firmware says work only with ATS (SATC).
+    ats_required: Vec<DeviceSet>,
     capabilities: IommuCapabilities,
 }
 
@@ -139,6 +141,12 @@ impl<R: Registers, M: DmaMemory> Vtd<R, M> {
                     devices: DeviceSet::resolve(region.segment, &region.scopes, bridges),
                 })
                 .collect(),
+            ats_required: dmar
+                .ats_devices
+                .iter()
+                .filter(|list| list.ats_required)
+                .map(|list| DeviceSet::resolve(list.segment, &list.scopes, bridges))
+                .collect(),
             capabilities,
             spaces: Spaces::new(
                 units,
@@ -200,6 +208,11 @@ impl<R: Registers, M: DmaMemory> Vtd<R, M> {
                 ),
                 "turn off the firmware function that uses the device, or share another one",
             ));
+        }
+        if tlb.is_none() && self.ats_required.iter().any(|set| set.contains(requester)) {
+            log::warn!(
+                "{requester}: the firmware says that it works only with ATS (SATC, ATC_REQUIRED); it is used without"
+            );
         }
         let unit = self.unit_of(requester)?;
         self.spaces.units[unit]
@@ -296,6 +309,8 @@ impl<R: Registers, M: DmaMemory> Iommu for Vtd<R, M> {
                 format!("{}..={} by {devices}", region.base, region.limit),
             ));
         }
+        let required = self.ats_required.iter();
+        lines.extend(required.map(|devices| ("ATS required", devices.to_string())));
         lines
     }
 }

@@ -76,6 +76,7 @@ impl State {
         if self.gensts & 3 != 0 {
             return 0x10;
         }
+        assert!(!config.no_snoop(), "enabled while its DMA may pass by the caches");
         if !config.bus_master() {
             return 0x12;
         }

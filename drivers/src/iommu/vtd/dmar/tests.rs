@@ -46,6 +46,7 @@ fn a_table_with_everything() {
     body.extend(structure(2, &[1, 0, 2, 0]));
     body.extend(structure(3, &[0; 16]));
     body.extend(structure(5, &[1, 0, 2, 0, 1, 8, 0, 0, 0, 0x6a, 1, 0]));
+    body.extend(structure(5, &[0, 0, 2, 0, 1, 8, 0, 0, 0, 0x6b, 1, 0]));
     body.extend(structure(0x1234, &[1, 2, 3]));
     body.extend(drhd(0, 1, 0xfed9_2000, &[]));
     let dmar = parse(&table(&body)).unwrap();
@@ -86,6 +87,9 @@ fn a_table_with_everything() {
     assert_eq!(dmar.reserved[0].scopes.len(), 1);
     assert!(dmar.ats_roots[0].all && dmar.ats_roots[0].scopes.is_empty());
     assert!(!dmar.ats_devices[0].all && dmar.ats_devices[0].scopes.len() == 1);
+    let required = |list: &[DeviceList]| list.iter().map(|list| list.ats_required).collect::<Vec<_>>();
+    assert_eq!(required(&dmar.ats_devices), [true, false]);
+    assert_eq!(required(&dmar.ats_roots), [false], "its flag is another");
 }
 
 #[test]

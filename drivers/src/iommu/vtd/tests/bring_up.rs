@@ -5,7 +5,7 @@ use pasidon_kernel::drained::Drained;
 use pasidon_kernel::fault::FaultAccess;
 use pasidon_kernel::msi::MsiController;
 
-use super::super::dmar::{DeviceScope, Rmrr, ScopeKind};
+use super::super::dmar::{DeviceList, DeviceScope, Rmrr, ScopeKind};
 use super::super::model::{
     CAP_CM, CAP_PROTECTED_MEMORY, ECAP_C, FSTS_ICE, FSTS_IQE, FSTS_ITE, FSTS_PRO, GSTS_IRES, GSTS_QIES,
     GSTS_TES,
@@ -114,6 +114,30 @@ fn a_device_the_firmware_uses_is_not_claimed() {
     );
     machine.vtd.claim(Requester::new(0, 0x6a, 2, 0)).unwrap();
     assert_eq!(machine.vtd.reserved_regions().len(), 1);
+}
+
+#[test]
+fn devices_that_want_ats_are_named() {
+    let mut dmar = dmar();
+    for (device, ats_required) in [(1, true), (2, false)] {
+        dmar.ats_devices.push(DeviceList {
+            segment: 0,
+            all: false,
+            ats_required,
+            scopes: vec![DeviceScope {
+                kind: ScopeKind::Endpoint,
+                enumeration: 0,
+                start_bus: 0x6a,
+                path: vec![(device, 0)],
+            }],
+        });
+    }
+    let machine = Machine::found(CAP, ECAP, &dmar);
+    machine.vtd.take_over().unwrap();
+    machine.vtd.claim(DEVICE).unwrap();
+    let lines = machine.vtd.describe();
+    let wanting: Vec<_> = lines.iter().filter(|line| line.0 == "ATS required").collect();
+    assert_eq!(wanting, [&("ATS required", String::from("0000:6a:01.0"))]);
 }
 
 #[test]
