@@ -89,7 +89,7 @@ bitflags! {
         const SCE = 1 << 0;
         /// Long mode enabled.
         const LME = 1 << 8;
-        /// Long mode active; read-only.
+        /// Long mode active: follows LME and CR0.PG, and is written as it is.
         const LMA = 1 << 10;
         /// The no-execute bit of page tables counts.
         const NXE = 1 << 11;
@@ -108,8 +108,10 @@ pub const CR0: Cr0 = Cr0::PE
     .union(Cr0::NE)
     .union(Cr0::WP)
     .union(Cr0::PG);
-/// EFER of every pCPU until SVM is switched on.
-pub const EFER: Efer = Efer::LME.union(Efer::NXE);
+/// EFER of every pCPU until SVM is switched on. Processors raise #GP where LMA is not written as it is.
+pub const EFER: Efer = EFER_BEFORE_PAGING.union(Efer::LMA);
+/// EFER of a pCPU that has yet to turn paging, and with it long mode, on.
+pub const EFER_BEFORE_PAGING: Efer = Efer::LME.union(Efer::NXE);
 
 /// CPUID of a leaf and subleaf.
 pub fn cpuid(leaf: u32, subleaf: u32) -> CpuidResult {
@@ -360,8 +362,8 @@ pub fn five_levels() -> bool {
 pub unsafe fn set_up(features: &Features) {
     let cr4 = cr4(features, five_levels()).bits();
     let cr0 = CR0.bits();
-    // SAFETY: long mode and NX are there; LME is kept, and the other values describe the mode that the code
-    // runs in already. OSXSAVE, SMEP and SMAP are set only where CPUID has them.
+    // SAFETY: long mode and NX are there; LME and LMA are kept, and the other values describe the mode that the
+    // code runs in already. OSXSAVE, SMEP and SMAP are set only where CPUID has them.
     unsafe {
         write_msr(msr::EFER, EFER.bits());
         write_msr(msr::IA32_PAT, PAT_AFTER_RESET);
@@ -418,6 +420,15 @@ mod tests {
             _ => leaf(u32::MAX, u32::MAX, u32::MAX, u32::MAX),
         });
         assert!(!features.long_mode && !features.x2apic && !features.smep);
+    }
+
+    #[test]
+    fn efer_is_written_with_the_mode_that_the_processor_is_in() {
+        assert!(EFER.contains(Efer::LME | Efer::LMA), "set_up runs in long mode");
+        assert!(
+            !EFER_BEFORE_PAGING.contains(Efer::LMA),
+            "the trampoline does not yet"
+        );
     }
 
     #[test]

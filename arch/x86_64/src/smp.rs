@@ -80,7 +80,7 @@ global_asm!(
     "call *%rax",
     "ud2",
     "pasidon_trampoline_end:",
-    efer = const cpu::EFER.bits(),
+    efer = const cpu::EFER_BEFORE_PAGING.bits(),
     cr0 = const cpu::CR0.bits(),
     options(att_syntax)
 );
