@@ -14,7 +14,7 @@ use crate::backend::{Backend, Reason};
 use crate::guest::boot;
 use crate::guest::machine::PcPlatform;
 use crate::svm::SvmPcpu;
-use crate::svm::npt::NestedTable;
+use crate::svm::npt::{self, NestedTable};
 use crate::vms::Machine;
 use crate::{apic, cpu, emulate, exit, extended, interrupts, pcpu, run, time, vcpu};
 
@@ -43,7 +43,7 @@ impl Hardware for Svm {
     }
 
     fn stage2(frames: &'static Frames) -> Result<NestedTable, Refusal> {
-        NestedTable::new(frames)
+        NestedTable::new(frames, cpu::five_levels())
     }
 
     fn build(
@@ -53,7 +53,8 @@ impl Hardware for Svm {
         stage2: &NestedTable,
     ) -> Result<(vcpu::Core, PcPlatform), Refusal> {
         let entry = boot::load(memory, image)?;
-        let mut core = vcpu::Core::new(vm, stage2.root(), cpu::Features::read().physical_bits);
+        let physical_bits = cpu::Features::read().physical_bits.min(npt::PHYSICAL_BITS);
+        let mut core = vcpu::Core::new(vm, stage2.root(), physical_bits);
         core.hardware.start_at(&entry);
         Ok((core, PcPlatform::new()?))
     }
