@@ -37,7 +37,16 @@ pub enum Reason {
     Xsetbv,
     /// The guest can take an interrupt now.
     InterruptWindow,
-    /// Triple fault.
+    /// A move from or to CR4.
+    Cr4 {
+        /// To CR4.
+        write: bool,
+        /// The general register, where the processor told it; otherwise the caller must find it.
+        gpr: Option<u8>,
+    },
+    /// An exception that must not be delivered without the hypervisor having been asked.
+    Exception(Exception),
+    /// Triple fault, or a machine check that the processor could not deliver.
     Shutdown,
     /// The processor found an error in itself or in memory.
     MachineCheck,
@@ -92,7 +101,8 @@ pub trait Backend {
     /// The registers that an emulated instruction may use.
     fn state(&self) -> CpuState;
 
-    /// Takes over general registers, RIP and RFLAGS of `state`.
+    /// Takes over general registers, RIP and RFLAGS of `state`. The caller says [`Backend::retire`] where an
+    /// instruction was carried out.
     fn set_state(&mut self, state: &CpuState);
 
     /// General registers in hardware order: RAX, RCX, RDX, RBX, RSP, ...
@@ -104,8 +114,13 @@ pub trait Backend {
     /// Length of the current instruction, where the processor told it; otherwise the caller must find it.
     fn known_length(&self) -> Option<u8>;
 
-    /// Ends the current instruction, `length` bytes long.
+    /// Goes on behind the current instruction, `length` bytes long: clears RFLAGS.RF and
+    /// [retires](Backend::retire) it.
     fn skip(&mut self, length: u8);
+
+    /// An instruction, or an iteration of one, was carried out for the guest: what a processor does then. The
+    /// interrupt shadow ends, and where the guest steps (RFLAGS.TF) it gets its #DB.
+    fn retire(&mut self);
 
     /// Whether an external interrupt would be taken now.
     fn interruptible(&self) -> bool;
@@ -115,6 +130,16 @@ pub trait Backend {
 
     /// Delivers an event at the next entry. There must be none yet.
     fn inject(&mut self, event: Event);
+
+    /// Takes the event back that waits to be delivered at the next entry.
+    fn take_event(&mut self) -> Option<Event>;
+
+    /// Whether an NMI can be delivered: none while the handler of the last one runs.
+    fn nmi_open(&self) -> bool;
+
+    /// Has the guest stop as soon as an NMI can be delivered. Returns whether that is after the next instruction,
+    /// before which nothing else must be delivered.
+    fn hasten_nmi(&mut self) -> bool;
 
     /// Asks for [`Reason::InterruptWindow`], or no longer.
     fn request_window(&mut self, window: Option<Window>);
@@ -131,8 +156,11 @@ pub trait Backend {
     /// CR2.
     fn cr2(&self) -> u64;
 
-    /// CR4.
+    /// CR4 as the guest sees it.
     fn cr4(&self) -> u64;
+
+    /// Writes CR4; false where the guest must get a general-protection fault.
+    fn set_cr4(&mut self, value: u64) -> bool;
 
     /// Privilege level, 0 to 3.
     fn cpl(&self) -> u8;

@@ -65,8 +65,8 @@ mod encoding {
     pub const WRMSR: &[u8] = &[0x0f, 0x30];
     pub const VMMCALL: &[u8] = &[0x0f, 0x01, 0xd9];
     pub const XSETBV: &[u8] = &[0x0f, 0x01, 0xd1];
-    /// Too many forms to name, but the processor always tells their length.
-    pub const PORT: &[u8] = &[];
+    /// Too many forms to name. For ports the processor always tells the length.
+    pub const VARIOUS: &[u8] = &[];
 }
 
 /// The counter of a reason.
@@ -76,13 +76,14 @@ pub fn kind(reason: &Reason) -> ExitKind {
         Reason::Cpuid => ExitKind::Identification,
         Reason::Halt => ExitKind::Halt,
         Reason::Io(_) => ExitKind::Io,
-        Reason::ReadMsr | Reason::WriteMsr | Reason::Xsetbv => ExitKind::SystemRegister,
+        Reason::ReadMsr | Reason::WriteMsr | Reason::Xsetbv | Reason::Cr4 { .. } => ExitKind::SystemRegister,
         Reason::Stage2 { fetch: false, .. } => ExitKind::Mmio,
         Reason::Stage2 { fetch: true, .. } => ExitKind::Stage2Fault,
         Reason::Hypercall => ExitKind::Hypercall,
         Reason::InterruptWindow => ExitKind::InterruptWindow,
         Reason::Shutdown => ExitKind::Shutdown,
         Reason::MachineCheck
+        | Reason::Exception(_)
         | Reason::Undefined
         | Reason::Forbidden
         | Reason::Ignored
@@ -119,7 +120,7 @@ pub fn handle(core: &mut Core, machine: &Machine, reason: Reason) {
         Reason::Io(io) if io.string => string_io(core, machine),
         Reason::Io(io) => {
             port(core, machine, io);
-            finish(core, machine, encoding::PORT);
+            finish(core, machine, encoding::VARIOUS);
         }
         Reason::ReadMsr => read_msr(core, machine),
         Reason::WriteMsr => write_msr(core, machine),
@@ -152,6 +153,9 @@ pub fn handle(core: &mut Core, machine: &Machine, reason: Reason) {
                 core.exception = Some(GENERAL_PROTECTION);
             }
         }
+        Reason::Cr4 { write, gpr } => cr4(core, machine, write, gpr),
+        Reason::Exception(exception) => core.reflect(exception),
+        Reason::Shutdown if let Some(verdict) = machine_check::undelivered() => lost(machine, verdict),
         Reason::Shutdown => {
             let state = core.hardware.state();
             let (rip, rsp, cr3) = (state.rip, state.gpr[gpr::RSP], state.cr3);
@@ -160,10 +164,7 @@ pub fn handle(core: &mut Core, machine: &Machine, reason: Reason) {
                 core.hardware.cr2()
             )));
         }
-        Reason::MachineCheck => match machine_check::take() {
-            Verdict::GuestLost(text) => machine.end(VmEnd::Crashed(text)),
-            Verdict::HostLost(text) => panic!("{text}"),
-        },
+        Reason::MachineCheck => lost(machine, machine_check::take()),
         Reason::Undefined => core.exception = Some(UNDEFINED),
         Reason::Forbidden => core.exception = Some(GENERAL_PROTECTION),
         Reason::Ignored => finish(core, machine, encoding::INVD),
@@ -172,6 +173,36 @@ pub fn handle(core: &mut Core, machine: &Machine, reason: Reason) {
             core.hardware.rip()
         ))),
     }
+}
+
+/// What a machine check costs.
+fn lost(machine: &Machine, verdict: Verdict) {
+    match verdict {
+        Verdict::GuestLost(text) => machine.end(VmEnd::Crashed(text)),
+        Verdict::HostLost(text) => panic!("{text}"),
+    }
+}
+
+/// A move from or to CR4, whose general register the processor may have told.
+fn cr4(core: &mut Core, machine: &Machine, write: bool, told: Option<u8>) {
+    let state = core.hardware.state();
+    let gpr = match told {
+        Some(gpr) => gpr,
+        None => match emulate::control_move(&state, &machine.memory) {
+            Ok(Some(found)) if (found.control, found.write) == (4, write) => found.gpr,
+            // Another instruction by now: the processor tries again.
+            Ok(_) => return,
+            Err(failure) => return fail(core, machine, &failure),
+        },
+    };
+    let mask = if state.is_64bit() { u64::MAX } else { LOW };
+    if !write {
+        core.hardware.set_gpr(gpr.into(), state.cr4 & mask);
+    } else if !core.hardware.set_cr4(core.hardware.gpr(gpr.into()) & mask) {
+        core.exception = Some(GENERAL_PROTECTION);
+        return;
+    }
+    finish(core, machine, encoding::VARIOUS);
 }
 
 /// Goes on behind the current instruction, which is `encoding` unless it has prefixes.
@@ -247,8 +278,16 @@ fn mmio(core: &mut Core, machine: &Machine, address: u64) {
         access_device(core, machine, &Exit::Mmio(access))
     });
     match result {
-        Ok(()) => core.hardware.set_state(&state),
+        Ok(done) => emulated(core, &state, done),
         Err(failure) => fail(core, machine, &failure),
+    }
+}
+
+/// Takes over what an emulated instruction left; `done`: it, or an iteration of it, was carried out.
+fn emulated(core: &mut Core, state: &CpuState, done: bool) {
+    core.hardware.set_state(state);
+    if done {
+        core.hardware.retire();
     }
 }
 
@@ -258,7 +297,7 @@ fn string_io(core: &mut Core, machine: &Machine) {
         access_device(core, machine, &Exit::Io(access))
     });
     match result {
-        Ok(()) => core.hardware.set_state(&state),
+        Ok(done) => emulated(core, &state, done),
         Err(failure) => fail(core, machine, &failure),
     }
 }

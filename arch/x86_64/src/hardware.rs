@@ -16,7 +16,7 @@ use crate::guest::machine::PcPlatform;
 use crate::svm::SvmPcpu;
 use crate::svm::npt::{self, NestedTable};
 use crate::vms::Machine;
-use crate::{apic, cpu, emulate, exit, extended, interrupts, pcpu, run, time, vcpu};
+use crate::{apic, cpu, emulate, exit, extended, interrupts, machine_check, pcpu, run, time, vcpu};
 
 pub(crate) static WORLD: Once<run::World> = Once::new();
 
@@ -37,6 +37,7 @@ impl Hardware for Svm {
     fn enable(pcpu: u32, frames: &'static Frames) -> Result<SvmPcpu, Refusal> {
         // Its tables are made here, so that no exit allocates them.
         emulate::prepare();
+        machine_check::forget();
         // SAFETY: processors without XSAVE are refused at start.
         unsafe { extended::enable() };
         SvmPcpu::enable(pcpu, frames)
@@ -149,7 +150,9 @@ impl Core<Svm> for vcpu::Core {
         if reason == Reason::HostInterrupt {
             return false;
         }
+        // An exit that comes again with each delivery of an event leaves the processor no moment for an interrupt.
+        let delivering = self.hardware.has_event();
         exit::handle(self, machine, reason);
-        true
+        !delivering
     }
 }

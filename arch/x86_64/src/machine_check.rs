@@ -1,14 +1,16 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! A machine check that came while a guest ran.
 //!
-//! **Principle.** The processor hands it to the hypervisor instead of its own handler, with its registers of
+//! **Principle.** CR4.MCE is set while guests run, so the processor hands it to the hypervisor instead of its own handler, with its registers of
 //! before the guest intact. Where no bank says that the processor's context is lost, and it can go on, the
-//! VM that ran pays with its life; otherwise nothing that runs here can be trusted any more.
+//! VM that ran pays with its life; otherwise nothing that runs here can be trusted any more. One that cannot be
+//! delivered is a shutdown of the guest; so the banks are looked at before a guest is blamed for that.
 //!
 //! Source: APM volume 2, chapter 9 "Machine Check Architecture"; 15.12.16 (#MC intercept).
 
 use alloc::format;
 use alloc::string::String;
+use alloc::vec::Vec;
 
 use crate::cpu;
 
@@ -22,8 +24,12 @@ const BANK_STRIDE: u32 = 4;
 const MCG_CAP_COUNT: u64 = 0xff;
 /// IA32_MCG_STATUS: what was interrupted can go on.
 const MCG_STATUS_RIPV: u64 = 1 << 0;
+/// IA32_MCG_STATUS: a machine check is being delivered.
+const MCG_STATUS_MCIP: u64 = 1 << 2;
 /// IA32_MCi_STATUS: the bank holds an error.
 const VAL: u64 = 1 << 63;
+/// IA32_MCi_STATUS: the error was not corrected.
+const UC: u64 = 1 << 61;
 /// IA32_MCi_STATUS: the address register holds where.
 const ADDRV: u64 = 1 << 58;
 /// IA32_MCi_STATUS: the processor's context is corrupt.
@@ -59,30 +65,76 @@ fn judge(status: u64, banks: impl Iterator<Item = Bank>) -> Verdict {
     }
 }
 
-/// Reads and clears what this pCPU recorded; a second machine check before that would reset the machine.
-pub fn take() -> Verdict {
+/// What this pCPU recorded: IA32_MCG_STATUS and the banks that hold an error. `None` where it cannot tell.
+fn recorded() -> Option<(u64, Vec<Bank>)> {
     if core::arch::x86_64::__cpuid(1).edx & CPUID_MCA == 0 {
-        return Verdict::HostLost("machine check, and the processor cannot say why".into());
+        return None;
     }
-    // SAFETY: the processor has these registers, and as many banks; clearing them forgets errors only.
+    // SAFETY: the processor has these registers, and as many banks.
     unsafe {
         let banks = (cpu::read_msr(IA32_MCG_CAP) & MCG_CAP_COUNT) as u32;
         let found = (0..banks).filter_map(|number| {
             let status = cpu::read_msr(IA32_MC0_STATUS + number * BANK_STRIDE);
-            if status & VAL == 0 {
-                return None;
-            }
             let address = match status & ADDRV {
                 0 => 0,
                 _ => cpu::read_msr(IA32_MC0_ADDR + number * BANK_STRIDE),
             };
-            cpu::write_msr(IA32_MC0_STATUS + number * BANK_STRIDE, 0);
-            Some((number, status, address))
+            (status & VAL != 0).then_some((number, status, address))
         });
-        let verdict = judge(cpu::read_msr(IA32_MCG_STATUS), found);
-        cpu::write_msr(IA32_MCG_STATUS, 0);
-        verdict
+        Some((cpu::read_msr(IA32_MCG_STATUS), found.collect()))
     }
+}
+
+/// Clears the banks; a second machine check before that would reset the machine.
+fn clear(banks: &[Bank]) {
+    // SAFETY: `recorded` found these registers; clearing them forgets errors only.
+    unsafe {
+        for (number, ..) in banks {
+            cpu::write_msr(IA32_MC0_STATUS + number * BANK_STRIDE, 0);
+        }
+        cpu::write_msr(IA32_MCG_STATUS, 0);
+    }
+}
+
+/// Reads and clears what this pCPU recorded.
+pub fn take() -> Verdict {
+    let Some((status, banks)) = recorded() else {
+        return Verdict::HostLost("machine check, and the processor cannot say why".into());
+    };
+    clear(&banks);
+    judge(status, banks.into_iter())
+}
+
+/// The guest shut down: whether that was no fault of its own, but a machine check that could not be delivered.
+pub fn undelivered() -> Option<Verdict> {
+    let (status, banks) = recorded()?;
+    let verdict = judge_shutdown(status, &banks)?;
+    clear(&banks);
+    Some(verdict)
+}
+
+fn judge_shutdown(status: u64, banks: &[Bank]) -> Option<Verdict> {
+    // Corrected errors are recorded too, and stop nobody.
+    if !banks.iter().any(|(_, status, _)| status & UC != 0) {
+        return None;
+    }
+    // RIPV tells about one that is being delivered.
+    let status = match status & MCG_STATUS_MCIP {
+        0 => status | MCG_STATUS_RIPV,
+        _ => status,
+    };
+    Some(judge(status, banks.iter().copied()))
+}
+
+/// Logs and clears what was recorded before this pCPU ran guests, so that none is blamed for it.
+pub fn forget() {
+    let Some((status, banks)) = recorded() else { return };
+    if banks.is_empty() {
+        return;
+    }
+    clear(&banks);
+    let (Verdict::GuestLost(text) | Verdict::HostLost(text)) = judge(status, banks.into_iter());
+    log::warn!("before Pasidon started: {text}");
 }
 
 #[cfg(test)]
@@ -104,5 +156,18 @@ mod tests {
             let verdict = judge(status, [(0, error, 0), (1, bank, 0)].into_iter());
             assert!(matches!(verdict, Verdict::HostLost(_)), "{verdict:?}");
         }
+    }
+
+    #[test]
+    fn a_shutdown_is_the_guests_own_unless_an_error_was_recorded_that_was_not_corrected() {
+        assert_eq!(judge_shutdown(0, &[]), None);
+        assert_eq!(judge_shutdown(0, &[(3, VAL, 0)]), None, "a corrected error");
+        let error = (1, VAL | UC, 0);
+        let verdict = |status, banks: &[Bank]| judge_shutdown(status, banks).unwrap();
+        assert!(matches!(verdict(0, &[error]), Verdict::GuestLost(_)));
+        let lost = verdict(0, &[error, (2, VAL | UC | PCC, 0)]);
+        assert!(matches!(lost, Verdict::HostLost(_)));
+        let second = verdict(MCG_STATUS_MCIP, &[error]);
+        assert!(matches!(second, Verdict::HostLost(_)), "it cannot go on");
     }
 }

@@ -9,6 +9,7 @@ use pasidon_kernel::addr::HostPhys;
 use crate::backend::{Backend, Event, Window};
 use crate::emulate::Exception;
 use crate::extended::{Extended, ExtendedFeatures};
+use crate::guest::control::ControlPolicy;
 use crate::guest::cpuid::{CpuidConfig, CpuidPolicy};
 use crate::guest::lapic::LocalApic;
 use crate::guest::msr::Msrs;
@@ -61,13 +62,14 @@ impl Core {
             xcr0: features.xcr0,
             tsc_aux: features.tsc_aux,
         };
+        let cpuid = CpuidPolicy::new(&config, &|leaf, subleaf| {
+            core::arch::x86_64::__cpuid_count(leaf, subleaf)
+        });
         Self {
-            hardware: SvmVcpu::new(stage2, tsc_offset),
+            hardware: SvmVcpu::new(stage2, tsc_offset, ControlPolicy::new(&cpuid)),
             lapic: LocalApic::new(0),
             msrs: Msrs::new(String::from(vm)),
-            cpuid: CpuidPolicy::new(&config, &|leaf, subleaf| {
-                core::arch::x86_64::__cpuid_count(leaf, subleaf)
-            }),
+            cpuid,
             clock: GuestClock::new(time::tsc_hz(), time::unix_ns(), 0),
             extended: Extended::new(features),
             tsc_offset,
@@ -92,9 +94,21 @@ impl Core {
     /// Whether something ends HLT now.
     pub fn wakes(&mut self) -> bool {
         self.nmi |= self.lapic.take_nmi();
-        self.nmi
+        (self.nmi && self.hardware.nmi_open())
             || self.exception.is_some()
+            || self.hardware.has_event()
             || (self.lapic.pending().is_some() && self.hardware.interruptible())
+    }
+
+    /// The processor stopped before it delivered `exception` to the guest, which is to get it. What was being delivered
+    /// when it came is not lost: interrupts come again later, exceptions when their instruction runs again.
+    pub fn reflect(&mut self, exception: Exception) {
+        match self.hardware.take_event() {
+            Some(Event::Interrupt(vector)) => self.lapic.take_back(vector),
+            Some(Event::Nmi) => self.nmi = true,
+            Some(Event::Exception(_)) | None => {}
+        }
+        self.exception = Some(exception);
     }
 
     /// Chooses what is delivered at the next entry: what was cut short, then an exception, an NMI, an
@@ -105,8 +119,11 @@ impl Core {
         if !hardware.has_event() {
             if let Some(exception) = self.exception.take() {
                 hardware.inject(Event::Exception(exception));
-            } else if core::mem::take(&mut self.nmi) {
+            } else if self.nmi && hardware.nmi_open() {
+                self.nmi = false;
                 hardware.inject(Event::Nmi);
+            } else if self.nmi && hardware.hasten_nmi() {
+                // What came now would meet the step.
             } else if hardware.interruptible()
                 && let Some(vector) = self.lapic.pending()
             {
@@ -124,5 +141,54 @@ impl Core {
         };
         self.hardware.request_window(window);
         self.hardware.set_cr8(self.lapic.cr8());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::guest::lapic::MSR_APIC_BASE;
+
+    const STAGE2: HostPhys = HostPhys(0x1000);
+    const X2APIC: u64 = 0xfee0_0000 | 3 << 10;
+    const MSR_SVR: u32 = 0x80f;
+    const ENABLED: u64 = 0x1ff;
+    const ALIGNMENT_CHECK: Exception = Exception {
+        vector: 17,
+        error_code: Some(0),
+        cr2: None,
+    };
+
+    /// One that has interrupt 0x31 and an NMI waiting.
+    fn core() -> Core {
+        let mut core = Core::new("alpha", STAGE2, 48);
+        core.lapic.write_msr(MSR_APIC_BASE, X2APIC, 0).unwrap();
+        core.lapic.write_msr(MSR_SVR, ENABLED, 0).unwrap();
+        core.lapic.accept(0x31, false);
+        core.nmi = true;
+        core
+    }
+
+    #[test]
+    fn an_exception_in_the_delivery_of_an_event_costs_neither() {
+        let mut core = core();
+        core.prepare_event();
+        assert_eq!(core.hardware.take_event(), Some(Event::Nmi));
+        core.hardware.inject(Event::Nmi);
+        // The processor stopped in the middle of it.
+        core.reflect(ALIGNMENT_CHECK);
+        core.prepare_event();
+        assert_eq!(
+            core.hardware.take_event(),
+            Some(Event::Exception(ALIGNMENT_CHECK))
+        );
+        core.prepare_event();
+        assert_eq!(core.hardware.take_event(), Some(Event::Nmi), "again");
+
+        core.lapic.acknowledge(0x31);
+        assert_eq!(core.lapic.pending(), None, "it is in service");
+        core.hardware.inject(Event::Interrupt(0x31));
+        core.reflect(ALIGNMENT_CHECK);
+        assert_eq!(core.lapic.pending(), Some(0x31), "again");
     }
 }

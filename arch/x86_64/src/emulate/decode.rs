@@ -6,7 +6,7 @@
 //! Source: Intel SDM volume 3A, 3.4 (segments).
 
 use arrayvec::ArrayVec;
-use iced_x86::{Decoder, DecoderError, DecoderOptions, Instruction};
+use iced_x86::{Code, Decoder, DecoderError, DecoderOptions, Instruction};
 use pasidon_kernel::addr::PAGE_SIZE;
 use pasidon_kernel::memory::GuestMemory;
 use x86_64::registers::rflags::RFlags;
@@ -30,14 +30,16 @@ impl From<Exception> for Stop {
     }
 }
 
-/// Turns an early end into what the caller of the emulator sees.
+/// Turns an early end into what the caller of the emulator sees: whether the instruction, or an iteration of it, was
+/// carried out.
 pub(super) fn finish(
     result: Result<(), Stop>,
     state: &CpuState,
     memory: &dyn GuestMemory,
-) -> Result<(), Failure> {
+) -> Result<bool, Failure> {
     match result {
-        Ok(()) | Err(Stop::Retry) => Ok(()),
+        Ok(()) => Ok(true),
+        Err(Stop::Retry) => Ok(false),
         Err(Stop::Exception(exception)) => Err(Failure::Exception(exception)),
         Err(Stop::Unsupported) => Err(unsupported(state, memory)),
     }
@@ -59,7 +61,7 @@ fn bytes_for_log(bytes: &[u8]) -> InstructionBytes {
 
 impl CpuState {
     /// Whether the code is 64-bit code.
-    pub(super) fn is_64bit(&self) -> bool {
+    pub fn is_64bit(&self) -> bool {
         self.long_mode() && self.cs.long
     }
 
@@ -158,6 +160,38 @@ pub(super) fn decode(state: &CpuState, memory: &dyn GuestMemory) -> Result<Instr
 /// The exception of the fetch, or [`Failure::Unsupported`] for bytes that are no instruction.
 pub fn instruction_length(state: &CpuState, memory: &dyn GuestMemory) -> Result<u8, Failure> {
     decode(state, memory).map(|instruction| instruction.len() as u8)
+}
+
+/// A move from or to a control register.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct ControlMove {
+    /// Number of the control register.
+    pub control: u8,
+    /// Whether it is written.
+    pub write: bool,
+    /// Number of the general register.
+    pub gpr: u8,
+}
+
+/// The move from or to a control register at CS:RIP: for exits where the processor does not tell its operands.
+/// `None` where by now it is another instruction.
+///
+/// # Errors
+/// The exception of the fetch, or [`Failure::Unsupported`] for bytes that are no instruction.
+pub fn control_move(state: &CpuState, memory: &dyn GuestMemory) -> Result<Option<ControlMove>, Failure> {
+    let instruction = decode(state, memory)?;
+    let (control, gpr, write) = match instruction.code() {
+        Code::Mov_cr_r32 | Code::Mov_cr_r64 => (instruction.op0_register(), instruction.op1_register(), true),
+        Code::Mov_r32_cr | Code::Mov_r64_cr => {
+            (instruction.op1_register(), instruction.op0_register(), false)
+        }
+        _ => return Ok(None),
+    };
+    Ok(Some(ControlMove {
+        control: control.number() as u8,
+        write,
+        gpr: gpr.number() as u8,
+    }))
 }
 
 pub(super) fn prepare() {

@@ -16,8 +16,8 @@
 //! - The guest may change its code and tables while this runs. The rights are checked on what is read here,
 //!   so a race gives the guest nothing that it could not have had by running that other code.
 //!
-//! **Left to the caller.** A single step (RFLAGS.TF) after an emulated instruction, the end of an interrupt
-//! shadow, and data breakpoints. A locked access to a device is one read and one write on the bus. Protection
+//! **Left to the caller.** What follows a completed instruction: the #DB of a single step (RFLAGS.TF) and the end of
+//! an interrupt shadow. **Not looked at:** data breakpoints. A locked access to a device is one read and one write on the bus. Protection
 //! keys, shadow stacks and linear-address masking are not offered to guests and not looked at.
 //!
 //! Source: Intel SDM volume 2 (instructions), volume 3A chapters 3 "Protected-Mode Memory Management" and
@@ -41,7 +41,7 @@ use pasidon_kernel::exit::Access;
 use pasidon_kernel::memory::GuestMemory;
 use x86_64::structures::idt::ExceptionVector;
 
-pub use decode::{fetch, instruction_length};
+pub use decode::{ControlMove, control_move, fetch, instruction_length};
 pub use walk::translate;
 
 /// Longest instruction of the architecture, in bytes.
@@ -163,10 +163,10 @@ impl From<Exception> for Failure {
 /// ascending addresses. The addresses come from the instruction's operands through [`translate`]; `fault` is
 /// only compared.
 ///
-/// On `Ok` the state is as after the instruction, with RFLAGS.RF cleared. It is unchanged, so that the
-/// processor tries again, when by now nothing that the instruction touches is a device (the guest changed
-/// its tables or code meanwhile). A repeated string instruction returns after a bounded number of
-/// iterations with RIP still on it.
+/// On `Ok(true)` the state is as after the instruction, with RFLAGS.RF cleared. `Ok(false)` has the processor try
+/// again, because by now nothing that the instruction touches is a device (the guest changed its tables or code
+/// meanwhile). A repeated string instruction returns after a bounded number of iterations with RIP still on it, and
+/// after one where the guest steps.
 ///
 /// # Errors
 /// [`Failure::Exception`] for the guest; [`Failure::Unsupported`] for what is not emulated: SSE, AVX, x87,
@@ -176,10 +176,10 @@ pub fn mmio(
     memory: &dyn GuestMemory,
     fault: u64,
     bus: &mut dyn FnMut(Access) -> u64,
-) -> Result<(), Failure> {
+) -> Result<bool, Failure> {
     // RAM by now: the processor needs no help.
     if memory.read(GuestPhys(fault), &mut [0]).is_ok() {
-        return Ok(());
+        return Ok(false);
     }
     let instruction = decode::decode(state, memory)?;
     let result = match string::StringInstruction::new(&instruction) {
@@ -192,7 +192,8 @@ pub fn mmio(
 /// Carries out the INS or OUTS at CS:RIP, whose access to its port exited.
 ///
 /// Each port access goes to `bus`, with the port as the address; `bus` returns the value of a read. With a
-/// REP prefix a bounded number of iterations is done; RIP stays on the instruction until the last.
+/// REP prefix a bounded number of iterations is done, and one where the guest steps; RIP stays on the instruction
+/// until the last.
 /// The processor has checked the I/O privilege before the exit; it is not checked again.
 ///
 /// # Errors
@@ -202,7 +203,7 @@ pub fn string_io(
     state: &mut CpuState,
     memory: &dyn GuestMemory,
     bus: &mut dyn FnMut(Access) -> u64,
-) -> Result<(), Failure> {
+) -> Result<bool, Failure> {
     let instruction = decode::decode(state, memory)?;
     let result = match string::StringInstruction::new(&instruction) {
         Some(string) if string.is_port_io() => string::run(state, memory, bus, &instruction, string),

@@ -107,7 +107,9 @@ pub(super) fn run(
         address_size,
         source_segment: instruction.memory_segment(),
     };
-    for _ in 0..MAX_ITERATIONS {
+    // A step ends behind one.
+    let stepping = state.rflags & RFlags::TRAP_FLAG.bits() != 0;
+    for _ in 0..if stepping { 1 } else { MAX_ITERATIONS } {
         if repeated && state.read(count) == 0 {
             state.complete(next_rip);
             return Ok(());

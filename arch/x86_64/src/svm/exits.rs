@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! From exit codes to reasons (APM 2, appendix C).
 
+use super::event::{ALIGNMENT_CHECK, DEBUG_EXCEPTION};
 use super::vmcb::{Vmcb, exit_code};
 use crate::backend::{IoExit, Reason};
 
@@ -18,11 +19,24 @@ const NPF_FETCH: u64 = 1 << 4;
 /// EXITINFO1 of an MSR exit: a write.
 const MSR_WRITE: u64 = 1;
 
-/// Why the guest stopped.
-pub fn reason(vmcb: &Vmcb) -> Reason {
+/// EXITINFO1 of a control-register exit, with decode assists: it was a MOV, and its general register.
+mod control {
+    pub const MOV: u64 = 1 << 63;
+    pub const GPR: u64 = 0xf;
+}
+
+/// Why the guest stopped. `decode_assists`: whether the processor tells operands.
+pub fn reason(vmcb: &Vmcb, decode_assists: bool) -> Reason {
     let control = &vmcb.control;
     match control.exit_code {
         exit_code::INTR | exit_code::NMI | exit_code::SMI | exit_code::INIT => Reason::HostInterrupt,
+        exit_code::CR4_READ | exit_code::CR4_WRITE => Reason::Cr4 {
+            write: control.exit_code == exit_code::CR4_WRITE,
+            gpr: (decode_assists && control.exit_info1 & control::MOV != 0)
+                .then_some((control.exit_info1 & control::GPR) as u8),
+        },
+        exit_code::EXCEPTION_DB => Reason::Exception(DEBUG_EXCEPTION),
+        exit_code::EXCEPTION_AC => Reason::Exception(ALIGNMENT_CHECK),
         exit_code::EXCEPTION_MC => Reason::MachineCheck,
         exit_code::VINTR => Reason::InterruptWindow,
         exit_code::CPUID => Reason::Cpuid,
@@ -103,7 +117,19 @@ mod tests {
         let mut vmcb = Vmcb::zeroed();
         for code in [u64::MAX, 0x3000] {
             vmcb.control.exit_code = code;
-            assert_eq!(reason(&vmcb), Reason::Failed(code));
+            assert_eq!(reason(&vmcb, true), Reason::Failed(code));
         }
+    }
+
+    #[test]
+    fn operands_are_believed_only_where_the_processor_tells_them() {
+        let mut vmcb = Vmcb::zeroed();
+        vmcb.control.exit_code = exit_code::CR4_WRITE;
+        vmcb.control.exit_info1 = control::MOV | 11;
+        let told = |gpr| Reason::Cr4 { write: true, gpr };
+        assert_eq!(reason(&vmcb, true), told(Some(11)));
+        assert_eq!(reason(&vmcb, false), told(None));
+        vmcb.control.exit_info1 = 0;
+        assert_eq!(reason(&vmcb, true), told(None), "not by a MOV");
     }
 }

@@ -2,14 +2,19 @@
 //! AMD-V with nested paging.
 //!
 //! **Principle.** Intercept as little as possible: what a guest does to its own registers, page tables and
-//! interrupt flag costs no exit. What leaves the VM (ports, most MSRs, device memory, CPUID, HLT) does.
-//! **Invariant.** SVM itself is never the guest's: EFER.SVME reads as zero, and its instructions are
-//! undefined.
+//! interrupt flag costs no exit. What leaves the VM (ports, most MSRs, device memory, CPUID, HLT) does, and CR4,
+//! which turns on what nobody switches between guests.
+//! **Invariants.** SVM itself is never the guest's: EFER.SVME reads as zero, and its instructions are
+//! undefined. Machine checks are never the guest's: CR4.MCE is set while it runs, whatever it sees there. No exception
+//! that can happen while it is being delivered (#DB, #AC) is delivered without an exit in between, or a guest could
+//! keep its processor from ever taking an interrupt (CVE-2015-5307, CVE-2015-8104).
 //!
 //! Source: AMD APM volume 2, chapter 15 "Secure Virtual Machine".
 
 mod enter;
+mod event;
 mod exits;
+mod nmi;
 pub mod npt;
 mod pcpu;
 mod permissions;
@@ -20,34 +25,32 @@ use alloc::boxed::Box;
 use pasidon_kernel::addr::HostPhys;
 
 use crate::backend::{Backend, Event, Reason, Window};
-use crate::emulate::{CpuState, Exception, SegmentState};
+use crate::emulate::{CpuState, SegmentState};
 use crate::guest::boot::{EntryMode, EntryState};
+use crate::guest::control::{self, ControlPolicy, ControlState, Cr4, Efer};
 
+use nmi::NmiGate;
 pub use pcpu::SvmPcpu;
-use pcpu::{Asid, EFER_SVME};
+use pcpu::{Asid, Assists, EFER_SVME};
 use permissions::{IoPermissionMap, MsrPermissionMap};
-use vmcb::{Segment, Vmcb, event, intercept, vintr};
+use vmcb::{Segment, Vmcb, event::VALID, intercept, vintr};
 
-/// EFER bits that a guest may set (APM 2, 3.1.7).
-mod efer {
-    pub const SCE: u64 = 1 << 0;
-    pub const LME: u64 = 1 << 8;
-    pub const LMA: u64 = 1 << 10;
-    pub const NXE: u64 = 1 << 11;
-}
-
-/// CR0.PG.
-const CR0_PG: u64 = 1 << 31;
 /// PAT after reset: WB, WT, UC-, UC, twice.
 const PAT_RESET: u64 = 0x0007_0406_0007_0406;
 /// RFLAGS bit 1, always set.
 const RFLAGS_FIXED: u64 = 1 << 1;
+/// RFLAGS.TF.
+const RFLAGS_TF: u64 = 1 << 8;
 /// RFLAGS.IF.
 const RFLAGS_IF: u64 = 1 << 9;
 /// RFLAGS.RF.
 const RFLAGS_RF: u64 = 1 << 16;
 const DR6_RESET: u64 = 0xffff_0ff0;
+/// DR6.BS: a single step.
+const DR6_BS: u64 = 1 << 14;
 const DR7_RESET: u64 = 0x400;
+/// DR7.GD: accesses to debug registers raise #DB. The processor clears it with every #DB.
+const DR7_GD: u64 = 1 << 13;
 /// Nested paging on (VMCB offset 090h).
 const NP_ENABLE: u64 = 1;
 
@@ -71,16 +74,18 @@ mod attributes {
 
 /// Limit of a task state segment without an I/O map.
 const TSS_LIMIT: u32 = 0x67;
-/// Vectors below are exceptions.
-const FIRST_INTERRUPT: u64 = 32;
-const NMI_VECTOR: u64 = 2;
-
 /// One vCPU under SVM.
 pub struct SvmVcpu {
     vmcb: Box<Vmcb>,
     registers: enter::Registers,
     asid: Asid,
-    next_rip_save: bool,
+    assists: Assists,
+    control: ControlPolicy,
+    /// CR4.MCE as the guest set it.
+    machine_checks: bool,
+    /// Translations are dropped at the next entry.
+    flush: bool,
+    nmi: NmiGate,
     _io_map: Box<IoPermissionMap>,
     _msr_map: Box<MsrPermissionMap>,
 }
@@ -94,14 +99,16 @@ impl core::fmt::Debug for SvmVcpu {
 }
 
 impl SvmVcpu {
-    /// A vCPU whose guest-physical memory is the nested table at `stage2`. `tsc_offset` is added to the TSC
-    /// that the guest reads.
-    pub fn new(stage2: HostPhys, tsc_offset: u64) -> Self {
+    /// A vCPU whose guest-physical memory is the nested table at `stage2`, and that may write to control registers
+    /// what `policy` allows. `tsc_offset` is added to the TSC that the guest reads.
+    pub fn new(stage2: HostPhys, tsc_offset: u64, policy: ControlPolicy) -> Self {
         let mut vmcb = Vmcb::zeroed();
         let io_map = IoPermissionMap::all();
         let msr_map = MsrPermissionMap::switched_only();
         let control = &mut vmcb.control;
-        control.intercept_exceptions = intercept::EXCEPTION_MC;
+        control.intercept_cr = intercept::CR4_READ | intercept::CR4_WRITE;
+        control.intercept_exceptions =
+            intercept::EXCEPTION_DB | intercept::EXCEPTION_AC | intercept::EXCEPTION_MC;
         control.intercept_misc1 = intercept::INTR
             | intercept::NMI
             | intercept::SMI
@@ -136,7 +143,11 @@ impl SvmVcpu {
             vmcb,
             registers: [0; 16],
             asid: Asid::default(),
-            next_rip_save: false,
+            assists: Assists::default(),
+            control: policy,
+            machine_checks: false,
+            flush: false,
+            nmi: NmiGate::default(),
             _io_map: io_map,
             _msr_map: msr_map,
         }
@@ -147,28 +158,23 @@ impl SvmVcpu {
         let control = &mut self.vmcb.control;
         let info = control.exit_int_info;
         control.exit_int_info = 0;
-        control.event_inj = redelivered(info).unwrap_or(0);
+        control.event_inj = event::redelivered(info).unwrap_or(0);
     }
-}
 
-/// The event to inject for one whose delivery was interrupted (EXITINTINFO); `None` where the guest will
-/// raise it again by itself.
-///
-/// The type is taken from the vector where the two contradict: QEMU reports every event as an exception.
-fn redelivered(info: u64) -> Option<u64> {
-    if info & event::VALID == 0 {
-        return None;
+    fn control_state(&self) -> ControlState {
+        let save = &self.vmcb.save;
+        ControlState {
+            cr0: save.cr0,
+            cr3: save.cr3,
+            cr4: self.cr4(),
+            efer: self.efer(),
+        }
     }
-    let vector = info & 0xff;
-    const BREAKPOINT: u64 = 3;
-    const OVERFLOW: u64 = 4;
-    match info & event::TYPE_MASK {
-        // RIP is still at the instruction, which runs again.
-        event::TYPE_SOFTWARE => None,
-        event::TYPE_EXCEPTION if matches!(vector, BREAKPOINT | OVERFLOW) => None,
-        event::TYPE_EXCEPTION if vector >= FIRST_INTERRUPT => Some(event::VALID | event::TYPE_INTR | vector),
-        event::TYPE_EXCEPTION if vector == NMI_VECTOR => Some(event::VALID | event::TYPE_NMI | vector),
-        _ => Some(info),
+
+    /// Writes CR4 as the guest wants it.
+    fn put_cr4(&mut self, value: u64) {
+        self.machine_checks = value & Cr4::MCE.bits() != 0;
+        self.vmcb.save.cr4 = value | Cr4::MCE.bits();
     }
 }
 
@@ -229,13 +235,13 @@ impl Backend for SvmVcpu {
         };
         save.cr0 = entry.cr0;
         save.cr3 = entry.cr3;
-        save.cr4 = entry.cr4;
         save.efer = entry.efer | EFER_SVME;
         save.dr6 = DR6_RESET;
         save.dr7 = DR7_RESET;
         save.rflags = RFLAGS_FIXED;
         save.rip = entry.rip;
         save.g_pat = PAT_RESET;
+        self.put_cr4(entry.cr4);
         self.registers = [0; 16];
         self.set_gpr(3, entry.rbx);
         self.set_gpr(6, entry.rsi);
@@ -244,12 +250,12 @@ impl Backend for SvmVcpu {
     fn load(&mut self, pcpu: &mut SvmPcpu) {
         pcpu.renew(&mut self.asid);
         self.vmcb.control.guest_asid = self.asid.number;
-        self.next_rip_save = pcpu.next_rip_save;
+        self.assists = pcpu.assists;
     }
 
     fn enter(&mut self, pcpu: &mut SvmPcpu, flush: bool) -> Reason {
         let control = &mut self.vmcb.control;
-        control.tlb_control = pcpu.take_tlb_control(flush);
+        control.tlb_control = pcpu.take_tlb_control(flush | core::mem::take(&mut self.flush));
         // Nothing is cached between entries: the control block was changed in many places.
         control.clean_bits = 0;
         let vmcb = core::ptr::from_mut(&mut *self.vmcb) as u64;
@@ -259,7 +265,10 @@ impl Backend for SvmVcpu {
         // An event that was delivered is gone; one whose delivery was cut short is in EXITINTINFO.
         self.vmcb.control.event_inj = 0;
         self.redeliver();
-        let reason = exits::reason(&self.vmcb);
+        if self.nmi.left(&mut self.vmcb) {
+            return Reason::InterruptWindow;
+        }
+        let reason = exits::reason(&self.vmcb, self.assists.decode);
         if matches!(reason, Reason::Failed(_)) {
             // Whether the flush that was asked for has been done before it failed, nobody says.
             pcpu.flush_all_next();
@@ -278,7 +287,7 @@ impl Backend for SvmVcpu {
             rflags: save.rflags,
             cr0: save.cr0,
             cr3: save.cr3,
-            cr4: save.cr4,
+            cr4: self.cr4(),
             efer: save.efer,
             cpl: save.cpl,
             cs: segment_state(&save.cs),
@@ -295,9 +304,6 @@ impl Backend for SvmVcpu {
         let save = &mut self.vmcb.save;
         save.rax = state.gpr[0];
         save.rsp = state.gpr[4];
-        if save.rip != state.rip {
-            self.vmcb.control.interrupt_shadow = 0;
-        }
         save.rip = state.rip;
         save.rflags = state.rflags;
     }
@@ -322,7 +328,7 @@ impl Backend for SvmVcpu {
         let control = &self.vmcb.control;
         let next = if control.exit_code == vmcb::exit_code::IOIO {
             control.exit_info2
-        } else if self.next_rip_save {
+        } else if self.assists.next_rip {
             control.next_rip
         } else {
             return None;
@@ -335,13 +341,22 @@ impl Backend for SvmVcpu {
     fn skip(&mut self, length: u8) {
         let save = &mut self.vmcb.save;
         let next = save.rip.wrapping_add(length.into());
-        save.rip = if save.cs.attributes & attributes::L != 0 && save.efer & efer::LMA != 0 {
+        save.rip = if save.cs.attributes & attributes::L != 0 && save.efer & Efer::LMA.bits() != 0 {
             next
         } else {
             next & u64::from(u32::MAX)
         };
         save.rflags &= !RFLAGS_RF;
-        self.vmcb.control.interrupt_shadow = 0;
+        self.retire();
+    }
+
+    fn retire(&mut self) {
+        let Vmcb { control, save } = &mut *self.vmcb;
+        control.interrupt_shadow = 0;
+        if save.rflags & RFLAGS_TF != 0 {
+            save.dr6 |= DR6_BS;
+            self.inject(Event::Exception(event::DEBUG_EXCEPTION));
+        }
     }
 
     fn interruptible(&self) -> bool {
@@ -351,26 +366,43 @@ impl Backend for SvmVcpu {
     }
 
     fn has_event(&self) -> bool {
-        self.vmcb.control.event_inj & event::VALID != 0
+        self.vmcb.control.event_inj & VALID != 0
     }
 
     fn inject(&mut self, event: Event) {
-        self.vmcb.control.event_inj = event::VALID
-            | match event {
-                Event::Interrupt(vector) => event::TYPE_INTR | u64::from(vector),
-                Event::Nmi => event::TYPE_NMI | NMI_VECTOR,
-                Event::Exception(Exception {
-                    vector,
-                    error_code,
-                    cr2,
-                }) => {
-                    if let Some(cr2) = cr2 {
-                        self.vmcb.save.cr2 = cr2;
-                    }
-                    let code = error_code.map_or(0, |code| u64::from(code) << 32 | event::ERROR_CODE);
-                    event::TYPE_EXCEPTION | u64::from(vector) | code
+        match event {
+            Event::Interrupt(_) => {}
+            Event::Nmi => self.nmi.close(&mut self.vmcb),
+            Event::Exception(exception) => {
+                let save = &mut self.vmcb.save;
+                if let Some(cr2) = exception.cr2 {
+                    save.cr2 = cr2;
                 }
-            };
+                if event::is_fault(exception.vector) {
+                    save.rflags |= RFLAGS_RF;
+                }
+                if exception == event::DEBUG_EXCEPTION {
+                    save.dr7 &= !DR7_GD;
+                }
+            }
+        }
+        self.vmcb.control.event_inj = event::encode(event);
+    }
+
+    fn take_event(&mut self) -> Option<Event> {
+        let event = event::decode(core::mem::take(&mut self.vmcb.control.event_inj));
+        if event == Some(Event::Nmi) {
+            self.nmi.reopen(&mut self.vmcb);
+        }
+        event
+    }
+
+    fn nmi_open(&self) -> bool {
+        self.nmi == NmiGate::Open
+    }
+
+    fn hasten_nmi(&mut self) -> bool {
+        self.nmi.hasten(&mut self.vmcb)
     }
 
     fn request_window(&mut self, window: Option<Window>) {
@@ -404,7 +436,18 @@ impl Backend for SvmVcpu {
     }
 
     fn cr4(&self) -> u64 {
-        self.vmcb.save.cr4
+        let mce = Cr4::MCE.bits();
+        self.vmcb.save.cr4 & !mce | if self.machine_checks { mce } else { 0 }
+    }
+
+    fn set_cr4(&mut self, value: u64) -> bool {
+        let old = self.cr4();
+        let Ok(cr4) = self.control.cr4(value, &self.control_state()) else {
+            return false;
+        };
+        self.put_cr4(cr4.bits());
+        self.flush |= control::changes_translations(old, value);
+        true
     }
 
     fn cpl(&self) -> u8 {
@@ -416,13 +459,12 @@ impl Backend for SvmVcpu {
     }
 
     fn set_efer(&mut self, value: u64) -> bool {
-        const WRITABLE: u64 = efer::SCE | efer::LME | efer::NXE;
-        let save = &mut self.vmcb.save;
-        let paging = save.cr0 & CR0_PG != 0;
-        if value & !(WRITABLE | efer::LMA) != 0 || (paging && (value ^ save.efer) & efer::LME != 0) {
+        let Ok(efer) = self.control.efer(value, &self.control_state()) else {
             return false;
-        }
-        save.efer = value & WRITABLE | save.efer & efer::LMA | EFER_SVME;
+        };
+        // Whether no-execute bits count is cached with translations.
+        self.flush |= (value ^ self.vmcb.save.efer) & Efer::NXE.bits() != 0;
+        self.vmcb.save.efer = efer.bits() | EFER_SVME;
         true
     }
 
@@ -454,66 +496,4 @@ impl Backend for SvmVcpu {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn vcpu() -> SvmVcpu {
-        SvmVcpu::new(HostPhys(0x1000), 0)
-    }
-
-    #[test]
-    fn a_guest_never_sees_svm_in_efer() {
-        let mut vcpu = vcpu();
-        assert!(!vcpu.set_efer(EFER_SVME), "reserved for it");
-        assert!(vcpu.set_efer(efer::LME | efer::NXE));
-        assert_eq!(vcpu.efer(), efer::LME | efer::NXE);
-        assert_ne!(vcpu.vmcb.save.efer & EFER_SVME, 0, "VMRUN demands it");
-        vcpu.vmcb.save.cr0 = CR0_PG;
-        assert!(!vcpu.set_efer(efer::NXE), "LME is fixed while paging is on");
-        assert!(vcpu.set_efer(efer::LME | efer::SCE));
-    }
-
-    #[test]
-    fn pat_types_that_do_not_exist_are_refused() {
-        let mut vcpu = vcpu();
-        assert!(!vcpu.set_pat(2) && !vcpu.set_pat(8 << 56));
-        assert!(vcpu.set_pat(PAT_RESET));
-        assert_eq!(vcpu.pat(), PAT_RESET);
-    }
-
-    #[test]
-    fn what_was_cut_short_is_delivered_again() {
-        let valid = |kind, vector| event::VALID | kind | vector;
-        for (info, again) in [
-            (0, None),
-            (valid(event::TYPE_INTR, 0x31), Some(valid(event::TYPE_INTR, 0x31))),
-            (
-                valid(event::TYPE_EXCEPTION, 0x31),
-                Some(valid(event::TYPE_INTR, 0x31)),
-            ),
-            (valid(event::TYPE_EXCEPTION, 2), Some(valid(event::TYPE_NMI, 2))),
-            (
-                valid(event::TYPE_EXCEPTION, 14) | event::ERROR_CODE | 7 << 32,
-                Some(valid(event::TYPE_EXCEPTION, 14) | event::ERROR_CODE | 7 << 32),
-            ),
-            (valid(event::TYPE_SOFTWARE, 0x80), None),
-            (valid(event::TYPE_EXCEPTION, 3), None),
-        ] {
-            assert_eq!(redelivered(info), again, "{info:#x}");
-        }
-    }
-
-    #[test]
-    fn skipping_wraps_outside_of_long_mode_and_ends_the_shadow() {
-        let mut vcpu = vcpu();
-        vcpu.vmcb.save.rip = 0xffff_ffff;
-        vcpu.vmcb.control.interrupt_shadow = 1;
-        vcpu.vmcb.save.rflags = RFLAGS_IF | RFLAGS_FIXED;
-        assert!(!vcpu.interruptible());
-        vcpu.skip(2);
-        assert_eq!(vcpu.vmcb.save.rip, 1);
-        assert!(vcpu.interruptible());
-        vcpu.inject(Event::Nmi);
-        assert!(!vcpu.interruptible());
-    }
-}
+mod tests;

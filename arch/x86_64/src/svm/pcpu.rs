@@ -21,6 +21,7 @@ const CPUID_SVM: u32 = 0x8000_000a;
 const FEATURE_NESTED_PAGING: u32 = 1 << 0;
 const FEATURE_NEXT_RIP_SAVE: u32 = 1 << 3;
 const FEATURE_FLUSH_BY_ASID: u32 = 1 << 6;
+const FEATURE_DECODE_ASSISTS: u32 = 1 << 7;
 
 const VM_CR: u32 = 0xc001_0114;
 const VM_CR_SVMDIS: u64 = 1 << 4;
@@ -85,13 +86,22 @@ impl Asids {
     }
 }
 
+/// What the processor tells about an intercepted instruction.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Assists {
+    /// Where the next instruction is.
+    pub next_rip: bool,
+    /// Operands of moves to and from control registers, and bytes of what met a nested page fault.
+    pub decode: bool,
+}
+
 /// SVM on one pCPU.
 #[derive(Debug)]
 pub struct SvmPcpu {
     index: u32,
     pub(super) host_vmcb: HostPhys,
     asids: Asids,
-    pub(super) next_rip_save: bool,
+    pub(super) assists: Assists,
     flush_by_asid: bool,
     /// Flush everything at the next entry.
     flush_all: bool,
@@ -134,7 +144,10 @@ impl SvmPcpu {
             index,
             host_vmcb,
             asids: Asids::new(svm.ebx),
-            next_rip_save: svm.edx & FEATURE_NEXT_RIP_SAVE != 0,
+            assists: Assists {
+                next_rip: svm.edx & FEATURE_NEXT_RIP_SAVE != 0,
+                decode: svm.edx & FEATURE_DECODE_ASSISTS != 0,
+            },
             flush_by_asid: svm.edx & FEATURE_FLUSH_BY_ASID != 0,
             flush_all: true,
         })

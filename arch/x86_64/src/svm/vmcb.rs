@@ -23,6 +23,8 @@ pub mod intercept {
     pub const RDPMC: u32 = 1 << 15;
     /// CPUID.
     pub const CPUID: u32 = 1 << 18;
+    /// IRET, before it is carried out.
+    pub const IRET: u32 = 1 << 20;
     /// INVD, which would drop other guests' dirty lines.
     pub const INVD: u32 = 1 << 22;
     /// HLT.
@@ -61,12 +63,29 @@ pub mod intercept {
     /// RDPRU, which reads counters of the pCPU without RDMSR.
     pub const RDPRU: u32 = 1 << 14;
 
-    /// Exception #MC (bit of the exception word at offset 008h).
+    /// Exception #DB (bit of the exception word at offset 008h).
+    pub const EXCEPTION_DB: u32 = 1 << 1;
+    /// Exception #AC.
+    pub const EXCEPTION_AC: u32 = 1 << 17;
+    /// Exception #MC.
     pub const EXCEPTION_MC: u32 = 1 << 18;
+
+    /// Reads of CR4 (bit of the word at offset 000h).
+    pub const CR4_READ: u32 = 1 << 4;
+    /// Writes of CR4.
+    pub const CR4_WRITE: u32 = 1 << 20;
 }
 
 /// Exit codes (APM 2, appendix C).
 pub mod exit_code {
+    /// Read of CR4.
+    pub const CR4_READ: u64 = 0x04;
+    /// Write of CR4.
+    pub const CR4_WRITE: u64 = 0x14;
+    /// #DB.
+    pub const EXCEPTION_DB: u64 = 0x41;
+    /// #AC.
+    pub const EXCEPTION_AC: u64 = 0x51;
     /// #MC.
     pub const EXCEPTION_MC: u64 = 0x52;
     /// Physical interrupt.
@@ -83,6 +102,8 @@ pub mod exit_code {
     pub const RDPMC: u64 = 0x6f;
     /// CPUID.
     pub const CPUID: u64 = 0x72;
+    /// IRET.
+    pub const IRET: u64 = 0x74;
     /// INVD.
     pub const INVD: u64 = 0x76;
     /// HLT.

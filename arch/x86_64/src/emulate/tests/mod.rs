@@ -86,6 +86,8 @@ struct Machine {
     /// Contents of the device, from `DEVICE`.
     device: Vec<u8>,
     seen: Vec<Seen>,
+    /// Whether the last instruction, or an iteration of it, was carried out.
+    done: bool,
 }
 
 impl Machine {
@@ -97,6 +99,7 @@ impl Machine {
             ram,
             device: vec![0; DEVICE_SIZE as usize],
             seen: Vec::new(),
+            done: false,
         }
     }
 
@@ -118,8 +121,9 @@ impl Machine {
             ram,
             device,
             seen,
+            ..
         } = self;
-        super::mmio(state, ram, DEVICE, &mut |access: Access| {
+        let done = super::mmio(state, ram, DEVICE, &mut |access: Access| {
             assert!(access.address.is_multiple_of(access.size.into()));
             let start = (access.address - DEVICE) as usize;
             let bytes = &mut device[start..start + usize::from(access.size)];
@@ -136,6 +140,8 @@ impl Machine {
                     0
                 }
             }
-        })
+        })?;
+        self.done = done;
+        Ok(())
     }
 }

@@ -2,7 +2,9 @@
 //! Fetch and segmentation in each mode.
 
 use super::{CODE, DEVICE, Machine, long_state, protected_state, real_state};
-use crate::emulate::{CpuState, Exception, Failure, MAX_INSTRUCTION_LEN, fetch, instruction_length};
+use crate::emulate::{
+    ControlMove, CpuState, Exception, Failure, MAX_INSTRUCTION_LEN, control_move, fetch, instruction_length,
+};
 
 fn general_protection(error_code: Option<u32>) -> Exception {
     Exception {
@@ -139,4 +141,26 @@ fn fetch_ends_with_the_segment_and_with_ram() {
     assert_eq!(fetch(&machine.state, &machine.ram, &mut buffer), Ok(2));
     machine.state.rip = DEVICE;
     assert_eq!(fetch(&machine.state, &machine.ram, &mut buffer), Ok(0));
+}
+
+#[test]
+fn operands_of_moves_to_control_registers_are_found() {
+    let found = |state, code: &[u8]| {
+        let machine = Machine::new(state, code);
+        control_move(&machine.state, &machine.ram)
+    };
+    let moved = |control, write, gpr| Ok(Some(ControlMove { control, write, gpr }));
+    // mov cr4, r11; mov rdx, cr4; with a prefix in front; mov cr4, eax in 32-bit and 16-bit code
+    assert_eq!(found(long_state(), &[0x41, 0x0f, 0x22, 0xe3]), moved(4, true, 11));
+    assert_eq!(found(long_state(), &[0x0f, 0x20, 0xe2]), moved(4, false, 2));
+    assert_eq!(found(long_state(), &[0x3e, 0x0f, 0x22, 0xe0]), moved(4, true, 0));
+    assert_eq!(found(protected_state(), &[0x0f, 0x22, 0xe0]), moved(4, true, 0));
+    assert_eq!(found(real_state(), &[0x0f, 0x22, 0xe0]), moved(4, true, 0));
+    // mov cr3, rax, and what the guest may have put there meanwhile
+    assert_eq!(found(long_state(), &[0x0f, 0x22, 0xd8]), moved(3, true, 0));
+    assert_eq!(found(long_state(), &[0x90]), Ok(None));
+    assert!(matches!(
+        found(long_state(), &[0x06]),
+        Err(Failure::Unsupported(_))
+    ));
 }

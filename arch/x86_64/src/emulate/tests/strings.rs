@@ -127,10 +127,10 @@ fn outs_and_ins() {
         seen.push(access);
         0xabcd_1234
     };
-    assert_eq!(string_io(&mut machine.state, &machine.ram, &mut port), Ok(()));
+    assert_eq!(string_io(&mut machine.state, &machine.ram, &mut port), Ok(true));
     assert_eq!((machine.state.gpr[RSI], machine.state.rip), (0x2002, CODE + 2));
     machine.state.gpr[RCX] = 2;
-    assert_eq!(string_io(&mut machine.state, &machine.ram, &mut port), Ok(()));
+    assert_eq!(string_io(&mut machine.state, &machine.ram, &mut port), Ok(true));
     assert_eq!((machine.state.gpr[RDI], machine.state.rip), (0x3004, CODE + 5));
     assert_eq!(machine.ram.u64(0x3000), 0x1234_1234);
     let access = |size, kind| Access {
@@ -161,5 +161,19 @@ fn ports_and_device_memory_do_not_mix() {
             panic!("{access:?} reached the bus")
         });
         assert!(matches!(result, Err(Failure::Unsupported(_))));
+    }
+}
+
+#[test]
+fn a_step_ends_behind_one_iteration() {
+    // rep stosb
+    let mut machine = Machine::new(long_state(), &[0xf3, 0xaa]);
+    machine.state.rflags |= 1 << 8;
+    machine.state.gpr[RDI] = DEVICE;
+    machine.state.gpr[RCX] = 2;
+    for (left, rip) in [(1, CODE), (0, CODE + 2)] {
+        assert_eq!(machine.mmio(), Ok(()));
+        assert_eq!((machine.state.gpr[RCX], machine.state.rip), (left, rip));
+        assert!(machine.done, "there is something to step over");
     }
 }

@@ -45,6 +45,8 @@ const SHARED_EDX: u32 = 0x0183_f3ff;
 const INVARIANT_TSC: u32 = 1 << 8;
 /// Always-running APIC timer: leaf 6, EAX.
 const ARAT: u32 = 1 << 2;
+/// EFER.LMSLE does not exist: leaf 0x8000_0008, EBX. Processors without this bit have segment limits in long mode.
+const LMSLE_UNSUPPORTED: u32 = 1 << 20;
 /// State components that guests may enable: x87, SSE, AVX and AVX-512.
 pub const XCR0_OFFERED: u64 = 0xe7;
 /// The three AVX-512 components.
@@ -277,7 +279,7 @@ impl CpuidPolicy {
             None,
             CpuidResult {
                 eax: sizes.eax & 0xff00 | physical,
-                ebx: sizes.ebx & AddressSizesEbx::all().bits(),
+                ebx: sizes.ebx & AddressSizesEbx::all().bits() | LMSLE_UNSUPPORTED,
                 ..ZERO
             },
         );

@@ -82,6 +82,7 @@ fn what_must_not_be_offered_is_not_even_on_a_processor_with_everything() {
         0,
         "ENQCMD, LA57, PKU, RDPID"
     );
+    assert_eq!(query(&policy, 0x8000_0008, 0).ebx & 1 << 20, 1 << 20, "no LMSLE");
     assert_eq!(seven.ecx & (3 << 27), 3 << 27, "MOVDIRI, MOVDIR64B");
     assert_eq!(seven.edx & (1 << 26 | 1 << 29), 0, "SPEC_CTRL, ARCH_CAPABILITIES");
     for (leaf, subleaf) in [

@@ -249,6 +249,14 @@ impl LocalApic {
         }
     }
 
+    /// The processor could not deliver `vector` after all: it waits again.
+    pub fn take_back(&mut self, vector: u8) {
+        if self.isr.contains(vector) {
+            self.isr.remove(vector);
+            self.irr.insert(vector);
+        }
+    }
+
     /// Takes the pending NMI, if there is one.
     pub fn take_nmi(&mut self) -> bool {
         core::mem::take(&mut self.nmi)
