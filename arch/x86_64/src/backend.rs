@@ -150,6 +150,9 @@ pub trait Backend {
     /// Sets CR8.
     fn set_cr8(&mut self, class: u8);
 
+    /// What is added to the TSC that the guest reads.
+    fn set_tsc_offset(&mut self, offset: u64);
+
     /// RIP.
     fn rip(&self) -> u64;
 

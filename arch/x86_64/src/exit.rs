@@ -35,6 +35,7 @@ mod gpr {
 }
 
 const EFER: u32 = 0xc000_0080;
+const IA32_TSC: u32 = 0x10;
 const IA32_PAT: u32 = 0x277;
 const IA32_TSC_AUX: u32 = 0xc000_0103;
 /// CR4.OSXSAVE.
@@ -328,6 +329,10 @@ fn write_msr(core: &mut Core, machine: &Machine) {
         EFER => core.hardware.set_efer(value),
         IA32_PAT => core.hardware.set_pat(value),
         IA32_TSC_AUX => core.extended.set_tsc_aux(value),
+        IA32_TSC => {
+            core.set_tsc(value, &machine.memory);
+            true
+        }
         _ => {
             let event = core
                 .msrs

@@ -112,7 +112,7 @@ impl Core<Svm> for vcpu::Core {
     }
 
     fn timer(&self) -> Option<u64> {
-        self.lapic.next_deadline()
+        vcpu::Core::timer(self)
     }
 
     fn deadline_ns(&self) -> Option<u64> {

@@ -5,6 +5,7 @@
 use alloc::string::String;
 
 use pasidon_kernel::addr::HostPhys;
+use pasidon_kernel::memory::GuestMemory;
 
 use crate::backend::{Backend, Event, Window};
 use crate::emulate::Exception;
@@ -84,6 +85,23 @@ impl Core {
         time::tsc().wrapping_add(self.tsc_offset)
     }
 
+    /// WRMSR to the TSC. What counts by it goes on as before: the local APIC's timer, and the clock, which tells the
+    /// guest anew how its TSC relates to time.
+    pub fn set_tsc(&mut self, value: u64, memory: &dyn GuestMemory) {
+        let delta = value.wrapping_sub(self.guest_tsc());
+        self.tsc_offset = self.tsc_offset.wrapping_add(delta);
+        self.hardware.set_tsc_offset(self.tsc_offset);
+        self.lapic.tsc_moved(delta);
+        self.clock.tsc_moved(delta);
+        self.msrs.write_system_time(&self.clock, memory);
+    }
+
+    /// What the timer is set to, in ticks of the host's TSC: it changes when the guest sets the timer or the TSC.
+    pub fn timer(&self) -> Option<u64> {
+        let deadline = self.lapic.next_deadline()?;
+        Some(deadline.wrapping_sub(self.tsc_offset))
+    }
+
     /// When the guest's timer wants to be looked at, in nanoseconds of the host's clock.
     pub fn deadline_ns(&self) -> Option<u64> {
         let deadline = self.lapic.next_deadline()?;
@@ -148,6 +166,7 @@ impl Core {
 mod tests {
     use super::*;
     use crate::guest::lapic::MSR_APIC_BASE;
+    use pasidon_arch_common::testing::TestMemory;
 
     const STAGE2: HostPhys = HostPhys(0x1000);
     const X2APIC: u64 = 0xfee0_0000 | 3 << 10;
@@ -167,6 +186,23 @@ mod tests {
         core.lapic.accept(0x31, false);
         core.nmi = true;
         core
+    }
+
+    #[test]
+    fn a_written_tsc_is_read_back_and_time_goes_on() {
+        const SYSTEM_TIME: u32 = 0x4b56_4d01;
+        let memory = TestMemory::new(0, 0x1000);
+        let mut core = core();
+        let Core {
+            msrs, lapic, clock, ..
+        } = &mut core;
+        msrs.write(SYSTEM_TIME, 0x101, lapic, clock, &memory, 0).unwrap();
+        assert_eq!(memory.bytes(0x108, 8), [0; 8]);
+        let offset = core.tsc_offset;
+        core.set_tsc(1 << 40, &memory);
+        assert!(core.guest_tsc().wrapping_sub(1 << 40) < 1 << 36, "it runs on");
+        let delta = core.tsc_offset.wrapping_sub(offset);
+        assert_eq!(memory.bytes(0x108, 8), delta.to_le_bytes(), "the clock knows");
     }
 
     #[test]

@@ -31,6 +31,8 @@ const IA32_DEBUGCTL: u32 = 0x1d9;
 const IA32_MTRR_DEF_TYPE: u32 = 0x2ff;
 const KVM_WALL_CLOCK_NEW: u32 = 0x4b56_4d00;
 const KVM_SYSTEM_TIME_NEW: u32 = 0x4b56_4d01;
+/// PERFEVTSEL0 to 3 and PERFCTR0 to 3 of the K7.
+const AMD_K7_COUNTERS: core::ops::RangeInclusive<u32> = 0xc001_0000..=0xc001_0007;
 const AMD_SYSCFG: u32 = 0xc001_0010;
 const AMD_HWCR: u32 = 0xc001_0015;
 const AMD_NB_CFG: u32 = 0xc001_001f;
@@ -106,6 +108,9 @@ impl Msrs {
             KVM_WALL_CLOCK_NEW => Ok(self.wall_clock),
             AMD_HWCR => Ok(HWCR_TSC_FREQ_SEL),
             AMD_DE_CFG => Ok(DE_CFG_LFENCE_SERIALISE),
+            // A processor with AMD's signature has them, without a bit of CPUID that says so. These count nothing and
+            // hold nothing, by which Linux sees that there is no use in them.
+            msr if AMD_K7_COUNTERS.contains(&msr) => Ok(0),
             // No machine-check banks; Linux looks without asking CPUID.
             IA32_MCG_CAP => Ok(0),
             IA32_PLATFORM_ID | IA32_BIOS_SIGN_ID | PLATFORM_INFO | IA32_MTRRCAP | IA32_DEBUGCTL => Ok(0),
@@ -138,18 +143,15 @@ impl Msrs {
                 self.mtrr_def_type = value;
             }
             KVM_SYSTEM_TIME_NEW => {
-                const ENABLE: u64 = 1;
                 self.system_time = value;
-                if value & ENABLE != 0 {
-                    let written = clock.write_system_time(memory, GuestPhys(value & !ENABLE));
-                    self.note_clock("system time", written);
-                }
+                self.write_system_time(clock, memory);
             }
             KVM_WALL_CLOCK_NEW => {
                 self.wall_clock = value;
                 let written = clock.write_wall_clock(memory, GuestPhys(value));
                 self.note_clock("wall clock", written);
             }
+            msr if AMD_K7_COUNTERS.contains(&msr) => {}
             // Settings without effect here: Linux writes back what it read with bits of its own.
             IA32_BIOS_SIGN_ID | IA32_MISC_ENABLE | IA32_DEBUGCTL | AMD_SYSCFG | AMD_HWCR | AMD_NB_CFG => {}
             AMD_INT_PENDING | AMD_MMIO_CONF_BASE | AMD_LS_CFG | AMD_IC_CFG | AMD_DC_CFG | AMD_TW_CFG => {}
@@ -157,6 +159,16 @@ impl Msrs {
             _ => return Err(self.unknown_msr("write of", msr)),
         }
         Ok(None)
+    }
+
+    /// Writes the system time to where the guest wants it, if it does.
+    pub fn write_system_time(&mut self, clock: &GuestClock, memory: &dyn GuestMemory) {
+        const ENABLE: u64 = 1;
+        if self.system_time & ENABLE != 0 {
+            let address = GuestPhys(self.system_time & !ENABLE);
+            let written = clock.write_system_time(memory, address);
+            self.note_clock("system time", written);
+        }
     }
 
     fn note_clock(&mut self, what: &str, written: Result<(), pasidon_kernel::memory::BadGuestAddress>) {
@@ -203,6 +215,23 @@ mod tests {
             Err(GeneralProtection)
         );
         assert_eq!((msrs.unknown(), msrs.logged.len()), (4, 1));
+    }
+
+    #[test]
+    fn amds_first_counters_are_there_and_count_nothing() {
+        let mut msrs = Msrs::new("alpha");
+        let mut lapic = LocalApic::new(0);
+        let memory = TestMemory::new(0, 0x1000);
+        for msr in 0xc001_0000..=0xc001_0007 {
+            assert!(msrs.write(msr, 0xffff, &mut lapic, &CLOCK, &memory, 0).is_ok());
+            assert_eq!(msrs.read(msr, &lapic, 0), Ok(0));
+        }
+        assert_eq!(
+            msrs.read(0xc001_0200, &lapic, 0),
+            Err(GeneralProtection),
+            "PERFCTR_CORE"
+        );
+        assert_eq!(msrs.unknown(), 1);
     }
 
     #[test]

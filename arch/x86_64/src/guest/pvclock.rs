@@ -3,7 +3,7 @@
 //!
 //! **Principle.** The guest's TSC is the clock. The structures only tell its frequency and what it read
 //! when; they are written once and stay true, because the TSC neither stops nor changes pace
-//! (`TSC_STABLE`). So Linux needs no calibration loop and no exit to read the time.
+//! (`TSC_STABLE`), unless the guest writes it: then they are written anew, and time goes on as it was. So Linux needs no calibration loop and no exit to read the time.
 //!
 //! Source: Linux `Documentation/virt/kvm/x86/msr.rst` and `pvclock-abi.h` (the interface, not the code).
 
@@ -13,8 +13,8 @@ use pasidon_kernel::memory::{BadGuestAddress, GuestMemory};
 const NANOSECONDS_PER_SECOND: u64 = 1_000_000_000;
 /// `flags`: readings of different vCPUs agree.
 const FLAG_TSC_STABLE: u8 = 1;
-/// Any even version: the structure is not being written.
-const VERSION: u32 = 2;
+/// An even version: the structure is not being written.
+const FIRST_VERSION: u32 = 2;
 
 /// Size of the system-time structure.
 pub const SYSTEM_TIME_LEN: usize = 32;
@@ -25,8 +25,12 @@ pub const WALL_CLOCK_LEN: usize = 12;
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct GuestClock {
     tsc_hz: u64,
-    /// Unix time, in nanoseconds, at which the guest's TSC was zero.
+    /// Unix time, in nanoseconds, when the guest's time was zero.
     wall_at_zero_ns: u64,
+    /// What the guest's TSC reads when its time is zero.
+    tsc_at_zero: u64,
+    /// Version of the structure that tells so.
+    version: u32,
 }
 
 impl GuestClock {
@@ -37,6 +41,8 @@ impl GuestClock {
         let clock = Self {
             tsc_hz,
             wall_at_zero_ns: 0,
+            tsc_at_zero: 0,
+            version: FIRST_VERSION,
         };
         Self {
             wall_at_zero_ns: wall_ns.saturating_sub(clock.nanoseconds(tsc)),
@@ -57,6 +63,14 @@ impl GuestClock {
         } else {
             ns as u64
         }
+    }
+
+    /// The guest's TSC reads `delta` more than before, modulo 2⁶⁴; its time goes on as it was. The system-time structure
+    /// has to be written again.
+    pub fn tsc_moved(&mut self, delta: u64) {
+        self.tsc_at_zero = self.tsc_at_zero.wrapping_add(delta);
+        // A reader of the old one that goes on now sees that it must read again.
+        self.version = self.version.wrapping_add(2);
     }
 
     /// Multiplier and shift of the interface: ns = (ticks shifted left by `shift`) × `multiplier` / 2³².
@@ -94,15 +108,16 @@ impl GuestClock {
     ) -> Result<(), BadGuestAddress> {
         let (multiplier, shift) = self.scale();
         let mut bytes = [0; SYSTEM_TIME_LEN];
-        bytes[0..4].copy_from_slice(&VERSION.to_le_bytes());
-        // tsc_timestamp (8..16) and system_time (16..24) are zero: time starts where the TSC does.
+        bytes[0..4].copy_from_slice(&self.version.to_le_bytes());
+        bytes[8..16].copy_from_slice(&self.tsc_at_zero.to_le_bytes());
+        // system_time (16..24) is zero: that is what the TSC read at the start.
         bytes[24..28].copy_from_slice(&multiplier.to_le_bytes());
         bytes[28] = shift.cast_unsigned();
         bytes[29] = FLAG_TSC_STABLE;
         memory.write(address, &bytes)
     }
 
-    /// Fills the wall-clock structure at `address`: Unix time when the TSC was zero.
+    /// Fills the wall-clock structure at `address`: Unix time when the guest's time was zero.
     pub fn write_wall_clock(
         &self,
         memory: &dyn GuestMemory,
@@ -111,7 +126,7 @@ impl GuestClock {
         let seconds = (self.wall_at_zero_ns / NANOSECONDS_PER_SECOND) as u32;
         let nanoseconds = (self.wall_at_zero_ns % NANOSECONDS_PER_SECOND) as u32;
         let mut bytes = [0; WALL_CLOCK_LEN];
-        bytes[0..4].copy_from_slice(&VERSION.to_le_bytes());
+        bytes[0..4].copy_from_slice(&FIRST_VERSION.to_le_bytes());
         bytes[4..8].copy_from_slice(&seconds.to_le_bytes());
         bytes[8..12].copy_from_slice(&nanoseconds.to_le_bytes());
         memory.write(address, &bytes)
@@ -129,7 +144,7 @@ mod tests {
         let u64_at = |i: usize| u64::from_le_bytes(bytes[i..i + 8].try_into().unwrap());
         let multiplier = u32::from_le_bytes(bytes[24..28].try_into().unwrap());
         let shift = bytes[28] as i8;
-        let delta = tsc - u64_at(8);
+        let delta = tsc.wrapping_sub(u64_at(8));
         let delta = if shift < 0 {
             delta >> -shift
         } else {
@@ -148,6 +163,31 @@ mod tests {
         assert_eq!(u32::from_le_bytes(bytes[0..4].try_into().unwrap()) % 2, 0);
         assert_eq!(u32::from_le_bytes(bytes[4..8].try_into().unwrap()), 1_700_000_000);
         assert_eq!(u32::from_le_bytes(bytes[8..12].try_into().unwrap()), 500_000_000);
+    }
+
+    #[test]
+    fn time_goes_on_when_the_guest_writes_its_tsc() {
+        const HZ: u64 = 1_000_000_000;
+        let memory = TestMemory::new(0, 0x1000);
+        let mut clock = GuestClock::new(HZ, 0, 0);
+        let read = |clock: &GuestClock, tsc| {
+            clock.write_system_time(&memory, GuestPhys(0)).unwrap();
+            let bytes = memory.bytes(0, SYSTEM_TIME_LEN);
+            (
+                u32::from_le_bytes(bytes[..4].try_into().unwrap()),
+                guest_ns(&bytes, tsc),
+            )
+        };
+        let (version, before) = read(&clock, 5 * HZ);
+        for (old, new) in [(5 * HZ, 0), (0, u64::MAX - HZ), (u64::MAX - HZ, 7)] {
+            clock.tsc_moved(new.wrapping_sub(old));
+            let (next, after) = read(&clock, new);
+            assert!(after.abs_diff(before) < 1000, "{after} {before}");
+            assert!(
+                next > version && next % 2 == 0,
+                "a reader in the middle of it must see that"
+            );
+        }
     }
 
     #[test]

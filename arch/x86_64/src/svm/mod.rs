@@ -427,6 +427,10 @@ impl Backend for SvmVcpu {
         control.vintr = control.vintr & !vintr::V_TPR | u64::from(class) & vintr::V_TPR;
     }
 
+    fn set_tsc_offset(&mut self, offset: u64) {
+        self.vmcb.control.tsc_offset = offset;
+    }
+
     fn rip(&self) -> u64 {
         self.vmcb.save.rip
     }

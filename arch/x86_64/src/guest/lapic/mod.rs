@@ -277,6 +277,11 @@ impl LocalApic {
         }
     }
 
+    /// The guest has written its TSC, which reads `delta` more than before, modulo 2⁶⁴.
+    pub fn tsc_moved(&mut self, delta: u64) {
+        self.timer.tsc_moved(delta);
+    }
+
     /// CR8: the task priority class, 0..=15.
     pub const fn cr8(&self) -> u8 {
         self.tpr >> 4

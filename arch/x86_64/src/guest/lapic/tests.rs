@@ -299,3 +299,22 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn a_count_goes_on_when_the_tsc_is_written_and_a_deadline_is_one_of_the_tsc() {
+    const DELTA: u64 = 1_000_000_u64.wrapping_neg();
+    const ONE_SHOT: u64 = 0x40;
+    const TSC_DEADLINE: u64 = 2 << 17 | 0x40;
+    let mut apic = x2apic();
+    apic.write_msr(LVT_TIMER, ONE_SHOT, 0).unwrap();
+    apic.write_msr(DIVIDE, 0xb, 0).unwrap();
+    apic.write_msr(INITIAL, 500_000, 2_000_000).unwrap();
+    apic.tsc_moved(DELTA);
+    assert_eq!(apic.read_msr(CURRENT, 1_000_000), Ok(500_000));
+    assert_eq!(apic.next_deadline(), Some(1_500_000));
+
+    apic.write_msr(LVT_TIMER, TSC_DEADLINE, 0).unwrap();
+    apic.write_msr(MSR_TSC_DEADLINE, 3_000_000, 0).unwrap();
+    apic.tsc_moved(DELTA);
+    assert_eq!(apic.next_deadline(), Some(3_000_000));
+}

@@ -125,6 +125,14 @@ impl Timer {
         }
     }
 
+    /// The guest's TSC reads `delta` more than before, modulo 2⁶⁴. What counts down goes on as it was; a deadline is one
+    /// of the TSC.
+    pub(super) fn tsc_moved(&mut self, delta: u64) {
+        if self.mode != Mode::TscDeadline {
+            self.deadline = self.deadline.map(|deadline| deadline.wrapping_add(delta));
+        }
+    }
+
     /// Whether it has expired by `now`. A periodic timer is set to its next period after `now`.
     pub(super) fn expire(&mut self, now: u64) -> bool {
         let Some(deadline) = self.deadline.filter(|d| *d <= now) else {
