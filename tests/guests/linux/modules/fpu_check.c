@@ -1,12 +1,13 @@
 // SPDX-License-Identifier: MIT OR GPL-2.0-or-later
 /*
- * fpu_check: whether floating-point and vector registers keep their values while other guests run.
+ * fpu_check: whether floating-point and vector registers keep their values while other guests run, and
+ * on x86 the others that live in the processor only.
  *
  * Runs once, when it is loaded, and prints
  *
  *   fpu_check: seed=S registers=x87+avx|x87+sse|simd rounds=R gaps=G wrong=W
  *
- * Each round fills the registers (on x86 the x87 stack, MXCSR and the SSE or AVX registers; on Arm V0 to V31, FPCR and
+ * Each round fills the registers (on x86 the x87 stack, MXCSR, the SSE or AVX registers, DR0 to DR3 and TSC_AUX; on Arm V0 to V31, FPCR and
  * FPSR) with a pattern made from the seed, computes for longer than two turns without using them, and compares. The
  * kernel itself stays away from them meanwhile (kernel_fpu_begin, kernel_neon_begin), so only a hypervisor can change
  * them. G counts the rounds in which somebody else had the processor for longer than an interrupt takes.
@@ -15,6 +16,7 @@
 #include <linux/string.h>
 #ifdef CONFIG_X86
 #include <asm/cpufeature.h>
+#include <asm/debugreg.h>
 #include <asm/fpu/api.h>
 #include <asm/msr.h>
 #include <asm/tsc.h>
@@ -38,6 +40,8 @@ module_param(rounds, uint, 0444);
 #define VECTORS 16
 #define LANES 4
 #define X87_REGISTERS 8
+/* Those with addresses; without a bit in DR7 they mean nothing. */
+#define DEBUG_REGISTERS 4
 #define MXCSR_RESET 0x1f80
 #define MXCSR_ROUNDING_SHIFT 13
 /* A double of 1 and a bit, so that loading and storing changes nothing. */
@@ -46,10 +50,14 @@ module_param(rounds, uint, 0444);
 struct state {
 	u64 vector[VECTORS][LANES];
 	u64 x87[X87_REGISTERS];
+	u64 debug[DEBUG_REGISTERS];
+	u64 tsc_aux;
 	u32 mxcsr;
 };
 
 static struct state set, found;
+/* What the kernel keeps in TSC_AUX. */
+static u64 tsc_aux;
 
 #define FOR_ALL(op) op(0) op(1) op(2) op(3) op(4) op(5) op(6) op(7) op(8) op(9) op(10) op(11) op(12) op(13) op(14) op(15)
 #define LOAD_YMM(n) asm volatile("vmovdqu %0, %%ymm" #n : : "m"(set.vector[n]));
@@ -76,6 +84,9 @@ static void make(unsigned int round)
 			set.vector[i][lane] = (u64)seed << 32 | round << 16 | i << 8 | lane;
 	for (i = 0; i < X87_REGISTERS; i++)
 		set.x87[i] = ONE | (u64)seed << 32 | round << 8 | i;
+	for (i = 0; i < DEBUG_REGISTERS; i++)
+		set.debug[i] = (u64)seed << 32 | round << 8 | i;
+	set.tsc_aux = boot_cpu_has(X86_FEATURE_RDTSCP) ? seed << 16 | round : 0;
 	set.mxcsr = MXCSR_RESET | (seed & 3) << MXCSR_ROUNDING_SHIFT;
 }
 
@@ -84,6 +95,14 @@ static void begin(void)
 	int i;
 
 	kernel_fpu_begin();
+	set_debugreg(set.debug[0], 0);
+	set_debugreg(set.debug[1], 1);
+	set_debugreg(set.debug[2], 2);
+	set_debugreg(set.debug[3], 3);
+	if (boot_cpu_has(X86_FEATURE_RDTSCP)) {
+		rdmsrl(MSR_TSC_AUX, tsc_aux);
+		wrmsrl(MSR_TSC_AUX, set.tsc_aux);
+	}
 	asm volatile("fninit");
 	for (i = 0; i < X87_REGISTERS; i++)
 		asm volatile("fldl %0" : : "m"(set.x87[i]));
@@ -107,6 +126,14 @@ static void end(void)
 	asm volatile("stmxcsr %0" : "=m"(found.mxcsr));
 	for (i = X87_REGISTERS; i-- > 0;)
 		asm volatile("fstpl %0" : "=m"(found.x87[i]));
+	get_debugreg(found.debug[0], 0);
+	get_debugreg(found.debug[1], 1);
+	get_debugreg(found.debug[2], 2);
+	get_debugreg(found.debug[3], 3);
+	if (boot_cpu_has(X86_FEATURE_RDTSCP)) {
+		rdmsrl(MSR_TSC_AUX, found.tsc_aux);
+		wrmsrl(MSR_TSC_AUX, tsc_aux);
+	}
 	kernel_fpu_end();
 }
 
