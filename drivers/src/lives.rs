@@ -122,7 +122,7 @@ impl VmHost for Boards {
     fn unplug(&self, vm: &Vm, vdev: VdevId) -> PortalsUnmapped {
         self.on(vm, |board| {
             if let Some(slot) = board.slots.remove(&vdev) {
-                board.with(|bus, actions| drop(bus.remove(slot, actions)));
+                board.with(|bus, actions| drop(bus.end(slot, actions)));
             }
         });
         PortalsUnmapped::confirmed_by_arch(vdev)

@@ -219,7 +219,7 @@ pub trait VdevModel: Send {
     fn write(&mut self, bar: u8, offset: u64, size: u8, value: u64, raise: &mut dyn FnMut(u16));
 
     /// The guest changed bus mastering of its function.
-    fn set_bus_master(&mut self, enabled: bool);
+    fn set_bus_master(&mut self, enabled: bool, raise: &mut dyn FnMut(u16));
 
     /// The guest (or a VM reset) resets the function: queue stopped, registers back to their start. The
     /// tag stays.
@@ -232,6 +232,20 @@ pub trait VdevModel: Send {
     /// device: the model shows the guest its part of it. Not called from the interrupt itself.
     fn device_event(&mut self, _raise: &mut dyn FnMut(u16)) {}
 
+    /// What the guest finds in the BARs from now on instead of the slice: the vdev is about to end, or did not stop.
+    /// A driver that waits for an interrupt of the slice gets it here.
+    fn remains(&mut self, raise: &mut dyn FnMut(u16)) -> Box<dyn Remains>;
+
     /// For the monitor: name and value of what is worth knowing (queue, state, submissions).
     fn describe(&self) -> Vec<(&'static str, String)>;
+}
+
+/// The registers of a vdev that has no slice any more. They reach no device. A guest's driver must come to an end
+/// with them: what it polls for says "failed" or "done", never "not yet", which all ones would say.
+pub trait Remains: Send {
+    /// As [`VdevModel::read`].
+    fn read(&mut self, bar: u8, offset: u64, size: u8) -> u64;
+
+    /// As [`VdevModel::write`].
+    fn write(&mut self, bar: u8, offset: u64, size: u8, value: u64, raise: &mut dyn FnMut(u16));
 }

@@ -155,8 +155,8 @@ pub trait Platform: Send {
         self.pci().add(model)
     }
 
-    /// Takes a vdev off the bus, its portals unmapped; the model comes back for its end.
-    fn remove_vdev(&mut self, slot: Slot, actions: Actions<'_>) -> Option<Box<dyn VdevModel>>;
+    /// Ends a vdev on the bus, its portals unmapped; the model comes back for its end.
+    fn end_vdev(&mut self, slot: Slot, actions: Actions<'_>) -> Option<Box<dyn VdevModel>>;
 
     /// The physical device raised interrupt `vector` of the vdev in `slot`.
     fn vdev_interrupt(&mut self, slot: Slot, vector: u16, actions: Actions<'_>);

@@ -362,9 +362,7 @@ impl<H: Hardware> VmHost for Builder<H> {
         if let Some(machine) = self.0.machine(vm.id()) {
             machine.with_board(|board| {
                 if let Some(slot) = board.slot(vdev) {
-                    board
-                        .platform
-                        .remove_vdev(slot, &mut |action| machine.act(action));
+                    board.platform.end_vdev(slot, &mut |action| machine.act(action));
                     board.slots.retain(|(id, _)| *id != vdev);
                 }
             });

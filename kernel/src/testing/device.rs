@@ -7,7 +7,7 @@ use crate::drained::Drained;
 use crate::exit::MsiMessage;
 use crate::parent::{
     Bar, DeviceQuiesced, DmaTag, InterruptBinding, Parent, ParentEvent, PciIdentity, Portal, QuiesceFailed,
-    VdevModel, VdevRequest, VdevType,
+    Remains, VdevModel, VdevRequest, VdevType,
 };
 use crate::pasid::Pasid;
 use crate::refusal::Refusal;
@@ -144,6 +144,17 @@ struct TestModel {
     direct: bool,
 }
 
+/// All zeros.
+struct TestRemains;
+
+impl Remains for TestRemains {
+    fn read(&mut self, _bar: u8, _offset: u64, _size: u8) -> u64 {
+        0
+    }
+
+    fn write(&mut self, _bar: u8, _offset: u64, _size: u8, _value: u64, _raise: &mut dyn FnMut(u16)) {}
+}
+
 impl VdevModel for TestModel {
     fn identity(&self) -> PciIdentity {
         PciIdentity {
@@ -212,7 +223,11 @@ impl VdevModel for TestModel {
         raise(value as u16);
     }
 
-    fn set_bus_master(&mut self, _enabled: bool) {}
+    fn set_bus_master(&mut self, _enabled: bool, _raise: &mut dyn FnMut(u16)) {}
+
+    fn remains(&mut self, _raise: &mut dyn FnMut(u16)) -> Box<dyn Remains> {
+        Box::new(TestRemains)
+    }
 
     fn reset(&mut self) -> Result<(), QuiesceFailed> {
         Ok(())

@@ -2,8 +2,8 @@
 //! The model of a vdev, shared between the guest's bus and the lifecycle.
 //!
 //! **Principle.** The bus serves the guest's accesses through a [`GuestSide`]; the lifecycle keeps the
-//! right to end the model. When the vdev ends, the model is taken away under the bus: what is left reads
-//! as all ones. Neither side has to know when the other lets go.
+//! right to end the model. When the vdev ends, the bus has let go of it first and serves what remains of the
+//! registers; a side that is left over reads as all ones.
 
 use alloc::boxed::Box;
 use alloc::string::{String, ToString};
@@ -14,7 +14,9 @@ use core::fmt;
 use spin::Mutex;
 
 use crate::dev::bus::all_ones;
-use crate::parent::{DeviceQuiesced, InterruptBinding, PciIdentity, Portal, QuiesceFailed, VdevModel};
+use crate::parent::{
+    DeviceQuiesced, InterruptBinding, PciIdentity, Portal, QuiesceFailed, Remains, VdevModel,
+};
 use crate::pasid::Pasid;
 use crate::refusal::Refusal;
 
@@ -114,8 +116,8 @@ impl VdevModel for GuestSide {
         self.0.with(|model| model.write(bar, offset, size, value, raise));
     }
 
-    fn set_bus_master(&mut self, enabled: bool) {
-        self.0.with(|model| model.set_bus_master(enabled));
+    fn set_bus_master(&mut self, enabled: bool, raise: &mut dyn FnMut(u16)) {
+        self.0.with(|model| model.set_bus_master(enabled, raise));
     }
 
     fn reset(&mut self) -> Result<(), QuiesceFailed> {
@@ -134,7 +136,24 @@ impl VdevModel for GuestSide {
         self.0.with(|model| model.device_event(raise));
     }
 
+    fn remains(&mut self, raise: &mut dyn FnMut(u16)) -> Box<dyn Remains> {
+        self.0
+            .with(|model| model.remains(raise))
+            .unwrap_or_else(|| Box::new(Nothing))
+    }
+
     fn describe(&self) -> Vec<(&'static str, String)> {
         self.0.describe()
     }
+}
+
+/// Where the model went before the bus let go: nothing answers.
+struct Nothing;
+
+impl Remains for Nothing {
+    fn read(&mut self, _bar: u8, _offset: u64, size: u8) -> u64 {
+        all_ones(size)
+    }
+
+    fn write(&mut self, _bar: u8, _offset: u64, _size: u8, _value: u64, _raise: &mut dyn FnMut(u16)) {}
 }

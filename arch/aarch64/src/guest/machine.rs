@@ -229,9 +229,9 @@ impl Platform for ArmPlatform {
         &mut self.pci
     }
 
-    fn remove_vdev(&mut self, slot: Slot, actions: Actions<'_>) -> Option<Box<dyn VdevModel>> {
+    fn end_vdev(&mut self, slot: Slot, actions: Actions<'_>) -> Option<Box<dyn VdevModel>> {
         let Self { pci, gic, lost, .. } = self;
-        pci.remove(slot, &mut |action| route(gic, lost, action, actions))
+        pci.end(slot, &mut |action| route(gic, lost, action, actions))
     }
 
     fn vdev_interrupt(&mut self, slot: Slot, vector: u16, actions: Actions<'_>) {

@@ -192,8 +192,8 @@ impl Platform for PcPlatform {
         &mut self.pci
     }
 
-    fn remove_vdev(&mut self, slot: Slot, actions: Actions<'_>) -> Option<Box<dyn VdevModel>> {
-        self.pci.remove(slot, actions)
+    fn end_vdev(&mut self, slot: Slot, actions: Actions<'_>) -> Option<Box<dyn VdevModel>> {
+        self.pci.end(slot, actions)
     }
 
     fn vdev_interrupt(&mut self, slot: Slot, vector: u16, actions: Actions<'_>) {

@@ -59,6 +59,8 @@ pub mod gensts {
     pub const RESET_TYPE_MASK: u32 = 3;
     /// Reset type: the Reset Device command.
     pub const RESET_SOFTWARE: u32 = 0;
+    /// Reset type: a cold reset.
+    pub const RESET_COLD: u32 = 3;
 
     /// The reset that ends a halt, in words.
     pub fn reset_type(gensts: u32) -> &'static str {

@@ -6,7 +6,8 @@ use crate::config::parse;
 use crate::drained::Drained;
 use crate::exit::MsiMessage;
 use crate::parent::{
-    DeviceQuiesced, DmaTag, InterruptBinding, ParentEvent, PciIdentity, Portal, QuiesceFailed, VdevType,
+    DeviceQuiesced, DmaTag, InterruptBinding, ParentEvent, PciIdentity, Portal, QuiesceFailed, Remains,
+    VdevType,
 };
 use crate::pasid::Pasid;
 use std::sync::{Arc, Mutex};
@@ -146,7 +147,10 @@ impl VdevModel for Slice {
     fn write(&mut self, _: u8, _: u64, _: u8, _: u64, _: &mut dyn FnMut(u16)) {
         unreachable!("only reserved")
     }
-    fn set_bus_master(&mut self, _: bool) {
+    fn set_bus_master(&mut self, _: bool, _: &mut dyn FnMut(u16)) {
+        unreachable!("only reserved")
+    }
+    fn remains(&mut self, _: &mut dyn FnMut(u16)) -> Box<dyn Remains> {
         unreachable!("only reserved")
     }
     fn reset(&mut self) -> Result<(), QuiesceFailed> {

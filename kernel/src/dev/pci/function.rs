@@ -4,6 +4,9 @@
 //! **Principle.** The model knows its own registers only. What PCI adds is here, once for all vdevs, and
 //! is checked once when the function is made: afterwards every offset that reaches the model lies in the
 //! BAR it is said to lie in.
+//!
+//! A function whose slice ended, or did not stop at a reset, stays on the bus with what the model says remains of its
+//! registers, and without portals: a driver that polls all ones for the end of a command would poll for ever.
 
 use alloc::boxed::Box;
 use alloc::format;
@@ -14,7 +17,7 @@ use super::msix::{self, Gate, Msix};
 use crate::addr::PAGE_SIZE;
 use crate::dev::bus::all_ones;
 use crate::exit::Actions;
-use crate::parent::{Bar, PciIdentity, Portal, QuiesceFailed, VdevModel};
+use crate::parent::{Bar, PciIdentity, Portal, QuiesceFailed, Remains, VdevModel};
 use crate::refusal::Refusal;
 
 /// Largest BAR: more would not fit any window.
@@ -34,14 +37,17 @@ pub(super) enum Change {
 
 /// One vdev on the guest's PCI bus.
 pub(super) struct VdevFunction {
-    model: Box<dyn VdevModel>,
+    /// `None` after the end of the vdev.
+    model: Option<Box<dyn VdevModel>>,
+    /// What answers instead of the model: after the end, or after a reset at which the slice did not stop.
+    remains: Option<Box<dyn Remains>>,
     identity: PciIdentity,
     portals: Vec<Portal>,
     /// Address of each BAR after reset, in the order of `identity.bars`.
     homes: Vec<u64>,
     config: ConfigSpace,
     msix: Msix,
-    /// The slice did not stop when it was reset: the function answers nothing any more.
+    /// The slice did not stop when it was reset last.
     failed: Option<QuiesceFailed>,
     portal_traps: u64,
 }
@@ -125,7 +131,8 @@ impl VdevFunction {
         let config = ConfigSpace::endpoint(&identity, identity.bars.iter().copied().zip(addresses.clone()));
         let msix = Msix::new(identity.msix_vectors);
         Ok(Self {
-            model,
+            model: Some(model),
+            remains: None,
             identity,
             portals,
             homes: addresses,
@@ -136,13 +143,27 @@ impl VdevFunction {
         })
     }
 
-    /// The model, for the end of the vdev.
-    pub(super) fn into_model(self) -> Box<dyn VdevModel> {
-        self.model
+    /// Lets go of the model, which comes back for the end of the vdev. The caller has the portals unmapped. `None`
+    /// where that was done before.
+    pub(super) fn end(&mut self, actions: Actions<'_>) -> Option<Box<dyn VdevModel>> {
+        let mut model = self.model.take()?;
+        if self.remains.is_none() {
+            let (gate, msix) = (self.gate(), &mut self.msix);
+            self.remains = Some(model.remains(&mut |vector| msix.raise(vector, gate, actions)));
+        }
+        Some(model)
     }
 
-    pub(super) fn model(&mut self) -> &mut dyn VdevModel {
-        &mut *self.model
+    /// Whether the vdev has ended.
+    pub(super) fn has_ended(&self) -> bool {
+        self.model.is_none()
+    }
+
+    pub(super) fn model(&mut self) -> Option<&mut dyn VdevModel> {
+        match &mut self.model {
+            Some(model) => Some(model.as_mut()),
+            None => None,
+        }
     }
 
     pub(super) fn failed(&self) -> Option<&QuiesceFailed> {
@@ -165,7 +186,7 @@ impl VdevFunction {
 
     /// The ranges that the BARs claim now: BAR index, start and length.
     pub(super) fn claims(&self) -> impl Iterator<Item = (u8, u64, u64)> {
-        let on = self.failed.is_none() && self.config.memory_enabled();
+        let on = self.config.memory_enabled();
         self.identity
             .bars
             .iter()
@@ -173,8 +194,12 @@ impl VdevFunction {
             .map(|b| (b.index, self.config.bar(b.index), b.size))
     }
 
+    /// The portals to be mapped: none where the slice is not the guest's to use.
     pub(super) fn portals(&self) -> &[Portal] {
-        &self.portals
+        match self.remains {
+            None => &self.portals,
+            Some(_) => &[],
+        }
     }
 
     fn gate(&self) -> Gate {
@@ -185,27 +210,23 @@ impl VdevFunction {
     }
 
     pub(super) fn config_read(&self, offset: u64, size: u8) -> u64 {
-        if self.failed.is_some() {
-            all_ones(size)
-        } else {
-            self.config.read(offset, size)
-        }
+        self.config.read(offset, size)
     }
 
     pub(super) fn config_write(&mut self, offset: u64, size: u8, value: u64, actions: Actions<'_>) -> Change {
-        if self.failed.is_some() {
-            return Change::Nothing;
-        }
         let claims = |f: &Self| f.claims().collect::<Vec<_>>();
         let (claims_before, master_before) = (claims(self), self.config.bus_master());
         if self.config.write(offset, size, value) {
             return Change::Reset;
         }
-        let master = self.config.bus_master();
-        if master != master_before {
-            self.model.set_bus_master(master);
+        let (master, gate) = (self.config.bus_master(), self.gate());
+        if let (Some(model), None) = (&mut self.model, &self.remains)
+            && master != master_before
+        {
+            let msix = &mut self.msix;
+            model.set_bus_master(master, &mut |vector| msix.raise(vector, gate, actions));
         }
-        self.msix.flush(self.gate(), actions);
+        self.msix.flush(gate, actions);
         if claims(self) == claims_before {
             Change::Nothing
         } else {
@@ -221,16 +242,23 @@ impl VdevFunction {
         self.msix = Msix::new(self.identity.msix_vectors);
     }
 
-    /// The slice back to its start. One that does not stop answers nothing from now on.
+    /// The slice back to its start. Of one that does not stop the guest has what remains, until a later reset stops
+    /// it.
     pub(super) fn reset_model(&mut self) -> Result<(), QuiesceFailed> {
-        match self.model.reset() {
+        let Some(model) = &mut self.model else {
+            return Ok(());
+        };
+        match model.reset() {
             Ok(()) => {
                 // The registers are at their start already: the model hears that it is no bus master.
-                self.model.set_bus_master(false);
+                model.set_bus_master(false, &mut |_| {});
                 self.failed = None;
+                self.remains = None;
                 Ok(())
             }
             Err(failed) => {
+                // MSI-X is off after the reset, so nothing can be raised.
+                self.remains = Some(model.remains(&mut |_| {}));
                 self.failed = Some(failed.clone());
                 Err(failed)
             }
@@ -239,14 +267,14 @@ impl VdevFunction {
 
     /// The function's interrupt `vector`, from its model or from the physical device.
     pub(super) fn interrupt(&mut self, vector: u16, actions: Actions<'_>) {
-        if self.failed.is_none() {
+        if self.remains.is_none() {
             self.msix.raise(vector, self.gate(), actions);
         }
     }
 
     fn in_portal(&self, bar: u8, offset: u64, size: u8) -> bool {
         let end = offset.saturating_add(u64::from(size));
-        self.portals
+        self.portals()
             .iter()
             .any(|p| p.bar == bar && p.offset < end && offset < p.offset + p.len)
     }
@@ -270,7 +298,11 @@ impl VdevFunction {
         let value = match self.in_msix(bar, offset) {
             Some(Structure::Table(at)) => self.msix.read_table(at, size),
             Some(Structure::PendingBits(at)) => self.msix.read_pba(at, size),
-            None => self.model.read(bar, offset, size),
+            None => match (&mut self.remains, &mut self.model) {
+                (Some(remains), _) => remains.read(bar, offset, size),
+                (None, Some(model)) => model.read(bar, offset, size),
+                (None, None) => all_ones(size),
+            },
         };
         value & all_ones(size)
     }
@@ -288,9 +320,12 @@ impl VdevFunction {
             Some(Structure::PendingBits(_)) => {}
             None => {
                 let msix = &mut self.msix;
-                self.model.write(bar, offset, size, value, &mut |vector| {
-                    msix.raise(vector, gate, actions)
-                });
+                let raise = &mut |vector| msix.raise(vector, gate, actions);
+                match (&mut self.remains, &mut self.model) {
+                    (Some(remains), _) => remains.write(bar, offset, size, value, raise),
+                    (None, Some(model)) => model.write(bar, offset, size, value, raise),
+                    (None, None) => {}
+                }
             }
         }
     }

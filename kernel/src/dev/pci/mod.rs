@@ -119,11 +119,13 @@ impl PciBus {
         }
     }
 
-    /// Puts a vdev into the first free slot, its BARs assigned, memory decoding off. On refusal the model
-    /// is dropped.
+    /// Puts a vdev into the first free slot, its BARs assigned, memory decoding off; where there is none, into that
+    /// of a vdev that has ended. On refusal the model is dropped.
     pub fn add(&mut self, model: Box<dyn VdevModel>) -> Result<Slot, Refusal> {
+        let ended = |i: &usize| self.functions[*i].as_ref().is_some_and(VdevFunction::has_ended);
         let free = (1..DEVICES)
             .find(|i| self.functions[*i].is_none())
+            .or_else(|| (1..DEVICES).find(ended))
             .ok_or_else(|| {
                 Refusal::new(
                     "vdev",
@@ -131,6 +133,9 @@ impl PciBus {
                     "give the VM fewer vdevs",
                 )
             })?;
+        // One that has ended has no portals that would have to go.
+        self.functions[free] = None;
+        self.decoded.retain(|decoded| decoded.slot != free);
         let mut taken: Vec<(u64, u64)> = self
             .functions
             .iter()
@@ -147,28 +152,28 @@ impl PciBus {
         Ok(Slot(free as u8))
     }
 
-    /// Takes a vdev off the bus: its portals are unmapped, its configuration space reads as all ones, and
-    /// the model comes back for its end. `None` if the slot is empty.
-    pub fn remove(&mut self, slot: Slot, actions: Actions<'_>) -> Option<Box<dyn VdevModel>> {
-        let function = self.functions.get_mut(usize::from(slot.0))?.take()?;
+    /// Ends a vdev as far as the guest is concerned: its portals are unmapped, and the model comes back for its end.
+    /// The function stays, with what the model says remains. `None` if the slot has no vdev.
+    pub fn end(&mut self, slot: Slot, actions: Actions<'_>) -> Option<Box<dyn VdevModel>> {
+        let model = self.function(slot)?.end(actions)?;
         self.update_decoding(actions);
-        Some(function.into_model())
+        Some(model)
     }
 
-    /// The slots in use.
+    /// The slots of vdevs that have not ended.
     pub fn slots(&self) -> impl Iterator<Item = Slot> {
         (1u8..)
             .zip(self.functions.iter().skip(1))
-            .filter(|(_, f)| f.is_some())
+            .filter(|(_, f)| f.as_ref().is_some_and(|function| !function.has_ended()))
             .map(|(i, _)| Slot(i))
     }
 
     /// The model in a slot, for the lifecycle and the monitor.
     pub fn model(&mut self, slot: Slot) -> Option<&mut dyn VdevModel> {
-        self.function(slot).map(VdevFunction::model)
+        self.function(slot)?.model()
     }
 
-    /// Why the function in a slot answers nothing any more: its slice did not stop when it was reset.
+    /// Why the function in a slot is without its slice: that did not stop when it was reset.
     pub fn failed(&self, slot: Slot) -> Option<&QuiesceFailed> {
         self.functions.get(usize::from(slot.0))?.as_ref()?.failed()
     }

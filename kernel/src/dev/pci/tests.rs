@@ -5,7 +5,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::exit::MsiMessage;
-use crate::parent::{DeviceQuiesced, InterruptBinding, PciIdentity, Portal};
+use crate::parent::{DeviceQuiesced, InterruptBinding, PciIdentity, Portal, Remains};
 use crate::pasid::Pasid;
 
 const WINDOW32: PciWindow = PciWindow::fixed(0xe800_0000, 0x800_0000);
@@ -20,6 +20,8 @@ const PORTAL_HOST: HostPhys = HostPhys(0xc000_5000);
 struct Log {
     calls: Vec<String>,
     reset_fails: bool,
+    /// Vector 1, when bus mastering goes.
+    raises_when_suspended: bool,
 }
 
 /// A vdev like a slice of DSA: BAR 0 with MSI-X, BAR 2 with one portal page. Writing `v` to offset 0 of
@@ -83,8 +85,17 @@ impl VdevModel for Model {
         }
     }
 
-    fn set_bus_master(&mut self, enabled: bool) {
+    fn set_bus_master(&mut self, enabled: bool, raise: &mut dyn FnMut(u16)) {
         self.note(format!("master {enabled}"));
+        if !enabled && self.0.lock().unwrap().raises_when_suspended {
+            raise(1);
+        }
+    }
+
+    fn remains(&mut self, raise: &mut dyn FnMut(u16)) -> Box<dyn Remains> {
+        self.note("remains".into());
+        raise(1);
+        Box::new(Left(self.0.clone()))
     }
 
     fn reset(&mut self) -> Result<(), QuiesceFailed> {
@@ -101,6 +112,20 @@ impl VdevModel for Model {
 
     fn describe(&self) -> Vec<(&'static str, String)> {
         Vec::new()
+    }
+}
+
+/// What is left of such a model: its complement, and writes that raise as before.
+struct Left(Arc<Mutex<Log>>);
+
+impl Remains for Left {
+    fn read(&mut self, bar: u8, offset: u64, _: u8) -> u64 {
+        !(u64::from(bar) << 32 | offset)
+    }
+
+    fn write(&mut self, _: u8, _: u64, _: u8, value: u64, raise: &mut dyn FnMut(u16)) {
+        self.0.lock().unwrap().calls.push("write to remains".into());
+        raise(value as u16);
     }
 }
 
@@ -384,30 +409,95 @@ fn a_slice_that_does_not_stop_is_cut_off() {
     rig.set_config(0x48, 2, 0x8000);
     assert!(matches!(rig.take()[..], [Action::UnmapPortal { .. }]));
     assert_eq!(rig.bus.failed(rig.slot).map(|f| f.why.as_str()), Some("busy"));
-    rig.set_config(4, 2, 6);
-    assert_eq!(rig.take(), []);
+    rig.calls();
+    assert_eq!(rig.start(), base);
     assert_eq!(
-        (rig.config(0, 4), rig.bus.mmio_read(base, 4)),
-        (0xffff_ffff, 0xffff_ffff)
+        (rig.config(0, 4), rig.bus.mmio_read(base + 8, 4)),
+        (0x0b25_8086, 0xffff_fff7),
+        "it is there, with what remains"
+    );
+    let portal = rig.bar(2) + PORTAL;
+    rig.write(portal, 8, 0);
+    rig.bus.interrupt(rig.slot, 0, &mut |a| rig.seen.push(a));
+    assert_eq!(rig.take(), [message(0x40)], "from the remains only");
+    assert_eq!(rig.calls(), ["write to remains"], "nothing reaches the slice");
+    // A reset that helps brings it back.
+    rig.log.lock().unwrap().reset_fails = false;
+    rig.set_config(0x48, 2, 0x8000);
+    assert!(rig.bus.failed(rig.slot).is_none());
+    rig.take();
+    rig.set_config(4, 2, 6);
+    assert!(matches!(rig.take()[..], [Action::MapPortal { .. }]));
+    assert_eq!(rig.bus.mmio_read(base + 8, 4), 8);
+}
+
+#[test]
+fn of_an_ended_vdev_the_guest_keeps_a_function_that_lets_its_driver_finish() {
+    let mut rig = Rig::new();
+    let base = rig.start();
+    let slot = rig.slot;
+    assert!(rig.bus.end(slot, &mut |a| rig.seen.push(a)).is_some());
+    assert!(
+        matches!(rig.take()[..], [Action::Message(_), Action::UnmapPortal { .. }]),
+        "whoever waits hears of it"
+    );
+    assert!(rig.bus.end(slot, &mut |_| {}).is_none());
+    assert_eq!(rig.bus.slots().count(), 0);
+    rig.calls();
+    assert_eq!(
+        (rig.config(0, 4), rig.bus.mmio_read(base + 8, 4)),
+        (0x0b25_8086, 0xffff_fff7)
+    );
+    rig.bus.interrupt(slot, 0, &mut |a| rig.seen.push(a));
+    assert_eq!(rig.take(), [], "its slice is another's now");
+    rig.write(base, 4, 0);
+    assert_eq!(rig.take(), [message(0x40)]);
+    // Neither bus mastering nor a reset brings anything back.
+    rig.set_config(4, 2, 0);
+    rig.set_config(4, 2, 6);
+    rig.set_config(0x48, 2, 0x8000);
+    assert_eq!(rig.start(), base);
+    assert_eq!(rig.bus.mmio_read(base + 8, 4), 0xffff_fff7);
+    assert_eq!(
+        (rig.take(), rig.calls()),
+        (vec![], vec!["write to remains".to_string()])
     );
 }
 
 #[test]
-fn a_removed_vdev_is_gone_and_its_slot_is_free() {
+fn slots_of_ended_vdevs_are_used_again_when_there_are_no_others() {
     let mut rig = Rig::new();
     let base = rig.start();
-    let slot = rig.slot;
-    assert!(rig.bus.remove(slot, &mut |a| rig.seen.push(a)).is_some());
-    assert!(matches!(rig.take()[..], [Action::UnmapPortal { .. }]));
-    assert!(rig.bus.remove(slot, &mut |_| {}).is_none());
-    assert_eq!(
-        (rig.config(0, 4), rig.bus.mmio_read(base, 8)),
-        (0xffff_ffff, u64::MAX)
-    );
-    rig.bus.interrupt(slot, 0, &mut |a| rig.seen.push(a));
-    assert_eq!(rig.take(), []);
-    assert_eq!(rig.bus.add(Box::new(Model(rig.log.clone()))).unwrap(), slot);
+    assert!(rig.bus.end(rig.slot, &mut |_| {}).is_some());
+    for device in 2..32 {
+        let slot = rig.bus.add(Box::new(Model(rig.log.clone()))).unwrap();
+        assert_eq!(slot, Slot(device));
+    }
+    let again = rig.bus.add(Box::new(Model(rig.log.clone()))).unwrap();
+    assert_eq!(again, rig.slot);
     assert_eq!(rig.bar(0), base, "its addresses are used again");
+    assert_eq!(rig.bus.mmio_read(base + 8, 4), 0xffff_ffff, "decoding is off");
+    rig.set_config(4, 2, 6);
+    assert_eq!(rig.bus.mmio_read(base + 8, 4), 8);
+    assert!(rig.bus.add(Box::new(Model(rig.log.clone()))).is_err());
+}
+
+#[test]
+fn an_interrupt_raised_when_bus_mastering_goes_is_sent_when_it_is_back() {
+    let mut rig = Rig::new();
+    rig.start();
+    rig.calls();
+    rig.log.lock().unwrap().raises_when_suspended = true;
+    rig.set_config(4, 2, 2);
+    assert_eq!(
+        (rig.take(), rig.calls()),
+        (vec![], vec!["master false".to_string()])
+    );
+    rig.set_config(4, 2, 6);
+    assert_eq!(
+        (rig.take(), rig.calls()),
+        (vec![message(0x41)], vec!["master true".to_string()])
+    );
 }
 
 #[test]
@@ -475,7 +565,10 @@ impl VdevModel for Shaped {
         0
     }
     fn write(&mut self, _: u8, _: u64, _: u8, _: u64, _: &mut dyn FnMut(u16)) {}
-    fn set_bus_master(&mut self, _: bool) {}
+    fn set_bus_master(&mut self, _: bool, _: &mut dyn FnMut(u16)) {}
+    fn remains(&mut self, _: &mut dyn FnMut(u16)) -> Box<dyn Remains> {
+        Box::new(Left(Arc::default()))
+    }
     fn reset(&mut self) -> Result<(), QuiesceFailed> {
         Ok(())
     }
@@ -583,7 +676,7 @@ proptest! {
             }
         }
         for slot in bus.slots().collect::<Vec<_>>() {
-            bus.remove(slot, &mut |a| if let Action::UnmapPortal { guest, len } = a {
+            bus.end(slot, &mut |a| if let Action::UnmapPortal { guest, len } = a {
                 mapped.retain(|m| *m != (guest.0, len));
             });
         }

@@ -10,6 +10,7 @@ pub(crate) mod pasidon;
 mod platform;
 mod report;
 mod sharing;
+mod vdev;
 
 use crate::scenario::Scenario;
 
@@ -33,6 +34,8 @@ pub const ALL: &[Scenario] = &[
     sharing::USER_SPACE,
     sharing::DENIED,
     sharing::DOORBELL,
+    vdev::DESTROYED,
+    vdev::BUS_MASTER,
     lifecycle::KILLED,
     lifecycle::STALE_PASID_CACHE,
     configuration::OF_ONE_VM,

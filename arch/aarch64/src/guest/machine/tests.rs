@@ -3,7 +3,9 @@ use alloc::string::String;
 
 use pasidon_kernel::addr::{GuestPhys, HostPhys};
 use pasidon_kernel::exit::Access;
-use pasidon_kernel::parent::{Bar, DeviceQuiesced, InterruptBinding, PciIdentity, Portal, QuiesceFailed};
+use pasidon_kernel::parent::{
+    Bar, DeviceQuiesced, InterruptBinding, PciIdentity, Portal, QuiesceFailed, Remains,
+};
 use pasidon_kernel::pasid::Pasid;
 use proptest::prelude::*;
 
@@ -67,7 +69,11 @@ impl VdevModel for Model {
         raise(value as u16);
     }
 
-    fn set_bus_master(&mut self, _: bool) {}
+    fn set_bus_master(&mut self, _: bool, _: &mut dyn FnMut(u16)) {}
+
+    fn remains(&mut self, _: &mut dyn FnMut(u16)) -> Box<dyn Remains> {
+        Box::new(Self)
+    }
 
     fn reset(&mut self) -> Result<(), QuiesceFailed> {
         Ok(())
@@ -80,6 +86,14 @@ impl VdevModel for Model {
     fn describe(&self) -> Vec<(&'static str, String)> {
         Vec::new()
     }
+}
+
+impl Remains for Model {
+    fn read(&mut self, _: u8, _: u64, _: u8) -> u64 {
+        0x5555_5555
+    }
+
+    fn write(&mut self, _: u8, _: u64, _: u8, _: u64, _: &mut dyn FnMut(u16)) {}
 }
 
 struct Rig {
@@ -197,11 +211,7 @@ fn a_vdev_interrupts_by_message_and_its_portal_is_mapped() {
 
     rig.seen.clear();
     let Rig { platform, seen } = &mut rig;
-    assert!(
-        platform
-            .remove_vdev(slot, &mut |action| seen.push(action))
-            .is_some()
-    );
+    assert!(platform.end_vdev(slot, &mut |action| seen.push(action)).is_some());
     assert_eq!(
         rig.seen,
         [Action::UnmapPortal {
@@ -209,8 +219,9 @@ fn a_vdev_interrupts_by_message_and_its_portal_is_mapped() {
             len: 0x1000
         }]
     );
-    assert!(rig.platform.remove_vdev(slot, &mut |_| {}).is_none());
-    assert_eq!(rig.read(config, 4), 0xffff_ffff);
+    assert!(rig.platform.end_vdev(slot, &mut |_| {}).is_none());
+    assert_eq!(rig.read(config, 4), 0x0b25_8086);
+    assert_eq!(rig.read(portal, 4), 0x5555_5555);
 }
 
 #[test]

@@ -118,7 +118,7 @@ fn portals_commands_and_function_reset_through_the_bus() {
     assert_eq!(model.state.lock().msixperm[1], 9 << 12 | 8, "the tag stays");
     assert!(function.bus.failed(function.slot).is_none());
 
-    let mut vdev = function.bus.remove(function.slot, &mut |_| {}).unwrap();
+    let mut vdev = function.bus.end(function.slot, &mut |_| {}).unwrap();
     vdev.quiesce().unwrap();
     drop(vdev);
     assert_eq!(parent.available(TYPE_DWQ), 8);

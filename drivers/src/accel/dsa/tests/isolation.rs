@@ -95,10 +95,10 @@ fn run(guest: &mut Guest, step: &Step) {
                 .write(bar, at, size, value, &mut |vector| raised.push(vector));
             assert!(raised.drain(..).all(|vector| vector == 0));
         }
-        Step::BusMaster(on) => guest.vdev.set_bus_master(on),
+        Step::BusMaster(on) => guest.set_bus_master(on),
         Step::Reset => guest.vdev.reset().unwrap(),
         Step::Configure => {
-            guest.vdev.set_bus_master(true);
+            guest.set_bus_master(true);
             for (at, value) in [
                 (0xa0, 5 << 20),
                 (0x800, 8),

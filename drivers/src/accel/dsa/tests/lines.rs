@@ -78,7 +78,7 @@ fn take(guest: &mut Guest, model: &Model, step: Step) {
     match step {
         Step::Command(value) => guest.w32(0xa0, value),
         Step::Write(offset, value) => guest.w64(offset, value),
-        Step::BusMaster(on) => guest.vdev.set_bus_master(on),
+        Step::BusMaster(on) => guest.set_bus_master(on),
         // Whether it succeeded is the caller's line.
         Step::FunctionReset => drop(guest.vdev.reset()),
         Step::Device(state) => make(model, state),

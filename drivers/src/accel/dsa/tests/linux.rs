@@ -174,9 +174,9 @@ fn commands_fail_as_on_hardware() {
     guest.write_configuration(16, 1);
     guest.w64(GRPCFG + 32, 0);
     assert_eq!(guest.command(1, 0), 0x15, "no engine");
-    guest.vdev.set_bus_master(false);
+    guest.set_bus_master(false);
     assert_eq!(guest.command(1, 0), 0x12);
-    guest.vdev.set_bus_master(true);
+    guest.set_bus_master(true);
     guest.bind_device(16);
     assert_eq!(guest.command(1, 0), 0x10);
     for (mode, limits, error) in [
@@ -238,33 +238,141 @@ fn a_smaller_transfer_limit_of_the_guest_holds() {
 }
 
 #[test]
-fn bus_mastering_off_halts_and_stops_the_queue() {
+fn bus_mastering_off_halts_and_on_goes_on() {
     let (model, parent) = parent(&[]);
     let mut guest = Guest::new(&parent, "alpha", None, 5);
     guest.probe();
     guest.bind_device(16);
     guest.bind_queue(16);
-    guest.vdev.set_bus_master(false);
-    assert!(!model.state.lock().queue_enabled(0));
-    assert_eq!(guest.r32(0x90), 3, "halted, software reset needed");
-    assert_eq!(guest.r64(0xc0) >> 8 & 0xff, 0x51);
-    assert_eq!(guest.command_error_while_halted(), 5);
-    guest.vdev.set_bus_master(true);
-    // As Linux recovers: acknowledge, reset, set up again.
-    let cause = guest.r32(0x98);
-    assert_eq!(cause, 1 | 1 << 4);
-    guest.w32(0x98, cause);
-    guest.w64(0xc0, 3);
-    assert_eq!(guest.command(5, 0), 0);
+    for _ in 0..2 {
+        guest.raised.clear();
+        guest.set_bus_master(false);
+        assert_eq!(guest.raised, [MISC], "pended: it cannot be sent now");
+        assert!(!model.state.lock().queue_enabled(0));
+        assert_eq!(guest.r32(0x90), 3, "halted, software reset needed");
+        assert_eq!(guest.r32(0x98), 1 | 1 << 4);
+        assert_eq!(guest.r64(0xc0) >> 8 & 0xff, 0x51);
+        assert_eq!(guest.command_error_while_halted(), 5);
+        guest.set_bus_master(true);
+        assert_runs_with(&model.state.lock(), 0, 5);
+        assert_eq!((guest.r32(0x90), guest.r32(WQCFG + 24) >> 30), (1, 1));
+        // As idxd's thread: the error is read and acknowledged, and the device is not halted.
+        let cause = guest.r32(0x98);
+        assert_eq!(cause, 1, "the halt is over");
+        guest.w32(0x98, cause);
+        guest.w64(0xc0, 3);
+        assert_eq!(guest.r64(0xc0) & 3, 0);
+    }
+    let handle = u32::from(HANDLE_BASE) + 1;
+    guest.unbind_queue(handle);
+    guest.unbind_device();
+}
+
+#[test]
+fn a_device_left_enabled_without_bus_mastering_is_probed() {
+    let (model, parent) = parent(&[]);
+    let mut guest = Guest::new(&parent, "alpha", None, 5);
+    guest.probe();
     guest.bind_device(16);
     guest.bind_queue(16);
+    // A driver in user space died under uio_pci_generic. Linux turns bus mastering on, then idxd looks.
+    guest.set_bus_master(false);
+    guest.set_bus_master(true);
+    guest.probe();
+    assert!(!model.state.lock().queue_enabled(0));
+    guest.bind_device(16);
+    guest.bind_queue(16);
+    assert_runs_with(&model.state.lock(), 0, 5);
+}
+
+#[test]
+fn what_is_reset_while_bus_mastering_is_off_stays_disabled() {
+    let (model, parent) = parent(&[]);
+    let mut guest = Guest::new(&parent, "alpha", None, 5);
+    let reset: [&dyn Fn(&mut Guest); 2] = [&|guest| assert_eq!(guest.command_in_halt(5), 0), &|guest| {
+        guest.vdev.reset().unwrap();
+    }];
+    for reset in reset {
+        guest.probe();
+        guest.bind_device(16);
+        guest.bind_queue(16);
+        guest.set_bus_master(false);
+        reset(&mut guest);
+        guest.set_bus_master(true);
+        assert!(!model.state.lock().queue_enabled(0));
+        assert_eq!(guest.r32(0x90), 0);
+    }
+}
+
+#[test]
+fn a_halt_that_something_else_needs_outlasts_bus_mastering() {
+    let (model, parent) = parent(&[]);
+    // The queue is changed meanwhile so that it may not be enabled; the device is reset; the device halts.
+    let meanwhile: [&dyn Fn(&mut Guest); 3] = [
+        &|guest| guest.w32(WQCFG + 8, 0),
+        &|_| parent.recover().unwrap(),
+        &|_| model.state.lock().gensts = 3,
+    ];
+    for meanwhile in meanwhile {
+        let mut guest = Guest::new(&parent, "alpha", None, 5);
+        let wq = usize::from(guest.vdev.interrupts()[0].physical) - 1;
+        guest.probe();
+        guest.bind_device(16);
+        guest.bind_queue(16);
+        guest.set_bus_master(false);
+        meanwhile(&mut guest);
+        guest.set_bus_master(true);
+        assert_eq!(guest.r32(0x90) & 3, 3);
+        assert!(!model.state.lock().queue_enabled(wq));
+    }
 }
 
 impl Guest {
     fn command_error_while_halted(&mut self) -> u32 {
-        self.w32(0xa0, 2 << 20);
+        self.command_in_halt(2)
+    }
+
+    fn command_in_halt(&mut self, code: u32) -> u32 {
+        self.w32(0xa0, code << 20);
         self.r32(0xa8)
     }
+}
+
+#[test]
+fn what_remains_of_a_vdev_lets_a_driver_finish() {
+    let (_, parent) = parent(&[]);
+    let mut guest = Guest::new(&parent, "alpha", None, 5);
+    guest.probe();
+    guest.bind_device(16);
+    let handle = guest.bind_queue(16);
+    let capabilities: Vec<u64> = (0..0x80).step_by(8).map(|at| guest.r64(at)).collect();
+    let mut remains = guest.vdev.remains(&mut |_| {});
+    let mut raised = Vec::new();
+    for (at, value) in (0..0x80u64).step_by(8).zip(capabilities) {
+        assert_eq!(remains.read(0, at, 8), value, "register {at:#x}");
+    }
+    let state = remains.read(0, 0x90, 4);
+    assert_eq!(
+        (state & 3, state >> 2),
+        (3, 3),
+        "halted, and no reset of the guest's helps"
+    );
+    assert_eq!(remains.read(0, WQCFG + 24, 4) >> 30, 0, "the queue is disabled");
+    // As idxd takes its queue back: Release Interrupt Handle is polled.
+    remains.write(0, 0xa0, 4, u64::from(14 << 20 | handle), &mut |vector| {
+        raised.push(vector)
+    });
+    assert_eq!(remains.read(0, 0xa8, 4), 5, "not active, refused as halted");
+    assert!(raised.is_empty());
+    // A command that was on its way when the slice went: its end is interrupted for.
+    remains.write(0, 0xa0, 4, 1 << 31 | 2 << 20, &mut |vector| raised.push(vector));
+    assert_eq!(
+        (raised.as_slice(), remains.read(0, 0x98, 4)),
+        ([MISC].as_slice(), 2)
+    );
+    remains.write(0, 0x98, 4, 2, &mut |_| {});
+    assert_eq!(remains.read(0, 0x98, 4), 0, "the handler's loop ends");
+    assert_eq!(remains.read(2, 0x1000, 8), 0);
 }
 
 #[test]
@@ -277,7 +385,7 @@ fn a_function_reset_clears_everything_and_keeps_the_tag() {
     guest.vdev.reset().unwrap();
     assert!(!model.state.lock().queue_enabled(0));
     assert_eq!((guest.r32(0x90), guest.r32(0x98), guest.r32(0xa8)), (0, 0, 0));
-    guest.vdev.set_bus_master(true);
+    guest.set_bus_master(true);
     guest.probe();
     guest.bind_device(16);
     guest.bind_queue(16);

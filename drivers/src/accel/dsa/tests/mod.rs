@@ -73,11 +73,17 @@ impl Guest {
     fn new(parent: &TestParent, vm: &str, entries: Option<u16>, tag: u32) -> Self {
         let mut vdev = create(parent, vm, entries).unwrap();
         vdev.attach(pasid(tag)).unwrap();
-        vdev.set_bus_master(true);
-        Self {
+        let mut guest = Self {
             vdev,
             raised: Vec::new(),
-        }
+        };
+        guest.set_bus_master(true);
+        guest
+    }
+
+    fn set_bus_master(&mut self, on: bool) {
+        let raised = &mut self.raised;
+        self.vdev.set_bus_master(on, &mut |vector| raised.push(vector));
     }
 
     fn r32(&mut self, offset: u64) -> u32 {

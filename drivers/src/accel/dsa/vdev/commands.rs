@@ -121,7 +121,7 @@ impl<R: Registers, C: ConfigSpace> DsaVdev<R, C> {
         Ok(0)
     }
 
-    fn enable_queue(&mut self, operand: u32) -> Outcome {
+    pub(super) fn enable_queue(&mut self, operand: u32) -> Outcome {
         if operand != 0 {
             return Err(error::BAD_WQ);
         }

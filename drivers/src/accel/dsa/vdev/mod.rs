@@ -7,6 +7,7 @@
 //!
 //! The guest sees 8086:0b25, which every Linux since 5.18 knows, whatever the physical part is.
 
+use alloc::boxed::Box;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 use core::fmt;
@@ -14,11 +15,12 @@ use core::fmt;
 use pasidon_kernel::addr::PAGE_SIZE;
 use pasidon_kernel::allowance::{Allowance, Withheld};
 use pasidon_kernel::parent::{
-    Bar, DeviceQuiesced, InterruptBinding, PciIdentity, Portal, QuiesceFailed, VdevModel,
+    Bar, DeviceQuiesced, InterruptBinding, PciIdentity, Portal, QuiesceFailed, Remains, VdevModel,
 };
 use pasidon_kernel::pasid::Pasid;
 use pasidon_kernel::refusal::Refusal;
 
+use self::remains::DsaRemains;
 use self::shadow::{Access, Shadow};
 use super::Silicon;
 use super::queue::QueueLease;
@@ -27,6 +29,7 @@ use crate::pci::ConfigSpace;
 use crate::registers::Registers;
 
 mod commands;
+mod remains;
 mod shadow;
 
 const BAR_REGISTERS: u8 = 0;
@@ -111,6 +114,36 @@ impl<R: Registers, C: ConfigSpace> DsaVdev<R, C> {
             self.running = false;
         }
         Ok(())
+    }
+
+    /// Bus mastering off. A DSA whose configuration changes while it is enabled halts; Linux cannot bring a halted one
+    /// back, and turns bus mastering off and on whenever devices sleep or a driver in user space dies. So the halt
+    /// lasts only until bus mastering is back. What was in flight is dropped.
+    fn suspend(&mut self, raise: &mut dyn FnMut(u16)) {
+        if !self.shadow.is_enabled() {
+            return;
+        }
+        let stopped = self.stop();
+        self.shadow.suspend();
+        if let Err(why) = stopped {
+            self.tell(format_args!("bus mastering off: {why}"));
+            self.shadow.halt();
+        }
+        if self.shadow.halt_interrupts() || self.shadow.error_interrupts() {
+            raise(VECTOR_MISC);
+        }
+    }
+
+    /// Bus mastering on: goes on as before it went off, unless the whole device was reset or halted meanwhile, or the
+    /// guest configured its queue so that it cannot be enabled. Then the guest's stays halted.
+    fn resume(&mut self) {
+        if !self.shadow.is_suspended() {
+            return;
+        }
+        let lost = self.lease.lost_by_reset() || self.lease.device().is_halted();
+        if lost || self.shadow.resume() && self.enable_queue(0).is_err() {
+            self.shadow.halt();
+        }
     }
 
     /// Takes over what the event handler left for this queue.
@@ -214,15 +247,12 @@ impl<R: Registers, C: ConfigSpace> VdevModel for DsaVdev<R, C> {
         }
     }
 
-    fn set_bus_master(&mut self, enabled: bool) {
-        let lost = self.bus_master && !enabled;
-        self.bus_master = enabled;
-        // A DSA whose configuration changes while it is not disabled halts.
-        if lost && self.shadow.is_enabled() {
-            if let Err(why) = self.stop() {
-                self.tell(format_args!("bus mastering off: {why}"));
-            }
-            self.shadow.halt_on_config_change();
+    fn set_bus_master(&mut self, enabled: bool, raise: &mut dyn FnMut(u16)) {
+        let before = core::mem::replace(&mut self.bus_master, enabled);
+        match (before, enabled) {
+            (true, false) => self.suspend(raise),
+            (false, true) => self.resume(),
+            _ => {}
         }
     }
 
@@ -246,6 +276,10 @@ impl<R: Registers, C: ConfigSpace> VdevModel for DsaVdev<R, C> {
         if self.collect_error() && self.shadow.error_interrupts() {
             raise(VECTOR_MISC);
         }
+    }
+
+    fn remains(&mut self, _raise: &mut dyn FnMut(u16)) -> Box<dyn Remains> {
+        Box::new(DsaRemains::of(&self.shadow))
     }
 
     fn describe(&self) -> Vec<(&'static str, String)> {

@@ -71,6 +71,7 @@ impl Access {
 }
 
 /// The guest's registers.
+#[derive(Clone)]
 pub(super) struct Shadow {
     size: u16,
     limits: Limits,
@@ -87,6 +88,8 @@ pub(super) struct Shadow {
     group: [u32; GRPCFG_WORDS],
     work_queue: [u32; WQCFG_WORDS],
     read_buffers: u8,
+    /// While bus mastering is off under a device that was enabled: whether its queue was.
+    suspended: Option<bool>,
 }
 
 fn merge(register: &mut u32, mask: u32, value: u32) {
@@ -126,6 +129,7 @@ impl Shadow {
             group: [0; GRPCFG_WORDS],
             work_queue: [0; WQCFG_WORDS],
             read_buffers,
+            suspended: None,
         };
         shadow.device_reset();
         shadow
@@ -147,6 +151,7 @@ impl Shadow {
         self.msix_permissions = [0; VECTORS as usize];
         self.group = [0; GRPCFG_WORDS];
         self.work_queue = [0; WQCFG_WORDS];
+        self.suspended = None;
     }
 
     /// As after the Reset WQ command, which keeps the size.
@@ -248,13 +253,38 @@ impl Shadow {
         self.general_status = gensts::HALT | gensts::RESET_SOFTWARE << gensts::RESET_TYPE_SHIFT;
         self.set_queue_enabled(false);
         self.interrupt_cause |= intcause::HALT;
+        self.suspended = None;
     }
 
-    /// Bus mastering went away under an enabled device.
-    pub fn halt_on_config_change(&mut self) {
+    /// Bus mastering went away under an enabled device: halted, with an error that says so.
+    pub fn suspend(&mut self) {
+        let queue = self.queue_is_enabled();
         self.halt();
         let record = swerr::VALID | swerr::CODE_PCI_CONFIG << swerr::CODE_SHIFT;
         self.record_error([record, 0, 0, 0], false);
+        self.suspended = Some(queue);
+    }
+
+    /// Whether it is halted only until bus mastering is back.
+    pub fn is_suspended(&self) -> bool {
+        self.suspended.is_some()
+    }
+
+    /// Bus mastering is back: ends the halt of [`Shadow::suspend`]. Says whether the queue was enabled; it is not yet.
+    pub fn resume(&mut self) -> bool {
+        let Some(queue) = self.suspended.take() else {
+            return false;
+        };
+        self.general_status = gensts::ENABLED;
+        self.interrupt_cause &= !intcause::HALT;
+        queue
+    }
+
+    /// The device halts, and nothing the guest does ends that.
+    pub fn halt_for_good(&mut self) {
+        self.general_status = gensts::HALT | gensts::RESET_COLD << gensts::RESET_TYPE_SHIFT;
+        self.set_queue_enabled(false);
+        self.suspended = None;
     }
 
     pub fn read(&self, access: Access) -> u64 {
