@@ -26,6 +26,17 @@ use crate::registers::Registers;
 /// guests: they reach other address spaces.
 const OPERATIONS_1_0: u64 = 1 << 0x20 | 0x3f << 0x10 | 0x3ff;
 
+/// The first operation beyond DSA 1.0 that a queue would carry out whatever it is programmed with. (Batch is not one:
+/// where it is not given to guests, portals are mapped only for who accepted that they are unsafe.)
+fn unenforced(capabilities: &Capabilities) -> Option<usize> {
+    let allowed = |word: usize| if word == 0 { OPERATIONS_1_0 } else { 0 };
+    let beyond = (0..).zip(capabilities.operations).find_map(|(word, operations)| {
+        let beyond = operations & !allowed(word);
+        (beyond != 0).then(|| word * 64 + beyond.trailing_zeros() as usize)
+    });
+    beyond.filter(|_| !capabilities.has_opcfg())
+}
+
 impl<R: Registers, C: ConfigSpace> Device<R, C> {
     /// Brings the device up. On refusal it is left disabled and without bus mastering.
     pub fn bring_up(setup: Setup<R, C>) -> Result<Self, Refusal> {
@@ -78,6 +89,15 @@ impl<R: Registers, C: ConfigSpace> Device<R, C> {
             return Err(refuse(
                 alloc::format!("BAR2 of {:#x} bytes lacks portals for its queues", bar2.size),
                 "name another device",
+            ));
+        }
+        if let Some(beyond) = unenforced(&capabilities) {
+            return Err(refuse(
+                alloc::format!(
+                    "its queues take operation {beyond:#04x}, which guests must not have, and cannot be kept from it \
+                     (OPCAP has it, WQCAP has no OPCFG)"
+                ),
+                "name a device with OPCFG, or one of DSA 1.0",
             ));
         }
         let mut operations = [0; OPCAP_WORDS];

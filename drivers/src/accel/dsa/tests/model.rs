@@ -15,6 +15,7 @@ pub const MSIX: usize = 9;
 pub const MSIXPERM: usize = 0x400;
 pub const GRPCFG: usize = 0x600;
 pub const WQCFG: usize = 0x800;
+/// Without OPCFG.
 pub const WQCFG_STRIDE: usize = 0x20;
 pub const MSIX_TABLE: usize = 0x2000;
 const WINDOW: usize = 0x1_0000;
@@ -29,6 +30,8 @@ pub struct State {
     pub cmdsts: u32,
     pub swerr: [u64; 4],
     pub wqcfg: [[u32; 8]; QUEUES],
+    /// The second half of WQCFG, where WQCAP says that there is one.
+    pub opcfg: [[u32; 8]; QUEUES],
     pub grpcfg: [[u64; 8]; GROUPS],
     pub msixperm: [u32; MSIX],
     pub msix: [[u32; 4]; MSIX],
@@ -43,6 +46,7 @@ pub struct State {
     pub cmdcap: u32,
     pub wqcap: u64,
     pub gencap: u64,
+    pub opcap: [u64; 4],
 }
 
 pub struct Model {
@@ -57,6 +61,7 @@ impl State {
         self.gensts = 0;
         self.intcause = 0;
         self.wqcfg = [[0; 8]; QUEUES];
+        self.opcfg = [[0; 8]; QUEUES];
         self.grpcfg = [[0; 8]; GROUPS];
         for group in &mut self.grpcfg {
             group[5] = 96 << 20;
@@ -133,6 +138,13 @@ impl State {
         } else {
             0
         }
+    }
+
+    /// The word of a queue's configuration at an offset of BAR0, with the queue and its number there.
+    fn queue_word(&self, offset: usize) -> Option<(usize, usize)> {
+        let stride = WQCFG_STRIDE << (self.wqcap >> 24 & 0xf);
+        let at = offset.checked_sub(WQCFG)?;
+        (at < QUEUES * stride).then_some((at / stride, at % stride / 4))
     }
 
     fn command(&mut self, value: u32, config: &ConfigModel) {
@@ -216,22 +228,23 @@ impl State {
                 let group = &mut self.grpcfg[(offset - GRPCFG) / 64][word];
                 *group = *group & !(0xffff_ffff << half) | u64::from(value) << half;
             }
-            WQCFG..0x900 => {
-                let wq = (offset - WQCFG) / WQCFG_STRIDE;
-                let word = (offset - WQCFG) % WQCFG_STRIDE / 4;
-                let writable = match word {
-                    0 => disabled,
-                    6 => false,
-                    _ => !self.queue_enabled(wq),
-                };
-                if writable {
-                    self.wqcfg[wq][word] = value;
-                }
-            }
             MSIX_TABLE..0x2090 => {
                 self.msix[(offset - MSIX_TABLE) / 16][(offset - MSIX_TABLE) % 16 / 4] = value;
             }
-            _ => {}
+            _ => {
+                if let Some((wq, word)) = self.queue_word(offset) {
+                    let writable = match word {
+                        0 => disabled,
+                        6 => false,
+                        _ => !self.queue_enabled(wq),
+                    };
+                    match word {
+                        _ if !writable => {}
+                        8.. => self.opcfg[wq][word - 8] = value,
+                        _ => self.wqcfg[wq][word] = value,
+                    }
+                }
+            }
         }
     }
 
@@ -243,7 +256,7 @@ impl State {
             0x20 => half(self.wqcap),
             0x30 => half(GROUPS as u64 | 96 << 8),
             0x38 => half(ENGINES.into()),
-            0x40 => half(0x1_003f_067f),
+            at @ 0x40..0x60 => half(self.opcap[(at - 0x40) / 8]),
             0x60 => half(0x6 | 0x8 << 16 | 0x4 << 32),
             0x80 => half(self.gencfg.into()),
             0x88 => half(self.genctrl.into()),
@@ -254,9 +267,12 @@ impl State {
             at @ 0xc0..0xe0 => half(self.swerr[(at - 0xc0) / 8]),
             at @ MSIXPERM..0x448 if offset == at => self.msixperm[(at - MSIXPERM) / 8],
             at @ GRPCFG..0x700 => half(self.grpcfg[(at - GRPCFG) / 64][(at - GRPCFG) / 8 % 8]),
-            WQCFG..0x900 => self.wqcfg[(offset - WQCFG) / WQCFG_STRIDE][(offset - WQCFG) % WQCFG_STRIDE / 4],
             MSIX_TABLE..0x2090 => self.msix[(offset - MSIX_TABLE) / 16][(offset - MSIX_TABLE) % 16 / 4],
-            _ => 0,
+            _ => match self.queue_word(offset) {
+                Some((wq, word @ 8..)) => self.opcfg[wq][word - 8],
+                Some((wq, word)) => self.wqcfg[wq][word],
+                None => 0,
+            },
         }
     }
 }
@@ -271,6 +287,7 @@ impl Model {
             cmdsts: 0,
             swerr: [0; 4],
             wqcfg: [[0; 8]; QUEUES],
+            opcfg: [[0; 8]; QUEUES],
             grpcfg: [[0; 8]; GROUPS],
             msixperm: [0; MSIX],
             msix: [[0; 4]; MSIX],
@@ -281,6 +298,7 @@ impl Model {
             cmdcap: 0x7ffe,
             wqcap: 3 << 48 | 1 << 51 | (QUEUES as u64) << 16 | u64::from(TOTAL_SIZE),
             gencap: 1 << 31 | 10 << 21 | 31 << 16 | 1 << 4 | 1 << 1,
+            opcap: [0x1_003f_027f, 0, 0, 0],
         };
         // As firmware may leave it: enabled, with a queue that runs.
         state.power_on();

@@ -69,6 +69,49 @@ fn what_cannot_work_is_refused_with_the_reason() {
 }
 
 #[test]
+fn operations_beyond_the_first_version_need_opcfg() {
+    // Translation fetch, and one that reaches other address spaces.
+    for (word, operation) in [(0, 0x0a), (1, 0)] {
+        let model = Model::new(0x11fb);
+        model.state.lock().opcap[word] |= 1 << operation;
+        let refusal = try_parent(&model, &[], Options::default())
+            .map(|_| ())
+            .unwrap_err();
+        assert!(
+            refusal
+                .why
+                .contains(&format!("operation {:#04x}", word * 64 + operation)),
+            "{refusal}"
+        );
+        assert!(!model.config.bus_master());
+
+        // The same device with OPCFG.
+        let model = Model::new(0x11fb);
+        model.state.lock().opcap[word] |= 1 << operation;
+        model.state.lock().wqcap |= 1 << 54 | 1 << 24;
+        let parent = try_parent(&model, &[], Options::default()).unwrap();
+        let mut guest = Guest::new(&parent, "alpha", None, 5);
+        assert_eq!(guest.r64(0x40), 0x1_003f_027f);
+        assert_eq!(guest.r64(0x48), 0);
+        for (at, value) in [
+            (0x800, 8),
+            (0x600, 1),
+            (0x620, 1),
+            (0x808, 1),
+            (0x80c, 21 | 5 << 5),
+        ] {
+            guest.w32(at, value);
+        }
+        guest.w32(0xa0, 1 << 20);
+        guest.w32(0xa0, 6 << 20);
+        assert_eq!(guest.r32(0xa8), 0);
+        let state = model.state.lock();
+        assert!(state.queue_enabled(0));
+        assert_eq!(state.opcfg[0], [0x003f_027f, 1, 0, 0, 0, 0, 0, 0]);
+    }
+}
+
+#[test]
 fn best_fit_leaves_the_larger_queues_for_others() {
     let (_, parent) = parent(&[Some(40), Some(4)]);
     let entries = |vdev: &dyn VdevModel| vdev.describe()[1].1.clone();
