@@ -63,6 +63,8 @@ pub mod error {
     pub const GROUP_INCOMPLETE: u8 = 0x15;
     /// Enable Device: a work queue is in no group or in two, or has no entries and is in one.
     pub const WQ_GROUP: u8 = 0x16;
+    /// Enable Device: the read buffers of a group, or their global limit, cannot be.
+    pub const READ_BUFFERS: u8 = 0x18;
     /// Enable WQ: the device is not enabled.
     pub const DEVICE_NOT_ENABLED: u8 = 0x20;
     /// Enable WQ: it is not disabled.
@@ -193,7 +195,7 @@ pub fn describe(code: u8) -> &'static str {
         error::GROUP_INCOMPLETE => "a group lacks a work queue or an engine",
         error::WQ_GROUP => "a work queue is in no group or in two, or an empty one is in a group",
         0x17 => "an engine is in more than one group",
-        0x18 => "read buffer configuration is invalid",
+        error::READ_BUFFERS => "read buffer configuration is invalid",
         0x19 => "event log configuration is invalid",
         0x1a => "address translation service setting is invalid",
         0x1b => "PASID setting is invalid",

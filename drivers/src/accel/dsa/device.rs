@@ -30,8 +30,6 @@ pub(super) const OPERATION_BATCH: u64 = 1 << 1;
 /// Largest transfer a guest may ask for, log2 of bytes: what Linux uses. Longer ones would hold up the
 /// other queues of the group.
 const MAX_TRANSFER_LOG2: u8 = 21;
-/// Largest batch, log2 of descriptors: what Linux uses.
-const MAX_BATCH_LOG2: u8 = 5;
 /// Smallest batch limit the device takes, log2.
 const MIN_BATCH_LOG2: u8 = 1;
 /// Priority of every queue, 1..=15: all alike.
@@ -144,7 +142,7 @@ impl<R: Registers, C: ConfigSpace> Device<R, C> {
         let general = self.capabilities.general;
         Limits {
             max_transfer_log2: general.max_transfer_log2().min(MAX_TRANSFER_LOG2),
-            max_batch_log2: general.max_batch_log2().clamp(MIN_BATCH_LOG2, MAX_BATCH_LOG2),
+            max_batch_log2: general.max_batch_log2().max(MIN_BATCH_LOG2),
         }
     }
 

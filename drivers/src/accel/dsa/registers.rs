@@ -167,6 +167,12 @@ pub mod grpcfg {
     pub const TRAFFIC_CLASS_1: u64 = 1 | 1 << 3;
     /// Mask of both traffic classes.
     pub const TRAFFIC_CLASS_MASK: u64 = 0x3f;
+    /// Shift of the 8-bit number of read buffers reserved for the group.
+    pub const RESERVED_SHIFT: u32 = 8;
+    /// Shift of the 8-bit number of read buffers allowed to the group.
+    pub const ALLOWED_SHIFT: u32 = 20;
+    /// Least number of read buffers allowed per engine of the group.
+    pub const ALLOWED_PER_ENGINE: u32 = 4;
 }
 
 /// One entry of the work queue configuration table.
@@ -258,6 +264,8 @@ pub mod msix_entry {
 pub struct GenCap(pub u64);
 
 impl GenCap {
+    /// Bit of block on fault.
+    pub const BLOCK_ON_FAULT: u64 = 1 << 0;
     /// Bit of overlapping copy.
     pub const OVERLAPPING_COPY: u64 = 1 << 1;
     /// Bit that makes CMDCAP valid.
@@ -299,6 +307,8 @@ impl WqCap {
     pub const QUEUES_SHIFT: u32 = 16;
     /// Bit of dedicated mode.
     pub const DEDICATED: u64 = 1 << 49;
+    /// Bit of control over ATS per queue.
+    pub const ATS_CONTROL: u64 = 1 << 50;
 
     /// Entries to share among all queues.
     pub const fn total_size(self) -> u16 {
@@ -338,6 +348,10 @@ pub struct GrpCap(pub u64);
 impl GrpCap {
     /// Shift of the 8-bit number of read buffers.
     pub const READ_BUFFERS_SHIFT: u32 = 8;
+    /// Bit of read buffers reserved for and allowed to a group.
+    pub const READ_BUFFER_CONTROL: u64 = 1 << 16;
+    /// Bit of the global read buffer limit.
+    pub const READ_BUFFER_LIMIT: u64 = 1 << 17;
 
     /// Number of groups.
     pub const fn groups(self) -> u8 {

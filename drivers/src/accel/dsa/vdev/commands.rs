@@ -102,6 +102,9 @@ impl<R: Registers, C: ConfigSpace> DsaVdev<R, C> {
         if has_queue != has_engine {
             return Err(error::GROUP_INCOMPLETE);
         }
+        if !self.shadow.read_buffers_fit() {
+            return Err(error::READ_BUFFERS);
+        }
         self.shadow.general_status = gensts::ENABLED;
         Ok(0)
     }

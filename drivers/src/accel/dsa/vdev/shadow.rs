@@ -28,6 +28,7 @@ const GRPCFG_WORDS: usize = grpcfg::STRIDE / 4;
 const GRPFLAGS_WRITABLE: u32 = 0x0ff0_ffbf;
 const WQ_MODE_WRITABLE: u32 = wqcfg::MODE_DEDICATED
     | wqcfg::BLOCK_ON_FAULT
+    | wqcfg::ATS_DISABLE
     | wqcfg::PRIORITY_MASK << wqcfg::PRIORITY_SHIFT
     | 0xf_ffff << wqcfg::PASID_SHIFT
     | wqcfg::PASID_EN
@@ -108,7 +109,11 @@ impl Shadow {
         host: GenCap,
         read_buffers: u8,
     ) -> Self {
+        // What can be configured without any effect is offered, because programs set all they know, to 0 too, and
+        // give up when the kernel says that the device cannot: accel-config does for read buffers, block on fault and
+        // ATS. Block on fault is refused when a queue is enabled, as by a device whose page requests are off.
         let general = GenCap::CONFIG_EN
+            | GenCap::BLOCK_ON_FAULT
             | GenCap::COMMAND_CAPABILITIES
             | host.0 & GenCap::OVERLAPPING_COPY
             | u64::from(limits.max_transfer_log2) << GenCap::MAX_TRANSFER_SHIFT
@@ -117,7 +122,10 @@ impl Shadow {
             size,
             limits,
             general_capabilities: general,
-            group_capabilities: 1 | u64::from(read_buffers) << GrpCap::READ_BUFFERS_SHIFT,
+            group_capabilities: 1
+                | u64::from(read_buffers) << GrpCap::READ_BUFFERS_SHIFT
+                | GrpCap::READ_BUFFER_CONTROL
+                | GrpCap::READ_BUFFER_LIMIT,
             operations,
             general_config: 0,
             general_control: 0,
@@ -150,6 +158,7 @@ impl Shadow {
         self.interrupt_cause = 0;
         self.msix_permissions = [0; VECTORS as usize];
         self.group = [0; GRPCFG_WORDS];
+        self.group[grpcfg::FLAGS / 4] = u32::from(self.read_buffers) << grpcfg::ALLOWED_SHIFT;
         self.work_queue = [0; WQCFG_WORDS];
         self.suspended = None;
     }
@@ -218,6 +227,17 @@ impl Shadow {
     pub fn group_members(&self) -> (bool, bool) {
         let word = |at: usize| self.group[at / 4] & 1 != 0;
         (word(grpcfg::WQS), word(grpcfg::ENGINES))
+    }
+
+    /// Whether the device has the read buffers that the guest shares out.
+    pub fn read_buffers_fit(&self) -> bool {
+        let field = |shift: u32| self.group[grpcfg::FLAGS / 4] >> shift & 0xff;
+        let (reserved, allowed) = (field(grpcfg::RESERVED_SHIFT), field(grpcfg::ALLOWED_SHIFT));
+        let total = u32::from(self.read_buffers);
+        let (_, has_engine) = self.group_members();
+        let least = u32::from(has_engine) * grpcfg::ALLOWED_PER_ENGINE.min(total);
+        self.general_config & gencfg::GLOBAL_READ_BUFFER_LIMIT_MASK <= total
+            && (reserved.max(least)..=total).contains(&allowed)
     }
 
     /// Notes a cause of the misc vector.
@@ -304,7 +324,8 @@ impl Shadow {
         const TABLES: u64 = units(GRPCFG) | units(WQCFG) << 16 | units(MSIXPERM) << 32;
         // All of 1.0: bits 1 to 14.
         const COMMANDS: u32 = (2 << code::RELEASE_HANDLE) - 2;
-        let work_queues = WqCap::DEDICATED | 1 << WqCap::QUEUES_SHIFT | u64::from(self.size);
+        let work_queues =
+            WqCap::DEDICATED | WqCap::ATS_CONTROL | 1 << WqCap::QUEUES_SHIFT | u64::from(self.size);
         match offset & !7 {
             VERSION => half(VERSION_1_0.into(), offset),
             GENCAP => half(self.general_capabilities, offset),
