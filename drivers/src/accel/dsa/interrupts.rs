@@ -3,7 +3,9 @@
 //!
 //! **Invariant.** The event handler takes no lock, so that it may run in an interrupt whatever the
 //! interrupted code holds. An error goes to the one queue the device names, never to another; what a
-//! guest sees of it carries the guest's numbers.
+//! guest sees of it carries the guest's numbers. The device has one record for all queues, which holds the
+//! first error until it is taken: when it says that further ones were lost, each queue may have lost one,
+//! and is told.
 
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
@@ -49,7 +51,8 @@ impl ErrorRecord {
     }
 }
 
-/// Hands one error from the event handler to the vdev without a lock. The first one stays until taken.
+/// Hands one error from the event handler to the vdev without a lock. The first one stays until taken; of
+/// others it is known that they may have been.
 pub(super) struct ErrorMailbox {
     full: AtomicBool,
     lost: AtomicBool,
@@ -68,7 +71,7 @@ impl ErrorMailbox {
     /// Called by the event handler alone.
     fn put(&self, record: ErrorRecord) {
         if self.full.load(Ordering::Acquire) {
-            self.lost.store(true, Ordering::Release);
+            self.note_lost();
             return;
         }
         for (slot, word) in self.words.iter().zip(record.0) {
@@ -77,15 +80,22 @@ impl ErrorMailbox {
         self.full.store(true, Ordering::Release);
     }
 
-    /// The error waiting, and whether further ones were lost.
-    pub fn take(&self) -> Option<(ErrorRecord, bool)> {
-        if !self.full.load(Ordering::Acquire) {
-            return None;
-        }
-        let words = core::array::from_fn(|word| self.words[word].load(Ordering::Relaxed));
+    /// Further errors may have been lost. Called by the event handler alone.
+    fn note_lost(&self) {
+        self.lost.store(true, Ordering::Release);
+    }
+
+    /// The error waiting, and whether further ones may have been lost.
+    pub fn take(&self) -> (Option<ErrorRecord>, bool) {
+        let record = self.full.load(Ordering::Acquire).then(|| {
+            let words = core::array::from_fn(|word| self.words[word].load(Ordering::Relaxed));
+            ErrorRecord(words)
+        });
         let lost = self.lost.swap(false, Ordering::AcqRel);
-        self.full.store(false, Ordering::Release);
-        Some((ErrorRecord(words), lost))
+        if record.is_some() {
+            self.full.store(false, Ordering::Release);
+        }
+        (record, lost)
     }
 
     pub fn clear(&self) {
@@ -181,7 +191,10 @@ impl<R: Registers, C: ConfigSpace> Device<R, C> {
             None => "the device".into(),
         };
         let lost = if first & swerr::OVERFLOW != 0 {
-            ", further errors were lost"
+            for queue in self.queues.iter().filter(|queue| queue.pasid().is_some()) {
+                queue.errors.note_lost();
+            }
+            ", further errors, of whatever queue, were lost"
         } else {
             ""
         };

@@ -361,6 +361,50 @@ fn an_error_reaches_the_owner_of_the_queue_only() {
 }
 
 #[test]
+fn an_overflow_is_told_to_everybody_it_may_have_hidden_something_from() {
+    let (model, parent) = parent(&[]);
+    let mut alpha = Guest::new(&parent, "alpha", None, 10);
+    let mut beta = Guest::new(&parent, "beta", None, 11);
+    for guest in [&mut alpha, &mut beta] {
+        guest.w32(0x88, 3);
+    }
+    // Beta floods the device; what alpha's queue reported meanwhile is nowhere.
+    model.raise_error(1, 0x1a, 11, 0xdead_b000);
+    model.state.lock().swerr[0] |= 2;
+    let seen = events(&parent);
+    assert!(
+        matches!(&seen[..], [ParentEvent::Error { pasid: Some(tag), text }]
+            if *tag == pasid(11) && text.ends_with(", further errors, of whatever queue, were lost"))
+    );
+    for guest in [&mut alpha, &mut beta] {
+        guest.event();
+    }
+    assert_eq!(beta.r64(0xc0) & 3, 3, "an error, and more of them");
+    assert_eq!(
+        (alpha.r64(0xc0), alpha.r32(0x98), alpha.raised.len()),
+        (2, 0, 0),
+        "no error of its own, no interrupt, but there may have been one"
+    );
+    alpha.w64(0xc0, 3);
+    assert_eq!(alpha.r64(0xc0), 0);
+    // Its next error says so, too.
+    model.raise_error(1, 0x1a, 11, 0xdead_b000);
+    model.state.lock().swerr[0] |= 2;
+    events(&parent);
+    model.raise_error(0, 0x1a, 10, 0xdead_c000);
+    events(&parent);
+    assert_eq!(alpha.r64(0xc0) & 3, 3);
+    assert_eq!(alpha.r64(0xd0), 0xdead_c000);
+    // Whoever gets the queue next is told nothing of this.
+    model.raise_error(1, 0x1a, 11, 0xdead_b000);
+    model.state.lock().swerr[0] |= 2;
+    events(&parent);
+    alpha.vdev.quiesce().unwrap();
+    drop(alpha);
+    assert_eq!(Guest::new(&parent, "gamma", None, 12).r64(0xc0), 0);
+}
+
+#[test]
 fn an_error_of_an_earlier_tag_is_not_shown_to_the_next_owner() {
     let (model, parent) = parent(&[]);
     let mut alpha = Guest::new(&parent, "alpha", None, 10);

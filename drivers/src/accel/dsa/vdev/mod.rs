@@ -148,11 +148,14 @@ impl<R: Registers, C: ConfigSpace> DsaVdev<R, C> {
 
     /// Takes over what the event handler left for this queue.
     fn collect_error(&mut self) -> bool {
-        let Some((record, lost)) = self.lease.queue().errors.take() else {
-            return false;
-        };
-        self.shadow.record_error(record.for_guest(), lost);
-        true
+        let (record, lost) = self.lease.queue().errors.take();
+        if let Some(record) = &record {
+            self.shadow.record_error(record.for_guest());
+        }
+        if lost {
+            self.shadow.note_lost_errors();
+        }
+        record.is_some()
     }
 }
 

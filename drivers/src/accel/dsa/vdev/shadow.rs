@@ -256,16 +256,21 @@ impl Shadow {
     }
 
     /// Notes an error; the first one stays until the guest has acknowledged it.
-    pub fn record_error(&mut self, words: [u64; SWERR_WORDS], lost: bool) {
+    pub fn record_error(&mut self, words: [u64; SWERR_WORDS]) {
         if self.software_error[0] & swerr::VALID == 0 {
+            let lost = self.software_error[0] & swerr::OVERFLOW;
             self.software_error = words;
-            if lost {
-                self.software_error[0] |= swerr::OVERFLOW;
-            }
+            self.software_error[0] |= lost;
         } else {
             self.software_error[0] |= swerr::OVERFLOW;
         }
         self.interrupt_cause |= intcause::SWERR;
+    }
+
+    /// Errors may have been lost: shown in SWERR, beside whatever record is there. No interrupt, or a neighbour that
+    /// floods the device with errors could interrupt this guest at will.
+    pub fn note_lost_errors(&mut self) {
+        self.software_error[0] |= swerr::OVERFLOW;
     }
 
     /// The device halts; a software reset ends that.
@@ -281,7 +286,7 @@ impl Shadow {
         let queue = self.queue_is_enabled();
         self.halt();
         let record = swerr::VALID | swerr::CODE_PCI_CONFIG << swerr::CODE_SHIFT;
-        self.record_error([record, 0, 0, 0], false);
+        self.record_error([record, 0, 0, 0]);
         self.suspended = Some(queue);
     }
 
