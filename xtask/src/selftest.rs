@@ -10,12 +10,9 @@ use std::path::PathBuf;
 use std::process::Command;
 
 /// Part of the key: changes when this file builds differently from the same sources.
-const RECIPE_VERSION: &str = "1";
-const COMPILER: &str = "aarch64-linux-gnu-gcc";
-/// The Debian package of the compiler.
-const PACKAGES: [&str; 1] = ["gcc-aarch64-linux-gnu"];
-/// No library, no start-up code; without an MMU memory takes aligned accesses only.
-const FLAGS: [&str; 13] = [
+const RECIPE_VERSION: &str = "2";
+/// No library, no start-up code.
+const FLAGS: [&str; 12] = [
     "-O2",
     "-Wall",
     "-Wextra",
@@ -23,7 +20,6 @@ const FLAGS: [&str; 13] = [
     "-ffreestanding",
     "-fno-stack-protector",
     "-mgeneral-regs-only",
-    "-mstrict-align",
     "-nostdlib",
     "-static",
     "-no-pie",
@@ -31,35 +27,77 @@ const FLAGS: [&str; 13] = [
     "-Tlink.ld",
 ];
 
+/// What differs between the self-tests.
+struct Program {
+    /// The folder in `tests/platform/selftest`.
+    name: &'static str,
+    compiler: &'static str,
+    /// Debian packages with the compiler.
+    packages: &'static [&'static str],
+    /// Beside [`FLAGS`].
+    flags: &'static [&'static str],
+}
+
+/// Without an MMU, memory takes aligned accesses only.
+const SMMU: Program = Program {
+    name: "smmu",
+    compiler: "aarch64-linux-gnu-gcc",
+    packages: &["gcc-aarch64-linux-gnu"],
+    flags: &["-mstrict-align"],
+};
+
+/// Exceptions use the stack that they meet; no notes but the program's own.
+const SVM: Program = Program {
+    name: "svm",
+    compiler: "gcc",
+    packages: &["gcc"],
+    flags: &["-mno-red-zone", "-fcf-protection=none"],
+};
+
 /// The self-test of the SMMUv3 model as an ELF file, made when it is not in the cache.
 ///
 /// # Errors
 /// When it does not compile.
 pub fn smmu() -> Result<PathBuf> {
-    let dir = workspace::root().join("tests/platform/selftest/smmu");
-    let entries = fs::read_dir(&dir).with_context(|| format!("reading {}", dir.display()))?;
-    let mut sources: Vec<PathBuf> = entries.map(|entry| Ok(entry?.path())).collect::<Result<_>>()?;
-    sources.sort();
-    let mut key = Key::new().part(RECIPE_VERSION);
-    for source in &sources {
-        let text = fs::read(source).with_context(|| format!("reading {}", source.display()))?;
-        key = key
-            .part(source.file_name().unwrap_or_default().as_encoded_bytes())
-            .part(text);
+    SMMU.build()
+}
+
+/// The self-test of the processor's SVM as an ELF file, made when it is not in the cache.
+///
+/// # Errors
+/// When it does not compile.
+pub fn svm() -> Result<PathBuf> {
+    SVM.build()
+}
+
+impl Program {
+    fn build(&self) -> Result<PathBuf> {
+        let dir = workspace::root().join("tests/platform/selftest").join(self.name);
+        let entries = fs::read_dir(&dir).with_context(|| format!("reading {}", dir.display()))?;
+        let mut sources: Vec<PathBuf> = entries.map(|entry| Ok(entry?.path())).collect::<Result<_>>()?;
+        sources.sort();
+        let mut key = Key::new().part(RECIPE_VERSION);
+        for source in &sources {
+            let text = fs::read(source).with_context(|| format!("reading {}", source.display()))?;
+            key = key
+                .part(source.file_name().unwrap_or_default().as_encoded_bytes())
+                .part(text);
+        }
+        let compiled = |extension: &std::ffi::OsStr| extension == "c" || extension == "S";
+        sources.retain(|source| source.extension().is_some_and(compiled));
+        let file = format!("{}-selftest", self.name);
+        let entry = Cache::open()?.entry(&format!("selftest-{}", self.name), &key, |entry| {
+            apt::need(self.packages)?;
+            let step = Step::start(format!("building {file}"));
+            // By their names alone: a failed check prints its file's, which must not be another clone's path.
+            let names = sources.iter().filter_map(|source| source.file_name());
+            let mut gcc = Command::new(self.compiler);
+            gcc.current_dir(&dir).args(FLAGS).args(self.flags);
+            gcc.arg("-o").arg(entry.join(&file)).args(names);
+            command::run(&mut gcc, &step)?;
+            step.done();
+            Ok(())
+        })?;
+        Ok(entry.join(file))
     }
-    let compiled = |extension: &std::ffi::OsStr| extension == "c" || extension == "S";
-    sources.retain(|source| source.extension().is_some_and(compiled));
-    let entry = Cache::open()?.entry("selftest-smmu", &key, |entry| {
-        apt::need(&PACKAGES)?;
-        let step = Step::start("building the SMMU model's self-test");
-        // By their names alone: a failed check prints its file's, which must not be another clone's path.
-        let names = sources.iter().filter_map(|source| source.file_name());
-        let mut gcc = Command::new(COMPILER);
-        gcc.current_dir(&dir).args(FLAGS);
-        gcc.arg("-o").arg(entry.join("smmu-selftest")).args(names);
-        command::run(&mut gcc, &step)?;
-        step.done();
-        Ok(())
-    })?;
-    Ok(entry.join("smmu-selftest"))
 }

@@ -63,6 +63,10 @@ impl Workshop for Shop {
     fn iommu_self_test(&self) -> Result<PathBuf> {
         selftest::smmu()
     }
+
+    fn processor_self_test(&self) -> Result<PathBuf> {
+        selftest::svm()
+    }
 }
 
 /// What the first who asks makes; who asks meanwhile waits for it. After a failure the next one tries again.

@@ -70,4 +70,11 @@ pub trait Workshop: Sync {
     /// # Errors
     /// When it does not build.
     fn iommu_self_test(&self) -> Result<PathBuf>;
+
+    /// The self-test of the x86_64 machine's SVM (`tests/platform/selftest/svm`): an ELF file that the machine starts as a
+    /// kernel.
+    ///
+    /// # Errors
+    /// When it does not build.
+    fn processor_self_test(&self) -> Result<PathBuf>;
 }

@@ -209,10 +209,10 @@ const SELF_TEST_TIMEOUT: Duration = Duration::from_secs(600);
 /// The platform's models do what their specifications say.
 pub const SELF_TEST: Scenario = Scenario {
     name: "platform-selftest",
-    about: "without Pasidon: the DSA model checked from user space; on aarch64 the SMMUv3's substreams, through the DSA",
+    about: "without Pasidon: the DSA model checked from user space, and SVM; on aarch64 the SMMUv3's substreams, through the DSA",
     arches: Arch::ALL,
     run: |lab| match lab.arch() {
-        Arch::X86_64 => accelerator_self_test(lab),
+        Arch::X86_64 => processor_self_test(lab).and_then(|()| accelerator_self_test(lab)),
         Arch::Aarch64 => iommu_self_test(lab),
     },
 };
@@ -249,6 +249,37 @@ fn iommu_self_test(lab: &Lab<'_>) -> Result<()> {
         machine.transcript()
     );
     machine.wait_for_end(COMMAND_TIMEOUT)
+}
+
+/// Processors for the self-test of SVM: the platform's, and one as old as SVM.
+const PROCESSORS: [&str; 2] = ["max", "max,nrip-save=off,decodeassists=off"];
+/// A machine check of the first processor: bank 1, uncorrected, at no address.
+const MACHINE_CHECK: &str = "mce 0 1 0xb000000000000000 1 0 0";
+
+/// Intercepts, VMRUN's checks and the exceptions of control registers, from a program without a kernel.
+fn processor_self_test(lab: &Lab<'_>) -> Result<()> {
+    let program = lab.workshop.processor_self_test()?;
+    for processor in PROCESSORS {
+        let platform = Platform::program(lab.arch(), &program).arguments(["-cpu", processor]);
+        let machine = Machine::start_plain(&lab.workshop.qemu()?, &platform)?;
+        loop {
+            let said = machine.log().expect("^svm-selftest.*$\n", SELF_TEST_TIMEOUT)?;
+            let line = said[0].trim();
+            if line.contains("wants a machine check") {
+                let command = serde_json::json!({ "command-line": MACHINE_CHECK });
+                machine.qmp()?.execute("human-monitor-command", command)?;
+                continue;
+            }
+            ensure!(
+                passed("svm-selftest", line),
+                "{processor}: {line}\n{}",
+                machine.transcript()
+            );
+            break;
+        }
+        machine.wait_for_end(COMMAND_TIMEOUT)?;
+    }
+    Ok(())
 }
 
 /// Whether that is the last line of a self-test in which something was checked and nothing failed.
