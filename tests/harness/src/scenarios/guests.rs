@@ -102,30 +102,6 @@ pub const FPU: Scenario = Scenario {
     },
 };
 
-/// The processor that a guest sees keeps the rules of a real one.
-pub const RULES: Scenario = Scenario {
-    name: "processor-rules",
-    about: "single steps end behind trapped instructions, CR4 and EFER refuse what CPUID does not show, NMIs nest as they should, the TSC can be written",
-    arches: &[Arch::X86_64],
-    run: |lab| {
-        // Both on one pCPU: what one turned on, the other would meet.
-        let configuration = [HOST, &vm("alpha", 0, ""), &vm("beta", 0, "")].concat();
-        let machine = lab.pasidon(&configuration, |machine| demonstration::platform(machine).cpus(1))?;
-        for name in ["alpha", "beta"] {
-            shell(&machine, name)?.send_line("cpu-check")?;
-        }
-        for name in ["alpha", "beta"] {
-            let line = machine
-                .console(name)?
-                .expect("^PASIDON cpu (.*)$", BOOT_TIMEOUT)?;
-            let wrong = line[1].split_whitespace().find(|word| !word.ends_with("=ok"));
-            anyhow::ensure!(wrong.is_none(), "{name}: {}", line[0]);
-            check(&machine, machine.console(name)?, "hostname", name)?;
-        }
-        Ok(())
-    },
-};
-
 /// Ends of a guest that the others do not notice.
 pub const ENDS: Scenario = Scenario {
     name: "guest-ends",

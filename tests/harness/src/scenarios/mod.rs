@@ -28,7 +28,6 @@ pub const ALL: &[Scenario] = &[
     guests::TWO,
     guests::THREE,
     guests::FPU,
-    guests::RULES,
     guests::ENDS,
     sharing::BOTH,
     sharing::SAME_ADDRESSES,
