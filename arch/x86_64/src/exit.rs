@@ -11,17 +11,17 @@ use pasidon_kernel::stats::ExitKind;
 use pasidon_kernel::vm::VmEnd;
 
 use crate::backend::{Backend, IoExit, Reason};
-use crate::emulate::{self, CpuState, Exception, Failure};
+use crate::emulate::{self, CpuState, Exception, Failure, InstructionBytes};
 use crate::guest::GeneralProtection;
 use crate::guest::cpuid::CpuidState;
-use crate::guest::lapic::ApicEvent;
+use crate::guest::lapic::{ApicEvent, LocalApic};
 use crate::machine_check::{self, Verdict};
+use crate::time;
 use crate::vcpu::Core;
 use crate::vms::Machine;
 
 /// Exception vectors.
 mod vector {
-    pub const UNDEFINED: u8 = 6;
     pub const GENERAL_PROTECTION: u8 = 13;
 }
 
@@ -44,11 +44,7 @@ const CR4_OSXSAVE: u64 = 1 << 18;
 const NO_SUCH_HYPERCALL: u64 = (-1000i64).cast_unsigned();
 const LOW: u64 = u32::MAX as u64;
 
-const UNDEFINED: Exception = Exception {
-    vector: vector::UNDEFINED,
-    error_code: None,
-    cr2: None,
-};
+const UNDEFINED: Exception = Exception::undefined();
 const GENERAL_PROTECTION: Exception = Exception {
     vector: vector::GENERAL_PROTECTION,
     error_code: Some(0),
@@ -135,9 +131,8 @@ pub fn handle(core: &mut Core, machine: &Machine, reason: Reason) {
             address,
             fetch: false,
         } => mmio(core, machine, address),
-        Reason::Stage2 { address, fetch: true } => machine.end(VmEnd::Crashed(format!(
-            "it executed at guest-physical {address:#x}, which is not RAM"
-        ))),
+        // A bus that nobody answers on reads as ones, and those are no instruction.
+        Reason::Stage2 { fetch: true, .. } => refuse(core, machine, &InstructionBytes::new()),
         Reason::Hypercall => {
             core.hardware.set_gpr(gpr::RAX, NO_SUCH_HYPERCALL);
             finish(core, machine, encoding::VMMCALL);
@@ -231,11 +226,27 @@ fn measure(state: &CpuState, machine: &Machine, encoding: &[u8]) -> Result<u8, F
 fn fail(core: &mut Core, machine: &Machine, failure: &Failure) {
     match failure {
         Failure::Exception(exception) => core.exception = Some(*exception),
-        Failure::Unsupported(bytes) => machine.end(VmEnd::Crashed(format!(
-            "an instruction at {:#x} that device memory does not take: {bytes:02x?}",
-            core.hardware.rip()
-        ))),
+        Failure::Unsupported(bytes) => refuse(core, machine, bytes),
     }
+}
+
+/// The guest's software used device memory as the machine cannot: that is an undefined instruction, for which a kernel
+/// ends the program that did it, or itself.
+fn refuse(core: &mut Core, machine: &Machine, bytes: &InstructionBytes) {
+    if !core::mem::replace(&mut core.refused_instruction, true) {
+        let (vm, rip, cpl) = (machine.vm.name(), core.hardware.rip(), core.hardware.cpl());
+        if bytes.is_empty() {
+            log::info!(
+                "vm {vm}: executed at {rip:#x} (privilege level {cpl}), which is not RAM, and got #UD (said once)"
+            );
+        } else {
+            log::info!(
+                "vm {vm}: an instruction at {rip:#x} (privilege level {cpl}) that device memory does not take got #UD: \
+                 {bytes:02x?} (said once)"
+            );
+        }
+    }
+    core.exception = Some(UNDEFINED);
 }
 
 fn port(core: &mut Core, machine: &Machine, io: IoExit) {
@@ -255,7 +266,7 @@ fn port(core: &mut Core, machine: &Machine, io: IoExit) {
         size: io.size,
         kind,
     };
-    let value = access_device(core, machine, &Exit::Io(access));
+    let value = access_device(&mut core.lapic, core.tsc_offset, machine, &Exit::Io(access));
     if io.input {
         let keep = if io.size == 4 { 0 } else { rax & !mask };
         core.hardware.set_gpr(gpr::RAX, keep | value & mask);
@@ -263,21 +274,28 @@ fn port(core: &mut Core, machine: &Machine, io: IoExit) {
 }
 
 /// One access of the vCPU to its VM's devices.
-fn access_device(core: &mut Core, machine: &Machine, exit: &Exit) -> u64 {
-    let now = core.guest_tsc();
+fn access_device(lapic: &mut LocalApic, tsc_offset: u64, machine: &Machine, exit: &Exit) -> u64 {
+    let now = time::tsc().wrapping_add(tsc_offset);
     let mut board = machine.board.lock();
     let answer = board
         .platform
-        .exit(exit, &mut core.lapic, now, &mut |action| machine.act(action));
+        .exit(exit, lapic, now, &mut |action| machine.act(action));
     // There is no other vCPU that an inter-processor interrupt could go to.
     answer.map_or(0, |answer| answer.value)
 }
 
 fn mmio(core: &mut Core, machine: &Machine, address: u64) {
     let mut state = core.hardware.state();
-    let result = emulate::mmio(&mut state, &machine.memory, address, &mut |access| {
-        access_device(core, machine, &Exit::Mmio(access))
-    });
+    let tsc_offset = core.tsc_offset;
+    // SAFETY: this is the pCPU that the vCPU runs on, between two entries: its state was loaded before the first.
+    let mut vectors = unsafe { core.extended.vectors() };
+    let result = emulate::mmio(
+        &mut state,
+        &mut vectors,
+        &machine.memory,
+        address,
+        &mut |access| access_device(&mut core.lapic, tsc_offset, machine, &Exit::Mmio(access)),
+    );
     match result {
         Ok(done) => emulated(core, &state, done),
         Err(failure) => fail(core, machine, &failure),
@@ -295,7 +313,7 @@ fn emulated(core: &mut Core, state: &CpuState, done: bool) {
 fn string_io(core: &mut Core, machine: &Machine) {
     let mut state = core.hardware.state();
     let result = emulate::string_io(&mut state, &machine.memory, &mut |access| {
-        access_device(core, machine, &Exit::Io(access))
+        access_device(&mut core.lapic, core.tsc_offset, machine, &Exit::Io(access))
     });
     match result {
         Ok(done) => emulated(core, &state, done),

@@ -11,6 +11,8 @@
 //! Source: Intel SDM volume 1, chapter 13 "Managing State Using the XSAVE Feature Set"; APM volume 3, appendix
 //! E.4.7 (CPUID 8000_0008 EBX, RstrFpErrPtrs).
 
+mod vectors;
+
 use alloc::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
 use core::arch::asm;
 use core::arch::x86_64::__cpuid_count;
@@ -20,6 +22,7 @@ use x86_64::registers::control::{Cr4, Cr4Flags};
 use x86_64::registers::model_specific::Msr;
 
 use crate::guest::cpuid::XCR0_OFFERED;
+use vectors::LiveVectors;
 
 const IA32_TSC_AUX: u32 = 0xc000_0103;
 /// Alignment that XSAVE asks for.
@@ -84,6 +87,16 @@ impl Area {
             start.add(MXCSR_OFFSET).cast::<u32>().write(MXCSR_RESET);
         }
         Self { start, layout }
+    }
+
+    fn bytes(&self) -> &[u8] {
+        // SAFETY: it was allocated, all of it zeroed, with this size, and is borrowed with `self`.
+        unsafe { core::slice::from_raw_parts(self.start.as_ptr(), self.layout.size()) }
+    }
+
+    fn bytes_mut(&mut self) -> &mut [u8] {
+        // SAFETY: as in `bytes`, and nobody else has it.
+        unsafe { core::slice::from_raw_parts_mut(self.start.as_ptr(), self.layout.size()) }
     }
 }
 
@@ -176,13 +189,7 @@ impl Extended {
         // SAFETY: as in `load`.
         unsafe {
             write_xcr0(mask);
-            asm!(
-                "xsave64 [{area}]",
-                area = in(reg) self.area.start.as_ptr(),
-                in("eax") mask as u32,
-                in("edx") (mask >> 32) as u32,
-                options(nostack),
-            );
+            self.xsave(mask);
             let [dr0, dr1, dr2, dr3] = &mut self.debug;
             asm!(
                 "mov {}, dr0",
@@ -196,6 +203,64 @@ impl Extended {
                 options(nostack, nomem)
             );
         }
+    }
+
+    /// Writes components to the area.
+    ///
+    /// # Safety
+    /// XCR0 has all of them.
+    unsafe fn xsave(&mut self, mask: u64) {
+        // SAFETY: the area is aligned, and large enough for every component that the processor has.
+        unsafe {
+            asm!(
+                "xsave64 [{area}]",
+                area = in(reg) self.area.start.as_ptr(),
+                in("eax") mask as u32,
+                in("edx") (mask >> 32) as u32,
+                options(nostack),
+            );
+        }
+    }
+
+    /// Takes some components out of the registers, where they stay too.
+    ///
+    /// # Safety
+    /// As for [`Extended::save`]; the components are among the guest's features.
+    unsafe fn take_components(&mut self, mask: u64) {
+        // SAFETY: as in `load`.
+        unsafe {
+            write_xcr0(self.features.xcr0);
+            self.xsave(mask);
+            write_xcr0(self.xcr0);
+        }
+    }
+
+    /// Puts some components into the registers.
+    ///
+    /// # Safety
+    /// As for [`Extended::load`]; the components are among the guest's features, without x87, and the area holds them.
+    unsafe fn put_components(&mut self, mask: u64) {
+        // SAFETY: as in `load`.
+        unsafe {
+            write_xcr0(self.features.xcr0);
+            asm!(
+                "xrstor64 [{area}]",
+                area = in(reg) self.area.start.as_ptr(),
+                in("eax") mask as u32,
+                in("edx") (mask >> 32) as u32,
+                options(nostack),
+            );
+            write_xcr0(self.xcr0);
+        }
+    }
+
+    /// The vector registers, for instructions that are carried out for the guest.
+    ///
+    /// # Safety
+    /// The state was loaded on this pCPU, and stays so while the registers are borrowed.
+    pub unsafe fn vectors(&mut self) -> LiveVectors<'_> {
+        // SAFETY: the same contract.
+        unsafe { LiveVectors::new(self) }
     }
 
     /// XCR0 as the guest set it.

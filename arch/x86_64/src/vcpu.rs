@@ -40,6 +40,8 @@ pub struct Core {
     pub exception: Option<Exception>,
     /// An NMI to deliver next.
     nmi: bool,
+    /// That an instruction on device memory was refused has been logged.
+    pub refused_instruction: bool,
 }
 
 impl core::fmt::Debug for Core {
@@ -77,6 +79,7 @@ impl Core {
             halted: false,
             exception: None,
             nmi: false,
+            refused_instruction: false,
         }
     }
 

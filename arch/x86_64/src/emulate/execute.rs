@@ -8,6 +8,7 @@
 use iced_x86::{Instruction, Mnemonic, OpKind, Register};
 use pasidon_kernel::exit::Access;
 use pasidon_kernel::memory::GuestMemory;
+use x86_64::registers::control::Cr4Flags;
 use x86_64::registers::rflags::RFlags;
 
 use super::access::{Bus, MAX_OPERAND, Target};
@@ -95,6 +96,7 @@ impl Execution<'_> {
             Mnemonic::Bts => self.bit(Bit::Set),
             Mnemonic::Btr => self.bit(Bit::Reset),
             Mnemonic::Btc => self.bit(Bit::Complement),
+            Mnemonic::Smsw => self.smsw(),
             Mnemonic::Push => self.push(),
             Mnemonic::Pop => self.pop(),
             Mnemonic::Call if self.instruction.is_call_near_indirect() => self.call(),
@@ -427,6 +429,22 @@ impl Execution<'_> {
         self.descriptor_operands()?;
         self.ready()?;
         self.cpu.rflags = alu::with_flag(alu::without_status(self.cpu.rflags), RFlags::ZERO_FLAG, true);
+        Ok(())
+    }
+
+    /// Stores the low half of CR0, whatever the operand size says.
+    fn smsw(&mut self) -> Result<(), Stop> {
+        const SIZE: usize = 2;
+        if self.instruction.op0_kind() != OpKind::Memory {
+            return Err(Stop::Retry);
+        }
+        if self.cpu.cpl != 0 && self.cpu.cr4 & Cr4Flags::USER_MODE_INSTRUCTION_PREVENTION.bits() != 0 {
+            return Err(Exception::general_protection(&self.cpu).into());
+        }
+        let destination = self.memory_operand(0, SIZE, AccessType::Write)?;
+        self.ready()?;
+        let value = self.cpu.cr0;
+        self.bus.write_value(&destination, value);
         Ok(())
     }
 

@@ -33,6 +33,7 @@ mod registers;
 mod string;
 #[cfg(test)]
 mod tests;
+mod vector;
 mod walk;
 
 use arrayvec::ArrayVec;
@@ -94,6 +95,24 @@ pub struct SegmentState {
     pub big: bool,
 }
 
+/// Bytes of the largest vector register, ZMM.
+pub const VECTOR_LEN: usize = 64;
+
+/// A vector register: its low 16 bytes are XMM, its low 32 bytes YMM.
+pub type Vector = [u8; VECTOR_LEN];
+
+/// The vector registers of a vCPU. They lie elsewhere than the rest of its state, and few instructions want them.
+pub trait VectorRegisters {
+    /// XCR0 as the guest set it.
+    fn xcr0(&self) -> u64;
+
+    /// Register `index`, 0 to 31. What the processor does not have reads as zero.
+    fn read(&mut self, index: usize) -> Vector;
+
+    /// Writes register `index`, 0 to 31. What the processor does not have is lost.
+    fn write(&mut self, index: usize, value: &Vector);
+}
+
 /// How memory is accessed; user or supervisor follows from the privilege level.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum AccessType {
@@ -128,6 +147,25 @@ impl Exception {
     /// #GP(0).
     pub(crate) fn general_protection(state: &CpuState) -> Self {
         Self::with_zero_code(state, ExceptionVector::GeneralProtection)
+    }
+
+    /// An exception without an error code.
+    const fn plain(vector: ExceptionVector) -> Self {
+        Self {
+            vector: vector as u8,
+            error_code: None,
+            cr2: None,
+        }
+    }
+
+    /// #UD.
+    pub(crate) const fn undefined() -> Self {
+        Self::plain(ExceptionVector::InvalidOpcode)
+    }
+
+    /// #NM.
+    pub(crate) const fn device_not_available() -> Self {
+        Self::plain(ExceptionVector::DeviceNotAvailable)
     }
 
     /// #SS(0).
@@ -169,10 +207,11 @@ impl From<Exception> for Failure {
 /// after one where the guest steps.
 ///
 /// # Errors
-/// [`Failure::Exception`] for the guest; [`Failure::Unsupported`] for what is not emulated: SSE, AVX, x87,
-/// far transfers, loads of segment registers.
+/// [`Failure::Exception`] for the guest; [`Failure::Unsupported`] for what is not emulated: vector instructions that
+/// do more than move, x87, multiplication and division, far transfers, loads of segment registers.
 pub fn mmio(
     state: &mut CpuState,
+    vectors: &mut dyn VectorRegisters,
     memory: &dyn GuestMemory,
     fault: u64,
     bus: &mut dyn FnMut(Access) -> u64,
@@ -184,7 +223,10 @@ pub fn mmio(
     let instruction = decode::decode(state, memory)?;
     let result = match string::StringInstruction::new(&instruction) {
         Some(string) if !string.is_port_io() => string::run(state, memory, bus, &instruction, string),
-        _ => execute::run(state, memory, bus, &instruction),
+        _ => match vector::Move::new(&instruction) {
+            Some(this) => vector::run(state, memory, bus, vectors, &instruction, this),
+            None => execute::run(state, memory, bus, &instruction),
+        },
     };
     decode::finish(result, state, memory)
 }

@@ -102,6 +102,41 @@ pub const FPU: Scenario = Scenario {
     },
 };
 
+/// A process and device memory.
+pub const DEVICE_MEMORY: Scenario = Scenario {
+    name: "device-memory",
+    about: "a process moves SSE and AVX registers to and from a BAR; what a BAR does not take ends that process only",
+    arches: &[Arch::X86_64],
+    run: |lab| {
+        const SIGILL: &str = "signal=4";
+        let configuration = [HOST, &vm("alpha", 1, "")].concat();
+        let machine = lab.pasidon(&configuration, demonstration::platform)?;
+        let alpha = shell(&machine, "alpha")?;
+        let said = alpha.command("bar-access", COMMAND_TIMEOUT)?;
+        for (access, outcome) in [
+            ("sse", "done"),
+            ("avx", "done"),
+            ("parts", "done"),
+            ("popcnt", SIGILL),
+            ("x87", SIGILL),
+            ("execute-registers", SIGILL),
+            ("execute-portals", SIGILL),
+        ] {
+            let line = format!("PASIDON bar-access {access} {outcome}");
+            anyhow::ensure!(
+                said.lines().any(|said| said == line),
+                "no line {line} in {said}\n{}",
+                machine.transcript()
+            );
+        }
+        check(&machine, alpha, "echo $((6 * 7))", "42")?;
+        machine
+            .log()
+            .expect("that device memory does not take", COMMAND_TIMEOUT)
+            .map(drop)
+    },
+};
+
 /// Ends of a guest that the others do not notice.
 pub const ENDS: Scenario = Scenario {
     name: "guest-ends",

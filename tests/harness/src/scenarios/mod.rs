@@ -28,6 +28,7 @@ pub const ALL: &[Scenario] = &[
     guests::TWO,
     guests::THREE,
     guests::FPU,
+    guests::DEVICE_MEMORY,
     guests::ENDS,
     sharing::BOTH,
     sharing::SAME_ADDRESSES,

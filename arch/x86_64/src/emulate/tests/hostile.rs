@@ -6,7 +6,7 @@ use x86_64::registers::control::{Cr0Flags, Cr4Flags, EferFlags};
 
 use pasidon_arch_common::testing::TestMemory;
 
-use super::{DEVICE, memory};
+use super::{DEVICE, Vectors, memory};
 use crate::emulate::access::MAX_OPERAND;
 use crate::emulate::string::MAX_ITERATIONS;
 use crate::emulate::{
@@ -74,8 +74,16 @@ fn code() -> impl Strategy<Value = Vec<u8>> {
     .map(|opcode| vec![opcode])
     .chain(
         [
+            0x01..=0x01,
+            0x10..=0x17,
+            0x28..=0x2b,
             0x40..=0x4f,
+            0x6e..=0x6f,
+            0x7e..=0x7f,
             0x90..=0x9f,
+            0xd6..=0xd6,
+            0xe7..=0xe7,
+            0xf0..=0xf0,
             0xa3..=0xa3,
             0xab..=0xab,
             0xb0..=0xbf,
@@ -87,7 +95,25 @@ fn code() -> impl Strategy<Value = Vec<u8>> {
     )
     .chain([0xf0, 0xf1, 0xf8, 0xf9].map(|third| vec![0x0f, 0x38, third]))
     .collect();
+    // Two-byte VEX, and EVEX without what is reserved in it.
+    let vex = (
+        any::<[u8; 4]>(),
+        proptest::sample::select(vec![
+            0x10u8, 0x11, 0x12, 0x16, 0x28, 0x29, 0x6e, 0x6f, 0x7e, 0x7f, 0xd6, 0xe7,
+        ]),
+        proptest::collection::vec(any::<u8>(), 8),
+        any::<bool>(),
+    )
+        .prop_map(|([a, b, c, _], opcode, rest, evex)| {
+            let prefix = if evex {
+                vec![0x62, a & 0xf0 | 1, b | 4, c]
+            } else {
+                vec![0xc5, a]
+            };
+            [prefix, vec![opcode], rest].concat()
+        });
     prop_oneof![
+        1 => vex,
         4 => (
             proptest::collection::vec(prefix, 0..4),
             proptest::sample::select(opcodes),
@@ -163,7 +189,7 @@ proptest! {
             answer
         };
         let before = state.clone();
-        let result = mmio(&mut state, &ram, DEVICE, &mut bus);
+        let result = mmio(&mut state, &mut Vectors::zero(), &ram, DEVICE, &mut bus);
         if result.is_err() && state.gpr == before.gpr {
             prop_assert_eq!(&state.rip, &before.rip);
         }

@@ -6,13 +6,14 @@ mod forms;
 mod hostile;
 mod modes;
 mod strings;
+mod vectors;
 mod walk;
 
 use pasidon_arch_common::testing::TestMemory;
 use pasidon_kernel::exit::{Access, AccessKind};
 use x86_64::registers::control::{Cr0Flags, EferFlags};
 
-use super::{CpuState, Failure, SegmentState};
+use super::{CpuState, Failure, SegmentState, VECTOR_LEN, Vector, VectorRegisters};
 
 /// Where the tests put code.
 const CODE: u64 = 0x1000;
@@ -77,11 +78,35 @@ fn real_state() -> CpuState {
     }
 }
 
+/// Vector registers that are just there, all of them enabled.
+struct Vectors([Vector; 32]);
+
+impl Vectors {
+    const fn zero() -> Self {
+        Self([[0; VECTOR_LEN]; 32])
+    }
+}
+
+impl VectorRegisters for Vectors {
+    fn xcr0(&self) -> u64 {
+        0xe7
+    }
+
+    fn read(&mut self, index: usize) -> Vector {
+        self.0[index]
+    }
+
+    fn write(&mut self, index: usize, value: &Vector) {
+        self.0[index] = *value;
+    }
+}
+
 /// What an access on the bus was: address, size, value written.
 type Seen = (u64, u8, Option<u64>);
 
 struct Machine {
     state: CpuState,
+    vectors: Vectors,
     ram: TestMemory,
     /// Contents of the device, from `DEVICE`.
     device: Vec<u8>,
@@ -96,6 +121,7 @@ impl Machine {
         ram.put(CODE, code);
         Self {
             state,
+            vectors: Vectors::zero(),
             ram,
             device: vec![0; DEVICE_SIZE as usize],
             seen: Vec::new(),
@@ -118,12 +144,13 @@ impl Machine {
     fn mmio(&mut self) -> Result<(), Failure> {
         let Self {
             state,
+            vectors,
             ram,
             device,
             seen,
             ..
         } = self;
-        let done = super::mmio(state, ram, DEVICE, &mut |access: Access| {
+        let done = super::mmio(state, vectors, ram, DEVICE, &mut |access: Access| {
             assert!(access.address.is_multiple_of(access.size.into()));
             let start = (access.address - DEVICE) as usize;
             let bytes = &mut device[start..start + usize::from(access.size)];
