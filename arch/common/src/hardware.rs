@@ -93,6 +93,10 @@ pub trait Core<H: Hardware>: Send {
     /// Puts the guest's state on the pCPU. Whoever ran there before has been unloaded.
     fn load(&mut self, machine: &Machine<H>, pcpu: &mut H::Pcpu);
 
+    /// The VM was paused since the last turn. A guest that has a way to learn that is told, or it takes the time for a
+    /// fault of its own. Called after [`Core::load`].
+    fn was_paused(&mut self, _machine: &Machine<H>) {}
+
     /// Takes it off again.
     fn unload(&mut self, machine: &Machine<H>, pcpu: &mut H::Pcpu);
 

@@ -201,6 +201,9 @@ impl<H: Hardware> Local<H> {
         {
             let mut core = vcpu.core.lock();
             core.load(&machine, &mut self.pcpu);
+            if vcpu.take_pause() {
+                core.was_paused(&machine);
+            }
             self.run_vcpu(world, &machine, vcpu, &mut core, turn.until);
             core.unload(&machine, &mut self.pcpu);
         }

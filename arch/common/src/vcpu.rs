@@ -27,6 +27,7 @@ pub struct Vcpu<C> {
     lost: AtomicU64,
     in_guest: AtomicBool,
     flush: AtomicBool,
+    paused: AtomicBool,
     ended: AtomicBool,
     /// What its pCPU works with.
     pub core: Mutex<C>,
@@ -42,6 +43,7 @@ impl<C> Vcpu<C> {
             lost: AtomicU64::new(0),
             in_guest: AtomicBool::new(false),
             flush: AtomicBool::new(false),
+            paused: AtomicBool::new(false),
             ended: AtomicBool::new(false),
             core: Mutex::new(core),
         }
@@ -111,6 +113,16 @@ impl<C> Vcpu<C> {
         self.flush.load(Ordering::SeqCst) && self.is_in_guest()
     }
 
+    /// It stands still, and will go on later.
+    pub fn pause(&self) {
+        self.paused.store(true, Ordering::SeqCst);
+    }
+
+    /// Whether it was paused since the last call.
+    pub fn take_pause(&self) -> bool {
+        self.paused.swap(false, Ordering::SeqCst)
+    }
+
     /// It must not run again in this life.
     pub fn end(&self) {
         self.ended.store(true, Ordering::SeqCst);
@@ -153,6 +165,15 @@ mod tests {
         assert!(vcpu.take_flush());
         assert!(!vcpu.uses_old_translations());
         assert!(!vcpu.take_flush(), "once");
+    }
+
+    #[test]
+    fn a_pause_is_told_once() {
+        let vcpu = vcpu();
+        assert!(!vcpu.take_pause());
+        vcpu.pause();
+        assert!(vcpu.take_pause());
+        assert!(!vcpu.take_pause());
     }
 
     #[test]

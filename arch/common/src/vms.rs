@@ -412,6 +412,8 @@ impl<H: Hardware> VmHost for Builder<H> {
             machine.kick();
         }
         self.0.wait_stopped(&machine);
+        // Now, as no turn from before can take the note.
+        machine.vcpu.pause();
     }
 
     fn stop(&self, vm: &Vm) -> VcpusStopped {

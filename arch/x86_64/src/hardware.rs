@@ -98,6 +98,10 @@ impl Core<Svm> for vcpu::Core {
         unsafe { self.extended.load() };
     }
 
+    fn was_paused(&mut self, machine: &Machine) {
+        self.msrs.was_paused(&self.clock, &machine.memory);
+    }
+
     fn unload(&mut self, _machine: &Machine, _pcpu: &mut SvmPcpu) {
         // SAFETY: loaded on this pCPU.
         unsafe { self.extended.save() };

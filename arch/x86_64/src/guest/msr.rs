@@ -163,12 +163,24 @@ impl Msrs {
 
     /// Writes the system time to where the guest wants it, if it does.
     pub fn write_system_time(&mut self, clock: &GuestClock, memory: &dyn GuestMemory) {
-        const ENABLE: u64 = 1;
-        if self.system_time & ENABLE != 0 {
-            let address = GuestPhys(self.system_time & !ENABLE);
+        if let Some(address) = self.system_time_address() {
             let written = clock.write_system_time(memory, address);
             self.note_clock("system time", written);
         }
+    }
+
+    /// The VM stood still for a while: tells the guest, where it has the clock that can say so.
+    pub fn was_paused(&mut self, clock: &GuestClock, memory: &dyn GuestMemory) {
+        if let Some(address) = self.system_time_address() {
+            let written = clock.tell_stopped(memory, address);
+            self.note_clock("system time", written);
+        }
+    }
+
+    /// Where the guest wants the system time, if it does.
+    fn system_time_address(&self) -> Option<GuestPhys> {
+        const ENABLE: u64 = 1;
+        (self.system_time & ENABLE != 0).then_some(GuestPhys(self.system_time & !ENABLE))
     }
 
     fn note_clock(&mut self, what: &str, written: Result<(), pasidon_kernel::memory::BadGuestAddress>) {
@@ -261,6 +273,25 @@ mod tests {
         assert_eq!(memory.u32(0x400), 2);
         write(KVM_WALL_CLOCK_NEW, u64::MAX).unwrap();
         assert!(msrs.clock_logged, "and no more lines about it");
+    }
+
+    #[test]
+    fn a_pause_is_told_where_the_guest_has_its_clock_and_nowhere_else() {
+        let mut msrs = Msrs::new("alpha");
+        let mut lapic = LocalApic::new(0);
+        let memory = TestMemory::new(0, 0x1000);
+        msrs.was_paused(&CLOCK, &memory);
+        assert_eq!(memory.bytes(0, 0x1000), [0; 0x1000], "it has none");
+        for (value, flags) in [(0x201, 3), (0x200, 1)] {
+            msrs.write(KVM_SYSTEM_TIME_NEW, 0x201, &mut lapic, &CLOCK, &memory, 0)
+                .unwrap();
+            msrs.write(KVM_SYSTEM_TIME_NEW, value, &mut lapic, &CLOCK, &memory, 0)
+                .unwrap();
+            let before = memory.bytes(0x200, 29);
+            msrs.was_paused(&CLOCK, &memory);
+            assert_eq!(memory.bytes(0x200 + 29, 1), [flags], "{value:#x}");
+            assert_eq!(memory.bytes(0x200, 29), before, "the time is as true as before");
+        }
     }
 
     proptest! {

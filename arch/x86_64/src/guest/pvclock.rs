@@ -3,7 +3,9 @@
 //!
 //! **Principle.** The guest's TSC is the clock. The structures only tell its frequency and what it read
 //! when; they are written once and stay true, because the TSC neither stops nor changes pace
-//! (`TSC_STABLE`), unless the guest writes it: then they are written anew, and time goes on as it was. So Linux needs no calibration loop and no exit to read the time.
+//! (`TSC_STABLE`), unless the guest writes it: then they are written anew, and time goes on as it was. So Linux
+//! needs no calibration loop and no exit to read the time. After a pause only a flag is written, so that the guest's
+//! watchdogs do not take the time for a fault.
 //!
 //! Source: Linux `Documentation/virt/kvm/x86/msr.rst` and `pvclock-abi.h` (the interface, not the code).
 
@@ -13,6 +15,10 @@ use pasidon_kernel::memory::{BadGuestAddress, GuestMemory};
 const NANOSECONDS_PER_SECOND: u64 = 1_000_000_000;
 /// `flags`: readings of different vCPUs agree.
 const FLAG_TSC_STABLE: u8 = 1;
+/// `flags`: the guest stood still; it clears this when it has seen it.
+const FLAG_GUEST_STOPPED: u8 = 1 << 1;
+/// Where `flags` is in the structure.
+const FLAGS_OFFSET: u64 = 29;
 /// An even version: the structure is not being written.
 const FIRST_VERSION: u32 = 2;
 
@@ -113,8 +119,14 @@ impl GuestClock {
         // system_time (16..24) is zero: that is what the TSC read at the start.
         bytes[24..28].copy_from_slice(&multiplier.to_le_bytes());
         bytes[28] = shift.cast_unsigned();
-        bytes[29] = FLAG_TSC_STABLE;
+        bytes[FLAGS_OFFSET as usize] = FLAG_TSC_STABLE;
         memory.write(address, &bytes)
+    }
+
+    /// Says in the system-time structure at `address` that the guest stood still. The guest does not run meanwhile.
+    pub fn tell_stopped(&self, memory: &dyn GuestMemory, address: GuestPhys) -> Result<(), BadGuestAddress> {
+        let flags = GuestPhys(address.0.saturating_add(FLAGS_OFFSET));
+        memory.write(flags, &[FLAG_TSC_STABLE | FLAG_GUEST_STOPPED])
     }
 
     /// Fills the wall-clock structure at `address`: Unix time when the guest's time was zero.
