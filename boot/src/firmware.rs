@@ -3,12 +3,14 @@
 
 use alloc::string::ToString;
 use alloc::vec::Vec;
+use core::time::Duration;
 
 use pasidon_arch::cpu::Features;
 use pasidon_arch::paging::{self, Section};
 use pasidon_arch::platform::Platform;
-use pasidon_arch::{calendar, fault, smp, symbols, time};
+use pasidon_arch::{fault, smp, symbols, time};
 use pasidon_kernel::addr::{HostPhys, PAGE_SIZE};
+use pasidon_kernel::calendar;
 use pasidon_kernel::refusal::Refusal;
 use uefi::boot::{self, AllocateType, MemoryType};
 use uefi::mem::memory_map::{MemoryMap, MemoryMapOwned};
@@ -99,7 +101,7 @@ fn image() -> Result<(u64, u64), Refusal> {
     }
 }
 
-/// Reads the wall clock, ends boot services and returns the machine's memory. Interrupts are off afterwards.
+/// Reads the wall clock, which may take a second, ends boot services and returns the machine's memory. Interrupts are off afterwards.
 ///
 /// # Safety
 /// No protocol of the firmware's may be open, and nothing of it be used afterwards.
@@ -111,8 +113,16 @@ pub unsafe fn leave() -> Memory {
     memory(&map)
 }
 
-/// Nanoseconds since 1970, as far as the firmware knows them.
+/// Nanoseconds since 1970, as far as the firmware knows them: where that is whole seconds, at the beginning of one.
 fn wall_clock() -> Option<u64> {
+    const STEP: Duration = Duration::from_millis(1);
+    /// A second, and half of one for what a step takes besides.
+    const STEPS: u32 = 1500;
+    calendar::read_to_the_edge(firmware_time, || boot::stall(STEP), STEPS)
+}
+
+/// Nanoseconds since 1970, as the firmware tells them at this moment.
+fn firmware_time() -> Option<u64> {
     let now = runtime::get_time().ok()?;
     let local = calendar::unix_ns_of(
         now.year(),
@@ -124,7 +134,9 @@ fn wall_clock() -> Option<u64> {
     )?;
     // Minutes that the clock is behind UTC; a clock without a zone is taken to be UTC.
     let behind = i64::from(now.time_zone().unwrap_or(0));
-    local.checked_add_signed(behind * 60_000_000_000)
+    local
+        .checked_add_signed(behind * 60_000_000_000)?
+        .checked_add(now.nanosecond().into())
 }
 
 fn memory(map: &MemoryMapOwned) -> Memory {

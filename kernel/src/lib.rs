@@ -18,6 +18,7 @@ mod generated;
 pub mod addr;
 pub mod allowance;
 pub mod attachment;
+pub mod calendar;
 pub mod config;
 pub mod console;
 pub mod dev;

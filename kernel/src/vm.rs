@@ -103,6 +103,9 @@ pub enum VmEnd {
     PowerOff,
     /// The guest asked to be started again.
     Reset,
+    /// It could not go on in a way that a machine takes for a reset; what is known about it. Where it is not to be
+    /// started again, it crashed.
+    FaultReset(String),
     /// Somebody stopped it; who or why.
     Stopped(String),
     /// It could not go on; why.
@@ -112,7 +115,7 @@ pub enum VmEnd {
 impl VmEnd {
     pub(crate) fn state(&self) -> VmState {
         match self {
-            Self::Crashed(_) => VmState::Crashed,
+            Self::Crashed(_) | Self::FaultReset(_) => VmState::Crashed,
             _ => VmState::Stopped,
         }
     }
@@ -121,7 +124,21 @@ impl VmEnd {
         match self {
             Self::PowerOff => "powered off by the guest".to_string(),
             Self::Reset => "reset by the guest".to_string(),
-            Self::Stopped(why) | Self::Crashed(why) => why.clone(),
+            Self::Stopped(why) | Self::Crashed(why) | Self::FaultReset(why) => why.clone(),
+        }
+    }
+
+    /// Whether the guest means to be started again.
+    pub(crate) fn is_reset(&self) -> bool {
+        matches!(self, Self::Reset | Self::FaultReset(_))
+    }
+
+    /// The same, for a guest that has had itself started again too often.
+    pub(crate) fn without_restart(self, vm: &str) -> Self {
+        let why = format!("again and again within seconds; `vm {vm} start` starts it");
+        match self {
+            Self::FaultReset(what) => Self::Crashed(format!("{what}, {why}")),
+            _ => Self::Stopped(format!("it had itself restarted {why}")),
         }
     }
 }

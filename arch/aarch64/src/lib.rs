@@ -8,7 +8,7 @@
 
 extern crate alloc;
 
-pub use pasidon_arch_common::{calendar, history, memory, symbols};
+pub use pasidon_arch_common::{history, memory, symbols};
 
 pub mod cause;
 pub mod device_tree;

@@ -11,7 +11,6 @@
 extern crate alloc;
 
 pub mod backtrace;
-pub mod calendar;
 pub mod clock;
 pub mod denial;
 pub mod firmware_tables;

@@ -15,6 +15,7 @@ use crate::emulate::{self, CpuState, Exception, Failure, InstructionBytes};
 use crate::guest::GeneralProtection;
 use crate::guest::cpuid::CpuidState;
 use crate::guest::lapic::{ApicEvent, LocalApic};
+use crate::guest::moment::Moment;
 use crate::machine_check::{self, Verdict};
 use crate::time;
 use crate::vcpu::Core;
@@ -155,7 +156,8 @@ pub fn handle(core: &mut Core, machine: &Machine, reason: Reason) {
         Reason::Shutdown => {
             let state = core.hardware.state();
             let (rip, rsp, cr3) = (state.rip, state.gpr[gpr::RSP], state.cr3);
-            machine.end(VmEnd::Crashed(format!(
+            // A PC resets.
+            machine.end(VmEnd::FaultReset(format!(
                 "triple fault (RIP {rip:#x}, RSP {rsp:#x}, CR3 {cr3:#x}, last page fault at {:#x})",
                 core.hardware.cr2()
             )));
@@ -275,11 +277,15 @@ fn port(core: &mut Core, machine: &Machine, io: IoExit) {
 
 /// One access of the vCPU to its VM's devices.
 fn access_device(lapic: &mut LocalApic, tsc_offset: u64, machine: &Machine, exit: &Exit) -> u64 {
-    let now = time::tsc().wrapping_add(tsc_offset);
+    let now = Moment {
+        tsc: time::tsc().wrapping_add(tsc_offset),
+        ns: time::now_ns(),
+        unix_ns: time::unix_ns(),
+    };
     let mut board = machine.board.lock();
     let answer = board
         .platform
-        .exit(exit, lapic, now, &mut |action| machine.act(action));
+        .exit(exit, lapic, &now, &mut |action| machine.act(action));
     // There is no other vCPU that an inter-processor interrupt could go to.
     answer.map_or(0, |answer| answer.value)
 }

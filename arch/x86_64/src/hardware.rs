@@ -57,7 +57,7 @@ impl Hardware for Svm {
         let physical_bits = cpu::Features::read().physical_bits.min(npt::PHYSICAL_BITS);
         let mut core = vcpu::Core::new(vm, stage2.root(), physical_bits);
         core.hardware.start_at(&entry);
-        Ok((core, PcPlatform::new()?))
+        Ok((core, PcPlatform::new(time::unix_ns())?))
     }
 
     fn release_ram(_ram: &GuestRam) {

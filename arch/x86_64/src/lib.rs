@@ -7,7 +7,7 @@
 
 extern crate alloc;
 
-pub use pasidon_arch_common::{calendar, history, memory, symbols};
+pub use pasidon_arch_common::{history, memory, symbols};
 
 pub mod apic;
 pub mod backend;

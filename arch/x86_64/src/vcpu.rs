@@ -62,6 +62,7 @@ impl Core {
             apic_id: 0,
             physical_bits,
             invariant_tsc: true,
+            tsc_hz: time::tsc_hz(),
             xcr0: features.xcr0,
             tsc_aux: features.tsc_aux,
         };

@@ -298,8 +298,11 @@ impl Desk {
                 VmEnd::PowerOff => log::info!("vm {name}: switched itself off"),
                 VmEnd::Reset if served.restart => log::info!("vm {name}: started again at its own request"),
                 VmEnd::Reset => log::info!("vm {name}: stopped at its own request to restart"),
+                VmEnd::FaultReset(why) if served.restart => {
+                    log::warn!("vm {name}: {why}: started again, as a machine would be")
+                }
                 VmEnd::Stopped(why) => log::info!("vm {name}: stopped: {why}"),
-                VmEnd::Crashed(why) => log::error!("vm {name}: crashed: {why}"),
+                VmEnd::Crashed(why) | VmEnd::FaultReset(why) => log::error!("vm {name}: crashed: {why}"),
             }
             match &served.result {
                 Ok(report) => tell_retired(report),

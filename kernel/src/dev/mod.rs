@@ -6,6 +6,8 @@
 //! it is handed one, so that everything a guest can do to it is a function call in a test.
 
 pub mod bus;
+pub mod i8254;
+pub mod mc146818;
 pub mod pci;
 pub mod pl011;
 pub mod uart16550;

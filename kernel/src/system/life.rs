@@ -179,14 +179,11 @@ impl System {
                 vm.clear_request();
                 continue;
             }
-            let wanted = request == VmEnd::Reset && vm.spec().restart_on_reset;
+            let wanted = request.is_reset() && vm.spec().restart_on_reset;
             let restart = wanted && vm.restarts.lock().allow(self.services.host.now_ns());
             let request = match restart == wanted {
                 true => request,
-                false => VmEnd::Stopped(format!(
-                    "it had itself restarted again and again within seconds; `vm {} start` starts it",
-                    vm.name()
-                )),
+                false => request.without_restart(vm.name()),
             };
             let result =
                 self.take_down(vm_host, &vm, &operation, &request)

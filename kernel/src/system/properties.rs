@@ -43,6 +43,7 @@ fn end() -> impl Strategy<Value = VmEnd> {
     prop_oneof![
         Just(VmEnd::PowerOff),
         Just(VmEnd::Reset),
+        Just(VmEnd::FaultReset("triple fault".to_string())),
         Just(VmEnd::Stopped("monitor".to_string())),
         Just(VmEnd::Crashed("triple fault".to_string())),
     ]

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! The guest's ACPI tables: what there is besides RAM and the processor.
 //!
-//! **Principle.** Hardware-reduced ACPI: no legacy timer, no 8259, no SCI, no ACPI mode to switch to. The
+//! **Principle.** Hardware-reduced ACPI: no timer interrupt, no 8259, no SCI, no ACPI mode to switch to. The
 //! tables are bytes computed from [`layout`] alone, so they cannot disagree with it.
 //!
 //! Source: ACPI specification 6.5, chapters 5 and 6; PCI Firmware Specification 3.3, chapter 4 (MCFG).
@@ -17,6 +17,8 @@ use acpi_tables::rsdp::Rsdp;
 use acpi_tables::sdt::Sdt;
 use acpi_tables::xsdt::XSDT;
 use acpi_tables::{Aml, aml, madt};
+
+use pasidon_kernel::dev::mc146818;
 
 use super::layout;
 
@@ -83,6 +85,7 @@ fn fadt(dsdt: u64) -> acpi_tables::fadt::FADT {
         .flag(Flags::HwReducedAcpi)
         .flag(Flags::ResetRegSup)
         .flag(Flags::Wbinvd)
+        .flag(Flags::TmrValExt)
         // Set: the buttons are control-method devices, of which there are none.
         .flag(Flags::PwrButton)
         .flag(Flags::SlpButton)
@@ -90,6 +93,17 @@ fn fadt(dsdt: u64) -> acpi_tables::fadt::FADT {
     fadt.iapc_boot_arch = (boot_arch::NO_VGA | boot_arch::NO_ASPM | boot_arch::NO_CMOS_RTC).into();
     fadt.reset_reg = port_register(layout::POWER_PORT + layout::POWER_RESET);
     fadt.reset_value = RESET_VALUE;
+    // Hardware-reduced systems do without a timer; kernels that have no better clock use it where it is named.
+    fadt.pm_tmr_blk = u32::from(layout::PM_TIMER_PORT).into();
+    fadt.pm_tmr_len = layout::PM_TIMER_PORTS as u8;
+    fadt.x_pm_tmr_blk = GAS::new(
+        GasSpace::SystemIo,
+        32,
+        0,
+        AccessSize::DwordAccess,
+        u64::from(layout::PM_TIMER_PORT),
+    );
+    fadt.century = mc146818::CENTURY;
     fadt.sleep_control_reg = port_register(layout::POWER_PORT + layout::POWER_SLEEP_CONTROL);
     fadt.sleep_status_reg = port_register(layout::POWER_PORT + layout::POWER_SLEEP_STATUS);
     fadt.finalize()
@@ -251,6 +265,9 @@ mod tests {
             (fadt[116], u64_at(&fadt, 120), fadt[128]),
             (1, 0x602, RESET_VALUE)
         );
+        assert_eq!(u32::from_le_bytes(fadt[76..80].try_into().unwrap()), 0x608);
+        assert_eq!((fadt[91], flags >> 8 & 1), (4, 1), "a timer of 32 bits");
+        assert_eq!((fadt[208], fadt[209], u64_at(&fadt, 212)), (1, 32, 0x608));
         assert_eq!((fadt[244], u64_at(&fadt, 248)), (1, 0x600));
         assert_eq!((fadt[256], u64_at(&fadt, 260)), (1, 0x601));
     }

@@ -219,6 +219,7 @@ pub(crate) mod tests {
             apic_id: 0,
             physical_bits: 48,
             invariant_tsc: true,
+            tsc_hz: 2_000_000_000,
             xcr0: u64::MAX,
             tsc_aux: true,
         };

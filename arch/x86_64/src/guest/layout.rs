@@ -71,6 +71,21 @@ pub const POWER_RESET: u16 = 2;
 /// Number of power ports.
 pub const POWER_PORTS: u16 = 4;
 
+/// Power-management timer: 32 bits.
+pub const PM_TIMER_PORT: u16 = 0x608;
+/// Its width in ports.
+pub const PM_TIMER_PORTS: u16 = 4;
+/// Interval timer: three counters and a control word.
+pub const TIMER_PORT: u16 = 0x40;
+/// Gate and output of the interval timer's third counter.
+pub const SYSTEM_CONTROL_PORT: u16 = 0x61;
+/// Commands to the keyboard controller, of which there is only the reset line.
+pub const KEYBOARD_COMMAND_PORT: u16 = 0x64;
+/// Real-time clock: index and data.
+pub const RTC_PORT: u16 = 0x70;
+/// Reset control register.
+pub const RESET_CONTROL_PORT: u16 = 0xcf9;
+
 /// RSDP and the other ACPI tables, in the legacy hole.
 pub const ACPI_BASE: u64 = 0xe_0000;
 /// Room for them.

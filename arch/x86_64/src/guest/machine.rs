@@ -11,20 +11,19 @@ use core::fmt;
 
 use pasidon_arch_common::hardware::Platform;
 use pasidon_kernel::dev::bus::{GuestBus, all_ones};
+use pasidon_kernel::dev::i8254::{self, I8254};
+use pasidon_kernel::dev::mc146818::{self, Mc146818};
 use pasidon_kernel::dev::pci::{PciBus, Slot};
 use pasidon_kernel::dev::uart16550::{self, Uart16550};
 use pasidon_kernel::exit::{Access, AccessKind, Action, Actions, Device, Exit};
 use pasidon_kernel::parent::VdevModel;
 use pasidon_kernel::refusal::Refusal;
 
-use super::acpi::{RESET_VALUE, SLEEP_TYPE_S5};
 use super::ioapic::IoApic;
 use super::lapic::{ApicEvent, Ipi, LocalApic};
 use super::layout;
-
-/// SLEEP_CONTROL_REG: SLP_EN and the shift of SLP_TYPx.
-const SLEEP_ENABLE: u64 = 1 << 5;
-const SLEEP_TYPE_SHIFT: u32 = 2;
+use super::moment::Moment;
+use super::power::Power;
 
 /// Which device a window leads to.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -36,6 +35,10 @@ enum Target {
     Pci(u64),
     Uart,
     Power,
+    PmTimer,
+    Timer,
+    SystemControl,
+    Rtc,
 }
 
 /// The answer to an access.
@@ -53,6 +56,9 @@ pub struct PcPlatform {
     pci: PciBus,
     uart: Uart16550,
     ioapic: IoApic,
+    power: Power,
+    timer: I8254,
+    rtc: Mc146818,
 }
 
 impl fmt::Debug for PcPlatform {
@@ -64,14 +70,24 @@ impl fmt::Debug for PcPlatform {
 }
 
 impl PcPlatform {
-    /// The machine after power-on.
-    pub fn new() -> Result<Self, Refusal> {
+    /// The machine after power-on, at that time since 1970.
+    pub fn new(unix_ns: u64) -> Result<Self, Refusal> {
         let mut bus = GuestBus::new();
         bus.claim_mmio(layout::LAPIC_BASE, layout::LAPIC_LEN, Target::LocalApic)?;
         bus.claim_mmio(layout::IOAPIC_BASE, layout::IOAPIC_LEN, Target::IoApic)?;
         bus.claim_mmio(layout::ECAM_BASE, layout::ECAM_LEN, Target::Ecam)?;
         bus.claim_io(layout::UART_PORT, uart16550::REGISTERS as u16, Target::Uart)?;
-        bus.claim_io(layout::POWER_PORT, layout::POWER_PORTS, Target::Power)?;
+        for (port, ports) in [
+            (layout::POWER_PORT, layout::POWER_PORTS),
+            (layout::RESET_CONTROL_PORT, 1),
+            (layout::KEYBOARD_COMMAND_PORT, 1),
+        ] {
+            bus.claim_io(port, ports, Target::Power)?;
+        }
+        bus.claim_io(layout::PM_TIMER_PORT, layout::PM_TIMER_PORTS, Target::PmTimer)?;
+        bus.claim_io(layout::TIMER_PORT, i8254::PORTS, Target::Timer)?;
+        bus.claim_io(layout::SYSTEM_CONTROL_PORT, 1, Target::SystemControl)?;
+        bus.claim_io(layout::RTC_PORT, mc146818::PORTS, Target::Rtc)?;
         for window in layout::PCI_WINDOWS {
             bus.claim_mmio(window.start, window.len, Target::Pci(window.start))?;
         }
@@ -81,16 +97,19 @@ impl PcPlatform {
             pci,
             uart: Uart16550::new(layout::UART_GSI),
             ioapic: IoApic::new(),
+            power: Power::default(),
+            timer: I8254::default(),
+            rtc: Mc146818::new(unix_ns),
         })
     }
 
     /// Answers [`Exit::Mmio`] and [`Exit::Io`]; `None` for all others. `lapic` is that of the vCPU that
-    /// exited, `now` its TSC.
+    /// exited, `now` the moment.
     pub fn exit(
         &mut self,
         exit: &Exit,
         lapic: &mut LocalApic,
-        now: u64,
+        now: &Moment,
         actions: Actions<'_>,
     ) -> Option<Answer> {
         let (access, found) = match exit {
@@ -110,7 +129,7 @@ impl PcPlatform {
         };
         Some(match target {
             Target::LocalApic => self
-                .local_apic(access, offset, lapic, now, actions)
+                .local_apic(access, offset, lapic, now.tsc, actions)
                 .unwrap_or(nobody),
             Target::IoApic => value_of(match access.kind {
                 AccessKind::Read => self.ioapic.read(offset, access.size),
@@ -137,8 +156,45 @@ impl PcPlatform {
                 let Self { uart, ioapic, .. } = self;
                 value_of(device(uart, ioapic, access, offset, actions))
             }
-            Target::Power => value_of(power(access, offset, actions)),
+            Target::PmTimer => value_of(match access.kind {
+                AccessKind::Read => u64::from(now.pm_timer()) >> (offset * 8) & all_ones(access.size),
+                AccessKind::Write(_) => 0,
+            }),
+            Target::Power | Target::Timer | Target::SystemControl | Target::Rtc => {
+                let port = access.address as u16;
+                value_of(match access.kind {
+                    AccessKind::Read => bytes_of(access.size, |byte| {
+                        self.read_port(target, port.wrapping_add(byte), now)
+                    }),
+                    AccessKind::Write(value) => {
+                        for (byte, value) in (0..access.size.into()).zip(value.to_le_bytes()) {
+                            self.write_port(target, port.wrapping_add(byte), value, now, actions);
+                        }
+                        0
+                    }
+                })
+            }
         })
+    }
+
+    /// Reads a port of the old devices, which are a byte wide.
+    fn read_port(&mut self, target: Target, port: u16, now: &Moment) -> u8 {
+        match target {
+            Target::Timer => self.timer.read(port - layout::TIMER_PORT, now.ns),
+            Target::SystemControl => self.timer.read_system(now.ns),
+            Target::Rtc => self.rtc.read(port - layout::RTC_PORT, now.unix_ns),
+            _ => self.power.read(port),
+        }
+    }
+
+    /// Writes such a port.
+    fn write_port(&mut self, target: Target, port: u16, value: u8, now: &Moment, actions: Actions<'_>) {
+        match target {
+            Target::Timer => self.timer.write(port - layout::TIMER_PORT, value, now.ns),
+            Target::SystemControl => self.timer.write_system(value, now.ns),
+            Target::Rtc => self.rtc.write(port - layout::RTC_PORT, value, now.unix_ns),
+            _ => self.power.write(port, value, actions),
+        }
     }
 
     /// The xAPIC page; `None` where nobody answers (x2APIC mode).
@@ -230,23 +286,9 @@ fn device(
     }
 }
 
-/// The power registers: all read as zero.
-fn power(access: &Access, offset: u64, actions: Actions<'_>) -> u64 {
-    const SLEEP_CONTROL: u64 = layout::POWER_SLEEP_CONTROL as u64;
-    const RESET: u64 = layout::POWER_RESET as u64;
-    if let AccessKind::Write(value) = access.kind {
-        match offset {
-            SLEEP_CONTROL => {
-                let kind = (value >> SLEEP_TYPE_SHIFT) & 7;
-                if value & SLEEP_ENABLE != 0 && kind == u64::from(SLEEP_TYPE_S5) {
-                    actions(Action::PowerOff);
-                }
-            }
-            RESET if value as u8 == RESET_VALUE => actions(Action::Reset),
-            _ => {}
-        }
-    }
-    0
+/// A value of `size` bytes, each by its number, the lowest first.
+fn bytes_of(size: u8, mut read: impl FnMut(u16) -> u8) -> u64 {
+    (0..u16::from(size.min(8))).fold(0, |value, byte| value | u64::from(read(byte)) << (8 * byte))
 }
 
 #[cfg(test)]
@@ -266,14 +308,16 @@ mod tests {
     struct Rig {
         platform: PcPlatform,
         lapic: LocalApic,
+        now: Moment,
         seen: Vec<Action>,
     }
 
     impl Rig {
         fn new() -> Self {
             let mut rig = Self {
-                platform: PcPlatform::new().unwrap(),
+                platform: PcPlatform::new(0).unwrap(),
                 lapic: LocalApic::new(0),
+                now: Moment::default(),
                 seen: Vec::new(),
             };
             rig.run(&mmio(layout::LAPIC_BASE + 0xf0, 4, AccessKind::Write(0x1ff)));
@@ -284,10 +328,11 @@ mod tests {
             let Self {
                 platform,
                 lapic,
+                now,
                 seen,
             } = self;
             platform
-                .exit(exit, lapic, 0, &mut |a| seen.push(a))
+                .exit(exit, lapic, now, &mut |a| seen.push(a))
                 .unwrap()
                 .value
         }
@@ -312,11 +357,38 @@ mod tests {
     #[test]
     fn power_off_and_reset() {
         let mut rig = Rig::new();
-        rig.run(&io(0x600, 1, AccessKind::Write(0x14)));
-        assert_eq!(rig.seen, [], "without SLP_EN nothing happens");
-        rig.run(&io(0x600, 1, AccessKind::Write(0x34)));
-        rig.run(&io(0x602, 1, AccessKind::Write(1)));
-        assert_eq!(rig.seen, [Action::PowerOff, Action::Reset]);
+        for (port, value) in [
+            (0x600, 0x34),
+            (0x602, 1),
+            (0xcf9, 0x02),
+            (0xcf9, 0x06),
+            (0x64, 0xfe),
+        ] {
+            rig.run(&io(port, 1, AccessKind::Write(value)));
+        }
+        assert_eq!(
+            rig.seen,
+            [Action::PowerOff, Action::Reset, Action::Reset, Action::Reset]
+        );
+    }
+
+    #[test]
+    fn the_old_clocks_answer() {
+        let mut rig = Rig::new();
+        rig.now.ns = 1_000_000_000;
+        assert_eq!(rig.run(&io(0x608, 4, AccessKind::Read)), 3_579_545);
+        assert_eq!(rig.run(&io(0x609, 1, AccessKind::Read)), 3_579_545 >> 8 & 0xff);
+        rig.now.unix_ns = 1_709_214_359_500_000_000;
+        rig.run(&io(0x70, 1, AccessKind::Write(9)));
+        assert_eq!(rig.run(&io(0x71, 1, AccessKind::Read)), 0x24, "the year");
+        // The third counter of the interval timer runs by its gate.
+        rig.run(&io(0x61, 1, AccessKind::Write(1)));
+        rig.run(&io(0x43, 1, AccessKind::Write(0xb0)));
+        rig.run(&io(0x42, 1, AccessKind::Write(0xff)));
+        rig.run(&io(0x42, 1, AccessKind::Write(0xff)));
+        assert_eq!(rig.run(&io(0x61, 1, AccessKind::Read)) & 0x20, 0);
+        rig.now.ns += 100_000_000;
+        assert_eq!(rig.run(&io(0x61, 1, AccessKind::Read)) & 0x20, 0x20);
     }
 
     #[test]
@@ -364,7 +436,8 @@ mod tests {
             0x0008_1b36
         );
         assert_eq!(
-            rig.platform.exit(&Exit::Halt, &mut rig.lapic, 0, &mut |_| {}),
+            rig.platform
+                .exit(&Exit::Halt, &mut rig.lapic, &Moment::default(), &mut |_| {}),
             None
         );
     }
@@ -381,8 +454,10 @@ mod tests {
                 let kind = if write { AccessKind::Write(value) } else { AccessKind::Read };
                 let exit = match BASES.get(usize::from(base)) {
                     Some(base) => mmio(base.wrapping_add(offset & 0x1fff), size, kind),
-                    None => io(0x3f0 + offset % 0x220, size, kind),
+                    None if offset & 1 == 0 => io(0x3f0 + offset % 0x220, size, kind),
+                    None => io(0x40 + offset % 0x40, size, kind),
                 };
+                rig.now = Moment { tsc: value, ns: value, unix_ns: value };
                 let read = rig.run(&exit);
                 prop_assert_eq!(read & !all_ones(size), 0, "a value wider than the access");
                 rig.platform.push_input(value as u8, &mut |_| {});

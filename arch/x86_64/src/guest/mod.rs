@@ -16,7 +16,9 @@ pub mod ioapic;
 pub mod lapic;
 pub mod layout;
 pub mod machine;
+pub mod moment;
 pub mod msr;
+pub mod power;
 pub mod pvclock;
 
 /// The access is to be answered with a general-protection fault in the guest.

@@ -177,6 +177,44 @@ fn a_guest_that_only_restarts_is_stopped() {
 }
 
 #[test]
+fn a_fault_that_resets_a_machine_restarts_a_vm_or_is_its_crash() {
+    let machine = Machine::new();
+    let system = &machine.system;
+    let alpha = system.define_vm(vm_spec("alpha", 2, 1, 1)).unwrap();
+    let mut spec = vm_spec("beta", 2, 1, 1);
+    spec.restart_on_reset = false;
+    let beta = system.define_vm(spec).unwrap();
+    let fault = || VmEnd::FaultReset("triple fault".to_string());
+    for vm in [&alpha, &beta] {
+        system.start_vm(machine.truth, vm).unwrap();
+        vm.request(fault());
+    }
+    assert_eq!(system.serve_requests(machine.truth).len(), 2);
+    assert_eq!(
+        (alpha.state(), beta.state()),
+        (VmState::Running, VmState::Crashed)
+    );
+    assert_eq!(beta.reason().as_deref(), Some("triple fault"));
+    let mut restarts = 1;
+    while alpha.state() == VmState::Running {
+        assert!(
+            restarts < 10,
+            "a guest that faults at its start is started for ever"
+        );
+        restarts += 1;
+        alpha.request(fault());
+        system.serve_requests(machine.truth);
+    }
+    assert_eq!(alpha.state(), VmState::Crashed);
+    let reason = alpha.reason().unwrap();
+    assert!(
+        reason.contains("triple fault") && reason.contains("again and again"),
+        "{reason}"
+    );
+    machine.assert_as_at_start();
+}
+
+#[test]
 fn pause_keeps_everything_and_resume_goes_on() {
     let machine = Machine::new();
     let alpha = machine.system.define_vm(vm_spec("alpha", 2, 1, 1)).unwrap();

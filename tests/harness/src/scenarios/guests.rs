@@ -175,3 +175,29 @@ pub const ENDS: Scenario = Scenario {
         check(&machine, alpha, "echo $((6 * 7))", "42").map(drop)
     },
 };
+
+/// Every way in which Linux starts a PC again.
+pub const RESTARTS: Scenario = Scenario {
+    name: "guest-restarts",
+    about: "a guest restarts by a triple fault, by port CF9h and by the keyboard controller, and is there again",
+    arches: &[Arch::X86_64],
+    run: |lab| {
+        let methods = ["triple", "pci", "kbd"];
+        let mut configuration = HOST.to_string();
+        for method in methods {
+            configuration += &vm(method, 0, &format!("reboot={method}")).replace("256M", "128M");
+        }
+        let machine = lab.pasidon(&configuration, demonstration::platform)?;
+        for method in methods {
+            let console = shell(&machine, method)?;
+            console.send_line("reboot -f")?;
+            shell(&machine, method)?;
+            check(&machine, console, "echo $((6 * 7))", "42")?;
+        }
+        // The triple fault alone is worth a warning.
+        machine
+            .log()
+            .expect("vm triple: triple fault .*: started again", COMMAND_TIMEOUT)
+            .map(drop)
+    },
+};

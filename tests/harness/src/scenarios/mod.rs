@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! The scenarios, in the order they run: the platform first, then what stands on it.
 
-mod clocks;
 mod configuration;
 mod guests;
 mod inventory;
@@ -31,7 +30,7 @@ pub const ALL: &[Scenario] = &[
     guests::FPU,
     guests::DEVICE_MEMORY,
     guests::ENDS,
-    clocks::PAUSE,
+    guests::RESTARTS,
     sharing::BOTH,
     sharing::SAME_ADDRESSES,
     sharing::USER_SPACE,

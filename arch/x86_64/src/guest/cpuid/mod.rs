@@ -27,8 +27,11 @@ mod leaf {
     pub const STRUCTURED: u32 = 7;
     pub const TOPOLOGY: u32 = 0xb;
     pub const XSAVE: u32 = 0xd;
+    pub const TSC: u32 = 0x15;
+    pub const FREQUENCY: u32 = 0x16;
     pub const HYPERVISOR: u32 = 0x4000_0000;
     pub const HYPERVISOR_FEATURES: u32 = 0x4000_0001;
+    pub const HYPERVISOR_TIMING: u32 = 0x4000_0010;
     pub const EXTENDED: u32 = 0x8000_0000;
     pub const EXTENDED_FEATURES: u32 = 0x8000_0001;
     pub const BRAND: u32 = 0x8000_0002;
@@ -65,6 +68,8 @@ pub struct CpuidConfig {
     pub physical_bits: u8,
     /// Whether the TSC runs at one pace, always.
     pub invariant_tsc: bool,
+    /// Ticks of the TSC in a second, which are those of the local APIC's timer.
+    pub tsc_hz: u64,
     /// Components of XCR0 that the vCPU's save area has room for; cut down to [`XCR0_OFFERED`].
     pub xcr0: u64,
     /// Whether IA32_TSC_AUX is switched with the vCPU: offers RDTSCP and RDPID.
@@ -131,12 +136,11 @@ impl CpuidPolicy {
         let xcr0 = policy.xcr0;
 
         let vendor = host(leaf::VENDOR, 0);
-        let highest = if has_xsave { leaf::XSAVE } else { leaf::TOPOLOGY };
         policy.add(
             leaf::VENDOR,
             None,
             CpuidResult {
-                eax: highest,
+                eax: leaf::FREQUENCY,
                 ..vendor
             },
         );
@@ -177,7 +181,8 @@ impl CpuidPolicy {
         if has_xsave {
             policy.add_xsave(host);
         }
-        policy.add_paravirt();
+        policy.add_rates(config);
+        policy.add_paravirt(config);
         policy.add_extended(config, features.edx, host);
         policy
     }
@@ -228,9 +233,33 @@ impl CpuidPolicy {
         }
     }
 
-    fn add_paravirt(&mut self) {
+    /// Leaves 0x15 and 0x16. The core crystal clock is what the local APIC's timer counts: here the TSC itself.
+    fn add_rates(&mut self, config: &CpuidConfig) {
+        const HZ_PER_MHZ: u64 = 1_000_000;
+        let mhz = (config.tsc_hz / HZ_PER_MHZ) as u32 & 0xffff;
+        let tsc = match u32::try_from(config.tsc_hz) {
+            Ok(ecx) => CpuidResult {
+                eax: 1,
+                ebx: 1,
+                ecx,
+                edx: 0,
+            },
+            // It cannot be said.
+            Err(_) => ZERO,
+        };
+        self.add(leaf::TSC, None, tsc);
+        let frequency = CpuidResult {
+            eax: mhz,
+            ebx: mhz,
+            ecx: mhz,
+            edx: 0,
+        };
+        self.add(leaf::FREQUENCY, None, frequency);
+    }
+
+    fn add_paravirt(&mut self, config: &CpuidConfig) {
         let signature = CpuidResult {
-            eax: leaf::HYPERVISOR_FEATURES,
+            eax: leaf::HYPERVISOR_TIMING,
             ebx: u32::from_le_bytes(*b"KVMK"),
             ecx: u32::from_le_bytes(*b"VMKV"),
             edx: u32::from_le_bytes(*b"M\0\0\0"),
@@ -241,6 +270,15 @@ impl CpuidPolicy {
             ..ZERO
         };
         self.add(leaf::HYPERVISOR_FEATURES, None, features);
+        // Rates of the TSC and of the local APIC's timer in kHz, as several hypervisors tell them.
+        const HZ_PER_KHZ: u64 = 1000;
+        let khz = u32::try_from(config.tsc_hz / HZ_PER_KHZ).unwrap_or(0);
+        let timing = CpuidResult {
+            eax: khz,
+            ebx: khz,
+            ..ZERO
+        };
+        self.add(leaf::HYPERVISOR_TIMING, None, timing);
     }
 
     fn add_extended(&mut self, config: &CpuidConfig, leaf1_edx: u32, host: &dyn Fn(u32, u32) -> CpuidResult) {

@@ -6,6 +6,7 @@ const CONFIG: CpuidConfig = CpuidConfig {
     apic_id: 0,
     physical_bits: 40,
     invariant_tsc: true,
+    tsc_hz: 2_345_678_901,
     xcr0: 0xff,
     tsc_aux: false,
 };
@@ -101,7 +102,7 @@ fn what_must_not_be_offered_is_not_even_on_a_processor_with_everything() {
 #[test]
 fn nothing_is_invented_on_a_processor_without_features() {
     let policy = CpuidPolicy::new(&CONFIG, &|_, _| ZERO);
-    assert_eq!(query(&policy, 0, 0).eax, leaf::TOPOLOGY);
+    assert_eq!(query(&policy, 0, 0).eax, leaf::FREQUENCY);
     assert_eq!(query(&policy, 1, 0).ecx & 1 << 26, 0);
     assert_eq!(query(&policy, 7, 0), ZERO);
     assert_eq!((query(&policy, 0xd, 0), policy.xcr0()), (ZERO, 0));
@@ -169,6 +170,24 @@ fn topology_and_signature_read_as_linux_expects() {
     assert_eq!(query(&policy, 0x8000_0008, 0).eax & 0xff, 40);
     assert_eq!(query(&policy, 0x8000_0007, 0).edx, 1 << 8);
     assert_eq!(query(&policy, 1, 0).ebx >> 16, 1);
+}
+
+#[test]
+fn the_rate_of_the_tsc_is_told_in_every_way_that_kernels_look_for_it() {
+    let policy = CpuidPolicy::new(&CONFIG, &|_, _| ZERO);
+    let CpuidResult { eax, ebx, ecx, .. } = query(&policy, 0x15, 0);
+    assert_eq!(u64::from(ecx) * u64::from(ebx) / u64::from(eax), CONFIG.tsc_hz);
+    assert_eq!(query(&policy, 0x16, 0).eax, 2345);
+    assert!(query(&policy, 0, 0).eax >= 0x16 && query(&policy, 0x4000_0000, 0).eax >= 0x4000_0010);
+    let timing = query(&policy, 0x4000_0010, 0);
+    assert_eq!((timing.eax, timing.ebx), (2_345_678, 2_345_678));
+    let fast = CpuidConfig {
+        tsc_hz: 5_000_000_000,
+        ..CONFIG
+    };
+    let policy = CpuidPolicy::new(&fast, &|_, _| ZERO);
+    assert_eq!(query(&policy, 0x15, 0), ZERO, "more than 32 bits");
+    assert_eq!(query(&policy, 0x4000_0010, 0).eax, 5_000_000);
 }
 
 proptest! {
