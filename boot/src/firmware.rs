@@ -5,16 +5,18 @@ use alloc::string::ToString;
 use alloc::vec::Vec;
 use core::time::Duration;
 
-use pasidon_arch::cpu::Features;
+use pasidon_arch::cpu::{self, Features};
 use pasidon_arch::paging::{self, Section};
 use pasidon_arch::platform::Platform;
 use pasidon_arch::{fault, smp, symbols, time};
+use pasidon_arch_common::entropy::{self, KEY_LEN, Key};
 use pasidon_kernel::addr::{HostPhys, PAGE_SIZE};
 use pasidon_kernel::calendar;
 use pasidon_kernel::refusal::Refusal;
 use uefi::boot::{self, AllocateType, MemoryType};
 use uefi::mem::memory_map::{MemoryMap, MemoryMapOwned};
 use uefi::proto::loaded_image::LoadedImage;
+use uefi::proto::rng::Rng;
 use uefi::runtime;
 
 use crate::files::Files;
@@ -66,6 +68,12 @@ pub fn prepare(features: Features, tables: Tables) -> Result<Prepared, Refusal> 
     let sections = paging::sections_of_image(image.0, image.1, headers)?;
     // SAFETY: the image stays where it is, and these are its sections.
     unsafe { fault::install(image.0, image.1, &sections) };
+    match entropy::key_of(&[random(), cpu::random()]) {
+        Some(key) => entropy::install(key),
+        None => {
+            log::info!("random numbers: neither the firmware nor the processor has any; guests get no seed")
+        }
+    }
     let files = Files::read()?;
     if let Some(text) = files.symbols {
         symbols::install(text, image.0);
@@ -84,6 +92,15 @@ pub fn prepare(features: Features, tables: Tables) -> Result<Prepared, Refusal> 
         sections,
         trampoline: trampoline.map(|pages| HostPhys(pages.as_ptr() as u64)),
     })
+}
+
+/// Random numbers of the firmware's (UEFI 2.10, 37.5); `None` where it has none.
+fn random() -> Option<Key> {
+    let handle = boot::get_handle_for_protocol::<Rng>().ok()?;
+    let mut generator = boot::open_protocol_exclusive::<Rng>(handle).ok()?;
+    let mut key = [0; KEY_LEN];
+    generator.get_rng(None, &mut key).ok()?;
+    Some(key)
 }
 
 fn image() -> Result<(u64, u64), Refusal> {

@@ -16,12 +16,14 @@ use core::arch::{asm, global_asm};
 use aarch64_cpu::registers::{
     CurrentEL, ID_AA64MMFR0_EL1, ID_AA64MMFR1_EL1, ID_AA64PFR0_EL1, MIDR_EL1, MPIDR_EL1, Readable,
 };
+use pasidon_arch_common::entropy::{KEY_LEN, Key};
 use pasidon_kernel::refusal::Refusal;
 
 pub use crate::features::{Features, Likeness};
 
 use crate::el2::{identification, traps};
 use crate::features::{self, IdRegisters};
+use crate::guest::sysreg::id::ISAR0;
 use crate::stage1::{MAIR, Regime, SCTLR};
 use crate::{cache, interrupts};
 
@@ -178,6 +180,28 @@ pub(crate) unsafe fn switch(control: &Control) {
 pub unsafe fn set_up(_features: &Features) {
     // SAFETY: masking is always allowed. Nothing of the firmware's is taken for a pCPU.
     unsafe { asm!("msr daifset, #0xf", "msr tpidr_el2, xzr", options(nomem, nostack)) };
+}
+
+/// Random numbers of this processor's own; `None` where it has none, or gives none.
+pub fn random() -> Option<Key> {
+    const RNDR: u64 = 0xf << 60;
+    const TRIES: usize = 16;
+    let word = || {
+        let (value, given): (u64, u64);
+        // SAFETY: the register is there; reading it changes nothing but the flags. Z says that it gave nothing.
+        unsafe {
+            asm!("mrs {}, S3_3_C2_C4_0", "cset {}, ne", out(reg) value, out(reg) given, options(nomem, nostack));
+        }
+        (given != 0).then_some(value)
+    };
+    if identification::read(ISAR0) & RNDR == 0 {
+        return None;
+    }
+    let mut key = [0; KEY_LEN];
+    for part in key.chunks_mut(size_of::<u64>()) {
+        part.copy_from_slice(&(0..TRIES).find_map(|_| word())?.to_le_bytes());
+    }
+    Some(key)
 }
 
 /// Stops this processor for good.

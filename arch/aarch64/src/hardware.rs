@@ -87,7 +87,7 @@ impl Hardware for El2 {
         stage2: &Stage2Tables,
     ) -> Result<(vcpu::Core, ArmPlatform), Refusal> {
         let entry = boot::load(memory, image)?;
-        let mut platform = ArmPlatform::new(1, memory.ram_size(), Workarounds::UNKNOWN)?;
+        let mut platform = ArmPlatform::new(1, memory.ram_size(), Workarounds::UNKNOWN, time::unix_seconds)?;
         let vmid = OwnVmid::take()?;
         let Some(number) = &vmid.0 else {
             return Err(Refusal::new("VMID", "none was taken", ""));

@@ -54,6 +54,12 @@ pub fn unix_ns() -> u64 {
     CLOCK.unix_ns()
 }
 
+/// The same in whole seconds.
+pub fn unix_seconds() -> u64 {
+    const NS: u64 = 1_000_000_000;
+    unix_ns() / NS
+}
+
 /// Says what the time is: the wall clock is `unix_ns` now. Before [`init`].
 pub fn set_wall_clock(unix_ns: u64) {
     CLOCK.set_wall_clock(unix_ns);

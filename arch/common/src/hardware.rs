@@ -17,6 +17,7 @@ use pasidon_kernel::refusal::Refusal;
 use pasidon_kernel::stats::ExitKind;
 use spin::Once;
 
+use crate::entropy::Seed;
 use crate::memory::RamView;
 use crate::run::World;
 use crate::vms::Machine;
@@ -30,6 +31,8 @@ pub struct BootImage<'a> {
     pub initrd: Option<&'a [u8]>,
     /// Command line, without a terminating zero.
     pub cmdline: &'a str,
+    /// What its random numbers begin with, another one at each start; `None` where the machine has no source.
+    pub seed: Option<Seed>,
 }
 
 /// A processor architecture with a way to run guests.

@@ -13,6 +13,7 @@ extern crate alloc;
 pub mod backtrace;
 pub mod clock;
 pub mod denial;
+pub mod entropy;
 pub mod firmware_tables;
 pub mod hardware;
 pub mod history;

@@ -12,7 +12,9 @@ use core::arch::asm;
 use core::arch::x86_64::{__cpuid_count, CpuidResult};
 
 use bitflags::bitflags;
+use pasidon_arch_common::entropy::{KEY_LEN, Key};
 use pasidon_kernel::refusal::Refusal;
+use x86_64::instructions::random::RdRand;
 
 /// Model-specific registers by their specification names.
 pub mod msr {
@@ -370,6 +372,17 @@ pub unsafe fn set_up(features: &Features) {
         asm!("mov cr4, {}", in(reg) cr4, options(nostack, preserves_flags));
         asm!("mov cr0, {}", in(reg) cr0, options(nostack, preserves_flags));
     }
+}
+
+/// Random numbers of this processor's own; `None` where it has none, or gives none.
+pub fn random() -> Option<Key> {
+    const TRIES: usize = 16;
+    let source = RdRand::new()?;
+    let mut key = [0; KEY_LEN];
+    for part in key.chunks_mut(size_of::<u64>()) {
+        part.copy_from_slice(&(0..TRIES).find_map(|_| source.get_u64())?.to_le_bytes());
+    }
+    Some(key)
 }
 
 /// Stops this processor for good.

@@ -74,9 +74,10 @@ pub fn check_files(config: &Config, files: &Files) -> Vec<ConfigError> {
             kernel,
             initrd: initrd.and_then(|(_, bytes)| bytes.ok()),
             cmdline: &vm.cmdline.value,
+            seed: None,
         };
         if let Err(refusal) = boot::load(&Nowhere(vm.memory.value), &image) {
-            errors.push(vm.file_error("kernel", &vm.kernel, refusal.why));
+            errors.push(vm.boot_error(&refusal));
         }
     }
     errors
@@ -96,6 +97,8 @@ pub fn images(config: &Config, files: &Files) -> Vec<Image> {
                 },
                 // VMs stay defined for as long as the machine runs.
                 cmdline: Box::leak(vm.cmdline.value.clone().into_boxed_str()),
+                // Each start gets its own.
+                seed: None,
             },
         })
     };

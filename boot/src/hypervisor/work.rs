@@ -10,6 +10,7 @@ use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use pasidon_arch::guest::boot::BootImage;
 use pasidon_arch::vms::{Outside, Vms, kick};
 use pasidon_arch::{pcpu, run, serial, time};
+use pasidon_arch_common::entropy;
 use pasidon_kernel::allowance::{Allowance, Withheld};
 use pasidon_kernel::config::ConsoleMode;
 use pasidon_kernel::console::Input;
@@ -372,7 +373,10 @@ impl Outside for Desk {
         self.images
             .iter()
             .find(|image| image.vm == vm)
-            .map(|image| image.boot)
+            .map(|image| BootImage {
+                seed: entropy::seed(),
+                ..image.boot
+            })
             .ok_or_else(|| Refusal::new("kernel", "the configuration names none", "correct pasidon.toml"))
     }
 }

@@ -182,6 +182,24 @@ impl VmConfig {
         self.error_at(path.at, what, "put a good one there or correct the path")
     }
 
+    /// The error of what cannot be booted: the loader's refusal, at the key that it is about and with its remedy.
+    pub fn boot_error(&self, refusal: &Refusal) -> ConfigError {
+        let file = |key: &str, path: &Spanned<String>| {
+            let what = format!("{key} \"{}\": {}", path.value, refusal.why);
+            self.error_at(path.at, what, refusal.remedy.as_str())
+        };
+        let value = |key: &str, at| {
+            let what = format!("{key}: {}", refusal.why);
+            self.error_at(at, what, refusal.remedy.as_str())
+        };
+        match (refusal.what.as_str(), &self.initrd) {
+            ("initrd", Some(path)) => file("initrd", path),
+            ("memory", _) => value("memory", self.memory.at),
+            ("command line", _) => value("cmdline", self.cmdline.at),
+            _ => file("kernel", &self.kernel),
+        }
+    }
+
     /// An error that stops this VM, for checks that need the machine. Reads `vm NAME: what; remedy`.
     pub fn error_at(
         &self,

@@ -10,4 +10,5 @@ pub mod i8254;
 pub mod mc146818;
 pub mod pci;
 pub mod pl011;
+pub mod pl031;
 pub mod uart16550;

@@ -5,6 +5,7 @@
 //! 0x0800_0000    GICv3 distributor, 64 KiB; its first page also takes MSIs (GICD_SETSPI_NSR)
 //! 0x080A_0000    GICv3 redistributors, 128 KiB per vCPU
 //! 0x0900_0000    PL011 serial port
+//! 0x0901_0000    PL031 real-time clock
 //! 0x1000_0000    32-bit PCI window, 128 MiB
 //! 0x3F00_0000    ECAM: configuration space of bus 0, 1 MiB
 //! 0x4000_0000    RAM, in whole 2 MiB blocks of stage 2
@@ -12,8 +13,7 @@
 //! ```
 //!
 //! **Invariant.** Nothing shares a 2 MiB block with RAM, so stage 2 maps RAM in blocks only, and everything
-//! ends within 38 bits, so one level-1 table is the root of a 39-bit stage 2. There is no real-time clock:
-//! none of the guest's kernels needs one to start.
+//! ends within 38 bits, so one level-1 table is the root of a 39-bit stage 2.
 
 use pasidon_kernel::addr::{GuestPhys, LARGE_PAGE_SIZE};
 use pasidon_kernel::dev::pci::PciWindow;
@@ -35,6 +35,10 @@ pub const GICR_LEN: u64 = GICR_STRIDE * VCPUS_MAX as u64;
 pub const UART_BASE: u64 = 0x0900_0000;
 /// Its window.
 pub const UART_LEN: u64 = 0x1000;
+/// Real-time clock.
+pub const RTC_BASE: u64 = 0x0901_0000;
+/// Its window.
+pub const RTC_LEN: u64 = 0x1000;
 /// ECAM of bus 0.
 pub const ECAM_BASE: u64 = 0x3f00_0000;
 /// Length of the ECAM: one bus.
@@ -129,6 +133,7 @@ mod tests {
             (GICD_BASE, GICD_LEN),
             (GICR_BASE, GICR_LEN),
             (UART_BASE, UART_LEN),
+            (RTC_BASE, RTC_LEN),
             (PCI32_BASE, PCI32_LEN),
             (ECAM_BASE, ECAM_LEN),
             (RAM_BASE, RAM_MAX),

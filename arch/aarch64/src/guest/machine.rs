@@ -15,6 +15,7 @@ use pasidon_arch_common::hardware::Platform;
 use pasidon_kernel::dev::bus::{GuestBus, all_ones};
 use pasidon_kernel::dev::pci::{PciBus, Slot};
 use pasidon_kernel::dev::pl011::Pl011;
+use pasidon_kernel::dev::pl031::Pl031;
 use pasidon_kernel::exit::{AccessKind, Action, Actions, Device, Exit};
 use pasidon_kernel::parent::VdevModel;
 use pasidon_kernel::refusal::Refusal;
@@ -29,6 +30,7 @@ use super::smccc::{self, CallEffect, Refused, Workaround, Workarounds};
 enum Target {
     Gic(Window),
     Uart,
+    Rtc,
     Ecam,
     /// A PCI window, with its start.
     Pci(u64),
@@ -54,6 +56,7 @@ pub struct ArmPlatform {
     bus: GuestBus<Target>,
     pci: PciBus,
     uart: Pl011,
+    rtc: Pl031,
     gic: Gic,
     psci: Psci,
     workarounds: Workarounds,
@@ -74,8 +77,13 @@ impl fmt::Debug for ArmPlatform {
 
 impl ArmPlatform {
     /// The machine after power-on, with `vcpus` (1..= [`layout::VCPUS_MAX`]) and `ram_size` bytes of RAM.
-    /// `workarounds` is what the machine's firmware says of its processors.
-    pub fn new(vcpus: u16, ram_size: u64, workarounds: Workarounds) -> Result<Self, Refusal> {
+    /// `workarounds` is what the machine's firmware says of its processors, `clock` the time in seconds since 1970.
+    pub fn new(
+        vcpus: u16,
+        ram_size: u64,
+        workarounds: Workarounds,
+        clock: fn() -> u64,
+    ) -> Result<Self, Refusal> {
         let gic = Gic::new(vcpus)?;
         let mut bus = GuestBus::new();
         bus.claim_mmio(
@@ -89,6 +97,7 @@ impl ArmPlatform {
             Target::Gic(Window::Redistributors),
         )?;
         bus.claim_mmio(layout::UART_BASE, layout::UART_LEN, Target::Uart)?;
+        bus.claim_mmio(layout::RTC_BASE, layout::RTC_LEN, Target::Rtc)?;
         bus.claim_mmio(layout::ECAM_BASE, layout::ECAM_LEN, Target::Ecam)?;
         for window in layout::PCI_WINDOWS {
             bus.claim_mmio(window.start, window.len, Target::Pci(window.start))?;
@@ -98,6 +107,7 @@ impl ArmPlatform {
             bus,
             pci,
             uart: Pl011::new(intid::UART),
+            rtc: Pl031::new(clock),
             gic,
             psci: Psci::new(vcpus, ram_size),
             workarounds,
@@ -118,7 +128,12 @@ impl ArmPlatform {
             });
         };
         let Self {
-            pci, uart, gic, lost, ..
+            pci,
+            uart,
+            rtc,
+            gic,
+            lost,
+            ..
         } = self;
         if let Target::Gic(window) = target {
             return Some(match access.kind {
@@ -132,11 +147,13 @@ impl ArmPlatform {
         let mut sink = |action| route(gic, lost, action, actions);
         Some(match (target, access.kind) {
             (Target::Uart, AccessKind::Read) => uart.read(offset, size, &mut sink),
+            (Target::Rtc, AccessKind::Read) => rtc.read(offset, size),
             (Target::Ecam, AccessKind::Read) => pci.ecam_read(offset, size),
             (Target::Pci(start), AccessKind::Read) => pci.mmio_read(start + offset, size),
             (target, AccessKind::Write(value)) => {
                 match target {
                     Target::Uart => uart.write(offset, size, value, &mut sink),
+                    Target::Rtc => rtc.write(offset, size, value),
                     Target::Ecam => pci.ecam_write(offset, size, value, &mut sink),
                     Target::Pci(start) => pci.mmio_write(start + offset, size, value, &mut sink),
                     Target::Gic(_) => {}

@@ -342,7 +342,7 @@ mod tests {
             (0x2_2000, 0x2_3000),
             (0x2_3000, 0x2_4000),
         ] {
-            memory.put_u64(BASE + at, BASE + descriptor | 3);
+            memory.put_u64(BASE + at, (BASE + descriptor) | 3);
         }
         memory.put_u64(BASE + 0x2_4000, 0x4567_8103);
         let lpa2 = Stage1 {

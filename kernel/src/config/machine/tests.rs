@@ -334,3 +334,25 @@ fn files_are_pointed_at() {
          put a good one there or correct the path"
     );
 }
+
+#[test]
+fn what_does_not_boot_is_told_at_its_own_key_and_with_its_own_remedy() {
+    let config = config(&vm("a", "initrd = \"i\"\ncmdline = \"c\""));
+    let vm = config.vm("a").unwrap();
+    let line = |what: &str| {
+        vm.boot_error(&Refusal::new(what, "too large", "use less"))
+            .to_string()
+    };
+    for (what, said) in [
+        ("initrd", "vm a: initrd \"i\": too large; use less"),
+        ("kernel image", "vm a: kernel \"k\": too large; use less"),
+        ("memory", "vm a: memory: too large; use less"),
+        ("command line", "vm a: cmdline: too large; use less"),
+    ] {
+        assert!(line(what).ends_with(said), "{}", line(what));
+    }
+    let places: std::collections::BTreeSet<String> = ["initrd", "kernel image", "memory", "command line"]
+        .map(|what| vm.boot_error(&Refusal::new(what, "", "")).to_string())
+        .into();
+    assert_eq!(places.len(), 4);
+}

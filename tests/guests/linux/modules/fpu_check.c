@@ -7,10 +7,12 @@
  *
  *   fpu_check: seed=S registers=x87+avx|x87+sse|simd rounds=R gaps=G wrong=W
  *
- * Each round fills the registers (on x86 the x87 stack, MXCSR, the SSE or AVX registers, DR0 to DR3 and TSC_AUX; on Arm V0 to V31, FPCR and
- * FPSR) with a pattern made from the seed, computes for longer than two turns without using them, and compares. The
- * kernel itself stays away from them meanwhile (kernel_fpu_begin, kernel_neon_begin), so only a hypervisor can change
- * them. G counts the rounds in which somebody else had the processor for longer than an interrupt takes.
+ * Each round fills the registers (on x86 the x87 stack, MXCSR, the SSE or AVX registers, DR0 to DR3 and TSC_AUX; on Arm
+ * V0 to V31, FPCR and FPSR, DISR_EL1, and the addresses of a breakpoint and a watchpoint) with a pattern made from the
+ * seed, computes for longer than two turns without using them, and compares. The kernel itself stays away from them
+ * meanwhile (kernel_fpu_begin, kernel_neon_begin; without RAS it has no use for DISR_EL1, and nobody debugs), so only a
+ * hypervisor can change them. G counts the rounds in which somebody else had the processor for longer than an
+ * interrupt takes.
  */
 #include <linux/module.h>
 #include <linux/string.h>
@@ -159,6 +161,9 @@ struct state {
 	u64 vector[VECTORS][LANES];
 	u64 fpcr;
 	u64 fpsr;
+	u64 disr;
+	u64 breakpoint;
+	u64 watchpoint;
 };
 
 static struct state set, found;
@@ -183,6 +188,10 @@ static void make(unsigned int round)
 			set.vector[i][lane] = (u64)seed << 32 | round << 16 | i << 8 | lane;
 	set.fpcr = (seed & 3) << FPCR_ROUNDING_SHIFT;
 	set.fpsr = (seed + round) & FPSR_BITS;
+	/* ISS. */
+	set.disr = seed << 16 | round;
+	set.breakpoint = (u64)seed << 32 | round << 3;
+	set.watchpoint = set.breakpoint | 1 << 20;
 }
 
 static void begin(void)
@@ -191,6 +200,9 @@ static void begin(void)
 	write_sysreg(set.fpcr, fpcr);
 	write_sysreg(set.fpsr, fpsr);
 	FOR_ALL(LOAD)
+	write_sysreg_s(set.disr, SYS_DISR_EL1);
+	write_sysreg(set.breakpoint, dbgbvr1_el1);
+	write_sysreg(set.watchpoint, dbgwvr1_el1);
 }
 
 static void end(void)
@@ -198,6 +210,10 @@ static void end(void)
 	FOR_ALL(STORE)
 	found.fpcr = read_sysreg(fpcr);
 	found.fpsr = read_sysreg(fpsr);
+	found.disr = read_sysreg_s(SYS_DISR_EL1);
+	found.breakpoint = read_sysreg(dbgbvr1_el1);
+	found.watchpoint = read_sysreg(dbgwvr1_el1);
+	write_sysreg_s(0, SYS_DISR_EL1);
 	kernel_neon_end();
 }
 

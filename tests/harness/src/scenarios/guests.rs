@@ -70,7 +70,7 @@ pub const THREE: Scenario = Scenario {
 /// Floating-point registers stay a guest's own.
 pub const FPU: Scenario = Scenario {
     name: "fpu-isolation",
-    about: "three guests on two pCPUs keep patterns of their own in x87, SSE and AVX registers (on Arm V0-V31) across turns",
+    about: "three guests on two pCPUs keep patterns of their own in x87, SSE and AVX registers (on Arm V0-V31, DISR_EL1 and debug registers) across turns",
     arches: Arch::ALL,
     run: |lab| {
         let configuration = [HOST, &vm("alpha", 0, ""), &vm("beta", 0, ""), &vm("gamma", 0, "")].concat();
@@ -134,6 +134,52 @@ pub const DEVICE_MEMORY: Scenario = Scenario {
             .log()
             .expect("that device memory does not take", COMMAND_TIMEOUT)
             .map(drop)
+    },
+};
+
+/// Watchpoints fire where they are, for whom they are.
+pub const WATCH: Scenario = Scenario {
+    name: "watchpoints",
+    about: "three guests on two pCPUs have hardware watchpoints at work: each fires as often as it is to, in its own guest",
+    arches: Arch::ALL,
+    run: |lab| {
+        let configuration = [HOST, &vm("alpha", 0, ""), &vm("beta", 0, ""), &vm("gamma", 0, "")].concat();
+        let machine = lab.pasidon(&configuration, demonstration::platform)?;
+        let guests = ["alpha", "beta", "gamma"];
+        for name in guests {
+            shell(&machine, name)?;
+        }
+        for name in guests {
+            machine.console(name)?.send_line("watch-check 2000")?;
+        }
+        for name in guests {
+            let console = machine.console(name)?;
+            console.expect("^PASIDON watch writes=2000 hits=2000 quiet=0$", BOOT_TIMEOUT)?;
+        }
+        Ok(())
+    },
+};
+
+/// A guest knows what time it is, and has random numbers from the start.
+pub const SEED: Scenario = Scenario {
+    name: "clock-and-seed",
+    about: "an Arm guest has the date by its real-time clock, and seeds for its addresses and random numbers",
+    arches: &[Arch::Aarch64],
+    run: |lab| {
+        let machine = lab.pasidon(&[HOST, &vm("alpha", 0, "")].concat(), demonstration::platform)?;
+        let console = shell(&machine, "alpha")?;
+        check(&machine, console, "cat /sys/class/rtc/rtc0/name", "rtc-pl031")?;
+        // The clock of the machine that this runs on, which the platform shows the firmware.
+        let now = std::time::UNIX_EPOCH.elapsed()?.as_secs();
+        for command in ["date +%s", "cat /sys/class/rtc/rtc0/since_epoch"] {
+            let said = console.command(command, COMMAND_TIMEOUT)?;
+            let seconds: u64 = said.trim().parse()?;
+            anyhow::ensure!(
+                (now - 60..now + 600).contains(&seconds),
+                "{command} says {seconds}, and it is {now}"
+            );
+        }
+        check(&machine, console, "dmesg | grep -c 'KASLR enabled'", "1").map(drop)
     },
 };
 

@@ -29,6 +29,8 @@ pub const ALL: &[Scenario] = &[
     guests::THREE,
     guests::FPU,
     guests::DEVICE_MEMORY,
+    guests::WATCH,
+    guests::SEED,
     guests::ENDS,
     guests::RESTARTS,
     sharing::BOTH,

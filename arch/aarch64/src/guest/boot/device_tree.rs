@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! The device tree: what there is besides what the processor says of itself.
 //!
-//! **Principle.** Bytes computed from [`layout`] and the VM's size alone, so that they cannot disagree with it.
-//! There is no seed for the kernel's address randomisation or its random numbers: the hypervisor has no
-//! source of them, and one that is the same at each start would be worse than none.
+//! **Principle.** Bytes computed from [`layout`] and the VM's size alone, so that they cannot disagree with it. The
+//! seeds for the kernel's address randomisation and its random numbers are new at each start; where the machine has
+//! no source of them there are none, as one that is the same at each start would be worse.
 //!
 //! Source: Devicetree Specification 0.4; Linux `Documentation/devicetree/bindings`: `arm/psci.yaml`,
 //! `interrupt-controller/arm,gic-v3.yaml` (`mbi-ranges`), `timer/arm,arch_timer.yaml`, `serial/pl011.yaml`,
-//! `pci/host-generic-pci.yaml`, `chosen`.
+//! `rtc/arm,pl031.yaml`, `pci/host-generic-pci.yaml`; dt-schema's `chosen.yaml` for the seeds.
 
 use alloc::format;
 use alloc::string::ToString;
@@ -17,7 +17,7 @@ use alloc::vec::Vec;
 use pasidon_kernel::refusal::Refusal;
 use vm_fdt::{Error, FdtWriter};
 
-use super::Initrd;
+use super::{Initrd, Seed};
 use crate::guest::layout::{self, intid};
 
 /// Phandles.
@@ -41,12 +41,20 @@ mod pci_space {
     pub const MEMORY_64_PREFETCHABLE: u32 = 0x4300_0000;
 }
 
+/// Bytes of `kaslr-seed`; the rest of a seed is `rng-seed`.
+const KASLR_SEED: usize = 8;
 /// Clock of the serial port in Hz; no divisor is ever used.
 const UART_CLOCK: u32 = 24_000_000;
 
 /// The device tree of a VM.
-pub(super) fn build(vcpus: u16, ram_size: u64, cmdline: &str, initrd: Initrd) -> Result<Vec<u8>, Refusal> {
-    write(vcpus, ram_size, cmdline, initrd).map_err(|error| {
+pub(super) fn build(
+    vcpus: u16,
+    ram_size: u64,
+    cmdline: &str,
+    initrd: Initrd,
+    seed: Option<&Seed>,
+) -> Result<Vec<u8>, Refusal> {
+    write(vcpus, ram_size, cmdline, initrd, seed).map_err(|error| {
         Refusal::new(
             "device tree",
             error.to_string(),
@@ -64,7 +72,13 @@ fn ppi(number: u32) -> [u32; interrupt::CELLS as usize] {
     [interrupt::PPI, number - intid::PPI, interrupt::LEVEL_HIGH]
 }
 
-fn write(vcpus: u16, ram_size: u64, cmdline: &str, initrd: Initrd) -> Result<Vec<u8>, Error> {
+fn write(
+    vcpus: u16,
+    ram_size: u64,
+    cmdline: &str,
+    initrd: Initrd,
+    seed: Option<&Seed>,
+) -> Result<Vec<u8>, Error> {
     let mut tree = FdtWriter::new()?;
     let root = tree.begin_node("")?;
     tree.property_string("compatible", "pasidon,guest")?;
@@ -72,7 +86,7 @@ fn write(vcpus: u16, ram_size: u64, cmdline: &str, initrd: Initrd) -> Result<Vec
     tree.property_u32("#address-cells", 2)?;
     tree.property_u32("#size-cells", 2)?;
     tree.property_u32("interrupt-parent", phandle::GIC)?;
-    chosen(&mut tree, cmdline, initrd)?;
+    chosen(&mut tree, cmdline, initrd, seed)?;
     for (start, len) in layout::ram_ranges(ram_size) {
         let node = tree.begin_node(&format!("memory@{:x}", start.0))?;
         tree.property_string("device_type", "memory")?;
@@ -83,6 +97,7 @@ fn write(vcpus: u16, ram_size: u64, cmdline: &str, initrd: Initrd) -> Result<Vec
     interrupt_controller(&mut tree, vcpus)?;
     timer(&mut tree)?;
     uart(&mut tree)?;
+    rtc(&mut tree)?;
     pci(&mut tree)?;
     tree.end_node(root)?;
     tree.finish()
@@ -92,13 +107,17 @@ fn uart_name() -> alloc::string::String {
     format!("serial@{:x}", layout::UART_BASE)
 }
 
-fn chosen(tree: &mut FdtWriter, cmdline: &str, initrd: Initrd) -> Result<(), Error> {
+fn chosen(tree: &mut FdtWriter, cmdline: &str, initrd: Initrd, seed: Option<&Seed>) -> Result<(), Error> {
     let node = tree.begin_node("chosen")?;
     tree.property_string("bootargs", cmdline)?;
     tree.property_string("stdout-path", &format!("/{}", uart_name()))?;
     if initrd.len > 0 {
         tree.property_u64("linux,initrd-start", initrd.start)?;
         tree.property_u64("linux,initrd-end", initrd.start + initrd.len)?;
+    }
+    if let Some((addresses, numbers)) = seed.and_then(|seed| seed.split_first_chunk::<KASLR_SEED>()) {
+        tree.property("kaslr-seed", addresses)?;
+        tree.property("rng-seed", numbers)?;
     }
     tree.end_node(node)
 }
@@ -185,6 +204,18 @@ fn uart(tree: &mut FdtWriter) -> Result<(), Error> {
     )?;
     tree.property_array_u32("clocks", &[phandle::CLOCK, phandle::CLOCK])?;
     tree.property_string_list("clock-names", vec!["uartclk".to_string(), "apb_pclk".to_string()])?;
+    tree.end_node(node)
+}
+
+fn rtc(tree: &mut FdtWriter) -> Result<(), Error> {
+    let node = tree.begin_node(&format!("rtc@{:x}", layout::RTC_BASE))?;
+    tree.property_string_list(
+        "compatible",
+        vec!["arm,pl031".to_string(), "arm,primecell".to_string()],
+    )?;
+    tree.property_array_u64("reg", &[layout::RTC_BASE, layout::RTC_LEN])?;
+    tree.property_u32("clocks", phandle::CLOCK)?;
+    tree.property_string("clock-names", "apb_pclk")?;
     tree.end_node(node)
 }
 

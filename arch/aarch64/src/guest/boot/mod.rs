@@ -6,8 +6,9 @@
 //! is no way to.
 //!
 //! The kernel is at the bottom of RAM, where Linux likes it. The device tree has the highest 2 MiB block of the
-//! first GiB of RAM, or of all RAM where there is less; the initrd lies right below it. So both are within
-//! what the kernel can reach before it has page tables of its own.
+//! first 32 GiB of RAM, or of all RAM where there is less; the initrd lies right below it. So the initrd is within
+//! the window around the kernel that Linux asks for (`Documentation/arch/arm64/booting.rst`), which begins at a
+//! border of 1 GiB, as RAM does.
 
 mod device_tree;
 mod image;
@@ -17,6 +18,7 @@ mod tests;
 
 use alloc::format;
 
+pub use pasidon_arch_common::entropy::Seed;
 pub use pasidon_arch_common::hardware::BootImage;
 use pasidon_kernel::addr::{GuestPhys, LARGE_PAGE_SIZE, PAGE_SIZE};
 use pasidon_kernel::memory::GuestMemory;
@@ -53,7 +55,7 @@ impl EntryState {
 }
 
 /// The most of RAM that the loader uses, from its start.
-const REACH: u64 = 1 << 30;
+const REACH: u64 = 32 << 30;
 /// The longest command line, as much as Linux takes (COMMAND_LINE_SIZE) without the zero. A longer one would be
 /// cut off silently.
 const CMDLINE_MAX: usize = 2047;
@@ -91,7 +93,7 @@ pub fn load(memory: &dyn GuestMemory, image: &BootImage<'_>) -> Result<EntryStat
     let tree_at = top - LARGE_PAGE_SIZE;
     let kernel = image::load(memory, image.kernel, tree_at)?;
     let initrd = write_initrd(memory, image.initrd, kernel.end, tree_at)?;
-    let tree = device_tree::build(VCPUS, ram, image.cmdline, initrd)?;
+    let tree = device_tree::build(VCPUS, ram, image.cmdline, initrd, image.seed.as_ref())?;
     if tree.len() as u64 > LARGE_PAGE_SIZE {
         return Err(Refusal::new(
             "device tree",
@@ -120,6 +122,8 @@ fn write_initrd(
         return Ok(Initrd::default());
     };
     let len = bytes.len() as u64;
+    let pages = [kernel_end - layout::RAM_BASE, len].map(|len| len.next_multiple_of(PAGE_SIZE));
+    let least = (pages[0] + pages[1] + LARGE_PAGE_SIZE).next_multiple_of(LARGE_PAGE_SIZE);
     let start = limit
         .checked_sub(len)
         .map(|start| start & !(PAGE_SIZE - 1))
@@ -128,7 +132,10 @@ fn write_initrd(
             Refusal::new(
                 "initrd",
                 format!("{len} bytes do not fit between the kernel's end at {kernel_end:#x} and {limit:#x}"),
-                "give the VM more memory",
+                format!(
+                    "give the VM {} MiB of memory or more, or use a smaller initrd",
+                    least >> 20
+                ),
             )
         })?;
     write(memory, "initrd", start, bytes)?;

@@ -2,6 +2,7 @@
 use fdt::Fdt;
 use fdt::node::FdtNode;
 use pasidon_arch_common::testing::TestMemory;
+use pasidon_kernel::memory::BadGuestAddress;
 use proptest::prelude::*;
 
 use super::*;
@@ -30,6 +31,7 @@ fn boot(memory: &TestMemory, kernel: &[u8], initrd: Option<&[u8]>) -> Result<Ent
         kernel,
         initrd,
         cmdline: "console=ttyAMA0",
+        seed: None,
     };
     load(memory, &image)
 }
@@ -89,6 +91,69 @@ fn an_image_is_loaded_and_starts_as_linux_asks() {
 }
 
 #[test]
+fn a_seed_is_split_into_addresses_and_numbers() {
+    let seed: Seed = core::array::from_fn(|i| i as u8);
+    let bytes = device_tree::build(1, 64 << 20, "", Initrd::default(), Some(&seed)).unwrap();
+    let tree = Fdt::new(&bytes).unwrap();
+    let chosen = tree.find_node("/chosen").unwrap();
+    assert_eq!(chosen.property("kaslr-seed").unwrap().value, &seed[..8]);
+    assert_eq!(chosen.property("rng-seed").unwrap().value, &seed[8..]);
+}
+
+/// RAM of any size, which forgets.
+struct Large(u64);
+
+impl GuestMemory for Large {
+    fn read(&self, _: GuestPhys, _: &mut [u8]) -> Result<(), BadGuestAddress> {
+        unreachable!("the loader reads nothing")
+    }
+
+    fn write(&self, address: GuestPhys, bytes: &[u8]) -> Result<(), BadGuestAddress> {
+        let (Self(size), len) = (self, bytes.len() as u64);
+        let offset = address.0 - layout::RAM_BASE;
+        if offset + len > *size {
+            return Err(BadGuestAddress { address, len });
+        }
+        Ok(())
+    }
+
+    fn ram_size(&self) -> u64 {
+        self.0
+    }
+}
+
+#[test]
+fn an_initrd_may_be_larger_than_a_gib() {
+    let initrd = vec![0; 1126 << 20];
+    let image = kernel();
+    let image = BootImage {
+        kernel: &image,
+        initrd: Some(&initrd),
+        cmdline: "",
+        seed: None,
+    };
+    for (size, top) in [
+        (3 << 30, 3 << 30),
+        (3074 << 20, 3074 << 20),
+        (100 << 30, 32 << 30),
+    ] {
+        let memory = Large(size);
+        let entry = load(&memory, &image).unwrap();
+        assert_eq!(entry.x0, layout::RAM_BASE + top - LARGE_PAGE_SIZE);
+    }
+    // The remedy helps: exactly as much is enough.
+    let error = load(&Large(1 << 30), &image).unwrap_err();
+    assert_eq!(error.what, "initrd");
+    let words: Vec<u64> = error
+        .remedy
+        .split(' ')
+        .filter_map(|word| word.parse().ok())
+        .collect();
+    assert!(load(&Large(words[0] << 20), &image).is_ok());
+    assert!(load(&Large((words[0] - 2) << 20), &image).is_err());
+}
+
+#[test]
 fn without_an_initrd_none_is_named() {
     let memory = ram(RAM);
     let entry = boot(&memory, &kernel(), None).unwrap();
@@ -100,7 +165,7 @@ fn without_an_initrd_none_is_named() {
 
 #[test]
 fn the_tree_describes_the_machine() {
-    let bytes = device_tree::build(2, 64 << 20, "", Initrd::default()).unwrap();
+    let bytes = device_tree::build(2, 64 << 20, "", Initrd::default(), None).unwrap();
     let tree = Fdt::new(&bytes).unwrap();
     let memory: Vec<_> = tree
         .memory()
@@ -133,6 +198,10 @@ fn the_tree_describes_the_machine() {
     let uart = tree.find_compatible(&["arm,pl011"]).unwrap();
     assert_eq!(cells(&uart, "interrupts"), [0, intid::UART - 32, 4]);
     assert_eq!(numbers(&uart, "reg"), [layout::UART_BASE, layout::UART_LEN]);
+
+    let rtc = tree.find_compatible(&["arm,pl031"]).unwrap();
+    assert_eq!(numbers(&rtc, "reg"), [layout::RTC_BASE, layout::RTC_LEN]);
+    assert!(rtc.property("interrupts").is_none() && rtc.property("clocks").is_some());
 
     let pci = tree.find_compatible(&["pci-host-ecam-generic"]).unwrap();
     assert_eq!(numbers(&pci, "reg"), [layout::ECAM_BASE, layout::ECAM_LEN]);
@@ -201,6 +270,7 @@ fn what_does_not_fit_is_refused() {
             kernel: &kernel(),
             initrd: None,
             cmdline,
+            seed: None,
         };
         let error = load(&ram(RAM), &image).unwrap_err();
         assert!(error.to_string().contains("command line"));

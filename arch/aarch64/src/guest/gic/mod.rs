@@ -189,7 +189,8 @@ impl Gic {
         let redistributor = Redistributor {
             irqs: private,
             busy: 0,
-            asleep: true,
+            // As KVM has it: a guest that never wakes it gets its interrupts all the same.
+            asleep: false,
         };
         let spis = (intid::COUNT - intid::SPI) as usize;
         let spi = Spi {

@@ -104,7 +104,7 @@ struct Rig {
 impl Rig {
     /// A machine whose kernel has set up the interrupt controller.
     fn new() -> Self {
-        let platform = ArmPlatform::new(1, layout::RAM_MIN, Workarounds::UNKNOWN).unwrap();
+        let platform = ArmPlatform::new(1, layout::RAM_MIN, Workarounds::UNKNOWN, || 1_700_000_000).unwrap();
         let mut rig = Self {
             platform,
             seen: Vec::new(),
@@ -247,7 +247,7 @@ fn what_nobody_answers_reads_as_ones_and_is_counted() {
         0,
         0x0800_0000 - 8,
         layout::GICR_BASE + layout::GICR_STRIDE,
-        0x0901_0000,
+        layout::RTC_BASE + layout::RTC_LEN,
         layout::PCI32_BASE,
     ] {
         assert_eq!(rig.read(nobody, 8), u64::MAX, "{nobody:#x}");
@@ -255,18 +255,20 @@ fn what_nobody_answers_reads_as_ones_and_is_counted() {
     rig.write(layout::PCI64_BASE, 4, 1);
     assert_eq!(rig.platform.unclaimed(), 6);
     assert_eq!(rig.read(layout::ECAM_BASE, 4), 0x0008_1b36, "the host bridge");
+    assert_eq!(rig.read(layout::RTC_BASE, 4), 1_700_000_000, "the clock");
     assert_eq!(rig.platform.exit(0, &Exit::Halt, &mut |_| {}), None);
 }
 
 proptest! {
     #[test]
     fn no_access_panics_and_no_interrupt_leaves_the_machine(
-        ops in proptest::collection::vec((0usize..8, any::<u64>(), any::<u64>(), 0u8..9, any::<bool>()), 0..300),
+        ops in proptest::collection::vec((0usize..9, any::<u64>(), any::<u64>(), 0u8..9, any::<bool>()), 0..300),
     ) {
-        const BASES: [u64; 8] = [
+        const BASES: [u64; 9] = [
             layout::GICD_BASE,
             layout::GICR_BASE,
             layout::UART_BASE,
+            layout::RTC_BASE,
             layout::ECAM_BASE,
             layout::ECAM_BASE + (1 << 15),
             layout::PCI32_BASE,

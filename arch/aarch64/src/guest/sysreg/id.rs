@@ -93,6 +93,9 @@ const fn id(crm: u8, op2: u8) -> SystemRegister {
 /// ID_AA64DFR0_EL1.
 pub const DFR0: SystemRegister = id(5, 0);
 
+/// ID_AA64ISAR0_EL1.
+pub const ISAR0: SystemRegister = id(6, 0);
+
 /// ID_AA64MMFR0_EL1.PARange of the guest: 40 bits, the least that covers its memory map.
 const PA_RANGE_40: u8 = 2;
 
@@ -190,7 +193,7 @@ pub const REGISTERS: [IdRegister; 9] = [
         ],
     },
     IdRegister {
-        register: id(6, 0),
+        register: ISAR0,
         name: "ID_AA64ISAR0_EL1",
         fields: [
             pass(60, "RNDR", INSTRUCTIONS),

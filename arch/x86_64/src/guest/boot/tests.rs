@@ -42,6 +42,7 @@ fn image<'a>(kernel: &'a [u8], initrd: Option<&'a [u8]>) -> BootImage<'a> {
         kernel,
         initrd,
         cmdline: "console=ttyS0",
+        seed: None,
     }
 }
 
@@ -131,6 +132,7 @@ fn memory_and_command_line_have_limits() {
         kernel: &kernel,
         initrd: None,
         cmdline: &long,
+        seed: None,
     };
     assert_eq!(
         load(&TestMemory::new(0, RAM), &boot_image).unwrap_err().what,
