@@ -86,7 +86,8 @@ impl<R: Registers, M: DmaMemory> Unit<R, M> {
             return Err(Refusal::new(
                 unit_name(base),
                 format!("the IOMMU lacks {}", missing.join(", ")),
-                "on a machine, enable VT-d scalable mode in the firmware; in QEMU, use \
+                "look for it in the firmware's settings for VT-d; QEMU's intel-iommu needs \
+                 scalable-mode=on,pasid-bits=20,intremap=on,eim=on, in versions that do not know these \
                  x-scalable-mode=on,x-pasid-mode=on,intremap=on,eim=on",
             ));
         }

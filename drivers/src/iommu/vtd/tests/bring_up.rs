@@ -46,6 +46,13 @@ fn each_missing_capability_is_named() {
             line.starts_with("vtd 0xfed90000: ") && line.contains(name),
             "{line}"
         );
+        // What older and newer versions of QEMU call it.
+        for options in [
+            " scalable-mode=on,pasid-bits=20,",
+            " x-scalable-mode=on,x-pasid-mode=on,",
+        ] {
+            assert!(line.contains(options), "{line}");
+        }
     }
     let line = refused(CAP & !(0x1f << 8), ECAP & !(1 << 43) & !(1 << 1), &dmar());
     for name in ["CAP.SAGAW", "ECAP.SMTS", "ECAP.QI"] {
