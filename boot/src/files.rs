@@ -1,16 +1,19 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! The files on the disk that the image was loaded from (its EFI system partition).
 //!
-//! **Invariant.** A file lies in pages of its own, not in the heap, and stays there for ever.
+//! **Invariant.** A file lies in pages of its own, not in the heap, and stays there for ever. Of a kernel that is what
+//! is loaded: the debug information behind it, which can be ten times as much, is not even read.
 
 use alloc::format;
 use alloc::string::{String, ToString};
+use alloc::vec;
 use alloc::vec::Vec;
 
+use pasidon_arch::guest::boot::loaded_len;
 use pasidon_kernel::config::{self, ConfigError, Parsed};
 use pasidon_kernel::refusal::Refusal;
 use uefi::boot::{self, AllocateType, MemoryType, PAGE_SIZE, ScopedProtocol};
-use uefi::proto::media::file::{Directory, File, FileAttribute, FileInfo, FileMode, FileType};
+use uefi::proto::media::file::{Directory, File, FileAttribute, FileInfo, FileMode, FileType, RegularFile};
 use uefi::proto::media::fs::SimpleFileSystem;
 use uefi::{CString16, Status};
 
@@ -38,7 +41,7 @@ impl Files {
     /// When there is no such disk, or no `pasidon.toml` on it.
     pub fn read() -> Result<Self, Refusal> {
         let mut disk = Disk::open()?;
-        let toml = disk.read(config::FILE_NAME).map_err(|why| {
+        let toml = disk.read(config::FILE_NAME, &whole).map_err(|why| {
             Refusal::new(
                 format!("\\{}", config::FILE_NAME),
                 why,
@@ -47,15 +50,19 @@ impl Files {
         })?;
         let parsed = config::parse(toml);
         let mut guests: Vec<(String, Result<&'static [u8], String>)> = Vec::new();
-        for vm in parsed.iter().flat_map(|parsed| &parsed.config.vms) {
-            for path in [Some(&vm.kernel), vm.initrd.as_ref()].into_iter().flatten() {
-                if !guests.iter().any(|(known, _)| *known == path.value) {
-                    guests.push((path.value.clone(), disk.read(&path.value)));
-                }
+        let vms = || parsed.iter().flat_map(|parsed| &parsed.config.vms);
+        // Initrds first, so that a file that is both is there as a whole.
+        let initrds = vms()
+            .filter_map(|vm| vm.initrd.as_ref())
+            .map(|path| (path, &whole as Needed<'_>));
+        let kernels = vms().map(|vm| (&vm.kernel, &loaded_len as Needed<'_>));
+        for (path, needed) in initrds.chain(kernels) {
+            if !guests.iter().any(|(known, _)| *known == path.value) {
+                guests.push((path.value.clone(), disk.read(&path.value, needed)));
             }
         }
         let symbols = disk
-            .read(SYMBOLS)
+            .read(SYMBOLS, &whole)
             .inspect_err(|why| log::warn!("\\{SYMBOLS}: {why}; backtraces will show addresses only"))
             .ok();
         Ok(Self {
@@ -64,6 +71,13 @@ impl Files {
             symbols,
         })
     }
+}
+
+/// How many bytes of a file are needed, by its first [`BLOCK`] at most; `None` for all.
+type Needed<'a> = &'a dyn Fn(&[u8]) -> Option<u64>;
+
+fn whole(_head: &[u8]) -> Option<u64> {
+    None
 }
 
 struct Disk {
@@ -89,8 +103,8 @@ impl Disk {
         })
     }
 
-    /// A whole file, by its path from the top with `/` between components; or why not, in words.
-    fn read(&mut self, path: &str) -> Result<&'static [u8], String> {
+    /// What is `needed` of a file, by its path from the top with `/` between components; or why not, in words.
+    fn read(&mut self, path: &str, needed: Needed<'_>) -> Result<&'static [u8], String> {
         let name = CString16::try_from(path.replace('/', "\\").as_str())
             .map_err(|_| "the firmware cannot express this path".to_string())?;
         let in_words = |error: uefi::Error| words(error.status());
@@ -103,27 +117,45 @@ impl Disk {
             FileType::Dir(_) => return Err("it is a folder".to_string()),
         };
         let info = file.get_boxed_info::<FileInfo>().map_err(in_words)?;
-        let length = usize::try_from(info.file_size()).map_err(|_| "it is too large".to_string())?;
-        if length == 0 {
+        let size = usize::try_from(info.file_size()).map_err(|_| "it is too large".to_string())?;
+        if size == 0 {
             return Err("it is empty".to_string());
         }
-        if length >= LARGE {
+        let mut head = vec![0; size.min(BLOCK)];
+        fill(&mut file, &mut head, 0, size)?;
+        let needed = needed(&head).and_then(|length| usize::try_from(length).ok());
+        let length = needed.map_or(size, |length| length.clamp(head.len(), size));
+        if length < size {
+            log::info!("reading {path}, {} of {} MiB", length >> 20, size >> 20);
+        } else if length >= LARGE {
             log::info!("reading {path}, {} MiB", length >> 20);
         }
         let buffer = pages(length)?;
-        let mut done = 0;
-        while done < length {
-            let end = length.min(done + BLOCK);
-            let read = file
-                .read(&mut buffer[done..end])
-                .map_err(|error| format!("it cannot be read at byte {done}: {}", words(error.status())))?;
-            if read == 0 {
-                return Err(format!("it ends at byte {done} of {length}"));
-            }
-            done += read;
-        }
+        let (start, rest) = buffer.split_at_mut(head.len());
+        start.copy_from_slice(&head);
+        fill(&mut file, rest, head.len(), size)?;
         Ok(buffer)
     }
+}
+
+/// Reads on, from byte `at` of `size`, until the buffer is full.
+fn fill(file: &mut RegularFile, buffer: &mut [u8], at: usize, size: usize) -> Result<(), String> {
+    let mut done = 0;
+    while done < buffer.len() {
+        let end = buffer.len().min(done + BLOCK);
+        let read = file.read(&mut buffer[done..end]).map_err(|error| {
+            format!(
+                "it cannot be read at byte {}: {}",
+                at + done,
+                words(error.status())
+            )
+        })?;
+        if read == 0 {
+            return Err(format!("it ends at byte {} of {size}", at + done));
+        }
+        done += read;
+    }
+    Ok(())
 }
 
 /// Memory for a file, zeroed.

@@ -9,6 +9,8 @@ use alloc::vec::Vec;
 
 use serde::Serialize;
 
+use crate::config::VmConfig;
+
 /// Name and value of something worth knowing that only its driver understands.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize)]
 pub struct Detail {
@@ -126,7 +128,8 @@ pub struct VmInfo {
     pub id: u32,
     /// Its name.
     pub name: String,
-    /// `created`, `starting`, `running`, `paused`, `stopping`, `stopped` or `crashed`.
+    /// `created`, `starting`, `running`, `paused`, `stopping`, `stopped` or `crashed`; `refused` where it could not be
+    /// made at boot.
     pub state: &'static str,
     /// Why it stopped, crashed or could not start.
     pub reason: Option<String>,
@@ -154,6 +157,32 @@ pub struct VmInfo {
     pub fault_records: u64,
     /// Its vdevs.
     pub vdevs: Vec<VdevInfo>,
+}
+
+impl VmInfo {
+    /// What is known of a VM of the configuration that could not be made, and why.
+    pub fn refused(config: &VmConfig, why: String) -> Self {
+        /// Beyond the numbers of VMs that were made.
+        const FIRST_ID: u32 = 1 << 16;
+        Self {
+            id: FIRST_ID + config.index as u32,
+            name: config.name.value.clone(),
+            state: "refused",
+            reason: Some(why),
+            vcpus: config.vcpus.value,
+            memory: config.memory.value,
+            memory_in_use: 0,
+            pasid_quota: config.pasids.value.into(),
+            pasids_leased: 0,
+            pasids_retired: 0,
+            starts: 0,
+            run_ns: 0,
+            exits: Vec::new(),
+            interrupts: 0,
+            fault_records: 0,
+            vdevs: Vec::new(),
+        }
+    }
 }
 
 /// How often a VM exited for one reason.

@@ -2,13 +2,14 @@
 //! From the configuration's VMs to what the kernel and the loader are asked for.
 
 use alloc::boxed::Box;
-use alloc::string::String;
+use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 
 use pasidon_arch::guest::boot::{self, BootImage};
 use pasidon_arch::guest::layout;
 use pasidon_kernel::addr::GuestPhys;
-use pasidon_kernel::config::{Config, ConfigError, OnReboot, VmConfig};
+use pasidon_kernel::config::{Config, ConfigError, OnReboot, Scope, VmConfig};
+use pasidon_kernel::info::VmInfo;
 use pasidon_kernel::memory::{BadGuestAddress, GuestMemory};
 use pasidon_kernel::ram::RamRange;
 use pasidon_kernel::vdev::VdevSpec;
@@ -77,10 +78,19 @@ pub fn check_files(config: &Config, files: &Files) -> Vec<ConfigError> {
             seed: None,
         };
         if let Err(refusal) = boot::load(&Nowhere(vm.memory.value), &image) {
-            errors.push(vm.boot_error(&refusal));
+            errors.push(vm.image_refused(&refusal));
         }
     }
     errors
+}
+
+/// The VMs that those errors stop, for the monitor.
+pub fn refused(vms: &[VmConfig], errors: &[ConfigError]) -> Vec<VmInfo> {
+    let refused = |vm: &VmConfig| {
+        let error = errors.iter().find(|error| error.scope == Scope::Vm(vm.index))?;
+        Some(VmInfo::refused(vm, error.to_string()))
+    };
+    vms.iter().filter_map(refused).collect()
 }
 
 /// What each VM boots. Those whose files are missing were refused by [`check_files`].

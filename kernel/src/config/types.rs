@@ -182,21 +182,23 @@ impl VmConfig {
         self.error_at(path.at, what, "put a good one there or correct the path")
     }
 
-    /// The error of what cannot be booted: the loader's refusal, at the key that it is about and with its remedy.
-    pub fn boot_error(&self, refusal: &Refusal) -> ConfigError {
-        let file = |key: &str, path: &Spanned<String>| {
-            let what = format!("{key} \"{}\": {}", path.value, refusal.why);
-            self.error_at(path.at, what, refusal.remedy.as_str())
-        };
-        let value = |key: &str, at| {
-            let what = format!("{key}: {}", refusal.why);
-            self.error_at(at, what, refusal.remedy.as_str())
-        };
-        match (refusal.what.as_str(), &self.initrd) {
-            ("initrd", Some(path)) => file("initrd", path),
-            ("memory", _) => value("memory", self.memory.at),
-            ("command line", _) => value("cmdline", self.cmdline.at),
-            _ => file("kernel", &self.kernel),
+    /// What the loader refused about this VM's files, memory or command line: it stands at what is to blame, with the
+    /// loader's remedy.
+    pub fn image_refused(&self, refusal: &Refusal) -> ConfigError {
+        let Refusal { what, why, remedy } = refusal;
+        match (what.as_str(), &self.initrd) {
+            ("memory", _) => self.error_at(self.memory.at, format_args!("memory: {why}"), remedy.as_str()),
+            ("command line", _) => {
+                self.error_at(self.cmdline.at, format_args!("cmdline: {why}"), remedy.as_str())
+            }
+            ("initrd", Some(path)) => {
+                let what = format!("initrd \"{}\": {why}", path.value);
+                self.error_at(path.at, what, remedy.as_str())
+            }
+            _ => {
+                let what = format!("kernel \"{}\": {why}", self.kernel.value);
+                self.error_at(self.kernel.at, what, remedy.as_str())
+            }
         }
     }
 

@@ -183,7 +183,12 @@ mod tests {
 
     #[test]
     fn the_map_covers_all_ram_and_never_overlaps() {
-        for ram in [RAM_MIN, 256 << 20, LOW_RAM_MAX, LOW_RAM_MAX + (1 << 30), RAM_MAX] {
+        const STEP: u64 = 2 << 20;
+        let odd = [LOW_RAM_MAX - STEP, LOW_RAM_MAX + STEP, (4 << 30) + STEP];
+        for ram in [RAM_MIN, 256 << 20, LOW_RAM_MAX, LOW_RAM_MAX + (1 << 30), RAM_MAX]
+            .into_iter()
+            .chain(odd)
+        {
             let map = memory_map(ram);
             assert!(map.windows(2).all(|w| w[0].start + w[0].len <= w[1].start));
             let usable: u64 = map

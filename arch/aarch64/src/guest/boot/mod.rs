@@ -111,6 +111,12 @@ fn write(memory: &dyn GuestMemory, what: &str, address: u64, bytes: &[u8]) -> Re
         .map_err(|error| Refusal::new(what, format!("{error}"), "give the VM more memory"))
 }
 
+/// How much of a kernel's file [`load`] needs, by its first bytes; `None` for all of it.
+pub fn loaded_len(_head: &[u8]) -> Option<u64> {
+    // An Image has nothing in it that is not loaded.
+    None
+}
+
 /// Puts the initrd as high as `limit` allows, above `kernel_end`.
 fn write_initrd(
     memory: &dyn GuestMemory,

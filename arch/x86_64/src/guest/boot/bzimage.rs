@@ -6,6 +6,7 @@
 //! `Documentation/x86/zero-page.rst`.
 
 use alloc::format;
+use alloc::string::String;
 use alloc::vec;
 use alloc::vec::Vec;
 
@@ -13,8 +14,8 @@ use pasidon_kernel::memory::GuestMemory;
 use pasidon_kernel::refusal::Refusal;
 
 use super::{
-    BootImage, CR0_PROTECTED, EntryMode, EntryState, bytes_at, damaged, u16_at, u32_at, u64_at, write,
-    write_initrd, zero,
+    BootImage, CR0_PROTECTED, EntryMode, EntryState, bytes_at, damaged, more_memory, u16_at, u32_at, u64_at,
+    write, write_initrd, zero,
 };
 use crate::guest::layout::{self, boot};
 
@@ -125,6 +126,17 @@ fn place(header: &Header, need: u64, low_ram: u64) -> Option<u64> {
         .find(fits)
 }
 
+/// The end of the kernel at the lowest of its places.
+fn least_end(header: &Header, need: u64) -> Option<u64> {
+    let lowest = if header.relocatable {
+        boot::KERNEL_MIN.checked_next_multiple_of(header.alignment)
+    } else {
+        None
+    };
+    let preferred = Some(header.preferred).filter(|at| *at >= boot::KERNEL_MIN);
+    [preferred, lowest].into_iter().flatten().min()?.checked_add(need)
+}
+
 pub(super) fn load(memory: &dyn GuestMemory, image: &BootImage<'_>) -> Result<EntryState, Refusal> {
     let truncated = || damaged("it ends inside of its setup header or code");
     let header = parse(image.kernel).ok_or_else(truncated)?;
@@ -161,6 +173,10 @@ pub(super) fn load(memory: &dyn GuestMemory, image: &BootImage<'_>) -> Result<En
     let need = header.init_size.max(code.len() as u64);
     let low_ram = layout::ram_split(memory.ram_size()).0;
     let address = place(&header, need, low_ram).ok_or_else(|| {
+        // Where it would be with all the memory that there can be.
+        let remedy = place(&header, need, layout::LOW_RAM_MAX)
+            .and_then(|_| least_end(&header, need))
+            .and_then(more_memory);
         Refusal::new(
             "kernel image",
             format!(
@@ -168,7 +184,7 @@ pub(super) fn load(memory: &dyn GuestMemory, image: &BootImage<'_>) -> Result<En
                 need.div_ceil(1 << 20),
                 header.preferred
             ),
-            "give the VM more memory",
+            remedy.unwrap_or_else(|| String::from("use a kernel that runs below 3 GiB")),
         )
     })?;
     write(memory, "kernel image", address, code)?;

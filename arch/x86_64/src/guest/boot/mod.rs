@@ -12,9 +12,10 @@ mod elf;
 mod tests;
 
 use alloc::format;
+use alloc::string::String;
 
 pub use pasidon_arch_common::hardware::BootImage;
-use pasidon_kernel::addr::GuestPhys;
+use pasidon_kernel::addr::{GuestPhys, LARGE_PAGE_SIZE, PAGE_SIZE};
 use pasidon_kernel::memory::GuestMemory;
 use pasidon_kernel::refusal::Refusal;
 
@@ -113,8 +114,21 @@ pub fn load(memory: &dyn GuestMemory, image: &BootImage<'_>) -> Result<EntryStat
     Err(damaged("it is neither an ELF vmlinux nor a bzImage"))
 }
 
+/// How much of a kernel's file [`load`] needs, by its first bytes; `None` for all of it.
+pub fn loaded_len(head: &[u8]) -> Option<u64> {
+    head.starts_with(elf::MAGIC)
+        .then(|| elf::loaded_len(head))
+        .flatten()
+}
+
+/// What helps where something needs low RAM up to `end`: more memory, if there can be so much of it.
+fn more_memory(end: u64) -> Option<String> {
+    let needed = end.checked_next_multiple_of(LARGE_PAGE_SIZE)?;
+    (needed <= layout::LOW_RAM_MAX).then(|| format!("give the VM more memory: {} MiB at least", needed >> 20))
+}
+
 /// A refusal of the kernel image.
-fn damaged(why: impl Into<alloc::string::String>) -> Refusal {
+fn damaged(why: impl Into<String>) -> Refusal {
     Refusal::new(
         "kernel image",
         why,
@@ -169,18 +183,27 @@ fn write_initrd(
     let Some(bytes) = initrd.filter(|b| !b.is_empty()) else {
         return Ok((0, 0));
     };
-    const PAGE_MASK: u64 = pasidon_kernel::addr::PAGE_SIZE - 1;
     let len = bytes.len() as u64;
     let top = layout::ram_split(memory.ram_size()).0.min(limit);
     let start = top
         .checked_sub(len)
-        .map(|s| s & !PAGE_MASK)
+        .map(|s| s & !(PAGE_SIZE - 1))
         .filter(|s| *s >= kernel_end)
         .ok_or_else(|| {
+            let first = kernel_end.saturating_add(PAGE_SIZE - 1) & !(PAGE_SIZE - 1);
+            let end = first.saturating_add(len);
+            let most = limit.min(layout::LOW_RAM_MAX);
+            let smaller = || {
+                let mib = most.saturating_sub(first) >> 20;
+                format!(
+                    "use one of at most {mib} MiB: the kernel reaches no higher, however much memory there is"
+                )
+            };
+            let remedy = Some(end).filter(|end| *end <= most).and_then(more_memory);
             Refusal::new(
                 "initrd",
                 format!("{len} bytes do not fit between the kernel's end at {kernel_end:#x} and {top:#x}"),
-                "give the VM more memory",
+                remedy.unwrap_or_else(smaller),
             )
         })?;
     write(memory, "initrd", start, bytes)?;

@@ -37,6 +37,26 @@ fn vmlinux() -> Vec<u8> {
     elf
 }
 
+/// The same as a 32-bit file for that machine: 3 is i386, 62 x86-64.
+fn vmlinux_32(machine: u8) -> Vec<u8> {
+    let wide = vmlinux();
+    let mut elf = wide[..0x34].to_vec();
+    elf[4] = 1;
+    elf[0x12] = machine;
+    elf[0x1c..0x20].copy_from_slice(&0x34u32.to_le_bytes());
+    elf[0x20..0x34].fill(0);
+    elf[0x2a] = 0x20;
+    elf[0x2c] = 2;
+    let header = |kind: u32, offset: u32, address: u32, file: u32, memory: u32| {
+        let fields = [kind, offset, 0xc000_0000, address, file, memory, 0, 0];
+        fields.into_iter().flat_map(u32::to_le_bytes).collect::<Vec<u8>>()
+    };
+    elf.extend(header(1, 0x74, 0x10_0000, 0x20, 0x3000));
+    elf.extend(header(4, 0x94, 0, 20, 20));
+    elf.extend(&wide[0xb0..]);
+    elf
+}
+
 fn image<'a>(kernel: &'a [u8], initrd: Option<&'a [u8]>) -> BootImage<'a> {
     BootImage {
         kernel,
@@ -85,6 +105,166 @@ fn a_vmlinux_is_loaded_and_told_everything() {
 }
 
 #[test]
+fn a_32_bit_file_with_a_pvh_entry_is_a_kernel() {
+    for machine in [3, 62] {
+        let memory = TestMemory::new(0, RAM);
+        memory.write(GuestPhys(0x10_0020), &[0xff; 0x100]).unwrap();
+        let kernel = vmlinux_32(machine);
+        let entry = load(&memory, &image(&kernel, Some(b"initrd"))).unwrap();
+        assert_eq!(
+            (entry.mode, entry.rip, entry.rbx),
+            (EntryMode::Protected32, u64::from(ENTRY), boot::START_INFO)
+        );
+        assert_eq!(
+            memory.bytes(0x10_0000, 0x21),
+            [vec![0xcc; 0x20], vec![0]].concat()
+        );
+    }
+    // But not for another processor, nor a 64-bit file for i386.
+    assert!(refusal(&vmlinux_32(40)).why.contains("not for x86-64"));
+    let mut kernel = vmlinux();
+    kernel[0x12] = 3;
+    assert!(refusal(&kernel).why.contains("not for x86-64"));
+}
+
+/// What comes behind the last segment is neither read nor kept, and nobody misses it.
+#[test]
+fn debug_information_is_not_needed() {
+    for kernel in [vmlinux(), vmlinux_32(3)] {
+        let with_debug = [kernel.clone(), vec![0xdd; 1 << 20]].concat();
+        assert_eq!(loaded_len(&with_debug[..0x200]), Some(0x200));
+        let wanted = kernel.len() as u64;
+        assert_eq!(loaded_len(&kernel), Some(wanted));
+        // The first bytes tell, also when there are no more of them than the headers.
+        let headers = if kernel[4] == 2 { 0xb0 } else { 0x74 };
+        assert_eq!(loaded_len(&with_debug[..headers]), Some(wanted));
+        assert_eq!(
+            loaded_len(&with_debug[..headers - 1]),
+            None,
+            "the whole file then"
+        );
+        let (kept, whole) = (TestMemory::new(0, RAM), TestMemory::new(0, RAM));
+        assert_eq!(
+            load(&kept, &image(&with_debug[..wanted as usize], None)),
+            load(&whole, &image(&with_debug, None))
+        );
+        assert!(kept.bytes(0, RAM) == whole.bytes(0, RAM));
+    }
+    let mut endless = vmlinux();
+    endless[0x40 + 0x20..0x40 + 0x28].fill(0xff);
+    assert_eq!(loaded_len(&endless), None);
+    assert_eq!(loaded_len(&bz_image()), None, "all of a bzImage is loaded");
+    assert_eq!(loaded_len(b""), None);
+}
+
+/// Memory as large as it likes, of which only the little is kept that is not zero.
+struct Sparse {
+    ram: u64,
+    written: core::cell::RefCell<Vec<(u64, u64)>>,
+}
+
+impl Sparse {
+    fn new(ram: u64) -> Self {
+        Self {
+            ram,
+            written: core::cell::RefCell::default(),
+        }
+    }
+
+    /// The ranges of one write each.
+    fn has(&self, start: u64, len: u64) -> bool {
+        self.written.borrow().contains(&(start, len))
+    }
+}
+
+impl GuestMemory for Sparse {
+    fn read(&self, _: GuestPhys, buffer: &mut [u8]) -> Result<(), pasidon_kernel::memory::BadGuestAddress> {
+        buffer.fill(0);
+        Ok(())
+    }
+
+    fn write(&self, address: GuestPhys, bytes: &[u8]) -> Result<(), pasidon_kernel::memory::BadGuestAddress> {
+        let len = bytes.len() as u64;
+        let inside = layout::ram_ranges(self.ram)
+            .iter()
+            .any(|(start, size)| address.0 >= start.0 && address.0 + len <= start.0 + size);
+        self.written.borrow_mut().push((address.0, len));
+        inside
+            .then_some(())
+            .ok_or(pasidon_kernel::memory::BadGuestAddress { address, len })
+    }
+
+    fn ram_size(&self) -> u64 {
+        self.ram
+    }
+}
+
+const MIB: u64 = 1 << 20;
+
+#[test]
+fn memory_of_every_size_is_laid_out() {
+    for mib in [3070, 3072, 3074, 3076, 4094, 4096, 4098, 5122, 8192] {
+        for kernel in [vmlinux(), bz_image()] {
+            load(&Sparse::new(mib * MIB), &image(&kernel, Some(b"initrd"))).unwrap();
+        }
+    }
+}
+
+#[test]
+fn an_initrd_of_1_gib_is_loaded() {
+    let initrd = vec![0; 1 << 30];
+    for kernel in [vmlinux(), bz_image()] {
+        for mib in [1200, 3074, 4096] {
+            let memory = Sparse::new(mib * MIB);
+            load(&memory, &image(&kernel, Some(&initrd))).unwrap();
+            // Below 2 GiB for a bzImage that says so, below the hole for the other.
+            let top = (mib * MIB).min(if kernel[0] == 0x7f { 3 << 30 } else { 2 << 30 });
+            assert!(memory.has(top - (1 << 30), 1 << 30), "{mib} MiB");
+        }
+    }
+}
+
+/// Does what a refusal says, and comes through.
+#[test]
+fn the_remedy_of_a_refusal_helps() {
+    let advised = |refusal: &Refusal| {
+        let words = refusal.remedy.split_whitespace();
+        let numbers: Vec<u64> = words.filter_map(|word| word.parse().ok()).collect();
+        numbers[0]
+    };
+    let initrd = vec![0; 3 << 30];
+    for kernel in [vmlinux(), bz_image()] {
+        // More memory.
+        let small = image(&kernel, Some(&initrd[..100 << 20]));
+        let error = load(&Sparse::new(64 * MIB), &small).unwrap_err();
+        assert!(error.remedy.contains("more memory"), "{error}");
+        let enough = advised(&error);
+        load(&Sparse::new(enough * MIB), &small).unwrap();
+        load(&Sparse::new((enough - 2) * MIB), &small).unwrap_err();
+        // No memory is enough: a smaller one.
+        let error = load(&Sparse::new(8192 * MIB), &image(&kernel, Some(&initrd))).unwrap_err();
+        assert!(error.remedy.contains("use one of at most"), "{error}");
+        let smaller = &initrd[..(advised(&error) * MIB) as usize];
+        load(&Sparse::new(8192 * MIB), &image(&kernel, Some(smaller))).unwrap();
+    }
+    // A kernel that needs more, and one that no memory helps.
+    let mut kernel = bz_image();
+    kernel[0x260..0x264].copy_from_slice(&(100u32 << 20).to_le_bytes());
+    let error = load(&Sparse::new(64 * MIB), &image(&kernel, None)).unwrap_err();
+    load(&Sparse::new(advised(&error) * MIB), &image(&kernel, None)).unwrap();
+    kernel[0x260..0x264].copy_from_slice(&(0xf000_0000u32).to_le_bytes());
+    let error = load(&Sparse::new(64 * MIB), &image(&kernel, None)).unwrap_err();
+    assert!(!error.remedy.contains("more memory"), "{error}");
+    let mut kernel = vmlinux();
+    kernel[0x40 + 0x18..0x40 + 0x20].copy_from_slice(&(100 * MIB).to_le_bytes());
+    let error = load(&Sparse::new(64 * MIB), &image(&kernel, None)).unwrap_err();
+    assert_eq!(advised(&error), 102);
+    kernel[0x40 + 0x18..0x40 + 0x20].copy_from_slice(&(3u64 << 30).to_le_bytes());
+    let error = load(&Sparse::new(8192 * MIB), &image(&kernel, None)).unwrap_err();
+    assert!(error.remedy.contains("between 1 MiB and 3 GiB"), "{error}");
+}
+
+#[test]
 fn the_reset_vector_holds_code_that_writes_the_reset_register() {
     let memory = TestMemory::new(0, RAM);
     load(&memory, &image(&vmlinux(), None)).unwrap();
@@ -105,7 +285,7 @@ fn damaged_images_are_refused_in_one_line() {
     };
     assert!(refusal(b"").why.contains("neither"));
     assert!(refusal(b"\x7fELF").why.contains("ends inside"));
-    assert!(broken(0x12, 3).contains("not for x86-64"));
+    assert!(broken(0x12, 40).contains("not for x86-64"));
     assert!(broken(0x36, 8).contains("wrong size"));
     assert!(broken(0x3a - 2, 200).contains("beyond its end"));
     assert!(broken(0xd0 + 8, 17).contains("PVH"));
@@ -204,7 +384,7 @@ fn a_bzimage_goes_lower_if_it_must_and_can() {
     let entry = load(&TestMemory::new(0, RAM), &image(&kernel, None)).unwrap();
     assert_eq!(entry.rip, (2 << 20) + 0x200);
     kernel[0x234] = 0;
-    assert!(refusal(&kernel).remedy.contains("more memory"));
+    assert!(refusal(&kernel).remedy.contains("more memory: 34 MiB"));
 }
 
 #[test]
