@@ -12,6 +12,7 @@ use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use pasidon_arch_common::firmware_tables::Find;
 use pasidon_kernel::addr::HostPhys;
+use pasidon_kernel::dev::Received;
 use pasidon_kernel::refusal::Refusal;
 use spin::{Mutex, Once};
 
@@ -34,6 +35,12 @@ const IM_RX: u32 = 1 << 4;
 const IM_RT: u32 = 1 << 6;
 /// UARTICR: all.
 const IC_ALL: u32 = 0x7ff;
+/// UARTDR, in what is read: the character has a framing or a parity error, or is a BREAK, and characters before it
+/// were lost.
+const DR_FE: u32 = 1 << 8;
+const DR_PE: u32 = 1 << 9;
+const DR_BE: u32 = 1 << 10;
+const DR_OE: u32 = 1 << 11;
 /// What the registers take.
 const LENGTH: u64 = 0x1000;
 /// How often [`panic_write`] looks whether the line takes a byte before it gives that byte up. A byte takes 87 µs
@@ -44,7 +51,8 @@ const PANIC_TRIES: u32 = 100_000;
 static BASE: AtomicU64 = AtomicU64::new(0);
 /// INTID of the interrupt; 0 where it is not known.
 static INTERRUPT: AtomicU32 = AtomicU32::new(0);
-static LOCK: Mutex<()> = Mutex::new(());
+/// Held while the registers are used. In it, a character that came with the news that others before it were lost.
+static LOCK: Mutex<Option<Received>> = Mutex::new(None);
 /// What is called when a byte came in.
 static NOTE: Once<fn()> = Once::new();
 
@@ -104,12 +112,31 @@ pub fn write(bytes: &[u8]) {
     }
 }
 
-/// The next byte that came in. Where there is none, [`announce_keys`] tells of the next one again.
-pub fn read() -> Option<u8> {
+/// What a character of UARTDR stands for, but for an overrun.
+fn received(data: u32) -> Received {
+    if data & DR_BE != 0 {
+        Received::Break
+    } else if data & (DR_FE | DR_PE) != 0 {
+        Received::Damaged
+    } else {
+        Received::Byte(data as u8)
+    }
+}
+
+/// What came in next. Where there is nothing, [`announce_keys`] tells of the next byte again.
+pub fn read() -> Option<Received> {
     let base = base()?;
-    let _guard = LOCK.lock();
+    let mut behind = LOCK.lock();
+    if let Some(received) = behind.take() {
+        return Some(received);
+    }
     if read_register(base, UARTFR) & FR_RXFE == 0 {
-        return Some(read_register(base, UARTDR) as u8);
+        let data = read_register(base, UARTDR);
+        if data & DR_OE != 0 {
+            *behind = Some(received(data));
+            return Some(Received::Damaged);
+        }
+        return Some(received(data));
     }
     // What comes from here on raises the interrupt, what came just now as well: it is the FIFO's level that does.
     if NOTE.get().is_some() {

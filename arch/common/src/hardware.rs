@@ -8,6 +8,7 @@
 use alloc::boxed::Box;
 
 use pasidon_kernel::addr::{GuestPhys, HostPhys};
+use pasidon_kernel::dev::Received;
 use pasidon_kernel::dev::pci::{PciBus, Slot};
 use pasidon_kernel::exit::{Actions, MsiMessage};
 use pasidon_kernel::frames::Frames;
@@ -148,11 +149,8 @@ pub trait Core<H: Hardware>: Send {
 
 /// The devices of a VM.
 pub trait Platform: Send {
-    /// A byte typed for the guest; false where its queue is full and the byte was not taken.
-    fn push_input(&mut self, byte: u8, actions: Actions<'_>) -> bool;
-
-    /// How many bytes [`Platform::push_input`] would take now.
-    fn input_space(&self) -> usize;
+    /// A byte typed for the guest, or a BREAK; false where its queue is full and it was not taken.
+    fn push_input(&mut self, received: Received, actions: Actions<'_>) -> bool;
 
     /// The PCI bus, for what the monitor shows of its vdevs and for their lifecycle.
     fn pci(&mut self) -> &mut PciBus;

@@ -12,6 +12,7 @@ use alloc::vec::Vec;
 
 use pasidon_kernel::addr::HostPhys;
 use pasidon_kernel::allowance::{Allowance, Withheld};
+use pasidon_kernel::dev::Received;
 use pasidon_kernel::dev::pci::Slot;
 use pasidon_kernel::exit::Action;
 use pasidon_kernel::frames::{Frames, GuestGone};
@@ -184,14 +185,13 @@ impl<H: Hardware> Machine<H> {
         self.vms.outside.wake();
     }
 
-    /// A byte typed on its console; false where the guest has no room for it.
-    pub fn type_byte(&self, byte: u8) -> bool {
-        self.with_board(|board| board.platform.push_input(byte, &mut |action| self.act(action)))
-    }
-
-    /// How many typed bytes it takes now.
-    pub fn input_space(&self) -> usize {
-        lock_patiently::<H, _>(&self.board).platform.input_space()
+    /// A byte typed on its console, or a BREAK; false where the guest has no room for it.
+    pub fn push_input(&self, received: Received) -> bool {
+        self.with_board(|board| {
+            board
+                .platform
+                .push_input(received, &mut |action| self.act(action))
+        })
     }
 
     /// Submissions to a vdev's portal that were trapped instead of reaching the device directly.

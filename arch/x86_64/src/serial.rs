@@ -7,10 +7,11 @@
 use core::sync::atomic::{AtomicBool, Ordering};
 
 use pasidon_arch_common::firmware_tables::Find;
+use pasidon_kernel::dev::Received;
 use pasidon_kernel::refusal::Refusal;
 use spin::Mutex;
 use uart_16550::backend::PioBackend;
-use uart_16550::spec::registers::IER;
+use uart_16550::spec::registers::{IER, LSR};
 use uart_16550::{BaudRate, Config, Uart16550};
 use x86_64::instructions::port::{PortReadOnly, PortWriteOnly};
 
@@ -19,7 +20,7 @@ const COM1: u16 = 0x3f8;
 /// Its transmitter holding register.
 const THR: u16 = COM1;
 /// Its line status register.
-const LSR: u16 = COM1 + 5;
+const LINE_STATUS: u16 = COM1 + 5;
 /// LSR: the transmitter takes bytes.
 const LSR_THR_EMPTY: u8 = 1 << 5;
 /// How often [`panic_write`] looks whether the line takes a byte before it gives that byte up. A byte takes
@@ -67,13 +68,29 @@ pub fn write(bytes: &[u8]) {
     }
 }
 
-/// The next byte that came in.
-pub fn read() -> Option<u8> {
-    if PRESENT.load(Ordering::Relaxed) {
-        UART.lock().try_receive_byte().ok()
-    } else {
-        None
+/// What came in next.
+pub fn read() -> Option<Received> {
+    if !PRESENT.load(Ordering::Relaxed) {
+        return None;
     }
+    let mut uart = UART.lock();
+    // One read: the errors are those of the character at the head, and are forgotten with it.
+    let status = uart.lsr();
+    if status.contains(LSR::OVERRUN_ERROR) {
+        // The character at the head is good, those behind the FIFO's end are gone. It comes with the next call.
+        return Some(Received::Damaged);
+    }
+    if !status.contains(LSR::DATA_READY) {
+        return None;
+    }
+    let byte = uart.try_receive_byte().ok()?;
+    Some(if status.contains(LSR::BREAK_INTERRUPT) {
+        Received::Break
+    } else if status.intersects(LSR::PARITY_ERROR | LSR::FRAMING_ERROR) {
+        Received::Damaged
+    } else {
+        Received::Byte(byte)
+    })
 }
 
 /// From now on a byte that comes in raises the UART's interrupt.
@@ -89,7 +106,7 @@ pub fn panic_write(bytes: &[u8]) {
     if !PRESENT.load(Ordering::Relaxed) {
         return;
     }
-    let mut status = PortReadOnly::<u8>::new(LSR);
+    let mut status = PortReadOnly::<u8>::new(LINE_STATUS);
     let mut data = PortWriteOnly::<u8>::new(THR);
     for &byte in bytes {
         // SAFETY: the ports are a present UART's; another processor that writes at the same time at worst

@@ -6,11 +6,10 @@
 //! never wait for it: whoever has the line prints what has been logged meanwhile before he gives it back, and what
 //! comes while he prints that is left to the desk.
 
-use alloc::collections::VecDeque;
 use alloc::string::String;
 use alloc::vec::Vec;
 
-use pasidon_arch::serial;
+use pasidon_arch::{serial, time};
 use pasidon_kernel::config::ConsoleMode;
 use pasidon_kernel::console::Console;
 use spin::Once;
@@ -37,9 +36,17 @@ pub fn show_log() {
     }
 }
 
+/// A number that no guest knows: made of the clocks, which did not run for any guest yet.
+fn mark() -> u16 {
+    /// Mixes all bits into the upper ones (Fibonacci hashing).
+    const FACTOR: u64 = 0x9e37_79b9_7f4a_7c15;
+    let count = time::now_ns() ^ time::unix_ns().rotate_left(32);
+    (count.wrapping_mul(FACTOR) >> 48) as u16
+}
+
 /// Gives the line to a console for the VMs of these names, by their index in the configuration.
 pub fn open(mode: ConsoleMode, names: Vec<String>) {
-    LINE.call_once(|| TicketMutex::new(Console::new(mode, names)));
+    LINE.call_once(|| TicketMutex::new(Console::new(mode, names, mark())));
     output::CONSOLE.call_once(|| show_log);
     show_log();
 }
@@ -57,41 +64,4 @@ pub fn with<R>(act: impl FnOnce(&mut Console, &mut dyn FnMut(u8)) -> R) -> Optio
     // Whoever logged while the line was being given back did not get it.
     show_log();
     Some(result)
-}
-
-/// Bytes typed for guests that had no room for them yet.
-#[derive(Default)]
-pub struct Typed(Vec<VecDeque<u8>>);
-
-/// Bytes kept per guest; what is typed beyond is dropped, as on a line without flow control.
-const TYPED_MAX: usize = 64 << 10;
-
-impl Typed {
-    /// A byte for the guest with this index.
-    pub fn push(&mut self, vm: usize, byte: u8) {
-        if self.0.len() <= vm {
-            self.0.resize_with(vm + 1, VecDeque::new);
-        }
-        let queue = &mut self.0[vm];
-        if queue.len() < TYPED_MAX {
-            queue.push_back(byte);
-        }
-    }
-
-    /// Whether anything waits.
-    pub fn is_empty(&self) -> bool {
-        self.0.iter().all(VecDeque::is_empty)
-    }
-
-    /// Calls `offer` with each guest's next bytes, until it says that there is no room.
-    pub fn hand_out(&mut self, offer: &mut dyn FnMut(usize, u8) -> bool) {
-        for (vm, queue) in self.0.iter_mut().enumerate() {
-            while let Some(byte) = queue.front() {
-                if !offer(vm, *byte) {
-                    break;
-                }
-                queue.pop_front();
-            }
-        }
-    }
 }

@@ -99,6 +99,7 @@ pub fn run(handover: Handover) -> ! {
     }
     let iommu = iommu::take(&handover.tables, &handover.platform, &pci, frames);
 
+    let wanted = config.vms.clone();
     let mut refused = Vec::new();
     let available = frames.counts().free;
     note(&mut config, &mut refused, |config| {
@@ -161,7 +162,8 @@ pub fn run(handover: Handover) -> ! {
         names[vm.index] = vm.name.value.clone();
     }
     let mode = config.host.console.value;
-    let desk = DESK.call_once(|| Desk::new(mode, images));
+    let known_refused = guests::refused(&wanted, &refused);
+    let desk = DESK.call_once(|| Desk::new(mode, images, known_refused));
     let scheduler = Scheduler::new(count, SLICE_NS);
     let vms = VMS.call_once(|| Vms::new(frames, scheduler, desk, &|id: VmId| SYSTEM.get()?.vm(id)));
     let defined: Vec<_> = config
@@ -181,10 +183,11 @@ pub fn run(handover: Handover) -> ! {
 
     line::open(mode, names);
     let builder = vms.builder();
-    let mut running = 0;
+    let (mut running, mut waiting) = (0, 0);
     for (config, vm) in &defined {
         if !config.autostart.value {
             log::info!("vm {}: defined, not started (autostart = false)", vm.name());
+            waiting += 1;
             continue;
         }
         match system.start_vm(&builder, vm) {
@@ -195,7 +198,9 @@ pub fn run(handover: Handover) -> ! {
             Err(refusal) => tell(&[config.refused(config.name.at, &refusal)]),
         }
     }
-    if running == 0 {
+    if running == 0 && waiting == wanted.len() {
+        log::info!("no VM starts with the machine; `vm NAME start` starts one");
+    } else if running == 0 {
         log::error!("nothing was started: no VM is left to run; `vms` and `help` still work");
     }
     if mode == ConsoleMode::Plain {

@@ -10,6 +10,7 @@ use core::sync::atomic::{AtomicU64, Ordering};
 use log::LevelFilter;
 use pasidon_arch::time;
 use pasidon_arch::vms::{Builder, Vms};
+use pasidon_kernel::console::TypedInfo;
 use pasidon_kernel::fault_log::FaultsInfo;
 use pasidon_kernel::id::VdevId;
 use pasidon_kernel::info::{
@@ -45,13 +46,42 @@ pub struct Controls {
 
 impl Controls {
     fn vm(&self, name: &str) -> Result<Arc<Vm>, Refusal> {
-        self.system
-            .vm_named(name)
-            .ok_or_else(|| Refusal::new(format!("vm {name}"), "there is no such VM", "`vms` lists them"))
+        let missing = || match self.desk.refused().iter().find(|vm| vm.name == name) {
+            Some(vm) => Refusal::new(
+                format!("vm {name}"),
+                format!(
+                    "it was refused at boot: {}",
+                    vm.reason.as_deref().unwrap_or_default()
+                ),
+                "correct pasidon.toml and boot again",
+            ),
+            None => Refusal::new(format!("vm {name}"), "there is no such VM", "`vms` lists them"),
+        };
+        self.system.vm_named(name).ok_or_else(missing)
     }
 
     fn builder(&self) -> Builder {
         self.vms.builder()
+    }
+
+    fn send_break(&self, vm: &Vm) -> Result<(), Refusal> {
+        let what = format!("vm {}", vm.name());
+        if self.vms.machine(vm.id()).is_none() {
+            return Err(Refusal::new(
+                what,
+                "it does not run, so nobody receives a BREAK",
+                "start it",
+            ));
+        }
+        match self.desk.console_of(vm.id()) {
+            Some(console) if self.desk.send_break(console) => Ok(()),
+            Some(_) => Err(Refusal::new(
+                what,
+                "its console has no room for a BREAK",
+                "wait until it has read what was typed",
+            )),
+            None => Err(Refusal::new(what, "it has no console", "name it in pasidon.toml")),
+        }
     }
 
     /// The VM that owns a vdev.
@@ -79,7 +109,9 @@ impl MonitorHost for Controls {
     }
 
     fn vms(&self) -> Vec<VmInfo> {
-        self.system.vm_infos()
+        let mut vms = self.system.vm_infos();
+        vms.extend_from_slice(self.desk.refused());
+        vms
     }
 
     fn parents(&self) -> Vec<ParentInfo> {
@@ -109,6 +141,10 @@ impl MonitorHost for Controls {
         self.desk.console_of(self.system.vm_named(vm)?.id())
     }
 
+    fn typed(&self, vm: &str) -> Option<TypedInfo> {
+        self.console_of(vm).map(|console| self.desk.typed_for(console))
+    }
+
     fn log_level(&self) -> LevelFilter {
         log::max_level()
     }
@@ -133,6 +169,7 @@ impl MonitorHost for Controls {
                 .map(|report| super::work::tell_retired(&report)),
             VmControl::Pause => self.system.pause_vm(&builder, &vm),
             VmControl::Resume => self.system.resume_vm(&builder, &vm),
+            VmControl::Break => self.send_break(&vm),
         }
     }
 

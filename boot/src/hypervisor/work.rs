@@ -13,11 +13,13 @@ use pasidon_arch::{pcpu, run, serial, time};
 use pasidon_arch_common::entropy;
 use pasidon_kernel::allowance::{Allowance, Withheld};
 use pasidon_kernel::config::ConsoleMode;
-use pasidon_kernel::console::Input;
+use pasidon_kernel::console::{Input, Typed, TypedInfo};
+use pasidon_kernel::dev::Received;
 use pasidon_kernel::drained::Drained;
 use pasidon_kernel::fault::Noted;
 use pasidon_kernel::fault_log::{FaultLog, FaultOwner};
 use pasidon_kernel::id::VmId;
+use pasidon_kernel::info::VmInfo;
 use pasidon_kernel::iommu::Iommu;
 use pasidon_kernel::monitor::{HostPower, Monitor};
 use pasidon_kernel::refusal::Refusal;
@@ -25,12 +27,15 @@ use pasidon_kernel::system::{EndReport, ParentReport, System};
 use pasidon_kernel::vm::VmEnd;
 use spin::{Mutex, Once};
 
-use super::line::{self, Typed};
+use super::line;
 use super::monitor::Controls;
 use super::power;
 
 /// How often the line is looked at while nothing else happens, in nanoseconds.
 const LOOK_INTERVAL_NS: u64 = 10_000_000;
+
+/// How much is read from the line before other work has its turn.
+const LOOK_MAX: usize = 4096;
 
 /// How often at most devices' faults and events are looked at, in nanoseconds. A guest can have its queue report
 /// errors as fast as it submits; until one is read, the units raise no further interrupt.
@@ -53,20 +58,19 @@ struct Parts {
     iommu: Option<&'static dyn Iommu>,
 }
 
-struct Session {
-    monitor: Monitor,
-    typed: Typed,
-}
-
 /// The desk at which the first pCPU does its work.
 pub struct Desk {
     parts: Once<Parts>,
     images: Vec<Image>,
+    /// VMs of the configuration that could not be made.
+    refused: Vec<VmInfo>,
     /// Place of a VM in the configuration, by its number.
     consoles: Once<BTreeMap<VmId, usize>>,
     /// DMA faults.
     pub faults: Mutex<FaultLog>,
-    session: Mutex<Session>,
+    monitor: Mutex<Monitor>,
+    /// What was typed for guests. Taken after the monitor's lock, and before a board's.
+    typed: Mutex<Typed>,
     /// Something happened.
     woken: AtomicBool,
     /// The IOMMU recorded faults.
@@ -99,17 +103,16 @@ pub fn tell_retired(report: &EndReport) {
 }
 
 impl Desk {
-    /// A desk for these VMs.
-    pub fn new(mode: ConsoleMode, images: Vec<Image>) -> Self {
+    /// A desk for these VMs; `refused` are those of the configuration that could not be made.
+    pub fn new(mode: ConsoleMode, images: Vec<Image>, refused: Vec<VmInfo>) -> Self {
         Self {
             parts: Once::new(),
             images,
+            refused,
             consoles: Once::new(),
             faults: Mutex::new(FaultLog::default()),
-            session: Mutex::new(Session {
-                monitor: Monitor::new(mode),
-                typed: Typed::default(),
-            }),
+            monitor: Mutex::new(Monitor::new(mode)),
+            typed: Mutex::new(Typed::default()),
             woken: AtomicBool::new(false),
             faulted: AtomicBool::new(false),
             key: AtomicBool::new(false),
@@ -132,6 +135,11 @@ impl Desk {
         });
         self.consoles.call_once(|| consoles.collect());
         self.parts.call_once(|| Parts { system, vms, iommu });
+    }
+
+    /// The VMs of the configuration that could not be made.
+    pub fn refused(&self) -> &[VmInfo] {
+        &self.refused
     }
 
     /// A VM's place in the configuration.
@@ -174,43 +182,78 @@ impl Desk {
         self.wake();
     }
 
+    /// What was typed for a VM, by its place in the configuration.
+    pub fn typed_for(&self, console: usize) -> TypedInfo {
+        self.typed.lock().info(console)
+    }
+
+    /// Sends a BREAK to a VM's console, behind what was typed. False where there is no room for it.
+    pub fn send_break(&self, console: usize) -> bool {
+        let mut typed = self.typed.lock();
+        let room = typed.info(console).room > 0;
+        if room {
+            typed.push(console, Received::Break, time::now_ns());
+            self.note_key();
+        }
+        room
+    }
+
     /// To be switched off or reset as soon as the answer has been shown.
     pub fn request_power(&self, power: HostPower) {
         *self.power.lock() = Some(power);
         self.wake();
     }
 
+    /// Whether what comes next on a plain line is for a guest that reads and has no room for it yet.
+    fn holds_line(&self) -> bool {
+        let focus = line::with(|console, _| console.focus()).flatten();
+        focus.is_some_and(|vm| self.typed.lock().hold(vm, time::now_ns()))
+    }
+
+    /// What is typed for guests goes on to those that have room.
+    fn hand_out(&self, parts: &Parts) {
+        self.typed.lock().hand_out(&mut |console, received| {
+            match self.vm_of(console).and_then(|vm| parts.vms.machine(vm)) {
+                Some(machine) => machine.push_input(received),
+                // Nobody is there to read it.
+                None => true,
+            }
+        });
+    }
+
     fn look_at_line(&self, parts: &Parts) {
-        while let Some(byte) = serial::read() {
-            let Some(Some(input)) = line::with(|console, sink| console.input(byte, sink)) else {
-                continue;
+        self.hand_out(parts);
+        let mut looks = 0;
+        while !self.holds_line() {
+            let Some(received) = serial::read() else {
+                line::with(|console, sink| console.quiet(time::now_ns(), sink));
+                break;
             };
-            let mut session = self.session.lock();
-            match input {
-                Input::Guest { vm, byte } => session.typed.push(vm, byte),
-                Input::Line(text) => {
-                    let mut controls = self.controls(parts);
-                    let reply = session.monitor.command(&text, &mut controls);
-                    drop(session);
-                    line::with(|console, sink| reply.show(console, sink));
-                }
-                Input::Cancel => {
-                    session.monitor.cancel();
-                    line::with(|console, sink| console.answer("", sink));
-                }
+            let inputs = line::with(|console, sink| console.input(received, time::now_ns(), sink));
+            for input in inputs.into_iter().flatten() {
+                self.take_input(parts, input);
+            }
+            looks += 1;
+            // Whoever sends without end does not keep the first pCPU.
+            if looks == LOOK_MAX {
+                self.note_key();
+                break;
             }
         }
-        let mut session = self.session.lock();
-        if !session.typed.is_empty() {
-            session.typed.hand_out(&mut |console, byte| {
-                match self.vm_of(console).and_then(|vm| parts.vms.machine(vm)) {
-                    Some(machine) => machine.type_byte(byte),
-                    // Nobody is there to read it.
-                    None => true,
-                }
-            });
+        self.hand_out(parts);
+        let mut news = Vec::new();
+        self.typed
+            .lock()
+            .take_news(time::now_ns(), &mut |console, lost| news.push((console, lost)));
+        for (console, lost) in news {
+            let name = self.images.iter().find(|image| image.console == console);
+            let name = name.map_or("", |image| image.vm.as_str());
+            log::warn!(
+                "vm {name}: {lost} bytes for its console are lost so far: it does not read them, or they came damaged"
+            );
         }
-        if let Some(picture) = session.monitor.tick(&self.controls(parts)) {
+        let mut monitor = self.monitor.lock();
+        if let Some(picture) = monitor.tick(&self.controls(parts)) {
             line::with(|console, sink| console.live(&picture, sink));
         }
         let unannounced = self.faults_unannounced.load(Ordering::SeqCst);
@@ -219,9 +262,29 @@ impl Desk {
         }
         let looking = unannounced
             || !self.keys_interrupt.load(Ordering::SeqCst)
-            || !session.typed.is_empty()
-            || session.monitor.is_live();
+            || !self.typed.lock().is_idle()
+            || monitor.is_live()
+            || line::with(|console, _| console.is_leaving()).unwrap_or(false);
         self.looking.store(looking, Ordering::SeqCst);
+    }
+
+    fn take_input(&self, parts: &Parts, input: Input) {
+        match input {
+            Input::Guest { vm, received } => self.typed.lock().push(vm, received, time::now_ns()),
+            Input::Line(text) => {
+                let mut controls = self.controls(parts);
+                let reply = self.monitor.lock().command(&text, &mut controls);
+                line::with(|console, sink| reply.show(console, sink));
+            }
+            Input::Refused(bad) => {
+                let reply = self.monitor.lock().refuse(&bad);
+                line::with(|console, sink| reply.show(console, sink));
+            }
+            Input::Cancel => {
+                self.monitor.lock().cancel();
+                line::with(|console, sink| console.answer("", sink));
+            }
+        }
     }
 
     fn controls(&self, parts: &Parts) -> Controls {

@@ -52,6 +52,11 @@ pub struct Decoder {
 }
 
 impl Decoder {
+    /// The current channel.
+    pub fn channel(&self) -> u8 {
+        self.channel
+    }
+
     /// Takes the next byte of the line; gives the channel and byte it stands for, if it stands for one.
     /// After an escape that means nothing, the byte stands for itself.
     pub fn receive(&mut self, byte: u8) -> Option<(u8, u8)> {

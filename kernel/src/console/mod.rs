@@ -4,7 +4,15 @@
 //! **Plain mode**, for people: one of them has the line at a time. The guest that has it prints and reads
 //! raw bytes; `Ctrl-]` leaves it for the monitor, and in the monitor goes back to it. What the others
 //! print is kept and shown when they are entered. A line of the log that comes while a guest has the
-//! line stands on a line of its own behind `[pasidon] `.
+//! line stands on a line of its own behind `[pasidon MARK] `.
+//!
+//! The leave key is one that was pressed: nothing else comes for a moment ([`LEAVE_QUIET_NS`]). Pressed twice, the
+//! guest gets one. With anything else in that moment it was pasted, and stays in the guest with all the rest. On
+//! leaving, the terminal is put back to what the monitor expects; what it answers late to the guest's questions
+//! is no part of a command (`editor`).
+//!
+//! A guest that has the line can print anything, also what looks like the monitor. What it cannot know is the
+//! mark: a number of this boot, which it has no way to read.
 //!
 //! **Framed mode**, for programs: all of them at once, see [`framing`]. There is no prompt and no echo.
 //! Channel 0 is monitor and log, channel n the n-th VM of the configuration, counted from 1.
@@ -16,6 +24,7 @@
 mod backlog;
 mod editor;
 pub mod framing;
+mod typed;
 
 #[cfg(test)]
 mod tests;
@@ -24,21 +33,34 @@ use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
 
+use arrayvec::ArrayVec;
+
 use backlog::Backlog;
 use editor::{Edit, Editor};
 use framing::{Decoder, Encoder, MONITOR_CHANNEL};
 
 use crate::config::ConsoleMode;
+use crate::dev::Received;
 use crate::refusal::Refusal;
 
-pub use editor::MAX_LINE;
+pub use editor::{BadLine, MAX_LINE};
+pub use typed::{TYPED_MAX, Typed, TypedInfo};
 
 /// `Ctrl-]`.
 pub const LEAVE_KEY: u8 = 0x1d;
+/// How long the line must be quiet after [`LEAVE_KEY`] for it to be a key that was pressed, in nanoseconds: longer
+/// than the gaps within a paste, long enough to press it twice.
+pub const LEAVE_QUIET_NS: u64 = 300_000_000;
+/// A notice about the same thing does not come again within this time, in nanoseconds.
+const NOTICE_NS: u64 = 1_000_000_000;
 /// What the monitor waits behind.
 const PROMPT: &str = "pasidon> ";
-/// What marks a line of the log within a guest's output.
-const LOG_MARK: &str = "[pasidon] ";
+/// What a guest may have left the terminal in, undone: an unfinished sequence (CAN, ST), insert mode, the alternate
+/// screens, application keys, reports of mouse and focus, bracketed paste, colours, character sets, origin mode,
+/// a hidden cursor, no wrapping; then the margins, without losing the cursor's place (ECMA-48; DEC and xterm's private modes).
+const RESTORE_TERMINAL: &[u8] = b"\x18\x1b\\\x1b[4l\x1b[?1047l\x1b[?47l\x1b[?1l\x1b>\x1b[?9l\x1b[?1000l\x1b[?1002l\x1b[?1003l\x1b[?1004l\x1b[?1005l\x1b[?1006l\x1b[?1015l\x1b[?2004l\x1b[0m\x1b(B\x0f\x1b[?6l\x1b[?25h\x1b[?7h\x1b7\x1b[r\x1b8";
+/// Cursor to the last line, wherever that is (ECMA-48 CUP): nothing above it is written over.
+const LAST_LINE: &[u8] = b"\x1b[9999;1H";
 /// Carriage return and erasure of the line (ECMA-48 EL).
 const CLEAR_LINE: &[u8] = b"\r\x1b[K";
 /// Cursor to the top left corner, erasure of the display (ECMA-48 CUP, ED).
@@ -50,19 +72,24 @@ pub type Sink<'a> = &'a mut dyn FnMut(u8);
 /// What came in.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Input {
-    /// A byte for a guest's console. `vm` is its [`VmConfig::index`](crate::config::VmConfig::index).
+    /// Something for a guest's console. `vm` is its [`VmConfig::index`](crate::config::VmConfig::index).
     Guest {
         /// The VM.
         vm: usize,
-        /// The byte.
-        byte: u8,
+        /// A byte, or a BREAK.
+        received: Received,
     },
     /// A command for the monitor. [`Console::answer`] must follow, with or without text.
     Line(String),
+    /// A line that is no command. [`Console::answer`] must follow, with the refusal.
+    Refused(BadLine),
     /// A key pressed while a live display runs ([`Console::live`]): it should end. [`Console::answer`]
     /// must follow.
     Cancel,
 }
+
+/// What one thing that came in comes down to: the leave key may have waited before it.
+pub type Inputs = ArrayVec<Input, 2>;
 
 /// What the monitor is doing.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -86,6 +113,8 @@ struct Guest {
 #[derive(Debug)]
 pub struct Console {
     mode: ConsoleMode,
+    /// A number that no guest knows.
+    mark: u16,
     guests: Vec<Guest>,
     encoder: Encoder,
     decoder: Decoder,
@@ -95,6 +124,10 @@ pub struct Console {
     focus: Option<usize>,
     /// The guest that had it last.
     last_focus: Option<usize>,
+    /// When the leave key came, of which it is not known yet whether it was pressed or pasted.
+    leaving: Option<u64>,
+    /// When people were last told that it was pasted.
+    noticed_ns: Option<u64>,
     /// The last byte sent in plain mode ended a line.
     at_line_start: bool,
 }
@@ -102,21 +135,24 @@ pub struct Console {
 impl Console {
     /// A console for the VMs of those names, by their index in the configuration (a refused one counts,
     /// with any name). The monitor has the line, without a prompt until [`Console::answer`] is called
-    /// for the first time.
-    pub fn new(mode: ConsoleMode, names: impl IntoIterator<Item = String>) -> Self {
+    /// for the first time. `mark` shall be a number that guests cannot guess.
+    pub fn new(mode: ConsoleMode, names: impl IntoIterator<Item = String>, mark: u16) -> Self {
         let guests = names.into_iter().map(|name| Guest {
             name,
             backlog: Backlog::default(),
         });
         Self {
             mode,
+            mark,
             guests: guests.collect(),
             encoder: Encoder::default(),
             decoder: Decoder::default(),
-            editor: Editor::default(),
+            editor: Editor::new(mode == ConsoleMode::Plain),
             monitor: Monitor::Answering,
             focus: None,
             last_focus: None,
+            leaving: None,
+            noticed_ns: None,
             at_line_start: true,
         }
     }
@@ -165,7 +201,7 @@ impl Console {
             return self.print("", text, sink);
         }
         match (self.focus, self.monitor) {
-            (Some(_), _) => self.print(LOG_MARK, text, sink),
+            (Some(_), _) => self.marked(text, sink),
             (None, Monitor::Prompting) => {
                 self.raw(CLEAR_LINE, sink);
                 self.at_line_start = true;
@@ -217,6 +253,7 @@ impl Console {
         self.monitor = Monitor::Prompting;
         self.focus = Some(vm);
         self.last_focus = Some(vm);
+        self.leaving = None;
         let mut banner = format!("--- console {}, Ctrl-] leaves it ---\n", guest.name);
         match guest.backlog.take_dropped() {
             0 => {}
@@ -236,9 +273,14 @@ impl Console {
 
     /// Gives the line back to the monitor, as `Ctrl-]` does.
     pub fn leave(&mut self, sink: Sink<'_>) {
+        self.leaving = None;
         if let Some(vm) = self.focus.take() {
+            self.raw(RESTORE_TERMINAL, sink);
+            self.raw(LAST_LINE, sink);
+            self.raw(b"\r\n", sink);
+            self.at_line_start = true;
             let name = self.guests.get(vm).map_or("", |guest| &guest.name);
-            let banner = format!("--- monitor, Ctrl-] returns to {name} ---\n");
+            let banner = format!("--- monitor {:04x}, Ctrl-] returns to {name} ---\n", self.mark);
             self.print("", &banner, sink);
             if self.monitor == Monitor::Prompting {
                 self.prompt(sink);
@@ -246,35 +288,92 @@ impl Console {
         }
     }
 
-    /// Takes a byte that came in on the line; `sink` gets its echo.
-    pub fn input(&mut self, byte: u8, sink: Sink<'_>) -> Option<Input> {
-        match self.mode {
-            ConsoleMode::Framed => {
-                let (channel, byte) = self.decoder.receive(byte)?;
-                if channel == MONITOR_CHANNEL {
-                    return self.monitor_input(byte, sink);
-                }
-                let vm = usize::from(channel) - 1;
-                (vm < self.guests.len()).then_some(Input::Guest { vm, byte })
-            }
-            ConsoleMode::Plain => match self.focus {
-                Some(_) if byte == LEAVE_KEY => {
-                    self.leave(sink);
-                    None
-                }
-                Some(vm) => Some(Input::Guest { vm, byte }),
-                None => self.monitor_input(byte, sink),
-            },
+    /// Whether [`Console::quiet`] wants to be called soon.
+    pub fn is_leaving(&self) -> bool {
+        self.leaving.is_some()
+    }
+
+    /// Nothing more waits on the line, at `now_ns`: if the leave key was the last and that was long enough ago, it was
+    /// pressed.
+    pub fn quiet(&mut self, now_ns: u64, sink: Sink<'_>) {
+        let pressed = |came: u64| now_ns.saturating_sub(came) >= LEAVE_QUIET_NS;
+        if self.leaving.is_some_and(pressed) {
+            self.leave(sink);
         }
     }
 
-    fn monitor_input(&mut self, byte: u8, sink: Sink<'_>) -> Option<Input> {
+    /// Takes what came in on the line at `now_ns`; `sink` gets its echo. When the line has nothing more,
+    /// [`Console::quiet`] must be called.
+    pub fn input(&mut self, received: Received, now_ns: u64, sink: Sink<'_>) -> Inputs {
+        let mut inputs = Inputs::new();
+        match self.mode {
+            ConsoleMode::Framed => inputs.extend(self.framed_input(received, sink)),
+            ConsoleMode::Plain => match self.focus {
+                Some(vm) => self.guest_input(vm, received, now_ns, &mut inputs, sink),
+                None => inputs.extend(self.monitor_input(received, sink)),
+            },
+        }
+        inputs
+    }
+
+    fn framed_input(&mut self, received: Received, sink: Sink<'_>) -> Option<Input> {
+        let (channel, received) = match received {
+            Received::Byte(byte) => {
+                let (channel, byte) = self.decoder.receive(byte)?;
+                (channel, Received::Byte(byte))
+            }
+            other => (self.decoder.channel(), other),
+        };
+        if channel == MONITOR_CHANNEL {
+            return self.monitor_input(received, sink);
+        }
+        let vm = usize::from(channel) - 1;
+        (vm < self.guests.len()).then_some(Input::Guest { vm, received })
+    }
+
+    /// What came in while the guest has the line.
+    fn guest_input(
+        &mut self,
+        vm: usize,
+        received: Received,
+        now_ns: u64,
+        inputs: &mut Inputs,
+        sink: Sink<'_>,
+    ) {
+        let key = Input::Guest {
+            vm,
+            received: Received::Byte(LEAVE_KEY),
+        };
+        let leave = received == Received::Byte(LEAVE_KEY);
+        match self.leaving.take() {
+            None if leave => self.leaving = Some(now_ns),
+            None => inputs.push(Input::Guest { vm, received }),
+            Some(_) if leave => inputs.push(key),
+            Some(_) => {
+                inputs.push(key);
+                inputs.push(Input::Guest { vm, received });
+                let recently = |noticed: u64| now_ns.saturating_sub(noticed) < NOTICE_NS;
+                if !self.noticed_ns.is_some_and(recently) {
+                    let name = self.guests.get(vm).map_or("", |guest| &guest.name);
+                    let notice =
+                        format!("Ctrl-] came together with other keys and went to {name}; alone it leaves\n");
+                    self.marked(&notice, sink);
+                }
+                self.noticed_ns = Some(now_ns);
+            }
+        }
+    }
+
+    fn monitor_input(&mut self, received: Received, sink: Sink<'_>) -> Option<Input> {
         if self.monitor == Monitor::Live {
+            if received == Received::Break {
+                return None;
+            }
             self.monitor = Monitor::Answering;
             return Some(Input::Cancel);
         }
         let plain = self.mode == ConsoleMode::Plain;
-        if plain && byte == LEAVE_KEY {
+        if plain && received == Received::Byte(LEAVE_KEY) {
             if let Some(vm) = self.last_focus {
                 self.raw(b"\r\n", sink);
                 self.at_line_start = true;
@@ -285,24 +384,24 @@ impl Console {
         }
         let mut ignore = |_| {};
         let echo: Sink<'_> = if plain { &mut *sink } else { &mut ignore };
-        match self.editor.take(byte, echo) {
-            Edit::Going => None,
+        let input = match self.editor.take(received, echo) {
+            Edit::Going => return None,
             Edit::Cancelled => {
                 if plain {
                     self.raw(b"^C\r\n", sink);
                     self.prompt(sink);
                 }
-                None
+                return None;
             }
-            Edit::Done(line) => {
-                if plain {
-                    self.raw(b"\r\n", sink);
-                    self.at_line_start = true;
-                }
-                self.monitor = Monitor::Answering;
-                Some(Input::Line(line))
-            }
+            Edit::Done(line) => Input::Line(line),
+            Edit::Refused(bad) => Input::Refused(bad),
+        };
+        if plain {
+            self.raw(b"\r\n", sink);
+            self.at_line_start = true;
         }
+        self.monitor = Monitor::Answering;
+        Some(input)
     }
 
     /// The prompt and the line so far.
@@ -313,6 +412,12 @@ impl Console {
             }
             self.at_line_start = false;
         }
+    }
+
+    /// Whole lines of text within a guest's output.
+    fn marked(&mut self, text: &str, sink: Sink<'_>) {
+        let mark = format!("[pasidon {:04x}] ", self.mark);
+        self.print(&mark, text, sink);
     }
 
     /// Whole lines of text, each behind `mark`, on lines of their own. Without text, nothing.

@@ -12,3 +12,14 @@ pub mod pci;
 pub mod pl011;
 pub mod pl031;
 pub mod uart16550;
+
+/// What comes in on a serial line.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Received {
+    /// A byte.
+    Byte(u8),
+    /// A BREAK: the line was held for longer than a byte takes.
+    Break,
+    /// Something that is not known: a byte with an error, or bytes that came too fast for the receiver.
+    Damaged,
+}

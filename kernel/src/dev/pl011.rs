@@ -15,6 +15,7 @@ use alloc::collections::VecDeque;
 
 use bitflags::bitflags;
 
+use crate::dev::Received;
 use crate::dev::bus::all_ones;
 use crate::exit::{Action, Actions, Device};
 
@@ -26,6 +27,7 @@ const FIFO_DEPTH: usize = 32;
 /// Register offsets.
 mod reg {
     pub const DR: u64 = 0x00;
+    pub const RSR_ECR: u64 = 0x04;
     pub const FR: u64 = 0x18;
     pub const ILPR: u64 = 0x20;
     pub const IBRD: u64 = 0x24;
@@ -53,8 +55,9 @@ bitflags! {
         const RECEIVE = 1 << 4;
         const TRANSMIT = 1 << 5;
         const RECEIVE_TIMEOUT = 1 << 6;
-        /// Modem lines and line errors: they can be enabled, and never happen.
-        const OTHERS = 0x78f;
+        const BREAK_ERROR = 1 << 9;
+        /// Modem lines and other line errors: they can be enabled, and never happen.
+        const OTHERS = 0x58f;
     }
 
     #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -67,6 +70,10 @@ bitflags! {
     }
 }
 
+/// UARTDR, in what is read: the character is a BREAK.
+const DR_BREAK: u16 = 1 << 10;
+/// UARTRSR: the same of the last character read.
+const RSR_BREAK: u16 = 1 << 2;
 const LCR_H_FIFO_ENABLE: u16 = 1 << 4;
 const CR_LOOPBACK: u16 = 1 << 7;
 /// UARTCR after reset: transmit and receive enabled, the port itself not.
@@ -78,7 +85,11 @@ const IFLS_RESET: u16 = 0x12;
 #[derive(Debug)]
 pub struct Pl011 {
     gsi: u32,
-    input: VecDeque<u8>,
+    input: VecDeque<Received>,
+    /// A BREAK came since the interrupt was cleared.
+    broken: bool,
+    /// UARTRSR: the last character read was a BREAK.
+    read_break: bool,
     mask: Interrupts,
     /// A byte was sent since the interrupt was cleared.
     transmitted: bool,
@@ -100,6 +111,8 @@ impl Pl011 {
         Self {
             gsi,
             input: VecDeque::with_capacity(INPUT_DEPTH),
+            broken: false,
+            read_break: false,
             mask: Interrupts::empty(),
             transmitted: false,
             seen: Interrupts::empty(),
@@ -114,22 +127,18 @@ impl Pl011 {
         }
     }
 
-    /// A byte typed for the guest. `false`: the queue is full and the byte was not taken.
-    pub fn push_input(&mut self, byte: u8, actions: Actions<'_>) -> bool {
-        let taken = self.receive(byte);
+    /// A byte typed for the guest, or a BREAK. `false`: the queue is full and it was not taken.
+    pub fn push_input(&mut self, received: Received, actions: Actions<'_>) -> bool {
+        let taken = self.receive(received);
         self.update_line(actions);
         taken
     }
 
-    /// How many more bytes [`Pl011::push_input`] would take.
-    pub fn input_space(&self) -> usize {
-        INPUT_DEPTH.saturating_sub(self.input.len())
-    }
-
-    fn receive(&mut self, byte: u8) -> bool {
+    fn receive(&mut self, received: Received) -> bool {
         let taken = self.input.len() < INPUT_DEPTH;
         if taken {
-            self.input.push_back(byte);
+            self.broken |= received == Received::Break;
+            self.input.push_back(received);
             self.seen = Interrupts::empty();
         }
         taken
@@ -156,6 +165,7 @@ impl Pl011 {
         raw.set(Interrupts::RECEIVE_TIMEOUT, !self.input.is_empty());
         raw -= self.seen;
         raw.set(Interrupts::TRANSMIT, self.transmitted);
+        raw.set(Interrupts::BREAK_ERROR, self.broken);
         raw
     }
 
@@ -170,10 +180,16 @@ impl Pl011 {
     fn read_register(&mut self, offset: u64) -> u16 {
         match offset {
             reg::DR => {
-                let byte = self.input.pop_front();
+                let taken = self.input.pop_front();
                 self.seen = Interrupts::empty();
-                byte.unwrap_or(0).into()
+                self.read_break = taken == Some(Received::Break);
+                match taken {
+                    Some(Received::Byte(byte)) => byte.into(),
+                    Some(Received::Break) => DR_BREAK,
+                    Some(Received::Damaged) | None => 0,
+                }
             }
+            reg::RSR_ECR if self.read_break => RSR_BREAK,
             reg::FR => {
                 // A present, ready peer.
                 let mut flags = Flags::CTS | Flags::DSR | Flags::DCD | Flags::TRANSMIT_FIFO_EMPTY;
@@ -194,7 +210,6 @@ impl Pl011 {
                 let index = (offset - reg::ID) / 4;
                 ID.get(index as usize).copied().unwrap_or(0).into()
             }
-            // UARTRSR: there are no errors on this line.
             _ => 0,
         }
     }
@@ -205,10 +220,12 @@ impl Pl011 {
                 if self.cr & CR_LOOPBACK == 0 {
                     actions(Action::Console(value as u8));
                 } else {
-                    self.receive(value as u8);
+                    self.receive(Received::Byte(value as u8));
                 }
                 self.transmitted = true;
             }
+            // UARTECR: any write clears the errors.
+            reg::RSR_ECR => self.read_break = false,
             reg::ILPR => self.ilpr = value & 0xff,
             reg::IBRD => self.ibrd = value,
             reg::FBRD => self.fbrd = value & 0x3f,
@@ -219,6 +236,7 @@ impl Pl011 {
             reg::ICR => {
                 let cleared = Interrupts::from_bits_truncate(value);
                 self.transmitted &= !cleared.contains(Interrupts::TRANSMIT);
+                self.broken &= !cleared.contains(Interrupts::BREAK_ERROR);
                 self.seen |= cleared & (Interrupts::RECEIVE | Interrupts::RECEIVE_TIMEOUT);
             }
             // There is nobody who would do the transfers.
@@ -281,7 +299,7 @@ mod tests {
         fn type_in(&mut self, bytes: &[u8]) {
             let Self { port, seen } = self;
             for byte in bytes {
-                assert!(port.push_input(*byte, &mut |a| seen.push(a)));
+                assert!(port.push_input(Received::Byte(*byte), &mut |a| seen.push(a)));
             }
         }
 
@@ -356,11 +374,30 @@ mod tests {
     }
 
     #[test]
+    fn a_break_is_a_character_of_its_own() {
+        let mut rig = Rig::new();
+        rig.open();
+        rig.write(reg::IMSC, 0x250);
+        rig.type_in(b"a");
+        assert!(rig.port.push_input(Received::Break, &mut |_| {}));
+        rig.type_in(b"h");
+        assert_eq!(rig.read(reg::MIS), 0x240);
+        assert_eq!(rig.read(reg::DR), u16::from(b'a'));
+        assert_eq!(rig.read(reg::RSR_ECR), 0);
+        assert_eq!((rig.read(reg::DR), rig.read(reg::RSR_ECR)), (0x400, 4));
+        rig.write(reg::RSR_ECR, 0);
+        assert_eq!(rig.read(reg::RSR_ECR), 0);
+        assert_eq!(rig.read(reg::DR), u16::from(b'h'));
+        assert_eq!(rig.read(reg::MIS), 0x200);
+        rig.write(reg::ICR, 0x200);
+        assert_eq!(rig.read(reg::MIS), 0);
+    }
+
+    #[test]
     fn a_full_queue_says_so_and_loses_nothing() {
         let mut rig = Rig::new();
         rig.type_in(&[7; INPUT_DEPTH]);
-        assert_eq!(rig.port.input_space(), 0);
-        assert!(!rig.port.push_input(8, &mut |_| {}));
+        assert!(!rig.port.push_input(Received::Byte(8), &mut |_| {}));
         for _ in 0..INPUT_DEPTH {
             assert_eq!(rig.read(reg::DR), 7);
         }
@@ -391,7 +428,10 @@ mod tests {
                     level = l;
                 };
                 match kind {
-                    0 => { port.push_input(value as u8, &mut follow); }
+                    0 => {
+                        let received = if value % 8 == 0 { Received::Break } else { Received::Byte(value as u8) };
+                        port.push_input(received, &mut follow);
+                    }
                     1 => { port.read(offset, size, &mut follow); }
                     _ => port.write(offset & !3, size, value, &mut follow),
                 }

@@ -12,6 +12,7 @@ use alloc::collections::VecDeque;
 
 use bitflags::bitflags;
 
+use crate::dev::Received;
 use crate::dev::bus::all_ones;
 use crate::exit::{Action, Actions, Device};
 
@@ -46,8 +47,10 @@ bitflags! {
     #[derive(Clone, Copy, PartialEq, Eq, Debug)]
     struct Lsr: u8 {
         const DATA_READY = 1;
+        const BREAK = 1 << 4;
         const THR_EMPTY = 1 << 5;
         const TRANSMITTER_EMPTY = 1 << 6;
+        const ERROR_IN_FIFO = 1 << 7;
     }
 
     #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -85,8 +88,9 @@ const FCR_CLEAR_RECEIVER: u8 = 1 << 1;
 /// IIR bits 7:6 while the FIFOs are on: how software knows a 16550A.
 const IIR_FIFOS: u8 = 0xc0;
 
-/// Causes as IIR bits 3:0 name them, highest priority first (line errors do not occur here).
+/// Causes as IIR bits 3:0 name them, highest priority first.
 mod iir {
+    pub const LINE_STATUS: u8 = 0x6;
     pub const RECEIVED_DATA: u8 = 0x4;
     pub const CHARACTER_TIMEOUT: u8 = 0xc;
     pub const TRANSMITTER_EMPTY: u8 = 0x2;
@@ -98,7 +102,11 @@ mod iir {
 #[derive(Debug)]
 pub struct Uart16550 {
     gsi: u32,
-    input: VecDeque<u8>,
+    input: VecDeque<Received>,
+    /// How many of them are BREAKs.
+    breaks: usize,
+    /// The BREAK at the head of the queue has been reported by LSR.
+    break_seen: bool,
     ier: Ier,
     fcr: u8,
     lcr: u8,
@@ -117,6 +125,8 @@ impl Uart16550 {
         Self {
             gsi,
             input: VecDeque::with_capacity(INPUT_DEPTH),
+            breaks: 0,
+            break_seen: false,
             ier: Ier::empty(),
             fcr: 0,
             lcr: 0,
@@ -129,19 +139,38 @@ impl Uart16550 {
         }
     }
 
-    /// A byte typed for the guest. `false`: the queue is full and the byte was not taken.
-    pub fn push_input(&mut self, byte: u8, actions: Actions<'_>) -> bool {
+    /// A byte typed for the guest, or a BREAK. `false`: the queue is full and it was not taken.
+    pub fn push_input(&mut self, received: Received, actions: Actions<'_>) -> bool {
+        let taken = self.receive(received);
+        self.update_line(actions);
+        taken
+    }
+
+    fn receive(&mut self, received: Received) -> bool {
         if self.input.len() >= INPUT_DEPTH {
             return false;
         }
-        self.input.push_back(byte);
-        self.update_line(actions);
+        self.breaks += usize::from(received == Received::Break);
+        self.input.push_back(received);
         true
     }
 
-    /// How many more bytes [`Uart16550::push_input`] would take.
-    pub fn input_space(&self) -> usize {
-        INPUT_DEPTH.saturating_sub(self.input.len())
+    /// RBR: a BREAK reads as zero.
+    fn take_input(&mut self) -> u8 {
+        let taken = self.input.pop_front();
+        if taken == Some(Received::Break) {
+            self.breaks -= 1;
+            self.break_seen = false;
+        }
+        match taken {
+            Some(Received::Byte(byte)) => byte,
+            _ => 0,
+        }
+    }
+
+    /// A BREAK is at the head of the queue that LSR has not reported.
+    fn break_pending(&self) -> bool {
+        self.input.front() == Some(&Received::Break) && !self.break_seen
     }
 
     fn dlab(&self) -> bool {
@@ -163,7 +192,9 @@ impl Uart16550 {
     }
 
     fn cause(&self) -> u8 {
-        if self.ier.contains(Ier::RECEIVED_DATA) && !self.input.is_empty() {
+        if self.ier.contains(Ier::LINE_STATUS) && self.break_pending() {
+            iir::LINE_STATUS
+        } else if self.ier.contains(Ier::RECEIVED_DATA) && !self.input.is_empty() {
             if self.fifos_on() && self.input.len() < self.trigger_level() {
                 iir::CHARACTER_TIMEOUT
             } else {
@@ -221,7 +252,7 @@ impl Uart16550 {
         match offset {
             reg::DATA if self.dlab() => self.divisor[0],
             reg::IER if self.dlab() => self.divisor[1],
-            reg::DATA => self.input.pop_front().unwrap_or(0),
+            reg::DATA => self.take_input(),
             reg::IER => self.ier.bits(),
             reg::IIR_FCR => {
                 let cause = self.cause();
@@ -235,6 +266,11 @@ impl Uart16550 {
             reg::LSR => {
                 let mut lsr = Lsr::THR_EMPTY | Lsr::TRANSMITTER_EMPTY;
                 lsr.set(Lsr::DATA_READY, !self.input.is_empty());
+                lsr.set(Lsr::ERROR_IN_FIFO, self.fifos_on() && self.breaks > 0);
+                if self.break_pending() {
+                    lsr |= Lsr::BREAK;
+                    self.break_seen = true;
+                }
                 lsr.bits()
             }
             reg::MSR => {
@@ -254,8 +290,9 @@ impl Uart16550 {
             reg::DATA => {
                 if !self.mcr.contains(Mcr::LOOP) {
                     actions(Action::Console(value));
-                } else if self.input.len() < INPUT_DEPTH {
-                    self.input.push_back(value);
+                } else {
+                    // More than fits is lost, as in a FIFO.
+                    let _ = self.receive(Received::Byte(value));
                 }
                 self.transmitter_empty = true;
             }
@@ -272,6 +309,7 @@ impl Uart16550 {
                 // Loopback bytes only: what people typed waits on the line, not in the FIFO.
                 if self.mcr.contains(Mcr::LOOP) && (toggled || value & FCR_CLEAR_RECEIVER != 0) {
                     self.input.clear();
+                    (self.breaks, self.break_seen) = (0, false);
                 }
                 self.fcr = value;
             }
@@ -373,7 +411,7 @@ mod tests {
     fn input_raises_the_line_until_it_is_read() {
         let mut uart = Uart16550::new(4);
         let mut seen = Vec::new();
-        assert!(uart.push_input(b'a', &mut |a| seen.push(a)));
+        assert!(uart.push_input(Received::Byte(b'a'), &mut |a| seen.push(a)));
         assert!(seen.is_empty(), "interrupt not enabled yet");
         assert_eq!(out(&mut uart, reg::IER, 1), [HIGH]);
         out(&mut uart, reg::IIR_FCR, 0xc1);
@@ -392,10 +430,9 @@ mod tests {
         let mut uart = Uart16550::new(4);
         let mut none = |_| {};
         for i in 0..INPUT_DEPTH {
-            assert!(uart.push_input(i as u8, &mut none));
+            assert!(uart.push_input(Received::Byte(i as u8), &mut none));
         }
-        assert!(!uart.push_input(0xee, &mut none));
-        assert_eq!(uart.input_space(), 0);
+        assert!(!uart.push_input(Received::Byte(0xee), &mut none));
         for i in 0..INPUT_DEPTH {
             assert_eq!(inp(&mut uart, reg::DATA).0, i as u8);
         }
@@ -417,6 +454,31 @@ mod tests {
         assert_eq!(inp(&mut uart, reg::IIR_FCR).0, iir::MODEM_STATUS);
         assert_eq!(inp(&mut uart, reg::MSR), (0x0b, alloc::vec![LOW]));
         assert_eq!(inp(&mut uart, reg::MSR).0, 0);
+    }
+
+    /// As Linux reads it: the status of each character before the character.
+    #[test]
+    fn a_break_is_reported_with_its_own_character() {
+        let mut uart = Uart16550::new(4);
+        out(&mut uart, reg::IIR_FCR, 1);
+        out(&mut uart, reg::IER, 1 | 4);
+        for received in [Received::Byte(b'a'), Received::Break, Received::Byte(b'h')] {
+            assert!(uart.push_input(received, &mut |_| {}));
+        }
+        assert_eq!(inp(&mut uart, reg::IIR_FCR).0 & 0xf, 0x4, "data come first");
+        assert_eq!(
+            inp(&mut uart, reg::LSR).0,
+            0xe1,
+            "an error further back in the FIFO"
+        );
+        assert_eq!(inp(&mut uart, reg::DATA).0, b'a');
+        assert_eq!(inp(&mut uart, reg::IIR_FCR).0 & 0xf, 0x6, "line status");
+        assert_eq!(inp(&mut uart, reg::LSR).0, 0xf1);
+        assert_eq!(inp(&mut uart, reg::LSR).0, 0xe1, "reported once");
+        assert_eq!(inp(&mut uart, reg::DATA).0, 0);
+        assert_eq!(inp(&mut uart, reg::LSR).0, 0x61);
+        assert_eq!(inp(&mut uart, reg::DATA).0, b'h');
+        assert_eq!(inp(&mut uart, reg::LSR).0, 0x60);
     }
 
     #[test]
@@ -444,7 +506,11 @@ mod tests {
                 };
                 let offset = if kind == 2 { offset } else { offset % 9 };
                 match kind {
-                    0 => { uart.push_input(value as u8, &mut follow); uart.read(offset, size, &mut follow); }
+                    0 => {
+                        let received = if value % 8 == 0 { Received::Break } else { Received::Byte(value as u8) };
+                        uart.push_input(received, &mut follow);
+                        uart.read(offset, size, &mut follow);
+                    }
                     _ => uart.write(offset, size, value, &mut follow),
                 }
                 prop_assert_eq!(level, uart.cause() != iir::NONE);

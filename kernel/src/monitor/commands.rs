@@ -36,12 +36,18 @@ pub static COMMANDS: [Command; 18] = [
     },
     Command {
         name: "vm",
-        usage: &["vm NAME", "vm NAME start|stop|restart|pause|resume"],
+        usage: &[
+            "vm NAME",
+            "vm NAME start|stop|restart|pause|resume",
+            "vm NAME break",
+        ],
         about: "Shows one VM, or controls it.",
         more: &[
             "start builds the VM and lets it run; stop ends it in order: its vdevs are quiesced, their",
             "PASIDs returned, its memory freed and scrubbed. restart is both. pause stops its processors",
-            "where they are until resume; what its vdevs have accepted is still finished.",
+            "where they are until resume; what its vdevs have accepted is still finished. break has its",
+            "serial port receive a BREAK, with which Linux takes the next key as a SysRq command. typed is",
+            "what was sent to its console: bytes that wait, the room for more, and what it never got.",
         ],
     },
     Command {
@@ -126,7 +132,11 @@ pub static COMMANDS: [Command; 18] = [
         name: "console",
         usage: &["console NAME"],
         about: "Gives the line to the console of that VM; Ctrl-] comes back.",
-        more: &["In the monitor, Ctrl-] returns to the guest that was left last."],
+        more: &[
+            "In the monitor, Ctrl-] returns to the guest that was left last. Ctrl-] twice sends one to the",
+            "guest. In a paste, where other keys come with it, it stays in the guest with all the rest. A",
+            "BREAK on the line goes to the guest that has it.",
+        ],
     },
     Command {
         name: "log",

@@ -3,6 +3,7 @@
 
 use super::{HostPower, MonitorHost, NewVdev, VmControl};
 use crate::addr::Requester;
+use crate::console::{TYPED_MAX, TypedInfo};
 use crate::fault::{DmaFault, FaultAccess};
 use crate::fault_log::{FaultLog, FaultOwner, FaultsInfo};
 use crate::info::{
@@ -209,6 +210,14 @@ impl MonitorHost for FakeHost {
 
     fn console_of(&self, vm: &str) -> Option<usize> {
         ["alpha", "beta"].iter().position(|name| *name == vm)
+    }
+
+    fn typed(&self, vm: &str) -> Option<TypedInfo> {
+        self.console_of(vm).map(|_| TypedInfo {
+            waiting: 0,
+            room: TYPED_MAX,
+            lost: 0,
+        })
     }
 
     fn log_level(&self) -> LevelFilter {

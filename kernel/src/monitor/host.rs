@@ -5,6 +5,7 @@ use alloc::vec::Vec;
 
 use log::LevelFilter;
 
+use crate::console::TypedInfo;
 use crate::fault_log::FaultsInfo;
 use crate::info::{ParentInfo, PasidInfo, PcpuInfo, SystemInfo, VmInfo};
 use crate::refusal::Refusal;
@@ -22,6 +23,8 @@ pub enum VmControl {
     Pause,
     /// Lets its vCPUs go on.
     Resume,
+    /// Has its serial port receive a BREAK, after what was typed. Refused unless it runs.
+    Break,
 }
 
 /// What can be done to the machine.
@@ -79,6 +82,9 @@ pub trait MonitorHost {
     /// The VM's place among the `[[vm]]` sections, from 0
     /// ([`VmConfig::index`](crate::config::VmConfig::index)); `None` where it was created later.
     fn console_of(&self, vm: &str) -> Option<usize>;
+
+    /// What was typed for a VM and has not been taken; `None` where it has no console.
+    fn typed(&self, vm: &str) -> Option<TypedInfo>;
 
     /// The least severe messages that are printed.
     fn log_level(&self) -> LevelFilter;

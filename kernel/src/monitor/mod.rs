@@ -24,7 +24,7 @@ use alloc::vec::Vec;
 use serde::Serialize;
 
 use crate::config::ConsoleMode;
-use crate::console::{Console, Sink};
+use crate::console::{BadLine, Console, Sink};
 use crate::info::{SystemInfo, VmInfo};
 use crate::log::{LEVELS, level_name};
 use crate::nearest::nearest;
@@ -113,6 +113,17 @@ impl Monitor {
         }
     }
 
+    /// The answer to a line that is no command: a refusal, in JSON where the line asked for that.
+    pub fn refuse(&mut self, line: &BadLine) -> Reply {
+        self.live = false;
+        let refusal = line.refusal();
+        Reply::Text(if line.json {
+            json(&Failure::from(&refusal))
+        } else {
+            format!("{refusal}\n")
+        })
+    }
+
     /// The next picture of a live display, when it is time for it. To be called a few times a second, or
     /// whenever there is nothing else to do.
     pub fn tick(&mut self, host: &dyn MonitorHost) -> Option<String> {
@@ -157,6 +168,10 @@ impl Monitor {
             }
             ("vm", [vm]) => {
                 let vm = find_vm(host, vm)?;
+                let vm = show::VmView {
+                    typed: host.typed(&vm.name),
+                    info: vm,
+                };
                 answer(json, &vm, || show::vm(&vm))
             }
             ("vm", [vm, verb]) => control(host, vm, verb, json)?,
@@ -428,12 +443,13 @@ fn explain(topic: &str, as_json: bool) -> Result<String, Refusal> {
 }
 
 fn control(host: &mut dyn MonitorHost, vm: &str, verb: &str, as_json: bool) -> Result<String, Refusal> {
-    const VERBS: [(&str, VmControl, &str); 5] = [
+    const VERBS: [(&str, VmControl, &str); 6] = [
         ("start", VmControl::Start, "started"),
         ("stop", VmControl::Stop, "stopped"),
         ("restart", VmControl::Restart, "restarted"),
         ("pause", VmControl::Pause, "paused"),
         ("resume", VmControl::Resume, "resumed"),
+        ("break", VmControl::Break, "was sent a BREAK"),
     ];
     let Some((_, control, past)) = VERBS.iter().find(|(known, ..)| *known == verb) else {
         return Err(unknown("operation", verb, VERBS.iter().map(|(known, ..)| *known)));

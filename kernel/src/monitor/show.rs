@@ -7,6 +7,7 @@ use alloc::vec::Vec;
 
 use serde::Serialize;
 
+use crate::console::TypedInfo;
 use crate::fault_log::FaultsInfo;
 use crate::info::{IommuInfo, ParentInfo, PasidInfo, RetiredInfo, SystemInfo, VdevInfo, VmInfo};
 use crate::table::{Table, bytes, duration, pairs};
@@ -85,7 +86,18 @@ pub(super) fn vms(vms: &[VmInfo]) -> String {
     table.render_or("there is no VM")
 }
 
-pub(super) fn vm(vm: &VmInfo) -> String {
+/// A VM with what only its own view shows.
+#[derive(Serialize)]
+pub(super) struct VmView {
+    /// The VM.
+    #[serde(flatten)]
+    pub info: VmInfo,
+    /// What was typed for it.
+    pub typed: Option<TypedInfo>,
+}
+
+pub(super) fn vm(view: &VmView) -> String {
+    let vm = &view.info;
     let vdev = |vdev: &VdevInfo| vdev_name(&vdev.parent, &vdev.type_name, vdev.id);
     let exits = vm.exits.iter().filter(|exit| exit.count > 0);
     let lines = [
@@ -113,6 +125,13 @@ pub(super) fn vm(vm: &VmInfo) -> String {
             list(exits.map(|exit| format!("{} {}", exit.kind, exit.count))),
         ),
         ("vdevs", list(vm.vdevs.iter().map(vdev))),
+        (
+            "typed",
+            or_none(view.typed.map(|typed| {
+                let TypedInfo { waiting, room, lost } = typed;
+                format!("{waiting} waiting, room for {room}, {lost} lost")
+            })),
+        ),
     ];
     pairs(lines)
 }

@@ -6,6 +6,8 @@ use serde_json::Value;
 
 use super::fake::FakeHost;
 use super::*;
+use crate::console::Input;
+use crate::dev::Received;
 
 fn text(line: &str) -> String {
     match Monitor::new(ConsoleMode::Plain).command(line, &mut FakeHost::new()) {
@@ -88,6 +90,8 @@ fn json_for_programs() {
     assert_eq!(value("help vms")["name"], "vms");
     assert_eq!(value("vm alpha stop")["done"], "vm alpha stopped");
     assert_eq!(value("vdev create beta dsa0/dsa-swq")["vdev"], 3);
+    assert_eq!(value("vm beta")["typed"]["room"], crate::console::TYPED_MAX);
+    assert_eq!(value("vm beta break")["done"], "vm beta was sent a BREAK");
     assert_eq!(value("nonsense")["error"]["why"], "unknown command nonsense");
     assert_eq!(value("vm alpha start")["error"]["remedy"], "stop it first");
     assert_eq!(value("")["error"]["why"], "no command");
@@ -143,7 +147,7 @@ fn refusals_say_what_helps_and_do_nothing() {
         ("vm alhpa stop", "monitor: unknown vm alhpa; did you mean alpha?"),
         (
             "vm alpha kill",
-            "monitor: unknown operation kill; known: start, stop, restart, pause, resume",
+            "monitor: unknown operation kill; known: start, stop, restart, pause, resume, break",
         ),
         ("vm alpha start", "vm alpha: it runs already; stop it first"),
         ("vms all", "vms: the arguments do not fit; use vms"),
@@ -306,10 +310,41 @@ fn the_console_is_entered_or_named() {
 }
 
 #[test]
+fn a_line_that_is_no_command_is_refused_in_the_form_it_asked_for() {
+    let refused = |bytes: &[u8]| {
+        let mut console = Console::new(ConsoleMode::Framed, ["alpha".into()], 0);
+        let mut inputs = Vec::new();
+        for byte in bytes {
+            inputs.extend(console.input(Received::Byte(*byte), 0, &mut |_| {}));
+        }
+        match inputs.as_slice() {
+            [Input::Refused(bad)] => match Monitor::new(ConsoleMode::Framed).refuse(bad) {
+                Reply::Text(text) => text,
+                other => panic!("{other:?}"),
+            },
+            other => panic!("{other:?}"),
+        }
+    };
+    assert_eq!(
+        refused(b"vm alpha\xe9 stop\n"),
+        "monitor: the line has the byte 0xe9, which is not understood; nothing was done; \
+         send letters, digits and signs of ASCII, with blanks between words\n"
+    );
+    let long = refused(format!("--json vdev{:223}destroy dsa0/dsa-dwq#12\n", "").as_bytes());
+    let long: Value = serde_json::from_str(&long).unwrap();
+    assert!(
+        long["error"]["why"]
+            .as_str()
+            .unwrap()
+            .starts_with("the line has more than 256")
+    );
+}
+
+#[test]
 fn replies_are_shown_on_the_console() {
     let mut host = FakeHost::new();
     let mut shown = |line: &str, mode: ConsoleMode| {
-        let mut console = Console::new(mode, ["alpha", "beta"].map(String::from));
+        let mut console = Console::new(mode, ["alpha", "beta"].map(String::from), 0);
         let mut bytes = Vec::new();
         console.guest_output(1, b"guest# ", &mut |_| ());
         Monitor::new(mode)

@@ -12,6 +12,7 @@ use alloc::boxed::Box;
 use core::fmt;
 
 use pasidon_arch_common::hardware::Platform;
+use pasidon_kernel::dev::Received;
 use pasidon_kernel::dev::bus::{GuestBus, all_ones};
 use pasidon_kernel::dev::pci::{PciBus, Slot};
 use pasidon_kernel::dev::pl011::Pl011;
@@ -233,13 +234,9 @@ impl ArmPlatform {
 }
 
 impl Platform for ArmPlatform {
-    fn push_input(&mut self, byte: u8, actions: Actions<'_>) -> bool {
+    fn push_input(&mut self, received: Received, actions: Actions<'_>) -> bool {
         let Self { uart, gic, lost, .. } = self;
-        uart.push_input(byte, &mut |action| route(gic, lost, action, actions))
-    }
-
-    fn input_space(&self) -> usize {
-        self.uart.input_space()
+        uart.push_input(received, &mut |action| route(gic, lost, action, actions))
     }
 
     fn pci(&mut self) -> &mut PciBus {

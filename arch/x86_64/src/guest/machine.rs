@@ -10,6 +10,7 @@ use alloc::boxed::Box;
 use core::fmt;
 
 use pasidon_arch_common::hardware::Platform;
+use pasidon_kernel::dev::Received;
 use pasidon_kernel::dev::bus::{GuestBus, all_ones};
 use pasidon_kernel::dev::i8254::{self, I8254};
 use pasidon_kernel::dev::mc146818::{self, Mc146818};
@@ -235,13 +236,9 @@ impl PcPlatform {
 }
 
 impl Platform for PcPlatform {
-    fn push_input(&mut self, byte: u8, actions: Actions<'_>) -> bool {
+    fn push_input(&mut self, received: Received, actions: Actions<'_>) -> bool {
         let Self { uart, ioapic, .. } = self;
-        uart.push_input(byte, &mut |action| route(ioapic, action, actions))
-    }
-
-    fn input_space(&self) -> usize {
-        self.uart.input_space()
+        uart.push_input(received, &mut |action| route(ioapic, action, actions))
     }
 
     fn pci(&mut self) -> &mut PciBus {
@@ -397,7 +394,10 @@ mod tests {
         rig.run(&mmio(layout::IOAPIC_BASE, 4, AccessKind::Write(0x18)));
         rig.run(&mmio(layout::IOAPIC_BASE + 0x10, 4, AccessKind::Write(0x8031)));
         rig.run(&io(0x3f9, 1, AccessKind::Write(1)));
-        assert!(rig.platform.push_input(b'a', &mut |a| rig.seen.push(a)));
+        assert!(
+            rig.platform
+                .push_input(Received::Byte(b'a'), &mut |a| rig.seen.push(a))
+        );
         assert_eq!(
             rig.seen,
             [Action::Message(MsiMessage {
@@ -460,7 +460,7 @@ mod tests {
                 rig.now = Moment { tsc: value, ns: value, unix_ns: value };
                 let read = rig.run(&exit);
                 prop_assert_eq!(read & !all_ones(size), 0, "a value wider than the access");
-                rig.platform.push_input(value as u8, &mut |_| {});
+                rig.platform.push_input(Received::Byte(value as u8), &mut |_| {});
                 rig.deliver();
             }
         }

@@ -142,7 +142,24 @@ fn one_vm(lab: &Lab<'_>) -> Result<()> {
     for pattern in &wanted {
         said_once(&machine, pattern)?;
     }
-    only_runs(&machine, "good")
+    only_runs(&machine, "good")?;
+    // The monitor knows the refused one, too, and why.
+    let torn = machine.monitor("vm torn")?;
+    let why = torn["reason"].as_str().unwrap_or_default();
+    ensure!(
+        torn["state"] == "refused" && why.contains("guests/torn"),
+        "vm torn: {torn}"
+    );
+    refuses_a_long_line(&machine)
+}
+
+/// A line that is too long is refused whole, although what fits of it is a command; in JSON, as it asks for at its
+/// end.
+fn refuses_a_long_line(machine: &Machine) -> Result<()> {
+    let refused = machine.monitor(&format!("vm good pause{:250}", "")).err();
+    let refused = refused.context("a line of more than 256 characters was taken")?;
+    ensure!(refused.to_string().contains("more than 256"), "{refused}");
+    only_runs(machine, "good")
 }
 
 /// The log has exactly one line that fits.

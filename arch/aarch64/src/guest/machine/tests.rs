@@ -2,6 +2,7 @@
 use alloc::string::String;
 
 use pasidon_kernel::addr::{GuestPhys, HostPhys};
+use pasidon_kernel::dev::Received;
 use pasidon_kernel::exit::Access;
 use pasidon_kernel::parent::{
     Bar, DeviceQuiesced, InterruptBinding, PciIdentity, Portal, QuiesceFailed, Remains,
@@ -156,7 +157,7 @@ fn typing_reaches_the_processor_as_a_level_interrupt() {
     let mut rig = Rig::new();
     rig.write(layout::UART_BASE + 0x38, 2, 0x50);
     assert_eq!(rig.pending(), NONE);
-    assert!(rig.platform.push_input(b'a', &mut |_| {}));
+    assert!(rig.platform.push_input(Received::Byte(b'a'), &mut |_| {}));
     assert!(rig.platform.take_wakes().contains(0));
     assert_eq!(rig.pending(), [intid::UART]);
     assert_eq!(rig.read(layout::UART_BASE, 4), u64::from(b'a'));
@@ -281,7 +282,7 @@ proptest! {
             let kind = if write { AccessKind::Write(value & all_ones(size)) } else { AccessKind::Read };
             let read = rig.access(BASES[base].wrapping_add(offset & 0x1_1fff), size, kind);
             prop_assert_eq!(read & !all_ones(size), 0, "a value wider than the access");
-            rig.platform.push_input(value as u8, &mut |_| {});
+            rig.platform.push_input(Received::Byte(value as u8), &mut |_| {});
             rig.platform.vdev_interrupt(slot, value as u16, &mut |_| {});
             rig.pending();
         }
