@@ -300,7 +300,7 @@ fn happen(console: &mut Console, event: Event, line: &mut Line) {
     match event {
         Event::Output(vm, bytes) => console.guest_output(vm, &bytes, sink),
         Event::Log => console.log("a line\nand another", sink),
-        Event::Input(byte) => return drop(console.input(Received::Byte(byte), 0, sink)),
+        Event::Input(byte) => drop(console.input(Received::Byte(byte), 0, sink)),
         Event::Break => drop(console.input(Received::Break, 0, sink)),
         Event::Quiet => console.quiet(LEAVE_QUIET_NS, sink),
         Event::Enter(vm) => drop(console.enter(vm, sink)),
