@@ -5,7 +5,7 @@
 //! it. So one guest's never fire in another, and a guest that uses none costs nothing.
 //! **Invariant.** What goes into the processor matches at EL1 and EL0 only, and by nothing that is EL2's.
 //!
-//! Source: Arm Architecture Reference Manual (DDI 0487), D2 (self-hosted debug), DBGBCR<n>_EL1, DBGWCR<n>_EL1,
+//! Source: Arm Architecture Reference Manual (DDI 0487), D2 (self-hosted debug), `DBGBCR<n>_EL1`, `DBGWCR<n>_EL1`,
 //! MDSCR_EL1, ID_AA64DFR0_EL1.
 
 /// The most of each kind that a processor has.
@@ -21,7 +21,7 @@ mod mdscr {
     pub const WRITABLE: u64 = SS | TDCC | KDE | MDE;
 }
 
-/// DBGBCR<n>_EL1 and DBGWCR<n>_EL1.
+/// `DBGBCR<n>_EL1` and `DBGWCR<n>_EL1`.
 mod control {
     pub const E: u64 = 1;
     /// E, PMC, BAS, LBN, BT; without HMC and SSC it is about EL1 and EL0.
@@ -36,22 +36,22 @@ mod control {
 /// Which register of a breakpoint or watchpoint.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Part {
-    /// DBGBVR<n>_EL1.
+    /// `DBGBVR<n>_EL1`.
     BreakpointValue,
-    /// DBGBCR<n>_EL1.
+    /// `DBGBCR<n>_EL1`.
     BreakpointControl,
-    /// DBGWVR<n>_EL1.
+    /// `DBGWVR<n>_EL1`.
     WatchpointValue,
-    /// DBGWCR<n>_EL1.
+    /// `DBGWCR<n>_EL1`.
     WatchpointControl,
 }
 
 /// A breakpoint or a watchpoint.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Point {
-    /// DBGBVR<n>_EL1 or DBGWVR<n>_EL1.
+    /// `DBGBVR<n>_EL1` or `DBGWVR<n>_EL1`.
     pub value: u64,
-    /// DBGBCR<n>_EL1 or DBGWCR<n>_EL1.
+    /// `DBGBCR<n>_EL1` or `DBGWCR<n>_EL1`.
     pub control: u64,
 }
 
