@@ -83,6 +83,7 @@ impl Board {
             Action::MapPortal { guest, host, .. } => drop(portals.insert(guest.0, host.0)),
             Action::UnmapPortal { guest, .. } => drop(portals.remove(&guest.0)),
             Action::Message(message) => messages.push(message),
+            Action::Attend => {}
             other => panic!("{other:?} from a PCI bus"),
         })
     }
@@ -94,6 +95,15 @@ struct Boards(Mutex<BTreeMap<VmId, Board>>);
 impl Boards {
     fn on<R>(&self, vm: &Vm, call: impl FnOnce(&mut Board) -> R) -> R {
         call(self.0.lock().unwrap().get_mut(&vm.id()).expect("the VM is built"))
+    }
+}
+
+impl Boards {
+    fn set_portals(&self, vm: &Vm, vdev: VdevId, withhold: bool) {
+        self.on(vm, |board| {
+            let slot = board.slots[&vdev];
+            board.with(|bus, actions| bus.withhold_portals(slot, withhold, actions));
+        });
     }
 }
 
@@ -128,7 +138,16 @@ impl VmHost for Boards {
         PortalsUnmapped::confirmed_by_arch(vdev)
     }
 
-    fn device_event(&self, vm: &Vm, vdev: VdevId) {
+    fn withhold_portals(&self, vm: &Vm, vdev: VdevId) -> PortalsUnmapped {
+        self.set_portals(vm, vdev, true);
+        PortalsUnmapped::confirmed_by_arch(vdev)
+    }
+
+    fn return_portals(&self, vm: &Vm, vdev: VdevId) {
+        self.set_portals(vm, vdev, false);
+    }
+
+    fn device_event(&self, vm: &Vm, vdev: VdevId) -> bool {
         self.on(vm, |board| {
             let mut raised = Vec::new();
             let slot = board.slots[&vdev];
@@ -139,6 +158,7 @@ impl VmHost for Boards {
                 board.with(|bus, actions| bus.interrupt(slot, vector, actions));
             }
         });
+        true
     }
 
     fn run(&self, _vm: &Vm) -> Result<(), Refusal> {

@@ -78,6 +78,9 @@ pub enum Action {
         /// Length in bytes.
         len: u64,
     },
+    /// A vdev's model waits for its device ([`VdevModel::is_waiting`](crate::parent::VdevModel::is_waiting)):
+    /// somebody is to look.
+    Attend,
     /// A byte the guest printed on its console.
     Console(u8),
     /// The guest asked to be switched off.

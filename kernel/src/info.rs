@@ -42,6 +42,8 @@ pub struct SystemInfo {
     pub stray_interrupts: u64,
     /// What a failed stop has cost; empty is what one wants.
     pub retired: Vec<RetiredInfo>,
+    /// How many things that were retired have come back since boot.
+    pub revived: u64,
 }
 
 /// The IOMMU.
@@ -285,8 +287,8 @@ pub struct TypeInfo {
     pub available: u16,
 }
 
-/// Something that a device or IOMMU that did not stop has cost, until its parent is reset or the machine
-/// restarts.
+/// Something that a device or IOMMU that did not stop has cost, until its stop is confirmed, its parent is reset or
+/// the machine restarts.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize)]
 pub struct RetiredInfo {
     /// `pasid`, `vdev`, `interrupt`, `ioas` or `memory`.
@@ -297,14 +299,20 @@ pub struct RetiredInfo {
     pub value: u64,
     /// Why.
     pub why: String,
+    /// Since when, in nanoseconds since boot.
+    pub since_ns: u64,
+    /// How often it was asked again since whether it has stopped.
+    pub tries: u32,
 }
 
 impl core::fmt::Display for RetiredInfo {
     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
-        let Self { what, vm, value, why } = self;
+        let Self {
+            what, vm, value, why, ..
+        } = self;
         write!(
             f,
-            "vm {vm}: {what} {value} is kept back: {why}; a reset of its parent helps"
+            "vm {vm}: {what} {value} is kept back: {why}; it is asked again, and a reset of its parent helps"
         )
     }
 }

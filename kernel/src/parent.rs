@@ -15,6 +15,7 @@ use crate::drained::Drained;
 use crate::exit::MsiMessage;
 use crate::pasid::Pasid;
 use crate::refusal::Refusal;
+use crate::vdev::ParentUnreached;
 
 /// A way to slice a parent.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -98,11 +99,22 @@ pub trait Parent: Send + Sync {
     /// does not hold the caller for long.
     fn interrupt(&self, sink: &mut dyn FnMut(ParentEvent)) -> Drained;
 
+    /// Whether something is under way on the device that nothing announces the end of: somebody is to call
+    /// [`Parent::look`], and [`VdevModel::device_event`] of each vdev on it, every few milliseconds. Takes no
+    /// lock.
+    fn is_waiting(&self) -> bool {
+        false
+    }
+
+    /// Looks how far the device is with what it was given, and gives it what comes next. Waits for nothing.
+    fn look(&self) {}
+
     /// Resets the whole device and sets it up again: the way out after a halt, or after a slice that would
-    /// not stop. Every slice has stopped when it returns, also where it refuses; tags, interrupts and
+    /// not stop. Nobody else touches the device until it returns: the driver keeps itself from it, and
+    /// `unreached` stands for the guests. Every slice has stopped then, also where it refuses; tags, interrupts and
     /// reservations stay as they were. The caller announces it to each vdev with
     /// [`VdevModel::device_event`], and may then quiesce those again that failed before. May take a second.
-    fn recover(&self) -> Result<(), Refusal> {
+    fn recover(&self, _unreached: &ParentUnreached) -> Result<(), Refusal> {
         Err(Refusal::new(
             alloc::format!("parent {}", self.name()),
             "its driver cannot reset it",
@@ -228,8 +240,20 @@ pub trait VdevModel: Send {
     /// Stops the queue for good within the driver's deadline.
     fn quiesce(&mut self) -> Result<DeviceQuiesced, QuiesceFailed>;
 
+    /// [`VdevModel::quiesce`] without waiting: what has not stopped by now can be asked again. What was begun
+    /// goes on meanwhile.
+    fn try_quiesce(&mut self) -> Result<DeviceQuiesced, QuiesceFailed> {
+        self.quiesce()
+    }
+
+    /// Whether the model waits for the device, so that [`Parent::is_waiting`] is true.
+    fn is_waiting(&self) -> bool {
+        false
+    }
+
     /// Called after [`Parent::interrupt`] reported an event that names this vdev's PASID, or a halt of the
-    /// device: the model shows the guest its part of it. Not called from the interrupt itself.
+    /// device, and while [`Parent::is_waiting`]: the model shows the guest its part of it. Waits for nothing. Not
+    /// called from the interrupt itself.
     fn device_event(&mut self, _raise: &mut dyn FnMut(u16)) {}
 
     /// What the guest finds in the BARs from now on instead of the slice: the vdev is about to end, or did not stop.

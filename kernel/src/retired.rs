@@ -2,9 +2,9 @@
 //! What a device or IOMMU that did not stop has cost.
 //!
 //! **Principle.** What cannot be proven quiet is kept and listed, and not used again until it is: this is
-//! where it is kept. The record owns the thing, so that no other code can come by it. After a reset of the
-//! parent, or when the IOMMU answers again, [`crate::system::System::reclaim`] asks once more for the
-//! proof that was missing.
+//! where it is kept. The record owns the thing, so that no other code can come by it.
+//! [`crate::system::System::retry_retired`] asks again and again for the proof that was missing, less and less
+//! often; so does a reset of the parent.
 
 use alloc::boxed::Box;
 use alloc::string::{String, ToString};
@@ -39,6 +39,38 @@ pub struct Retirement {
     pub why: String,
     /// The thing.
     pub what: Retired,
+    /// Since when, in nanoseconds since boot.
+    pub since_ns: u64,
+    /// How often the proof was asked for again.
+    pub tries: u32,
+}
+
+/// When what was retired is asked for its proof again: soon at first, then half as often each time.
+#[derive(Debug)]
+pub(crate) struct Retry {
+    pub(crate) due_ns: u64,
+    pause_ns: u64,
+}
+
+impl Retry {
+    /// The first pause, in nanoseconds.
+    pub(crate) const FIRST_NS: u64 = 10_000_000;
+    /// The longest. An IOMMU that does not answer may take a second of each try.
+    pub(crate) const LAST_NS: u64 = 60_000_000_000;
+
+    /// Something was retired just now, or came back: it is worth asking soon.
+    pub(crate) fn soon(now_ns: u64) -> Self {
+        Self {
+            due_ns: now_ns.saturating_add(Self::FIRST_NS),
+            pause_ns: Self::FIRST_NS,
+        }
+    }
+
+    /// A try was in vain.
+    pub(crate) fn later(&mut self, now_ns: u64) {
+        self.pause_ns = self.pause_ns.saturating_mul(2).min(Self::LAST_NS);
+        self.due_ns = now_ns.saturating_add(self.pause_ns);
+    }
 }
 
 /// What was retired.
@@ -80,6 +112,17 @@ pub enum Retired {
 }
 
 impl Retirement {
+    /// A new record.
+    pub(crate) fn new(vm: String, why: String, what: Retired, since_ns: u64) -> Self {
+        Self {
+            vm,
+            why,
+            what,
+            since_ns,
+            tries: 0,
+        }
+    }
+
     pub(crate) fn info(&self) -> RetiredInfo {
         let (what, value) = match &self.what {
             Retired::Attachment { attachment, .. } => ("pasid", u64::from(attachment.pasid.value())),
@@ -94,6 +137,8 @@ impl Retirement {
             vm: self.vm.to_string(),
             value,
             why: self.why.to_string(),
+            since_ns: self.since_ns,
+            tries: self.tries,
         }
     }
 }

@@ -180,10 +180,18 @@ pub trait VmHost: Send + Sync {
     /// Takes a vdev off the bus. When this returns, no vCPU can reach its portals.
     fn unplug(&self, vm: &Vm, vdev: VdevId) -> PortalsUnmapped;
 
+    /// Takes a plugged vdev's portals out of stage 2, wherever the guest puts its BARs, until
+    /// [`VmHost::return_portals`]. When this returns, no vCPU can reach them.
+    fn withhold_portals(&self, vm: &Vm, vdev: VdevId) -> PortalsUnmapped;
+
+    /// The end of [`VmHost::withhold_portals`].
+    fn return_portals(&self, vm: &Vm, vdev: VdevId);
+
     /// Has the model of a plugged vdev take up what its parent found
     /// ([`VdevModel::device_event`](crate::parent::VdevModel::device_event)), and delivers what it raises.
     /// May come while an operation on the VM is under way; a vdev that is not plugged any more is left alone.
-    fn device_event(&self, vm: &Vm, vdev: VdevId);
+    /// False, with nothing done, where the VM's devices are in use: nobody waits for them here.
+    fn device_event(&self, vm: &Vm, vdev: VdevId) -> bool;
 
     /// Lets the vCPUs run, for the first time or after a pause.
     fn run(&self, vm: &Vm) -> Result<(), Refusal>;

@@ -28,6 +28,10 @@ use crate::vms::{Machine, Vms};
 /// more vectors.
 pub const NOTES: usize = 256;
 
+/// The turn that a guest gets between two rounds of the hypervisor's own work, in nanoseconds: whatever causes that
+/// work, guests on the pCPU that does it go on.
+const BETWEEN_NS: u64 = 1_000_000;
+
 /// What every pCPU works on.
 pub struct World<H: Hardware> {
     /// The system.
@@ -114,6 +118,8 @@ pub fn run<H: Hardware>() -> Result<core::convert::Infallible, Refusal> {
         sleepers: Vec::new(),
         armed: None,
     };
+    // Whether a round went by without a turn for a guest.
+    let mut owed = false;
     loop {
         H::window();
         if let Some(rounds) = ROUNDS.get(index as usize) {
@@ -123,14 +129,23 @@ pub fn run<H: Hardware>() -> Result<core::convert::Infallible, Refusal> {
         if index == 0 {
             world.vms.outside().work();
         }
-        // What came while a lock was waited for in there; nothing else would end the sleep, or the turn.
-        if has_notes(index) || (index == 0 && world.vms.outside().is_woken()) {
+        // What came meanwhile; nothing else would end the sleep, or the turn.
+        let more = has_notes(index) || (index == 0 && world.vms.outside().is_woken());
+        if more && !core::mem::replace(&mut owed, true) {
             continue;
         }
         let now = H::now_ns();
         local.wake_sleepers(world, now);
         match world.vms.scheduler.next(PcpuId(index), now) {
-            Some(turn) => local.run_turn(world, turn),
+            Some(mut turn) => {
+                owed = false;
+                if more {
+                    let soon = now.saturating_add(BETWEEN_NS);
+                    turn.until = Some(turn.until.map_or(soon, |until| until.min(soon)));
+                }
+                local.run_turn(world, turn);
+            }
+            None if more => {}
             None => {
                 local.arm(world, None);
                 H::wait();
@@ -146,18 +161,24 @@ fn has_notes(index: u32) -> bool {
         .is_some_and(|notes| !notes.lock().is_empty())
 }
 
-/// Hands device interrupts to the vdevs that they belong to.
+/// Hands device interrupts to the vdevs that they belong to. Those of a VM whose devices are in use stay noted.
 fn deliver_notes<H: Hardware>(world: &World<H>, index: u32) {
     let Some(notes) = NOTED.get(index as usize) else {
         return;
     };
-    loop {
-        let note = notes.lock().pop();
-        let Some(Route::Vdev { vm, vdev, vector }) = note else {
-            return;
+    let count = notes.lock().len();
+    for _ in 0..count {
+        let note = notes.lock().pop_at(0);
+        let Some(route @ Route::Vdev { vm, vdev, vector }) = note else {
+            continue;
         };
-        if let Some(machine) = world.vms.machine(vm) {
-            machine.interrupt(vdev, vector);
+        let machine = world.vms.machine(vm);
+        if machine.is_some_and(|machine| !machine.interrupt(vdev, vector)) {
+            let mut notes = notes.lock();
+            if !notes.contains(&route) {
+                // There are no more routes to a pCPU than it has vectors.
+                let _ = notes.try_push(route);
+            }
         }
     }
 }

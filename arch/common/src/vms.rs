@@ -144,6 +144,7 @@ impl<H: Hardware> Machine<H> {
                 self.forget_translations();
             }
             Action::Console(byte) => self.vms.outside.console(self.id, byte),
+            Action::Attend => self.vms.outside.wake(),
             Action::PowerOff => self.end(VmEnd::PowerOff),
             Action::Reset => self.end(VmEnd::Reset),
             // The platform keeps wired interrupts to itself.
@@ -201,21 +202,35 @@ impl<H: Hardware> Machine<H> {
         Some(board.platform.pci().portal_traps(slot))
     }
 
-    /// The physical device raised an interrupt of a vdev.
-    pub fn interrupt(&self, vdev: VdevId, vector: u16) {
-        self.with_board(|board| {
+    /// The physical device raised an interrupt of a vdev. False, with nothing done, where the devices are in use.
+    #[must_use]
+    pub fn interrupt(&self, vdev: VdevId, vector: u16) -> bool {
+        let done = self.try_with_board(|board| {
             if let Some(slot) = board.slot(vdev) {
                 board
                     .platform
                     .vdev_interrupt(slot, vector, &mut |action| self.act(action));
             }
         });
+        done.is_some()
     }
 
     /// Does something with the devices from outside of the vCPU, and makes the vCPU look where that changed what it
     /// is interrupted by.
     fn with_board<T>(&self, act: impl FnOnce(&mut Board<H::Platform>) -> T) -> T {
-        let mut board = lock_patiently::<H, _>(&self.board);
+        self.use_board(lock_patiently::<H, _>(&self.board), act)
+    }
+
+    /// The same where nobody else uses the devices at this moment.
+    fn try_with_board<T>(&self, act: impl FnOnce(&mut Board<H::Platform>) -> T) -> Option<T> {
+        self.board.try_lock().map(|board| self.use_board(board, act))
+    }
+
+    fn use_board<T>(
+        &self,
+        mut board: MutexGuard<'_, Board<H::Platform>>,
+        act: impl FnOnce(&mut Board<H::Platform>) -> T,
+    ) -> T {
         let result = act(&mut board);
         let wake = board.platform.take_wake();
         drop(board);
@@ -308,6 +323,19 @@ impl<H: Hardware> Clone for Builder<H> {
 
 impl<H: Hardware> Copy for Builder<H> {}
 
+impl<H: Hardware> Builder<H> {
+    fn set_portals(&self, vm: &Vm, vdev: VdevId, withhold: bool) {
+        if let Some(machine) = self.0.machine(vm.id()) {
+            machine.with_board(|board| {
+                if let Some(slot) = board.slot(vdev) {
+                    let pci = board.platform.pci();
+                    pci.withhold_portals(slot, withhold, &mut |action| machine.act(action));
+                }
+            });
+        }
+    }
+}
+
 impl<H: Hardware> VmHost for Builder<H> {
     fn scrub(&self, start: HostPhys, len: u64) {
         // SAFETY: the frames are RAM, mapped at their physical address, and nobody's at this moment.
@@ -370,11 +398,20 @@ impl<H: Hardware> VmHost for Builder<H> {
         PortalsUnmapped::confirmed_by_arch(vdev)
     }
 
-    fn device_event(&self, vm: &Vm, vdev: VdevId) {
+    fn withhold_portals(&self, vm: &Vm, vdev: VdevId) -> PortalsUnmapped {
+        self.set_portals(vm, vdev, true);
+        PortalsUnmapped::confirmed_by_arch(vdev)
+    }
+
+    fn return_portals(&self, vm: &Vm, vdev: VdevId) {
+        self.set_portals(vm, vdev, false);
+    }
+
+    fn device_event(&self, vm: &Vm, vdev: VdevId) -> bool {
         let Some(machine) = self.0.machine(vm.id()) else {
-            return;
+            return true;
         };
-        machine.with_board(|board| {
+        let done = machine.try_with_board(|board| {
             let mut raised = Vec::new();
             let Some(slot) = board.slot(vdev) else { return };
             if let Some(model) = board.platform.pci().model(slot) {
@@ -386,6 +423,7 @@ impl<H: Hardware> VmHost for Builder<H> {
                     .vdev_interrupt(slot, vector, &mut |action| machine.act(action));
             }
         });
+        done.is_some()
     }
 
     fn run(&self, vm: &Vm) -> Result<(), Refusal> {

@@ -19,7 +19,7 @@ use pasidon_kernel::drained::Drained;
 use pasidon_kernel::fault::Noted;
 use pasidon_kernel::fault_log::{FaultLog, FaultOwner};
 use pasidon_kernel::id::VmId;
-use pasidon_kernel::info::VmInfo;
+use pasidon_kernel::info::{RetiredInfo, VmInfo};
 use pasidon_kernel::iommu::Iommu;
 use pasidon_kernel::monitor::{HostPower, Monitor};
 use pasidon_kernel::refusal::Refusal;
@@ -40,6 +40,10 @@ const LOOK_MAX: usize = 4096;
 /// How often at most devices' faults and events are looked at, in nanoseconds. A guest can have its queue report
 /// errors as fast as it submits; until one is read, the units raise no further interrupt.
 const EVENT_INTERVAL_NS: u64 = 10_000_000;
+
+/// How soon what is under way on a device is looked at again, in nanoseconds: at first, and at the latest. In
+/// between, a quarter of the time that it has taken so far.
+const ATTEND_NS: (u64, u64) = (1_000_000, 20_000_000);
 
 /// What a VM boots, as named by the configuration.
 pub struct Image {
@@ -90,6 +94,10 @@ pub struct Desk {
     looked: AtomicU64,
     /// Before that time, faults and events of devices wait.
     events_due: AtomicU64,
+    /// Since when something has been under way on a device; 0 while nothing is.
+    attending: AtomicU64,
+    /// When it is looked at again.
+    attend_due: AtomicU64,
     /// Lines about events, by the name of the VM that caused them.
     event_lines: Mutex<BTreeMap<Option<String>, Allowance>>,
     power: Mutex<Option<HostPower>>,
@@ -122,6 +130,8 @@ impl Desk {
             looking: AtomicBool::new(true),
             looked: AtomicU64::new(0),
             events_due: AtomicU64::new(0),
+            attending: AtomicU64::new(0),
+            attend_due: AtomicU64::new(0),
             event_lines: Mutex::new(BTreeMap::new()),
             power: Mutex::new(None),
         }
@@ -338,6 +348,46 @@ impl Desk {
         }
     }
 
+    /// Looks after what is under way on devices.
+    fn attend(&self, parts: &Parts) {
+        if !parts.system.needs_attention() {
+            self.attending.store(0, Ordering::Relaxed);
+            return;
+        }
+        let now = time::now_ns();
+        let since = match self.attending.load(Ordering::Relaxed) {
+            0 => now,
+            since => since,
+        };
+        if since != now && now < self.attend_due.load(Ordering::Relaxed) {
+            return;
+        }
+        self.attending.store(since, Ordering::Relaxed);
+        parts.system.attend(&parts.vms.builder());
+        let now = time::now_ns();
+        let pause = (now.saturating_sub(since) / 4).clamp(ATTEND_NS.0, ATTEND_NS.1);
+        self.attend_due
+            .store(now.saturating_add(pause), Ordering::Relaxed);
+    }
+
+    /// Asks again whether what was retired has stopped.
+    fn retry_retired(&self, parts: &Parts) {
+        for RetiredInfo { what, vm, value, .. } in parts.system.retry_retired(&parts.vms.builder()).reclaimed
+        {
+            log::info!("vm {vm}: {what} {value} has stopped and is free again");
+        }
+    }
+
+    /// When what is under way on devices is to be looked at.
+    fn next_attend(&self) -> Option<u64> {
+        let parts = self.parts.get()?;
+        let due = match self.attending.load(Ordering::Relaxed) {
+            0 => 0,
+            _ => self.attend_due.load(Ordering::Relaxed),
+        };
+        parts.system.needs_attention().then_some(due)
+    }
+
     /// Whether faults or events of devices wait to be looked at.
     fn events_wait(&self) -> bool {
         self.faulted.load(Ordering::SeqCst) || run::has_parent_events()
@@ -399,17 +449,20 @@ impl Outside for Desk {
         let now = time::now_ns();
         let due = self.next_look().is_some_and(|next| next <= now);
         if self.key.swap(false, Ordering::SeqCst) || due {
-            self.looked.store(now, Ordering::Relaxed);
             self.look_at_line(parts);
+            self.looked.store(time::now_ns(), Ordering::Relaxed);
         }
+        self.attend(parts);
+        self.retry_retired(parts);
         let woken = self.woken.swap(false, Ordering::SeqCst);
         if self.events_wait() && self.events_due.load(Ordering::Relaxed) <= now {
-            self.events_due
-                .store(now.saturating_add(EVENT_INTERVAL_NS), Ordering::Relaxed);
             if self.faulted.swap(false, Ordering::SeqCst) {
                 self.record_faults(parts);
             }
             self.take_events(parts);
+            // From when the work is done: a guest has its turn in between, however long that took.
+            let due = time::now_ns().saturating_add(EVENT_INTERVAL_NS);
+            self.events_due.store(due, Ordering::Relaxed);
         }
         if !woken {
             return;
@@ -429,7 +482,11 @@ impl Outside for Desk {
         let events = self
             .events_wait()
             .then(|| self.events_due.load(Ordering::Relaxed));
-        [self.next_look(), events].into_iter().flatten().min()
+        let retry = self.parts.get().and_then(|parts| parts.system.next_retry());
+        [self.next_look(), events, self.next_attend(), retry]
+            .into_iter()
+            .flatten()
+            .min()
     }
 
     fn image(&self, vm: &str) -> Result<BootImage<'static>, Refusal> {

@@ -110,6 +110,11 @@ impl ConfigModel {
         self.word(ATS + 4) & 1 << 31 != 0
     }
 
+    /// Whether it does not answer yet after a reset.
+    pub(crate) fn is_silent(&self) -> bool {
+        self.silence.load(Ordering::SeqCst) > 0
+    }
+
     pub(crate) fn msix_enabled(&self) -> bool {
         self.word(MSIX) & 3 << 30 == 2 << 30
     }

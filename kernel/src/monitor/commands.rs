@@ -92,7 +92,7 @@ pub static COMMANDS: [Command; 18] = [
         usage: &["pasids"],
         about: "Lists the PASIDs that are attached or retired.",
         more: &[
-            "A PASID is retired, and never used again, when a device or the IOMMU did not confirm its end.",
+            "A PASID is retired when a device or the IOMMU did not confirm its end, and is used again once it has.",
         ],
     },
     Command {

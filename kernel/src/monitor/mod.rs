@@ -221,6 +221,8 @@ impl Monitor {
                 let state = show::IommuState {
                     iommu: &system.iommu,
                     retired: &system.retired,
+                    revived: system.revived,
+                    uptime_ns: system.uptime_ns,
                     stray_interrupts: system.stray_interrupts,
                 };
                 answer(json, &state, || show::taints(&system) + &show::iommu(&state))

@@ -256,6 +256,8 @@ pub(super) fn pasids(pasids: &[PasidInfo]) -> String {
 pub(super) struct IommuState<'a> {
     pub iommu: &'a Option<IommuInfo>,
     pub retired: &'a [RetiredInfo],
+    pub revived: u64,
+    pub uptime_ns: u64,
     pub stray_interrupts: u64,
 }
 
@@ -285,16 +287,21 @@ pub(super) fn iommu(state: &IommuState<'_>) -> String {
         ]);
     }
     text += &format!("\n{}", spaces.render_or("there is no I/O address space"));
-    let mut retired = Table::new(["RETIRED", "VM", "#VALUE", "WHY"]);
+    let mut retired = Table::new(["RETIRED", "VM", "#VALUE", "#SECONDS", "#TRIES", "WHY"]);
     for loss in state.retired {
         retired.row([
             loss.what.to_string(),
             loss.vm.clone(),
             loss.value.to_string(),
+            (state.uptime_ns.saturating_sub(loss.since_ns) / 1_000_000_000).to_string(),
+            loss.tries.to_string(),
             loss.why.clone(),
         ]);
     }
     text += &format!("\n{}", retired.render_or("nothing is retired"));
+    if state.revived > 0 {
+        text += &format!("{} that were retired have come back\n", state.revived);
+    }
     text
 }
 

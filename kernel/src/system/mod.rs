@@ -19,27 +19,27 @@ mod properties;
 #[cfg(test)]
 mod tests;
 
-use alloc::collections::BTreeMap;
+use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::format;
 use alloc::string::String;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::ops::Range;
-use core::sync::atomic::AtomicU32;
+use core::sync::atomic::{AtomicU32, AtomicU64};
 
 use spin::{Mutex, RwLock};
 
 use crate::addr::Requester;
 use crate::frames::Frames;
 use crate::host::Host;
-use crate::id::VmId;
+use crate::id::{VdevId, VmId};
 use crate::iommu::Iommu;
 use crate::irq::RouteTable;
 use crate::msi::MsiController;
 use crate::pasid::{Pasid, PasidSpace};
 use crate::ram::check_layout;
 use crate::refusal::Refusal;
-use crate::retired::Retirement;
+use crate::retired::{Retirement, Retry};
 use crate::vdev::{Services, Vdev};
 use crate::vm::{Vm, VmSpec};
 
@@ -75,7 +75,12 @@ pub struct System {
     vms: RwLock<Vec<Arc<Vm>>>,
     /// Whom a tag belongs to; retired ones stay, so that their faults have a name.
     tags: Mutex<BTreeMap<(Requester, Pasid), Arc<Vdev>>>,
+    /// Vdevs that could not be told what happened to them, because their VM's devices were in use.
+    untold: Mutex<BTreeSet<(VmId, VdevId)>>,
     retired: Mutex<Vec<Retirement>>,
+    retry: Mutex<Retry>,
+    /// What was retired and has come back.
+    revived: AtomicU64,
     next_vdev: AtomicU32,
     next_ioas: AtomicU32,
 }
@@ -103,7 +108,10 @@ impl System {
             parents: Vec::new(),
             vms: RwLock::new(Vec::new()),
             tags: Mutex::new(BTreeMap::new()),
+            untold: Mutex::new(BTreeSet::new()),
             retired: Mutex::new(Vec::new()),
+            retry: Mutex::new(Retry::soon(0)),
+            revived: AtomicU64::new(0),
             next_vdev: AtomicU32::new(1),
             next_ioas: AtomicU32::new(1),
         })

@@ -11,9 +11,9 @@ use crate::drained::Drained;
 use crate::irq::Route;
 use crate::parent::{DmaTag, Parent, ParentEvent};
 use crate::refusal::Refusal;
-use crate::vdev::Vdev;
 use crate::vdev::interrupt::Interrupt;
-use crate::vm::VmHost;
+use crate::vdev::{ParentUnreached, Vdev};
+use crate::vm::{Vm, VmHost};
 
 use super::{ReclaimReport, System, VdevName};
 
@@ -222,8 +222,7 @@ impl System {
 
     /// Has every vdev of a parent take up what happened to it.
     pub(super) fn announce(&self, vm_host: &dyn VmHost, parent: &str) {
-        let vdevs = self.vms().into_iter().flat_map(|vm| vm.vdevs());
-        for vdev in vdevs.filter(|vdev| vdev.parent() == parent) {
+        for (_, vdev) in self.on_parent(parent) {
             self.take_up(vm_host, &vdev);
         }
     }
@@ -231,21 +230,69 @@ impl System {
     pub(super) fn take_up(&self, vm_host: &dyn VmHost, vdev: &Vdev) {
         // Retired tags have a vdev that is on no bus any more.
         let vm = self.vm(vdev.vm()).filter(|vm| vm.vdev(vdev.id()).is_some());
-        if let Some(vm) = vm {
-            vm_host.device_event(&vm, vdev.id());
+        if let Some(vm) = vm
+            && !vm_host.device_event(&vm, vdev.id())
+        {
+            self.untold.lock().insert((vm.id(), vdev.id()));
+        }
+    }
+
+    /// Whether [`System::attend`] has something to do soon.
+    pub fn needs_attention(&self) -> bool {
+        self.parents.iter().any(|entry| entry.parent.is_waiting()) || !self.untold.lock().is_empty()
+    }
+
+    /// Looks after what is under way on parents, and after vdevs that could not be told something. Waits for
+    /// nothing; to be called every few milliseconds while [`System::needs_attention`].
+    pub fn attend(&self, vm_host: &dyn VmHost) {
+        let untold = core::mem::take(&mut *self.untold.lock());
+        for (vm, vdev) in untold {
+            if let Some(vdev) = self.vm(vm).and_then(|vm| vm.vdev(vdev)) {
+                self.take_up(vm_host, &vdev);
+            }
+        }
+        for entry in self.parents.iter().filter(|entry| entry.parent.is_waiting()) {
+            entry.parent.look();
+            self.announce(vm_host, entry.parent.name());
         }
     }
 
     /// Resets a parent as a whole, the way out after a halt or a queue that would not stop. Every vdev on
-    /// it stops and is told; what is retired is reclaimed as far as it is then proven quiet. Not while a
-    /// guest depends on it: it is for a person to decide.
+    /// it stops and is told; what is retired is reclaimed as far as it is then proven quiet. Meanwhile no guest
+    /// reaches the device, and none again where the reset fails, until one succeeds. Not while a guest depends on
+    /// it: it is for a person to decide.
     pub fn recover_parent(&self, vm_host: &dyn VmHost, name: &str) -> Result<ReclaimReport, Refusal> {
         let entry = self.parents.iter().find(|entry| entry.parent.name() == name);
         let entry = entry
             .ok_or_else(|| Refusal::new(format!("parent {name}"), "not defined", "`parents` lists them"))?;
-        let recovered = entry.parent.recover();
+        // Nobody writes to the device while it is reset: on some machines that is an error of the machine.
+        let concerned = self.on_parent(name);
+        for (vm, vdev) in &concerned {
+            let unmapped = vm_host.withhold_portals(vm, vdev.id());
+            if unmapped.vdev() != vdev.id() {
+                return Err(Refusal::new(
+                    format!("parent {name}"),
+                    format!("guests may still reach the portals of vdev {}", vdev.id()),
+                    "end that vdev, then reset the parent",
+                ));
+            }
+        }
+        let recovered = entry.parent.recover(&ParentUnreached::confirmed_by_system(name));
         self.announce(vm_host, name);
         let report = self.reclaim(vm_host);
-        recovered.map(|()| report)
+        recovered?;
+        for (vm, vdev) in &concerned {
+            vm_host.return_portals(vm, vdev.id());
+        }
+        Ok(report)
+    }
+
+    /// The vdevs of a parent, with their VMs.
+    fn on_parent(&self, parent: &str) -> Vec<(Arc<Vm>, Arc<Vdev>)> {
+        let all = self.vms().into_iter().flat_map(|vm| {
+            let vdevs = vm.vdevs();
+            vdevs.into_iter().map(move |vdev| (vm.clone(), vdev))
+        });
+        all.filter(|(_, vdev)| vdev.parent() == parent).collect()
     }
 }

@@ -3,9 +3,11 @@
 
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
+use core::sync::atomic::Ordering;
 
 use crate::info::RetiredInfo;
-use crate::retired::{Retired, Retirement};
+use crate::parent::{DeviceQuiesced, QuiesceFailed, VdevModel};
+use crate::retired::{Retired, Retirement, Retry};
 use crate::vm::{Vm, VmHost};
 
 use super::System;
@@ -13,7 +15,7 @@ use super::System;
 /// What the end of something has cost. Empty where everything was confirmed and given back.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct EndReport {
-    /// What is not used again before its parent is reset or the machine restarts.
+    /// What is not used again before its stop is confirmed, its parent is reset or the machine restarts.
     pub retired: Vec<RetiredInfo>,
 }
 
@@ -26,10 +28,13 @@ pub struct ReclaimReport {
     pub left: Vec<RetiredInfo>,
 }
 
+/// How a slice is asked for the proof of its stop.
+type Stop<'a> = &'a mut dyn FnMut(&mut dyn VdevModel) -> Result<DeviceQuiesced, QuiesceFailed>;
+
 impl System {
     pub(super) fn keep(&self, vm: &Vm, why: String, what: Retired, report: &mut EndReport) {
-        let vm = vm.name().to_string();
-        self.retire(Retirement { vm, why, what }, report);
+        let now = self.services.host.now_ns();
+        self.retire(Retirement::new(vm.name().to_string(), why, what, now), report);
     }
 
     pub(super) fn retire(&self, retirement: Retirement, report: &mut EndReport) {
@@ -43,10 +48,40 @@ impl System {
         );
         report.retired.push(info);
         self.retired.lock().push(retirement);
+        *self.retry.lock() = Retry::soon(self.services.host.now_ns());
     }
 
-    /// Asks for each retired thing once more whether it is quiet, and takes back what is.
+    /// When [`System::retry_retired`] is to be called, in nanoseconds of the host's clock; `None` while nothing is
+    /// retired.
+    pub fn next_retry(&self) -> Option<u64> {
+        let any = !self.retired.lock().is_empty();
+        any.then(|| self.retry.lock().due_ns)
+    }
+
+    /// Asks once more, where it is time, whether what was retired is quiet, and takes back what is. Waits for no
+    /// device.
+    pub fn retry_retired(&self, vm_host: &dyn VmHost) -> ReclaimReport {
+        let now = self.services.host.now_ns();
+        if self.next_retry().is_none_or(|due| due > now) {
+            return ReclaimReport::default();
+        }
+        let report = self.ask_again(vm_host, &mut |slice| slice.try_quiesce());
+        // From when the work is done.
+        let now = self.services.host.now_ns();
+        if report.reclaimed.is_empty() {
+            self.retry.lock().later(now);
+        } else {
+            *self.retry.lock() = Retry::soon(now);
+        }
+        report
+    }
+
+    /// The same at once, and with the patience of an end.
     pub fn reclaim(&self, vm_host: &dyn VmHost) -> ReclaimReport {
+        self.ask_again(vm_host, &mut |slice| slice.quiesce())
+    }
+
+    fn ask_again(&self, vm_host: &dyn VmHost, stop: Stop<'_>) -> ReclaimReport {
         let mut report = ReclaimReport::default();
         let mut left = Vec::new();
         let mut retired = core::mem::take(&mut *self.retired.lock());
@@ -58,27 +93,48 @@ impl System {
         });
         for retirement in retired {
             let info = retirement.info();
-            match self.reclaim_one(vm_host, retirement) {
+            match self.reclaim_one(vm_host, retirement, stop) {
                 None => report.reclaimed.push(info),
                 Some(remains) => left.push(remains),
             }
         }
+        self.revived
+            .fetch_add(report.reclaimed.len() as u64, Ordering::Relaxed);
         report.left = left.iter().map(Retirement::info).collect();
         self.retired.lock().extend(left);
         report
     }
 
     /// What remains of it.
-    pub(super) fn reclaim_one(&self, vm_host: &dyn VmHost, retirement: Retirement) -> Option<Retirement> {
-        let Retirement { vm, why, what } = retirement;
-        let still = |why: String, what: Retired| Some(Retirement { vm, why, what });
+    fn reclaim_one(
+        &self,
+        vm_host: &dyn VmHost,
+        retirement: Retirement,
+        stop: Stop<'_>,
+    ) -> Option<Retirement> {
+        let Retirement {
+            vm,
+            why,
+            what,
+            since_ns,
+            tries,
+        } = retirement;
+        let still = |why: String, what: Retired| {
+            Some(Retirement {
+                vm,
+                why,
+                what,
+                since_ns,
+                tries: tries.saturating_add(1),
+            })
+        };
         match what {
             Retired::Attachment {
                 parent,
                 attachment,
                 mut slice,
             } => {
-                let stopped = slice.as_mut().map(|slice| slice.0.quiesce()).transpose();
+                let stopped = slice.as_mut().map(|slice| stop(slice.0.as_mut())).transpose();
                 let (stopped, failed) = match stopped {
                     Ok(stopped) => (stopped, None),
                     Err(failed) => (None, Some(failed.why)),
@@ -109,7 +165,7 @@ impl System {
                 vdev,
                 mut slice,
                 ram,
-            } => match slice.as_mut().map(|slice| slice.0.quiesce()) {
+            } => match slice.as_mut().map(|slice| stop(slice.0.as_mut())) {
                 Some(Ok(_)) => None,
                 other => {
                     let failed = other.and_then(Result::err).map(|failed| failed.why);

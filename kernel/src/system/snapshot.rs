@@ -48,6 +48,7 @@ impl System {
             vdevs: vms.iter().map(|vm| vm.life.lock().vdevs.len()).sum(),
             stray_interrupts: self.services.routes.stray(),
             retired,
+            revived: self.revived.load(Ordering::Relaxed),
         }
     }
 

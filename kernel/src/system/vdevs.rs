@@ -196,11 +196,12 @@ impl System {
     pub(super) fn end_vdev(&self, vdev: Arc<Vdev>, unmapped: PortalsUnmapped, report: &mut EndReport) {
         let retired = match vdev.end(&self.services, unmapped) {
             Ok(retired) => retired,
-            Err(refusal) => Vec::from([Retirement {
-                vm: vdev.vm_name().to_string(),
-                why: refusal.to_string(),
-                what: Retired::Vdev(vdev.clone()),
-            }]),
+            Err(refusal) => Vec::from([Retirement::new(
+                vdev.vm_name().to_string(),
+                refusal.to_string(),
+                Retired::Vdev(vdev.clone()),
+                self.services.host.now_ns(),
+            )]),
         };
         let keeps_tag = retired
             .iter()

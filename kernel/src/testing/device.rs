@@ -11,6 +11,7 @@ use crate::parent::{
 };
 use crate::pasid::Pasid;
 use crate::refusal::Refusal;
+use crate::vdev::ParentUnreached;
 
 pub const PARENT: &str = "dsa0";
 pub const REQUESTER: Requester = Requester::new(0, 0, 4, 0);
@@ -121,8 +122,10 @@ impl Parent for TestParent {
         Drained::Empty
     }
 
-    fn recover(&self) -> Result<(), Refusal> {
+    fn recover(&self, unreached: &ParentUnreached) -> Result<(), Refusal> {
         let mut truth = self.0.lock();
+        let mapped = !truth.portals.is_empty() || unreached.parent() != PARENT;
+        truth.demand(!mapped, || "reset while guests reach it".to_string());
         if truth.fails(Fail::Recover) {
             return Err(Refusal::new(PARENT, "the test makes it fail", "none"));
         }

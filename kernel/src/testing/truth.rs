@@ -2,6 +2,7 @@
 //! What the hardware really holds, and which of its steps fail.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use spin::{Mutex, MutexGuard};
 
@@ -40,6 +41,8 @@ pub enum Fail {
     Unplug,
     Plug,
     Run,
+    /// The VM's devices are in use.
+    Announce,
     Recover,
 }
 
@@ -47,6 +50,7 @@ pub enum Fail {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Step {
     PortalsUnmapped(VdevId),
+    PortalsReturned(VdevId),
     Announced(VdevId),
     Recovered,
     QueueStopped,
@@ -91,6 +95,8 @@ pub struct Truth {
     pub unsettled: BTreeSet<HostVector>,
     /// Portal pages mapped in guests: the queue.
     pub portals: BTreeMap<(VmId, VdevId), usize>,
+    /// Those that are kept from their guests for a while.
+    pub withheld: BTreeMap<(VmId, VdevId), usize>,
     /// What stage 2 maps.
     pub stage2: BTreeMap<VmId, Vec<(u64, u64)>>,
     pub running: BTreeSet<VmId>,
@@ -133,18 +139,29 @@ impl Truth {
 
 /// Shared by all mocks of one machine.
 #[derive(Debug)]
-pub struct SharedTruth(Mutex<Truth>);
+pub struct SharedTruth {
+    truth: Mutex<Truth>,
+    /// The clock, which stands still by itself.
+    now: AtomicU64,
+}
 
 impl SharedTruth {
     pub fn new(queues: usize) -> Self {
-        Self(Mutex::new(Truth {
-            queues: (0..queues).map(|_| Queue::default()).collect(),
-            ..Truth::default()
-        }))
+        Self {
+            truth: Mutex::new(Truth {
+                queues: (0..queues).map(|_| Queue::default()).collect(),
+                ..Truth::default()
+            }),
+            now: AtomicU64::new(7),
+        }
     }
 
     pub fn lock(&self) -> MutexGuard<'_, Truth> {
-        self.0.lock()
+        self.truth.lock()
+    }
+
+    pub fn set_clock(&self, now_ns: u64) {
+        self.now.store(now_ns, Ordering::Relaxed);
     }
 
     pub fn fail(&self, what: Fail) {
@@ -154,7 +171,7 @@ impl SharedTruth {
 
 impl Host for SharedTruth {
     fn now_ns(&self) -> u64 {
-        7
+        self.now.load(Ordering::Relaxed)
     }
 
     /// The lowest free one, so that a vector is used again as soon as possible.

@@ -73,12 +73,38 @@ impl VmHost for SharedTruth {
             return PortalsUnmapped::confirmed_by_arch(VdevId(u32::MAX));
         }
         truth.portals.remove(&(vm.id(), vdev));
+        truth.withheld.remove(&(vm.id(), vdev));
         truth.steps.push(Step::PortalsUnmapped(vdev));
         PortalsUnmapped::confirmed_by_arch(vdev)
     }
 
-    fn device_event(&self, _vm: &Vm, vdev: VdevId) {
-        self.lock().steps.push(Step::Announced(vdev));
+    fn withhold_portals(&self, vm: &Vm, vdev: VdevId) -> PortalsUnmapped {
+        let mut truth = self.lock();
+        if truth.fails(Fail::Unplug) {
+            return PortalsUnmapped::confirmed_by_arch(VdevId(u32::MAX));
+        }
+        if let Some(queue) = truth.portals.remove(&(vm.id(), vdev)) {
+            truth.withheld.insert((vm.id(), vdev), queue);
+        }
+        truth.steps.push(Step::PortalsUnmapped(vdev));
+        PortalsUnmapped::confirmed_by_arch(vdev)
+    }
+
+    fn return_portals(&self, vm: &Vm, vdev: VdevId) {
+        let mut truth = self.lock();
+        if let Some(queue) = truth.withheld.remove(&(vm.id(), vdev)) {
+            truth.portals.insert((vm.id(), vdev), queue);
+        }
+        truth.steps.push(Step::PortalsReturned(vdev));
+    }
+
+    fn device_event(&self, _vm: &Vm, vdev: VdevId) -> bool {
+        let mut truth = self.lock();
+        if truth.fails(Fail::Announce) {
+            return false;
+        }
+        truth.steps.push(Step::Announced(vdev));
+        true
     }
 
     fn run(&self, vm: &Vm) -> Result<(), Refusal> {

@@ -62,6 +62,29 @@ impl PortalsUnmapped {
     pub fn confirmed_by_arch(vdev: VdevId) -> Self {
         Self(vdev)
     }
+
+    /// The vdev.
+    pub fn vdev(&self) -> VdevId {
+        self.0
+    }
+}
+
+/// Proof that no vCPU can reach a portal of any vdev on a parent, for as long as it lives.
+///
+/// Made by [`crate::system::System`] only, out of a [`PortalsUnmapped`] for each vdev on the parent. Not `Clone`.
+#[derive(Debug)]
+pub struct ParentUnreached(String);
+
+impl ParentUnreached {
+    /// The system's word for the parent of that name.
+    pub fn confirmed_by_system(parent: &str) -> Self {
+        Self(parent.to_string())
+    }
+
+    /// Name of the parent.
+    pub fn parent(&self) -> &str {
+        &self.0
+    }
 }
 
 /// What creating and ending vdevs works with.
@@ -209,15 +232,16 @@ impl Vdev {
                         let mut retired = Vec::new();
                         match failed.unused {
                             Ok(quiet) => services.pasids.lock().give_back(quiet),
-                            Err(attachment) => retired.push(Retirement {
-                                vm: owner.name.to_string(),
-                                why: attachment.why.clone(),
-                                what: Retired::Attachment {
+                            Err(attachment) => retired.push(Retirement::new(
+                                owner.name.to_string(),
+                                attachment.why.clone(),
+                                Retired::Attachment {
                                     parent: parent.name().to_string(),
                                     attachment: *attachment,
                                     slice: None,
                                 },
-                            }),
+                                services.host.now_ns(),
+                            )),
                         }
                         return Err(CreateFailed {
                             refusal: within(failed.refusal),
@@ -312,11 +336,8 @@ impl Vdev {
     fn dismantle(&self, services: &Services, live: Live) -> Vec<Retirement> {
         let mut retired = Vec::new();
         let mut keep = |why: String, what: Retired| {
-            retired.push(Retirement {
-                vm: self.vm_name.clone(),
-                why,
-                what,
-            });
+            let now = services.host.now_ns();
+            retired.push(Retirement::new(self.vm_name.clone(), why, what, now));
         };
         let parent = || self.parent.name().to_string();
         let (stopped, model) = stop(self.model.take());

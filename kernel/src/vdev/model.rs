@@ -132,6 +132,10 @@ impl VdevModel for GuestSide {
         })
     }
 
+    fn is_waiting(&self) -> bool {
+        self.0.with(|model| model.is_waiting()).unwrap_or(false)
+    }
+
     fn device_event(&mut self, raise: &mut dyn FnMut(u16)) {
         self.0.with(|model| model.device_event(raise));
     }

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! A guest's breakpoints and watchpoints in the processor.
 //!
-//! Source: Arm Architecture Reference Manual (DDI 0487), D2.8 to D2.10, DBGBVR<n>_EL1 and its like.
+//! Source: Arm Architecture Reference Manual (DDI 0487), D2.8 to D2.10, `DBGBVR<n>_EL1` and its like.
 
 use core::arch::asm;
 

@@ -28,7 +28,7 @@ macro_rules! write {
 
 macro_rules! list_registers {
     ($($number:literal $name:literal)*) => {
-        /// ICH_LR<n>_EL2.
+        /// `ICH_LR<n>_EL2`.
         fn list_register(number: usize) -> u64 {
             match number {
                 $($number => read!($name),)*

@@ -8,16 +8,18 @@
 
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
-use core::sync::atomic::{AtomicU32, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use pasidon_kernel::refusal::Refusal;
-use spin::Mutex;
+use pasidon_kernel::vdev::ParentUnreached;
 
+use super::access::{Closed, Gate, Unreached};
 use super::capabilities::{Capabilities, OPCAP_WORDS};
 use super::commands::{Command, CommandFailure, code};
-use super::device::{Device, Exclusive, OPERATION_BATCH};
+use super::device::{Device, OPERATION_BATCH};
 use super::queue::Queue;
 use super::registers::{GENCFG, GENCTRL, GENSTS, gencfg, genctrl, gensts, grpcfg, msix_entry, portal, wqcfg};
+use super::slot::Slot;
 use super::{Partition, Setup, Silicon};
 use crate::pci::ConfigSpace;
 use crate::registers::Registers;
@@ -105,9 +107,11 @@ impl<R: Registers, C: ConfigSpace> Device<R, C> {
         if silicon == Silicon::SapphireRapids {
             operations[0] &= !OPERATION_BATCH;
         }
-        let mut device = Self {
+        let usable = usable_queues(&capabilities);
+        let queues = make_queues(usable, &partition, &capabilities);
+        let device = Self {
             name,
-            registers,
+            gate: Gate::new(registers, Slot::new(usable, msix.entries)),
             function,
             host,
             silicon,
@@ -117,31 +121,29 @@ impl<R: Registers, C: ConfigSpace> Device<R, C> {
             pasid,
             operations,
             portals: bar2.address,
-            queues: Vec::new(),
+            queues,
             epoch: AtomicU32::new(0),
-            exclusive: Mutex::new(Exclusive {
-                messages: alloc::vec![None; usize::from(msix.entries)],
-            }),
+            busy: AtomicBool::new(false),
+            attended: AtomicU32::new(0),
         };
-        device.make_queues(&partition);
-        let mut exclusive = device.exclusive.lock();
-        device.reset(&mut exclusive)?;
-        device.start(&mut exclusive)?;
-        drop(exclusive);
+        let closed = device.close(Unreached::NoVdevYet)?;
+        device.reset(&closed)?;
+        device.start(&closed)?;
+        drop(closed);
         Ok(device)
     }
 
     /// Configures and enables the device after a reset. On refusal it cannot do DMA.
-    fn start(&self, exclusive: &mut Exclusive) -> Result<(), Refusal> {
+    fn start(&self, closed: &Closed<'_, R>) -> Result<(), Refusal> {
         self.function.disable_ats_and_pri();
         self.function.enable_pasid(&self.pasid);
-        self.mask_interrupts();
+        self.mask_interrupts(closed.registers);
         self.function.enable_msix(&self.msix);
-        self.configure();
+        self.configure(closed.registers);
         self.function.allow_dma()?;
         let started = self
-            .execute_exclusively(exclusive, Command::EnableDevice)
-            .and_then(|_| self.request_handles(exclusive));
+            .execute(closed, Command::EnableDevice)
+            .and_then(|_| self.request_handles(closed));
         started.map_err(|failure| {
             self.function.forbid_dma();
             Refusal::new(
@@ -154,9 +156,8 @@ impl<R: Registers, C: ConfigSpace> Device<R, C> {
 
     /// Resets the whole device and sets it up as it was, all queues disabled. Retired queues can be used
     /// again: nothing survives a function-level reset.
-    pub fn recover(&self) -> Result<(), Refusal> {
-        let mut exclusive = self.exclusive.lock();
-        let exclusive = &mut *exclusive;
+    pub fn recover(&self, unreached: &ParentUnreached) -> Result<(), Refusal> {
+        let closed = self.close(Unreached::Withheld(unreached))?;
         log::warn!(
             "parent {}: resetting the device; every vdev on it stops",
             self.name
@@ -167,7 +168,9 @@ impl<R: Registers, C: ConfigSpace> Device<R, C> {
         let recovered = self
             .function
             .function_level_reset(&*self.host)
-            .and_then(|()| self.start(exclusive));
+            .and_then(|()| self.start(&closed));
+        self.gate.with_slot(Slot::clear);
+        self.busy.store(false, Ordering::Release);
         if let Err(refusal) = recovered {
             return Err(Refusal {
                 what: String::new(),
@@ -178,65 +181,66 @@ impl<R: Registers, C: ConfigSpace> Device<R, C> {
         for queue in &self.queues {
             queue.revive();
             if let Some(pasid) = queue.pasid() {
-                self.permit_exclusively(exclusive, queue.interrupt_entry(), Some(pasid.value()));
+                self.write_permission(closed.registers, queue.interrupt_entry(), Some(pasid.value()));
             }
         }
-        for (entry, message) in (0u16..).zip(&exclusive.messages) {
-            if let Some(message) = message {
-                self.write_msix_entry(entry, Some(*message));
+        let messages = self.gate.with_slot(|slot| slot.messages.clone());
+        for (entry, message) in (0u16..).zip(messages) {
+            if message.is_some() {
+                self.write_msix_entry(closed.registers, entry, message);
             }
         }
         Ok(())
     }
 
+    fn close<'a>(&'a self, unreached: Unreached<'a>) -> Result<Closed<'a, R>, Refusal> {
+        if let Unreached::Withheld(unreached) = &unreached
+            && unreached.parent() != self.name
+        {
+            return Err(Refusal::new(
+                alloc::format!("parent {}", self.name),
+                alloc::format!("it was {} that guests were kept from", unreached.parent()),
+                "",
+            ));
+        }
+        self.gate.close(unreached).ok_or_else(|| {
+            Refusal::new(
+                alloc::format!("parent {}", self.name),
+                "it is being reset already",
+                "wait for the end of that",
+            )
+        })
+    }
+
     /// Stops whatever firmware may have left running.
-    fn reset(&self, exclusive: &mut Exclusive) -> Result<(), Refusal> {
-        let status = self.registers.read32(GENSTS);
+    fn reset(&self, closed: &Closed<'_, R>) -> Result<(), Refusal> {
+        let status = closed.registers.read32(GENSTS);
         let needs_more = status & gensts::STATE_MASK == gensts::HALT
             && status >> gensts::RESET_TYPE_SHIFT & gensts::RESET_TYPE_MASK != gensts::RESET_SOFTWARE;
-        if !needs_more
-            && self.execute_exclusively(exclusive, Command::ResetDevice).is_ok()
-            && self.is_disabled()
+        if !needs_more && self.execute(closed, Command::ResetDevice).is_ok() && is_disabled(closed.registers)
         {
             return Ok(());
         }
         self.function.function_level_reset(&*self.host)?;
-        if self.is_disabled() {
+        if is_disabled(closed.registers) {
             return Ok(());
         }
         Err(Refusal::new(
             "",
             alloc::format!(
                 "still {} after a function-level reset",
-                gensts::state(self.registers.read32(GENSTS))
+                gensts::state(closed.registers.read32(GENSTS))
             ),
             "try again after a cold start of the machine",
         ))
     }
 
-    fn is_disabled(&self) -> bool {
-        self.registers.read32(GENSTS) & gensts::STATE_MASK == gensts::DISABLED
-    }
-
-    fn make_queues(&mut self, partition: &Partition) {
-        let caps = &self.capabilities;
-        // MSI-X entry 0 carries the device's own events; each queue needs one more.
-        let usable = usize::from(caps.msix_entries.saturating_sub(1));
-        let count = usize::from(caps.work_queues.queues()).min(usable);
-        let sizes = partition.sizes(count, caps.work_queues.total_size());
-        self.queues = (0u8..)
-            .zip(sizes)
-            .map(|(index, size)| Queue::new(index, size))
-            .collect();
-    }
-
     /// Writes everything that can be written only while the device is disabled.
-    fn configure(&self) {
+    fn configure(&self, registers: &R) {
         let caps = &self.capabilities;
         for wq in 0..caps.work_queues.queues() {
             let size = self.queues.get(usize::from(wq)).map_or(0, |queue| queue.size);
-            self.registers
-                .write32(caps.wqcfg_of(wq) + wqcfg::SIZE, u32::from(size));
+            registers.write32(caps.wqcfg_of(wq) + wqcfg::SIZE, u32::from(size));
         }
         let used: Vec<u8> = self
             .queues
@@ -262,30 +266,28 @@ impl<R: Registers, C: ConfigSpace> Device<R, C> {
                 }
             }
             for (word, bits) in wqs.into_iter().enumerate() {
-                self.registers.write64(at + grpcfg::WQS + word * 8, bits);
+                registers.write64(at + grpcfg::WQS + word * 8, bits);
             }
-            self.registers.write64(at + grpcfg::ENGINES, engines);
+            registers.write64(at + grpcfg::ENGINES, engines);
             // Read buffers stay as reset left them: all allowed to each group.
-            let flags = self.registers.read64(at + grpcfg::FLAGS) & !grpcfg::TRAFFIC_CLASS_MASK;
-            self.registers
-                .write64(at + grpcfg::FLAGS, flags | grpcfg::TRAFFIC_CLASS_1);
+            let flags = registers.read64(at + grpcfg::FLAGS) & !grpcfg::TRAFFIC_CLASS_MASK;
+            registers.write64(at + grpcfg::FLAGS, flags | grpcfg::TRAFFIC_CLASS_1);
         }
         for entry in 0..caps.msix_entries {
-            self.registers.write32(caps.msixperm_of(entry), 0);
+            registers.write32(caps.msixperm_of(entry), 0);
         }
         // Without it a descriptor of an unprivileged queue that asks for an interrupt is refused.
-        let general = self.registers.read32(GENCFG);
-        self.registers.write32(GENCFG, general | gencfg::USER_INT_EN);
-        self.registers
-            .write32(GENCTRL, genctrl::SWERR_INT_EN | genctrl::HALT_INT_EN);
+        let general = registers.read32(GENCFG);
+        registers.write32(GENCFG, general | gencfg::USER_INT_EN);
+        registers.write32(GENCTRL, genctrl::SWERR_INT_EN | genctrl::HALT_INT_EN);
     }
 
     /// The number by which descriptors name each queue's interrupt.
-    fn request_handles(&self, exclusive: &mut Exclusive) -> Result<(), CommandFailure> {
+    fn request_handles(&self, closed: &Closed<'_, R>) -> Result<(), CommandFailure> {
         for queue in &self.queues {
             let entry = queue.interrupt_entry();
             let handle = if self.capabilities.has_command(code::REQUEST_HANDLE) {
-                self.execute_exclusively(exclusive, Command::RequestHandle(entry))?
+                self.execute(closed, Command::RequestHandle(entry))?
             } else {
                 entry
             };
@@ -294,11 +296,28 @@ impl<R: Registers, C: ConfigSpace> Device<R, C> {
         Ok(())
     }
 
-    fn mask_interrupts(&self) {
+    fn mask_interrupts(&self, registers: &R) {
         for entry in 0..self.capabilities.msix_entries {
             let at = self.msix_entry(entry);
-            self.registers
-                .write32(at + msix_entry::CONTROL, msix_entry::MASKED);
+            registers.write32(at + msix_entry::CONTROL, msix_entry::MASKED);
         }
     }
+}
+
+fn is_disabled<R: Registers>(registers: &R) -> bool {
+    registers.read32(GENSTS) & gensts::STATE_MASK == gensts::DISABLED
+}
+
+/// MSI-X entry 0 carries the device's own events; each queue needs one more.
+fn usable_queues(capabilities: &Capabilities) -> usize {
+    let entries = usize::from(capabilities.msix_entries.saturating_sub(1));
+    usize::from(capabilities.work_queues.queues()).min(entries)
+}
+
+fn make_queues(count: usize, partition: &Partition, capabilities: &Capabilities) -> Vec<Queue> {
+    let sizes = partition.sizes(count, capabilities.work_queues.total_size());
+    (0u8..)
+        .zip(sizes)
+        .map(|(index, size)| Queue::new(index, size))
+        .collect()
 }

@@ -100,10 +100,6 @@ pub enum Command {
     EnableWq(u8),
     /// Disable WQ: queued work is completed first.
     DisableWq(u8),
-    /// Drain WQ: waits for queued work.
-    DrainWq(u8),
-    /// Abort WQ: queued work is dropped.
-    AbortWq(u8),
     /// Reset WQ: aborts, disables, clears the configuration but the size.
     ResetWq(u8),
     /// Request Interrupt Handle for an MSI-X entry.
@@ -118,8 +114,6 @@ impl Command {
             Self::ResetDevice => (code::RESET_DEVICE, 0),
             Self::EnableWq(wq) => (code::ENABLE_WQ, u32::from(wq)),
             Self::DisableWq(wq) => (code::DISABLE_WQ, wq_bitmap(wq)),
-            Self::DrainWq(wq) => (code::DRAIN_WQ, wq_bitmap(wq)),
-            Self::AbortWq(wq) => (code::ABORT_WQ, wq_bitmap(wq)),
             Self::ResetWq(wq) => (code::RESET_WQ, wq_bitmap(wq)),
             Self::RequestHandle(index) => (code::REQUEST_HANDLE, u32::from(index)),
         };
@@ -139,8 +133,6 @@ impl fmt::Display for Command {
             Self::ResetDevice => f.write_str("Reset Device"),
             Self::EnableWq(wq) => write!(f, "Enable WQ {wq}"),
             Self::DisableWq(wq) => write!(f, "Disable WQ {wq}"),
-            Self::DrainWq(wq) => write!(f, "Drain WQ {wq}"),
-            Self::AbortWq(wq) => write!(f, "Abort WQ {wq}"),
             Self::ResetWq(wq) => write!(f, "Reset WQ {wq}"),
             Self::RequestHandle(index) => write!(f, "Request Interrupt Handle {index}"),
         }
@@ -154,8 +146,10 @@ pub enum CommandFailure {
     Refused(Command, u8),
     /// The device did not finish it in time; it may still be executing it.
     Unfinished(Command, u64),
-    /// The device was still executing an earlier command when the time was over.
+    /// Its turn did not come: the device executed another command for all that time. It has not failed.
     Busy(Command, u64),
+    /// The device was reset under it.
+    Lost(Command),
 }
 
 const NS_PER_MS: u64 = 1_000_000;
@@ -174,6 +168,7 @@ impl fmt::Display for CommandFailure {
                 "{command}: the device was busy with an earlier command for {} ms",
                 ns / NS_PER_MS
             ),
+            Self::Lost(command) => write!(f, "{command}: the device is being reset"),
         }
     }
 }

@@ -1,22 +1,20 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The physical device, and the one place that gives it commands.
+//! The physical device: what it is programmed with, and its commands while nobody else uses it.
 //!
-//! **Invariants.** One command at a time, each with a deadline. After bring-up the device stays enabled;
-//! only queues, their interrupt permissions and MSI-X entries change. What serves one queue writes only
-//! that queue's registers. A reset of the whole device excludes everything else, and is seen by every
-//! lease as a new epoch.
+//! **Invariants.** After bring-up the device stays enabled; only queues, their interrupt permissions and MSI-X
+//! entries change. What serves one queue writes only that queue's registers. A reset of the whole device
+//! excludes everything else (`access`), and is seen by every lease as a new epoch.
 
 use alloc::string::String;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
-use core::sync::atomic::{AtomicU32, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use pasidon_kernel::addr::{HostPhys, Requester};
-use pasidon_kernel::exit::MsiMessage;
 use pasidon_kernel::host::Host;
 use pasidon_kernel::pasid::Pasid;
-use spin::{Mutex, MutexGuard};
 
+use super::access::{Closed, Gate};
 use super::capabilities::{Capabilities, OPCAP_WORDS};
 use super::commands::{Command, CommandFailure, error};
 use super::queue::Queue;
@@ -47,7 +45,7 @@ pub(super) struct Limits {
 /// The device and what is known about it.
 pub(super) struct Device<R, C> {
     pub name: String,
-    pub registers: R,
+    pub gate: Gate<R>,
     pub function: Function<C>,
     pub host: Arc<dyn Host>,
     pub silicon: Silicon,
@@ -64,15 +62,10 @@ pub(super) struct Device<R, C> {
     pub queues: Vec<Queue>,
     /// Counts the resets of the whole device since bring-up.
     pub epoch: AtomicU32,
-    /// Held while a command is executed or registers behind it change.
-    pub exclusive: Mutex<Exclusive>,
-}
-
-/// What only the holder of the lock may use.
-#[derive(Default)]
-pub(super) struct Exclusive {
-    /// What each MSI-X entry was programmed with, for the time after a reset.
-    pub messages: Vec<Option<MsiMessage>>,
+    /// Whether a command is in line.
+    pub busy: AtomicBool,
+    /// Vdevs whose guest waits for the end of a command.
+    pub attended: AtomicU32,
 }
 
 impl<R: Registers, C: ConfigSpace> Device<R, C> {
@@ -81,10 +74,10 @@ impl<R: Registers, C: ConfigSpace> Device<R, C> {
         self.epoch.load(Ordering::Acquire)
     }
 
-    /// Whether the device stopped by itself and waits for a reset.
+    /// Whether the device stopped by itself and waits for a reset. Not known, so no, while it is being reset.
     pub fn is_halted(&self) -> bool {
-        let status = self.registers.read32(GENSTS);
-        status != u32::MAX && status & gensts::STATE_MASK == gensts::HALT
+        let status = self.gate.open().map(|access| access.registers.read32(GENSTS));
+        status.is_some_and(|status| status != u32::MAX && status & gensts::STATE_MASK == gensts::HALT)
     }
 
     /// Width of the PASIDs it can send, in bits.
@@ -92,23 +85,15 @@ impl<R: Registers, C: ConfigSpace> Device<R, C> {
         self.pasid.bits.min(Pasid::BITS as u8)
     }
 
-    pub fn exclusively(&self) -> MutexGuard<'_, Exclusive> {
-        self.exclusive.lock()
-    }
-
     /// Gives the device a command and waits for its end, at most for the deadline of the options. Returns
-    /// the result field.
-    pub fn execute(&self, command: Command) -> Result<u16, CommandFailure> {
-        self.execute_exclusively(&mut self.exclusive.lock(), command)
-    }
-
-    pub fn execute_exclusively(&self, _: &mut Exclusive, command: Command) -> Result<u16, CommandFailure> {
+    /// the result field. Only while nobody else uses the device.
+    pub fn execute(&self, closed: &Closed<'_, R>, command: Command) -> Result<u16, CommandFailure> {
         let patience = self.options.command_deadline_ns;
-        if self.wait_for_command().is_none() {
+        if self.wait_for_command(closed).is_none() {
             return Err(CommandFailure::Busy(command, patience));
         }
-        self.registers.write32(CMD, command.encode());
-        let Some(status) = self.wait_for_command() else {
+        closed.registers.write32(CMD, command.encode());
+        let Some(status) = self.wait_for_command(closed) else {
             return Err(CommandFailure::Unfinished(command, patience));
         };
         match (status & cmd::ERROR_MASK) as u8 {
@@ -118,7 +103,7 @@ impl<R: Registers, C: ConfigSpace> Device<R, C> {
     }
 
     /// Waits until no command is active; the final CMDSTS.
-    fn wait_for_command(&self) -> Option<u32> {
+    fn wait_for_command(&self, closed: &Closed<'_, R>) -> Option<u32> {
         let deadline = self
             .host
             .now_ns()
@@ -126,7 +111,7 @@ impl<R: Registers, C: ConfigSpace> Device<R, C> {
         loop {
             // Time first: the device had all of it, however long this processor was away.
             let late = self.host.now_ns() > deadline;
-            let status = self.registers.read32(CMDSTS);
+            let status = closed.registers.read32(CMDSTS);
             if status & cmd::ACTIVE == 0 {
                 return Some(status);
             }
@@ -146,9 +131,10 @@ impl<R: Registers, C: ConfigSpace> Device<R, C> {
         }
     }
 
-    /// Programs a queue as dedicated, tagged, unprivileged, and enables it.
-    pub fn enable_queue(&self, wq: u8, size: u16, pasid: u32, limits: Limits) -> Result<(), CommandFailure> {
-        let mut exclusive = self.exclusive.lock();
+    /// Programs a queue that is disabled as dedicated, tagged and unprivileged.
+    pub fn program_queue(&self, wq: u8, size: u16, pasid: u32, limits: Limits) {
+        let Some(access) = self.gate.open() else { return };
+        let registers = access.registers;
         let at = self.capabilities.wqcfg_of(wq);
         let ceiling = self.limits();
         let priority = if self.capabilities.work_queues.priority() {
@@ -164,45 +150,38 @@ impl<R: Registers, C: ConfigSpace> Device<R, C> {
             MIN_BATCH_LOG2
         };
         let transfer = limits.max_transfer_log2.min(ceiling.max_transfer_log2);
-        self.registers.write32(at + wqcfg::THRESHOLD, u32::from(size));
-        self.registers.write32(
+        registers.write32(at + wqcfg::THRESHOLD, u32::from(size));
+        registers.write32(
             at + wqcfg::MODE,
             wqcfg::MODE_DEDICATED | priority | pasid << wqcfg::PASID_SHIFT | wqcfg::PASID_EN,
         );
-        self.registers.write32(
+        registers.write32(
             at + wqcfg::LIMITS,
             u32::from(transfer) | u32::from(batch) << wqcfg::MAX_BATCH_SHIFT,
         );
-        self.registers.write32(at + wqcfg::OCCUPANCY_LIMIT, 0);
+        registers.write32(at + wqcfg::OCCUPANCY_LIMIT, 0);
         if self.capabilities.has_opcfg() {
             for (word, bits) in self.operations.into_iter().enumerate() {
-                self.registers.write64(at + wqcfg::OPCFG + word * 8, bits);
+                registers.write64(at + wqcfg::OPCFG + word * 8, bits);
             }
         }
-        self.execute_exclusively(&mut exclusive, Command::EnableWq(wq))
-            .map(|_| ())
-    }
-
-    /// Whether a queue is disabled, as the device says.
-    pub fn queue_is_disabled(&self, wq: u8) -> bool {
-        self.registers
-            .read32(self.capabilities.wqcfg_of(wq) + wqcfg::STATE)
-            >> wqcfg::STATE_SHIFT
-            == 0
     }
 
     /// Allows completions of queues tagged with `pasid` (and no others) to use an MSI-X entry; `None`
-    /// takes the permission away. Returns when the device has it.
+    /// takes the permission away. Returns when the device has it. While the device is being reset there is
+    /// nothing to do: the end of the reset gives present tags their permissions.
     pub fn permit_interrupt(&self, entry: u16, pasid: Option<u32>) {
-        self.permit_exclusively(&mut self.exclusive.lock(), entry, pasid);
+        if let Some(access) = self.gate.open() {
+            self.write_permission(access.registers, entry, pasid);
+        }
     }
 
-    pub fn permit_exclusively(&self, _: &mut Exclusive, entry: u16, pasid: Option<u32>) {
+    pub fn write_permission(&self, registers: &R, entry: u16, pasid: Option<u32>) {
         let at = self.capabilities.msixperm_of(entry);
         let value = pasid.map_or(0, |pasid| pasid << msixperm::PASID_SHIFT | msixperm::PASID_EN);
-        self.registers.write32(at, value);
+        registers.write32(at, value);
         // The read pushes the write before it, and interrupts the device sent earlier.
-        self.registers.read32(at);
+        registers.read32(at);
     }
 
     /// Offset of an MSI-X table entry.

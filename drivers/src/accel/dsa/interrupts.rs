@@ -1,11 +1,9 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Interrupts of the device: its MSI-X entries, its own events, and the errors it reports.
 //!
-//! **Invariant.** The event handler takes no lock, so that it may run in an interrupt whatever the
-//! interrupted code holds. An error goes to the one queue the device names, never to another; what a
-//! guest sees of it carries the guest's numbers. The device has one record for all queues, which holds the
-//! first error until it is taken: when it says that further ones were lost, each queue may have lost one,
-//! and is told.
+//! **Invariant.** An error goes to the one queue the device names, never to another; what a guest sees of it
+//! carries the guest's numbers. The device has one record for all queues, which holds the first error until it
+//! is taken: when it says that further ones were lost, each queue may have lost one, and is told.
 
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
@@ -114,15 +112,17 @@ impl<R: Registers, C: ConfigSpace> Device<R, C> {
             );
             return;
         }
-        let mut exclusive = self.exclusively();
-        exclusive.messages[usize::from(entry)] = message;
-        self.write_msix_entry(entry, message);
+        // While the device is being reset that is all: the end of the reset writes what is noted here.
+        self.gate
+            .with_slot(|slot| slot.messages[usize::from(entry)] = message);
+        if let Some(access) = self.gate.open() {
+            self.write_msix_entry(access.registers, entry, message);
+        }
     }
 
-    /// The same for an entry that exists, by the holder of the lock.
-    pub fn write_msix_entry(&self, entry: u16, message: Option<MsiMessage>) {
+    /// The same for an entry that exists.
+    pub fn write_msix_entry(&self, registers: &R, entry: u16, message: Option<MsiMessage>) {
         let at = self.msix_entry(entry);
-        let registers = &self.registers;
         // Masked while it changes, so that no half-written message is ever sent.
         registers.write32(at + msix_entry::CONTROL, msix_entry::MASKED);
         let MsiMessage { address, data } = message.unwrap_or_default();
@@ -136,28 +136,33 @@ impl<R: Registers, C: ConfigSpace> Device<R, C> {
         registers.read32(at + msix_entry::CONTROL);
     }
 
-    /// The event interrupt: acknowledges causes first, so that what happens meanwhile raises a new one.
+    /// The event interrupt: acknowledges causes first, so that what happens meanwhile raises a new one. A reset
+    /// of the device takes causes and errors away.
     pub fn handle_event(&self, sink: &mut dyn FnMut(ParentEvent)) -> Drained {
         for _ in 0..MAX_PASSES {
-            let cause = self.registers.read32(INTCAUSE);
-            let error = self.registers.read64(SWERR) & swerr::VALID;
-            // All ones: the device is being reset, and both are clear afterwards. An error that nobody takes would
-            // keep the next from being announced, also where its cause was cleared before.
+            let Some(access) = self.gate.open() else {
+                return Drained::Empty;
+            };
+            let registers = access.registers;
+            let cause = registers.read32(INTCAUSE);
+            let error = registers.read64(SWERR) & swerr::VALID;
+            // All ones: the device does not answer. An error that nobody takes would keep the next from being
+            // announced, also where its cause was cleared before.
             if cause == u32::MAX || cause == 0 && error == 0 {
                 return Drained::Empty;
             }
-            self.registers.write32(INTCAUSE, cause);
-            if cause & intcause::SWERR != 0 || error != 0 {
-                self.take_error(sink);
+            registers.write32(INTCAUSE, cause);
+            let record = (cause & intcause::SWERR != 0 || error != 0).then(|| self.read_error(registers));
+            let status = registers.read32(GENSTS);
+            drop(access);
+            if let Some(record) = record.flatten() {
+                self.take_error(record, sink);
             }
-            if cause & intcause::HALT != 0 {
-                let status = self.registers.read32(GENSTS);
-                if status & gensts::STATE_MASK == gensts::HALT {
-                    sink(ParentEvent::Halted(alloc::format!(
-                        "the device halted and needs a {}",
-                        gensts::reset_type(status)
-                    )));
-                }
+            if cause & intcause::HALT != 0 && status & gensts::STATE_MASK == gensts::HALT {
+                sink(ParentEvent::Halted(alloc::format!(
+                    "the device halted and needs a {}",
+                    gensts::reset_type(status)
+                )));
             }
             if cause & intcause::HANDLES_REVOKED != 0 {
                 sink(ParentEvent::Halted(
@@ -168,17 +173,20 @@ impl<R: Registers, C: ConfigSpace> Device<R, C> {
         Drained::Again
     }
 
-    fn take_error(&self, sink: &mut dyn FnMut(ParentEvent)) {
-        let record = ErrorRecord(core::array::from_fn(|word| {
-            self.registers.read64(SWERR + word * 8)
-        }));
+    /// Reads and acknowledges SWERR.
+    fn read_error(&self, registers: &R) -> Option<ErrorRecord> {
+        let record = ErrorRecord(core::array::from_fn(|word| registers.read64(SWERR + word * 8)));
         let first = record.0[0];
         // All ones: the device is being reset.
         if first & swerr::VALID == 0 || first == u64::MAX {
-            return;
+            return None;
         }
-        self.registers
-            .write64(SWERR, first & (swerr::VALID | swerr::OVERFLOW));
+        registers.write64(SWERR, first & (swerr::VALID | swerr::OVERFLOW));
+        Some(record)
+    }
+
+    fn take_error(&self, record: ErrorRecord, sink: &mut dyn FnMut(ParentEvent)) {
+        let first = record.0[0];
         let queue = record
             .queue()
             .and_then(|index| self.queues.get(index))
@@ -228,7 +236,7 @@ fn describe(code: u64) -> &'static str {
         0x20 | 0x21 => "hardware error",
         0x22 => "address translation failed",
         swerr::CODE_PCI_CONFIG => "PCI configuration changed while enabled",
-        0x52 => "command written while another was active",
+        swerr::CODE_COMMAND_BUSY => "command written while another was active",
         0x53 => "descriptor lost, the dedicated queue was full",
         _ => "error",
     }

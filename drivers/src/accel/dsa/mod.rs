@@ -29,6 +29,7 @@ use pasidon_kernel::host::Host;
 
 use crate::pci::Function;
 
+mod access;
 mod bring_up;
 mod capabilities;
 pub mod commands;
@@ -38,6 +39,7 @@ mod parent;
 pub mod partition;
 mod queue;
 pub mod registers;
+mod slot;
 pub mod vdev;
 
 #[cfg(test)]

@@ -5,12 +5,14 @@ use alloc::boxed::Box;
 use alloc::string::{String, ToString};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
+use core::sync::atomic::Ordering;
 
 use pasidon_kernel::addr::Requester;
 use pasidon_kernel::drained::Drained;
 use pasidon_kernel::exit::MsiMessage;
 use pasidon_kernel::parent::{DmaTag, Parent, ParentEvent, VdevModel, VdevRequest, VdevType};
 use pasidon_kernel::refusal::Refusal;
+use pasidon_kernel::vdev::ParentUnreached;
 
 use super::device::Device;
 use super::queue::{Queue, QueueLease};
@@ -199,21 +201,29 @@ impl<R: Registers + 'static, C: ConfigSpace + 'static> Parent for DsaParent<R, C
         self.device.handle_event(sink)
     }
 
-    fn recover(&self) -> Result<(), Refusal> {
-        self.device.recover()
+    fn is_waiting(&self) -> bool {
+        self.device.busy.load(Ordering::Acquire) || self.device.attended.load(Ordering::Acquire) > 0
+    }
+
+    fn look(&self) {
+        self.device.look();
+    }
+
+    fn recover(&self, unreached: &ParentUnreached) -> Result<(), Refusal> {
+        self.device.recover(unreached)
     }
 
     fn describe(&self) -> Vec<(&'static str, String)> {
         let device = &self.device;
         let caps = &device.capabilities;
-        let status = device.registers.read32(GENSTS);
+        let status = device.gate.open().map(|access| access.registers.read32(GENSTS));
         let mut lines = Vec::from([
             ("device", device.function.identity().to_string()),
             (
                 "version",
                 alloc::format!("{}.{}", caps.version >> 8 & 0xff, caps.version & 0xff),
             ),
-            ("state", gensts::state(status).to_string()),
+            ("state", status.map_or("being reset", gensts::state).to_string()),
             (
                 "queues",
                 alloc::format!(

@@ -3,7 +3,7 @@
 //!
 //! **Principle.** A vdev reaches the device only through its [`QueueLease`], which knows one queue and
 //! names no other. A lease that ends without the device's confirmation that the queue stopped does not
-//! give the queue back: it is retired until the whole device is reset.
+//! give the queue back: it is retired until that confirmation comes, or the whole device is reset.
 
 use alloc::string::{String, ToString};
 use alloc::sync::Arc;
@@ -18,6 +18,7 @@ use super::device::{Device, Limits};
 use super::interrupts::ErrorMailbox;
 use super::partition::QueueSize;
 use super::registers::portal;
+use super::slot::Progress;
 use crate::pci::ConfigSpace;
 use crate::registers::Registers;
 
@@ -84,7 +85,7 @@ impl Queue {
         self.size > 0 && *self.state.lock() == QueueState::default()
     }
 
-    /// Takes its retirement back; only after a reset of the whole device.
+    /// Takes its retirement back; only after the device confirmed its stop, or was reset.
     pub fn revive(&self) {
         let mut state = self.state.lock();
         state.retired = None;
@@ -100,6 +101,8 @@ pub(super) struct QueueLease<R: Registers, C: ConfigSpace> {
     index: usize,
     /// Set from the first attach on; cleared when the device confirmed the stop.
     may_be_running: bool,
+    /// Whether the command that ends the queue is in line.
+    stopping: bool,
     /// The device's epoch as far as the vdev was told.
     epoch: u32,
 }
@@ -119,6 +122,7 @@ impl<R: Registers, C: ConfigSpace> QueueLease<R, C> {
             device: Arc::clone(device),
             index,
             may_be_running: false,
+            stopping: false,
             epoch: device.epoch(),
         })
     }
@@ -151,68 +155,116 @@ impl<R: Registers, C: ConfigSpace> QueueLease<R, C> {
             .permit_interrupt(self.queue().interrupt_entry(), Some(pasid.value()));
     }
 
-    /// Enables the queue with its tag; `None` where it has none.
-    pub fn enable(&self, limits: Limits) -> Option<Result<(), CommandFailure>> {
+    /// Programs the queue, which is disabled, with its tag; false where it has none.
+    pub fn program(&self, limits: Limits) -> bool {
         let queue = self.queue();
-        let pasid = queue.pasid()?;
-        Some(
-            self.device
-                .enable_queue(queue.index, queue.size, pasid.value(), limits),
-        )
+        let Some(pasid) = queue.pasid() else { return false };
+        self.device
+            .program_queue(queue.index, queue.size, pasid.value(), limits);
+        true
     }
 
-    /// Completes queued work, then disables the queue.
-    pub fn disable(&self) -> Result<(), CommandFailure> {
-        self.command(Command::DisableWq)
+    /// Puts a command on the queue in line.
+    pub fn give(&self, command: impl FnOnce(u8) -> Command) {
+        let wq = self.queue().index;
+        self.device.give(wq, command(wq), false);
     }
 
-    /// Waits for queued work.
-    pub fn drain(&self) -> Result<(), CommandFailure> {
-        self.command(Command::DrainWq)
+    /// Takes the command out of the line again, where its turn has not come.
+    pub fn withdraw(&self) {
+        self.device.withdraw(self.queue().index);
     }
 
-    /// Drops queued work.
-    pub fn abort(&self) -> Result<(), CommandFailure> {
-        self.command(Command::AbortWq)
+    /// Where the queue's last command is.
+    pub fn progress(&self) -> Progress {
+        self.device.progress(self.queue().index)
     }
 
-    /// Drops queued work, disables the queue and clears what it was programmed with.
-    pub fn reset(&self) -> Result<(), String> {
-        self.command(Command::ResetWq)
-            .map_err(|failure| failure.to_string())?;
-        if self.device.queue_is_disabled(self.queue().index) {
-            Ok(())
-        } else {
-            Err(alloc::format!(
-                "WQ {} is still enabled after Reset WQ",
-                self.queue().index
-            ))
+    /// Whether a command on the queue is in line.
+    pub fn is_waiting(&self) -> bool {
+        self.device.is_in_line(self.queue().index)
+    }
+
+    /// Whether the queue is enabled, as the device says; `None` while that is about to change.
+    pub fn is_enabled(&self) -> Option<bool> {
+        self.device.queue_is_enabled(self.queue().index)
+    }
+
+    /// Has the queue stopped at once, unless the device says that it is disabled. Waits for nothing.
+    pub fn stop(&self) {
+        if self.is_enabled() != Some(false) {
+            self.give(Command::ResetWq);
         }
     }
 
-    fn command(&self, command: impl FnOnce(u8) -> Command) -> Result<(), CommandFailure> {
-        self.device.execute(command(self.queue().index)).map(|_| ())
-    }
-
-    /// Stops the queue for good and takes its interrupt permission and tag away. On failure the queue is
-    /// retired; a later try may still get the confirmation, but the queue is not used again.
-    pub fn quiesce(&mut self) -> Result<(), String> {
-        if let Err(why) = self.reset() {
+    /// Stops the queue for good and takes its interrupt permission and tag away, within `patience_ns` for its
+    /// turn and as much for the command itself. On failure the queue is retired, and the command stays in line:
+    /// a later try finds out what became of it, and revives the queue.
+    pub fn quiesce(&mut self, patience_ns: u64) -> Result<(), String> {
+        let stopped = self
+            .stop_for_good(patience_ns)
+            .map_err(|failure| failure.to_string())
+            .and_then(|()| match self.is_enabled() {
+                Some(false) => Ok(()),
+                _ => Err(alloc::format!(
+                    "WQ {} is still enabled after Reset WQ",
+                    self.queue().index
+                )),
+            });
+        if let Err(why) = stopped {
             self.retire(&why);
             return Err(why);
         }
         self.device.permit_interrupt(self.queue().interrupt_entry(), None);
         self.queue().pasid.store(NO_PASID, Ordering::Release);
         self.queue().errors.clear();
+        self.queue().revive();
         self.may_be_running = false;
         Ok(())
+    }
+
+    fn stop_for_good(&mut self, patience_ns: u64) -> Result<(), CommandFailure> {
+        let wq = self.queue().index;
+        let reset = Command::ResetWq(wq);
+        let start = self.device.host.now_ns();
+        if !core::mem::replace(&mut self.stopping, true) {
+            self.device.give(wq, reset, true);
+        }
+        loop {
+            // Time first: the device had all of it, however long this processor was away.
+            let now = self.device.host.now_ns();
+            let late = |since: u64| now.saturating_sub(since.max(start)) > patience_ns;
+            let failure = match self.device.progress(wq) {
+                Progress::Ended(command, end) if command == reset => {
+                    self.stopping = false;
+                    return end;
+                }
+                // An earlier command of the queue, or a reset of the device that forgot this one.
+                Progress::Ended(..) | Progress::Idle => {
+                    self.device.give(wq, reset, true);
+                    continue;
+                }
+                Progress::Waiting(..) if late(start) => {
+                    CommandFailure::Busy(reset, now.saturating_sub(start))
+                }
+                Progress::Active(command, since) if late(since) => {
+                    CommandFailure::Unfinished(command, now.saturating_sub(since))
+                }
+                Progress::Waiting(..) | Progress::Active(..) => {
+                    core::hint::spin_loop();
+                    continue;
+                }
+                Progress::Lost => CommandFailure::Lost(reset),
+            };
+            return Err(failure);
+        }
     }
 
     fn retire(&self, why: &str) {
         let mut state = self.queue().state.lock();
         if state.retired.is_none() {
             log::error!(
-                "parent {}: WQ {} retired: {why}; it is used again only after a reset of the device",
+                "parent {}: WQ {} retired: {why}; it is used again once the device has confirmed its stop",
                 self.device.name,
                 self.queue().index
             );

@@ -151,6 +151,8 @@ pub mod swerr {
     pub const PASID_MASK: u64 = 0xf_ffff;
     /// Error code: PCI configuration changed while the device was not disabled.
     pub const CODE_PCI_CONFIG: u64 = 0x51;
+    /// Error code: CMD was written while a command was active.
+    pub const CODE_COMMAND_BUSY: u64 = 0x52;
 }
 
 /// One entry of the group configuration table.
@@ -215,6 +217,8 @@ pub mod wqcfg {
     pub const OCCUPANCY_LIMIT: usize = 0x14;
     /// Occupancy and state, read-only.
     pub const STATE: usize = 0x18;
+    /// STATE: mask of the descriptors that are queued; valid where WQCAP says so.
+    pub const OCCUPANCY_MASK: u32 = 0xffff;
     /// STATE: shift of the 2-bit state: 0 disabled, 1 enabled, 2 busy.
     pub const STATE_SHIFT: u32 = 30;
     /// Operations allowed, 256 bits; present where WQCAP says so.
@@ -333,6 +337,11 @@ impl WqCap {
     /// Whether queues have a priority (0 is then refused).
     pub const fn priority(self) -> bool {
         self.0 >> 51 & 1 != 0
+    }
+
+    /// Whether WQCFG tells how many descriptors are queued.
+    pub const fn occupancy(self) -> bool {
+        self.0 >> 52 & 1 != 0
     }
 
     /// Whether each queue has its own set of allowed operations.

@@ -16,7 +16,7 @@ use super::config::ConfigSpace;
 use super::msix::{self, Gate, Msix};
 use crate::addr::PAGE_SIZE;
 use crate::dev::bus::all_ones;
-use crate::exit::Actions;
+use crate::exit::{Action, Actions};
 use crate::parent::{Bar, PciIdentity, Portal, QuiesceFailed, Remains, VdevModel};
 use crate::refusal::Refusal;
 
@@ -43,6 +43,8 @@ pub(super) struct VdevFunction {
     remains: Option<Box<dyn Remains>>,
     identity: PciIdentity,
     portals: Vec<Portal>,
+    /// The guest does not reach the portals, wherever its BARs are.
+    withheld: bool,
     /// Address of each BAR after reset, in the order of `identity.bars`.
     homes: Vec<u64>,
     config: ConfigSpace,
@@ -135,6 +137,7 @@ impl VdevFunction {
             remains: None,
             identity,
             portals,
+            withheld: false,
             homes: addresses,
             config,
             msix,
@@ -166,6 +169,13 @@ impl VdevFunction {
         }
     }
 
+    /// To be called after what may have begun something on the device.
+    pub(super) fn ask_for_attention(&self, actions: Actions<'_>) {
+        if self.model.as_ref().is_some_and(|model| model.is_waiting()) {
+            actions(Action::Attend);
+        }
+    }
+
     pub(super) fn failed(&self) -> Option<&QuiesceFailed> {
         self.failed.as_ref()
     }
@@ -194,12 +204,17 @@ impl VdevFunction {
             .map(|b| (b.index, self.config.bar(b.index), b.size))
     }
 
-    /// The portals to be mapped: none where the slice is not the guest's to use.
+    /// What is to be mapped where the BARs answer: nothing where the slice is not the guest's to use.
     pub(super) fn portals(&self) -> &[Portal] {
-        match self.remains {
-            None => &self.portals,
-            Some(_) => &[],
+        if self.withheld || self.remains.is_some() {
+            &[]
+        } else {
+            &self.portals
         }
+    }
+
+    pub(super) fn withhold_portals(&mut self, withhold: bool) {
+        self.withheld = withhold;
     }
 
     fn gate(&self) -> Gate {

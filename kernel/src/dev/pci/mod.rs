@@ -160,6 +160,14 @@ impl PciBus {
         Some(model)
     }
 
+    /// Keeps the portals of a vdev unmapped, or has them where its BARs are again.
+    pub fn withhold_portals(&mut self, slot: Slot, withhold: bool, actions: Actions<'_>) {
+        if let Some(function) = self.function(slot) {
+            function.withhold_portals(withhold);
+        }
+        self.update_decoding(actions);
+    }
+
     /// The slots of vdevs that have not ended.
     pub fn slots(&self) -> impl Iterator<Item = Slot> {
         (1u8..)
@@ -224,6 +232,9 @@ impl PciBus {
             Change::Decoding => self.update_decoding(actions),
             Change::Reset => self.function_level_reset(device, actions),
         }
+        if let Some(Some(function)) = self.functions.get_mut(device) {
+            function.ask_for_attention(actions);
+        }
     }
 
     fn function_level_reset(&mut self, device: usize, actions: Actions<'_>) {
@@ -276,6 +287,7 @@ impl PciBus {
     pub fn mmio_write(&mut self, address: u64, size: u8, value: u64, actions: Actions<'_>) {
         if let Some((function, bar, offset)) = self.decode(address, size) {
             function.bar_write(bar, offset, size, value, actions);
+            function.ask_for_attention(actions);
         }
     }
 

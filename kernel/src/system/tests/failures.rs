@@ -149,19 +149,66 @@ fn a_queue_that_does_not_stop_costs_itself_and_the_memory_behind_it() {
     assert_eq!(
         machine.truth.lock().steps,
         [
+            Step::PortalsUnmapped(others),
             Step::Recovered,
             Step::Announced(others),
             Step::QueueStopped,
             Step::SliceReturned,
             Step::Detached(pasid(2)),
             Step::TableDestroyed,
-            Step::Scrubbed
+            Step::Scrubbed,
+            Step::PortalsReturned(others)
         ]
     );
     assert!(system.owner_of(REQUESTER, pasid(2)).is_none());
     system.end_vm(machine.truth, &beta, &POWER_OFF).unwrap();
     machine.assert_as_at_start();
     assert!(system.recover_parent(machine.truth, "dsa1").is_err());
+}
+
+#[test]
+fn what_was_retired_comes_back_by_itself_when_the_device_has_stopped() {
+    let machine = Machine::new();
+    let system = &machine.system;
+    let alpha = system.define_vm(vm_spec("alpha", 3, 2, 2)).unwrap();
+    system.start_vm(machine.truth, &alpha).unwrap();
+    machine.truth.fail(Fail::Quiesce);
+    system.end_vm(machine.truth, &alpha, &POWER_OFF).unwrap();
+    let began = system.info().retired[0].since_ns;
+    // Each try that is in vain makes the next one wait longer.
+    let mut pauses = Vec::new();
+    for tries in 0..5 {
+        let retired = system.info().retired;
+        assert!(
+            retired
+                .iter()
+                .all(|r| (r.tries, r.since_ns / 1_000_000_000) == (tries, began / 1_000_000_000))
+        );
+        let due = system.next_retry().unwrap();
+        let now = machine.truth.now_ns();
+        assert_eq!(
+            system.retry_retired(machine.truth),
+            ReclaimReport::default(),
+            "not before its time"
+        );
+        machine.truth.set_clock(due);
+        assert_eq!(system.retry_retired(machine.truth).left.len(), 3);
+        pauses.push(due - now);
+        machine.assert_sound();
+    }
+    assert!(pauses.is_sorted() && pauses[4] > 8 * pauses[0], "{pauses:?}");
+    // The device ends the command after all.
+    machine
+        .truth
+        .lock()
+        .queues
+        .iter_mut()
+        .for_each(|queue| queue.retired = false);
+    let due = system.next_retry().unwrap();
+    machine.truth.set_clock(due);
+    assert_eq!(system.retry_retired(machine.truth).reclaimed.len(), 3);
+    assert_eq!((system.next_retry(), system.info().revived), (None, 3));
+    machine.assert_as_at_start();
 }
 
 #[test]
@@ -172,7 +219,29 @@ fn a_reset_that_fails_is_announced_too() {
     machine.truth.lock().steps.clear();
     machine.truth.fail(Fail::Recover);
     assert!(machine.system.recover_parent(machine.truth, "dsa0").is_err());
-    assert_eq!(machine.truth.lock().steps, [Step::Announced(VdevId(1))]);
+    let vdev = VdevId(1);
+    assert_eq!(
+        machine.truth.lock().steps,
+        [Step::PortalsUnmapped(vdev), Step::Announced(vdev)],
+        "what is in no state that anybody knows is reached by nobody"
+    );
+    machine.system.recover_parent(machine.truth, "dsa0").unwrap();
+    assert_eq!(
+        machine.truth.lock().steps.last(),
+        Some(&Step::PortalsReturned(vdev))
+    );
+}
+
+#[test]
+fn a_parent_that_guests_may_reach_is_not_reset() {
+    let machine = Machine::new();
+    let alpha = machine.system.define_vm(vm_spec("alpha", 2, 1, 1)).unwrap();
+    machine.system.start_vm(machine.truth, &alpha).unwrap();
+    machine.truth.lock().steps.clear();
+    machine.truth.fail(Fail::Unplug);
+    let refusal = machine.system.recover_parent(machine.truth, "dsa0").unwrap_err();
+    assert!(refusal.why.contains("may still reach"), "{refusal}");
+    assert_eq!(machine.truth.lock().steps, []);
 }
 
 #[test]

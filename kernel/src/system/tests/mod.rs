@@ -346,6 +346,23 @@ fn a_halt_concerns_every_vdev_of_the_parent() {
 }
 
 #[test]
+fn a_vdev_whose_vm_is_busy_is_told_later() {
+    let machine = Machine::new();
+    let system = &machine.system;
+    let vm = system.define_vm(vm_spec("alpha", 2, 1, 1)).unwrap();
+    system.start_vm(machine.truth, &vm).unwrap();
+    machine.truth.lock().steps.clear();
+    machine.truth.lock().halted = true;
+    machine.truth.fail(Fail::Announce);
+    assert_eq!(system.parent_event(machine.truth, 0, &mut |_| ()), Drained::Empty);
+    assert_eq!(machine.truth.lock().steps, []);
+    assert!(system.needs_attention());
+    system.attend(machine.truth);
+    assert_eq!(machine.truth.lock().steps, [Step::Announced(VdevId(1))]);
+    assert!(!system.needs_attention());
+}
+
+#[test]
 fn the_guests_side_of_an_ended_vdev_is_an_empty_slot() {
     let machine = Machine::new();
     let alpha = machine.system.define_vm(vm_spec("alpha", 2, 1, 1)).unwrap();

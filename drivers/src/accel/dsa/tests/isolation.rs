@@ -224,7 +224,7 @@ proptest! {
         }
         drop(guest);
         prop_assert_eq!(parent.available(TYPE_DWQ), if stopped { 8 } else { 7 });
-        parent.recover().unwrap();
+        recover(&parent).unwrap();
         prop_assert_eq!(parent.available(TYPE_DWQ), 8);
         prop_assert!(!model.state.lock().queue_enabled(0));
         prop_assert_eq!(model.state.lock().msixperm[1], 0);

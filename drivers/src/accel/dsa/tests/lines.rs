@@ -103,7 +103,7 @@ fn lines_of(start: State, steps: &[Step]) -> (u64, u64) {
     })
     .unwrap();
     let mut guest = Guest::new(&parent, "alpha", None, 5);
-    super::parent::start(&mut guest);
+    guest.start();
     make(&model, start);
     LINES.set(0);
     let began = host.now_ns();

@@ -358,7 +358,7 @@ fn a_halt_that_something_else_needs_outlasts_bus_mastering() {
     // The queue is changed meanwhile so that it may not be enabled; the device is reset; the device halts.
     let meanwhile: [&dyn Fn(&mut Guest); 3] = [
         &|guest| guest.w32(WQCFG + 8, 0),
-        &|_| parent.recover().unwrap(),
+        &|_| recover(&parent).unwrap(),
         &|_| model.state.lock().gensts = 3,
     ];
     for meanwhile in meanwhile {

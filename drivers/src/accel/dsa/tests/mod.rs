@@ -7,9 +7,11 @@ use alloc::vec::Vec;
 
 use pasidon_kernel::addr::Requester;
 use pasidon_kernel::exit::MsiMessage;
+use pasidon_kernel::host::Host;
 use pasidon_kernel::parent::{Parent, ParentEvent, VdevModel, VdevRequest};
 use pasidon_kernel::pasid::Pasid;
 use pasidon_kernel::refusal::Refusal;
+use pasidon_kernel::vdev::ParentUnreached;
 use spin::Mutex;
 
 use self::model::Model;
@@ -24,6 +26,7 @@ mod lines;
 mod linux;
 pub(crate) mod model;
 mod parent;
+mod slot;
 
 type TestParent = DsaParent<Arc<Model>, Arc<ConfigModel>>;
 
@@ -32,12 +35,21 @@ fn try_parent(
     plan: &[Option<u16>],
     options: Options,
 ) -> Result<Arc<TestParent>, Refusal> {
+    parent_on(model, plan, options, TestHost::new())
+}
+
+fn parent_on(
+    model: &Arc<Model>,
+    plan: &[Option<u16>],
+    options: Options,
+    host: Arc<dyn Host>,
+) -> Result<Arc<TestParent>, Refusal> {
     let function = Function::new(Arc::clone(&model.config), Requester::new(0, 0, 4, 0))?;
     DsaParent::new(Setup {
         name: "dsa0".into(),
         function,
         registers: Arc::clone(model),
-        host: TestHost::new(),
+        host,
         partition: Partition {
             queues: plan.to_vec(),
         },
@@ -57,6 +69,11 @@ fn create(parent: &TestParent, vm: &str, entries: Option<u16>) -> Result<Box<dyn
         type_name: TYPE_DWQ,
         entries,
     })
+}
+
+/// The parent is reset; no vdev of these tests has a portal mapped.
+fn recover(parent: &TestParent) -> Result<(), Refusal> {
+    parent.recover(&ParentUnreached::confirmed_by_system("dsa0"))
 }
 
 fn pasid(value: u32) -> Pasid {
@@ -104,6 +121,24 @@ impl Guest {
         let raised = &mut self.raised;
         self.vdev
             .write(0, offset, 8, value, &mut |vector| raised.push(vector));
+    }
+
+    /// Enables the queue as a driver does, interrupts on errors and halts included.
+    fn start(&mut self) {
+        for (at, value) in [
+            (0xa0, 5 << 20),
+            (0x88, 3),
+            (0x800, 8),
+            (0x600, 1),
+            (0x620, 1),
+            (0x808, 1),
+            (0x80c, 21 | 5 << 5),
+            (0xa0, 1 << 20),
+            (0xa0, 6 << 20),
+        ] {
+            self.w32(at, value);
+        }
+        assert_eq!(self.r32(0xa8), 0);
     }
 
     fn event(&mut self) {

@@ -38,8 +38,10 @@ pub struct State {
     resets: usize,
     /// Offset and value of every write.
     pub writes: Vec<(usize, u64)>,
-    /// Commands that never end, by code.
+    /// Commands that do not end by themselves, by code.
     pub hang: Vec<u32>,
+    /// The one that is active.
+    hanging: Option<u32>,
     /// Whether not even a function-level reset helps.
     pub stays_stuck: bool,
     /// CMDCAP; without handles where bit 13 is clear.
@@ -156,6 +158,15 @@ impl State {
         let (code, operand) = (value >> 20 & 0x1f, value & 0xf_ffff);
         if self.hang.contains(&code) {
             self.cmdsts = 1 << 31;
+            self.hanging = Some(value);
+            // What it disables takes nothing more in.
+            if matches!(code, 7 | 10) {
+                for wq in (0..QUEUES).filter(|wq| operand >> wq & 1 != 0) {
+                    if self.queue_enabled(wq) {
+                        self.wqcfg[wq][6] ^= 3 << 30;
+                    }
+                }
+            }
             return;
         }
         let bitmap: Vec<usize> = (0..16)
@@ -211,6 +222,25 @@ impl State {
             _ => 1,
         };
         self.cmdsts = result << 8 | error;
+    }
+
+    /// No command hangs any more, and the one that does ends.
+    pub fn finish(&mut self, config: &ConfigModel) {
+        self.hang.clear();
+        if let Some(value) = self.hanging.take() {
+            self.cmdsts = 0;
+            for wq in &mut self.wqcfg {
+                if wq[6] >> 30 == 2 {
+                    wq[6] ^= 3 << 30;
+                }
+            }
+            self.command(value, config);
+        }
+    }
+
+    /// Descriptors in a queue.
+    pub fn fill(&mut self, wq: usize, count: u32) {
+        self.wqcfg[wq][6] = self.wqcfg[wq][6] & !0xffff | count;
     }
 
     fn write(&mut self, offset: usize, value: u32, config: &ConfigModel) {
@@ -294,9 +324,10 @@ impl Model {
             resets: 0,
             writes: Vec::new(),
             hang: Vec::new(),
+            hanging: None,
             stays_stuck: false,
             cmdcap: 0x7ffe,
-            wqcap: 3 << 48 | 1 << 51 | (QUEUES as u64) << 16 | u64::from(TOTAL_SIZE),
+            wqcap: 3 << 48 | 3 << 51 | (QUEUES as u64) << 16 | u64::from(TOTAL_SIZE),
             gencap: 1 << 31 | 10 << 21 | 31 << 16 | 1 << 4 | 1 << 1,
             opcap: [0x1_003f_027f, 0, 0, 0],
         };
@@ -323,6 +354,7 @@ impl Model {
         if state.resets != resets {
             state.resets = resets;
             state.cmdsts = 0;
+            state.hanging = None;
             if !state.stays_stuck {
                 state.hang.clear();
             }
@@ -331,6 +363,11 @@ impl Model {
             state.power_on();
         }
         state
+    }
+
+    /// The command that hangs ends, and no other hangs any more.
+    pub fn finish(&self) {
+        self.state.lock().finish(&self.config);
     }
 
     /// The device reports an error of a queue.
@@ -348,11 +385,19 @@ impl Model {
 
 impl Registers for Arc<Model> {
     fn read32(&self, offset: usize) -> u32 {
+        assert!(
+            !self.config.is_silent(),
+            "{offset:#x} read while the device is reset"
+        );
         assert!(offset.is_multiple_of(4) && offset + 4 <= WINDOW);
         self.locked().read(offset)
     }
 
     fn write32(&self, offset: usize, value: u32) {
+        assert!(
+            !self.config.is_silent(),
+            "{offset:#x} written while the device is reset"
+        );
         assert!(offset.is_multiple_of(4) && offset + 4 <= WINDOW);
         let mut state = self.locked();
         state.writes.push((offset, value.into()));
@@ -360,12 +405,20 @@ impl Registers for Arc<Model> {
     }
 
     fn read64(&self, offset: usize) -> u64 {
+        assert!(
+            !self.config.is_silent(),
+            "{offset:#x} read while the device is reset"
+        );
         assert!(offset.is_multiple_of(8) && offset + 8 <= WINDOW);
         let state = self.locked();
         u64::from(state.read(offset)) | u64::from(state.read(offset + 4)) << 32
     }
 
     fn write64(&self, offset: usize, value: u64) {
+        assert!(
+            !self.config.is_silent(),
+            "{offset:#x} written while the device is reset"
+        );
         assert!(offset.is_multiple_of(8) && offset + 8 <= WINDOW);
         let mut state = self.locked();
         state.writes.push((offset, value));

@@ -1,11 +1,17 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Commands of the guest: each acts on its own queue, whatever it names.
 //!
-//! Commands are finished when the write to CMD returns, so a guest never sees one active. A command that
-//! the device does not finish in time ends with the hardware-error code.
+//! **Principle.** Whether the queue runs is what the device says of it, never what a command should have brought
+//! about. A command of the guest becomes steps on the queue, each of which stands in line for the device
+//! (`slot`). What the device ends at once has ended when the write to CMD returns. For the rest the guest sees
+//! CMDSTS.Active, and runs: the steps go on when it reads CMDSTS, and when the hypervisor looks.
+//!
+//! A command that the device does not finish in time ends with the hardware-error code. One whose turn does not
+//! come has not failed: it waits much longer.
 
-use super::super::commands::{CommandFailure, code, error};
-use super::super::registers::{CMD, cmd, gensts, intcause, wqcfg};
+use super::super::commands::{Command, CommandFailure, code, error};
+use super::super::registers::{CMD, cmd, gensts, intcause, swerr, wqcfg};
+use super::super::slot::Progress;
 use super::{DsaVdev, VECTOR_COMPLETION, VECTOR_MISC};
 use crate::pci::ConfigSpace;
 use crate::registers::Registers;
@@ -18,8 +24,44 @@ const OWN_QUEUE: u32 = 1;
 /// Operand of the commands on interrupt handles: index of the entry.
 const HANDLE_INDEX_MASK: u32 = 0xffff;
 
+/// How often the command deadline a command waits for its turn.
+const TURNS: u64 = 10;
+/// How long the processor of the guest waits for the end of a command before the guest goes on without, in
+/// nanoseconds: what a device needs that has nothing to finish first.
+const BRIEFLY_NS: u64 = 50_000;
+
 /// Error code, or result field.
 type Outcome = Result<u16, u8>;
+
+/// What a command of the guest asks of the device.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Step {
+    /// The queue is to be enabled.
+    Enable,
+    /// To be disabled, what is queued completed first.
+    Disable,
+    /// To be disabled, what is queued dropped.
+    Reset,
+}
+
+/// How a command of the guest begins.
+enum Begun {
+    /// It has ended already.
+    Done(u16),
+    /// What the device has to do.
+    Steps(&'static [Step]),
+}
+
+/// Work on the queue that has not ended.
+pub(super) struct Pending {
+    /// The guest's command as written to CMD; `None` where the queue is enabled again because bus mastering is back.
+    value: Option<u32>,
+    /// What is left; the device may be at the first.
+    steps: &'static [Step],
+    /// Whether the command in line is that first one, not an earlier one.
+    given: bool,
+    since_ns: u64,
+}
 
 impl<R: Registers, C: ConfigSpace> DsaVdev<R, C> {
     pub(super) fn write_register(
@@ -38,18 +80,62 @@ impl<R: Registers, C: ConfigSpace> DsaVdev<R, C> {
             return;
         }
         self.notice_halt(raise);
+        self.proceed();
         self.commands += 1;
-        self.shadow.command_status = match self.command(value) {
-            Ok(result) => u32::from(result) << cmd::RESULT_SHIFT,
-            Err(code) => u32::from(code),
-        };
-        if value & cmd::REQUEST_INTERRUPT != 0 {
-            self.shadow.add_cause(intcause::CMD);
-            raise(VECTOR_MISC);
+        if self
+            .pending
+            .as_ref()
+            .is_some_and(|pending| pending.value.is_some())
+        {
+            let record = swerr::VALID | swerr::CODE_COMMAND_BUSY << swerr::CODE_SHIFT;
+            self.shadow.record_error([record, 0, 0, 0]);
+            if self.shadow.error_interrupts() {
+                raise(VECTOR_MISC);
+            }
+            return;
         }
+        match self.command(value) {
+            Ok(Begun::Done(result)) => self.answer(value, Ok(result)),
+            Err(code) => self.answer(value, Err(code)),
+            Ok(Begun::Steps(steps)) => {
+                self.shadow.command_status = cmd::ACTIVE;
+                self.work(Some(value), steps);
+            }
+        }
+        self.raise_completion(raise);
     }
 
-    fn command(&mut self, value: u32) -> Outcome {
+    /// Enables the queue again, which was enabled when bus mastering went. The guest sees it enabled; a command that it
+    /// gives meanwhile takes the place of this. Where the guest has configured the queue so that it cannot be, or the
+    /// device refuses, its device halts.
+    pub(super) fn enable_again(&mut self) {
+        if self.check_queue().is_err() {
+            self.shadow.halt();
+            return;
+        }
+        self.shadow.set_queue_enabled(true);
+        self.work(None, &[Step::Enable]);
+    }
+
+    /// Begins work on the queue, in place of what is under way.
+    fn work(&mut self, value: Option<u32>, steps: &'static [Step]) {
+        if self.pending.is_some() {
+            self.lease.withdraw();
+        }
+        self.pending = Some(Pending {
+            value,
+            steps,
+            given: false,
+            since_ns: self.now_ns(),
+        });
+        self.proceed_briefly();
+    }
+
+    fn now_ns(&self) -> u64 {
+        self.lease.device().host.now_ns()
+    }
+
+    fn command(&mut self, value: u32) -> Result<Begun, u8> {
         let operand = value & cmd::OPERAND_MASK;
         let code = value >> cmd::CODE_SHIFT & cmd::CODE_MASK;
         if value & cmd::RESERVED != 0 {
@@ -58,30 +144,191 @@ impl<R: Registers, C: ConfigSpace> DsaVdev<R, C> {
         if self.shadow.is_halted() && code != code::RESET_DEVICE {
             return Err(error::HALTED);
         }
+        let done = |outcome: Outcome| outcome.map(Begun::Done);
         match code {
             code::ENABLE_DEVICE..=code::RESET_DEVICE if operand != 0 => Err(error::RESERVED_BIT),
-            code::ENABLE_DEVICE => self.enable_device(),
-            code::DISABLE_DEVICE => self.disable_device(),
-            code::RESET_DEVICE => self.reset_device(),
+            code::ENABLE_DEVICE => done(self.enable_device()),
+            code::DISABLE_DEVICE if !self.shadow.is_enabled() => Err(error::DISABLE_NOT_ENABLED),
+            code::DISABLE_DEVICE => Ok(Begun::Steps(&[Step::Disable])),
+            code::RESET_DEVICE => Ok(Begun::Steps(&[Step::Reset])),
             code::ENABLE_WQ => self.enable_queue(operand),
-            code::DISABLE_WQ => self.disable_queue(operand),
-            code::DRAIN_WQ | code::ABORT_WQ => {
-                if !own_queue(operand)? {
-                    return Ok(0);
-                }
-                if !self.shadow.queue_is_enabled() {
-                    return Err(error::WQ_NOT_ENABLED);
-                }
-                self.settle(code == code::ABORT_WQ)
+            code::DISABLE_WQ..=code::RESET_WQ if !own_queue(operand)? => Ok(Begun::Done(0)),
+            code::DISABLE_WQ..=code::ABORT_WQ if !self.shadow.queue_is_enabled() => {
+                Err(error::WQ_NOT_ENABLED)
             }
-            code::RESET_WQ => self.reset_queue(operand),
+            code::DISABLE_WQ => Ok(Begun::Steps(&[Step::Disable])),
+            code::RESET_WQ => Ok(Begun::Steps(&[Step::Reset])),
             // Every descriptor in flight is the queue's: the guest has no PASIDs of its own to tell them by.
-            code::DRAIN_ALL | code::DRAIN_PASID => self.settle(false),
-            code::ABORT_ALL | code::ABORT_PASID => self.settle(true),
-            code::REQUEST_HANDLE => self.request_handle(operand),
-            code::RELEASE_HANDLE => self.release_handle(operand),
+            code::DRAIN_WQ
+            | code::ABORT_WQ
+            | code::DRAIN_ALL..=code::ABORT_ALL
+            | code::DRAIN_PASID..=code::ABORT_PASID => Ok(self.settle(code)),
+            code::REQUEST_HANDLE => done(self.request_handle(operand)),
+            code::RELEASE_HANDLE => done(self.release_handle(operand)),
             _ => Err(error::UNSUPPORTED),
         }
+    }
+
+    /// Waits until nothing is in flight, with or without completing what is queued.
+    fn settle(&self, code: u32) -> Begun {
+        if !self.shadow.queue_is_enabled() {
+            return Begun::Done(0);
+        }
+        match code {
+            code::ABORT_WQ | code::ABORT_ALL | code::ABORT_PASID => {
+                Begun::Steps(&[Step::Reset, Step::Enable])
+            }
+            _ => Begun::Steps(&[Step::Disable, Step::Enable]),
+        }
+    }
+
+    /// Goes on with the guest's command for a moment.
+    fn proceed_briefly(&mut self) {
+        let until = self.now_ns().saturating_add(BRIEFLY_NS);
+        loop {
+            // Time first: the device had all of it, however long this processor was away.
+            let late = self.now_ns() > until;
+            self.proceed();
+            if self.pending.is_none() || late {
+                return;
+            }
+            core::hint::spin_loop();
+        }
+    }
+
+    /// Goes on with the guest's command as far as the device is. Waits for nothing.
+    pub(super) fn proceed(&mut self) {
+        while let Some(pending) = &mut self.pending {
+            let waited = self.lease.device().host.now_ns();
+            let patience = self.lease.device().options.command_deadline_ns;
+            match self.lease.progress() {
+                // Others come before it, or the guest keeps its queue full.
+                Progress::Waiting(command, since) => {
+                    let waited = waited.saturating_sub(since);
+                    if waited <= patience.saturating_mul(TURNS) {
+                        return;
+                    }
+                    self.lease.withdraw();
+                    self.fail(CommandFailure::Busy(command, waited));
+                }
+                Progress::Active(command, since) => {
+                    let waited = waited.saturating_sub(since.max(pending.since_ns));
+                    if waited <= patience {
+                        return;
+                    }
+                    self.fail(CommandFailure::Unfinished(command, waited));
+                }
+                Progress::Ended(_, end) => {
+                    if core::mem::take(&mut pending.given) {
+                        match end {
+                            Ok(()) => pending.steps = pending.steps.get(1..).unwrap_or_default(),
+                            Err(failure) => self.fail(failure),
+                        }
+                    }
+                }
+                Progress::Idle => match pending.steps.first() {
+                    None => self.end(Ok(0)),
+                    Some(step) => {
+                        let step = *step;
+                        self.begin(step);
+                    }
+                },
+                // The vdev hears of the reset as a halt.
+                Progress::Lost => return,
+            }
+        }
+    }
+
+    /// Gives the device the first step of the guest's command, unless the queue is there already.
+    fn begin(&mut self, step: Step) {
+        let Some(pending) = &mut self.pending else { return };
+        // Not known: the device does not answer, and so has not failed either.
+        let enabled = self.lease.is_enabled().unwrap_or(step != Step::Enable);
+        pending.given = true;
+        match (step, enabled) {
+            (Step::Disable | Step::Reset, false) => {
+                pending.given = false;
+                pending.steps = pending.steps.get(1..).unwrap_or_default();
+            }
+            (Step::Disable, true) => self.lease.give(Command::DisableWq),
+            (Step::Reset, true) => self.lease.give(Command::ResetWq),
+            // An earlier Enable ended late: what it enabled is not what the guest asks for now.
+            (Step::Enable, true) => {
+                pending.given = false;
+                self.lease.give(Command::ResetWq);
+            }
+            (Step::Enable, false) => {
+                let limits = self.shadow.configured_limits();
+                if self.lease.program(limits) {
+                    self.lease.give(Command::EnableWq);
+                } else {
+                    let queue = self.lease.queue().index;
+                    self.tell(format_args!(
+                        "WQ {queue} enabled by its guest before a PASID was attached"
+                    ));
+                    self.end(Err(error::HARDWARE));
+                }
+            }
+        }
+    }
+
+    /// The guest's command fails for a reason that is not its own.
+    fn fail(&mut self, failure: CommandFailure) {
+        let code = self.report(failure);
+        self.end(Err(code));
+    }
+
+    /// What was under way has ended: what the guest sees of that, and of its queue.
+    fn end(&mut self, outcome: Outcome) {
+        let Some(pending) = self.pending.take() else {
+            return;
+        };
+        // What is not known stays as it was shown.
+        if let Some(enabled) = self.lease.is_enabled() {
+            self.shadow.set_queue_enabled(enabled && !self.shadow.is_halted());
+        }
+        let Some(value) = pending.value else {
+            if outcome.is_err() {
+                self.shadow.halt();
+            }
+            return;
+        };
+        match value >> cmd::CODE_SHIFT & cmd::CODE_MASK {
+            _ if outcome.is_err() => {}
+            code::DISABLE_DEVICE => self.shadow.general_status = gensts::DISABLED,
+            code::RESET_DEVICE => self.shadow.device_reset(),
+            code::RESET_WQ => self.shadow.work_queue_reset(),
+            _ => {}
+        }
+        self.answer(value, outcome);
+    }
+
+    /// Shows the guest how its command ended.
+    fn answer(&mut self, value: u32, outcome: Outcome) {
+        self.shadow.command_status = match outcome {
+            Ok(result) => u32::from(result) << cmd::RESULT_SHIFT,
+            Err(code) => u32::from(code),
+        };
+        self.completion_due |= value & cmd::REQUEST_INTERRUPT != 0;
+    }
+
+    /// The interrupt that the guest asked for with a command that has ended.
+    pub(super) fn raise_completion(&mut self, raise: &mut dyn FnMut(u16)) {
+        if core::mem::take(&mut self.completion_due) {
+            self.shadow.add_cause(intcause::CMD);
+            raise(VECTOR_MISC);
+        }
+        self.note_attention();
+    }
+
+    /// A halt or a reset of the function ends the guest's command, whatever the device makes of it.
+    pub(super) fn abandon(&mut self, outcome: Outcome) {
+        let Some(pending) = &self.pending else { return };
+        self.lease.withdraw();
+        if pending.value.is_some() {
+            self.end(outcome);
+        }
+        self.pending = None;
     }
 
     fn enable_device(&mut self) -> Outcome {
@@ -109,22 +356,7 @@ impl<R: Registers, C: ConfigSpace> DsaVdev<R, C> {
         Ok(0)
     }
 
-    fn disable_device(&mut self) -> Outcome {
-        if !self.shadow.is_enabled() {
-            return Err(error::DISABLE_NOT_ENABLED);
-        }
-        self.finish_queue()?;
-        self.shadow.general_status = gensts::DISABLED;
-        Ok(0)
-    }
-
-    fn reset_device(&mut self) -> Outcome {
-        self.stop_or_report()?;
-        self.shadow.device_reset();
-        Ok(0)
-    }
-
-    pub(super) fn enable_queue(&mut self, operand: u32) -> Outcome {
+    fn enable_queue(&self, operand: u32) -> Result<Begun, u8> {
         if operand != 0 {
             return Err(error::BAD_WQ);
         }
@@ -135,26 +367,7 @@ impl<R: Registers, C: ConfigSpace> DsaVdev<R, C> {
             return Err(error::WQ_NOT_DISABLED);
         }
         self.check_queue()?;
-        let limits = self.shadow.configured_limits();
-        match self.lease.enable(limits) {
-            Some(Ok(())) => {
-                self.running = true;
-                self.shadow.set_queue_enabled(true);
-                Ok(0)
-            }
-            Some(Err(failure)) => {
-                // It may be enabled in the end, or not.
-                self.running = matches!(failure, CommandFailure::Unfinished(..));
-                Err(self.report(failure))
-            }
-            None => {
-                let queue = self.lease.queue().index;
-                self.tell(format_args!(
-                    "WQ {queue} enabled by its guest before a PASID was attached"
-                ));
-                Err(error::HARDWARE)
-            }
-        }
+        Ok(Begun::Steps(&[Step::Enable]))
     }
 
     /// The rules of Enable WQ for a queue as the guest configured it.
@@ -179,47 +392,6 @@ impl<R: Registers, C: ConfigSpace> DsaVdev<R, C> {
         }
     }
 
-    fn disable_queue(&mut self, operand: u32) -> Outcome {
-        if !own_queue(operand)? {
-            return Ok(0);
-        }
-        if !self.shadow.queue_is_enabled() {
-            return Err(error::WQ_NOT_ENABLED);
-        }
-        self.finish_queue()
-    }
-
-    /// Completes queued work, then disables the queue.
-    fn finish_queue(&mut self) -> Outcome {
-        if self.running {
-            self.lease.disable().map_err(|failure| self.report(failure))?;
-            self.running = false;
-        }
-        self.shadow.set_queue_enabled(false);
-        Ok(0)
-    }
-
-    fn reset_queue(&mut self, operand: u32) -> Outcome {
-        if own_queue(operand)? {
-            self.stop_or_report()?;
-            self.shadow.work_queue_reset();
-        }
-        Ok(0)
-    }
-
-    /// Waits until nothing is in flight, with or without completing what is queued.
-    fn settle(&mut self, abort: bool) -> Outcome {
-        if self.running {
-            let settled = if abort {
-                self.lease.abort()
-            } else {
-                self.lease.drain()
-            };
-            settled.map_err(|failure| self.report(failure))?;
-        }
-        Ok(0)
-    }
-
     fn request_handle(&self, operand: u32) -> Outcome {
         // Also refused: the bit that asks for an IMS handle. The device's own vector 0 is not the guest's.
         if operand != u32::from(VECTOR_COMPLETION) {
@@ -238,14 +410,6 @@ impl<R: Registers, C: ConfigSpace> DsaVdev<R, C> {
         if named != operand || !known.contains(&named) {
             return Err(error::HANDLE_INDEX);
         }
-        Ok(0)
-    }
-
-    fn stop_or_report(&mut self) -> Outcome {
-        self.stop().map_err(|why| {
-            self.tell(format_args!("{why}"));
-            error::HARDWARE
-        })?;
         Ok(0)
     }
 

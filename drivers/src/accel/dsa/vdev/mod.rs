@@ -11,6 +11,7 @@ use alloc::boxed::Box;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 use core::fmt;
+use core::sync::atomic::Ordering;
 
 use pasidon_kernel::addr::PAGE_SIZE;
 use pasidon_kernel::allowance::{Allowance, Withheld};
@@ -20,9 +21,11 @@ use pasidon_kernel::parent::{
 use pasidon_kernel::pasid::Pasid;
 use pasidon_kernel::refusal::Refusal;
 
+use self::commands::Pending;
 use self::remains::DsaRemains;
 use self::shadow::{Access, Shadow};
 use super::Silicon;
+use super::commands::error;
 use super::queue::QueueLease;
 use super::registers::portal;
 use crate::pci::ConfigSpace;
@@ -52,9 +55,13 @@ const VECTORS: u16 = 2;
 pub struct DsaVdev<R: Registers, C: ConfigSpace> {
     lease: QueueLease<R, C>,
     shadow: Shadow,
-    /// Whether the physical queue is, as far as is known, enabled.
-    running: bool,
     bus_master: bool,
+    /// The guest's command that has not ended.
+    pending: Option<Pending>,
+    /// The guest's command has ended, and the interrupt it asked for has not been raised.
+    completion_due: bool,
+    /// Whether the hypervisor knows that it has to look.
+    attended: bool,
     /// Commands the guest gave.
     commands: u64,
     /// Lines that the guest may still cause.
@@ -77,8 +84,10 @@ impl<R: Registers, C: ConfigSpace> DsaVdev<R, C> {
         Self {
             lease,
             shadow,
-            running: false,
             bus_master: false,
+            pending: None,
+            completion_due: false,
+            attended: false,
             commands: 0,
             lines,
         }
@@ -97,8 +106,11 @@ impl<R: Registers, C: ConfigSpace> DsaVdev<R, C> {
     /// need of a software reset, and is interrupted if it wants to be.
     fn notice_halt(&mut self, raise: &mut dyn FnMut(u16)) {
         let lost = self.lease.lost_by_reset();
-        self.running &= !lost;
-        if self.shadow.is_enabled() && (lost || self.lease.device().is_halted()) {
+        let halted = lost || self.lease.device().is_halted();
+        if halted {
+            self.abandon(Err(error::HALTED));
+        }
+        if self.shadow.is_enabled() && halted {
             self.shadow.halt();
             if self.shadow.halt_interrupts() {
                 raise(VECTOR_MISC);
@@ -106,14 +118,36 @@ impl<R: Registers, C: ConfigSpace> DsaVdev<R, C> {
         }
     }
 
-    /// Stops the physical queue at once.
-    fn stop(&mut self) -> Result<(), String> {
-        self.running &= !self.lease.lost_by_reset();
-        if self.running {
-            self.lease.reset()?;
-            self.running = false;
+    /// Has the physical queue stopped at once; what the guest asks of it next waits for that.
+    fn stop(&mut self) {
+        self.abandon(Err(error::HARDWARE));
+        self.note_attention();
+        self.lease.stop();
+    }
+
+    /// Tells the device's driver whether somebody has to look after the guest's command.
+    fn note_attention(&mut self) {
+        let wanted = self.pending.is_some() || self.completion_due;
+        if wanted != self.attended {
+            self.attended = wanted;
+            let count = &self.lease.device().attended;
+            if wanted {
+                count.fetch_add(1, Ordering::AcqRel);
+            } else {
+                count.fetch_sub(1, Ordering::AcqRel);
+            }
         }
-        Ok(())
+    }
+
+    fn quiesce_within(&mut self, patience_ns: u64) -> Result<DeviceQuiesced, QuiesceFailed> {
+        self.abandon(Err(error::HARDWARE));
+        self.completion_due = false;
+        self.note_attention();
+        self.lease
+            .quiesce(patience_ns)
+            .map_err(|why| QuiesceFailed { why })?;
+        self.shadow.function_reset();
+        Ok(DeviceQuiesced::confirmed_by_device())
     }
 
     /// Bus mastering off. A DSA whose configuration changes while it is enabled halts; Linux cannot bring a halted one
@@ -123,12 +157,9 @@ impl<R: Registers, C: ConfigSpace> DsaVdev<R, C> {
         if !self.shadow.is_enabled() {
             return;
         }
-        let stopped = self.stop();
+        // Also true of a queue that is being enabled again: the guest sees it enabled.
         self.shadow.suspend();
-        if let Err(why) = stopped {
-            self.tell(format_args!("bus mastering off: {why}"));
-            self.shadow.halt();
-        }
+        self.stop();
         if self.shadow.halt_interrupts() || self.shadow.error_interrupts() {
             raise(VECTOR_MISC);
         }
@@ -141,8 +172,11 @@ impl<R: Registers, C: ConfigSpace> DsaVdev<R, C> {
             return;
         }
         let lost = self.lease.lost_by_reset() || self.lease.device().is_halted();
-        if lost || self.shadow.resume() && self.enable_queue(0).is_err() {
+        if lost {
             self.shadow.halt();
+        } else if self.shadow.resume() {
+            self.enable_again();
+            self.note_attention();
         }
     }
 
@@ -156,6 +190,14 @@ impl<R: Registers, C: ConfigSpace> DsaVdev<R, C> {
             self.shadow.note_lost_errors();
         }
         record.is_some()
+    }
+}
+
+impl<R: Registers, C: ConfigSpace> Drop for DsaVdev<R, C> {
+    fn drop(&mut self) {
+        self.pending = None;
+        self.completion_due = false;
+        self.note_attention();
     }
 }
 
@@ -235,6 +277,10 @@ impl<R: Registers, C: ConfigSpace> VdevModel for DsaVdev<R, C> {
         match (bar, Access::new(offset, size, REGISTERS_SIZE)) {
             (BAR_REGISTERS, Some(access)) => {
                 self.collect_error();
+                if self.pending.is_some() {
+                    self.proceed();
+                    self.note_attention();
+                }
                 self.shadow.read(access)
             }
             // Portals read as zero.
@@ -260,7 +306,9 @@ impl<R: Registers, C: ConfigSpace> VdevModel for DsaVdev<R, C> {
     }
 
     fn reset(&mut self) -> Result<(), QuiesceFailed> {
-        self.stop().map_err(|why| QuiesceFailed { why })?;
+        self.stop();
+        self.completion_due = false;
+        self.note_attention();
         self.bus_master = false;
         self.lease.queue().errors.clear();
         self.shadow.function_reset();
@@ -268,26 +316,41 @@ impl<R: Registers, C: ConfigSpace> VdevModel for DsaVdev<R, C> {
     }
 
     fn quiesce(&mut self) -> Result<DeviceQuiesced, QuiesceFailed> {
-        self.lease.quiesce().map_err(|why| QuiesceFailed { why })?;
-        self.running = false;
-        self.shadow.function_reset();
-        Ok(DeviceQuiesced::confirmed_by_device())
+        let patience = self.lease.device().options.command_deadline_ns;
+        self.quiesce_within(patience)
+    }
+
+    fn try_quiesce(&mut self) -> Result<DeviceQuiesced, QuiesceFailed> {
+        self.quiesce_within(0)
+    }
+
+    fn is_waiting(&self) -> bool {
+        self.attended || self.lease.is_waiting()
     }
 
     fn device_event(&mut self, raise: &mut dyn FnMut(u16)) {
         self.notice_halt(raise);
+        self.proceed();
+        self.raise_completion(raise);
         if self.collect_error() && self.shadow.error_interrupts() {
             raise(VECTOR_MISC);
         }
     }
 
-    fn remains(&mut self, _raise: &mut dyn FnMut(u16)) -> Box<dyn Remains> {
+    fn remains(&mut self, raise: &mut dyn FnMut(u16)) -> Box<dyn Remains> {
+        // Whoever waits for the interrupt of a command would wait for ever.
+        self.abandon(Err(error::HALTED));
+        self.raise_completion(raise);
         Box::new(DsaRemains::of(&self.shadow))
     }
 
     fn describe(&self) -> Vec<(&'static str, String)> {
         let queue = self.lease.queue();
-        let state = if self.running { "enabled" } else { "disabled" };
+        let state = match self.lease.is_enabled() {
+            Some(true) => "enabled",
+            Some(false) => "disabled",
+            None => "waits for the device",
+        };
         Vec::from([
             ("queue", alloc::format!("{} ({state})", queue.index)),
             ("entries", self.shadow.size().to_string()),
