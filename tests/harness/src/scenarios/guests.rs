@@ -4,6 +4,7 @@
 use super::pasidon::{BOOT_TIMEOUT, COMMAND_TIMEOUT, HOST, check, shell, vm, wait_for_state};
 use crate::arch::Arch;
 use crate::demonstration;
+use crate::machine::PROMPT;
 use crate::scenario::Scenario;
 
 /// Pasidon takes the machine over and says what it found.
@@ -140,11 +141,17 @@ pub const DEVICE_MEMORY: Scenario = Scenario {
 /// Watchpoints fire where they are, for whom they are.
 pub const WATCH: Scenario = Scenario {
     name: "watchpoints",
-    about: "three guests on two pCPUs have hardware watchpoints at work: each fires as often as it is to, in its own guest",
+    about: "three guests on two pCPUs have hardware watchpoints at work: each fires at every write, in its own guest",
     arches: Arch::ALL,
     run: |lab| {
         let configuration = [HOST, &vm("alpha", 0, ""), &vm("beta", 0, ""), &vm("gamma", 0, "")].concat();
         let machine = lab.pasidon(&configuration, demonstration::platform)?;
+        // On Arm Linux steps over the write with the watchpoint off. Where that is interrupted the write is begun
+        // again, and it fires once more.
+        let hits = match lab.arch() {
+            Arch::X86_64 => "2000",
+            Arch::Aarch64 => "2[0-9]{3}",
+        };
         let guests = ["alpha", "beta", "gamma"];
         for name in guests {
             shell(&machine, name)?;
@@ -154,7 +161,10 @@ pub const WATCH: Scenario = Scenario {
         }
         for name in guests {
             let console = machine.console(name)?;
-            console.expect("^PASIDON watch writes=2000 hits=2000 quiet=0$", BOOT_TIMEOUT)?;
+            console.expect(
+                &format!("^PASIDON watch writes=2000 hits={hits} quiet=0$"),
+                BOOT_TIMEOUT,
+            )?;
         }
         Ok(())
     },
@@ -248,5 +258,30 @@ pub const RESTARTS: Scenario = Scenario {
             .log()
             .expect("vm triple: triple fault .*: started again", COMMAND_TIMEOUT)
             .map(drop)
+    },
+};
+
+/// The processor that a guest sees keeps the rules of a real one.
+pub const RULES: Scenario = Scenario {
+    name: "processor-rules",
+    about: "single steps end behind trapped instructions, CR4 and EFER refuse what CPUID does not show, NMIs nest as they should, the TSC can be written",
+    arches: &[Arch::X86_64],
+    run: |lab| {
+        // Both on one pCPU: what one turned on, the other would meet.
+        let configuration = [HOST, &vm("alpha", 0, ""), &vm("beta", 0, "")].concat();
+        let machine = lab.pasidon(&configuration, |machine| demonstration::platform(machine).cpus(1))?;
+        for name in ["alpha", "beta"] {
+            shell(&machine, name)?.send_line("cpu-check")?;
+        }
+        for name in ["alpha", "beta"] {
+            let line = machine
+                .console(name)?
+                .expect("^PASIDON cpu (.* debug=[a-z]+)$", BOOT_TIMEOUT)?;
+            let wrong = line[1].split_whitespace().find(|word| !word.ends_with("=ok"));
+            anyhow::ensure!(wrong.is_none(), "{name}: {}", line[0]);
+            machine.console(name)?.expect(PROMPT, COMMAND_TIMEOUT)?;
+            check(&machine, machine.console(name)?, "hostname", name)?;
+        }
+        Ok(())
     },
 };

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! The scenarios, in the order they run: the platform first, then what stands on it.
 
+mod clocks;
 mod configuration;
 mod guests;
 mod inventory;
@@ -31,8 +32,10 @@ pub const ALL: &[Scenario] = &[
     guests::DEVICE_MEMORY,
     guests::WATCH,
     guests::SEED,
+    guests::RULES,
     guests::ENDS,
     guests::RESTARTS,
+    clocks::PAUSE,
     sharing::BOTH,
     sharing::SAME_ADDRESSES,
     sharing::USER_SPACE,
