@@ -3,7 +3,7 @@
 
 use crate::{check, command, setup, workspace};
 use anyhow::{Result, bail};
-use pasidon_harness::scenario::{self, Outcome};
+use pasidon_harness::scenario::{self, Failure, Outcome};
 use pasidon_harness::{Arch, scenarios};
 use std::num::NonZero;
 use std::thread;
@@ -35,7 +35,10 @@ pub fn run(names: &[String], arch: Arch, at_once: NonZero<usize>) -> Result<()> 
         total.passed += counted.passed;
         failed += counted.failed;
         if counted.failed > 0 {
-            total.failed.push(HOST);
+            total.failed.push(Failure {
+                name: HOST,
+                why: format!("{} of cargo's tests", counted.failed),
+            });
         }
     }
     if !chosen.is_empty() {
@@ -47,8 +50,9 @@ pub fn run(names: &[String], arch: Arch, at_once: NonZero<usize>) -> Result<()> 
         failed += outcome.failed.len();
         total.failed.extend(outcome.failed);
     }
-    for name in &total.failed {
-        println!("failed: {name}; again with: cargo xtask test --arch {arch} {name}");
+    for Failure { name, why } in &total.failed {
+        println!("failed: {name}: {why}");
+        println!("  again with: cargo xtask test --arch {arch} {name}");
     }
     println!("{} passed, {failed} failed", total.passed);
     if failed > 0 {

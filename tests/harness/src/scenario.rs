@@ -125,8 +125,16 @@ pub fn select<'a>(all: &'a [Scenario], names: &[String], arch: Arch) -> Result<V
 pub struct Outcome {
     /// How many passed.
     pub passed: usize,
-    /// Names of those that failed.
-    pub failed: Vec<&'static str>,
+    /// Those that failed, in the order of their ends.
+    pub failed: Vec<Failure>,
+}
+
+/// A test that failed.
+pub struct Failure {
+    /// What runs it again.
+    pub name: &'static str,
+    /// Why, in one line.
+    pub why: String,
 }
 
 /// Runs the scenarios, started in their order, so many `at_once`, and prints a line when one starts and when it ends,
@@ -151,11 +159,14 @@ pub fn run(
                 index + 1,
                 scenarios.len()
             );
-            let passed = run_one(scenario, workshop, folder.join(scenario.name));
+            let result = run_one(scenario, workshop, folder.join(scenario.name));
             let mut outcome = outcome.lock().unwrap_or_else(PoisonError::into_inner);
-            match passed {
-                true => outcome.passed += 1,
-                false => outcome.failed.push(scenario.name),
+            match result {
+                Ok(()) => outcome.passed += 1,
+                Err(why) => outcome.failed.push(Failure {
+                    name: scenario.name,
+                    why: why.lines().next().unwrap_or_default().to_owned(),
+                }),
             }
         }
     };
@@ -167,8 +178,8 @@ pub fn run(
     outcome.into_inner().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Runs one scenario, says how it ended, and returns whether it passed.
-fn run_one(scenario: &Scenario, workshop: &dyn Workshop, folder: PathBuf) -> bool {
+/// Runs one scenario, says how it ended, and returns why it failed.
+fn run_one(scenario: &Scenario, workshop: &dyn Workshop, folder: PathBuf) -> Result<(), String> {
     let started = Instant::now();
     let result = std::fs::create_dir_all(&folder)
         .map_err(anyhow::Error::from)
@@ -184,11 +195,12 @@ fn run_one(scenario: &Scenario, workshop: &dyn Workshop, folder: PathBuf) -> boo
             println!("scenario {}: passed in {seconds:.1} s", scenario.name);
             // A disk image is large and can be made again.
             let _ = std::fs::remove_dir_all(&folder);
-            true
+            Ok(())
         }
         Err(error) => {
-            println!("scenario {}: FAILED in {seconds:.1} s: {error:#}", scenario.name);
-            false
+            let why = format!("{error:#}");
+            println!("scenario {}: FAILED in {seconds:.1} s: {why}", scenario.name);
+            Err(why)
         }
     }
 }

@@ -89,7 +89,8 @@ impl Transcript {
         let deadline = Instant::now() + timeout;
         let mut state = self.lock();
         loop {
-            if let Some(groups) = state.streams[index].take(&regex) {
+            let ended = state.ended.is_some();
+            if let Some(groups) = state.streams[index].take(&regex, ended) {
                 return Ok(groups);
             }
             let name = state.streams[index].name.clone();
@@ -200,20 +201,26 @@ impl Stream {
         self.bytes.push(byte);
     }
 
-    fn take(&mut self, regex: &Regex) -> Option<Vec<String>> {
+    /// The groups of the next match, unless it rests on a line's end that may still turn out to be none.
+    fn take(&mut self, regex: &Regex, ended: bool) -> Option<Vec<String>> {
         let text = |captures: &Captures<'_>, group| {
             captures.get(group).map_or(String::new(), |found| {
                 String::from_utf8_lossy(found.as_bytes()).into_owned()
             })
         };
         let captures = regex.captures(&self.bytes[self.cursor..])?;
+        let end = self.cursor + captures.get(0)?.end();
+        // At the end of what came so far, `$` matches in the midst of a line too.
+        if end == self.bytes.len() && !ended && regex.as_str().contains('$') {
+            return None;
+        }
         let groups = (0..captures.len()).map(|group| text(&captures, group)).collect();
-        self.cursor += captures.get(0).map_or(0, |whole| whole.end());
+        self.cursor = end;
         Some(groups)
     }
 }
 
-/// Patterns work line by line: `^` and `$` match at line ends.
+/// Patterns work line by line: `^` and `$` match at line ends. Only a `$` waits for the rest of a line.
 fn compile(pattern: &str) -> Result<Regex> {
     Ok(regex::bytes::RegexBuilder::new(pattern)
         .multi_line(true)
@@ -265,6 +272,19 @@ mod tests {
         let thread = std::thread::spawn(move || say(&speaker, 1, "st# "));
         transcript.expect(1, "guest# ", Duration::from_secs(60)).unwrap();
         thread.join().unwrap();
+    }
+
+    #[test]
+    fn a_line_that_is_still_coming_does_not_end_yet() {
+        let transcript = two();
+        say(&transcript, 1, "state=o");
+        assert!(transcript.expect(1, "^state=([a-z]+)$", Duration::ZERO).is_err());
+        say(&transcript, 1, "k\n");
+        let groups = transcript.expect(1, "^state=([a-z]+)$", Duration::ZERO).unwrap();
+        assert_eq!(groups[1], "ok");
+        say(&transcript, 1, "last");
+        transcript.end("QEMU exited".to_owned());
+        transcript.expect(1, "^last$", Duration::ZERO).unwrap();
     }
 
     #[test]

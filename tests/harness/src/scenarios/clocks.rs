@@ -31,7 +31,8 @@ pub const PAUSE: Scenario = Scenario {
         let long = Duration::from_secs(10 * PATIENCE);
         beta.command(&format!("sleep {}", 2 * PATIENCE), long)?;
         machine.monitor("vm alpha resume")?;
-        alpha.command("sleep 3; kill %1", long)?;
+        // Waits for its end too, or the shell would tell of it in the midst of what follows.
+        alpha.command("sleep 3; kill %1; wait", long)?;
         let reports = alpha.command(
             "dmesg | grep -cE 'detected stall|kthread starved|soft lockup'",
             COMMAND_TIMEOUT,

@@ -9,6 +9,7 @@ use crate::machine::Machine;
 use crate::scenario::{Lab, Scenario};
 use anyhow::{Context, Result, ensure};
 use serde_json::json;
+use std::time::Instant;
 
 /// A panic and two exceptions.
 pub const REPORT: Scenario = Scenario {
@@ -128,23 +129,32 @@ fn fails(lab: &Lab<'_>, failure: &str, patterns: &[&str]) -> Result<()> {
     stand_still(&machine, lab.arch()).with_context(|| format!("{failure}\n{}", machine.transcript()))
 }
 
-/// No processor runs. pCPU 1 was busy, so one that stands still was stopped.
+/// No processor runs any more, soon after the last line. pCPU 1 was busy, so one that stands still was stopped.
 fn stand_still(machine: &Machine, arch: Arch) -> Result<()> {
-    let command = json!({ "command-line": "info registers -a" });
-    let registers = machine.qmp()?.execute("human-monitor-command", command)?;
-    let registers = registers.as_str().context("info registers: no text")?;
-    let still = match arch {
-        Arch::X86_64 => registers.matches(" HLT=1").count(),
-        // Nothing says so there, but all wait at the same instruction, which is not where pCPU 1 was busy.
-        Arch::Aarch64 => {
-            let places: Vec<&str> = registers
-                .lines()
-                .filter_map(|line| line.trim_start().strip_prefix("PC="))
-                .filter_map(|line| line.split_whitespace().next())
-                .collect();
-            places.iter().filter(|place| **place == places[0]).count()
+    let mut qmp = machine.qmp()?;
+    let deadline = Instant::now() + COMMAND_TIMEOUT;
+    loop {
+        let command = json!({ "command-line": "info registers -a" });
+        let registers = qmp.execute("human-monitor-command", command)?;
+        let registers = registers.as_str().context("info registers: no text")?;
+        let still = match arch {
+            Arch::X86_64 => registers.matches(" HLT=1").count(),
+            // Nothing says so there, but all wait at the same instruction, which is not where pCPU 1 was busy.
+            Arch::Aarch64 => {
+                let places: Vec<&str> = registers
+                    .lines()
+                    .filter_map(|line| line.trim_start().strip_prefix("PC="))
+                    .filter_map(|line| line.split_whitespace().next())
+                    .collect();
+                places.iter().filter(|place| **place == places[0]).count()
+            }
+        };
+        if still == 2 {
+            return Ok(());
         }
-    };
-    ensure!(still == 2, "of 2 processors {still} stand still:\n{registers}");
-    Ok(())
+        ensure!(
+            Instant::now() < deadline,
+            "of 2 processors {still} stand still:\n{registers}"
+        );
+    }
 }
