@@ -155,6 +155,8 @@ pub struct VmInfo {
     pub exits: Vec<ExitCount>,
     /// Interrupts of physical devices delivered to its vdevs.
     pub interrupts: u64,
+    /// Those of them that came in turns of other VMs.
+    pub away: AwayInfo,
     /// Records of DMA faults of its vdevs; see [`crate::fault_log::FaultsInfo::records`].
     pub fault_records: u64,
     /// Its vdevs.
@@ -181,10 +183,22 @@ impl VmInfo {
             run_ns: 0,
             exits: Vec::new(),
             interrupts: 0,
+            away: AwayInfo::default(),
             fault_records: 0,
             vdevs: Vec::new(),
         }
     }
+}
+
+/// Interrupts of devices that came in turns of other VMs on the same pCPU.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize)]
+pub struct AwayInfo {
+    /// How many.
+    pub interrupts: u64,
+    /// Time that they took the hypervisor, in nanoseconds. It is in nobody's run time.
+    pub time_ns: u64,
+    /// How often they were too many, and were masked at the device until the owner's turn.
+    pub masked: u64,
 }
 
 /// How often a VM exited for one reason.
@@ -213,6 +227,8 @@ pub struct VdevInfo {
     pub ioas: Option<u32>,
     /// Its physical interrupts.
     pub interrupts: Vec<InterruptInfo>,
+    /// Interrupts that came in turns of other VMs.
+    pub away: AwayInfo,
     /// Records of DMA faults with its PASID, likewise.
     pub fault_records: u64,
     /// What its driver says (queue, state, submissions). Empty while the model is busy.

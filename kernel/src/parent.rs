@@ -91,6 +91,12 @@ pub trait Parent: Send + Sync {
     /// Programs (and unmasks) or clears (and masks) one MSI-X entry of the physical device.
     fn set_interrupt(&self, entry: u16, message: Option<MsiMessage>);
 
+    /// Holds back, or lets through again, the messages of an MSI-X entry that is programmed: the device keeps one
+    /// pending meanwhile. Waits for nothing; false, and nothing changed, where that is not possible now.
+    fn hold_interrupt(&self, _entry: u16, _hold: bool) -> bool {
+        false
+    }
+
     /// The MSI-X entry that carries the device's own events (errors, halt), handled by
     /// [`Parent::interrupt`]; `None` where it has none.
     fn event_interrupt(&self) -> Option<u16>;

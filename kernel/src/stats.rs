@@ -10,6 +10,7 @@ use core::sync::atomic::{AtomicU64, Ordering};
 use spin::Mutex;
 
 use crate::info::ExitCount;
+use crate::vdev::gate::Away;
 
 macro_rules! exit_kinds {
     ($($(#[$doc:meta])* $kind:ident = $name:literal),* $(,)?) => {
@@ -83,6 +84,7 @@ pub struct VmStats {
     exits: [AtomicU64; ExitKind::ALL.len()],
     run_time: Mutex<RunTime>,
     faults: AtomicU64,
+    pub(crate) away: Away,
     starts: AtomicU64,
 }
 

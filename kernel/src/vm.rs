@@ -26,6 +26,7 @@ use crate::pasid::PasidQuota;
 use crate::ram::{GuestRam, RamRange};
 use crate::refusal::Refusal;
 use crate::stats::VmStats;
+use crate::vdev::gate::Came;
 use crate::vdev::{PortalsUnmapped, Vdev, VdevSpec};
 
 /// A VM as it is asked for.
@@ -262,6 +263,8 @@ pub struct Vm {
     status: Mutex<Status>,
     busy: AtomicBool,
     request: Mutex<Option<VmEnd>>,
+    /// Interrupts of a vdev are held back.
+    held: AtomicBool,
     pub(crate) restarts: Mutex<Restarts>,
     pub(crate) life: Mutex<Life>,
 }
@@ -289,6 +292,7 @@ impl Vm {
             }),
             busy: AtomicBool::new(false),
             request: Mutex::new(None),
+            held: AtomicBool::new(false),
             restarts: Mutex::default(),
             life: Mutex::new(Life::default()),
         }
@@ -348,6 +352,35 @@ impl Vm {
             .iter()
             .find(|vdev| vdev.id() == id)
             .cloned()
+    }
+
+    /// An interrupt of a vdev came in turn `turn` of another VM and took `time_ns`: accounts it, and holds further
+    /// ones back where there were too many. Whether they are held back now; [`Vm::open_interrupts`] must follow.
+    pub fn came_away(&self, vdev: VdevId, turn: u64, time_ns: u64) -> bool {
+        let Some(vdev) = self.vdev(vdev) else { return false };
+        let came = vdev.came_away(turn, time_ns);
+        self.stats.away.count(time_ns, came == Came::Closed);
+        if came == Came::Closed {
+            self.held.store(true, Ordering::SeqCst);
+        }
+        came == Came::Closed
+    }
+
+    /// Lets all interrupts of its vdevs come, before it runs. False where some cannot be let through now: to be tried
+    /// again, soon.
+    pub fn open_interrupts(&self) -> bool {
+        if !self.held.load(Ordering::Relaxed) {
+            return true;
+        }
+        self.held.store(false, Ordering::SeqCst);
+        let open = self
+            .vdevs()
+            .iter()
+            .fold(true, |all, vdev| all & vdev.open_interrupts());
+        if !open {
+            self.held.store(true, Ordering::SeqCst);
+        }
+        open
     }
 
     /// Asks for its end, from a vCPU's exit path: waits for nothing. The first reason stands until it is
@@ -430,6 +463,7 @@ impl Vm {
                 .flat_map(|vdev| &vdev.interrupts)
                 .map(|interrupt| interrupt.delivered)
                 .sum(),
+            away: self.stats.away.info(),
             fault_records: self.stats.faults(),
             vdevs,
         }

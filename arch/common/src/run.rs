@@ -12,9 +12,10 @@ use alloc::vec::Vec;
 use core::sync::atomic::{AtomicU64, Ordering};
 
 use arrayvec::ArrayVec;
+use pasidon_kernel::id::{VdevId, VmId};
 use pasidon_kernel::irq::{HostVector, Route};
 use pasidon_kernel::refusal::Refusal;
-use pasidon_kernel::sched::{PcpuId, Seat, Turn};
+use pasidon_kernel::sched::{PcpuId, SLICE_NS, Seat, Turn};
 use pasidon_kernel::system::System;
 use spin::Mutex;
 
@@ -31,6 +32,11 @@ pub const NOTES: usize = 256;
 /// The turn that a guest gets between two rounds of the hypervisor's own work, in nanoseconds: whatever causes that
 /// work, guests on the pCPU that does it go on.
 const BETWEEN_NS: u64 = 1_000_000;
+/// When interrupts that could not be let through are tried again, in nanoseconds.
+const RETRY_NS: u64 = 1_000_000;
+/// Where a turn's number begins in the number of a turn among those of all pCPUs; the pCPU is below.
+const TURN_SHIFT: u32 = 16;
+const _: () = assert!(MAX_PCPUS <= 1 << TURN_SHIFT);
 
 /// What every pCPU works on.
 pub struct World<H: Hardware> {
@@ -58,6 +64,10 @@ struct Local<H: Hardware> {
     sleepers: Vec<(Seat, u64)>,
     /// What the timer is set to.
     armed: Option<u64>,
+    /// Whose turn was last, and its number.
+    last: (Option<VmId>, u64),
+    /// VMs whose interrupts are held back and which no turn on this pCPU will let through, and when to do that.
+    held: Vec<(VmId, u64)>,
 }
 
 /// A device of the machine raised this interrupt: remembers whose it is, for the loop of the pCPU that took it. For
@@ -117,15 +127,20 @@ pub fn run<H: Hardware>() -> Result<core::convert::Infallible, Refusal> {
         pcpu: H::enable(index, world.vms.frames())?,
         sleepers: Vec::new(),
         armed: None,
+        last: (None, 0),
+        held: Vec::new(),
     };
     // Whether a round went by without a turn for a guest.
     let mut owed = false;
     loop {
+        let mut began = H::now_ns();
         H::window();
         if let Some(rounds) = ROUNDS.get(index as usize) {
             rounds.fetch_add(1, Ordering::SeqCst);
         }
-        deliver_notes(world, index);
+        deliver_notes(world, index, &mut |machine, vdev| {
+            began = local.charge(machine, vdev, began);
+        });
         if index == 0 {
             world.vms.outside().work();
         }
@@ -136,6 +151,7 @@ pub fn run<H: Hardware>() -> Result<core::convert::Infallible, Refusal> {
         }
         let now = H::now_ns();
         local.wake_sleepers(world, now);
+        local.let_through(world, now);
         match world.vms.scheduler.next(PcpuId(index), now) {
             Some(mut turn) => {
                 owed = false;
@@ -161,8 +177,9 @@ fn has_notes(index: u32) -> bool {
         .is_some_and(|notes| !notes.lock().is_empty())
 }
 
-/// Hands device interrupts to the vdevs that they belong to. Those of a VM whose devices are in use stay noted.
-fn deliver_notes<H: Hardware>(world: &World<H>, index: u32) {
+/// Hands device interrupts to the vdevs that they belong to, and says which each was. Those of a VM whose devices are
+/// in use stay noted.
+fn deliver_notes<H: Hardware>(world: &World<H>, index: u32, charge: &mut dyn FnMut(&Machine<H>, VdevId)) {
     let Some(notes) = NOTED.get(index as usize) else {
         return;
     };
@@ -172,8 +189,12 @@ fn deliver_notes<H: Hardware>(world: &World<H>, index: u32) {
         let Some(route @ Route::Vdev { vm, vdev, vector }) = note else {
             continue;
         };
-        let machine = world.vms.machine(vm);
-        if machine.is_some_and(|machine| !machine.interrupt(vdev, vector)) {
+        let Some(machine) = world.vms.machine(vm) else {
+            continue;
+        };
+        if machine.interrupt(vdev, vector) {
+            charge(&machine, vdev);
+        } else {
             let mut notes = notes.lock();
             if !notes.contains(&route) {
                 // There are no more routes to a pCPU than it has vectors.
@@ -184,6 +205,41 @@ fn deliver_notes<H: Hardware>(world: &World<H>, index: u32) {
 }
 
 impl<H: Hardware> Local<H> {
+    /// Has the interrupts of a VM let through at that time, whoever runs then.
+    fn hold(&mut self, vm: VmId, due: u64) {
+        if self.held.iter().all(|(other, _)| *other != vm) {
+            self.held.push((vm, due));
+        }
+    }
+
+    fn let_through(&mut self, world: &World<H>, now: u64) {
+        self.held.retain_mut(|(vm, due)| {
+            if *due > now {
+                return true;
+            }
+            *due = now.saturating_add(RETRY_NS);
+            let machine = world.vms.machine(*vm);
+            machine.is_some_and(|machine| !machine.vm.open_interrupts())
+        });
+    }
+
+    /// An interrupt of a VM was delivered between `began` and now. In the turn of another, that is for its owner to
+    /// account for, and where it is one of too many, the device holds the next ones back. Returns when the next one's
+    /// time begins.
+    fn charge(&mut self, machine: &Machine<H>, vdev: VdevId, began: u64) -> u64 {
+        if self.last.0 == Some(machine.id) {
+            return began;
+        }
+        let now = H::now_ns();
+        let turn = self.last.1 << TURN_SHIFT | u64::from(self.index);
+        let held = machine.vm.came_away(vdev, turn, now.saturating_sub(began));
+        // Its own turns, which let them through, are on another pCPU.
+        if held && machine.vcpu.seat.pcpu != PcpuId(self.index) {
+            self.hold(machine.id, now.saturating_add(SLICE_NS));
+        }
+        now
+    }
+
     fn wake_sleepers(&mut self, world: &World<H>, now: u64) {
         self.sleepers.retain(|(seat, deadline)| {
             let due = *deadline <= now;
@@ -200,7 +256,8 @@ impl<H: Hardware> Local<H> {
             .then(|| world.vms.outside().next_work())
             .flatten();
         let sleepers = self.sleepers.iter().map(|(_, deadline)| *deadline).min();
-        let earliest = [deadline, work, sleepers].into_iter().flatten().min();
+        let held = self.held.iter().map(|(_, due)| *due).min();
+        let earliest = [deadline, work, sleepers, held].into_iter().flatten().min();
         // One that has passed has fired, and must be set again.
         if earliest != self.armed || self.armed.is_some() {
             self.armed = earliest;
@@ -216,6 +273,12 @@ impl<H: Hardware> Local<H> {
             return;
         };
         let vcpu = &machine.vcpu;
+        if self.last.0 != Some(machine.id) {
+            self.last = (Some(machine.id), self.last.1.wrapping_add(1));
+        }
+        if !machine.vm.open_interrupts() {
+            self.hold(machine.id, H::now_ns().saturating_add(RETRY_NS));
+        }
         self.sleepers.retain(|(seat, _)| *seat != vcpu.seat);
         let began = H::now_ns();
         machine.vm.stats().begin_run(began);

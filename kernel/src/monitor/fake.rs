@@ -7,12 +7,19 @@ use crate::console::{TYPED_MAX, TypedInfo};
 use crate::fault::{DmaFault, FaultAccess};
 use crate::fault_log::{FaultLog, FaultOwner, FaultsInfo};
 use crate::info::{
-    Detail, ExitCount, HypervisorMemory, InterruptInfo, IoasInfo, IommuInfo, MemoryInfo, ParentInfo,
-    PasidInfo, PasidSpaceInfo, PcpuInfo, SystemInfo, TypeInfo, VdevInfo, VmInfo,
+    AwayInfo, Detail, ExitCount, HypervisorMemory, InterruptInfo, IoasInfo, IommuInfo, MemoryInfo,
+    ParentInfo, PasidInfo, PasidSpaceInfo, PcpuInfo, SystemInfo, TypeInfo, VdevInfo, VmInfo,
 };
 use crate::pasid::Pasid;
 use crate::refusal::Refusal;
 use log::LevelFilter;
+
+/// What came in turns of others.
+const AWAY: AwayInfo = AwayInfo {
+    interrupts: 2310,
+    time_ns: 5_310_000,
+    masked: 3,
+};
 
 pub(super) struct FakeHost {
     pub now_ns: u64,
@@ -38,6 +45,7 @@ fn vdev(id: u32, vm: &str, pasid: u32) -> VdevInfo {
             cpu: 0,
             delivered: 10_016,
         }],
+        away: AWAY,
         fault_records: u64::from(id == 2),
         details: vec![
             Detail {
@@ -69,6 +77,7 @@ fn vm(id: u32, name: &str, pasid: u32) -> VmInfo {
         run_ns: 41_000_000_000,
         exits: vec![exit("mmio", 1204), exit("io", 0), exit("halt", 5310)],
         interrupts: 10_016,
+        away: AWAY,
         fault_records: u64::from(id == 1),
         vdevs: vec![vdev(id + 1, name, pasid)],
     }

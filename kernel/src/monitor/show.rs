@@ -9,7 +9,7 @@ use serde::Serialize;
 
 use crate::console::TypedInfo;
 use crate::fault_log::FaultsInfo;
-use crate::info::{IommuInfo, ParentInfo, PasidInfo, RetiredInfo, SystemInfo, VdevInfo, VmInfo};
+use crate::info::{AwayInfo, IommuInfo, ParentInfo, PasidInfo, RetiredInfo, SystemInfo, VdevInfo, VmInfo};
 use crate::table::{Table, bytes, duration, pairs};
 
 /// Stands where there is no value.
@@ -119,6 +119,7 @@ pub(super) fn vm(view: &VmView) -> String {
             ),
         ),
         ("interrupts", vm.interrupts.to_string()),
+        ("away", away(&vm.away)),
         ("fault records", vm.fault_records.to_string()),
         (
             "exits",
@@ -134,6 +135,16 @@ pub(super) fn vm(view: &VmView) -> String {
         ),
     ];
     pairs(lines)
+}
+
+/// Interrupts that came in turns of other VMs.
+fn away(away: &AwayInfo) -> String {
+    format!(
+        "{} interrupts in {} us, masked {} times",
+        away.interrupts,
+        away.time_ns / 1000,
+        away.masked
+    )
 }
 
 fn list(items: impl Iterator<Item = String>) -> String {
@@ -181,6 +192,7 @@ pub(super) fn vdev(vdev: &VdevRow) -> String {
         ("space", or_none(vdev.info.ioas)),
         ("submission exits", vdev.submission_exits.to_string()),
         ("interrupts", vdev.interrupts().to_string()),
+        ("away", away(&vdev.info.away)),
         ("fault records", vdev.info.fault_records.to_string()),
     ];
     let details = vdev.info.details.iter();

@@ -92,10 +92,29 @@ impl Parent for TestParent {
             }
             None => {
                 let set = truth.msix.remove(&entry).is_some();
+                truth.held.remove(&entry);
                 truth.demand(set, || format!("MSI-X entry {entry} cleared twice"));
                 truth.steps.push(Step::InterruptMasked(entry));
             }
         }
+    }
+
+    fn hold_interrupt(&self, entry: u16, hold: bool) -> bool {
+        let mut truth = self.0.lock();
+        if truth.cannot_hold {
+            return false;
+        }
+        let programmed = truth.msix.contains_key(&entry);
+        truth.demand(programmed, || {
+            format!("MSI-X entry {entry} held while it is nobody's")
+        });
+        truth.holds += 1;
+        if hold {
+            truth.held.insert(entry);
+        } else {
+            truth.held.remove(&entry);
+        }
+        true
     }
 
     fn event_interrupt(&self) -> Option<u16> {

@@ -90,6 +90,10 @@ pub struct Truth {
     pub tagged_by_requester: bool,
     pub queues: Vec<Queue>,
     pub msix: BTreeMap<u16, MsiMessage>,
+    /// MSI-X entries that are held back, how often one was held or let through, and whether that cannot be now.
+    pub held: BTreeSet<u16>,
+    pub holds: usize,
+    pub cannot_hold: bool,
     pub vectors: BTreeSet<HostVector>,
     /// Vectors that a message could raise since they were allocated, and that have not settled since.
     pub unsettled: BTreeSet<HostVector>,

@@ -9,6 +9,7 @@
 //! **Invariants.** The device is given a tag only when the table behind it stands. A type that maps a page
 //! of the device into the guest never exists without an IOMMU.
 
+pub(crate) mod gate;
 pub mod interrupt;
 pub mod model;
 
@@ -36,6 +37,7 @@ use crate::pasid::{Pasid, PasidQuota, PasidSpace};
 use crate::ram::GuestRam;
 use crate::refusal::Refusal;
 use crate::retired::{Retired, Retirement, StuckSlice};
+use gate::{Came, Gate};
 use interrupt::Interrupt;
 use model::{GuestSide, SharedModel};
 
@@ -156,6 +158,7 @@ pub struct Vdev {
     pasid: Option<Pasid>,
     ioas: Option<IoasId>,
     faults: AtomicU64,
+    gate: Gate,
     /// `None` after the end.
     live: Mutex<Option<Live>>,
 }
@@ -261,6 +264,13 @@ impl Vdev {
             vm_name: owner.name.to_string(),
             parent,
             type_name: spec.type_name.clone(),
+            gate: Gate::new(
+                model
+                    .interrupts()
+                    .iter()
+                    .map(|binding| binding.physical)
+                    .collect(),
+            ),
             model: SharedModel::new(model),
             pasid,
             ioas,
@@ -341,6 +351,7 @@ impl Vdev {
         };
         let parent = || self.parent.name().to_string();
         let (stopped, model) = stop(self.model.take());
+        self.gate.end();
         for interrupt in live.interrupts.into_iter().rev() {
             if let Err((lost, refusal)) = interrupt.disconnect(services, self.parent) {
                 keep(refusal.to_string(), Retired::Vector(lost));
@@ -426,6 +437,16 @@ impl Vdev {
         Box::new(GuestSide(self.model.clone()))
     }
 
+    /// An interrupt came in another VM's turn of that number, and took that time.
+    pub(crate) fn came_away(&self, turn: u64, time_ns: u64) -> Came {
+        self.gate.came(self.parent, turn, time_ns)
+    }
+
+    /// Lets interrupts come that are held back. Whether all do.
+    pub(crate) fn open_interrupts(&self) -> bool {
+        self.gate.open(self.parent)
+    }
+
     pub(crate) fn count_fault(&self) {
         self.faults.fetch_add(1, Ordering::Relaxed);
     }
@@ -458,6 +479,7 @@ impl Vdev {
             pasid: self.pasid.map(Pasid::value),
             ioas: self.ioas.map(|id| id.0),
             interrupts: interrupts.collect(),
+            away: self.gate.away.info(),
             fault_records: self.faults(),
             details: details(self.model.describe()),
         }

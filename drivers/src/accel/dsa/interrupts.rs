@@ -136,6 +136,22 @@ impl<R: Registers, C: ConfigSpace> Device<R, C> {
         registers.read32(at + msix_entry::CONTROL);
     }
 
+    /// Masks or unmasks an entry that is programmed. False where it is not, and while the device is reset: then nothing
+    /// is written.
+    pub fn hold_interrupt(&self, entry: u16, hold: bool) -> bool {
+        let Some(mut access) = self.gate.open() else {
+            return false;
+        };
+        let message = access.slot().messages.get(usize::from(entry));
+        if message.is_none_or(Option::is_none) {
+            return false;
+        }
+        let control = self.msix_entry(entry) + msix_entry::CONTROL;
+        let mask = if hold { msix_entry::MASKED } else { 0 };
+        access.registers.write32(control, mask);
+        true
+    }
+
     /// The event interrupt: acknowledges causes first, so that what happens meanwhile raises a new one. A reset
     /// of the device takes causes and errors away.
     pub fn handle_event(&self, sink: &mut dyn FnMut(ParentEvent)) -> Drained {

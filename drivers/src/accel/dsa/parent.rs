@@ -193,6 +193,10 @@ impl<R: Registers + 'static, C: ConfigSpace + 'static> Parent for DsaParent<R, C
         self.device.set_interrupt(entry, message);
     }
 
+    fn hold_interrupt(&self, entry: u16, hold: bool) -> bool {
+        self.device.hold_interrupt(entry, hold)
+    }
+
     fn event_interrupt(&self) -> Option<u16> {
         Some(EVENT_ENTRY)
     }

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Lives of VMs and vdevs, one situation at a time. Random ones are in `properties`.
 
+mod away;
 mod failures;
 mod refusals;
 

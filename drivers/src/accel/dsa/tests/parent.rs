@@ -297,6 +297,24 @@ fn interrupt_entries_are_written_while_masked() {
     assert_eq!(controls[5], (table + 12, 0));
 }
 
+/// Only an entry that is programmed is held back, and nothing of it is changed but the mask.
+#[test]
+fn an_interrupt_is_held_back_by_its_mask_alone() {
+    let (model, parent) = parent(&[]);
+    let message = MsiMessage {
+        address: 0xfee0_1234,
+        data: 0x4021,
+    };
+    assert!(!parent.hold_interrupt(3, true) && !parent.hold_interrupt(3, false));
+    assert!(!parent.hold_interrupt(MSIX as u16, true));
+    assert_eq!(model.state.lock().msix[3], [0, 0, 0, 1], "still masked");
+    parent.set_interrupt(3, Some(message));
+    for (hold, mask) in [(true, 1), (false, 0)] {
+        assert!(parent.hold_interrupt(3, hold));
+        assert_eq!(model.state.lock().msix[3], [0xfee0_1234, 0, 0x4021, mask]);
+    }
+}
+
 fn events(parent: &TestParent) -> Vec<ParentEvent> {
     let mut events = Vec::new();
     let left = parent.interrupt(&mut |event| events.push(event));
