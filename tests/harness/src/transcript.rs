@@ -211,7 +211,8 @@ impl Stream {
         let captures = regex.captures(&self.bytes[self.cursor..])?;
         let end = self.cursor + captures.get(0)?.end();
         // At the end of what came so far, `$` matches in the midst of a line too.
-        if end == self.bytes.len() && !ended && regex.as_str().contains('$') {
+        let open = end == self.bytes.len() && self.bytes.last() != Some(&b'\n');
+        if open && !ended && regex.as_str().contains('$') {
             return None;
         }
         let groups = (0..captures.len()).map(|group| text(&captures, group)).collect();
@@ -282,6 +283,9 @@ mod tests {
         say(&transcript, 1, "k\n");
         let groups = transcript.expect(1, "^state=([a-z]+)$", Duration::ZERO).unwrap();
         assert_eq!(groups[1], "ok");
+        say(&transcript, 1, "{}\n");
+        // The line's end is part of the match, and nothing need come behind it.
+        transcript.expect(1, "^\\{.*$\n", Duration::ZERO).unwrap();
         say(&transcript, 1, "last");
         transcript.end("QEMU exited".to_owned());
         transcript.expect(1, "^last$", Duration::ZERO).unwrap();
