@@ -56,6 +56,10 @@ impl Workshop for Shop {
         self.linux.get(|| guests::linux(self.arch))
     }
 
+    fn initrd_with(&self, tool: &str) -> Result<PathBuf> {
+        guests::with_tool(&self.linux()?, self.arch, tool)
+    }
+
     fn self_test(&self) -> Result<PathBuf> {
         guests::self_test(&self.linux()?)
     }

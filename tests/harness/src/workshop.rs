@@ -57,6 +57,13 @@ pub trait Workshop: Sync {
     /// When it cannot be made.
     fn linux(&self) -> Result<Linux>;
 
+    /// The Linux guest's initrd with programs of Debian in it: those that `tests/guests/linux/guest.toml` has under the
+    /// name `tool` for this architecture.
+    ///
+    /// # Errors
+    /// When there are none of that name, or it cannot be made.
+    fn initrd_with(&self, tool: &str) -> Result<PathBuf>;
+
     /// The Linux guest's initrd for x86_64 with the accelerator model's self-test (`tests/platform/selftest/dsa`) in it as
     /// `/bin/dsa-selftest`.
     ///

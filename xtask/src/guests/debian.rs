@@ -6,6 +6,7 @@
 //! the header packages as they unpack, where `kbuild/flavour` leads to those of this kernel.
 
 use super::kernel;
+use super::tool::Tool;
 use crate::apt::{self, Suite};
 use crate::cache::{Cache, Key};
 use crate::progress::Step;
@@ -23,7 +24,8 @@ const RECIPE_VERSION: &str = "2";
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Guest {
-    suite: String,
+    /// Debian's name of it.
+    pub suite: String,
     kernel: String,
     busybox: String,
     /// Modules of the kernel package.
@@ -35,6 +37,9 @@ pub struct Guest {
     #[serde(default)]
     pub scripts: BTreeMap<String, String>,
     pub build: Option<Build>,
+    /// Programs of Debian for some scenarios, by name.
+    #[serde(default)]
+    pub tools: BTreeMap<String, Tool>,
 }
 
 /// Modules that are built for the guest.

@@ -5,6 +5,7 @@
 
 use anyhow::{Context, Result};
 use cpio::newc::{Builder, trailer};
+use std::collections::BTreeSet;
 use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -51,17 +52,30 @@ pub fn build(busybox: &Path, modules: &[PathBuf], programs: &[(String, Vec<u8>)]
     Ok(trailer(archive.bytes)?)
 }
 
-/// `archive` with one more program in it, at `target`, whose folder it has. Linux unpacks archives that follow one
-/// another from a multiple of four on as if they were one.
+/// An archive with these files (path in the archive, content) and the folders they lie in.
 ///
 /// # Errors
-/// When the program is too large for an archive.
-pub fn with_program(mut archive: Vec<u8>, target: &str, program: &[u8]) -> Result<Vec<u8>> {
-    let mut more = Archive::default();
-    more.add(target, PROGRAM, program)?;
-    archive.resize(archive.len().next_multiple_of(ALIGNMENT), 0);
-    archive.extend(trailer(more.bytes)?);
-    Ok(archive)
+/// When a file is too large for an archive.
+pub fn of_files(files: &[(String, Vec<u8>)]) -> Result<Vec<u8>> {
+    let mut archive = Archive::default();
+    let folders = files
+        .iter()
+        .flat_map(|(target, _)| target.match_indices('/').map(|(end, _)| &target[..end]));
+    for folder in BTreeSet::from_iter(folders) {
+        archive.add(folder, DIRECTORY, &[])?;
+    }
+    for (target, content) in files {
+        archive.add(target, PROGRAM, content)?;
+    }
+    Ok(trailer(archive.bytes)?)
+}
+
+/// One archive and then another. Linux unpacks archives that follow one another from a multiple of four on as if they
+/// were one, and takes a folder that is there already.
+pub fn joined(mut first: Vec<u8>, second: &[u8]) -> Vec<u8> {
+    first.resize(first.len().next_multiple_of(ALIGNMENT), 0);
+    first.extend(second);
+    first
 }
 
 fn read(path: &Path) -> Result<Vec<u8>> {

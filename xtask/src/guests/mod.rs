@@ -8,6 +8,7 @@ mod debian;
 mod initrd;
 mod kernel;
 mod programs;
+mod tool;
 
 use crate::apt;
 use crate::cache::{self, Cache, Key};
@@ -37,28 +38,36 @@ struct Recipe {
     aarch64: Guest,
 }
 
-/// The Linux guest, made when it is not in the cache.
-///
-/// # Errors
-/// When the recipe is wrong, a package cannot be had, or a module does not build.
-pub fn linux(arch: Arch) -> Result<Linux> {
-    let dir = workspace::root().join("tests/guests/linux");
-    let read = |name: &str| {
-        fs::read(dir.join(name)).with_context(|| format!("reading {}", dir.join(name).display()))
-    };
+/// A file of the Linux guest's folder in this checkout.
+fn read(name: &str) -> Result<Vec<u8>> {
+    let path = workspace::root().join("tests/guests/linux").join(name);
+    fs::read(&path).with_context(|| format!("reading {}", path.display()))
+}
+
+/// What `guest.toml` says: the scripts for every architecture, and the guest of this one.
+fn recipe(arch: Arch) -> Result<(BTreeMap<String, String>, Guest)> {
     let text = String::from_utf8(read("guest.toml")?).context("guest.toml is not UTF-8")?;
     let recipe: Recipe = toml::from_str(&text).context("in tests/guests/linux/guest.toml")?;
     let guest = match arch {
         Arch::X86_64 => recipe.x86_64,
         Arch::Aarch64 => recipe.aarch64,
     };
+    Ok((recipe.scripts, guest))
+}
+
+/// The Linux guest, made when it is not in the cache.
+///
+/// # Errors
+/// When the recipe is wrong, a package cannot be had, or a module does not build.
+pub fn linux(arch: Arch) -> Result<Linux> {
+    let (scripts, guest) = recipe(arch)?;
     let cache = Cache::open()?;
     let files = guest.files(&cache, arch)?;
     let mut key = Key::new()
         .part(RECIPE_VERSION)
         .part(files.as_os_str().as_encoded_bytes());
     let mut programs = Vec::new();
-    for (name, target) in recipe.scripts.iter().chain(&guest.scripts) {
+    for (name, target) in scripts.iter().chain(&guest.scripts) {
         let text = read(name)?;
         key = key.part(target).part(&text);
         programs.push((target.clone(), text));
@@ -97,6 +106,18 @@ pub fn linux(arch: Arch) -> Result<Linux> {
     })
 }
 
+/// The initrd of `linux` with the programs of Debian in it that `guest.toml` calls `tool`, made when it is not in the
+/// cache.
+///
+/// # Errors
+/// When the recipe has no such tool, or a package cannot be had.
+pub fn with_tool(linux: &Linux, arch: Arch, tool: &str) -> Result<PathBuf> {
+    let (_, guest) = recipe(arch)?;
+    let found = guest.tools.get(tool);
+    let found = found.with_context(|| format!("guest.toml has no tool {tool} for {arch}"))?;
+    found.initrd(tool, &guest.suite, linux, arch)
+}
+
 /// The initrd of `linux`, a guest for x86_64, with the accelerator model's self-test in it, made when it is not in the
 /// cache.
 ///
@@ -129,7 +150,8 @@ pub fn self_test(linux: &Linux) -> Result<PathBuf> {
         gcc.args(["-O2", "-Wall", "-Werror", "-static", "-o"])
             .arg(&program);
         command::run(gcc.args(names), &step)?;
-        let archive = initrd::with_program(fs::read(initrd)?, "bin/dsa-selftest", &fs::read(&program)?)?;
+        let more = initrd::of_files(&[("bin/dsa-selftest".to_owned(), fs::read(&program)?)])?;
+        let archive = initrd::joined(fs::read(initrd)?, &more);
         fs::write(entry.join("initrd.img"), archive).context("writing the initrd")?;
         fs::remove_file(&program)?;
         step.done();

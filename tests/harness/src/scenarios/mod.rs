@@ -43,6 +43,7 @@ pub const ALL: &[Scenario] = &[
     sharing::DOORBELL,
     vdev::DESTROYED,
     vdev::BUS_MASTER,
+    vdev::ACCEL_CONFIG,
     lifecycle::KILLED,
     lifecycle::STALE_PASID_CACHE,
     configuration::OF_ONE_VM,

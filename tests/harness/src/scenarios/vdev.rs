@@ -4,9 +4,10 @@
 use super::pasidon::{BOOT_TIMEOUT, COMMAND_TIMEOUT, HOST, check, copies, dsa_up, shell, vm};
 use crate::arch::Arch;
 use crate::demonstration;
+use crate::image::Image;
 use crate::machine::{Machine, PROMPT};
 use crate::scenario::Scenario;
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 
 /// The operator takes a vdev away, and the guest's driver notices nothing until it lets go.
 pub const DESTROYED: Scenario = Scenario {
@@ -92,5 +93,78 @@ pub const BUS_MASTER: Scenario = Scenario {
         dsa_up(&machine, alpha)?;
         copies(&machine, alpha, 50)?;
         Ok(())
+    },
+};
+
+/// The usual tool for such devices, with the files that come with it. `docs/src/tools.md` says why each is refused.
+pub const ACCEL_CONFIG: Scenario = Scenario {
+    name: "accel-config",
+    about: "Debian's accel-config says which of its own samples a vdev does not take; one made to fit loads, and saves as the same file again",
+    arches: &[Arch::X86_64],
+    run: |lab| {
+        const TOO_LARGE: &str = "wq0.0: size attribute write failed: Invalid argument";
+        const NOT_ALL_THERE: &str = "Parse json and set device fail: -1";
+        let initrd = lab.workshop.initrd_with("accel-config")?;
+        let fill = |image: Image| image.file("guests/accel-config.img", &initrd);
+        let alpha = vm("alpha", 1, "").replace("guests/initrd.img", "guests/accel-config.img");
+        let machine = lab.pasidon_with(&[HOST, &alpha].concat(), &[], fill, demonstration::platform)?;
+        let alpha = shell(&machine, "alpha")?;
+        let samples = "/etc/accel-config/contrib/configs";
+        for line in [
+            "insmod /lib/modules/idxd_bus.ko && insmod /lib/modules/idxd.ko; echo $?".to_owned(),
+            format!("cd {samples}; echo $?"),
+        ] {
+            check(&machine, alpha, &line, "0")?;
+        }
+        check(&machine, alpha, "ls *.conf | wc -l", "4")?;
+        for (sample, why) in [
+            ("app", NOT_ALL_THERE),
+            ("net", TOO_LARGE),
+            ("os", TOO_LARGE),
+            ("storage", TOO_LARGE),
+        ] {
+            let load = format!("accel-config load-config -c {sample}_profile.conf; echo status=$?");
+            let said = check(&machine, alpha, &load, why)?;
+            ensure!(said.ends_with("status=1"), "{sample}: {said}");
+        }
+        // The one with a single queue, with what the page advises changed in it.
+        let fit = "sed 's/shared/dedicated/; s/:16,/:8,/; s/:15$/:0/' os*.conf >/tmp/own";
+        check(&machine, alpha, fit, "")?;
+        let load = |file: &str| {
+            let said = check(
+                &machine,
+                alpha,
+                &format!("accel-config load-config -e -c {file}; echo status=$?"),
+                "Enabling wq wq0.0",
+            )?;
+            ensure!(said.ends_with("status=0"), "{file}: {said}");
+            copies(&machine, alpha, 50).map(drop)
+        };
+        let save = |file: &str| {
+            check(
+                &machine,
+                alpha,
+                &format!("accel-config save-config -s {file}; grep -c dsa0 {file}"),
+                "1",
+            )
+        };
+        load("/tmp/own")?;
+        save("/tmp/first")?;
+        for line in [
+            "rmmod dmatest; echo status=$?",
+            "accel-config disable-wq dsa0/wq0.0; echo status=$?",
+            "accel-config disable-device dsa0; echo status=$?",
+        ] {
+            check(&machine, alpha, line, "status=0")?;
+        }
+        load("/tmp/first")?;
+        save("/tmp/second")?;
+        check(
+            &machine,
+            alpha,
+            "cmp /tmp/first /tmp/second && echo the same",
+            "the same",
+        )
+        .map(drop)
     },
 };
