@@ -4,12 +4,13 @@
  *
  * Runs once, when it is loaded, and prints
  *
- *   watch_check: writes=N hits=H quiet=Q
+ *   watch_check: writes=N hits=H open=O quiet=Q
  *
- * It writes N times to a word with a watchpoint on it, and as often to the word beside it. H counts what fired, Q what
- * fired during the second half.
+ * It writes N times to a word with a watchpoint on it, with interrupts held off during each write; as often with
+ * interrupts open; and as often to the word beside it. H, O and Q count what fired each time.
  */
 #include <linux/hw_breakpoint.h>
+#include <linux/irqflags.h>
 #include <linux/module.h>
 #include <linux/perf_event.h>
 #include <linux/sched.h>
@@ -26,14 +27,24 @@ static u64 hits(struct perf_event *event)
 	return perf_event_read_value(event, &enabled, &running);
 }
 
-static void write_to(volatile u64 *word)
+/* Writes to it, with interrupts held off or not, and says how often the event fired. */
+static u64 write_to(volatile u64 *word, bool held_off, struct perf_event *event)
 {
+	u64 before = hits(event);
+	unsigned long flags;
 	unsigned int i;
 
 	for (i = 0; i < writes; i++) {
-		*word = i;
+		if (held_off) {
+			local_irq_save(flags);
+			*word = i;
+			local_irq_restore(flags);
+		} else {
+			*word = i;
+		}
 		cond_resched();
 	}
+	return hits(event) - before;
 }
 
 static int __init watch_check_init(void)
@@ -41,7 +52,7 @@ static int __init watch_check_init(void)
 	struct perf_event * __percpu *events;
 	struct perf_event_attr attr;
 	struct perf_event *event;
-	u64 watched, quiet;
+	u64 watched, open, quiet;
 
 	hw_breakpoint_init(&attr);
 	attr.bp_addr = (unsigned long)&words[0];
@@ -51,12 +62,11 @@ static int __init watch_check_init(void)
 	if (IS_ERR((void __force *)events))
 		return PTR_ERR((void __force *)events);
 	event = *per_cpu_ptr(events, 0);
-	write_to(&words[0]);
-	watched = hits(event);
-	write_to(&words[1]);
-	quiet = hits(event) - watched;
+	watched = write_to(&words[0], true, event);
+	open = write_to(&words[0], false, event);
+	quiet = write_to(&words[1], false, event);
 	unregister_wide_hw_breakpoint(events);
-	pr_info("watch_check: writes=%u hits=%llu quiet=%llu\n", writes, watched, quiet);
+	pr_info("watch_check: writes=%u hits=%llu open=%llu quiet=%llu\n", writes, watched, open, quiet);
 	return 0;
 }
 

@@ -146,9 +146,10 @@ pub const WATCH: Scenario = Scenario {
     run: |lab| {
         let configuration = [HOST, &vm("alpha", 0, ""), &vm("beta", 0, ""), &vm("gamma", 0, "")].concat();
         let machine = lab.pasidon(&configuration, demonstration::platform)?;
-        // On Arm Linux steps over the write with the watchpoint off. Where that is interrupted the write is begun
-        // again, and it fires once more.
-        let hits = match lab.arch() {
+        // On Arm Linux steps over the write with the watchpoint off, and where an interrupt of its own comes first, it
+        // steps into the handler instead: the write is begun again, and fires once more. It is so without Pasidon,
+        // too (100,309 times for 100,000 writes on the platform alone). What comes to Pasidon meanwhile must not show.
+        let open = match lab.arch() {
             Arch::X86_64 => "2000",
             Arch::Aarch64 => "2[0-9]{3}",
         };
@@ -162,7 +163,7 @@ pub const WATCH: Scenario = Scenario {
         for name in guests {
             let console = machine.console(name)?;
             console.expect(
-                &format!("^PASIDON watch writes=2000 hits={hits} quiet=0$"),
+                &format!("^PASIDON watch writes=2000 hits=2000 open={open} quiet=0$"),
                 BOOT_TIMEOUT,
             )?;
         }
