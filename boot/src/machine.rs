@@ -5,7 +5,8 @@
 use alloc::boxed::Box;
 
 use pasidon_arch::stack::{self, STACK_BYTES, Stack};
-use pasidon_arch::{cpu, firmware_tables, interrupts, paging};
+use pasidon_arch::{cpu, firmware_tables, interrupts, paging, time};
+use pasidon_kernel::calendar::Utc;
 use pasidon_kernel::refusal::Refusal;
 
 use crate::firmware::{self, Memory, Prepared};
@@ -88,6 +89,10 @@ fn set_up(crossing: Crossing) -> Result<Handover, Refusal> {
         processors.clocks,
         processors.physical_bits
     );
+    match time::unix_ns() {
+        0 => log::warn!("date: the firmware tells none; guests start in 1970: set the clock in its menu"),
+        now => log::info!("date: {}", Utc(now)),
+    }
     let mib = |bytes: u64| bytes >> 20;
     log::info!(
         "memory: {} MiB, {} MiB of it for guests; hypervisor: heap {} MiB ({} KiB used), image {} KiB at {:#x}",

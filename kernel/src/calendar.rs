@@ -1,7 +1,10 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Dates of the Gregorian calendar, taken to have been in use always, and how clocks that tell them are read.
 
+use core::fmt;
+
 const NS_PER_SECOND: u64 = 1_000_000_000;
+const SECONDS_PER_DAY: u64 = 86_400;
 /// Days from March 1st of the year 0 to 1970-01-01.
 const DAYS_TO_1970: i64 = 719_468;
 
@@ -45,6 +48,26 @@ pub fn unix_ns_of(year: u16, month: u8, day: u8, hour: u8, minute: u8, second: u
     seconds.checked_mul(NS_PER_SECOND)
 }
 
+/// A moment in nanoseconds since 1970; displayed as date and time of day, to the millisecond, UTC.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Utc(pub u64);
+
+impl fmt::Display for Utc {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let seconds = self.0 / NS_PER_SECOND;
+        let (year, month, day) = date_of(i64::try_from(seconds / SECONDS_PER_DAY).unwrap_or(i64::MAX));
+        let of_day = seconds % SECONDS_PER_DAY;
+        write!(
+            f,
+            "{year:04}-{month:02}-{day:02} {:02}:{:02}:{:02}.{:03} UTC",
+            of_day / 3600,
+            of_day / 60 % 60,
+            of_day % 60,
+            self.0 % NS_PER_SECOND / 1_000_000
+        )
+    }
+}
+
 /// Reads a clock that may tell whole seconds only: where it does, waits for the next one to begin. `read` returns
 /// nanoseconds since 1970; `wait` passes a little time, and is called `most` times at most. What is returned is the
 /// time at the last call of `read`; where the clock stands still, what it stands at.
@@ -84,6 +107,16 @@ mod tests {
         assert_eq!(date_of(0), (1970, 1, 1));
         assert_eq!(date_of(11_016), (2000, 2, 29));
         assert_eq!(date_of(-1), (1969, 12, 31));
+    }
+
+    #[test]
+    fn moments_are_told_as_people_do() {
+        assert_eq!(
+            Utc(1_795_245_577_042_999_999).to_string(),
+            "2026-11-21 07:19:37.042 UTC"
+        );
+        assert_eq!(Utc(0).to_string(), "1970-01-01 00:00:00.000 UTC");
+        assert!(Utc(u64::MAX).to_string().starts_with("2554-07-21 "));
     }
 
     /// What comes of reading a clock that shows multiples of `step`, and the true time then.

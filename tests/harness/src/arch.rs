@@ -26,6 +26,15 @@ impl Arch {
         }
     }
 
+    /// What Linux has to be told on an emulated machine that may be slow. On x86 it panics where too few ticks of the
+    /// interval timer come in what it takes for 10 ms; under KVM it does not look either.
+    pub fn slow(self) -> &'static str {
+        match self {
+            Arch::X86_64 => "no_timer_check",
+            Arch::Aarch64 => "",
+        }
+    }
+
     /// A configuration as it is for x86_64, made one for this architecture: the guests' kernels know their serial line by
     /// another name.
     pub fn configuration(self, text: &str) -> String {

@@ -90,7 +90,7 @@ impl Lab<'_> {
         words: &str,
         adapt: impl FnOnce(Platform) -> Platform,
     ) -> Result<Machine> {
-        let line = format!("console={} {words}", self.arch().console());
+        let line = format!("console={} {} {words}", self.arch().console(), self.arch().slow());
         let kernel = self.workshop.linux()?.vmlinuz;
         let platform = adapt(Platform::linux(self.arch(), &kernel, initrd, &line));
         Machine::start_plain(&self.workshop.qemu()?, &platform)

@@ -1,12 +1,101 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! What a guest makes of time that it did not see.
+//! What time it is in a guest, by whichever clock it has, and what a guest makes of time that it did not see.
 
-use super::pasidon::{COMMAND_TIMEOUT, HOST, shell, vm};
+use super::pasidon::{BOOT_TIMEOUT, COMMAND_TIMEOUT, HOST, check, shell, vm};
 use crate::arch::Arch;
 use crate::demonstration;
-use crate::scenario::Scenario;
-use anyhow::ensure;
-use std::time::Duration;
+use crate::machine::Console;
+use crate::scenario::{Lab, Scenario};
+use anyhow::{Context, Result, ensure};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+/// Seconds that a guest's date may be behind. Some are for whole seconds: the machine's clock starts with one, its
+/// firmware sets it to one again, and a kernel without kvm-clock sets its own so. Most are for what Linux loses before it
+/// has chosen a clock: it counts ticks until then, of which many come late on a slow machine.
+const BEHIND: f64 = 60.0;
+/// What is between a clock and the line that tells of it, in seconds.
+const TOLERANCE: f64 = 0.05;
+
+/// Clocks with and without the paravirtual one.
+pub const CLOCKS: Scenario = Scenario {
+    name: "guest-clocks",
+    about: "guests with and without kvm-clock find the TSC's rate, and all know the date",
+    arches: &[Arch::X86_64],
+    run: |lab| {
+        // Without kvm-clock Linux measures the TSC, for which the accesses of this platform take too long.
+        let rate = tsc_khz(lab)?;
+        let guests = [
+            ("alpha", String::new()),
+            ("beta", format!("no-kvmclock tsc_early_khz={rate}")),
+            ("gamma", format!("nopv tsc_early_khz={rate}")),
+        ];
+        let mut configuration = HOST.to_string();
+        for (name, words) in &guests {
+            configuration += &vm(name, 0, words);
+        }
+        let machine = lab.pasidon(&configuration, demonstration::platform)?;
+        for (name, _) in guests {
+            let console = shell(&machine, name)?;
+            // Linux takes to the TSC only after it has compared it with another clock for a while.
+            console.command("cd /sys/devices/system/clocksource/clocksource0", COMMAND_TIMEOUT)?;
+            console.command("until grep ^tsc current*; do sleep 1; done", BOOT_TIMEOUT)?;
+            let first = date(console)?;
+            check(&machine, console, "sleep 5; echo $((6 * 7))", "42")?;
+            let second = date(console)?;
+            for reading in [&first, &second] {
+                ensure!(
+                    reading.before - BEHIND <= reading.date && reading.date <= reading.after + TOLERANCE,
+                    "{name}: {reading:?}\n{}",
+                    machine.transcript()
+                );
+            }
+            // At the right pace.
+            let passed = second.date - first.date;
+            let least = second.before - first.after - TOLERANCE;
+            let most = second.after - first.before + TOLERANCE;
+            ensure!(
+                least <= passed && passed <= most,
+                "{name}: {passed} s in {least} to {most}\n{}",
+                machine.transcript()
+            );
+        }
+        Ok(())
+    },
+};
+
+/// The rate that Pasidon finds.
+fn tsc_khz(lab: &Lab<'_>) -> Result<u64> {
+    let machine = lab.pasidon(&[HOST, &vm("alpha", 0, "")].concat(), demonstration::platform)?;
+    let said = machine.log().expect(r"TSC (\d+) MHz", BOOT_TIMEOUT)?;
+    Ok(said[1].parse::<u64>()? * 1000)
+}
+
+/// A guest's clock, and the clock here before and after it was read; seconds since 1970.
+#[derive(Debug)]
+struct Reading {
+    before: f64,
+    date: f64,
+    after: f64,
+}
+
+fn date(console: Console<'_>) -> Result<Reading> {
+    let now = || {
+        SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .map(|time| time.as_secs_f64())
+    };
+    let before = now()?;
+    let said = console.command("adjtimex | grep time.tv", COMMAND_TIMEOUT)?;
+    let after = now()?;
+    let field = |name: &str| -> Result<f64> {
+        let line = said.lines().find(|line| line.contains(name));
+        let number = line.and_then(|line| line.split_whitespace().last());
+        let number = number.with_context(|| format!("no {name} in: {said}"))?;
+        Ok(number.parse()?)
+    };
+    let date = field("tv_sec")? + field("tv_usec")? / 1e6;
+    Ok(Reading { before, date, after })
+}
 
 /// A pause that is longer than a kernel's patience.
 pub const PAUSE: Scenario = Scenario {

@@ -35,6 +35,7 @@ pub const ALL: &[Scenario] = &[
     guests::RULES,
     guests::ENDS,
     guests::RESTARTS,
+    clocks::CLOCKS,
     clocks::PAUSE,
     sharing::BOTH,
     sharing::SAME_ADDRESSES,
