@@ -58,7 +58,7 @@ pub const DEVICE_TREE: Scenario = Scenario {
         // And the SMMU's own interrupt where a fault is told.
         let beyond = format!("{:#x}", lab.arch().ram_start() + 0x2000_0000);
         let alpha = machine.console("alpha")?;
-        check(&machine, alpha, &format!("dsa-poke dst={beyond}"), "result=error")?;
+        check(&machine, alpha, &format!("dsa-poke src={beyond}"), "result=error")?;
         let fault = format!("^.*: fault: vm alpha.*{beyond}.*$");
         machine.log().expect(&fault, COMMAND_TIMEOUT).map(drop)
     },

@@ -78,6 +78,33 @@ void test_bad_descriptors(void)
     CHECK_EQ(r64(SWERR) & 1, 0);
 }
 
+/* Nothing is there. */
+#define NOWHERE 0xffffff0000000000ULL
+
+/* Nobody answers a write: unless the device asks for translations, one that is denied is lost. */
+void test_posted_writes(void)
+{
+    struct desc d;
+
+    start_dwq();
+    CHECK_EQ(run(FILL, CR_FLAGS, 0, NOWHERE, 100), 1);
+    CHECK_EQ(cr_at(0)->fault, 0);
+    /* so is a completion record */
+    d = mk(NOOP, CR_FLAGS, 0, 0, 0);
+    d.cr = NOWHERE;
+    movdir64b(portal(0, 1), &d);
+    CHECK_EQ(run(DRAIN, CR_FLAGS, 0, 0, 0), 1);
+    CHECK_EQ(r64(SWERR) & 1, 0);
+    /* reads have answers */
+    CHECK_EQ(run(MEMMOVE, CR_FLAGS, NOWHERE, PA(O_DST), 100), 3);
+    CHECK_EQ(cr_at(0)->fault, NOWHERE);
+    cfg_write(ATS_CTRL, 0x8000, 2);
+    CHECK_EQ(run(FILL, CR_FLAGS, 0, NOWHERE, 100), 0x83);
+    CHECK_EQ(cr_at(0)->fault, NOWHERE);
+    cfg_write(ATS_CTRL, 0, 2);
+    CHECK_EQ(run(FILL, CR_FLAGS, 0, NOWHERE, 100), 1);
+}
+
 static struct desc *member(unsigned i)
 {
     return (struct desc *)(mem + O_LIST) + i;

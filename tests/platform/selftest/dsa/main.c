@@ -12,12 +12,13 @@
  *
  *   gcc -O2 -Wall -static -o dsa-selftest *.c
  *
- *   dsa-selftest MODE...   modes: basic latency hang pasid fuzz
+ *   dsa-selftest MODE...   modes: basic posted latency hang pasid fuzz
  *
- * latency wants the device property latency-ns=20000000, hang wants
- * drain-hang=on, pasid and fuzz want an intel-iommu with x-scalable-mode=on,
- * x-pasid-mode=on. Prints one line per failed check and ends in
- * "dsa-selftest: N checks, M failed"; exit status 0 only if M is 0.
+ * basic, pasid and fuzz want the device property posted-writes=off, latency
+ * wants latency-ns=20000000, hang wants drain-hang=on, pasid and fuzz want an
+ * intel-iommu with x-scalable-mode=on,x-pasid-mode=on. Prints one line per
+ * failed check and ends in "dsa-selftest: N checks, M failed"; exit status 0
+ * only if M is 0.
  *
  * Source: Intel DSA Architecture Specification, 341204.
  *
@@ -41,6 +42,8 @@ int main(int argc, char **argv)
             test_bad_descriptors();
             test_batch();
             test_interrupts();
+        } else if (!strcmp(argv[i], "posted")) {
+            test_posted_writes();
         } else if (!strcmp(argv[i], "latency")) {
             test_latency();
         } else if (!strcmp(argv[i], "hang")) {

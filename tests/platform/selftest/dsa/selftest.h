@@ -153,6 +153,7 @@ void test_registers(void);
 void test_commands(void);
 void test_operations(void);
 void test_bad_descriptors(void);
+void test_posted_writes(void);
 void test_batch(void);
 void test_interrupts(void);
 void test_latency(void);
