@@ -16,6 +16,7 @@ use crate::el2::vmid::{Vmid, Vmids};
 use crate::el2::{self, El2Pcpu, El2Vcpu};
 use crate::guest::machine::ArmPlatform;
 use crate::guest::smccc::Workarounds;
+use crate::guest::timer::VirtualCount;
 use crate::guest::{boot, layout};
 use crate::{cache, gic, interrupts, pcpu, run, time, vcpu};
 
@@ -97,7 +98,7 @@ impl Hardware for El2 {
             stage2.root(),
             number,
             layout::mpidr(0),
-            time::count(),
+            VirtualCount::from_zero_at(time::count()),
             Features::read().vhe,
         );
         let core = vcpu::Core::new(vm, hardware, vmid, &mut platform, time::virtual_timer() as u16);

@@ -85,6 +85,11 @@ pub fn ns_at(count: u64) -> u64 {
     CLOCK.ns_at(count)
 }
 
+/// The whole counts of so many nanoseconds.
+pub fn ticks(ns: u64) -> u64 {
+    CLOCK.ticks(ns)
+}
+
 /// Takes the rate that the firmware states, and the INTID of EL2's timer. On the first processor.
 ///
 /// # Errors

@@ -98,6 +98,10 @@ fn apply(physical: Physical) {
 impl pasidon_arch_common::hardware::Core<El2> for Core {
     type Reason = Reason;
 
+    fn was_paused(&mut self, _machine: &Machine, total_ns: u64) {
+        self.hardware.stood_still(time::ticks(total_ns));
+    }
+
     fn load(&mut self, machine: &Machine, pcpu: &mut El2Pcpu) {
         self.count = pcpu.list_registers();
         let physical = {
@@ -150,7 +154,7 @@ impl pasidon_arch_common::hardware::Core<El2> for Core {
     fn wake_ns(&self) -> Option<u64> {
         let hardware = &self.hardware;
         let (control, compare) = (hardware.timer_control(), hardware.timer_compare());
-        timer::deadline(control, compare, hardware.count_offset()).map(time::ns_at)
+        timer::deadline(control, compare, hardware.virtual_count()).map(time::ns_at)
     }
 
     fn prepare(&mut self, machine: &Machine) {

@@ -79,10 +79,13 @@ impl<C: Counter> Clock<C> {
 
     /// The count at a time of [`Clock::now_ns`]; the maximum where that lies beyond it.
     pub fn count_at(&self, ns: u64) -> u64 {
+        self.ticks(ns).saturating_add(self.start.load(Ordering::Relaxed))
+    }
+
+    /// The whole ticks of so many nanoseconds; the maximum where there are more.
+    pub fn ticks(&self, ns: u64) -> u64 {
         let ticks = u128::from(ns) * u128::from(self.hz()) / u128::from(NS_PER_SECOND);
-        u64::try_from(ticks)
-            .unwrap_or(u64::MAX)
-            .saturating_add(self.start.load(Ordering::Relaxed))
+        u64::try_from(ticks).unwrap_or(u64::MAX)
     }
 
     /// The wall clock in nanoseconds since 1970, UTC: what was said at the start, and the time since. 0 where nobody

@@ -87,19 +87,20 @@ pub trait Hardware: Sized + 'static {
     fn arm_timer(deadline_ns: Option<u64>);
 }
 
-/// The part of a vCPU that only its pCPU touches. All calls come from the pCPU that runs it, in this order: `load`;
-/// any number of turns of `tick`, `is_waiting`, `prepare`, then either `cancel`, or `enter` and `left`, and `handle`;
+/// The part of a vCPU that only its pCPU touches. All calls come from the pCPU that runs it, in this order:
+/// `was_paused`, where that is so; `load`; any number of turns of `tick`, `is_waiting`, `prepare`, then either `cancel`, or `enter` and `left`, and `handle`;
 /// then `unload`.
 pub trait Core<H: Hardware>: Send {
     /// Why the guest stopped running.
     type Reason;
 
+    /// The VM was paused since the last turn; `total_ns` is what all pauses of this life took, in nanoseconds, each
+    /// rounded in no other way than the host's clock is. A guest whose time can stand still meanwhile has it so; one
+    /// that has a way to learn of the pause is told. Else it would take the time for a fault of its own.
+    fn was_paused(&mut self, machine: &Machine<H>, total_ns: u64);
+
     /// Puts the guest's state on the pCPU. Whoever ran there before has been unloaded.
     fn load(&mut self, machine: &Machine<H>, pcpu: &mut H::Pcpu);
-
-    /// The VM was paused since the last turn. A guest that has a way to learn that is told, or it takes the time for a
-    /// fault of its own. Called after [`Core::load`].
-    fn was_paused(&mut self, _machine: &Machine<H>) {}
 
     /// Takes it off again.
     fn unload(&mut self, machine: &Machine<H>, pcpu: &mut H::Pcpu);

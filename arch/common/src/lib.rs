@@ -20,6 +20,7 @@ pub mod history;
 pub mod image;
 pub mod memory;
 pub mod paging;
+pub mod pauses;
 pub mod pcpus;
 pub mod report;
 pub mod run;

@@ -284,10 +284,11 @@ impl<H: Hardware> Local<H> {
         machine.vm.stats().begin_run(began);
         {
             let mut core = vcpu.core.lock();
-            core.load(&machine, &mut self.pcpu);
-            if vcpu.take_pause() {
-                core.was_paused(&machine);
+            let paused_ns = machine.pauses.total_ns();
+            if vcpu.take_pause(paused_ns) {
+                core.was_paused(&machine, paused_ns);
             }
+            core.load(&machine, &mut self.pcpu);
             self.run_vcpu(world, &machine, vcpu, &mut core, turn.until);
             core.unload(&machine, &mut self.pcpu);
         }

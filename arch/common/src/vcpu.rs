@@ -27,7 +27,8 @@ pub struct Vcpu<C> {
     lost: AtomicU64,
     in_guest: AtomicBool,
     flush: AtomicBool,
-    paused: AtomicBool,
+    /// What [`Vcpu::take_pause`] was told last.
+    paused_ns: AtomicU64,
     ended: AtomicBool,
     /// What its pCPU works with.
     pub core: Mutex<C>,
@@ -43,7 +44,7 @@ impl<C> Vcpu<C> {
             lost: AtomicU64::new(0),
             in_guest: AtomicBool::new(false),
             flush: AtomicBool::new(false),
-            paused: AtomicBool::new(false),
+            paused_ns: AtomicU64::new(0),
             ended: AtomicBool::new(false),
             core: Mutex::new(core),
         }
@@ -113,14 +114,10 @@ impl<C> Vcpu<C> {
         self.flush.load(Ordering::SeqCst) && self.is_in_guest()
     }
 
-    /// It stands still, and will go on later.
-    pub fn pause(&self) {
-        self.paused.store(true, Ordering::SeqCst);
-    }
-
-    /// Whether it was paused since the last call.
-    pub fn take_pause(&self) -> bool {
-        self.paused.swap(false, Ordering::SeqCst)
+    /// Whether its VM was paused since the last call; `total_ns` is what
+    /// [`Pauses::total_ns`](crate::pauses::Pauses::total_ns) says.
+    pub fn take_pause(&self, total_ns: u64) -> bool {
+        self.paused_ns.swap(total_ns, Ordering::SeqCst) != total_ns
     }
 
     /// It must not run again in this life.
@@ -170,10 +167,11 @@ mod tests {
     #[test]
     fn a_pause_is_told_once() {
         let vcpu = vcpu();
-        assert!(!vcpu.take_pause());
-        vcpu.pause();
-        assert!(vcpu.take_pause());
-        assert!(!vcpu.take_pause());
+        assert!(!vcpu.take_pause(0));
+        for total in [5, 8] {
+            assert!(vcpu.take_pause(total));
+            assert!(!vcpu.take_pause(total));
+        }
     }
 
     #[test]

@@ -26,6 +26,7 @@ use spin::{Mutex, MutexGuard, RwLock};
 
 use crate::hardware::{BootImage, Hardware, Platform, Stage2};
 use crate::memory::{self, RamView};
+use crate::pauses::Pauses;
 use crate::vcpu::Vcpu;
 
 /// What the vCPUs need from the rest of the hypervisor.
@@ -80,6 +81,8 @@ pub struct Machine<H: Hardware> {
     stage2: Mutex<H::Stage2>,
     /// Its vCPU.
     pub vcpu: Vcpu<H::Core>,
+    /// How long it was paused.
+    pub pauses: Pauses,
     /// Lines that its acts may still cause.
     lines: Mutex<Allowance>,
     vms: &'static Vms<H>,
@@ -364,6 +367,7 @@ impl<H: Hardware> VmHost for Builder<H> {
             board: Mutex::new(board),
             stage2: Mutex::new(stage2),
             vcpu: Vcpu::new(seat, core),
+            pauses: Pauses::new(),
             lines: Mutex::new(Allowance::new(H::now_ns())),
             vms,
         };
@@ -434,6 +438,7 @@ impl<H: Hardware> VmHost for Builder<H> {
                 "start it first",
             ));
         };
+        machine.pauses.end(H::now_ns());
         let seat = machine.vcpu.seat;
         let resumed = self.0.scheduler.resume(seat);
         if self.0.scheduler.wake(seat) || resumed {
@@ -450,8 +455,7 @@ impl<H: Hardware> VmHost for Builder<H> {
             machine.kick();
         }
         self.0.wait_stopped(&machine);
-        // Now, as no turn from before can take the note.
-        machine.vcpu.pause();
+        machine.pauses.begin(H::now_ns());
     }
 
     fn stop(&self, vm: &Vm) -> VcpusStopped {

@@ -92,14 +92,14 @@ impl Hardware for Svm {
 impl Core<Svm> for vcpu::Core {
     type Reason = Reason;
 
+    fn was_paused(&mut self, machine: &Machine, _total_ns: u64) {
+        self.msrs.was_paused(&self.clock, &machine.memory);
+    }
+
     fn load(&mut self, _machine: &Machine, pcpu: &mut SvmPcpu) {
         self.hardware.load(pcpu);
         // SAFETY: SVM's pCPU was enabled after extended state; the last turn here saved its own.
         unsafe { self.extended.load() };
-    }
-
-    fn was_paused(&mut self, machine: &Machine) {
-        self.msrs.was_paused(&self.clock, &machine.memory);
     }
 
     fn unload(&mut self, _machine: &Machine, _pcpu: &mut SvmPcpu) {

@@ -14,6 +14,7 @@ use crate::guest::boot::EntryState;
 use crate::guest::exception::{self, Exception, Interrupted};
 use crate::guest::gic::LIST_REGISTERS_MAX;
 use crate::guest::sysreg::SystemRegister;
+use crate::guest::timer::VirtualCount;
 use crate::guest::walk::Stage1;
 
 /// The VMID that no VM has.
@@ -104,20 +105,20 @@ pub struct El2Vcpu {
     mpidr: u64,
     /// VDISR_EL2, which a guest has as DISR_EL1.
     vdisr: u64,
-    /// Added to the physical count, negated: CNTVOFF_EL2.
-    count_offset: u64,
+    /// What its virtual count is.
+    virtual_count: VirtualCount,
     vhe: bool,
 }
 
 impl El2Vcpu {
     /// A vCPU before its first instruction. `stage2` is the root of its VM's stage 2, `mpidr` what it reads as its
-    /// own affinity, `count_offset` what its virtual count is behind the physical one.
+    /// own affinity, `virtual_count` its VM's.
     pub fn new(
         entry: &EntryState,
         stage2: HostPhys,
         vmid: &Vmid,
         mpidr: u64,
-        count_offset: u64,
+        virtual_count: VirtualCount,
         vhe: bool,
     ) -> Self {
         Self {
@@ -130,7 +131,7 @@ impl El2Vcpu {
             vttbr: traps::vttbr(stage2.0, vmid.number()),
             mpidr,
             vdisr: 0,
-            count_offset,
+            virtual_count,
             vhe,
         }
     }
@@ -150,7 +151,7 @@ impl El2Vcpu {
                 "msr cntvoff_el2, {offset}",
                 midr = in(reg) midr,
                 mpidr = in(reg) self.mpidr,
-                offset = in(reg) self.count_offset,
+                offset = in(reg) self.virtual_count.offset(),
                 options(nostack, preserves_flags)
             );
             if pcpu.ras {
@@ -285,9 +286,14 @@ impl El2Vcpu {
         }
     }
 
-    /// CNTVOFF_EL2.
-    pub fn count_offset(&self) -> u64 {
-        self.count_offset
+    /// What its virtual count is.
+    pub fn virtual_count(&self) -> VirtualCount {
+        self.virtual_count
+    }
+
+    /// Its virtual count stood still for so many counts since its VM's start. It is not loaded.
+    pub fn stood_still(&mut self, counts: u64) {
+        self.virtual_count.stood_still(counts);
     }
 
     /// ICH_VMCR_EL2 as the guest left it.

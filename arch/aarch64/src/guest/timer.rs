@@ -37,12 +37,39 @@ pub const fn output(control: u64) -> bool {
     control & (ctl::ENABLE | ctl::IMASK | ctl::ISTATUS) == ctl::ENABLE | ctl::ISTATUS
 }
 
-/// When a timer that is switched out will ask for its interrupt, in counts of the physical counter: from
-/// CNTV_CTL_EL0, CNTV_CVAL_EL0 and CNTVOFF_EL2. `None`: never, as it is. A time that has passed: now.
-pub const fn deadline(control: u64, compare: u64, offset: u64) -> Option<u64> {
+/// The virtual count of a VM: the physical one from its start on, without the time for which it was paused. One for all
+/// its vCPUs.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct VirtualCount {
+    /// The physical count at which it was zero.
+    start: u64,
+    /// For how many counts it stood still since.
+    still: u64,
+}
+
+impl VirtualCount {
+    /// Zero at that physical count.
+    pub const fn from_zero_at(start: u64) -> Self {
+        Self { start, still: 0 }
+    }
+
+    /// Says for how many counts it has stood still since the start, rounded down: then it never goes back.
+    pub const fn stood_still(&mut self, counts: u64) {
+        self.still = counts;
+    }
+
+    /// CNTVOFF_EL2: what it is behind the physical count.
+    pub const fn offset(self) -> u64 {
+        self.start.wrapping_add(self.still)
+    }
+}
+
+/// When a timer will ask for its interrupt, in counts of the physical counter: from CNTV_CTL_EL0, CNTV_CVAL_EL0 and
+/// the VM's virtual count. `None`: never, as it is. A time that has passed: now.
+pub const fn deadline(control: u64, compare: u64, count: VirtualCount) -> Option<u64> {
     if control & (ctl::ENABLE | ctl::IMASK) == ctl::ENABLE {
         // The comparison is of the virtual count; one that far away that the sum wraps never comes.
-        compare.checked_add(offset)
+        compare.checked_add(count.offset())
     } else {
         None
     }
@@ -112,6 +139,8 @@ mod tests {
     use super::*;
     use crate::guest::gic::tests::cpu::Cpu;
     use crate::guest::gic::tests::ready;
+    use pasidon_arch_common::clock::{Clock, Counter};
+    use pasidon_arch_common::pauses::Pauses;
     use proptest::prelude::*;
 
     const TIMER: u32 = intid::VIRTUAL_TIMER;
@@ -123,9 +152,62 @@ mod tests {
         for quiet in [0b000, 0b001, 0b100, 0b111, 0b110] {
             assert!(!output(quiet));
         }
-        assert_eq!(deadline(1, 100, 20), Some(120));
-        assert_eq!((deadline(0, 100, 20), deadline(3, 100, 20)), (None, None));
-        assert_eq!(deadline(1, u64::MAX, 20), None);
+        let count = VirtualCount::from_zero_at(20);
+        assert_eq!(deadline(1, 100, count), Some(120));
+        assert_eq!((deadline(0, 100, count), deadline(3, 100, count)), (None, None));
+        assert_eq!(deadline(1, u64::MAX, count), None);
+    }
+
+    #[test]
+    fn a_pause_moves_the_wake_of_a_timer_by_its_length() {
+        let mut count = VirtualCount::from_zero_at(1000);
+        // Due 40 counts on; a pause from 1010 to 1510 leaves 30 of them.
+        assert_eq!(deadline(1, 40, count), Some(1040));
+        count.stood_still(500);
+        assert_eq!((count.offset(), deadline(1, 40, count)), (1500, Some(1510 + 30)));
+        // The account is of all pauses, not of the last one.
+        count.stood_still(700);
+        assert_eq!(count.offset(), 1700);
+    }
+
+    /// A counter that is not looked at.
+    struct Stopped;
+
+    impl Counter for Stopped {
+        fn count() -> u64 {
+            0
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn virtual_time_is_what_the_guest_could_run_for_whatever_the_rate(
+            hz in 1_000_000u64..=1_000_000_000,
+            start in 0u64..1 << 50,
+            // Counts that it runs, of which the last ones are the way out of the guest; counts of the pause.
+            lives in proptest::collection::vec((100u64..1 << 40, 0u64..1 << 40), 1..20),
+        ) {
+            let clock = Clock::<Stopped>::unknown();
+            clock.set_rate(hz, 0);
+            let pauses = Pauses::new();
+            let mut count = VirtualCount::from_zero_at(start);
+            let (mut physical, mut ran) = (start, 0);
+            for (n, (run, pause)) in lives.into_iter().enumerate() {
+                let before = physical.wrapping_sub(count.offset());
+                physical += run;
+                ran += run;
+                pauses.begin(clock.ns_at(physical));
+                physical += pause;
+                pauses.end(clock.ns_at(physical));
+                count.stood_still(clock.ticks(pauses.total_ns()));
+                let now = physical.wrapping_sub(count.offset());
+                prop_assert!(now > before);
+                // Nanoseconds are rounded down, and so are counts; the clock's rate is right to 2^-32 of a nanosecond
+                // for each count.
+                let drift = (physical - start) >> 32;
+                prop_assert!(now.abs_diff(ran) <= 2 * (n as u64 + 1) + drift, "{} and {}", now, ran);
+            }
+        }
     }
 
     /// A processor with the physical interrupt of its timer, and a guest with its own.

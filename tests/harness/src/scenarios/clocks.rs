@@ -100,10 +100,11 @@ fn date(console: Console<'_>) -> Result<Reading> {
 /// A pause that is longer than a kernel's patience.
 pub const PAUSE: Scenario = Scenario {
     name: "guest-pause",
-    about: "a guest that was paused for longer than its kernel's stall detector waits goes on without a report",
-    arches: &[Arch::X86_64],
+    about: "a guest that was paused for longer than its kernel's stall detector waits goes on without a report; what its clocks say",
+    arches: Arch::ALL,
     run: |lab| {
         const PATIENCE: u64 = 15;
+        const PAUSE: u64 = 2 * PATIENCE;
         let patience = format!("rcupdate.rcu_cpu_stall_timeout={PATIENCE}");
         let configuration = [HOST, &vm("alpha", 0, &patience), &vm("beta", 0, "")].concat();
         let machine = lab.pasidon(&configuration, demonstration::platform)?;
@@ -115,11 +116,14 @@ pub const PAUSE: Scenario = Scenario {
             "while :; do mount -t tmpfs none m; umount m; done &",
             COMMAND_TIMEOUT,
         )?;
+        let uptime = || seconds(alpha, "cut -d. -f1 /proc/uptime");
+        let before = uptime()?;
         machine.monitor("vm alpha pause")?;
         // The other guest is the clock.
         let long = Duration::from_secs(10 * PATIENCE);
-        beta.command(&format!("sleep {}", 2 * PATIENCE), long)?;
+        beta.command(&format!("sleep {PAUSE}"), long)?;
         machine.monitor("vm alpha resume")?;
+        let passed = uptime()? - before;
         // Waits for its end too, or the shell would tell of it in the midst of what follows.
         alpha.command("sleep 3; kill %1; wait", long)?;
         let reports = alpha.command(
@@ -131,6 +135,34 @@ pub const PAUSE: Scenario = Scenario {
             "{reports} reports\n{}",
             machine.transcript()
         );
+        // On Arm the guest's time stands still with it; its real-time clock does not.
+        let stands = lab.arch() == Arch::Aarch64;
+        ensure!(
+            (passed < PAUSE) == stands,
+            "{passed} s of uptime for {PAUSE} s\n{}",
+            machine.transcript()
+        );
+        if stands {
+            let behind = || -> Result<u64> {
+                let system = seconds(alpha, "date +%s")?;
+                Ok(seconds(alpha, "cat /sys/class/rtc/rtc0/since_epoch")?.saturating_sub(system))
+            };
+            let (late, set) = (behind()?, {
+                alpha.command("hwclock -us", COMMAND_TIMEOUT)?;
+                behind()?
+            });
+            ensure!(
+                late + 1 >= PAUSE && set < PATIENCE,
+                "the date was {late} s behind the real-time clock, and {set} s after it was set\n{}",
+                machine.transcript()
+            );
+        }
         Ok(())
     },
 };
+
+/// The number that a command prints.
+fn seconds(console: Console<'_>, command: &str) -> Result<u64> {
+    let said = console.command(command, COMMAND_TIMEOUT)?;
+    said.trim().parse().with_context(|| format!("{command}: {said}"))
+}
