@@ -12,7 +12,8 @@
  * seed, computes for longer than two turns without using them, and compares. The kernel itself stays away from them
  * meanwhile (kernel_fpu_begin, kernel_neon_begin; without RAS it has no use for DISR_EL1, and nobody debugs), so only a
  * hypervisor can change them. G counts the rounds in which somebody else had the processor for longer than an
- * interrupt takes.
+ * interrupt takes. On Arm each round also asks to leave the GIC's system registers (ICC_SRE_EL1), which must change
+ * nothing, neither here nor for others.
  */
 #include <linux/module.h>
 #include <linux/string.h>
@@ -162,6 +163,7 @@ struct state {
 	u64 fpcr;
 	u64 fpsr;
 	u64 disr;
+	u64 sre;
 	u64 breakpoint;
 	u64 watchpoint;
 };
@@ -190,6 +192,8 @@ static void make(unsigned int round)
 	set.fpsr = (seed + round) & FPSR_BITS;
 	/* ISS. */
 	set.disr = seed << 16 | round;
+	/* SRE, DFB and DIB: as it stays. */
+	set.sre = 7;
 	set.breakpoint = (u64)seed << 32 | round << 3;
 	set.watchpoint = set.breakpoint | 1 << 20;
 }
@@ -201,6 +205,7 @@ static void begin(void)
 	write_sysreg(set.fpsr, fpsr);
 	FOR_ALL(LOAD)
 	write_sysreg_s(set.disr, SYS_DISR_EL1);
+	write_sysreg_s(0, SYS_ICC_SRE_EL1);
 	write_sysreg(set.breakpoint, dbgbvr1_el1);
 	write_sysreg(set.watchpoint, dbgwvr1_el1);
 }
@@ -211,6 +216,7 @@ static void end(void)
 	found.fpcr = read_sysreg(fpcr);
 	found.fpsr = read_sysreg(fpsr);
 	found.disr = read_sysreg_s(SYS_DISR_EL1);
+	found.sre = read_sysreg_s(SYS_ICC_SRE_EL1);
 	found.breakpoint = read_sysreg(dbgbvr1_el1);
 	found.watchpoint = read_sysreg(dbgwvr1_el1);
 	write_sysreg_s(0, SYS_DISR_EL1);

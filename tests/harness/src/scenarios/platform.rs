@@ -213,7 +213,7 @@ const SELF_TEST_TIMEOUT: Duration = Duration::from_secs(600);
 /// The platform's models do what their specifications say.
 pub const SELF_TEST: Scenario = Scenario {
     name: "platform-selftest",
-    about: "without Pasidon: the DSA model checked from user space, and SVM; on aarch64 the SMMUv3's substreams, through the DSA",
+    about: "without Pasidon: the DSA model checked from user space, and SVM; on aarch64 what EL1 is given, and the SMMUv3's substreams, through the DSA",
     arches: Arch::ALL,
     run: |lab| match lab.arch() {
         Arch::X86_64 => processor_self_test(lab).and_then(|()| accelerator_self_test(lab)),
@@ -241,7 +241,8 @@ fn accelerator_self_test(lab: &Lab<'_>) -> Result<()> {
     Ok(())
 }
 
-/// Where requests with and without PASIDs arrive, and what the SMMU remembers, from a program without a kernel.
+/// What the processor gives EL1, where requests with and without PASIDs arrive, and what the SMMU remembers, from a
+/// program without a kernel.
 fn iommu_self_test(lab: &Lab<'_>) -> Result<()> {
     let program = lab.workshop.iommu_self_test()?;
     // It asks the device which of its accesses was denied.

@@ -2,7 +2,8 @@
  * Self-test of the SMMUv3 model: a program without operating system, at EL2 of
  * the virt machine, that writes stream tables, tables of context descriptors
  * and translation tables, and lets the accelerator make requests with and
- * without PASIDs to see where they arrive.
+ * without PASIDs to see where they arrive. Before that it lets EL1 meet what is
+ * strict about the processor (el1.c).
  *
  *   aarch64-linux-gnu-gcc -O2 -Wall -ffreestanding -nostdlib -static -no-pie \
  *       -mgeneral-regs-only -mstrict-align -T link.ld -o smmu-selftest *.c *.S
@@ -19,6 +20,8 @@
 
 int main(void)
 {
+    test_sre();
+    test_walks();
     smmu_start();
     dsa_start();
     test_portal();

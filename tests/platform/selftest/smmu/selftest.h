@@ -146,6 +146,8 @@ void one_event(unsigned type, int ssid);
 uint64_t far(const struct context *in);
 
 /* The tests */
+void test_sre(void);
+void test_walks(void);
 void test_linear(void);
 void test_two_level(void);
 void test_default_substream(void);

@@ -1,5 +1,6 @@
 /*
- * Self-test of the SMMUv3 model: entry, and exceptions, which are failures.
+ * Self-test of the SMMUv3 model: entry, and exceptions, which are failures but
+ * where el1.S waits for them.
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
  */
@@ -21,13 +22,21 @@ _start:
 
     .balign 2048
 vectors:
-    .rept   16
+    .irp    to, unexpected, unexpected, unexpected, unexpected, \
+                el2_exception, unexpected, unexpected, unexpected, \
+                el1_exit, unexpected, unexpected, unexpected, \
+                unexpected, unexpected, unexpected, unexpected
     .balign 128
+    b       \to
+    .endr
+
+/* Ends the test. */
+    .global unexpected
+unexpected:
     mrs     x0, esr_el2
     mrs     x1, elr_el2
     mrs     x2, far_el2
     b       exception
-    .endr
 
     .section .bss
     .balign 16
