@@ -44,6 +44,7 @@ pub const ALL: &[Scenario] = &[
     sharing::DOORBELL,
     vdev::DESTROYED,
     vdev::BUS_MASTER,
+    vdev::SLEEP,
     vdev::ACCEL_CONFIG,
     lifecycle::KILLED,
     lifecycle::STALE_PASID_CACHE,

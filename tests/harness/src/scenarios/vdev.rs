@@ -1,13 +1,15 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! What a guest's own driver makes of its vdev when something is done to it.
 
-use super::pasidon::{BOOT_TIMEOUT, COMMAND_TIMEOUT, HOST, check, copies, dsa_up, shell, vm};
+use super::pasidon::{BOOT_TIMEOUT, COMMAND_TIMEOUT, HOST, check, copies, dsa_up, named, shell, vm};
 use crate::arch::Arch;
 use crate::demonstration;
 use crate::image::Image;
 use crate::machine::{Machine, PROMPT};
 use crate::scenario::Scenario;
 use anyhow::{Context, Result, ensure};
+use serde_json::Value;
+use std::time::Instant;
 
 /// The operator takes a vdev away, and the guest's driver notices nothing until it lets go.
 pub const DESTROYED: Scenario = Scenario {
@@ -95,6 +97,50 @@ pub const BUS_MASTER: Scenario = Scenario {
         Ok(())
     },
 };
+
+/// A guest goes to sleep for real, and is woken.
+pub const SLEEP: Scenario = Scenario {
+    name: "guest-sleep",
+    about: "a guest with a bound vdev sleeps (freeze) until a key is pressed at its console; copies go on",
+    arches: Arch::ALL,
+    run: |lab| {
+        let configuration = [HOST, &vm("alpha", 1, "")].concat();
+        let machine = lab.pasidon(&configuration, demonstration::platform)?;
+        let alpha = shell(&machine, "alpha")?;
+        dsa_up(&machine, alpha)?;
+        copies(&machine, alpha, 50)?;
+        let tty = lab.arch().console();
+        let wakeup = format!("echo enabled >/sys/class/tty/{tty}/power/wakeup; echo $?");
+        check(&machine, alpha, &wakeup, "0")?;
+        alpha.send_line("echo freeze >/sys/power/state; echo slept $?")?;
+        until_still(&machine, "alpha")?;
+        ensure!(alpha.count("^slept")? == 0, "{}", machine.transcript());
+        alpha.send_line("")?;
+        alpha.expect("^slept 0$", COMMAND_TIMEOUT)?;
+        alpha.expect(PROMPT, COMMAND_TIMEOUT)?;
+        check(&machine, alpha, "echo $((6 * 7))", "42")?;
+        copies(&machine, alpha, 50)?;
+        check(&machine, alpha, "dsa-down", " down").map(drop)
+    },
+};
+
+/// Waits until a VM does nothing while the monitor is asked often.
+fn until_still(machine: &Machine, vm: &str) -> Result<()> {
+    const ASKED: u32 = 30;
+    let deadline = Instant::now() + COMMAND_TIMEOUT;
+    let (mut last, mut still) = (Value::Null, 0);
+    while still < ASKED {
+        let exits = named(machine, "vms", vm)?["exits"].take();
+        still = if exits == last { still + 1 } else { 0 };
+        last = exits;
+        ensure!(
+            Instant::now() < deadline,
+            "{vm} does not rest\n{}",
+            machine.transcript()
+        );
+    }
+    Ok(())
+}
 
 /// The usual tool for such devices, with the files that come with it. `docs/src/tools.md` says why each is refused.
 pub const ACCEL_CONFIG: Scenario = Scenario {
