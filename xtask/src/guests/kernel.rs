@@ -71,7 +71,8 @@ pub fn unpack_vmlinux(vmlinuz: &Path, vmlinux: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Builds every C file of Debian's `sources/` and of `own` (file, text) as a module, and returns these. `files` is what
+/// Builds every C file of Debian's `sources/` and of `own` (file, text) as a module, with the headers of `own` beside
+/// them, and returns the modules. `files` is what
 /// [`super::debian`] makes, and says which processor they are for; the names of compiler and binutils start with
 /// `cross_compile`. `work` is a folder that is created for it.
 ///
@@ -98,7 +99,9 @@ pub fn build_modules(
             .file_name()
             .with_context(|| format!("no file name: {}", path.display()))?;
         fs::write(work.join(name), text)?;
-        names.push(Path::new(name).with_extension("o").to_string_lossy().into_owned());
+        if path.extension().is_some_and(|extension| extension == "c") {
+            names.push(Path::new(name).with_extension("o").to_string_lossy().into_owned());
+        }
     }
     fs::write(work.join("Makefile"), format!("obj-m := {}\n", names.join(" ")))?;
     let mut make = Command::new("make");

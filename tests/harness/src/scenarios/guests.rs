@@ -6,6 +6,7 @@ use crate::arch::Arch;
 use crate::demonstration;
 use crate::machine::PROMPT;
 use crate::scenario::Scenario;
+use anyhow::Context;
 
 /// Pasidon takes the machine over and says what it found.
 pub const INVENTORY: Scenario = Scenario {
@@ -99,6 +100,42 @@ pub const FPU: Scenario = Scenario {
             interrupted >= 20,
             "only {interrupted} rounds met another guest's turn"
         );
+        Ok(())
+    },
+};
+
+/// No register tells of a neighbour.
+pub const NEIGHBOUR: Scenario = Scenario {
+    name: "hostile-neighbour",
+    about: "two guests on one pCPU: one changes every register it can reach, the other reads every one and finds only its own values",
+    arches: Arch::ALL,
+    run: |lab| {
+        let configuration = [HOST, &vm("alpha", 0, ""), &vm("beta", 0, "")].concat();
+        let machine = lab.pasidon(&configuration, |machine| demonstration::platform(machine).cpus(1))?;
+        let writer = shell(&machine, "alpha")?;
+        let reader = shell(&machine, "beta")?;
+        // What the reader holds for its own it has seen before the other began.
+        let reads = reader.command("register-sweep read", BOOT_TIMEOUT)?;
+        anyhow::ensure!(reads.contains("PASIDON sweep reads="), "{reads}");
+        let wrote = writer.command("register-sweep write 100", BOOT_TIMEOUT)?;
+        let read = reader.command("register-sweep stop", BOOT_TIMEOUT)?;
+        let number = |text: &str, name: &str| -> anyhow::Result<u32> {
+            let mut words = text.split_whitespace().filter_map(|word| word.split_once('='));
+            let (_, value) = words
+                .find(|(key, _)| *key == name)
+                .with_context(|| format!("no {name} in {text}\n{}", machine.transcript()))?;
+            Ok(value.parse()?)
+        };
+        for (said, bad) in [(&read, "leaked"), (&wrote, "lost")] {
+            anyhow::ensure!(number(said, bad)? == 0, "{said}\n{}", machine.transcript());
+            anyhow::ensure!(number(said, "gaps")? >= 20, "the other had too few turns: {said}");
+            anyhow::ensure!(number(said, "registers")? >= 60, "{said}");
+        }
+        anyhow::ensure!(number(&wrote, "written")? >= 20, "{wrote}");
+        // Both are well.
+        for console in [writer, reader] {
+            check(&machine, console, "echo $((6 * 7))", "42")?;
+        }
         Ok(())
     },
 };

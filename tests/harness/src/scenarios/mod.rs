@@ -29,6 +29,7 @@ pub const ALL: &[Scenario] = &[
     guests::TWO,
     guests::THREE,
     guests::FPU,
+    guests::NEIGHBOUR,
     guests::DEVICE_MEMORY,
     guests::WATCH,
     guests::SEED,
