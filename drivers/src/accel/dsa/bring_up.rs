@@ -123,6 +123,7 @@ impl<R: Registers, C: ConfigSpace> Device<R, C> {
             portals: bar2.address,
             queues,
             epoch: AtomicU32::new(0),
+            resets: AtomicU32::new(0),
             busy: AtomicBool::new(false),
             attended: AtomicU32::new(0),
         };
@@ -169,6 +170,9 @@ impl<R: Registers, C: ConfigSpace> Device<R, C> {
             .function
             .function_level_reset(&*self.host)
             .and_then(|()| self.start(&closed));
+        if recovered.is_ok() {
+            self.resets.fetch_add(1, Ordering::AcqRel);
+        }
         self.gate.with_slot(Slot::clear);
         self.busy.store(false, Ordering::Release);
         if let Err(refusal) = recovered {

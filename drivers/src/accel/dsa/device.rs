@@ -62,6 +62,8 @@ pub(super) struct Device<R, C> {
     pub queues: Vec<Queue>,
     /// Counts the resets of the whole device since bring-up.
     pub epoch: AtomicU32,
+    /// How often a reset ended well, so that nothing of what ran before it is left.
+    pub resets: AtomicU32,
     /// Whether a command is in line.
     pub busy: AtomicBool,
     /// Vdevs whose guest waits for the end of a command.

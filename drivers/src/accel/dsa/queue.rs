@@ -105,6 +105,8 @@ pub(super) struct QueueLease<R: Registers, C: ConfigSpace> {
     stopping: bool,
     /// The device's epoch as far as the vdev was told.
     epoch: u32,
+    /// Resets of the device before the queue could last run.
+    ran_after: u32,
 }
 
 impl<R: Registers, C: ConfigSpace> QueueLease<R, C> {
@@ -124,6 +126,7 @@ impl<R: Registers, C: ConfigSpace> QueueLease<R, C> {
             may_be_running: false,
             stopping: false,
             epoch: device.epoch(),
+            ran_after: device.resets.load(Ordering::Acquire),
         })
     }
 
@@ -156,9 +159,13 @@ impl<R: Registers, C: ConfigSpace> QueueLease<R, C> {
     }
 
     /// Programs the queue, which is disabled, with its tag; false where it has none.
-    pub fn program(&self, limits: Limits) -> bool {
+    pub fn program(&mut self, limits: Limits) -> bool {
+        let Some(pasid) = self.queue().pasid() else {
+            return false;
+        };
+        // Before anything is written: a reset in between is not taken for its end.
+        self.ran_after = self.device.resets.load(Ordering::Acquire);
         let queue = self.queue();
-        let Some(pasid) = queue.pasid() else { return false };
         self.device
             .program_queue(queue.index, queue.size, pasid.value(), limits);
         true
@@ -201,26 +208,35 @@ impl<R: Registers, C: ConfigSpace> QueueLease<R, C> {
     /// turn and as much for the command itself. On failure the queue is retired, and the command stays in line:
     /// a later try finds out what became of it, and revives the queue.
     pub fn quiesce(&mut self, patience_ns: u64) -> Result<(), String> {
-        let stopped = self
-            .stop_for_good(patience_ns)
-            .map_err(|failure| failure.to_string())
-            .and_then(|()| match self.is_enabled() {
-                Some(false) => Ok(()),
-                _ => Err(alloc::format!(
-                    "WQ {} is still enabled after Reset WQ",
-                    self.queue().index
-                )),
-            });
-        if let Err(why) = stopped {
-            self.retire(&why);
-            return Err(why);
+        if !self.was_stopped_by_reset() {
+            let stopped = self
+                .stop_for_good(patience_ns)
+                .map_err(|failure| failure.to_string())
+                .and_then(|()| match self.is_enabled() {
+                    Some(false) => Ok(()),
+                    _ => Err(alloc::format!(
+                        "WQ {} is still enabled after Reset WQ",
+                        self.queue().index
+                    )),
+                });
+            if let Err(why) = stopped {
+                self.retire(&why);
+                return Err(why);
+            }
         }
+        self.stopping = false;
         self.device.permit_interrupt(self.queue().interrupt_entry(), None);
         self.queue().pasid.store(NO_PASID, Ordering::Release);
         self.queue().errors.clear();
         self.queue().revive();
         self.may_be_running = false;
         Ok(())
+    }
+
+    /// Whether the whole device was reset after the queue could last run, and it is disabled: nothing of it is left, and
+    /// no command is needed, which a device that hangs again would not carry out.
+    fn was_stopped_by_reset(&self) -> bool {
+        self.device.resets.load(Ordering::Acquire) != self.ran_after && self.is_enabled() == Some(false)
     }
 
     fn stop_for_good(&mut self, patience_ns: u64) -> Result<(), CommandFailure> {

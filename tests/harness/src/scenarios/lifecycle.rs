@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! The ordered end: what a VM held is taken back completely, and nothing of it reaches the next owner.
 
-use super::pasidon::{BOOT_TIMEOUT, HOST, check, copies, dsa_up, named, shell, vm, wait_for_state};
+use super::pasidon::{
+    BOOT_TIMEOUT, COMMAND_TIMEOUT, HOST, check, copies, dsa_up, named, shell, vm, wait_for_state,
+};
 use crate::arch::Arch;
 use crate::demonstration;
 use crate::machine::Machine;
@@ -79,6 +81,63 @@ pub const KILLED: Scenario = Scenario {
             "the hypervisor's heap grew from {before} to {after} bytes in {half} rounds: {heap:?}"
         );
         Ok(())
+    },
+};
+
+/// What a neighbour may be held up by the end of a vdev whose device does not end its command, in hundredths of a second:
+/// the second that its turn may take, the second that the device has, and what the platform is slow by.
+const LONGEST_STALL: u32 = 300;
+
+/// A device that does not carry out what ends a queue.
+pub const HANGS: Scenario = Scenario {
+    name: "device-hangs",
+    about: "a device that never ends a command: the queue is retired, the neighbour on the same pCPU waits 3 s at most, a reset brings back what was retired",
+    arches: &[Arch::X86_64],
+    run: |lab| {
+        // Both on the pCPU that does the hypervisor's own work.
+        let configuration = [HOST, &vm("alpha", 1, ""), &vm("beta", 1, "")].concat();
+        let machine = lab.pasidon(&configuration, |platform| platform.cpus(1).dsa("drain-hang=on"))?;
+        let alpha = shell(&machine, "alpha")?;
+        let beta = shell(&machine, "beta")?;
+        for console in [alpha, beta] {
+            dsa_up(&machine, console)?;
+        }
+        copies(&machine, beta, 10)?;
+        alpha.send_line("dsa-test 100000000")?;
+        alpha.expect("^PASIDON dsa-test started$", BOOT_TIMEOUT)?;
+        // The longest time between two looks at the clock, until a file is there.
+        for line in [
+            "g() { read a b </proc/uptime; t=${a%.*}${a#*.}; d=$((t-p)); p=$t; }",
+            "f() { g; m=0; >/r; until [ -e /s ]; do g; [ $d -gt $m ] && m=$d; done; }",
+            "{ f; echo stall=$m.; } &",
+            "until [ -e /r ]; do :; done",
+        ] {
+            beta.command(line, COMMAND_TIMEOUT)?;
+        }
+        machine.monitor("vm alpha stop")?;
+        wait_for_state(&machine, "alpha", "stopped")?;
+        ensure!(
+            named(&machine, "vms", "alpha")?["pasids_retired"] == 1,
+            "{}",
+            machine.transcript()
+        );
+        let said = beta.command("touch /s; wait", COMMAND_TIMEOUT)?;
+        let stall = said
+            .split("stall=")
+            .nth(1)
+            .and_then(|rest| rest.split('.').next());
+        let stall: u32 = stall.with_context(|| format!("no stall in: {said}"))?.parse()?;
+        ensure!(
+            stall < LONGEST_STALL,
+            "beta stood still for {stall}/100 s\n{}",
+            machine.transcript()
+        );
+        copies(&machine, beta, 50)?;
+        // That ends everything on the device.
+        machine.monitor("parent dsa0 reset")?;
+        let back = named(&machine, "vms", "alpha")?;
+        ensure!(back["pasids_retired"] == 0, "{back}\n{}", machine.transcript());
+        check(&machine, beta, "echo $((6 * 7))", "42").map(drop)
     },
 };
 

@@ -48,6 +48,7 @@ pub const ALL: &[Scenario] = &[
     vdev::SLEEP,
     vdev::ACCEL_CONFIG,
     lifecycle::KILLED,
+    lifecycle::HANGS,
     lifecycle::STALE_PASID_CACHE,
     configuration::OF_ONE_VM,
     configuration::TWINS,

@@ -252,6 +252,33 @@ fn a_late_stop_gives_the_proof_and_revives_the_queue() {
     assert_eq!(parent.available(TYPE_DWQ), 8);
 }
 
+/// A device may be such that no command on a queue ends, however often it is reset.
+#[test]
+fn a_reset_of_the_device_is_proof_without_a_command() {
+    let (model, parent) = parent(&[]);
+    let mut alpha = Guest::new(&parent, "alpha", None, 10);
+    let mut beta = Guest::new(&parent, "beta", None, 11);
+    alpha.start();
+    beta.start();
+    {
+        let mut state = model.state.lock();
+        state.hang = Vec::from([10]);
+        state.stays_stuck = true;
+    }
+    alpha.vdev.quiesce().unwrap_err();
+    recover(&parent).unwrap();
+    alpha.vdev.try_quiesce().unwrap();
+    drop(alpha);
+    assert_eq!(parent.available(TYPE_DWQ), 7);
+    // One that ran again since then is asked.
+    beta.event();
+    beta.w32(0x98, 1 << 4);
+    beta.start();
+    beta.vdev.quiesce().unwrap_err();
+    drop(beta);
+    assert_eq!(parent.available(TYPE_DWQ), 7);
+}
+
 #[test]
 fn a_vdev_dropped_with_its_tag_takes_the_queue_along() {
     let (_, parent) = parent(&[]);
