@@ -323,3 +323,33 @@ pub const RULES: Scenario = Scenario {
         Ok(())
     },
 };
+
+/// Words that people give a kernel when a PC gives them trouble. `docs/src/guest.md` says what each costs here.
+pub const WORDS: Scenario = Scenario {
+    name: "guest-words",
+    about: "a guest with pci=nomsi is at its shell; with noapic, acpi=off and nolapic_timer the kernel gets as far as its init",
+    arches: &[Arch::X86_64],
+    run: |lab| {
+        let guests = [
+            ("timer", "nolapic_timer"),
+            ("nomsi", "pci=nomsi"),
+            ("noapic", "noapic"),
+            ("acpi", "acpi=off"),
+        ];
+        let mut configuration = HOST.to_string();
+        for (name, word) in guests {
+            configuration += &vm(name, 0, word).replace("256M", "128M");
+        }
+        let machine = lab.pasidon(&configuration, demonstration::platform)?;
+        for (name, word) in guests {
+            if word == "pci=nomsi" {
+                let console = shell(&machine, name)?;
+                check(&machine, console, "echo $((6 * 7))", "42")?;
+            } else {
+                let init = "Run /init as init process";
+                machine.console(name)?.expect(init, BOOT_TIMEOUT)?;
+            }
+        }
+        Ok(())
+    },
+};

@@ -36,6 +36,7 @@ pub const ALL: &[Scenario] = &[
     guests::RULES,
     guests::ENDS,
     guests::RESTARTS,
+    guests::WORDS,
     clocks::CLOCKS,
     clocks::PAUSE,
     sharing::BOTH,
