@@ -88,8 +88,8 @@ pub trait Hardware: Sized + 'static {
 }
 
 /// The part of a vCPU that only its pCPU touches. All calls come from the pCPU that runs it, in this order:
-/// `was_paused`, where that is so; `load`; any number of turns of `tick`, `is_waiting`, `prepare`, then either `cancel`, or `enter` and `left`, and `handle`;
-/// then `unload`.
+/// `was_paused`, where that is so; `load`; any number of turns of `tick`, `is_waiting`, `prepare`, then either `cancel`,
+/// or `enter` and `left`, and `handle`; then `unload`.
 pub trait Core<H: Hardware>: Send {
     /// Why the guest stopped running.
     type Reason;
