@@ -418,3 +418,30 @@ fn a_queue_that_hangs_keeps_its_memory_until_the_device_is_reset() {
     );
     assert_eq!(machine.system.parent_infos()[0].types[0].available, 8);
 }
+
+/// What the device keeps for an interrupt that is held back belongs to its owner only.
+#[test]
+fn an_interrupt_that_is_held_back_does_not_reach_the_next_owner() {
+    let machine = Machine::new();
+    let alpha = machine.vm("alpha");
+    let vdev = alpha.vdevs().remove(0);
+    let entry = vdev.model().interrupts()[0].physical;
+    while !alpha.came_away(vdev.id(), 7, 0) {}
+    machine.device.state.lock().raise(entry.into());
+    assert!(machine.device.state.lock().sent.is_empty(), "held back");
+    drop(vdev);
+    assert_eq!(machine.end(&alpha), 0);
+    let gamma = machine.vm("gamma");
+    assert_eq!(gamma.vdevs()[0].model().interrupts()[0].physical, entry);
+    let sent = machine.device.state.lock().sent.clone();
+    assert_eq!(sent.len(), 1, "at the end of its owner");
+    for (address, data) in sent {
+        if let Ok((cpu, vector)) = machine.unit.message(DEVICE.rid, address, data) {
+            let route = machine.system.routes().deliver(HostVector { vector, cpu });
+            assert!(
+                !matches!(route, Some(Route::Vdev { vm, .. }) if vm == gamma.id()),
+                "{route:?}"
+            );
+        }
+    }
+}

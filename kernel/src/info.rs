@@ -155,7 +155,7 @@ pub struct VmInfo {
     pub exits: Vec<ExitCount>,
     /// Interrupts of physical devices delivered to its vdevs.
     pub interrupts: u64,
-    /// Those of them that came in turns of other VMs.
+    /// Interrupts that came in turns of other VMs, in all lives and with those of vdevs that have ended.
     pub away: AwayInfo,
     /// Records of DMA faults of its vdevs; see [`crate::fault_log::FaultsInfo::records`].
     pub fault_records: u64,

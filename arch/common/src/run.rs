@@ -227,10 +227,10 @@ impl<H: Hardware> Local<H> {
     /// account for, and where it is one of too many, the device holds the next ones back. Returns when the next one's
     /// time begins.
     fn charge(&mut self, machine: &Machine<H>, vdev: VdevId, began: u64) -> u64 {
-        if self.last.0 == Some(machine.id) {
-            return began;
-        }
         let now = H::now_ns();
+        if self.last.0 == Some(machine.id) {
+            return now;
+        }
         let turn = self.last.1 << TURN_SHIFT | u64::from(self.index);
         let held = machine.vm.came_away(vdev, turn, now.saturating_sub(began));
         // Its own turns, which let them through, are on another pCPU.

@@ -134,8 +134,10 @@ impl Gate {
         all
     }
 
-    /// From here on the device's entries are left alone.
-    pub(crate) fn end(&self) {
+    /// From here on the device's entries are left alone. What it kept pending is let out first, while the way still
+    /// leads to this vdev: else the next owner of the entry would get it. The queue has stopped.
+    pub(crate) fn end(&self, parent: &dyn Parent) {
+        self.open(parent);
         *self.state.lock() = None;
     }
 }

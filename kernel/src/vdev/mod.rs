@@ -351,7 +351,7 @@ impl Vdev {
         };
         let parent = || self.parent.name().to_string();
         let (stopped, model) = stop(self.model.take());
-        self.gate.end();
+        self.gate.end(self.parent);
         for interrupt in live.interrupts.into_iter().rev() {
             if let Err((lost, refusal)) = interrupt.disconnect(services, self.parent) {
                 keep(refusal.to_string(), Retired::Vector(lost));

@@ -163,7 +163,8 @@ impl<R: Registers, C: ConfigSpace> QueueLease<R, C> {
         let Some(pasid) = self.queue().pasid() else {
             return false;
         };
-        // Before anything is written: a reset in between is not taken for its end.
+        // A reset that comes between this and the writes leaves it too low; what counts then is that a queue that may
+        // run is not seen as disabled (`was_stopped_by_reset`).
         self.ran_after = self.device.resets.load(Ordering::Acquire);
         let queue = self.queue();
         self.device

@@ -35,6 +35,10 @@ pub struct State {
     pub grpcfg: [[u64; 8]; GROUPS],
     pub msixperm: [u32; MSIX],
     pub msix: [[u32; 4]; MSIX],
+    /// Messages that wait behind the mask of their entry.
+    pending: [bool; MSIX],
+    /// Messages sent: address and data.
+    pub sent: Vec<(u64, u32)>,
     resets: usize,
     /// Offset and value of every write.
     pub writes: Vec<(usize, u64)>,
@@ -238,6 +242,16 @@ impl State {
         }
     }
 
+    /// An interrupt by that entry: sent, or kept where the entry is masked (PCI Express 6.1.4.3).
+    pub fn raise(&mut self, entry: usize) {
+        let [low, high, data, control] = self.msix[entry];
+        if control & 1 != 0 {
+            self.pending[entry] = true;
+        } else {
+            self.sent.push((u64::from(high) << 32 | u64::from(low), data));
+        }
+    }
+
     /// Descriptors in a queue.
     pub fn fill(&mut self, wq: usize, count: u32) {
         self.wqcfg[wq][6] = self.wqcfg[wq][6] & !0xffff | count;
@@ -259,7 +273,11 @@ impl State {
                 *group = *group & !(0xffff_ffff << half) | u64::from(value) << half;
             }
             MSIX_TABLE..0x2090 => {
-                self.msix[(offset - MSIX_TABLE) / 16][(offset - MSIX_TABLE) % 16 / 4] = value;
+                let entry = (offset - MSIX_TABLE) / 16;
+                self.msix[entry][(offset - MSIX_TABLE) % 16 / 4] = value;
+                if self.msix[entry][3] & 1 == 0 && core::mem::take(&mut self.pending[entry]) {
+                    self.raise(entry);
+                }
             }
             _ => {
                 if let Some((wq, word)) = self.queue_word(offset) {
@@ -321,6 +339,8 @@ impl Model {
             grpcfg: [[0; 8]; GROUPS],
             msixperm: [0; MSIX],
             msix: [[0; 4]; MSIX],
+            pending: [false; MSIX],
+            sent: Vec::new(),
             resets: 0,
             writes: Vec::new(),
             hang: Vec::new(),
@@ -360,6 +380,7 @@ impl Model {
             }
             state.swerr = [0; 4];
             state.msix = [[0, 0, 0, 1]; MSIX];
+            state.pending = [false; MSIX];
             state.power_on();
         }
         state
