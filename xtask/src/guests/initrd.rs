@@ -78,7 +78,8 @@ pub fn joined(mut first: Vec<u8>, second: &[u8]) -> Vec<u8> {
     first
 }
 
-fn read(path: &Path) -> Result<Vec<u8>> {
+/// A file's content, or which one could not be read.
+pub fn read(path: &Path) -> Result<Vec<u8>> {
     fs::read(path).with_context(|| format!("reading {}", path.display()))
 }
 

@@ -72,9 +72,8 @@ pub fn unpack_vmlinux(vmlinuz: &Path, vmlinux: &Path) -> Result<()> {
 }
 
 /// Builds every C file of Debian's `sources/` and of `own` (file, text) as a module, with the headers of `own` beside
-/// them, and returns the modules. `files` is what
-/// [`super::debian`] makes, and says which processor they are for; the names of compiler and binutils start with
-/// `cross_compile`. `work` is a folder that is created for it.
+/// them, and returns the modules. `files` is what [`super::debian`] makes, and says which processor they are for; the
+/// names of compiler and binutils start with `cross_compile`. `work` is a folder that is created for it.
 ///
 /// # Errors
 /// When the build fails.

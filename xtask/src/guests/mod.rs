@@ -40,8 +40,7 @@ struct Recipe {
 
 /// A file of the Linux guest's folder in this checkout.
 fn read(name: &str) -> Result<Vec<u8>> {
-    let path = workspace::root().join("tests/guests/linux").join(name);
-    fs::read(&path).with_context(|| format!("reading {}", path.display()))
+    initrd::read(&workspace::root().join("tests/guests/linux").join(name))
 }
 
 /// What `guest.toml` says: the scripts for every architecture, and the guest of this one.

@@ -50,8 +50,8 @@ impl Tool {
             Ok(())
         })?;
         let entry = cache.entry(&format!("guest-initrd-{name}-{arch}"), &both, |entry| {
-            let read = |path: &Path| fs::read(path).with_context(|| format!("reading {}", path.display()));
-            let archive = initrd::joined(read(&linux.initrd)?, &read(&debian.join("files.img"))?);
+            let more = initrd::read(&debian.join("files.img"))?;
+            let archive = initrd::joined(initrd::read(&linux.initrd)?, &more);
             fs::write(entry.join("initrd.img"), archive).context("writing the initrd")
         })?;
         Ok(entry.join("initrd.img"))
@@ -82,10 +82,7 @@ impl Tool {
             }
         }
         files.sort();
-        let read = |(target, path): (String, PathBuf)| {
-            let content = fs::read(&path).with_context(|| format!("reading {}", path.display()))?;
-            Ok((target, content))
-        };
+        let read = |(target, path): (String, PathBuf)| Ok((target, initrd::read(&path)?));
         initrd::of_files(&files.into_iter().map(read).collect::<Result<Vec<_>>>()?)
     }
 }

@@ -83,15 +83,8 @@ fn portals_commands_and_function_reset_through_the_bus() {
             function.write(entry + at, value);
         }
     }
-    for (at, value) in [
-        (0x800, 8),
-        (0x600, 1),
-        (0x620, 1),
-        (0x808, 1),
-        (0x80c, 21 | 5 << 5),
-        (0xa0, 1 << 20),
-        (0xa0, 1 << 31 | 6 << 20),
-    ] {
+    let enable = [(0xa0, 1 << 20), (0xa0, 1 << 31 | 6 << 20)];
+    for (at, value) in CONFIGURATION.into_iter().chain(enable) {
         function.write(registers + at, value);
     }
     let message = MsiMessage {

@@ -99,18 +99,10 @@ fn run(guest: &mut Guest, step: &Step) {
         Step::Reset => guest.vdev.reset().unwrap(),
         Step::Configure => {
             guest.set_bus_master(true);
-            for (at, value) in [
-                (0xa0, 5 << 20),
-                (0x800, 8),
-                (0x600, 1),
-                (0x620, 1),
-                (0x808, 1),
-                (0x80c, 21 | 5 << 5),
-                (0xa0, 1 << 20),
-                (0xa0, 6 << 20),
-            ] {
-                guest.w32(at, value);
-            }
+            guest.w32(0xa0, 5 << 20);
+            guest.configure();
+            guest.w32(0xa0, 1 << 20);
+            guest.w32(0xa0, 6 << 20);
         }
     }
 }

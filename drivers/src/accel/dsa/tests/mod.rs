@@ -28,6 +28,15 @@ pub(crate) mod model;
 mod parent;
 mod slot;
 
+/// What a driver writes of a queue's configuration: offset and value.
+const CONFIGURATION: [(u64, u32); 5] = [
+    (0x800, 8),
+    (0x600, 1),
+    (0x620, 1),
+    (0x808, 1),
+    (0x80c, 21 | 5 << 5),
+];
+
 type TestParent = DsaParent<Arc<Model>, Arc<ConfigModel>>;
 
 fn try_parent(
@@ -123,21 +132,20 @@ impl Guest {
             .write(0, offset, 8, value, &mut |vector| raised.push(vector));
     }
 
-    /// Enables the queue as a driver does, interrupts on errors and halts included.
-    fn start(&mut self) {
-        for (at, value) in [
-            (0xa0, 5 << 20),
-            (0x88, 3),
-            (0x800, 8),
-            (0x600, 1),
-            (0x620, 1),
-            (0x808, 1),
-            (0x80c, 21 | 5 << 5),
-            (0xa0, 1 << 20),
-            (0xa0, 6 << 20),
-        ] {
+    /// Configures the queue as a driver does, before it is enabled.
+    fn configure(&mut self) {
+        for (at, value) in CONFIGURATION {
             self.w32(at, value);
         }
+    }
+
+    /// Enables the queue as a driver does, interrupts on errors and halts included.
+    fn start(&mut self) {
+        self.w32(0xa0, 5 << 20);
+        self.w32(0x88, 3);
+        self.configure();
+        self.w32(0xa0, 1 << 20);
+        self.w32(0xa0, 6 << 20);
         assert_eq!(self.r32(0xa8), 0);
     }
 

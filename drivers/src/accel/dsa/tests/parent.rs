@@ -93,15 +93,7 @@ fn operations_beyond_the_first_version_need_opcfg() {
         let mut guest = Guest::new(&parent, "alpha", None, 5);
         assert_eq!(guest.r64(0x40), 0x1_003f_027f);
         assert_eq!(guest.r64(0x48), 0);
-        for (at, value) in [
-            (0x800, 8),
-            (0x600, 1),
-            (0x620, 1),
-            (0x808, 1),
-            (0x80c, 21 | 5 << 5),
-        ] {
-            guest.w32(at, value);
-        }
+        guest.configure();
         guest.w32(0xa0, 1 << 20);
         guest.w32(0xa0, 6 << 20);
         assert_eq!(guest.r32(0xa8), 0);

@@ -184,15 +184,7 @@ fn what_follows_a_function_reset_waits_for_the_stop() {
     alpha.vdev.reset().unwrap();
     assert_eq!(alpha.r32(CMDSTS), 0);
     alpha.vdev.set_bus_master(true, &mut |_| ());
-    for (at, value) in [
-        (0x800, 8),
-        (0x600, 1),
-        (0x620, 1),
-        (0x808, 1),
-        (0x80c, 21 | 5 << 5),
-    ] {
-        alpha.w32(at, value);
-    }
+    alpha.configure();
     alpha.w32(CMD, 1 << 20);
     alpha.w32(CMD, ENABLE << 20);
     assert_eq!(alpha.r32(CMDSTS), ACTIVE);
