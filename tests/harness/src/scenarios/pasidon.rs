@@ -108,21 +108,29 @@ pub fn named(machine: &Machine, command: &str, name: &str) -> Result<Value> {
         .with_context(|| format!("{command}: no {name} in {answer}"))
 }
 
-/// Asks the monitor until the VM is in that state; the monitor itself is what takes the time in between.
+/// Looks until nothing is missing any more; looking is what takes the time in between. `missing` says what is.
+///
+/// # Errors
+/// When that fails, or something is still missing after `timeout`: what, and the machine's transcript.
+pub fn until(
+    machine: &Machine,
+    timeout: Duration,
+    mut missing: impl FnMut() -> Result<Option<String>>,
+) -> Result<()> {
+    let deadline = Instant::now() + timeout;
+    while let Some(what) = missing()? {
+        ensure!(Instant::now() < deadline, "{what}\n{}", machine.transcript());
+    }
+    Ok(())
+}
+
+/// Asks the monitor until the VM is in that state.
 ///
 /// # Errors
 /// When it does not get there in time.
 pub fn wait_for_state(machine: &Machine, vm: &str, state: &str) -> Result<()> {
-    let deadline = Instant::now() + BOOT_TIMEOUT;
-    loop {
+    until(machine, BOOT_TIMEOUT, || {
         let found = named(machine, "vms", vm)?;
-        if found["state"] == state {
-            return Ok(());
-        }
-        ensure!(
-            Instant::now() < deadline,
-            "VM {vm} is not {state} but: {found}\n{}",
-            machine.transcript()
-        );
-    }
+        Ok((found["state"] != state).then(|| format!("VM {vm} is not {state} but: {found}")))
+    })
 }

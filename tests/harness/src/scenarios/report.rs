@@ -2,14 +2,13 @@
 //! What is said when Pasidon itself fails: builds that fail on purpose must say what, where and how they got there,
 //! and every processor must stand still.
 
-use super::pasidon::{BOOT_TIMEOUT, COMMAND_TIMEOUT, HOST, vm};
+use super::pasidon::{BOOT_TIMEOUT, COMMAND_TIMEOUT, HOST, until, vm};
 use crate::arch::Arch;
 use crate::demonstration;
 use crate::machine::Machine;
 use crate::scenario::{Lab, Scenario};
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use serde_json::json;
-use std::time::Instant;
 
 /// A panic and two exceptions.
 pub const REPORT: Scenario = Scenario {
@@ -126,14 +125,13 @@ fn fails(lab: &Lab<'_>, failure: &str, patterns: &[&str]) -> Result<()> {
             .expect(pattern, COMMAND_TIMEOUT)
             .context(failure.to_owned())?;
     }
-    stand_still(&machine, lab.arch()).with_context(|| format!("{failure}\n{}", machine.transcript()))
+    stand_still(&machine, lab.arch()).with_context(|| failure.to_owned())
 }
 
 /// No processor runs any more, soon after the last line. pCPU 1 was busy, so one that stands still was stopped.
 fn stand_still(machine: &Machine, arch: Arch) -> Result<()> {
     let mut qmp = machine.qmp()?;
-    let deadline = Instant::now() + COMMAND_TIMEOUT;
-    loop {
+    until(machine, COMMAND_TIMEOUT, || {
         let command = json!({ "command-line": "info registers -a" });
         let registers = qmp.execute("human-monitor-command", command)?;
         let registers = registers.as_str().context("info registers: no text")?;
@@ -149,12 +147,6 @@ fn stand_still(machine: &Machine, arch: Arch) -> Result<()> {
                 places.iter().filter(|place| **place == places[0]).count()
             }
         };
-        if still == 2 {
-            return Ok(());
-        }
-        ensure!(
-            Instant::now() < deadline,
-            "of 2 processors {still} stand still:\n{registers}"
-        );
-    }
+        Ok((still != 2).then(|| format!("of 2 processors {still} stand still:\n{registers}")))
+    })
 }

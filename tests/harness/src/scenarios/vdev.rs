@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! What a guest's own driver makes of its vdev when something is done to it.
 
-use super::pasidon::{BOOT_TIMEOUT, COMMAND_TIMEOUT, HOST, check, copies, dsa_up, named, shell, vm};
+use super::pasidon::{BOOT_TIMEOUT, COMMAND_TIMEOUT, HOST, check, copies, dsa_up, named, shell, until, vm};
 use crate::arch::Arch;
 use crate::demonstration;
 use crate::image::Image;
@@ -9,7 +9,6 @@ use crate::machine::{Machine, PROMPT};
 use crate::scenario::Scenario;
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
-use std::time::Instant;
 
 /// The operator takes a vdev away, and the guest's driver notices nothing until it lets go.
 pub const DESTROYED: Scenario = Scenario {
@@ -127,19 +126,13 @@ pub const SLEEP: Scenario = Scenario {
 /// Waits until a VM does nothing while the monitor is asked often.
 fn until_still(machine: &Machine, vm: &str) -> Result<()> {
     const ASKED: u32 = 30;
-    let deadline = Instant::now() + COMMAND_TIMEOUT;
     let (mut last, mut still) = (Value::Null, 0);
-    while still < ASKED {
+    until(machine, COMMAND_TIMEOUT, || {
         let exits = named(machine, "vms", vm)?["exits"].take();
         still = if exits == last { still + 1 } else { 0 };
         last = exits;
-        ensure!(
-            Instant::now() < deadline,
-            "{vm} does not rest\n{}",
-            machine.transcript()
-        );
-    }
-    Ok(())
+        Ok((still < ASKED).then(|| format!("{vm} does not rest")))
+    })
 }
 
 /// The usual tool for such devices, with the files that come with it. `docs/src/tools.md` says why each is refused.
