@@ -4,7 +4,7 @@
 use super::pasidon::{BOOT_TIMEOUT, COMMAND_TIMEOUT, HOST, check, shell, vm};
 use crate::arch::Arch;
 use crate::demonstration;
-use crate::machine::Console;
+use crate::machine::{Console, Machine};
 use crate::scenario::{Lab, Scenario};
 use anyhow::{Context, Result, ensure};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -36,32 +36,48 @@ pub const CLOCKS: Scenario = Scenario {
         let machine = lab.pasidon(&configuration, demonstration::platform)?;
         for (name, _) in guests {
             let console = shell(&machine, name)?;
-            // Linux takes to the TSC only after it has compared it with another clock for a while.
+            // Linux takes to the TSC only after it has compared it with another clock for a while. On a computer that is
+            // busy the platform's clocks are so slow to read that it may find the TSC at fault, and stay with the other.
             console.command("cd /sys/devices/system/clocksource/clocksource0", COMMAND_TIMEOUT)?;
-            console.command("until grep ^tsc current*; do sleep 1; done", BOOT_TIMEOUT)?;
-            let first = date(console)?;
-            check(&machine, console, "sleep 5; echo $((6 * 7))", "42")?;
-            let second = date(console)?;
-            for reading in [&first, &second] {
-                ensure!(
-                    reading.before - BEHIND <= reading.date && reading.date <= reading.after + TOLERANCE,
-                    "{name}: {reading:?}\n{}",
-                    machine.transcript()
-                );
-            }
-            // At the right pace.
-            let passed = second.date - first.date;
-            let least = second.before - first.after - TOLERANCE;
-            let most = second.after - first.before + TOLERANCE;
-            ensure!(
-                least <= passed && passed <= most,
-                "{name}: {passed} s in {least} to {most}\n{}",
-                machine.transcript()
-            );
+            console.command(
+                "until grep -E '^(tsc|acpi_pm)$' current*; do sleep 1; done",
+                BOOT_TIMEOUT,
+            )?;
+            keeps_time(&machine, name, console)?;
+            check(
+                &machine,
+                console,
+                "echo acpi_pm >current_clocksource; cat current*",
+                "acpi_pm",
+            )?;
+            keeps_time(&machine, name, console)?;
         }
         Ok(())
     },
 };
+
+/// Checks a guest's date, and the pace of the clock that it has.
+fn keeps_time(machine: &Machine, name: &str, console: Console<'_>) -> Result<()> {
+    let first = date(console)?;
+    check(machine, console, "sleep 5; echo $((6 * 7))", "42")?;
+    let second = date(console)?;
+    for reading in [&first, &second] {
+        ensure!(
+            reading.before - BEHIND <= reading.date && reading.date <= reading.after + TOLERANCE,
+            "{name}: {reading:?}\n{}",
+            machine.transcript()
+        );
+    }
+    let passed = second.date - first.date;
+    let least = second.before - first.after - TOLERANCE;
+    let most = second.after - first.before + TOLERANCE;
+    ensure!(
+        least <= passed && passed <= most,
+        "{name}: {passed} s in {least} to {most}\n{}",
+        machine.transcript()
+    );
+    Ok(())
+}
 
 /// The rate that Pasidon finds.
 fn tsc_khz(lab: &Lab<'_>) -> Result<u64> {
