@@ -72,11 +72,8 @@ fn set_up(crossing: Crossing) -> Result<Handover, Refusal> {
         trampoline,
         ..
     } = prepared;
-    let entry = if provoke::ON {
-        provoke::processor
-    } else {
-        hypervisor::processor
-    };
+    let config = files.parsed.as_ref().ok().map(|parsed| &parsed.config);
+    let entry = provoke::processor(config).unwrap_or(hypervisor::processor);
     // SAFETY: on the hypervisor's page tables and on `stack`, interrupts off; the firmware gave the pages for
     // this.
     let processors = unsafe { platform.bring_up(&features, stack, trampoline, entry)? };
@@ -119,7 +116,7 @@ fn set_up(crossing: Crossing) -> Result<Handover, Refusal> {
             ecam.base
         );
     }
-    provoke::fail(files.parsed.as_ref().ok().map(|parsed| &parsed.config));
+    provoke::fail(config);
     Ok(Handover {
         parsed: files.parsed,
         files: files.guests,

@@ -7,13 +7,32 @@ use core::hint::black_box;
 use pasidon_arch::interrupts::{self, Vector, vector};
 use pasidon_arch::{fault, pcpu};
 use pasidon_kernel::config::Config;
+use pasidon_kernel::system::System;
+use pasidon_kernel::vm::VmState;
+use spin::Once;
 
 /// Whether this build fails on purpose.
-pub const ON: bool = cfg!(feature = "provoke");
+const ON: bool = cfg!(feature = "provoke");
+/// The first VM's name where everything works but one pCPU.
+const LOST_PCPU: &str = "lost-pcpu";
 /// The number in the panic's message.
 const NUMBER: u32 = 42;
 /// What is read from.
 const NULL_FIELD: usize = 0x18;
+
+/// The system whose pCPU gets lost.
+static SYSTEM: Once<&'static System> = Once::new();
+
+fn first_vm(config: Option<&Config>) -> Option<&str> {
+    let first = config?.vms.first()?;
+    Some(first.name.value.as_str())
+}
+
+/// What the other pCPUs do, where that is not what they are for: they are busy, so that one that stands still was
+/// stopped.
+pub fn processor(config: Option<&Config>) -> Option<fn() -> !> {
+    (ON && first_vm(config) != Some(LOST_PCPU)).then_some(busy)
+}
 
 /// Fails, in a build that is to, as the first VM is called: `panic`, `null-read` or `stack-overflow`. On the first pCPU,
 /// once all others run.
@@ -25,8 +44,7 @@ pub fn fail(config: Option<&Config>) {
         // The sink cannot fail.
         let _ = writeln!(out, "provoked: a line of context");
     });
-    let first = config.and_then(|config| config.vms.first());
-    match first.map(|vm| vm.name.value.as_str()) {
+    match first_vm(config) {
         Some("panic") => {
             // The backtrace has to find its way out of an interrupt.
             interrupts::install(vector::KICK, in_handler);
@@ -39,14 +57,38 @@ pub fn fail(config: Option<&Config>) {
         Some("stack-overflow") => {
             black_box(deeper(0));
         }
+        // See `lose_pcpu`.
+        Some(LOST_PCPU) => {}
         other => log::error!(
-            "this build fails as the first VM is called: panic, null-read or stack-overflow, not {other:?}"
+            "this build fails as the first VM is called: panic, null-read, stack-overflow or {LOST_PCPU}, not {other:?}"
         ),
     }
 }
 
-/// Where the other pCPUs go on in such a build: busy, so that one that stands still was stopped.
-pub fn processor() -> ! {
+/// In a build that fails and whose first VM is called `lost-pcpu`, a further pCPU that is interrupted while the second VM
+/// is to pause does not come back until the first is paused. To be called when the run loop's interrupts are installed.
+pub fn lose_pcpu(system: &'static System) {
+    let first = system.vms().first().map(|vm| vm.name() == LOST_PCPU);
+    if ON && first == Some(true) {
+        SYSTEM.call_once(|| system);
+        interrupts::install(vector::KICK, stay);
+    }
+}
+
+fn stay(_: Vector) {
+    let paused = |place: usize| {
+        let vms = SYSTEM.get().map(|system| system.vms()).unwrap_or_default();
+        vms.get(place).is_some_and(|vm| vm.state() == VmState::Paused)
+    };
+    if pcpu::current().index == 0 || !paused(1) {
+        return;
+    }
+    while !paused(0) {
+        core::hint::spin_loop();
+    }
+}
+
+fn busy() -> ! {
     loop {
         core::hint::spin_loop();
     }

@@ -129,18 +129,18 @@ impl VmHost for Boards {
         })
     }
 
-    fn unplug(&self, vm: &Vm, vdev: VdevId) -> PortalsUnmapped {
+    fn unplug(&self, vm: &Vm, vdev: VdevId) -> Result<PortalsUnmapped, Refusal> {
         self.on(vm, |board| {
             if let Some(slot) = board.slots.remove(&vdev) {
                 board.with(|bus, actions| drop(bus.end(slot, actions)));
             }
         });
-        PortalsUnmapped::confirmed_by_arch(vdev)
+        Ok(PortalsUnmapped::confirmed_by_arch(vdev))
     }
 
-    fn withhold_portals(&self, vm: &Vm, vdev: VdevId) -> PortalsUnmapped {
+    fn withhold_portals(&self, vm: &Vm, vdev: VdevId) -> Result<PortalsUnmapped, Refusal> {
         self.set_portals(vm, vdev, true);
-        PortalsUnmapped::confirmed_by_arch(vdev)
+        Ok(PortalsUnmapped::confirmed_by_arch(vdev))
     }
 
     fn return_portals(&self, vm: &Vm, vdev: VdevId) {
@@ -165,15 +165,17 @@ impl VmHost for Boards {
         Ok(())
     }
 
-    fn pause(&self, _vm: &Vm) {}
-
-    fn stop(&self, vm: &Vm) -> VcpusStopped {
-        VcpusStopped::confirmed_by_arch(vm.id())
+    fn pause(&self, _vm: &Vm) -> Result<(), Refusal> {
+        Ok(())
     }
 
-    fn tear_down(&self, vm: &Vm, _stopped: VcpusStopped) -> GuestGone {
+    fn stop(&self, vm: &Vm) -> Result<VcpusStopped, Refusal> {
+        Ok(VcpusStopped::confirmed_by_arch(vm.id()))
+    }
+
+    fn tear_down(&self, vm: &Vm, _stopped: VcpusStopped) -> Result<GuestGone, Refusal> {
         self.0.lock().unwrap().remove(&vm.id());
-        GuestGone::confirmed_by_arch()
+        Ok(GuestGone::confirmed_by_arch())
     }
 }
 

@@ -130,7 +130,7 @@ pub struct VmInfo {
     pub id: u32,
     /// Its name.
     pub name: String,
-    /// `created`, `starting`, `running`, `paused`, `stopping`, `stopped` or `crashed`; `refused` where it could not be
+    /// `created`, `starting`, `running`, `paused`, `stopping`, `held`, `stopped` or `crashed`; `refused` where it could not be
     /// made at boot.
     pub state: &'static str,
     /// Why it stopped, crashed or could not start.
@@ -344,4 +344,6 @@ pub struct PcpuInfo {
     pub waiting: usize,
     /// vCPUs assigned to it, halted ones included.
     pub assigned: usize,
+    /// It does not come back from what it does.
+    pub lost: bool,
 }

@@ -18,7 +18,6 @@ use crate::info::RetiredInfo;
 use crate::ioas::IoAddressSpace;
 use crate::parent::VdevModel;
 use crate::ram::GuestRam;
-use crate::vdev::Vdev;
 use crate::vdev::interrupt::LostVector;
 
 /// A slice whose queue did not stop, with the model that can be asked again.
@@ -85,8 +84,6 @@ pub enum Retired {
         /// Its queue, where that is what would not stop.
         slice: Option<StuckSlice>,
     },
-    /// A vdev that could not be ended at all, with everything it holds.
-    Vdev(Arc<Vdev>),
     /// A slice of a parent that is used without an IOMMU: it may still reach the RAM.
     Untranslated {
         /// Name of the parent.
@@ -126,7 +123,6 @@ impl Retirement {
     pub(crate) fn info(&self) -> RetiredInfo {
         let (what, value) = match &self.what {
             Retired::Attachment { attachment, .. } => ("pasid", u64::from(attachment.pasid.value())),
-            Retired::Vdev(vdev) => ("vdev", u64::from(vdev.id().0)),
             Retired::Untranslated { vdev, .. } => ("vdev", u64::from(vdev.0)),
             Retired::Vector(vector) => ("interrupt", u64::from(vector.vector().vector)),
             Retired::Space(space) => ("ioas", u64::from(space.id().0)),

@@ -9,6 +9,9 @@
 //! queue. A wake-up that comes while the vCPU is about to halt is not lost: [`Scheduler::halt`] then
 //! leaves it ready.
 //!
+//! A pCPU that does not ask for long, though it has somebody to run or was told to look, is *lost*
+//! ([`Scheduler::lose`]): nobody is seated there until it asks again.
+//!
 //! One lock per pCPU, held for a few steps. Interrupt handlers wake vCPUs, so everyone calls with
 //! interrupts disabled.
 
@@ -16,6 +19,7 @@ use alloc::boxed::Box;
 use alloc::collections::{BTreeMap, VecDeque};
 use alloc::format;
 use alloc::string::String;
+use alloc::vec::Vec;
 
 use spin::Mutex;
 
@@ -25,6 +29,10 @@ use crate::refusal::Refusal;
 
 /// Length of a turn where several vCPUs are ready, in nanoseconds.
 pub const SLICE_NS: u64 = 10_000_000;
+
+/// How long a pCPU that was told to look may take until it is lost, in nanoseconds. One that works leaves a guest
+/// within microseconds; this is for whatever firmware and an emulator may do meanwhile.
+pub const PATIENCE_NS: u64 = 5_000_000_000;
 
 /// A vCPU, by VM and number.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -78,6 +86,11 @@ struct RunQueue {
     current: Option<Current>,
     ready: VecDeque<VcpuId>,
     vcpus: BTreeMap<VcpuId, Vcpu>,
+    /// How often [`Scheduler::next`] was asked.
+    asked: u64,
+    /// What `asked` was, and when it was first seen to be that while somebody waited.
+    seen: Option<(u64, u64)>,
+    lost: bool,
 }
 
 impl RunQueue {
@@ -120,7 +133,7 @@ impl Scheduler {
         self.queues.get(pcpu.0 as usize)
     }
 
-    /// Seats a vCPU on the pCPU that has the fewest. It starts out halted.
+    /// Seats a vCPU on the pCPU that has the fewest, of those that are not lost. It starts out halted.
     pub fn assign(&self, vcpu: VcpuId) -> Result<Seat, Refusal> {
         let refuse =
             |why, remedy| Refusal::new(format!("vCPU {} of VM {}", vcpu.index, vcpu.vm), why, remedy);
@@ -136,9 +149,12 @@ impl Scheduler {
             self.queue(PcpuId(*pcpu))
                 .map_or(0, |queue| queue.lock().vcpus.len())
         };
-        let pcpu = (0..self.queues.len() as u32).min_by_key(load).map(PcpuId);
+        let pcpu = (0..self.queues.len() as u32)
+            .filter(|pcpu| !self.is_lost(PcpuId(*pcpu)))
+            .min_by_key(load)
+            .map(PcpuId);
         let Some((pcpu, queue)) = pcpu.and_then(|pcpu| Some((pcpu, self.queue(pcpu)?))) else {
-            return Err(refuse("there is no pCPU", "start one"));
+            return Err(refuse("there is no pCPU that answers", "restart the machine"));
         };
         queue.lock().vcpus.insert(vcpu, Vcpu::default());
         Ok(Seat { vcpu, pcpu })
@@ -248,6 +264,8 @@ impl Scheduler {
     pub fn next(&self, pcpu: PcpuId, now: u64) -> Option<Turn> {
         let mut queue = self.queue(pcpu)?.lock();
         let queue = &mut *queue;
+        queue.asked = queue.asked.wrapping_add(1);
+        queue.lost = false;
         if let Some(current) = queue.current {
             match queue.vcpus.get(&current.vcpu) {
                 Some(vcpu) if vcpu.wants && !vcpu.suspended => {
@@ -275,15 +293,56 @@ impl Scheduler {
         })
     }
 
+    /// A pCPU does not come back. Names the vCPUs that are seated there: none but the current one can run before it asks
+    /// again ([`Scheduler::next`]). Nobody where it is lost already.
+    pub fn lose(&self, pcpu: PcpuId) -> Vec<VcpuId> {
+        let Some(queue) = self.queue(pcpu) else {
+            return Vec::new();
+        };
+        let mut queue = queue.lock();
+        if core::mem::replace(&mut queue.lost, true) {
+            return Vec::new();
+        }
+        queue.vcpus.keys().copied().collect()
+    }
+
+    /// Whether the pCPU was lost and has not asked since.
+    pub fn is_lost(&self, pcpu: PcpuId) -> bool {
+        self.queue(pcpu).is_some_and(|queue| queue.lock().lost)
+    }
+
+    /// Pcpus that have not asked for [`PATIENCE_NS`] though somebody waits for a turn there. To be called now and then;
+    /// not from a pCPU that does not ask meanwhile.
+    pub fn overdue(&self, now: u64) -> Vec<PcpuId> {
+        let overdue = |queue: &mut RunQueue| {
+            if queue.ready.is_empty() || queue.lost {
+                queue.seen = None;
+                return false;
+            }
+            match queue.seen {
+                Some((asked, since)) if asked == queue.asked => now.saturating_sub(since) >= PATIENCE_NS,
+                _ => {
+                    queue.seen = Some((queue.asked, now));
+                    false
+                }
+            }
+        };
+        let queues = self.queues.iter().zip(0..);
+        queues
+            .filter(|(queue, _)| overdue(&mut queue.lock()))
+            .map(|(_, index)| PcpuId(index))
+            .collect()
+    }
+
     /// For the monitor. `name` gives a VM's name.
-    pub fn infos(&self, name: &dyn Fn(VmId) -> String) -> alloc::vec::Vec<PcpuInfo> {
+    pub fn infos(&self, name: &dyn Fn(VmId) -> String) -> Vec<PcpuInfo> {
         self.queues
             .iter()
             .zip(0..)
             .map(|(queue, index)| {
-                let (current, waiting, assigned) = {
+                let (current, waiting, assigned, lost) = {
                     let queue = queue.lock();
-                    (queue.current, queue.ready.len(), queue.vcpus.len())
+                    (queue.current, queue.ready.len(), queue.vcpus.len(), queue.lost)
                 };
                 PcpuInfo {
                     index,
@@ -291,6 +350,7 @@ impl Scheduler {
                         .map(|current| format!("{}/{}", name(current.vcpu.vm), current.vcpu.index)),
                     waiting,
                     assigned,
+                    lost,
                 }
             })
             .collect()
@@ -414,6 +474,54 @@ mod tests {
         scheduler.suspend(seats[0]);
         assert!(!scheduler.resume(seats[0]), "halted before, halted after");
         assert_eq!(scheduler.next(PCPU, 4), None);
+    }
+
+    #[test]
+    fn a_pcpu_that_does_not_ask_while_somebody_waits_is_overdue() {
+        let (scheduler, seats) = shared(2);
+        scheduler.next(PCPU, 0);
+        assert_eq!(scheduler.overdue(1), [], "seen for the first time");
+        scheduler.next(PCPU, 2);
+        assert_eq!(scheduler.overdue(PATIENCE_NS + 1), [], "it has asked since");
+        assert_eq!(scheduler.overdue(2 * PATIENCE_NS), []);
+        assert_eq!(scheduler.overdue(2 * PATIENCE_NS + 1), [PCPU]);
+        // Alone, a vCPU runs as long as it likes.
+        let waiting = seats.iter().find(|seat| !scheduler.is_running(**seat)).unwrap();
+        scheduler.suspend(*waiting);
+        assert_eq!(scheduler.overdue(9 * PATIENCE_NS), []);
+        scheduler.resume(*waiting);
+        assert_eq!(scheduler.overdue(9 * PATIENCE_NS), [], "counted from then");
+        assert_eq!(scheduler.overdue(10 * PATIENCE_NS), [PCPU]);
+    }
+
+    #[test]
+    fn nobody_is_seated_on_a_pcpu_that_is_lost() {
+        let scheduler = Scheduler::new(2, 10);
+        let seats: Vec<Seat> = (0..4).map(|vm| scheduler.assign(vcpu(vm)).unwrap()).collect();
+        for seat in &seats {
+            scheduler.wake(*seat);
+        }
+        let other = PcpuId(1);
+        assert_eq!(vm_of(scheduler.next(other, 0)), Some(1));
+        assert_eq!(scheduler.lose(other), [vcpu(1), vcpu(3)]);
+        assert_eq!(scheduler.lose(other), [], "once");
+        assert_eq!(scheduler.overdue(0), []);
+        assert_eq!(scheduler.overdue(PATIENCE_NS), [PCPU], "the lost one is known");
+        for vm in 4..7 {
+            assert_eq!(scheduler.assign(vcpu(vm)).unwrap().pcpu, PCPU);
+        }
+        // The current one is gone for good only when its pCPU has asked.
+        assert!(scheduler.remove(seats[1]) && scheduler.is_running(seats[1]));
+        assert_eq!(vm_of(scheduler.next(other, 1)), Some(3));
+        assert!(!scheduler.is_running(seats[1]) && !scheduler.is_lost(other));
+        assert_eq!(scheduler.assign(vcpu(7)).unwrap().pcpu, other);
+        scheduler.lose(PCPU);
+        scheduler.lose(other);
+        let refusal = scheduler.assign(vcpu(8)).unwrap_err();
+        assert_eq!(
+            refusal.to_string(),
+            "vCPU 0 of VM 8: there is no pCPU that answers; restart the machine"
+        );
     }
 
     #[test]

@@ -63,6 +63,8 @@ pub enum VmState {
     Stopped,
     /// Over, by its own fault.
     Crashed,
+    /// Ended, but without proof that none of its vCPUs runs: what it has stays its own until there is one.
+    Held,
 }
 
 impl VmState {
@@ -74,7 +76,8 @@ impl VmState {
                 | (Self::Starting, Self::Running | Self::Stopping)
                 | (Self::Running, Self::Paused | Self::Stopping)
                 | (Self::Paused, Self::Running | Self::Stopping)
-                | (Self::Stopping, Self::Stopped | Self::Crashed)
+                | (Self::Stopping, Self::Stopped | Self::Crashed | Self::Held)
+                | (Self::Held, Self::Stopping)
         )
     }
 
@@ -88,6 +91,7 @@ impl VmState {
             Self::Stopping => "stopping",
             Self::Stopped => "stopped",
             Self::Crashed => "crashed",
+            Self::Held => "held",
         }
     }
 
@@ -178,12 +182,13 @@ pub trait VmHost: Send + Sync {
     /// [`crate::irq::Route::Vdev`].
     fn plug(&self, vm: &Vm, vdev: &Vdev) -> Result<(), Refusal>;
 
-    /// Takes a vdev off the bus. When this returns, no vCPU can reach its portals.
-    fn unplug(&self, vm: &Vm, vdev: VdevId) -> PortalsUnmapped;
+    /// Takes a vdev off the bus; from then on no vCPU can reach its portals. Refused where a pCPU does not come back
+    /// from the guest, which may then reach them; to be called again.
+    fn unplug(&self, vm: &Vm, vdev: VdevId) -> Result<PortalsUnmapped, Refusal>;
 
     /// Takes a plugged vdev's portals out of stage 2, wherever the guest puts its BARs, until
-    /// [`VmHost::return_portals`]. When this returns, no vCPU can reach them.
-    fn withhold_portals(&self, vm: &Vm, vdev: VdevId) -> PortalsUnmapped;
+    /// [`VmHost::return_portals`]. No vCPU can reach them from then on. Refused as [`VmHost::unplug`] is.
+    fn withhold_portals(&self, vm: &Vm, vdev: VdevId) -> Result<PortalsUnmapped, Refusal>;
 
     /// The end of [`VmHost::withhold_portals`].
     fn return_portals(&self, vm: &Vm, vdev: VdevId);
@@ -197,15 +202,17 @@ pub trait VmHost: Send + Sync {
     /// Lets the vCPUs run, for the first time or after a pause.
     fn run(&self, vm: &Vm) -> Result<(), Refusal>;
 
-    /// Makes the vCPUs stand still. When this returns, none runs.
-    fn pause(&self, vm: &Vm);
+    /// Makes the vCPUs stand still; none runs from then on. Refused where a pCPU does not come back from the guest;
+    /// they are then to be let [`run`](VmHost::run) again.
+    fn pause(&self, vm: &Vm) -> Result<(), Refusal>;
 
-    /// Stops the vCPUs for good. When this returns, none runs.
-    fn stop(&self, vm: &Vm) -> VcpusStopped;
+    /// Stops the vCPUs for good; none runs from then on. Refused where a pCPU does not come back from the guest; to be
+    /// called again.
+    fn stop(&self, vm: &Vm) -> Result<VcpusStopped, Refusal>;
 
     /// Takes the machine apart: stage 2 is gone from every processor, and every reference to the RAM is
-    /// dropped.
-    fn tear_down(&self, vm: &Vm, stopped: VcpusStopped) -> GuestGone;
+    /// dropped. Refused where a pCPU keeps one; [`VmHost::stop`] comes first again.
+    fn tear_down(&self, vm: &Vm, stopped: VcpusStopped) -> Result<GuestGone, Refusal>;
 }
 
 /// A life that ends sooner, in nanoseconds, does not count as one.
@@ -263,6 +270,8 @@ pub struct Vm {
     status: Mutex<Status>,
     busy: AtomicBool,
     request: Mutex<Option<VmEnd>>,
+    /// The end that is not proven yet, while it is [`VmState::Held`].
+    pub(crate) unproven: Mutex<Option<VmEnd>>,
     /// Interrupts of a vdev are held back.
     held: AtomicBool,
     pub(crate) restarts: Mutex<Restarts>,
@@ -292,6 +301,7 @@ impl Vm {
             }),
             busy: AtomicBool::new(false),
             request: Mutex::new(None),
+            unproven: Mutex::new(None),
             held: AtomicBool::new(false),
             restarts: Mutex::default(),
             life: Mutex::new(Life::default()),
@@ -474,7 +484,7 @@ impl Vm {
 mod tests {
     use super::*;
 
-    const STATES: [VmState; 7] = [
+    const STATES: [VmState; 8] = [
         VmState::Created,
         VmState::Starting,
         VmState::Running,
@@ -482,6 +492,7 @@ mod tests {
         VmState::Stopping,
         VmState::Stopped,
         VmState::Crashed,
+        VmState::Held,
     ];
 
     fn vm() -> Vm {
@@ -518,6 +529,9 @@ mod tests {
             if state.is_alive() {
                 assert!(state.may_become(VmState::Stopping));
                 assert!(!state.may_become(VmState::Stopped) && !state.may_become(VmState::Crashed));
+            }
+            if state.may_become(VmState::Held) || state == VmState::Held {
+                assert!(!state.may_become(VmState::Starting), "what it has is not free");
             }
             assert_eq!(
                 state.may_become(VmState::Starting),

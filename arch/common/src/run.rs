@@ -2,8 +2,7 @@
 //! What a pCPU does all day.
 //!
 //! **Principle.** Interrupts are enabled at two places only, both here: for a moment between turns, and while
-//! there is nothing to run; besides, whoever waits long for another pCPU takes them meanwhile
-//! ([`crate::vms::lock_patiently`]). Handlers therefore never meet a lock that their own pCPU holds. They
+//! there is nothing to run; besides, whoever waits for another pCPU takes them meanwhile. Handlers therefore never meet a lock that their own pCPU holds. They
 //! leave notes; the loop acts on them.
 //! **Invariant.** A pCPU sleeps or enters a guest only after it has seen that no note is left, with
 //! interrupts off since.
@@ -34,6 +33,8 @@ pub const NOTES: usize = 256;
 const BETWEEN_NS: u64 = 1_000_000;
 /// When interrupts that could not be let through are tried again, in nanoseconds.
 const RETRY_NS: u64 = 1_000_000;
+/// How often the first pCPU looks whether the others go on, in nanoseconds.
+const WATCH_NS: u64 = 2_000_000_000;
 /// Where a turn's number begins in the number of a turn among those of all pCPUs; the pCPU is below.
 const TURN_SHIFT: u32 = 16;
 const _: () = assert!(MAX_PCPUS <= 1 << TURN_SHIFT);
@@ -68,6 +69,8 @@ struct Local<H: Hardware> {
     last: (Option<VmId>, u64),
     /// VMs whose interrupts are held back and which no turn on this pCPU will let through, and when to do that.
     held: Vec<(VmId, u64)>,
+    /// When to look at the other pCPUs; for the first.
+    watch_due: u64,
 }
 
 /// A device of the machine raised this interrupt: remembers whose it is, for the loop of the pCPU that took it. For
@@ -129,6 +132,7 @@ pub fn run<H: Hardware>() -> Result<core::convert::Infallible, Refusal> {
         armed: None,
         last: (None, 0),
         held: Vec::new(),
+        watch_due: 0,
     };
     // Whether a round went by without a turn for a guest.
     let mut owed = false;
@@ -143,6 +147,7 @@ pub fn run<H: Hardware>() -> Result<core::convert::Infallible, Refusal> {
         });
         if index == 0 {
             world.vms.outside().work();
+            local.watch(world);
         }
         // What came meanwhile; nothing else would end the sleep, or the turn.
         let more = has_notes(index) || (index == 0 && world.vms.outside().is_woken());
@@ -250,14 +255,23 @@ impl<H: Hardware> Local<H> {
         });
     }
 
+    fn watch(&mut self, world: &World<H>) {
+        let now = H::now_ns();
+        if self.watch_due <= now {
+            world.vms.watch();
+            self.watch_due = now.saturating_add(WATCH_NS);
+        }
+    }
+
     /// Sets the timer to the earliest of `deadline`, the sleepers and, on the first pCPU, the other work.
     fn arm(&mut self, world: &World<H>, deadline: Option<u64>) {
-        let work = (self.index == 0)
-            .then(|| world.vms.outside().next_work())
-            .flatten();
+        let first = self.index == 0;
+        let work = first.then(|| world.vms.outside().next_work()).flatten();
+        let watch = first.then_some(self.watch_due);
         let sleepers = self.sleepers.iter().map(|(_, deadline)| *deadline).min();
         let held = self.held.iter().map(|(_, due)| *due).min();
-        let earliest = [deadline, work, sleepers, held].into_iter().flatten().min();
+        let times = [deadline, work, watch, sleepers, held];
+        let earliest = times.into_iter().flatten().min();
         // One that has passed has fired, and must be set again.
         if earliest != self.armed || self.armed.is_some() {
             self.armed = earliest;

@@ -6,6 +6,7 @@
 //! late interrupt of one owner never reaches the next.
 
 use pasidon_kernel::id::VmId;
+use pasidon_kernel::sched::PcpuId;
 
 use crate::hardware::Hardware;
 
@@ -103,11 +104,16 @@ pub fn candidates<H: Hardware>(
     used: impl Fn(u32) -> usize,
 ) -> impl Iterator<Item = u32> {
     let home = vm.and_then(|vm| Some(H::world().get()?.vms.machine(vm)?.vcpu.seat.pcpu.0));
+    // What is raised on one that is lost comes to nobody.
+    let answers = |pcpu: &u32| {
+        let world = H::world().get();
+        world.is_none_or(|world| !world.vms.scheduler.is_lost(PcpuId(*pcpu)))
+    };
     let first = home
         .filter(|pcpu| *pcpu < count)
-        .or_else(|| (0..count).min_by_key(|pcpu| used(*pcpu)))
+        .or_else(|| (0..count).filter(answers).min_by_key(|pcpu| used(*pcpu)))
         .unwrap_or(0);
-    (first..count).chain(0..first)
+    (first..count).chain(0..first).filter(answers)
 }
 
 #[cfg(test)]

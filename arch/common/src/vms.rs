@@ -2,8 +2,11 @@
 //! The machines around VMs: how one is built, runs and is taken apart.
 //!
 //! **Locks.** The table of machines; each machine's board (its devices) and stage 2. A vCPU takes the board
-//! for one device access. Nobody waits for a pCPU while it holds one of them, except for a vCPU to leave the
-//! guest, which needs no lock.
+//! for one device access. Nobody waits for a pCPU while it holds one of them.
+//!
+//! **Lost pCPUs.** Whoever waits for another pCPU waits for [`PATIENCE_NS`] at most. One that does not come back by
+//! then is lost, and the VMs that are seated there end, or are held where it may still be in their guest. The rest goes
+//! on; should it come back, what was held is taken apart.
 
 use alloc::format;
 use alloc::string::{String, ToString};
@@ -19,7 +22,7 @@ use pasidon_kernel::frames::{Frames, GuestGone};
 use pasidon_kernel::id::{VdevId, VmId};
 use pasidon_kernel::ram::GuestRam;
 use pasidon_kernel::refusal::Refusal;
-use pasidon_kernel::sched::{Scheduler, VcpuId};
+use pasidon_kernel::sched::{PATIENCE_NS, PcpuId, Scheduler, VcpuId};
 use pasidon_kernel::vdev::{PortalsUnmapped, Vdev};
 use pasidon_kernel::vm::{VcpusStopped, Vm, VmEnd, VmHost};
 use spin::{Mutex, MutexGuard, RwLock};
@@ -114,15 +117,17 @@ impl<H: Hardware> core::fmt::Debug for Vms<H> {
     }
 }
 
-/// Takes a lock that a pCPU may hold for long, and serves this pCPU's interrupts while it waits. The caller
-/// holds no other lock that an interrupt handler takes, or that a vCPU's exit path waits for. What the handlers
-/// leave is seen when the caller is back in [`crate::run::run`]'s loop.
-pub fn lock_patiently<H: Hardware, T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+/// Waits for something that another pCPU does, and serves this pCPU's interrupts meanwhile; no longer than that many
+/// nanoseconds. The caller holds no lock that an interrupt handler takes, or that a vCPU's exit path waits for. What the
+/// handlers leave is seen when the caller is back in [`crate::run::run`]'s loop.
+fn wait_for<H: Hardware, T>(patience_ns: u64, mut look: impl FnMut() -> Option<T>) -> Option<T> {
+    let deadline = H::now_ns().saturating_add(patience_ns);
     loop {
-        match mutex.try_lock() {
-            Some(guard) => return guard,
-            None => H::window(),
+        let seen = look();
+        if seen.is_some() || H::now_ns() >= deadline {
+            return seen;
         }
+        H::window();
     }
 }
 
@@ -144,7 +149,10 @@ impl<H: Hardware> Machine<H> {
             }
             Action::UnmapPortal { guest, len } => {
                 self.stage2.lock().unmap_portal(guest, len);
-                self.forget_translations();
+                self.vcpu.request_flush();
+                if self.vcpu.is_in_guest() {
+                    self.kick();
+                }
             }
             Action::Console(byte) => self.vms.outside.console(self.id, byte),
             Action::Attend => self.vms.outside.wake(),
@@ -168,18 +176,42 @@ impl<H: Hardware> Machine<H> {
         kick::<H>(self.vcpu.seat.pcpu.0);
     }
 
-    /// When this returns, the guest uses no translation from before.
-    fn forget_translations(&self) {
-        self.vcpu.request_flush();
-        if self.vcpu.seat.pcpu.0 == H::this_pcpu() {
-            return;
+    /// Waits until the vCPU's pCPU has done something, unless that is this one, which has by now. Called from the main
+    /// loop. Refused where it does not come back; it is lost then.
+    fn expect<T>(&self, look: impl FnMut() -> Option<T>) -> Result<T, Refusal> {
+        let pcpu = self.vcpu.seat.pcpu;
+        let lost = self.vms.scheduler.is_lost(pcpu);
+        wait_for::<H, T>(if lost { 0 } else { PATIENCE_NS }, look).ok_or_else(|| {
+            self.vms.lose(pcpu);
+            self.lost()
+        })
+    }
+
+    fn lost(&self) -> Refusal {
+        Refusal::new(
+            format!("vm {}", self.vm.name()),
+            format!(
+                "pCPU {} does not come back from running it",
+                self.vcpu.seat.pcpu.0
+            ),
+            "what is held is freed if it comes back; else restart the machine",
+        )
+    }
+
+    /// Waits until the guest uses no translation from before.
+    fn forget_translations(&self) -> Result<(), Refusal> {
+        self.expect(|| (!self.vcpu.uses_old_translations()).then_some(()))
+    }
+
+    /// Waits until the vCPU does not run.
+    fn wait_stopped(&self) -> Result<(), Refusal> {
+        let seat = self.vcpu.seat;
+        let scheduler = &self.vms.scheduler;
+        if seat.pcpu.0 == H::this_pcpu() {
+            // The scheduler still takes it for the current one; it is asked again before anything runs.
+            scheduler.next(seat.pcpu, H::now_ns());
         }
-        if self.vcpu.is_in_guest() {
-            self.kick();
-        }
-        while self.vcpu.uses_old_translations() {
-            core::hint::spin_loop();
-        }
+        self.expect(|| (!scheduler.is_running(seat)).then_some(()))
     }
 
     /// The VM's life is over; the main loop does the rest.
@@ -191,16 +223,17 @@ impl<H: Hardware> Machine<H> {
 
     /// A byte typed on its console, or a BREAK; false where the guest has no room for it.
     pub fn push_input(&self, received: Received) -> bool {
-        self.with_board(|board| {
+        let taken = self.with_board(|board| {
             board
                 .platform
                 .push_input(received, &mut |action| self.act(action))
-        })
+        });
+        taken.unwrap_or(false)
     }
 
     /// Submissions to a vdev's portal that were trapped instead of reaching the device directly.
     pub fn portal_traps(&self, vdev: VdevId) -> Option<u64> {
-        let mut board = lock_patiently::<H, _>(&self.board);
+        let mut board = self.lock_board().ok()?;
         let slot = board.slot(vdev)?;
         Some(board.platform.pci().portal_traps(slot))
     }
@@ -220,8 +253,13 @@ impl<H: Hardware> Machine<H> {
 
     /// Does something with the devices from outside of the vCPU, and makes the vCPU look where that changed what it
     /// is interrupted by.
-    fn with_board<T>(&self, act: impl FnOnce(&mut Board<H::Platform>) -> T) -> T {
-        self.use_board(lock_patiently::<H, _>(&self.board), act)
+    fn with_board<T>(&self, act: impl FnOnce(&mut Board<H::Platform>) -> T) -> Result<T, Refusal> {
+        Ok(self.use_board(self.lock_board()?, act))
+    }
+
+    /// Takes the devices, which the vCPU may be using.
+    fn lock_board(&self) -> Result<MutexGuard<'_, Board<H::Platform>>, Refusal> {
+        self.expect(|| self.board.try_lock())
     }
 
     /// The same where nobody else uses the devices at this moment.
@@ -299,17 +337,38 @@ impl<H: Hardware> Vms<H> {
         self.machines.read().get(usize::from(vm.0))?.clone()
     }
 
-    /// Waits until the machine's vCPU does not run. Called from the main loop, so it is not running on this
-    /// pCPU.
-    fn wait_stopped(&self, machine: &Machine<H>) {
-        let seat = machine.vcpu.seat;
-        if seat.pcpu.0 == H::this_pcpu() {
-            // The scheduler still takes it for the current one; it is asked again before anything runs.
-            self.scheduler.next(seat.pcpu, H::now_ns());
+    /// Gives up the pCPUs on which somebody has waited for a turn for too long.
+    pub fn watch(&self) {
+        for pcpu in self.scheduler.overdue(H::now_ns()) {
+            self.lose(pcpu);
+        }
+    }
+
+    /// A pCPU does not come back: ends the VMs that are seated there.
+    fn lose(&self, pcpu: PcpuId) {
+        // This one is here.
+        if pcpu.0 == H::this_pcpu() {
             return;
         }
-        while self.scheduler.is_running(seat) {
-            H::window();
+        let seated = self.scheduler.lose(pcpu);
+        if seated.is_empty() {
+            return;
+        }
+        let names: Vec<String> = seated.iter().map(|vcpu| self.name_of(vcpu.vm)).collect();
+        log::error!(
+            "pCPU {} is lost: it has not come back for {} s; {} end, or are held until it does",
+            pcpu.0,
+            PATIENCE_NS / 1_000_000_000,
+            names.join(", ")
+        );
+        for (vcpu, name) in seated.iter().zip(names) {
+            if let Some(machine) = self.machine(vcpu.vm) {
+                let why = format!(
+                    "pCPU {}, which ran it, is lost; `vm {name} start` starts it on another",
+                    pcpu.0
+                );
+                machine.end(VmEnd::Crashed(why));
+            }
         }
     }
 }
@@ -327,15 +386,17 @@ impl<H: Hardware> Clone for Builder<H> {
 impl<H: Hardware> Copy for Builder<H> {}
 
 impl<H: Hardware> Builder<H> {
-    fn set_portals(&self, vm: &Vm, vdev: VdevId, withhold: bool) {
-        if let Some(machine) = self.0.machine(vm.id()) {
-            machine.with_board(|board| {
-                if let Some(slot) = board.slot(vdev) {
-                    let pci = board.platform.pci();
-                    pci.withhold_portals(slot, withhold, &mut |action| machine.act(action));
-                }
-            });
-        }
+    fn set_portals(&self, vm: &Vm, vdev: VdevId, withhold: bool) -> Result<(), Refusal> {
+        let Some(machine) = self.0.machine(vm.id()) else {
+            return Ok(());
+        };
+        machine.with_board(|board| {
+            if let Some(slot) = board.slot(vdev) {
+                let pci = board.platform.pci();
+                pci.withhold_portals(slot, withhold, &mut |action| machine.act(action));
+            }
+        })?;
+        machine.forget_translations()
     }
 }
 
@@ -384,31 +445,34 @@ impl<H: Hardware> VmHost for Builder<H> {
         let machine = self.0.machine(vm.id()).ok_or_else(|| {
             Refusal::new(format!("vm {}", vm.name()), "it has no machine", "start it first")
         })?;
-        let mut board = lock_patiently::<H, _>(&machine.board);
+        let mut board = machine.lock_board()?;
         let slot = board.platform.add_vdev(vdev.guest_side())?;
         board.slots.push((vdev.id(), slot));
         Ok(())
     }
 
-    fn unplug(&self, vm: &Vm, vdev: VdevId) -> PortalsUnmapped {
+    fn unplug(&self, vm: &Vm, vdev: VdevId) -> Result<PortalsUnmapped, Refusal> {
         if let Some(machine) = self.0.machine(vm.id()) {
             machine.with_board(|board| {
                 if let Some(slot) = board.slot(vdev) {
                     board.platform.end_vdev(slot, &mut |action| machine.act(action));
                     board.slots.retain(|(id, _)| *id != vdev);
                 }
-            });
+            })?;
+            machine.forget_translations()?;
         }
-        PortalsUnmapped::confirmed_by_arch(vdev)
+        Ok(PortalsUnmapped::confirmed_by_arch(vdev))
     }
 
-    fn withhold_portals(&self, vm: &Vm, vdev: VdevId) -> PortalsUnmapped {
-        self.set_portals(vm, vdev, true);
-        PortalsUnmapped::confirmed_by_arch(vdev)
+    fn withhold_portals(&self, vm: &Vm, vdev: VdevId) -> Result<PortalsUnmapped, Refusal> {
+        self.set_portals(vm, vdev, true)?;
+        Ok(PortalsUnmapped::confirmed_by_arch(vdev))
     }
 
     fn return_portals(&self, vm: &Vm, vdev: VdevId) {
-        self.set_portals(vm, vdev, false);
+        if let Err(refusal) = self.set_portals(vm, vdev, false) {
+            log::error!("{refusal}");
+        }
     }
 
     fn device_event(&self, vm: &Vm, vdev: VdevId) -> bool {
@@ -447,43 +511,56 @@ impl<H: Hardware> VmHost for Builder<H> {
         Ok(())
     }
 
-    fn pause(&self, vm: &Vm) {
+    fn pause(&self, vm: &Vm) -> Result<(), Refusal> {
         let Some(machine) = self.0.machine(vm.id()) else {
-            return;
+            return Ok(());
         };
         if self.0.scheduler.suspend(machine.vcpu.seat) {
             machine.kick();
         }
-        self.0.wait_stopped(&machine);
+        machine.wait_stopped()?;
         machine.pauses.begin(H::now_ns());
+        Ok(())
     }
 
-    fn stop(&self, vm: &Vm) -> VcpusStopped {
+    fn stop(&self, vm: &Vm) -> Result<VcpusStopped, Refusal> {
         if let Some(machine) = self.0.machine(vm.id()) {
             machine.vcpu.end();
             if self.0.scheduler.remove(machine.vcpu.seat) {
                 machine.kick();
-                self.0.wait_stopped(&machine);
+                machine.wait_stopped()?;
             }
         }
-        VcpusStopped::confirmed_by_arch(vm.id())
+        Ok(VcpusStopped::confirmed_by_arch(vm.id()))
     }
 
-    fn tear_down(&self, vm: &Vm, _stopped: VcpusStopped) -> GuestGone {
-        let machine = {
+    fn tear_down(&self, vm: &Vm, _stopped: VcpusStopped) -> Result<GuestGone, Refusal> {
+        let take = || {
             let mut machines = self.0.machines.write();
             machines.get_mut(usize::from(vm.id().0)).and_then(Option::take)
         };
-        if let Some(mut machine) = machine {
-            // Another pCPU may hold it for the moment that it takes to leave a turn or to deliver a message.
-            loop {
-                match Arc::try_unwrap(machine) {
-                    Ok(alone) => break drop(alone),
-                    Err(shared) => machine = shared,
+        let mut shared = take();
+        if shared.is_none() {
+            return Ok(GuestGone::confirmed_by_arch());
+        }
+        // Another pCPU may hold it for the moment that it takes to leave a turn or to deliver a message.
+        let alone = wait_for::<H, _>(PATIENCE_NS, || {
+            Arc::try_unwrap(shared.take()?)
+                .map_err(|still| shared = Some(still))
+                .ok()
+        });
+        match (alone, shared) {
+            (None, Some(still)) => {
+                let refusal = still.lost();
+                if let Some(place) = self.0.machines.write().get_mut(usize::from(vm.id().0)) {
+                    *place = Some(still);
                 }
-                H::window();
+                Err(refusal)
+            }
+            (alone, _) => {
+                drop(alone);
+                Ok(GuestGone::confirmed_by_arch())
             }
         }
-        GuestGone::confirmed_by_arch()
     }
 }

@@ -42,6 +42,7 @@ use pasidon_kernel::vm::Vm;
 use spin::Once;
 
 use crate::pci::Pci;
+use crate::provoke;
 use crate::tables::Tables;
 use iommu::MachineIommu;
 use work::Desk;
@@ -179,6 +180,7 @@ pub fn run(handover: Handover) -> ! {
         .collect();
     desk.equip(system, vms, iommu.as_ref().map(MachineIommu::iommu));
     run::install(World { system, vms });
+    provoke::lose_pcpu(system);
     connect_interrupts(iommu.as_ref(), &handover.platform, desk);
 
     line::open(mode, names);

@@ -189,6 +189,7 @@ impl MonitorHost for FakeHost {
             running: Some(format!("{}/0", vm.name)),
             waiting: 0,
             assigned: 1,
+            lost: false,
         };
         self.vms.iter().enumerate().map(pcpu).collect()
     }

@@ -151,7 +151,10 @@ impl Sample {
         for pcpu in &self.pcpus {
             table.row([
                 pcpu.index.to_string(),
-                show::or_none(pcpu.running.as_ref()),
+                match pcpu.lost {
+                    true => format!("{} (lost)", show::or_none(pcpu.running.as_ref())),
+                    false => show::or_none(pcpu.running.as_ref()),
+                },
                 pcpu.waiting.to_string(),
                 pcpu.assigned.to_string(),
             ]);

@@ -13,7 +13,7 @@ use crate::frames::{GuestFrames, GuestGone};
 use crate::id::VmId;
 use crate::ram::{GuestRam, check_layout};
 use crate::refusal::Refusal;
-use crate::retired::Retired;
+use crate::retired::{Retired, Retry};
 use crate::vm::{Operation, Vm, VmEnd, VmHost, VmState};
 
 use super::{EndReport, System};
@@ -102,18 +102,34 @@ impl System {
         end: &VmEnd,
     ) -> Result<EndReport, Refusal> {
         vm.become_state(operation, VmState::Stopping, Some(end.reason()))?;
-        let mut report = EndReport::default();
-        let stopped = vm_host.stop(vm);
-        loop {
-            let last = vm.life.lock().vdevs.pop();
-            let Some(vdev) = last else { break };
-            let unmapped = vm_host.unplug(vm, vdev.id());
-            self.end_vdev(vdev, unmapped, &mut report);
+        match self.dismantle(vm_host, vm) {
+            Ok(report) => {
+                vm.clear_request();
+                vm.become_state(operation, end.state(), Some(end.reason()))?;
+                Ok(report)
+            }
+            Err(refusal) => {
+                *vm.unproven.lock() = Some(end.clone());
+                vm.become_state(operation, VmState::Held, Some(refusal.to_string()))?;
+                *self.retry.lock() = Retry::soon(self.services.host.now_ns());
+                Err(refusal)
+            }
         }
-        let (ram, spaces) = {
-            let mut life = vm.life.lock();
-            (life.ram.take(), core::mem::take(&mut life.spaces))
-        };
+    }
+
+    /// From running vCPUs to free memory. Where it is refused, what was not taken apart stays the VM's; it goes on from
+    /// there when it is called again.
+    fn dismantle(&self, vm_host: &dyn VmHost, vm: &Vm) -> Result<EndReport, Refusal> {
+        let mut report = EndReport::default();
+        let stopped = vm_host.stop(vm)?;
+        loop {
+            let last = vm.life.lock().vdevs.last().cloned();
+            let Some(vdev) = last else { break };
+            let unmapped = vm_host.unplug(vm, vdev.id())?;
+            self.end_vdev(&vdev, unmapped, &mut report)?;
+            vm.life.lock().vdevs.pop();
+        }
+        let spaces = core::mem::take(&mut vm.life.lock().spaces);
         let mut why = "a device may still reach it".to_string();
         for space in spaces {
             if let Err(refusal) = space.destroy() {
@@ -121,15 +137,37 @@ impl System {
                 self.keep(vm, why.clone(), Retired::Space(space), &mut report);
             }
         }
-        let gone = vm_host.tear_down(vm, stopped);
+        let gone = vm_host.tear_down(vm, stopped)?;
+        let ram = vm.life.lock().ram.take();
         match ram.map(GuestRam::into_frames) {
             None => {}
             Some(Ok(frames)) => self.free(vm_host, frames, gone),
             Some(Err(ram)) => self.keep(vm, why, Retired::Memory { ram, gone }, &mut report),
         }
-        vm.clear_request();
-        vm.become_state(operation, end.state(), Some(end.reason()))?;
         Ok(report)
+    }
+
+    /// Tries again to end the VMs whose end could not be proven; whether one is over now.
+    pub(super) fn retry_held(&self, vm_host: &dyn VmHost) -> bool {
+        let mut any = false;
+        for vm in self.vms() {
+            if vm.state() != VmState::Held {
+                continue;
+            }
+            let Ok(operation) = vm.begin() else { continue };
+            let Some(end) = vm.unproven.lock().clone() else {
+                continue;
+            };
+            if self.take_down(vm_host, &vm, &operation, &end).is_ok() {
+                log::warn!("vm {}: held no more: {}", vm.name(), end.reason());
+                any = true;
+            }
+        }
+        any
+    }
+
+    pub(super) fn any_held(&self) -> bool {
+        self.vms.read().iter().any(|vm| vm.state() == VmState::Held)
     }
 
     /// Ends a VM and starts it again, with fresh memory.
@@ -145,8 +183,11 @@ impl System {
     pub fn pause_vm(&self, vm_host: &dyn VmHost, vm: &Vm) -> Result<(), Refusal> {
         let operation = vm.begin()?;
         vm.become_state(&operation, VmState::Paused, None)?;
-        vm_host.pause(vm);
-        Ok(())
+        vm_host.pause(vm).or_else(|refusal| {
+            vm.become_state(&operation, VmState::Running, None)?;
+            vm_host.run(vm)?;
+            Err(refusal)
+        })
     }
 
     /// Lets a paused VM go on.

@@ -267,23 +267,30 @@ impl System {
             .ok_or_else(|| Refusal::new(format!("parent {name}"), "not defined", "`parents` lists them"))?;
         // Nobody writes to the device while it is reset: on some machines that is an error of the machine.
         let concerned = self.on_parent(name);
-        for (vm, vdev) in &concerned {
-            let unmapped = vm_host.withhold_portals(vm, vdev.id());
-            if unmapped.vdev() != vdev.id() {
-                return Err(Refusal::new(
-                    format!("parent {name}"),
-                    format!("guests may still reach the portals of vdev {}", vdev.id()),
-                    "end that vdev, then reset the parent",
-                ));
+        let return_portals = || {
+            for (vm, vdev) in &concerned {
+                vm_host.return_portals(vm, vdev.id());
             }
+        };
+        for (vm, vdev) in &concerned {
+            vm_host.withhold_portals(vm, vdev.id()).map_err(|refusal| {
+                return_portals();
+                Refusal::new(
+                    format!("parent {name}"),
+                    format!(
+                        "guests may still reach the portals of vdev {}: {}",
+                        vdev.id(),
+                        refusal.why
+                    ),
+                    refusal.remedy,
+                )
+            })?;
         }
         let recovered = entry.parent.recover(&ParentUnreached::confirmed_by_system(name));
         self.announce(vm_host, name);
         let report = self.reclaim(vm_host);
         recovered?;
-        for (vm, vdev) in &concerned {
-            vm_host.return_portals(vm, vdev.id());
-        }
+        return_portals();
         Ok(report)
     }
 

@@ -34,6 +34,8 @@ enum Event {
     Interrupt(Index, Index),
     ParentReports,
     Reclaim,
+    /// Time passes until what has failed is tried again.
+    Retry,
     Recover,
     /// The next such step fails.
     Fail(Fail),
@@ -68,6 +70,10 @@ fn fail() -> impl Strategy<Value = Fail> {
         Fail::Build,
         Fail::Plug,
         Fail::Run,
+        Fail::Unplug,
+        Fail::Pause,
+        Fail::Stop,
+        Fail::TearDown,
         Fail::Recover,
     ])
 }
@@ -108,6 +114,7 @@ fn event(fail: impl Strategy<Value = Fail> + 'static) -> impl Strategy<Value = E
         1 => (index(), index()).prop_map(|(cpu, vector)| Event::Interrupt(cpu, vector)),
         1 => Just(Event::ParentReports),
         1 => Just(Event::Reclaim),
+        1 => Just(Event::Retry),
         1 => Just(Event::Recover),
         4 => fail.prop_map(Event::Fail),
     ]
@@ -201,6 +208,12 @@ fn happen(machine: &Machine, event: &Event) {
             assert_eq!(system.parent_event(host, 0, &mut |_| ()), Drained::Empty);
         }
         Event::Reclaim => drop(system.reclaim(host)),
+        Event::Retry => {
+            if let Some(due) = system.next_retry() {
+                host.set_clock(due.max(host.now_ns()));
+                drop(system.retry_retired(host));
+            }
+        }
         Event::Recover => drop(system.recover_parent(host, PARENT)),
         Event::Fail(fail) => host.fail(*fail),
     }

@@ -52,23 +52,24 @@ impl System {
     }
 
     /// When [`System::retry_retired`] is to be called, in nanoseconds of the host's clock; `None` while nothing is
-    /// retired.
+    /// retired, and no VM held.
     pub fn next_retry(&self) -> Option<u64> {
-        let any = !self.retired.lock().is_empty();
+        let any = !self.retired.lock().is_empty() || self.any_held();
         any.then(|| self.retry.lock().due_ns)
     }
 
-    /// Asks once more, where it is time, whether what was retired is quiet, and takes back what is. Waits for no
-    /// device.
+    /// Asks once more, where it is time, whether what was retired is quiet, and whether VMs that are held can end; takes
+    /// back what can be. Waits for no device.
     pub fn retry_retired(&self, vm_host: &dyn VmHost) -> ReclaimReport {
         let now = self.services.host.now_ns();
         if self.next_retry().is_none_or(|due| due > now) {
             return ReclaimReport::default();
         }
+        let over = self.retry_held(vm_host);
         let report = self.ask_again(vm_host, &mut |slice| slice.try_quiesce());
         // From when the work is done.
         let now = self.services.host.now_ns();
-        if report.reclaimed.is_empty() {
+        if report.reclaimed.is_empty() && !over {
             self.retry.lock().later(now);
         } else {
             *self.retry.lock() = Retry::soon(now);
@@ -193,7 +194,6 @@ impl System {
                 }
                 Err(ram) => still(why, Retired::Memory { ram, gone }),
             },
-            Retired::Vdev(_) => still(why, what),
         }
     }
 }

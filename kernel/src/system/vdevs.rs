@@ -13,7 +13,7 @@ use crate::id::{IoasId, VdevId, VmId};
 use crate::ioas::IoAddressSpace;
 use crate::pasid::Pasid;
 use crate::refusal::Refusal;
-use crate::retired::{Retired, Retirement};
+use crate::retired::Retired;
 use crate::vdev::{Owner, PortalsUnmapped, Space, Vdev, VdevSpec, title};
 use crate::vm::{Vm, VmHost};
 
@@ -170,8 +170,14 @@ impl System {
                 Ok(id)
             }
             Err(refusal) => {
-                let unmapped = vm_host.unplug(vm, id);
-                self.end_vdev(vdev, unmapped, &mut EndReport::default());
+                let ended = vm_host
+                    .unplug(vm, id)
+                    .and_then(|unmapped| self.end_vdev(&vdev, unmapped, &mut EndReport::default()));
+                if let Err(stuck) = ended {
+                    log::error!("{stuck}");
+                    // Its end is tried again with the VM's.
+                    vm.life.lock().vdevs.push(vdev);
+                }
                 Err(refusal.within(what()))
             }
         }
@@ -180,38 +186,34 @@ impl System {
     /// Ends a vdev of a running or paused VM.
     pub fn destroy_vdev(&self, vm_host: &dyn VmHost, vm: &Vm, vdev: VdevId) -> Result<EndReport, Refusal> {
         let _operation = vm.begin()?;
-        let found = {
-            let mut life = vm.life.lock();
-            let index = life.vdevs.iter().position(|v| v.id() == vdev);
-            index.map(|index| life.vdevs.remove(index))
-        };
-        let Some(found) = found else {
+        let Some(found) = vm.vdev(vdev) else {
             return Err(vm.refuse(format!("it has no vdev {vdev}"), "`vdevs` lists them"));
         };
         let mut report = EndReport::default();
-        self.end_vdev(found, vm_host.unplug(vm, vdev), &mut report);
+        let unmapped = vm_host.unplug(vm, vdev)?;
+        self.end_vdev(&found, unmapped, &mut report)?;
+        vm.life.lock().vdevs.retain(|listed| listed.id() != vdev);
         Ok(report)
     }
 
-    pub(super) fn end_vdev(&self, vdev: Arc<Vdev>, unmapped: PortalsUnmapped, report: &mut EndReport) {
-        let retired = match vdev.end(&self.services, unmapped) {
-            Ok(retired) => retired,
-            Err(refusal) => Vec::from([Retirement::new(
-                vdev.vm_name().to_string(),
-                refusal.to_string(),
-                Retired::Vdev(vdev.clone()),
-                self.services.host.now_ns(),
-            )]),
-        };
+    /// Ends a vdev, which its VM lists until this is done.
+    pub(super) fn end_vdev(
+        &self,
+        vdev: &Vdev,
+        unmapped: PortalsUnmapped,
+        report: &mut EndReport,
+    ) -> Result<(), Refusal> {
+        let retired = vdev.end(&self.services, unmapped)?;
         let keeps_tag = retired
             .iter()
-            .any(|r| matches!(r.what, Retired::Attachment { .. } | Retired::Vdev(_)));
+            .any(|r| matches!(r.what, Retired::Attachment { .. }));
         if let (false, Some(pasid)) = (keeps_tag, vdev.pasid()) {
             self.forget_tag((vdev.requester(), pasid), vdev.id());
         }
         for retirement in retired {
             self.retire(retirement, report);
         }
+        Ok(())
     }
 
     /// Takes a tag off the list that its vdev has given back. Somebody else may have the PASID by now; that

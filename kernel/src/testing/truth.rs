@@ -37,10 +37,16 @@ pub enum Fail {
     /// The queue does not stop.
     Quiesce,
     Build,
-    /// The proof that portals are unmapped is for another vdev.
+    /// A pCPU does not come back from the guest: portals may still be reached.
     Unplug,
     Plug,
     Run,
+    /// A pCPU does not come back from the guest.
+    Pause,
+    /// The same.
+    Stop,
+    /// A pCPU keeps a reference to the machine.
+    TearDown,
     /// The VM's devices are in use.
     Announce,
     Recover,

@@ -67,27 +67,27 @@ impl VmHost for SharedTruth {
         Ok(())
     }
 
-    fn unplug(&self, vm: &Vm, vdev: VdevId) -> PortalsUnmapped {
+    fn unplug(&self, vm: &Vm, vdev: VdevId) -> Result<PortalsUnmapped, Refusal> {
         let mut truth = self.lock();
         if truth.fails(Fail::Unplug) {
-            return PortalsUnmapped::confirmed_by_arch(VdevId(u32::MAX));
+            return Err(fault("unplug"));
         }
         truth.portals.remove(&(vm.id(), vdev));
         truth.withheld.remove(&(vm.id(), vdev));
         truth.steps.push(Step::PortalsUnmapped(vdev));
-        PortalsUnmapped::confirmed_by_arch(vdev)
+        Ok(PortalsUnmapped::confirmed_by_arch(vdev))
     }
 
-    fn withhold_portals(&self, vm: &Vm, vdev: VdevId) -> PortalsUnmapped {
+    fn withhold_portals(&self, vm: &Vm, vdev: VdevId) -> Result<PortalsUnmapped, Refusal> {
         let mut truth = self.lock();
         if truth.fails(Fail::Unplug) {
-            return PortalsUnmapped::confirmed_by_arch(VdevId(u32::MAX));
+            return Err(fault("withhold"));
         }
         if let Some(queue) = truth.portals.remove(&(vm.id(), vdev)) {
             truth.withheld.insert((vm.id(), vdev), queue);
         }
         truth.steps.push(Step::PortalsUnmapped(vdev));
-        PortalsUnmapped::confirmed_by_arch(vdev)
+        Ok(PortalsUnmapped::confirmed_by_arch(vdev))
     }
 
     fn return_portals(&self, vm: &Vm, vdev: VdevId) {
@@ -118,19 +118,30 @@ impl VmHost for SharedTruth {
         Ok(())
     }
 
-    fn pause(&self, vm: &Vm) {
-        self.lock().running.remove(&vm.id());
+    fn pause(&self, vm: &Vm) -> Result<(), Refusal> {
+        let mut truth = self.lock();
+        if truth.fails(Fail::Pause) {
+            return Err(fault("pause"));
+        }
+        truth.running.remove(&vm.id());
+        Ok(())
     }
 
-    fn stop(&self, vm: &Vm) -> VcpusStopped {
+    fn stop(&self, vm: &Vm) -> Result<VcpusStopped, Refusal> {
         let mut truth = self.lock();
+        if truth.fails(Fail::Stop) {
+            return Err(fault("stop"));
+        }
         truth.running.remove(&vm.id());
         truth.steps.push(Step::VcpusStopped);
-        VcpusStopped::confirmed_by_arch(vm.id())
+        Ok(VcpusStopped::confirmed_by_arch(vm.id()))
     }
 
-    fn tear_down(&self, vm: &Vm, stopped: VcpusStopped) -> GuestGone {
+    fn tear_down(&self, vm: &Vm, stopped: VcpusStopped) -> Result<GuestGone, Refusal> {
         let mut truth = self.lock();
+        if truth.fails(Fail::TearDown) {
+            return Err(fault("tear down"));
+        }
         truth.demand(stopped.vm() == vm.id(), || "another VM was stopped".to_string());
         let running = truth.running.contains(&vm.id());
         truth.demand(!running, || "torn down while it runs".to_string());
@@ -138,6 +149,6 @@ impl VmHost for SharedTruth {
         truth.demand(!plugged, || "torn down with portals mapped".to_string());
         truth.stage2.remove(&vm.id());
         truth.steps.push(Step::TornDown);
-        GuestGone::confirmed_by_arch()
+        Ok(GuestGone::confirmed_by_arch())
     }
 }

@@ -241,7 +241,11 @@ fn a_parent_that_guests_may_reach_is_not_reset() {
     machine.truth.fail(Fail::Unplug);
     let refusal = machine.system.recover_parent(machine.truth, "dsa0").unwrap_err();
     assert!(refusal.why.contains("may still reach"), "{refusal}");
-    assert_eq!(machine.truth.lock().steps, []);
+    assert_eq!(
+        machine.truth.lock().steps,
+        [Step::PortalsReturned(VdevId(1))],
+        "they go on as they were"
+    );
 }
 
 #[test]
@@ -340,13 +344,71 @@ fn a_vdev_whose_portals_may_be_mapped_is_not_ended() {
     machine.system.start_vm(machine.truth, &alpha).unwrap();
     let vdev = alpha.vdevs()[0].id();
     machine.truth.fail(Fail::Unplug);
-    let report = machine.system.destroy_vdev(machine.truth, &alpha, vdev).unwrap();
-    assert_eq!((report.retired[0].what, report.retired[0].value), ("vdev", 1));
-    // Its queue, tag and interrupts stay as they are, and so does the memory.
+    machine
+        .system
+        .destroy_vdev(machine.truth, &alpha, vdev)
+        .unwrap_err();
+    // Its queue, tag and interrupts stay as they are, and it is listed.
     assert!(machine.truth.lock().queues[0].tag.is_some());
-    machine.truth.lock().portals.clear();
+    assert_eq!(alpha.vdevs()[0].id(), vdev);
+    machine.assert_sound();
+    machine.system.destroy_vdev(machine.truth, &alpha, vdev).unwrap();
+    assert!(alpha.vdevs().is_empty());
     machine.system.end_vm(machine.truth, &alpha, &POWER_OFF).unwrap();
-    let info = machine.system.info();
-    assert_eq!((info.memory.held, info.pasids.leased), (2 * LARGE_PAGE_SIZE, 1));
-    assert!(machine.truth.lock().violations.is_empty());
+    machine.assert_as_at_start();
+}
+
+#[test]
+fn a_vm_without_proof_of_its_end_is_held_until_there_is_one() {
+    for fail in [Fail::Stop, Fail::Unplug, Fail::TearDown] {
+        let machine = Machine::new();
+        let system = &machine.system;
+        let alpha = system.define_vm(vm_spec("alpha", 2, 1, 1)).unwrap();
+        let beta = system.define_vm(vm_spec("beta", 2, 1, 1)).unwrap();
+        for vm in [&alpha, &beta] {
+            system.start_vm(machine.truth, vm).unwrap();
+        }
+        machine.truth.fail(fail);
+        let refusal = system.end_vm(machine.truth, &alpha, &POWER_OFF).unwrap_err();
+        assert_eq!(
+            (alpha.state(), alpha.reason()),
+            (VmState::Held, Some(refusal.to_string()))
+        );
+        assert!(alpha.ram().is_some(), "{fail:?}: nobody else's");
+        machine.assert_sound();
+        // Nothing of it is used again, and nobody else is hurt.
+        let refusal = system.start_vm(machine.truth, &alpha).unwrap_err();
+        assert_eq!(refusal.to_string(), "vm alpha: it is held; stop it first");
+        system.pause_vm(machine.truth, &beta).unwrap();
+        system.resume_vm(machine.truth, &beta).unwrap();
+        // It is tried again: in vain once more, then not.
+        for (state, fails) in [(VmState::Held, true), (VmState::Stopped, false)] {
+            if fails {
+                machine.truth.fail(fail);
+            }
+            machine.truth.set_clock(system.next_retry().unwrap());
+            system.retry_retired(machine.truth);
+            assert_eq!(alpha.state(), state, "{fail:?}");
+            machine.assert_sound();
+        }
+        assert_eq!(alpha.reason(), Some("powered off by the guest".to_string()));
+        assert_eq!(system.next_retry(), None);
+        system.start_vm(machine.truth, &alpha).unwrap();
+        for vm in [&alpha, &beta] {
+            system.end_vm(machine.truth, vm, &POWER_OFF).unwrap();
+        }
+        machine.assert_as_at_start();
+    }
+}
+
+#[test]
+fn a_vm_that_cannot_be_paused_goes_on() {
+    let machine = Machine::new();
+    let alpha = machine.system.define_vm(vm_spec("alpha", 2, 1, 1)).unwrap();
+    machine.system.start_vm(machine.truth, &alpha).unwrap();
+    machine.truth.fail(Fail::Pause);
+    machine.system.pause_vm(machine.truth, &alpha).unwrap_err();
+    assert_eq!(alpha.state(), VmState::Running);
+    assert!(machine.truth.lock().running.contains(&alpha.id()));
+    machine.system.pause_vm(machine.truth, &alpha).unwrap();
 }

@@ -6,6 +6,7 @@ mod configuration;
 mod guests;
 mod inventory;
 mod lifecycle;
+mod lost;
 mod no_iommu;
 pub(crate) mod pasidon;
 mod platform;
@@ -25,6 +26,7 @@ pub const ALL: &[Scenario] = &[
     inventory::INVENTORY,
     inventory::DEVICE_TREE,
     report::REPORT,
+    lost::PCPU,
     guests::INVENTORY,
     guests::TWO,
     guests::THREE,

@@ -100,7 +100,7 @@ impl Words {
 const OUTERMOST: &str = r"^ +\d+  image\+0x[0-9a-f]+  pasidon::machine::take_over\+0x[0-9a-f]+\npCPU 1";
 /// How the report goes on after the backtrace.
 const END: [&str; 3] = [
-    r" stopped at pasidon::provoke::processor\+0x[0-9a-f]+$",
+    r" stopped at pasidon::provoke::busy\+0x[0-9a-f]+$",
     "^provoked: a line of context$",
     "^Pasidon stands still until the machine is reset$",
 ];
