@@ -338,7 +338,9 @@ pub const WORDS: Scenario = Scenario {
         ];
         let mut configuration = HOST.to_string();
         for (name, word) in guests {
-            configuration += &vm(name, 0, word).replace("256M", "128M");
+            // How far the kernel got is among its messages.
+            let words = format!("{word} loglevel=7");
+            configuration += &vm(name, 0, &words).replace("256M", "128M");
         }
         let machine = lab.pasidon(&configuration, demonstration::platform)?;
         for (name, word) in guests {

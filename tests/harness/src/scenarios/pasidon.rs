@@ -18,12 +18,13 @@ pub const COPIES_TIMEOUT: Duration = Duration::from_secs(600);
 /// The `[host]` section that the harness needs, and the accelerator of the reference platform.
 pub const HOST: &str = "[host]\nconsole = \"framed\"\n\n[parent.dsa0]\npci = \"0000:00:04.0\"\n\n";
 
-/// A Linux guest with `vdevs` work queues of `dsa0`, words added to its kernel's command line.
+/// A Linux guest with `vdevs` work queues of `dsa0`, words added to its kernel's command line. The kernel prints errors
+/// only, since each character of its messages is an exit; `loglevel=7` among the words has it print them all.
 pub fn vm(name: &str, vdevs: usize, words: &str) -> String {
     let vdev = "  [[vm.vdev]]\n  parent = \"dsa0\"\n  type = \"dsa-dwq\"\n  entries = 8\n\n";
     format!(
         "[[vm]]\nname = \"{name}\"\nmemory = \"256M\"\nkernel = \"guests/vmlinux\"\ninitrd = \"guests/initrd.img\"\n\
-         cmdline = \"console=ttyS0 pasidon.name={name} {words}\"\n\n{}",
+         cmdline = \"console=ttyS0 quiet pasidon.name={name} {words}\"\n\n{}",
         vdev.repeat(vdevs)
     )
 }
