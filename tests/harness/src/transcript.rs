@@ -8,7 +8,11 @@ use anyhow::{Result, bail};
 use regex::bytes::{Captures, Regex};
 use std::fmt::Write;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread;
 use std::time::{Duration, Instant};
+
+/// How often at most a wait looks at what came.
+const LOOK_INTERVAL: Duration = Duration::from_millis(10);
 
 /// The streams of one machine.
 pub struct Transcript {
@@ -110,7 +114,10 @@ impl Transcript {
                 );
             }
             let waited = self.changed.wait_timeout(state, left);
-            state = waited.unwrap_or_else(PoisonError::into_inner).0;
+            drop(waited.unwrap_or_else(PoisonError::into_inner));
+            // A console's bytes come a few at a time. Looking at all of them for each few took half a processor.
+            thread::sleep(LOOK_INTERVAL);
+            state = self.lock();
         }
     }
 
