@@ -16,7 +16,7 @@ const COPIES: u64 = 50;
 pub const PCPU: Scenario = Scenario {
     name: "lost-pcpu",
     about: "a pCPU stays away: named, its VMs ended or held, the rest goes on; all of it back when it is",
-    arches: &[Arch::X86_64],
+    arches: Arch::ALL,
     run: |lab| {
         // The first two have a pCPU each. The others take the same places, paused; they never get to their shells.
         let idle = |name| vm(name, 0, "").replace("memory =", "autostart = false\nmemory =");
