@@ -270,8 +270,6 @@ pub struct Vm {
     status: Mutex<Status>,
     busy: AtomicBool,
     request: Mutex<Option<VmEnd>>,
-    /// The end that is not proven yet, while it is [`VmState::Held`].
-    pub(crate) unproven: Mutex<Option<VmEnd>>,
     /// Interrupts of a vdev are held back.
     held: AtomicBool,
     pub(crate) restarts: Mutex<Restarts>,
@@ -301,7 +299,6 @@ impl Vm {
             }),
             busy: AtomicBool::new(false),
             request: Mutex::new(None),
-            unproven: Mutex::new(None),
             held: AtomicBool::new(false),
             restarts: Mutex::default(),
             life: Mutex::new(Life::default()),

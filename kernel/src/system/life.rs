@@ -104,14 +104,17 @@ impl System {
         vm.become_state(operation, VmState::Stopping, Some(end.reason()))?;
         match self.dismantle(vm_host, vm) {
             Ok(report) => {
+                self.held.lock().remove(&vm.id());
                 vm.clear_request();
                 vm.become_state(operation, end.state(), Some(end.reason()))?;
                 Ok(report)
             }
             Err(refusal) => {
-                *vm.unproven.lock() = Some(end.clone());
                 vm.become_state(operation, VmState::Held, Some(refusal.to_string()))?;
-                *self.retry.lock() = Retry::soon(self.services.host.now_ns());
+                let before = self.held.lock().insert(vm.id(), end.clone());
+                if before.is_none() {
+                    *self.retry.lock() = Retry::soon(self.services.host.now_ns());
+                }
                 Err(refusal)
             }
         }
@@ -150,24 +153,16 @@ impl System {
     /// Tries again to end the VMs whose end could not be proven; whether one is over now.
     pub(super) fn retry_held(&self, vm_host: &dyn VmHost) -> bool {
         let mut any = false;
-        for vm in self.vms() {
-            if vm.state() != VmState::Held {
-                continue;
-            }
+        let held = self.held.lock().clone();
+        for (id, end) in held {
+            let Some(vm) = self.vm(id) else { continue };
             let Ok(operation) = vm.begin() else { continue };
-            let Some(end) = vm.unproven.lock().clone() else {
-                continue;
-            };
             if self.take_down(vm_host, &vm, &operation, &end).is_ok() {
                 log::warn!("vm {}: held no more: {}", vm.name(), end.reason());
                 any = true;
             }
         }
         any
-    }
-
-    pub(super) fn any_held(&self) -> bool {
-        self.vms.read().iter().any(|vm| vm.state() == VmState::Held)
     }
 
     /// Ends a VM and starts it again, with fresh memory.

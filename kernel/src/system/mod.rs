@@ -41,7 +41,7 @@ use crate::ram::check_layout;
 use crate::refusal::Refusal;
 use crate::retired::{Retirement, Retry};
 use crate::vdev::{Services, Vdev};
-use crate::vm::{Vm, VmSpec};
+use crate::vm::{Vm, VmEnd, VmSpec};
 
 pub use life::Served;
 use parents::ParentEntry;
@@ -78,6 +78,9 @@ pub struct System {
     /// Vdevs that could not be told what happened to them, because their VM's devices were in use.
     untold: Mutex<BTreeSet<(VmId, VdevId)>>,
     retired: Mutex<Vec<Retirement>>,
+    /// VMs that are [`VmState::Held`](crate::vm::VmState::Held), and the ends that are not proven yet.
+    held: Mutex<BTreeMap<VmId, VmEnd>>,
+    /// When to look again at what is retired, and at who is held.
     retry: Mutex<Retry>,
     /// What was retired and has come back.
     revived: AtomicU64,
@@ -110,6 +113,7 @@ impl System {
             tags: Mutex::new(BTreeMap::new()),
             untold: Mutex::new(BTreeSet::new()),
             retired: Mutex::new(Vec::new()),
+            held: Mutex::new(BTreeMap::new()),
             retry: Mutex::new(Retry::soon(0)),
             revived: AtomicU64::new(0),
             next_vdev: AtomicU32::new(1),

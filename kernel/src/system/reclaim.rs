@@ -54,12 +54,12 @@ impl System {
     /// When [`System::retry_retired`] is to be called, in nanoseconds of the host's clock; `None` while nothing is
     /// retired, and no VM held.
     pub fn next_retry(&self) -> Option<u64> {
-        let any = !self.retired.lock().is_empty() || self.any_held();
+        let any = !self.retired.lock().is_empty() || !self.held.lock().is_empty();
         any.then(|| self.retry.lock().due_ns)
     }
 
-    /// Asks once more, where it is time, whether what was retired is quiet, and whether VMs that are held can end; takes
-    /// back what can be. Waits for no device.
+    /// Asks once more, where it is time, whether what was retired is quiet, and whether VMs that are held can end;
+    /// takes back what can be. Waits for no device.
     pub fn retry_retired(&self, vm_host: &dyn VmHost) -> ReclaimReport {
         let now = self.services.host.now_ns();
         if self.next_retry().is_none_or(|due| due > now) {

@@ -381,16 +381,22 @@ fn a_vm_without_proof_of_its_end_is_held_until_there_is_one() {
         assert_eq!(refusal.to_string(), "vm alpha: it is held; stop it first");
         system.pause_vm(machine.truth, &beta).unwrap();
         system.resume_vm(machine.truth, &beta).unwrap();
-        // It is tried again: in vain once more, then not.
-        for (state, fails) in [(VmState::Held, true), (VmState::Stopped, false)] {
-            if fails {
+        // It is tried again: in vain some more times, ever more seldom, then not.
+        let mut pauses = Vec::new();
+        for tries_left in (0..5).rev() {
+            if tries_left > 0 {
                 machine.truth.fail(fail);
             }
-            machine.truth.set_clock(system.next_retry().unwrap());
+            let due = system.next_retry().unwrap();
+            pauses.push(due - machine.truth.now_ns());
+            machine.truth.set_clock(due);
             system.retry_retired(machine.truth);
-            assert_eq!(alpha.state(), state, "{fail:?}");
+            let held = alpha.state() == VmState::Held;
+            assert_eq!(held, tries_left > 0, "{fail:?}");
             machine.assert_sound();
         }
+        assert!(pauses.is_sorted() && pauses[4] > 8 * pauses[0], "{pauses:?}");
+        assert_eq!(alpha.state(), VmState::Stopped);
         assert_eq!(alpha.reason(), Some("powered off by the guest".to_string()));
         assert_eq!(system.next_retry(), None);
         system.start_vm(machine.truth, &alpha).unwrap();
