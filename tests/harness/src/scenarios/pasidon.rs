@@ -35,8 +35,7 @@ pub fn vm(name: &str, vdevs: usize, words: &str) -> String {
 /// When it does not get there in time.
 pub fn shell<'m>(machine: &'m Machine, name: &str) -> Result<Console<'m>> {
     let console = machine.console(name)?;
-    // What ran before it may have left the line at its prompt.
-    console.expect(&format!("PASIDON guest {name} up$"), BOOT_TIMEOUT)?;
+    console.expect(&format!("^PASIDON guest {name} up$"), BOOT_TIMEOUT)?;
     console.expect(PROMPT, COMMAND_TIMEOUT)?;
     Ok(console)
 }
