@@ -51,7 +51,9 @@ pub fn guests(workshop: &dyn Workshop, folder: &Path) -> Result<Results> {
         workshop,
         folder: folder.to_path_buf(),
     };
-    let configuration = [HOST, &vm("alpha", 1, ""), &vm("beta", 1, "")].concat();
+    // As many messages as the bare platform's kernel prints.
+    let guest = |name| vm(name, 1, "loglevel=7");
+    let configuration = [HOST, &guest("alpha"), &guest("beta")].concat();
     let machine = lab.pasidon(&configuration, demonstration::platform)?;
     let log = machine.log();
     log.expect("Pasidon", BOOT_TIMEOUT)?;
