@@ -45,7 +45,20 @@ impl Lab<'_> {
     /// # Errors
     /// When a file cannot be made or QEMU cannot be started.
     pub fn pasidon(&self, configuration: &str, adapt: impl FnOnce(Platform) -> Platform) -> Result<Machine> {
-        self.pasidon_with(configuration, &[], |image| image, adapt)
+        self.pasidon_built(configuration, &[], adapt)
+    }
+
+    /// Like [`Lab::pasidon`], with cargo features of the application.
+    ///
+    /// # Errors
+    /// When a file cannot be made or QEMU cannot be started.
+    pub fn pasidon_built(
+        &self,
+        configuration: &str,
+        features: &[&str],
+        adapt: impl FnOnce(Platform) -> Platform,
+    ) -> Result<Machine> {
+        self.pasidon_with(configuration, features, |image| image, adapt)
     }
 
     /// Like [`Lab::pasidon`], with cargo features of the application and further files on the disk.

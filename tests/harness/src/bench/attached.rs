@@ -38,12 +38,9 @@ pub fn attachments(workshop: &dyn Workshop, folder: &Path) -> Result<Results> {
     let log = folder.join("attachments.log");
     let arguments = plugin::arguments(workshop, &log)?;
     let configuration = [HOST, &vm("alpha", 1, "")].concat();
-    let machine = lab.pasidon_with(
-        &configuration,
-        &[FEATURE],
-        |image| image,
-        |p| demonstration::platform(p).arguments(arguments),
-    )?;
+    let machine = lab.pasidon_built(&configuration, &[FEATURE], |platform| {
+        demonstration::platform(platform).arguments(arguments)
+    })?;
     let mut commands = Vec::new();
     for (others, _) in CASES {
         let line = format!(r"measured: others={others} rounds=(\d+) attach=(\d+) detach=(\d+)$\n");

@@ -173,7 +173,7 @@ fn reuse(lab: &Lab<'_>, features: &[&str]) -> Result<()> {
         &later("beta", 1),
     ]
     .concat();
-    let machine = lab.pasidon_with(&configuration, features, |image| image, demonstration::platform)?;
+    let machine = lab.pasidon_built(&configuration, features, demonstration::platform)?;
     let [source, destination] = [0, 1 << 20].map(|offset| lab.arch().set_aside() + offset);
     let copy = format!("dsa-poke src={source:#x} dst={destination:#x} len=65536");
     let alpha = shell(&machine, "alpha")?;

@@ -28,12 +28,7 @@ pub const PCPU: Scenario = Scenario {
             &idle("delta"),
         ]
         .concat();
-        let machine = lab.pasidon_with(
-            &configuration,
-            &["provoke"],
-            |image| image,
-            demonstration::platform,
-        )?;
+        let machine = lab.pasidon_built(&configuration, &["provoke"], demonstration::platform)?;
         let alpha = shell(&machine, "lost-pcpu")?;
         let beta = shell(&machine, "beta")?;
         dsa_up(&machine, beta)?;

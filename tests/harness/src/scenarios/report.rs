@@ -108,12 +108,7 @@ const END: [&str; 3] = [
 /// The build that fails in the way of that name says those lines, in that order, and then no processor runs.
 fn fails(lab: &Lab<'_>, failure: &str, patterns: &[&str]) -> Result<()> {
     let configuration = [HOST, &vm(failure, 0, "")].concat();
-    let machine = lab.pasidon_with(
-        &configuration,
-        &["provoke"],
-        |image| image,
-        demonstration::platform,
-    )?;
+    let machine = lab.pasidon_built(&configuration, &["provoke"], demonstration::platform)?;
     let (first, rest) = patterns.split_first().context("nothing to look for")?;
     machine
         .log()
