@@ -2,8 +2,8 @@
 //! What a pCPU does all day.
 //!
 //! **Principle.** Interrupts are enabled at two places only, both here: for a moment between turns, and while
-//! there is nothing to run; besides, whoever waits for another pCPU takes them meanwhile. Handlers therefore never meet a lock that their own pCPU holds. They
-//! leave notes; the loop acts on them.
+//! there is nothing to run; besides, whoever waits for another pCPU takes them meanwhile. Handlers therefore never
+//! meet a lock that their own pCPU holds. They leave notes; the loop acts on them.
 //! **Invariant.** A pCPU sleeps or enters a guest only after it has seen that no note is left, with
 //! interrupts off since.
 
@@ -255,6 +255,7 @@ impl<H: Hardware> Local<H> {
         });
     }
 
+    /// Where it is time, looks whether the other pCPUs go on.
     fn watch(&mut self, world: &World<H>) {
         let now = H::now_ns();
         if self.watch_due <= now {
