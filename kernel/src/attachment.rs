@@ -18,6 +18,7 @@ use alloc::sync::Arc;
 use crate::addr::Requester;
 use crate::id::VdevId;
 use crate::ioas::IoAddressSpace;
+use crate::iommu::AttachFailed;
 use crate::parent::DeviceQuiesced;
 use crate::pasid::{Pasid, PasidLease};
 use crate::refusal::Refusal;
@@ -43,13 +44,13 @@ impl Quiesced {
     }
 }
 
-/// An attachment was not made.
+/// An attachment was not made, and what became of its lease.
 #[derive(Debug)]
-pub struct AttachFailed {
+pub struct NotAttached {
     /// Why.
     pub refusal: Refusal,
-    /// The lease, where the tag is certainly not attached.
-    pub unused: Result<Quiesced, Box<RetiredAttachment>>,
+    /// Quiet, where the tag reaches nothing; retired, where the IOMMU kept it.
+    pub lease: Result<Quiesced, Box<RetiredAttachment>>,
 }
 
 /// An attachment whose end was not confirmed. It keeps what the device may still reach: the PASID is not
@@ -107,42 +108,36 @@ impl Attachment {
         vdev: VdevId,
         lease: PasidLease,
         ioas: &Arc<IoAddressSpace>,
-    ) -> Result<Self, AttachFailed> {
+    ) -> Result<Self, NotAttached> {
         let pasid = lease.pasid();
-        if lease.owner() != ioas.owner() {
-            return Err(AttachFailed {
-                refusal: Refusal::new(
-                    format!("PASID {pasid}"),
-                    format!(
-                        "leased to VM {}, the I/O address space is of VM {}",
-                        lease.owner(),
-                        ioas.owner()
-                    ),
-                    "attach a VM's vdevs to its own address spaces",
+        let joined = if lease.owner() == ioas.owner() {
+            ioas.attach(requester, pasid)
+        } else {
+            Err(AttachFailed::from(Refusal::new(
+                format!("PASID {pasid}"),
+                format!(
+                    "leased to VM {}, the I/O address space is of VM {}",
+                    lease.owner(),
+                    ioas.owner()
                 ),
-                unused: Ok(Quiesced(lease)),
-            });
-        }
-        match ioas.attach(requester, pasid) {
-            Ok(()) => Ok(Self {
-                requester,
-                vdev,
-                lease,
-                ioas: ioas.clone(),
-            }),
-            Err(failed) => Err(AttachFailed {
-                unused: if failed.detached {
-                    Ok(Quiesced(lease))
+                "attach a VM's vdevs to its own address spaces",
+            )))
+        };
+        let attachment = Self {
+            requester,
+            vdev,
+            lease,
+            ioas: ioas.clone(),
+        };
+        match joined {
+            Ok(()) => Ok(attachment),
+            Err(AttachFailed { refusal, tag_kept }) => Err(NotAttached {
+                lease: if tag_kept {
+                    Err(Box::new(attachment.retire(refusal.to_string(), true)))
                 } else {
-                    let attachment = Self {
-                        requester,
-                        vdev,
-                        lease,
-                        ioas: ioas.clone(),
-                    };
-                    Err(Box::new(attachment.retire(failed.refusal.to_string(), true)))
+                    Ok(Quiesced(attachment.lease))
                 },
-                refusal: failed.refusal,
+                refusal,
             }),
         }
     }
@@ -173,17 +168,17 @@ impl Attachment {
 
     /// Puts another address space of the same VM behind the same tag, while the device is stopped. On
     /// refusal the tag is detached from both, unless it had to be retired.
-    pub fn replace(self, stopped: DeviceQuiesced, ioas: &Arc<IoAddressSpace>) -> Result<Self, AttachFailed> {
+    pub fn replace(self, stopped: DeviceQuiesced, ioas: &Arc<IoAddressSpace>) -> Result<Self, NotAttached> {
         let (requester, vdev) = (self.requester, self.vdev);
         match self.end(stopped) {
             Ok(quiet) => Self::attach(requester, vdev, quiet.into_lease(), ioas),
-            Err(retired) => Err(AttachFailed {
+            Err(retired) => Err(NotAttached {
                 refusal: Refusal::new(
                     format!("PASID {}", retired.pasid),
                     format!("the end of its attachment was not confirmed: {}", retired.why),
                     "reset the parent to get it back",
                 ),
-                unused: Err(Box::new(retired)),
+                lease: Err(Box::new(retired)),
             }),
         }
     }
@@ -234,7 +229,7 @@ mod tests {
             Arc::new(IoAddressSpace::create(IoasId(id), VmId(owner), self.truth).unwrap())
         }
 
-        fn attach(&mut self, ioas: &Arc<IoAddressSpace>) -> Result<Attachment, AttachFailed> {
+        fn attach(&mut self, ioas: &Arc<IoAddressSpace>) -> Result<Attachment, NotAttached> {
             let lease = self.pasids.lease(&self.quota).unwrap();
             Attachment::attach(REQUESTER, VdevId(1), lease, ioas)
         }
@@ -262,7 +257,7 @@ mod tests {
         let failed = fixture.attach(&foreign).unwrap_err();
         assert!(failed.refusal.why.contains("leased to VM 1"));
         assert_eq!(fixture.attached(), []);
-        fixture.pasids.give_back(failed.unused.unwrap());
+        fixture.pasids.give_back(failed.lease.unwrap());
         assert_eq!((fixture.quota.leased(), fixture.quota.retired()), (0, 0));
     }
 
@@ -290,12 +285,12 @@ mod tests {
         fixture.truth.fail(Fail::Attach);
         let failed = attachment.replace(stopped(), &two).unwrap_err();
         assert_eq!(fixture.attached(), []);
-        fixture.pasids.give_back(failed.unused.unwrap());
+        fixture.pasids.give_back(failed.lease.unwrap());
 
         let attachment = fixture.attach(&one).unwrap();
         fixture.truth.fail(Fail::Detach);
         let failed = attachment.replace(stopped(), &two).unwrap_err();
-        let retired = failed.unused.unwrap_err();
+        let retired = failed.lease.unwrap_err();
         assert_eq!((retired.pasid.value(), retired.ioas.id()), (2, IoasId(1)));
         assert_eq!(fixture.attached(), [(2, 1)]);
         assert!(one.destroy().is_err());

@@ -19,7 +19,7 @@ use spin::Mutex;
 use crate::addr::{GuestPhys, HostPhys, Iova, PAGE_SIZE, Requester};
 use crate::id::{IoasId, VmId};
 use crate::info::IoasInfo;
-use crate::iommu::{Iommu, TableId};
+use crate::iommu::{AttachFailed, Iommu, TableId};
 use crate::pasid::Pasid;
 use crate::ram::GuestRam;
 use crate::refusal::Refusal;
@@ -51,14 +51,6 @@ pub struct IoAddressSpace {
     iommu: &'static dyn Iommu,
     table: TableId,
     inner: Mutex<Inner>,
-}
-
-/// A tag was not attached to an address space.
-#[derive(Debug)]
-pub(crate) struct SpaceAttachFailed {
-    pub(crate) refusal: Refusal,
-    /// Whether the tag certainly reaches nothing.
-    pub(crate) detached: bool,
 }
 
 impl IoAddressSpace {
@@ -193,36 +185,34 @@ impl IoAddressSpace {
         Ok(())
     }
 
-    pub(crate) fn attach(&self, requester: Requester, pasid: Pasid) -> Result<(), SpaceAttachFailed> {
+    /// On refusal what is left of the attempt is detached again. Where that fails too, the tag is listed and kept.
+    pub(crate) fn attach(&self, requester: Requester, pasid: Pasid) -> Result<(), AttachFailed> {
         let mut inner = self.inner.lock();
-        let clean = |refusal| SpaceAttachFailed {
-            refusal,
-            detached: true,
-        };
         if inner.state != State::Live {
-            return Err(clean(Refusal::new(
+            return Err(Refusal::new(
                 format!("I/O address space {}", self.id),
                 "it is being destroyed",
                 "create another",
-            )));
+            )
+            .into());
         }
         if inner.attached.contains(&(requester, pasid)) {
-            return Err(clean(Refusal::new(
+            return Err(Refusal::new(
                 format!("{requester}: PASID {pasid}"),
                 "attached already",
                 "detach it first",
-            )));
+            )
+            .into());
         }
-        let Err(refusal) = self.iommu.attach(requester, pasid, self.table) else {
-            inner.attached.insert((requester, pasid));
-            return Ok(());
-        };
-        let detached =
-            !self.iommu.may_be_attached(requester, pasid) || self.iommu.detach(requester, pasid).is_ok();
-        if !detached {
+        let attached = self.iommu.attach(requester, pasid, self.table);
+        let attached = attached.map_err(|failed| AttachFailed {
+            tag_kept: failed.tag_kept && self.iommu.detach(requester, pasid).is_err(),
+            ..failed
+        });
+        if attached.as_ref().err().is_none_or(|failed| failed.tag_kept) {
             inner.attached.insert((requester, pasid));
         }
-        Err(SpaceAttachFailed { refusal, detached })
+        attached
     }
 
     /// On refusal the tag stays listed: the table cannot be destroyed.
@@ -376,6 +366,6 @@ mod tests {
                 .is_err()
         );
         let failed = space.attach(crate::testing::REQUESTER, Pasid::new(1).unwrap());
-        assert!(failed.is_err_and(|failed| failed.detached));
+        assert!(failed.is_err_and(|failed| !failed.tag_kept));
     }
 }

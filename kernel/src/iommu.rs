@@ -7,6 +7,7 @@
 
 use alloc::string::String;
 use alloc::vec::Vec;
+use core::fmt::Display;
 
 use crate::addr::{HostPhys, Iova, Requester};
 use crate::drained::Drained;
@@ -27,6 +28,36 @@ pub struct IommuCapabilities {
     pub address_bits: u8,
     /// Largest leaf it takes, in bytes.
     pub largest_page: u64,
+}
+
+/// A tag was not joined to a table.
+#[derive(Debug)]
+pub struct AttachFailed {
+    /// Why.
+    pub refusal: Refusal,
+    /// The IOMMU was told of it before it failed, or cannot tell: as far as anyone knows the tag reaches the table,
+    /// until a detach has worked. Otherwise nothing is left of the attempt.
+    pub tag_kept: bool,
+}
+
+impl AttachFailed {
+    /// The same, its refusal seen from one level further out.
+    pub fn within(self, outer: impl Display) -> Self {
+        Self {
+            refusal: self.refusal.within(outer),
+            ..self
+        }
+    }
+}
+
+/// Refused before anything was written.
+impl From<Refusal> for AttachFailed {
+    fn from(refusal: Refusal) -> Self {
+        Self {
+            refusal,
+            tag_kept: false,
+        }
+    }
 }
 
 /// An IOMMU (or several behind one interface). All methods may be called from any processor.
@@ -62,18 +93,11 @@ pub trait Iommu: Send + Sync {
     fn claim(&self, requester: Requester) -> Result<(), Refusal>;
 
     /// Joins tag and table for a claimed device. Refused where the tag is in use on that device.
-    fn attach(&self, requester: Requester, pasid: Pasid, table: TableId) -> Result<(), Refusal>;
+    fn attach(&self, requester: Requester, pasid: Pasid, table: TableId) -> Result<(), AttachFailed>;
 
     /// Parts tag and table: entry cleared, PASID cache, IOTLB and device TLB invalidated and waited
     /// for. The device must not send with that tag any more.
     fn detach(&self, requester: Requester, pasid: Pasid) -> Result<(), Refusal>;
-
-    /// Whether that tag may still reach a table: it is attached, or an attach or detach of it failed half
-    /// way. Asked after a refused attach, to tell a clean refusal from one that left something behind.
-    /// Where a driver cannot tell, it is true.
-    fn may_be_attached(&self, _requester: Requester, _pasid: Pasid) -> bool {
-        true
-    }
 
     /// Reads and clears recorded faults, oldest first, and at most so many that a flood does not hold the
     /// caller for long. Called after the fault interrupt; waits for no lock that mapping holds.

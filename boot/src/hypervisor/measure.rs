@@ -63,14 +63,16 @@ impl Attached<'_> {
     #[inline(never)]
     fn case<const ATTACH: u32, const DETACH: u32>(&self, before: u32, others: u32) -> Result<(), Refusal> {
         for number in before..others {
-            self.iommu.attach(self.device, tag(number)?, self.table()?)?;
+            let attached = self.iommu.attach(self.device, tag(number)?, self.table()?);
+            attached.map_err(|failed| failed.refusal)?;
         }
         let table = self.table()?;
         let (mut attach, mut detach) = (0, 0);
         for round in 0..ROUNDS {
             let pasid = tag(others + round)?;
             let before = self.iommu.commands_issued();
-            counted::<ATTACH, _>(|| self.iommu.attach(self.device, pasid, table))?;
+            counted::<ATTACH, _>(|| self.iommu.attach(self.device, pasid, table))
+                .map_err(|failed| failed.refusal)?;
             let between = self.iommu.commands_issued();
             counted::<DETACH, _>(|| self.iommu.detach(self.device, pasid))?;
             attach += between - before;

@@ -6,6 +6,7 @@
 
 use alloc::format;
 
+use pasidon_kernel::iommu::AttachFailed;
 use pasidon_kernel::pasid::Pasid;
 use pasidon_kernel::refusal::Refusal;
 
@@ -18,25 +19,6 @@ struct Attachment {
     /// Its end was begun and not confirmed by the unit: the tag is not free, and DMA with it may still
     /// reach the table.
     ending: bool,
-}
-
-/// Why an attachment was not made.
-#[derive(Debug)]
-pub(super) struct AttachFailed {
-    /// The reason.
-    pub(super) refusal: Refusal,
-    /// The entry was written before it failed, so the unit may know it: the tag is taken until a detach
-    /// has worked.
-    pub(super) tag_kept: bool,
-}
-
-impl From<Refusal> for AttachFailed {
-    fn from(refusal: Refusal) -> Self {
-        Self {
-            refusal,
-            tag_kept: false,
-        }
-    }
 }
 
 /// The tags of one device.
@@ -66,7 +48,7 @@ impl Attachments {
         self.0.insert(tag.value() as usize, attachment);
     }
 
-    /// It went wrong after the entry was written: the end of a tag that was begun begins.
+    /// It went wrong after the entry was written, so the unit may know it: the end of a tag that was begun begins.
     pub(super) fn failed(&mut self, tag: Pasid, refusal: Refusal) -> AttachFailed {
         if let Some(attachment) = self.0.get_mut(tag.value() as usize) {
             attachment.ending = true;
@@ -90,11 +72,6 @@ impl Attachments {
     /// The unit has confirmed the end: the tag is free.
     pub(super) fn ended(&mut self, tag: Pasid) {
         self.0.remove(tag.value() as usize);
-    }
-
-    /// Whether the tag is taken: attached, or ended without the unit's confirmation.
-    pub(super) fn is_taken(&self, tag: Pasid) -> bool {
-        self.0.get(tag.value() as usize).is_some()
     }
 
     /// In words.

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! IOMMUs.
 //!
-//! What two makes of IOMMU do alike is here: page tables (a make says only what an entry looks like), who uses
-//! which, and the order in which units are made to forget.
+//! What all makes of IOMMU do alike is here: page tables (a make says only what an entry looks like), who uses
+//! which, and the order in which units are made to forget. A make brings an [`IommuUnit`] and its [`Topology`].
 
 pub mod smmuv3;
 pub mod vtd;
@@ -13,3 +13,7 @@ mod page_table;
 mod spaces;
 #[cfg(test)]
 pub(crate) mod suite;
+mod unit;
+
+pub use self::spaces::Spaces;
+pub use self::unit::{DeviceTlb, IommuUnit, Place, Topology};

@@ -25,7 +25,7 @@ const ENTRIES: usize = 512;
 const LEVEL_BITS: u32 = 9;
 
 /// What an entry looks like.
-pub trait Format: Copy {
+pub trait Format: Copy + Send + Sync {
     /// Whether a large leaf may become a table of smaller ones while a unit uses it.
     const SPLITS: bool;
     /// IOVAs that never reach a page table, so that nothing may be mapped there.

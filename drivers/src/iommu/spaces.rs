@@ -1,112 +1,158 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The I/O page tables of the machine over all units of one make: what [`Iommu`](pasidon_kernel::iommu::Iommu) does
-//! alike on every make.
+//! All units of one make behind the kernel's [`Iommu`], with the I/O page tables that they share.
 //!
 //! **Principle.** Tables are shared by all units, and each unit answers for its own caches ([`IommuUnit`]). A page
 //! that left a tree is freed only after every unit that may know it has forgotten it.
 //! **Invariant.** An invalidation that fails leaves its mark: the next one on that table covers all of it, and
 //! nothing is freed before that has worked.
 //!
-//! **Locks.** The tables' lock is taken before a unit's, and both are held while a unit carries out commands.
+//! **Locks.** The tables' lock is taken before a unit's, and both are held while a unit carries out commands, each of
+//! which is bounded in time. So nothing here is called from an interrupt handler but [`Iommu::drain_faults`], which
+//! waits for no lock.
 
+use alloc::format;
+use alloc::string::String;
+use alloc::vec;
 use alloc::vec::Vec;
 
-use pasidon_kernel::addr::{HostPhys, Iova};
-use pasidon_kernel::iommu::TableId;
+use pasidon_kernel::addr::{HostPhys, Iova, Requester};
+use pasidon_kernel::drained::Drained;
+use pasidon_kernel::fault::Noted;
+use pasidon_kernel::iommu::{AttachFailed, Iommu, IommuCapabilities, TableId};
 use pasidon_kernel::pasid::Pasid;
 use pasidon_kernel::refusal::Refusal;
 use spin::Mutex;
 
-use super::attachments::AttachFailed;
 use super::domains::{Domain, DomainId, Domains};
-use super::page_table::{Format, Geometry, MapFailed, PageTable, Removed};
-use crate::memory::DmaMemory;
+use super::page_table::{Geometry, MapFailed, PageTable, Removed};
+use super::unit::{DeviceTlb, IommuUnit, Place, Topology};
 use crate::table_memory::TableMemory;
 
-/// One unit. A device is called what it is called there. Every method returns when the unit has confirmed.
-pub(super) trait IommuUnit {
-    /// The entries of the page tables that it walks.
-    type Entries: Format;
-
-    /// Joins a tag of a claimed device to a table.
-    fn attach(
-        &self,
-        device: u32,
-        tag: Pasid,
-        domain: DomainId,
-        table: &PageTable<Self::Entries>,
-    ) -> Result<(), AttachFailed>;
-
-    /// Parts a tag from its table, and forgets the whole domain. On a refusal the unit or the device may still use
-    /// the old table: the tag stays taken, and the call may be repeated. Returns the domain it led to.
-    fn detach(&self, device: u32, tag: Pasid) -> Result<DomainId, Refusal>;
-
-    /// Lets the unit see a new mapping.
-    fn publish(&self, domain: DomainId, start: u64, len: u64) -> Result<(), Refusal>;
-
-    /// Forgets the translations of a range of a domain, and of the devices with TLBs of their own that are
-    /// attached to it.
-    fn forget_range(
-        &self,
-        domain: DomainId,
-        start: u64,
-        len: u64,
-        device_tlbs: impl Iterator<Item = (u32, Pasid)>,
-    ) -> Result<(), Refusal>;
-
-    /// Whether a device was claimed with a TLB of its own.
-    fn has_device_tlb(&self, device: u32) -> bool;
-
-    /// Whether the tag is taken: attached, or ended without the unit's confirmation.
-    fn is_taken(&self, device: u32, tag: Pasid) -> bool;
-
-    /// Commands handed over so far.
-    fn commands_issued(&self) -> u64;
-}
-
-/// A device, by the unit that it is behind and what it is called there.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) struct Place {
-    pub(super) unit: usize,
-    pub(super) device: u32,
-}
-
-/// All page tables, and the units that walk them.
-pub(super) struct Spaces<U, F, M> {
+/// All units of one make, and all page tables that they walk.
+pub struct Spaces<U: IommuUnit> {
     pub(super) units: Vec<U>,
-    memory: TableMemory<M>,
-    geometry: Geometry<F>,
-    domains: Mutex<Domains<F>>,
+    pub(super) topology: U::Topology,
+    capabilities: IommuCapabilities,
+    memory: TableMemory<U::Memory>,
+    geometry: Geometry<U::Entries>,
+    domains: Mutex<Domains<U::Entries>>,
 }
 
-impl<F: Format, U: IommuUnit<Entries = F>, M: DmaMemory> Spaces<U, F, M> {
-    /// No tables yet. `last_domain` is the highest identifier that every unit has.
-    pub(super) fn new(
+impl<U: IommuUnit> Spaces<U> {
+    /// No tables yet. Offers what every unit has.
+    pub(super) fn over(
         units: Vec<U>,
-        memory: TableMemory<M>,
-        geometry: Geometry<F>,
-        last_domain: DomainId,
+        topology: U::Topology,
+        memory: TableMemory<U::Memory>,
+        geometry: Geometry<U::Entries>,
     ) -> Self {
+        let least = |of: fn(&U) -> u32| units.iter().map(of).min().unwrap_or(0);
+        let last_domain = (1u32 << least(U::domain_bits).min(DomainId::BITS)) - 1;
         Self {
-            domains: Mutex::new(Domains::new(last_domain, units.len())),
+            capabilities: IommuCapabilities {
+                pasid_bits: least(U::pasid_bits).min(Pasid::BITS) as u8,
+                address_bits: geometry.address_bits,
+                largest_page: geometry.largest_page(),
+            },
+            domains: Mutex::new(Domains::new(last_domain as DomainId, units.len())),
             units,
+            topology,
             memory,
             geometry,
         }
     }
 
-    /// Number of page tables.
-    pub(super) fn len(&self) -> usize {
-        self.domains.lock().len()
+    /// Takes every unit over from the firmware. When it returns `Ok`, everything that the units confine is blocked
+    /// until its device is claimed: DMA, and where they confine them interrupt messages. Called once, on one
+    /// processor, with interrupts off.
+    pub fn take_over(&self) -> Result<(), Refusal> {
+        self.units.iter().try_for_each(U::take_over)
     }
 
-    pub(super) fn create_table(&self) -> Result<TableId, Refusal> {
+    /// The units, in the order of the firmware's table.
+    pub fn units(&self) -> &[U] {
+        &self.units
+    }
+
+    /// What the firmware says of units and devices.
+    pub fn topology(&self) -> &U::Topology {
+        &self.topology
+    }
+
+    /// Whether a unit stands between a device and memory.
+    pub fn serves(&self, requester: Requester) -> bool {
+        self.topology.place(requester).is_ok()
+    }
+
+    /// [`Iommu::claim`] for a device that may use ATS: its own TLB is then invalidated too. Its driver
+    /// turns ATS on only after this returned.
+    pub fn claim_with_device_tlb(&self, requester: Requester, tlb: DeviceTlb) -> Result<(), Refusal> {
+        self.claim_device(requester, Some(tlb))
+    }
+
+    fn claim_device(&self, requester: Requester, tlb: Option<DeviceTlb>) -> Result<(), Refusal> {
+        let Place { unit, device } = self.topology.claimable(requester, tlb.is_some())?;
+        self.units[unit]
+            .claim(device, tlb)
+            .map_err(|refusal| refusal.within(requester))
+    }
+
+    /// Makes all units forget a range of a table, then frees the pages that left the tree. Until that
+    /// has worked they are kept.
+    fn forget_removed(
+        &self,
+        domain: &mut Domain<U::Entries>,
+        start: u64,
+        len: u64,
+        removed: Removed,
+    ) -> Result<(), Refusal> {
+        domain.limbo.extend(removed.pages);
+        if removed.changed || domain.stale {
+            let (start, len) = if domain.stale {
+                (0, 1 << self.geometry.address_bits)
+            } else {
+                (start, len)
+            };
+            domain.stale = true;
+            for (number, unit) in self.units.iter().enumerate() {
+                if domain.is_on(number) {
+                    unit.forget_range(domain.id, start, len, domain.device_tlbs(number))?;
+                }
+            }
+            domain.stale = false;
+        }
+        for page in domain.limbo.drain(..) {
+            self.memory.free(page, 1);
+        }
+        Ok(())
+    }
+
+    /// Lets all units see a new mapping.
+    fn publish(&self, domain: &Domain<U::Entries>, start: u64, len: u64) -> Result<(), Refusal> {
+        self.units
+            .iter()
+            .enumerate()
+            .filter(|(number, _)| domain.is_on(*number))
+            .try_for_each(|(_, unit)| unit.publish(domain.id, start, len))
+    }
+}
+
+impl<U: IommuUnit> Iommu for Spaces<U> {
+    fn name(&self) -> &str {
+        U::NAME
+    }
+
+    fn capabilities(&self) -> IommuCapabilities {
+        self.capabilities
+    }
+
+    fn create_table(&self) -> Result<TableId, Refusal> {
         self.domains
             .lock()
             .create(|| PageTable::new(&self.memory, self.geometry))
     }
 
-    pub(super) fn map(
+    fn map(
         &self,
         table: TableId,
         iova: Iova,
@@ -134,14 +180,14 @@ impl<F: Format, U: IommuUnit<Entries = F>, M: DmaMemory> Spaces<U, F, M> {
         Err(failed.refusal)
     }
 
-    pub(super) fn unmap(&self, table: TableId, iova: Iova, len: u64) -> Result<(), Refusal> {
+    fn unmap(&self, table: TableId, iova: Iova, len: u64) -> Result<(), Refusal> {
         let mut domains = self.domains.lock();
         let domain = domains.get(table)?;
         let removed = domain.stage.unmap(&self.memory, iova, len)?;
         self.forget_removed(domain, iova.0, len, removed)
     }
 
-    pub(super) fn destroy_table(&self, table: TableId) -> Result<(), Refusal> {
+    fn destroy_table(&self, table: TableId) -> Result<(), Refusal> {
         // The last detach invalidated the whole domain on every unit that knew it.
         let domain = self.domains.lock().remove(table)?;
         for page in domain.limbo {
@@ -151,75 +197,47 @@ impl<F: Format, U: IommuUnit<Entries = F>, M: DmaMemory> Spaces<U, F, M> {
         Ok(())
     }
 
-    pub(super) fn attach(&self, place: Place, tag: Pasid, table: TableId) -> Result<(), Refusal> {
-        let Place { unit: number, device } = place;
-        let unit = &self.units[number];
-        let mut domains = self.domains.lock();
-        let domain = domains.get(table)?;
-        let (kept, result) = match unit.attach(device, tag, domain.id, &domain.stage) {
-            Ok(()) => (true, Ok(())),
-            Err(failed) => (failed.tag_kept, Err(failed.refusal)),
-        };
-        if kept {
-            domain.attached(number, device, tag, unit.has_device_tlb(device));
-        }
-        result
+    fn claim(&self, requester: Requester) -> Result<(), Refusal> {
+        self.claim_device(requester, None)
     }
 
-    pub(super) fn detach(&self, place: Place, tag: Pasid) -> Result<(), Refusal> {
-        let Place { unit, device } = place;
+    fn attach(&self, requester: Requester, pasid: Pasid, table: TableId) -> Result<(), AttachFailed> {
+        let Place { unit: number, device } = self.topology.place(requester)?;
+        let unit = &self.units[number];
         let mut domains = self.domains.lock();
-        let id = self.units[unit].detach(device, tag)?;
+        let domain = domains.get(table).map_err(|refusal| refusal.within(requester))?;
+        let attached = unit.attach(device, pasid, domain.id, &domain.stage);
+        if attached.as_ref().err().is_none_or(|failed| failed.tag_kept) {
+            domain.attached(number, device, pasid, unit.has_device_tlb(device));
+        }
+        attached.map_err(|failed| failed.within(requester))
+    }
+
+    fn detach(&self, requester: Requester, pasid: Pasid) -> Result<(), Refusal> {
+        let Place { unit, device } = self.topology.place(requester)?;
+        let mut domains = self.domains.lock();
+        let id = self.units[unit]
+            .detach(device, pasid)
+            .map_err(|refusal| refusal.within(requester))?;
         if let Some(domain) = domains.by_id(id) {
-            domain.detached(unit, device, tag);
+            domain.detached(unit, device, pasid);
         }
         Ok(())
     }
 
-    pub(super) fn may_be_attached(&self, place: Place, tag: Pasid) -> bool {
-        self.units[place.unit].is_taken(place.device, tag)
+    fn drain_faults(&self, sink: &mut dyn FnMut(Noted)) -> Drained {
+        let units = self.units.iter();
+        units.fold(Drained::Empty, |left, unit| left.and(unit.drain_faults(sink)))
     }
 
-    pub(super) fn commands_issued(&self) -> u64 {
+    fn commands_issued(&self) -> u64 {
         self.units.iter().map(U::commands_issued).sum()
     }
 
-    /// Makes all units forget a range of a table, then frees the pages that left the tree. Until that
-    /// has worked they are kept.
-    fn forget_removed(
-        &self,
-        domain: &mut Domain<F>,
-        start: u64,
-        len: u64,
-        removed: Removed,
-    ) -> Result<(), Refusal> {
-        domain.limbo.extend(removed.pages);
-        if removed.changed || domain.stale {
-            let (start, len) = if domain.stale {
-                (0, 1 << self.geometry.address_bits)
-            } else {
-                (start, len)
-            };
-            domain.stale = true;
-            for (number, unit) in self.units.iter().enumerate() {
-                if domain.is_on(number) {
-                    unit.forget_range(domain.id, start, len, domain.device_tlbs(number))?;
-                }
-            }
-            domain.stale = false;
-        }
-        for page in domain.limbo.drain(..) {
-            self.memory.free(page, 1);
-        }
-        Ok(())
-    }
-
-    /// Lets all units see a new mapping.
-    fn publish(&self, domain: &Domain<F>, start: u64, len: u64) -> Result<(), Refusal> {
-        self.units
-            .iter()
-            .enumerate()
-            .filter(|(number, _)| domain.is_on(*number))
-            .try_for_each(|(_, unit)| unit.publish(domain.id, start, len))
+    fn describe(&self) -> Vec<(&'static str, String)> {
+        let mut lines = vec![("page tables", format!("{}", self.domains.lock().len()))];
+        lines.extend(self.units.iter().flat_map(U::describe));
+        lines.extend(self.topology.describe());
+        lines
     }
 }

@@ -8,7 +8,7 @@ use crate::addr::{HostPhys, Iova, Requester};
 use crate::drained::Drained;
 use crate::exit::MsiMessage;
 use crate::fault::Noted;
-use crate::iommu::{Iommu, IommuCapabilities, TableId};
+use crate::iommu::{AttachFailed, Iommu, IommuCapabilities, TableId};
 use crate::irq::HostVector;
 use crate::msi::{MsiController, RemappedInterrupt};
 use crate::pasid::Pasid;
@@ -92,20 +92,23 @@ impl Iommu for SharedTruth {
         Ok(())
     }
 
-    fn attach(&self, requester: Requester, pasid: Pasid, table: TableId) -> Result<(), Refusal> {
+    fn attach(&self, requester: Requester, pasid: Pasid, table: TableId) -> Result<(), AttachFailed> {
         let mut truth = self.lock();
         let claimed = truth.claimed.contains(&requester);
         truth.demand(claimed, || format!("{requester} attached before it was claimed"));
         truth.demand(pasid.value() != 0, || "PASID 0 attached".to_string());
         if truth.fails(Fail::Attach) {
-            return Err(fault("attach"));
+            return Err(fault("attach").into());
         }
         let other = truth.attached.insert((requester, pasid), table);
         truth.demand(other.is_none(), || format!("PASID {pasid} attached twice"));
         let known = truth.tables.contains_key(&table);
         truth.demand(known, || format!("attach of {table:?}, which is gone"));
         if truth.fails(Fail::AttachHalfway) {
-            return Err(fault("attach"));
+            return Err(AttachFailed {
+                refusal: fault("attach"),
+                tag_kept: true,
+            });
         }
         Ok(())
     }
@@ -124,10 +127,6 @@ impl Iommu for SharedTruth {
         }
         truth.steps.push(Step::Detached(pasid));
         Ok(())
-    }
-
-    fn may_be_attached(&self, requester: Requester, pasid: Pasid) -> bool {
-        self.lock().attached.contains_key(&(requester, pasid))
     }
 
     fn drain_faults(&self, _sink: &mut dyn FnMut(Noted)) -> Drained {

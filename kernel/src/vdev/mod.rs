@@ -24,7 +24,7 @@ use core::sync::atomic::{AtomicU64, Ordering};
 use spin::Mutex;
 
 use crate::addr::Requester;
-use crate::attachment::Attachment;
+use crate::attachment::{Attachment, Quiesced, RetiredAttachment};
 use crate::host::Host;
 use crate::id::{IoasId, VdevId, VmId};
 use crate::info::{Detail, InterruptInfo, VdevInfo};
@@ -232,23 +232,10 @@ impl Vdev {
                 match Attachment::attach(parent.requester(), id, lease, ioas) {
                     Ok(attachment) => Reach::Translated(attachment),
                     Err(failed) => {
-                        let mut retired = Vec::new();
-                        match failed.unused {
-                            Ok(quiet) => services.pasids.lock().give_back(quiet),
-                            Err(attachment) => retired.push(Retirement::new(
-                                owner.name.to_string(),
-                                attachment.why.clone(),
-                                Retired::Attachment {
-                                    parent: parent.name().to_string(),
-                                    attachment: *attachment,
-                                    slice: None,
-                                },
-                                services.host.now_ns(),
-                            )),
-                        }
+                        let ended = failed.lease.map_err(|attachment| *attachment);
                         return Err(CreateFailed {
                             refusal: within(failed.refusal),
-                            retired,
+                            retired: settle(services, owner.name, parent, ended).into_iter().collect(),
                         });
                     }
                 }
@@ -358,17 +345,10 @@ impl Vdev {
             }
         }
         match (live.reach, stopped) {
-            (Reach::Translated(attachment), Ok(proof)) => match attachment.end(proof) {
-                Ok(quiet) => services.pasids.lock().give_back(quiet),
-                Err(attachment) => keep(
-                    attachment.why.clone(),
-                    Retired::Attachment {
-                        parent: parent(),
-                        attachment,
-                        slice: None,
-                    },
-                ),
-            },
+            (Reach::Translated(attachment), Ok(proof)) => {
+                let ended = attachment.end(proof);
+                retired.extend(settle(services, &self.vm_name, self.parent, ended));
+            }
             (Reach::Translated(attachment), Err(failed)) => keep(
                 failed.why.clone(),
                 Retired::Attachment {
@@ -495,6 +475,31 @@ impl fmt::Debug for Vdev {
             .field("type_name", &self.type_name)
             .field("pasid", &self.pasid)
             .finish_non_exhaustive()
+    }
+}
+
+/// An attachment has ended: its PASID goes back, or it is retired.
+fn settle(
+    services: &Services,
+    vm: &str,
+    parent: &dyn Parent,
+    ended: Result<Quiesced, RetiredAttachment>,
+) -> Option<Retirement> {
+    match ended {
+        Ok(quiet) => {
+            services.pasids.lock().give_back(quiet);
+            None
+        }
+        Err(attachment) => Some(Retirement::new(
+            vm.to_string(),
+            attachment.why.clone(),
+            Retired::Attachment {
+                parent: parent.name().to_string(),
+                attachment,
+                slice: None,
+            },
+            services.host.now_ns(),
+        )),
     }
 }
 

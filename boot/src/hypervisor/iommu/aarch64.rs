@@ -143,7 +143,7 @@ impl MachineIommu {
 
     /// Has `handler` called, as an interrupt handler, when faults were recorded.
     pub fn connect_faults(&self, handler: Handler) -> Result<(), Refusal> {
-        for node in &self.smmu.iort().units {
+        for node in &self.smmu.topology().units {
             let name = || format!("smmuv3 {}", node.registers);
             for (interrupt, missing) in [
                 (

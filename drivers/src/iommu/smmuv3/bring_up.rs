@@ -24,7 +24,7 @@ use crate::wait::{COMMAND_LIMIT_NS, wait_until};
 impl<R: Registers, M: DmaMemory> Unit<R, M> {
     /// Takes the unit over. When it returns, all DMA of all devices behind it is blocked until they are
     /// claimed.
-    pub(super) fn take_over(&self) -> Result<(), Refusal> {
+    pub(super) fn bring_up(&self) -> Result<(), Refusal> {
         let mut inner = self.inner.lock();
         let mut events = self.events.lock();
         let Inner { streams, queue, .. } = &mut *inner;

@@ -7,10 +7,6 @@
 //! the doorbells of interrupt messages and to nothing else. All units of the machine stand behind one
 //! [`Smmu`], which shares the tables between them.
 //!
-//! **Locks.** The tables' lock is taken before a unit's, and both are held while the unit carries out commands
-//! (each batch bounded by a second, see `commands`), so nothing here is called from an interrupt handler
-//! but [`Iommu::drain_faults`], which waits for no lock.
-//!
 //! | file | duty |
 //! |---|---|
 //! | `registers` | names and fields of the registers |
@@ -37,22 +33,17 @@ mod stream_table;
 mod unit;
 
 use alloc::format;
-use alloc::string::String;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 
 use pasidon_kernel::addr::{HostPhys, Iova, PAGE_SIZE, Requester};
-use pasidon_kernel::drained::Drained;
-use pasidon_kernel::fault::Noted;
 use pasidon_kernel::host::Host;
-use pasidon_kernel::iommu::{Iommu, IommuCapabilities, TableId};
-use pasidon_kernel::pasid::Pasid;
 use pasidon_kernel::refusal::Refusal;
 
 use self::registers::{Identification, REGISTERS_LEN};
 use self::stage1::{Geometry, Stage1, Stage1Entries};
-use super::domains::DomainId;
-use super::spaces::{Place, Spaces};
+use super::spaces::Spaces;
+use super::unit::{Place, Topology};
 use crate::iort::{Iort, Stream};
 use crate::memory::DmaMemory;
 use crate::registers::{MapRegisters, Registers};
@@ -61,11 +52,7 @@ use crate::table_memory::TableMemory;
 pub use self::unit::Unit;
 
 /// All SMMUs of the machine.
-pub struct Smmu<R, M> {
-    spaces: Spaces<Unit<R, M>, Stage1Entries, M>,
-    iort: Iort,
-    capabilities: IommuCapabilities,
-}
+pub type Smmu<R, M> = Spaces<Unit<R, M>>;
 
 impl<R: Registers, M: DmaMemory> Smmu<R, M> {
     /// Finds out what the units can do and makes empty tables; writes no register. `doorbells`: the pages
@@ -86,6 +73,7 @@ impl<R: Registers, M: DmaMemory> Smmu<R, M> {
                 "use a machine with one, or in QEMU -M virt,iommu=smmuv3",
             ));
         }
+        let iort = Arc::new(iort);
         let registers: Vec<R> = iort
             .units
             .iter()
@@ -95,83 +83,51 @@ impl<R: Registers, M: DmaMemory> Smmu<R, M> {
         // Whether walks are coherent is checked for each unit: one that does not is refused.
         let tables = TableMemory::new(Arc::clone(&memory), true);
         let doorbell_root = doorbell_table(&tables, geometry, doorbells)?;
-        let units = iort
-            .units
-            .iter()
-            .zip(registers)
+        let units = registers
+            .into_iter()
             .enumerate()
-            .map(|(number, (node, registers))| {
-                let highest = iort.highest_stream(number);
-                Unit::new(
-                    registers,
-                    Arc::clone(&memory),
-                    host,
-                    node.clone(),
-                    highest,
-                    doorbell_root,
-                )
+            .map(|(number, registers)| {
+                let memory = Arc::clone(&memory);
+                Unit::new(registers, memory, host, Arc::clone(&iort), number, doorbell_root)
             })
             .collect::<Result<Vec<_>, _>>()?;
-        let least = |of: fn(&Unit<R, M>) -> u32| units.iter().map(of).min().unwrap_or(0);
-        let last_asid = (1u32 << least(|unit| unit.identification().asid_bits())) - 1;
-        let capabilities = IommuCapabilities {
-            pasid_bits: least(Unit::substream_bits) as u8,
-            address_bits: geometry.address_bits,
-            largest_page: geometry.largest_page(),
-        };
-        Ok(Self {
-            spaces: Spaces::new(units, tables, geometry, last_asid as DomainId),
-            iort,
-            capabilities,
-        })
-    }
-
-    /// Takes every unit over from the firmware. When it returns `Ok`, all DMA of all devices behind one
-    /// is blocked until they are claimed. Called once, on one processor, with interrupts off.
-    pub fn take_over(&self) -> Result<(), Refusal> {
-        self.spaces.units.iter().try_for_each(Unit::take_over)
+        Ok(Self::over(units, iort, tables, geometry))
     }
 
     /// Lets all units raise their wired interrupts for events and global errors ([`crate::iort::Gsivs`]), whose
-    /// handler has [`Iommu::drain_faults`] called. After [`Smmu::take_over`].
+    /// handler has [`Iommu::drain_faults`](pasidon_kernel::iommu::Iommu::drain_faults) called. After
+    /// [`Smmu::take_over`].
     pub fn enable_fault_interrupts(&self) -> Result<(), Refusal> {
-        self.spaces
-            .units
-            .iter()
-            .try_for_each(Unit::enable_fault_interrupt)
+        self.units.iter().try_for_each(Unit::enable_fault_interrupt)
+    }
+}
+
+impl Topology for Arc<Iort> {
+    fn place(&self, requester: Requester) -> Result<Place, Refusal> {
+        let Stream { unit, id } = self.stream(requester).ok_or_else(|| {
+            Refusal::new(
+                format!("{requester}"),
+                "no SMMU of the IORT is on its way to memory",
+                "update the firmware, or share another device",
+            )
+        })?;
+        Ok(Place { unit, device: id })
     }
 
-    /// The units, in the order of the IORT.
-    pub fn units(&self) -> &[Unit<R, M>] {
-        &self.spaces.units
-    }
-
-    /// Whether a unit stands between a device and memory.
-    pub fn serves(&self, requester: Requester) -> bool {
-        self.iort.stream(requester).is_some()
-    }
-
-    /// What the firmware says of units and requesters.
-    pub fn iort(&self) -> &Iort {
-        &self.iort
-    }
-
-    /// [`Iommu::claim`] for a device that may use ATS: its own TLB is then invalidated too. Its driver
-    /// turns ATS on only after this returned.
-    pub fn claim_with_device_tlb(&self, requester: Requester) -> Result<(), Refusal> {
-        if !self.iort.ats(requester.segment) {
+    fn claimable(&self, requester: Requester, device_tlb: bool) -> Result<Place, Refusal> {
+        if device_tlb && !self.ats(requester.segment) {
             return Err(Refusal::new(
                 format!("{requester}: claim with ATS"),
                 "its root complex takes no part in ATS (IORT)",
                 "use the device without ATS",
             ));
         }
-        self.claim_device(requester, true)
-    }
-
-    fn claim_device(&self, requester: Requester, device_tlb: bool) -> Result<(), Refusal> {
-        let stream = self.stream_of(requester)?;
-        if let Some(memory) = self.iort.reserved.iter().find(|memory| memory.concerns(stream)) {
+        let place = self.place(requester)?;
+        let stream = Stream {
+            unit: place.unit,
+            id: place.device,
+        };
+        if let Some(memory) = self.reserved.iter().find(|memory| memory.concerns(stream)) {
             let first = memory.ranges.first().map_or(HostPhys(0), |range| range.0);
             return Err(Refusal::new(
                 format!("{requester}"),
@@ -179,24 +135,7 @@ impl<R: Registers, M: DmaMemory> Smmu<R, M> {
                 "turn off the firmware function that uses the device, or share another one",
             ));
         }
-        self.spaces.units[stream.unit]
-            .claim(stream.id, device_tlb)
-            .map_err(|refusal| refusal.within(requester))
-    }
-
-    fn stream_of(&self, requester: Requester) -> Result<Stream, Refusal> {
-        self.iort.stream(requester).ok_or_else(|| {
-            Refusal::new(
-                format!("{requester}"),
-                "no SMMU of the IORT is on its way to memory",
-                "update the firmware, or share another device",
-            )
-        })
-    }
-
-    fn place(&self, requester: Requester) -> Result<Place, Refusal> {
-        let Stream { unit, id } = self.stream_of(requester)?;
-        Ok(Place { unit, device: id })
+        Ok(place)
     }
 }
 
@@ -219,78 +158,6 @@ fn doorbell_table<M: DmaMemory>(
             .map_err(|failed| failed.refusal.within(format!("doorbell {page}")))?;
     }
     Ok(table.root())
-}
-
-impl<R: Registers, M: DmaMemory> Iommu for Smmu<R, M> {
-    fn name(&self) -> &str {
-        "smmuv3"
-    }
-
-    fn capabilities(&self) -> IommuCapabilities {
-        self.capabilities
-    }
-
-    fn create_table(&self) -> Result<TableId, Refusal> {
-        self.spaces.create_table()
-    }
-
-    fn map(
-        &self,
-        table: TableId,
-        iova: Iova,
-        host: HostPhys,
-        len: u64,
-        writable: bool,
-    ) -> Result<(), Refusal> {
-        self.spaces.map(table, iova, host, len, writable)
-    }
-
-    fn unmap(&self, table: TableId, iova: Iova, len: u64) -> Result<(), Refusal> {
-        self.spaces.unmap(table, iova, len)
-    }
-
-    fn destroy_table(&self, table: TableId) -> Result<(), Refusal> {
-        self.spaces.destroy_table(table)
-    }
-
-    fn claim(&self, requester: Requester) -> Result<(), Refusal> {
-        self.claim_device(requester, false)
-    }
-
-    fn attach(&self, requester: Requester, pasid: Pasid, table: TableId) -> Result<(), Refusal> {
-        let attached = self.spaces.attach(self.place(requester)?, pasid, table);
-        attached.map_err(|refusal| refusal.within(requester))
-    }
-
-    fn detach(&self, requester: Requester, pasid: Pasid) -> Result<(), Refusal> {
-        let detached = self.spaces.detach(self.place(requester)?, pasid);
-        detached.map_err(|refusal| refusal.within(requester))
-    }
-
-    fn may_be_attached(&self, requester: Requester, pasid: Pasid) -> bool {
-        self.place(requester)
-            .is_ok_and(|place| self.spaces.may_be_attached(place, pasid))
-    }
-
-    fn drain_faults(&self, sink: &mut dyn FnMut(Noted)) -> Drained {
-        let units = self.spaces.units.iter().enumerate();
-        units.fold(Drained::Empty, |left, (number, unit)| {
-            let requester = |id| self.iort.requester(Stream { unit: number, id });
-            left.and(unit.drain_faults(&requester, sink))
-        })
-    }
-
-    fn commands_issued(&self) -> u64 {
-        self.spaces.commands_issued()
-    }
-
-    fn describe(&self) -> Vec<(&'static str, String)> {
-        let mut lines = alloc::vec![("page tables", format!("{}", self.spaces.len()))];
-        for unit in &self.spaces.units {
-            lines.extend(unit.describe());
-        }
-        lines
-    }
 }
 
 #[cfg(test)]

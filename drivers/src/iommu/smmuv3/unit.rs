@@ -15,10 +15,11 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use pasidon_kernel::addr::{HostPhys, PAGE_SIZE, Requester};
+use pasidon_kernel::addr::{HostPhys, PAGE_SIZE};
 use pasidon_kernel::drained::Drained;
 use pasidon_kernel::fault::Noted;
 use pasidon_kernel::host::Host;
+use pasidon_kernel::iommu::AttachFailed;
 use pasidon_kernel::pasid::Pasid;
 use pasidon_kernel::refusal::Refusal;
 use spin::Mutex;
@@ -31,10 +32,10 @@ use super::registers::{GlobalError, Identification};
 use super::stage1::{Stage1, Stage1Entries};
 use super::stream_table::StreamTable;
 use crate::features;
-use crate::iommu::attachments::{AttachFailed, Attachments, not_claimed};
+use crate::iommu::attachments::{Attachments, not_claimed};
 use crate::iommu::domains::DomainId;
-use crate::iommu::spaces::IommuUnit;
-use crate::iort::SmmuNode;
+use crate::iommu::unit::{DeviceTlb, IommuUnit};
+use crate::iort::{Iort, Stream};
 use crate::memory::DmaMemory;
 use crate::registers::Registers;
 use crate::table_memory::TableMemory;
@@ -54,7 +55,10 @@ pub struct Unit<R, M> {
     pub(super) registers: R,
     pub(super) tables: TableMemory<M>,
     pub(super) host: &'static dyn Host,
-    pub(super) node: SmmuNode,
+    /// What the firmware says of all units; this one has that number there.
+    iort: Arc<Iort>,
+    number: usize,
+    base: HostPhys,
     pub(super) identification: Identification,
     pub(super) inner: Mutex<Inner>,
     /// Held while events are read.
@@ -85,22 +89,24 @@ pub(super) struct Device {
 
 impl<R: Registers, M: DmaMemory> Unit<R, M> {
     /// Reads the identification registers, refuses with the name of each missing capability, and makes
-    /// empty tables, with place for streams up to `highest`. Writes no register. `doorbells` is the table
-    /// for untagged traffic.
+    /// empty tables, with place for the streams that lead to it. Writes no register. `number` is its place in
+    /// the IORT, `doorbells` the table for untagged traffic.
     pub(super) fn new(
         registers: R,
         memory: Arc<M>,
         host: &'static dyn Host,
-        node: SmmuNode,
-        highest: u32,
+        iort: Arc<Iort>,
+        number: usize,
         doorbells: HostPhys,
     ) -> Result<Self, Refusal> {
         let identification = Identification::read(&registers);
+        let node = &iort.units[number];
+        let base = node.registers;
         let coherent = node.coherent_override || identification.coherent();
         let missing = capabilities::missing(identification, coherent);
         if !missing.is_empty() {
             return Err(Refusal::new(
-                unit_name(&node),
+                unit_name(base),
                 format!("the SMMU lacks {}", missing.join(", ")),
                 "use a machine whose SMMU has them, or in QEMU the one of this project's platform",
             ));
@@ -108,12 +114,12 @@ impl<R: Registers, M: DmaMemory> Unit<R, M> {
         let tables = TableMemory::new(memory, coherent);
         let make = || {
             Ok((
-                StreamTable::new(&tables, identification, highest)?,
+                StreamTable::new(&tables, identification, iort.highest_stream(number))?,
                 Queue::new(&tables, identification)?,
                 EventQueue::new(&tables, identification)?,
             ))
         };
-        let (streams, queue, events) = make().map_err(|refusal: Refusal| refusal.within(unit_name(&node)))?;
+        let (streams, queue, events) = make().map_err(|refusal: Refusal| refusal.within(unit_name(base)))?;
         Ok(Self {
             registers,
             host,
@@ -130,34 +136,76 @@ impl<R: Registers, M: DmaMemory> Unit<R, M> {
             doorbells,
             commands: AtomicU64::new(0),
             tables,
-            node,
+            iort,
+            number,
+            base,
         })
     }
 
     /// How people call it: by the address of its registers.
     pub fn name(&self) -> String {
-        unit_name(&self.node)
+        unit_name(self.base)
     }
 
-    /// What the IORT says of it: its interrupts, for one.
-    pub const fn node(&self) -> &SmmuNode {
-        &self.node
+    /// Takes note of global errors, so that the next one of the kind is announced. Not those of the command
+    /// queue, which belong to whoever waits for it.
+    fn take_errors(&self, sink: &mut dyn FnMut(Noted)) -> Drained {
+        let errors = active_errors(&self.registers) - GlobalError::COMMAND_QUEUE;
+        if errors.is_empty() {
+            return Drained::Empty;
+        }
+        let Some(_changing) = self.errors.try_lock() else {
+            return Drained::Again;
+        };
+        acknowledge(&self.registers, errors);
+        if errors.contains(GlobalError::EVENT_QUEUE_ABORT) {
+            sink(Noted::Lost);
+        }
+        if errors.contains(GlobalError::SERVICE_FAILURE) && !self.failed.swap(true, Ordering::Relaxed) {
+            log::error!(
+                "{}: out of service (GERROR.SFM_ERR), all DMA behind it ends in faults; restart the machine",
+                self.name()
+            );
+        }
+        Drained::Empty
     }
 
-    /// IDR0, IDR1 and IDR5.
-    pub const fn identification(&self) -> Identification {
-        self.identification
+    pub(super) fn execute(&self, queue: &mut Queue, commands: &[Command]) -> Result<(), Refusal> {
+        let before = queue.issued();
+        let access = Access {
+            registers: &self.registers,
+            memory: &self.tables,
+            host: self.host,
+            errors: &self.errors,
+        };
+        let result = queue.execute(access, commands);
+        self.commands
+            .fetch_add(queue.issued() - before, Ordering::Relaxed);
+        result.map_err(|refusal| refusal.within(self.name()))
     }
+}
 
-    /// Width of the SubstreamIDs it gives to devices, in bits.
-    pub const fn substream_bits(&self) -> u32 {
+impl<R: Registers, M: DmaMemory> IommuUnit for Unit<R, M> {
+    const NAME: &'static str = "smmuv3";
+
+    type Memory = M;
+    type Entries = Stage1Entries;
+    type Topology = Arc<Iort>;
+
+    fn pasid_bits(&self) -> u32 {
         self.substream_bits
     }
 
-    /// Makes the stream table entry of a device valid, with SubstreamIDs on and none attached: all its
-    /// DMA is still blocked but interrupt messages to the doorbells. `device_tlb` lets it ask for
-    /// translations (ATS).
-    pub(super) fn claim(&self, stream: u32, device_tlb: bool) -> Result<(), Refusal> {
+    fn domain_bits(&self) -> u32 {
+        self.identification.asid_bits()
+    }
+
+    fn take_over(&self) -> Result<(), Refusal> {
+        self.bring_up()
+    }
+
+    fn claim(&self, stream: u32, device_tlb: Option<DeviceTlb>) -> Result<(), Refusal> {
+        let device_tlb = device_tlb.is_some();
         let mut inner = self.inner.lock();
         let Inner {
             streams,
@@ -202,96 +250,6 @@ impl<R: Registers, M: DmaMemory> Unit<R, M> {
         entry.make_valid(&self.tables, &device.contexts);
         self.execute(queue, &[Command::ForgetStream { stream }])
     }
-
-    /// Reads the events. Where another processor does it already, the caller comes again.
-    pub(super) fn drain_faults(
-        &self,
-        requester: &dyn Fn(u32) -> Option<Requester>,
-        sink: &mut dyn FnMut(Noted),
-    ) -> Drained {
-        let errors = self.take_errors(sink);
-        let Some(mut events) = self.events.try_lock() else {
-            return Drained::Again;
-        };
-        errors.and(events.drain(&self.registers, &self.tables, requester, sink))
-    }
-
-    /// Takes note of global errors, so that the next one of the kind is announced. Not those of the command
-    /// queue, which belong to whoever waits for it.
-    fn take_errors(&self, sink: &mut dyn FnMut(Noted)) -> Drained {
-        let errors = active_errors(&self.registers) - GlobalError::COMMAND_QUEUE;
-        if errors.is_empty() {
-            return Drained::Empty;
-        }
-        let Some(_changing) = self.errors.try_lock() else {
-            return Drained::Again;
-        };
-        acknowledge(&self.registers, errors);
-        if errors.contains(GlobalError::EVENT_QUEUE_ABORT) {
-            sink(Noted::Lost);
-        }
-        if errors.contains(GlobalError::SERVICE_FAILURE) && !self.failed.swap(true, Ordering::Relaxed) {
-            log::error!(
-                "{}: out of service (GERROR.SFM_ERR), all DMA behind it ends in faults; restart the machine",
-                self.name()
-            );
-        }
-        Drained::Empty
-    }
-
-    pub(super) fn execute(&self, queue: &mut Queue, commands: &[Command]) -> Result<(), Refusal> {
-        let before = queue.issued();
-        let access = Access {
-            registers: &self.registers,
-            memory: &self.tables,
-            host: self.host,
-            errors: &self.errors,
-        };
-        let result = queue.execute(access, commands);
-        self.commands
-            .fetch_add(queue.issued() - before, Ordering::Relaxed);
-        result.map_err(|refusal| refusal.within(self.name()))
-    }
-
-    /// What the monitor shows of it.
-    pub(super) fn describe(&self) -> Vec<(&'static str, String)> {
-        let unit = self.identification;
-        let features = features::present([
-            (unit.two_level_streams(), "two-level stream tables"),
-            (unit.two_level_contexts(), "two-level context descriptors"),
-            (unit.ats(), "device TLBs"),
-            (unit.messages(), "message interrupts"),
-        ]);
-        let mut lines = alloc::vec![
-            ("unit", self.name()),
-            (
-                "widths",
-                format!(
-                    "PASID {}, stream {}, address {}, ASID {} bits",
-                    self.substream_bits,
-                    unit.stream_bits(),
-                    unit.output_bits(),
-                    unit.asid_bits()
-                ),
-            ),
-            ("features", features.join(", ")),
-            ("commands", format!("{}", self.commands_issued())),
-        ];
-        if self.failed.load(Ordering::Relaxed) {
-            lines.push(("state", String::from("out of service (GERROR.SFM_ERR)")));
-        }
-        for (stream, device) in &self.inner.lock().devices {
-            lines.push((
-                "claimed",
-                format!("stream {stream:#x}: {}", device.attachments.describe()),
-            ));
-        }
-        lines
-    }
-}
-
-impl<R: Registers, M: DmaMemory> IommuUnit for Unit<R, M> {
-    type Entries = Stage1Entries;
 
     fn attach(&self, stream: u32, tag: Pasid, asid: DomainId, table: &Stage1) -> Result<(), AttachFailed> {
         let context = Context {
@@ -378,14 +336,58 @@ impl<R: Registers, M: DmaMemory> IommuUnit for Unit<R, M> {
         inner.devices.get(&stream).is_some_and(|device| device.device_tlb)
     }
 
-    fn is_taken(&self, stream: u32, tag: Pasid) -> bool {
-        let inner = self.inner.lock();
-        let device = inner.devices.get(&stream);
-        device.is_some_and(|device| device.attachments.is_taken(tag))
+    fn drain_faults(&self, sink: &mut dyn FnMut(Noted)) -> Drained {
+        let errors = self.take_errors(sink);
+        // Where another processor reads already, the caller comes again.
+        let Some(mut events) = self.events.try_lock() else {
+            return Drained::Again;
+        };
+        let requester = |id| {
+            self.iort.requester(Stream {
+                unit: self.number,
+                id,
+            })
+        };
+        errors.and(events.drain(&self.registers, &self.tables, &requester, sink))
     }
 
     fn commands_issued(&self) -> u64 {
         self.commands.load(Ordering::Relaxed)
+    }
+
+    fn describe(&self) -> Vec<(&'static str, String)> {
+        let unit = self.identification;
+        let features = features::present([
+            (unit.two_level_streams(), "two-level stream tables"),
+            (unit.two_level_contexts(), "two-level context descriptors"),
+            (unit.ats(), "device TLBs"),
+            (unit.messages(), "message interrupts"),
+        ]);
+        let mut lines = alloc::vec![
+            ("unit", self.name()),
+            (
+                "widths",
+                format!(
+                    "PASID {}, stream {}, address {}, ASID {} bits",
+                    self.substream_bits,
+                    unit.stream_bits(),
+                    unit.output_bits(),
+                    unit.asid_bits()
+                ),
+            ),
+            ("features", features.join(", ")),
+            ("commands", format!("{}", self.commands_issued())),
+        ];
+        if self.failed.load(Ordering::Relaxed) {
+            lines.push(("state", String::from("out of service (GERROR.SFM_ERR)")));
+        }
+        for (stream, device) in &self.inner.lock().devices {
+            lines.push((
+                "claimed",
+                format!("stream {stream:#x}: {}", device.attachments.describe()),
+            ));
+        }
+        lines
     }
 }
 
@@ -407,6 +409,6 @@ fn check_tag(device: &Device, tag: Pasid) -> Result<(), Refusal> {
     Err(Refusal::new(format!("PASID {tag}"), why, remedy))
 }
 
-fn unit_name(node: &SmmuNode) -> String {
-    format!("smmuv3 {}", node.registers)
+fn unit_name(base: HostPhys) -> String {
+    format!("smmuv3 {base}")
 }

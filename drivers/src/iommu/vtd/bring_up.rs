@@ -31,7 +31,7 @@ const EVENT_DESTINATION_SHIFT: u32 = 12;
 impl<R: Registers, M: DmaMemory> Unit<R, M> {
     /// Takes the unit over. When it returns, all DMA and all interrupt messages of all devices it serves
     /// are blocked, until they are claimed and mapped.
-    pub(super) fn take_over(&self) -> Result<(), Refusal> {
+    pub(super) fn bring_up(&self) -> Result<(), Refusal> {
         let mut inner = self.inner.lock();
         let Inner {
             contexts,

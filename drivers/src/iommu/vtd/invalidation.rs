@@ -17,6 +17,7 @@ use pasidon_kernel::refusal::Refusal;
 
 use super::registers::{Capability, FaultStatus, IQA_DW, offset};
 use crate::iommu::domains::DomainId;
+use crate::iommu::unit::DeviceTlb;
 use crate::memory::DmaMemory;
 use crate::registers::Registers;
 use crate::wait::{COMMAND_LIMIT_NS, wait_until};
@@ -68,13 +69,6 @@ const WAIT_STATUS_WRITE: u64 = 1 << 5;
 const WAIT_FENCE: u64 = 1 << 6;
 /// PASID-based device TLB descriptor: S = 1 with all address bits set but the highest covers everything.
 const DEVICE_TLB_EVERYTHING: u64 = 0x7fff_ffff_ffff_f000 | 1 << 11;
-
-/// How to reach the TLB of a device that uses ATS.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct DeviceTlb {
-    /// Invalidate queue depth of the device's ATS capability, 1 to 32.
-    pub queue_depth: u8,
-}
 
 /// One thing to forget.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

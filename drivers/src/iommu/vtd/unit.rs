@@ -13,10 +13,11 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicU64, Ordering};
 
-use pasidon_kernel::addr::{HostPhys, PAGE_SIZE};
+use pasidon_kernel::addr::{HostPhys, PAGE_SIZE, Requester};
 use pasidon_kernel::drained::Drained;
 use pasidon_kernel::fault::Noted;
 use pasidon_kernel::host::Host;
+use pasidon_kernel::iommu::AttachFailed;
 use pasidon_kernel::irq::HostVector;
 use pasidon_kernel::pasid::Pasid;
 use pasidon_kernel::refusal::Refusal;
@@ -26,13 +27,15 @@ use super::capabilities;
 use super::dmar::Drhd;
 use super::fault;
 use super::interrupt_remapping::InterruptTable;
-use super::invalidation::{self, DeviceTlb, Invalidation, Queue};
+use super::invalidation::{self, Invalidation, Queue};
 use super::registers::{Capability, ExtendedCapability, Global, command, offset};
+use super::scope::Coverage;
 use super::second_stage::{SecondStage, SecondStageEntries};
 use super::tables::{ContextTables, PasidDirectory, PasidEntry, RID_PASID};
-use crate::iommu::attachments::{AttachFailed, Attachments, not_claimed};
+use crate::features;
+use crate::iommu::attachments::{Attachments, not_claimed};
 use crate::iommu::domains::DomainId;
-use crate::iommu::spaces::IommuUnit;
+use crate::iommu::unit::{DeviceTlb, IommuUnit};
 use crate::memory::DmaMemory;
 use crate::registers::Registers;
 use crate::table_memory::TableMemory;
@@ -140,52 +143,6 @@ impl<R: Registers, M: DmaMemory> Unit<R, M> {
         self.extended
     }
 
-    /// Makes the context entry of a device present, with PASIDs on and none attached: all its DMA is
-    /// still blocked. `device_tlb` lets it ask for translations (ATS).
-    pub(super) fn claim(&self, rid: u16, device_tlb: Option<DeviceTlb>) -> Result<(), Refusal> {
-        let mut inner = self.inner.lock();
-        if inner.devices.contains_key(&rid) {
-            return Err(Refusal::new(
-                "claim",
-                "the device is claimed already",
-                "name it for one parent only",
-            ));
-        }
-        if device_tlb.is_some() && !self.extended.device_tlb() {
-            return Err(Refusal::new(
-                "claim with ATS",
-                format!("{} has no device-TLB support (ECAP.DT)", self.name()),
-                "use the device without ATS",
-            ));
-        }
-        let directory = PasidDirectory::new(&self.tables, self.extended.pasid_bits())?;
-        if let Err(refusal) = inner
-            .contexts
-            .set(&self.tables, rid, &directory, device_tlb.is_some())
-        {
-            directory.destroy(&self.tables);
-            return Err(refusal);
-        }
-        // From here on the entry is visible: on a refusal the device stays claimed and stays blocked.
-        inner.devices.insert(
-            rid,
-            Device {
-                directory,
-                device_tlb,
-                attachments: Attachments::default(),
-            },
-        );
-        self.push_out()?;
-        self.forget(
-            &mut inner.queue,
-            &[
-                Invalidation::ContextDevice { rid },
-                Invalidation::Fence,
-                Invalidation::IotlbDomain { domain: 0 },
-            ],
-        )
-    }
-
     /// Refuses a tag that cannot be attached now.
     fn check_tag(&self, device: &Device, pasid: Pasid) -> Result<(), Refusal> {
         let (why, remedy) = if pasid.value() == RID_PASID {
@@ -253,20 +210,6 @@ impl<R: Registers, M: DmaMemory> Unit<R, M> {
         Ok(())
     }
 
-    /// Reads and clears the fault records. Where another processor does it already, the caller comes again.
-    pub(super) fn drain_faults(&self, sink: &mut dyn FnMut(Noted)) -> Drained {
-        let Some(_reading) = self.faults.try_lock() else {
-            return Drained::Again;
-        };
-        let leftover = || {
-            // Whoever waits for the queue holds this lock, and clears its errors himself.
-            if let Some(_nobody_waits) = self.inner.try_lock() {
-                invalidation::clear_errors(&self.registers);
-            }
-        };
-        fault::drain(&self.registers, self.capability, self.segment, &leftover, sink)
-    }
-
     /// Pushes table writes out of the unit's write buffer, where it has one.
     pub(super) fn push_out(&self) -> Result<(), Refusal> {
         if self.capability.write_buffer_flush()
@@ -300,7 +243,68 @@ impl<R: Registers, M: DmaMemory> Unit<R, M> {
 }
 
 impl<R: Registers, M: DmaMemory> IommuUnit for Unit<R, M> {
+    const NAME: &'static str = "vtd";
+
+    type Memory = M;
     type Entries = SecondStageEntries;
+    type Topology = Coverage;
+
+    fn pasid_bits(&self) -> u32 {
+        self.extended.pasid_bits().into()
+    }
+
+    fn domain_bits(&self) -> u32 {
+        self.capability.domain_bits()
+    }
+
+    fn take_over(&self) -> Result<(), Refusal> {
+        self.bring_up()
+    }
+
+    fn claim(&self, device: u32, device_tlb: Option<DeviceTlb>) -> Result<(), Refusal> {
+        let rid = rid(device);
+        let mut inner = self.inner.lock();
+        if inner.devices.contains_key(&rid) {
+            return Err(Refusal::new(
+                "claim",
+                "the device is claimed already",
+                "name it for one parent only",
+            ));
+        }
+        if device_tlb.is_some() && !self.extended.device_tlb() {
+            return Err(Refusal::new(
+                "claim with ATS",
+                format!("{} has no device-TLB support (ECAP.DT)", self.name()),
+                "use the device without ATS",
+            ));
+        }
+        let directory = PasidDirectory::new(&self.tables, self.extended.pasid_bits())?;
+        if let Err(refusal) = inner
+            .contexts
+            .set(&self.tables, rid, &directory, device_tlb.is_some())
+        {
+            directory.destroy(&self.tables);
+            return Err(refusal);
+        }
+        // From here on the entry is visible: on a refusal the device stays claimed and stays blocked.
+        inner.devices.insert(
+            rid,
+            Device {
+                directory,
+                device_tlb,
+                attachments: Attachments::default(),
+            },
+        );
+        self.push_out()?;
+        self.forget(
+            &mut inner.queue,
+            &[
+                Invalidation::ContextDevice { rid },
+                Invalidation::Fence,
+                Invalidation::IotlbDomain { domain: 0 },
+            ],
+        )
+    }
 
     fn attach(
         &self,
@@ -413,14 +417,61 @@ impl<R: Registers, M: DmaMemory> IommuUnit for Unit<R, M> {
             .is_some_and(|device| device.device_tlb.is_some())
     }
 
-    fn is_taken(&self, device: u32, pasid: Pasid) -> bool {
-        let inner = self.inner.lock();
-        let device = inner.devices.get(&rid(device));
-        device.is_some_and(|device| device.attachments.is_taken(pasid))
+    fn drain_faults(&self, sink: &mut dyn FnMut(Noted)) -> Drained {
+        // Where another processor reads already, the caller comes again.
+        let Some(_reading) = self.faults.try_lock() else {
+            return Drained::Again;
+        };
+        let leftover = || {
+            // Whoever waits for the queue holds this lock, and clears its errors himself.
+            if let Some(_nobody_waits) = self.inner.try_lock() {
+                invalidation::clear_errors(&self.registers);
+            }
+        };
+        fault::drain(&self.registers, self.capability, self.segment, &leftover, sink)
     }
 
     fn commands_issued(&self) -> u64 {
         self.commands.load(Ordering::Relaxed)
+    }
+
+    fn describe(&self) -> Vec<(&'static str, String)> {
+        let (capability, extended) = (self.capability, self.extended);
+        let features = features::present([
+            (capability.caching_mode(), "caching mode"),
+            (capability.write_buffer_flush(), "write buffer"),
+            (extended.coherent(), "tables snooped"),
+            (extended.page_walk_coherent(), "page walks snooped"),
+            (extended.snoop_control(), "snoop control"),
+            (extended.device_tlb(), "device TLBs"),
+            (extended.extended_interrupt_mode(), "x2APIC destinations"),
+        ]);
+        let mut lines = alloc::vec![
+            ("unit", self.name()),
+            (
+                "widths",
+                format!(
+                    "PASID {}, address {}, domain {} bits",
+                    extended.pasid_bits(),
+                    capability.address_bits(),
+                    capability.domain_bits()
+                ),
+            ),
+            ("features", features.join(", ")),
+            ("fault records", format!("{}", capability.fault_records())),
+            ("commands", format!("{}", self.commands_issued())),
+        ];
+        for (&rid, device) in &self.inner.lock().devices {
+            let requester = Requester {
+                segment: self.segment,
+                rid,
+            };
+            lines.push((
+                "claimed",
+                format!("{requester}: {}", device.attachments.describe()),
+            ));
+        }
+        lines
     }
 }
 

@@ -112,7 +112,7 @@ fn a_device_is_claimed_once_and_where_the_firmware_lets_go_of_it() {
     assert!(refusal.why.contains("no SMMU"), "{refusal}");
     let refusal = machine
         .smmu
-        .claim_with_device_tlb(Requester::new(0, 1, 0, 0))
+        .claim_with_device_tlb(Requester::new(0, 1, 0, 0), TLB)
         .unwrap_err();
     assert!(refusal.why.contains("IDR0.ATS"), "{refusal}");
 

@@ -25,7 +25,7 @@ fn a_refused_command_is_reported_and_the_queue_goes_on() {
         refuse(&machine, opcode, 1);
         let refusal = machine.smmu.detach(DEVICE, tag(1)).unwrap_err();
         assert!(refusal.why.contains("refused command"), "{refusal}");
-        assert!(machine.smmu.may_be_attached(DEVICE, tag(1)));
+        assert!(machine.is_taken(1));
         assert!(
             machine.smmu.attach(DEVICE, tag(1), table).is_err(),
             "its end is not confirmed"
@@ -42,8 +42,9 @@ fn an_attachment_that_cannot_be_announced_keeps_its_tag() {
     let machine = Machine::new();
     let table = machine.table(4 * GIB, 2 * MIB);
     refuse(&machine, CFGI_CD, 1);
-    assert!(machine.smmu.attach(DEVICE, tag(1), table).is_err());
-    assert!(machine.smmu.may_be_attached(DEVICE, tag(1)));
+    let failed = machine.smmu.attach(DEVICE, tag(1), table).unwrap_err();
+    assert!(failed.tag_kept, "something is left behind");
+    assert!(machine.is_taken(1));
     assert!(machine.smmu.destroy_table(table).is_err());
     machine.detach(1);
     machine.attach(1, table);
@@ -89,7 +90,7 @@ fn a_unit_that_stops_is_given_up_for_good() {
     machine.unit.state.lock().unwrap().stuck = false;
     let refusal = machine.smmu.detach(DEVICE, tag(1)).unwrap_err();
     assert!(refusal.why.contains("earlier error"), "{refusal}");
-    assert!(machine.smmu.may_be_attached(DEVICE, tag(1)));
+    assert!(machine.is_taken(1));
 }
 
 #[test]
@@ -108,7 +109,7 @@ fn a_unit_that_refuses_everything_is_given_up() {
 fn a_device_that_does_not_answer_keeps_its_tag() {
     let machine = Machine::found(IDR0 | IDR0_ATS, IDR1);
     machine.smmu.take_over().unwrap();
-    machine.smmu.claim_with_device_tlb(DEVICE).unwrap();
+    machine.smmu.claim_with_device_tlb(DEVICE, TLB).unwrap();
     let table = machine.table(4 * GIB, 2 * MIB);
     machine.attach(1, table);
     {
@@ -118,7 +119,7 @@ fn a_device_that_does_not_answer_keeps_its_tag() {
     }
     let refusal = machine.smmu.detach(DEVICE, tag(1)).unwrap_err();
     assert!(refusal.why.contains("did not answer"), "{refusal}");
-    assert!(machine.smmu.may_be_attached(DEVICE, tag(1)));
+    assert!(machine.is_taken(1));
     machine.detach(1);
     assert!(machine.unit.state.lock().unwrap().device_tlbs.is_empty());
 }

@@ -3,7 +3,7 @@
 
 use super::super::model::{IDR0_ATS, IDR0_CD2L, IDR0_ST_LEVEL};
 use super::*;
-use crate::iommu::suite::{self, isolation_tests};
+use crate::iommu::suite::isolation_tests;
 
 isolation_tests!(Machine);
 
@@ -57,8 +57,8 @@ fn a_narrow_unit_refuses_wide_tags() {
     let machine = Machine::with(IDR0, IDR1 & !(0x1f << 6) | 1 << 6);
     let table = machine.table(4 * GIB, 2 * MIB);
     machine.attach(1, table);
-    let refusal = machine.smmu.attach(DEVICE, tag(2), table).unwrap_err();
-    assert!(refusal.why.contains("IDR1.SSIDSIZE"));
+    let failed = machine.smmu.attach(DEVICE, tag(2), table).unwrap_err();
+    assert!(failed.refusal.why.contains("IDR1.SSIDSIZE"));
     assert_eq!(machine.write(2, 0), Err(0x08));
 }
 
@@ -99,7 +99,7 @@ fn the_order_is_descriptor_then_translations_then_device_tlb() {
     let machine = Machine::found(IDR0 | IDR0_ATS, IDR1);
     machine.smmu.take_over().unwrap();
     machine.unit.take_log();
-    machine.smmu.claim_with_device_tlb(DEVICE).unwrap();
+    machine.smmu.claim_with_device_tlb(DEVICE, TLB).unwrap();
     assert_eq!(machine.unit.take_log(), ["STE", "sync", "STE", "sync"]);
     let table = machine.smmu.create_table().unwrap();
     machine.map(table, 0, 4 * GIB, 2 * PAGE);
@@ -144,7 +144,7 @@ fn one_life_on_every_kind_of_unit() {
             // What the unit may remember from before the claim.
             assert!(write(&machine).is_err());
             if idr0 & IDR0_ATS != 0 {
-                machine.smmu.claim_with_device_tlb(near).unwrap();
+                machine.smmu.claim_with_device_tlb(near, TLB).unwrap();
             } else {
                 machine.smmu.claim(near).unwrap();
             }

@@ -14,7 +14,8 @@ use pasidon_kernel::refusal::Refusal;
 
 use super::Smmu;
 use super::model::{IDR0, IDR1, ModelRegisters, UnitModel};
-use crate::iommu::suite::{Code, DEVICE, GIB, MIB, PAGE, Rig, look, tag};
+use crate::iommu::DeviceTlb;
+use crate::iommu::suite::{self, Code, DEVICE, GIB, MIB, PAGE, Rig, look, tag};
 use crate::iort::{self, Iort};
 use crate::testing::{ModelHost, ModelMemory};
 
@@ -22,6 +23,9 @@ use crate::testing::{ModelHost, ModelMemory};
 const STREAM: u32 = 0x6a08;
 /// The page of GITS_TRANSLATER.
 const DOORBELL: u64 = 0x0809_0000;
+
+/// A device's own TLB.
+const TLB: DeviceTlb = DeviceTlb { queue_depth: 32 };
 
 /// A machine with one unit that serves every device.
 struct Machine {
@@ -92,6 +96,14 @@ impl Rig for Machine {
     fn reached(&self, tag: u32) -> Vec<u64> {
         let mut state = self.unit.state.lock().unwrap();
         Vec::from_iter(state.reached.remove(&Some(tag)).unwrap_or_default())
+    }
+
+    fn is_taken(&self, tag: u32) -> bool {
+        let inner = self.smmu.units()[0].inner.lock();
+        inner.devices[&STREAM]
+            .attachments
+            .check_free(suite::tag(tag))
+            .is_err()
     }
 
     fn take_executed(&self) -> usize {

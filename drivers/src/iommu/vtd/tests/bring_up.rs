@@ -120,7 +120,7 @@ fn a_device_the_firmware_uses_is_not_claimed() {
         "{line}"
     );
     machine.vtd.claim(Requester::new(0, 0x6a, 2, 0)).unwrap();
-    assert_eq!(machine.vtd.reserved_regions().len(), 1);
+    assert_eq!(machine.vtd.topology().reserved.len(), 1);
 }
 
 #[test]

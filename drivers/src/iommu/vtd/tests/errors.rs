@@ -6,7 +6,7 @@ use pasidon_kernel::msi::MsiController;
 
 use super::super::model::{ECAP_DT, FSTS_IQE, FSTS_ITE};
 use super::*;
-use crate::iommu::vtd::DeviceTlb;
+use crate::iommu::DeviceTlb;
 
 /// Descriptor type of a PASID-cache invalidation.
 const PASID_CACHE: u64 = 7;
@@ -42,6 +42,7 @@ fn a_refused_descriptor_ends_in_a_refusal_and_can_be_tried_again() {
             .vtd
             .attach(DEVICE, tag(1), table)
             .unwrap_err()
+            .refusal
             .remedy
             .contains("detach it again")
     );
@@ -198,6 +199,7 @@ fn requests_that_make_no_sense_are_refused() {
             .vtd
             .attach(DEVICE, tag(1), table)
             .unwrap_err()
+            .refusal
             .why
             .contains("attached already")
     );

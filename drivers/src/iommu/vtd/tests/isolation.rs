@@ -3,8 +3,8 @@
 
 use super::super::model::{CAP_CM, CAP_PSI, CAP_RWBF, ECAP_C, ECAP_DT, ECAP_SC, ECAP_SMPWCS};
 use super::*;
-use crate::iommu::suite::{self, isolation_tests};
-use crate::iommu::vtd::DeviceTlb;
+use crate::iommu::DeviceTlb;
+use crate::iommu::suite::isolation_tests;
 
 isolation_tests!(Machine);
 
@@ -31,6 +31,7 @@ fn a_narrow_unit_refuses_wide_tags() {
             .vtd
             .attach(DEVICE, tag(2), table)
             .unwrap_err()
+            .refusal
             .why
             .contains("ECAP.PSS")
     );

@@ -17,7 +17,7 @@ use pasidon_kernel::refusal::Refusal;
 use super::Vtd;
 use super::dmar::{Dmar, Drhd};
 use super::model::{CAP, CAP_FOUR_RECORDS, ECAP, ModelRegisters, UnitModel};
-use crate::iommu::suite::{Code, DEVICE, GIB, MIB, PAGE, Rig, look, tag};
+use crate::iommu::suite::{self, Code, DEVICE, GIB, MIB, PAGE, Rig, look, tag};
 use crate::testing::{ModelHost, ModelMemory};
 
 /// A machine with one unit that serves every device.
@@ -89,6 +89,14 @@ impl Rig for Machine {
     fn reached(&self, tag: u32) -> Vec<u64> {
         let mut state = self.unit.state.lock().unwrap();
         Vec::from_iter(state.reached.remove(&tag).unwrap_or_default())
+    }
+
+    fn is_taken(&self, tag: u32) -> bool {
+        let inner = self.vtd.units()[0].inner.lock();
+        inner.devices[&DEVICE.rid]
+            .attachments
+            .check_free(suite::tag(tag))
+            .is_err()
     }
 
     fn take_executed(&self) -> usize {

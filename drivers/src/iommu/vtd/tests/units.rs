@@ -156,17 +156,14 @@ fn an_attachment_that_cannot_be_announced_keeps_its_tag() {
     let machine = Machine::with(CAP | CAP_CM, ECAP);
     let table = machine.table(4 * GIB, 2 * MIB);
     machine.unit.state.lock().unwrap().refuse = Some((7, 1));
-    assert!(machine.vtd.attach(DEVICE, tag(1), table).is_err());
-    assert!(
-        machine.vtd.may_be_attached(DEVICE, tag(1)),
-        "something is left behind"
-    );
-    assert!(machine.vtd.attach(DEVICE, tag(0), table).is_err());
-    assert!(!machine.vtd.may_be_attached(DEVICE, tag(0)), "a clean refusal");
+    let failed = machine.vtd.attach(DEVICE, tag(1), table).unwrap_err();
+    assert!(failed.tag_kept && machine.is_taken(1), "something is left behind");
+    let failed = machine.vtd.attach(DEVICE, tag(0), table).unwrap_err();
+    assert!(!failed.tag_kept && !machine.is_taken(0), "a clean refusal");
     assert!(machine.write(1, 0).is_err());
     assert!(machine.vtd.destroy_table(table).is_err());
     machine.detach(1);
-    assert!(!machine.vtd.may_be_attached(DEVICE, tag(1)));
+    assert!(!machine.is_taken(1));
     machine.vtd.destroy_table(table).unwrap();
 }
 

@@ -1,0 +1,116 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! What a make of IOMMU brings: its unit, and what the firmware says of who is behind which.
+//!
+//! **Principle.** A make knows its registers, its tables and its order of invalidations. What all makes do alike is
+//! [`Spaces`](super::Spaces), which asks for nothing but what is here.
+
+use alloc::string::String;
+use alloc::vec::Vec;
+
+use pasidon_kernel::addr::Requester;
+use pasidon_kernel::drained::Drained;
+use pasidon_kernel::fault::Noted;
+use pasidon_kernel::iommu::AttachFailed;
+use pasidon_kernel::pasid::Pasid;
+use pasidon_kernel::refusal::Refusal;
+
+use super::domains::DomainId;
+use super::page_table::{Format, PageTable};
+use crate::memory::DmaMemory;
+
+/// One unit. A device is called what it is called there. Every method returns when the unit has confirmed.
+pub trait IommuUnit: Send + Sync {
+    /// Short name of the make, for people: `vtd`.
+    const NAME: &'static str;
+
+    /// What its tables and queues lie in.
+    type Memory: DmaMemory;
+    /// The entries of the page tables that it walks.
+    type Entries: Format;
+    /// Where devices are.
+    type Topology: Topology;
+
+    /// Width of the PASIDs that a device gets, in bits.
+    fn pasid_bits(&self) -> u32;
+
+    /// Width of the identifiers that it tags its caches with, in bits.
+    fn domain_bits(&self) -> u32;
+
+    /// Takes the unit over from the firmware. When it returns `Ok`, everything that the unit confines is blocked
+    /// until it is claimed. Called once, on one processor, with interrupts off.
+    fn take_over(&self) -> Result<(), Refusal>;
+
+    /// Takes a device: PASIDs on and none attached, so that all its DMA is still blocked. With `device_tlb` it may
+    /// ask for translations (ATS). Refused where it is claimed already. On a refusal it stays blocked.
+    fn claim(&self, device: u32, device_tlb: Option<DeviceTlb>) -> Result<(), Refusal>;
+
+    /// Joins a tag of a claimed device to a table.
+    fn attach(
+        &self,
+        device: u32,
+        tag: Pasid,
+        domain: DomainId,
+        table: &PageTable<Self::Entries>,
+    ) -> Result<(), AttachFailed>;
+
+    /// Parts a tag from its table, and forgets the whole domain. On a refusal the unit or the device may still use
+    /// the old table: the tag stays taken, and the call may be repeated. Returns the domain it led to.
+    fn detach(&self, device: u32, tag: Pasid) -> Result<DomainId, Refusal>;
+
+    /// Lets the unit see a new mapping.
+    fn publish(&self, domain: DomainId, start: u64, len: u64) -> Result<(), Refusal>;
+
+    /// Forgets the translations of a range of a domain, and of the devices with TLBs of their own that are
+    /// attached to it.
+    fn forget_range(
+        &self,
+        domain: DomainId,
+        start: u64,
+        len: u64,
+        device_tlbs: impl Iterator<Item = (u32, Pasid)>,
+    ) -> Result<(), Refusal>;
+
+    /// Whether a device was claimed with a TLB of its own.
+    fn has_device_tlb(&self, device: u32) -> bool;
+
+    /// Reads and clears recorded faults, as [`Iommu::drain_faults`](pasidon_kernel::iommu::Iommu::drain_faults).
+    fn drain_faults(&self, sink: &mut dyn FnMut(Noted)) -> Drained;
+
+    /// Commands handed over so far.
+    fn commands_issued(&self) -> u64;
+
+    /// For the monitor: name and value of what is worth knowing about it.
+    fn describe(&self) -> Vec<(&'static str, String)>;
+}
+
+/// Where devices are, as the firmware's tables say it.
+pub trait Topology: Send + Sync {
+    /// The place of a device. Refused where no unit is on its way to memory.
+    fn place(&self, requester: Requester) -> Result<Place, Refusal>;
+
+    /// The place of a device that is to be claimed, with a TLB of its own or without. Refused as well where the
+    /// firmware uses the device, or does not let it do that.
+    fn claimable(&self, requester: Requester, device_tlb: bool) -> Result<Place, Refusal>;
+
+    /// For the monitor: name and value of what is worth knowing beside the units.
+    fn describe(&self) -> Vec<(&'static str, String)> {
+        Vec::new()
+    }
+}
+
+/// A device, by the unit that it is behind and what it is called there.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Place {
+    /// Number of the unit, in the order of the firmware's table.
+    pub unit: usize,
+    /// What the device is called there: a requester ID, a StreamID.
+    pub device: u32,
+}
+
+/// The TLB of a device that uses ATS.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct DeviceTlb {
+    /// Invalidate queue depth of the device's ATS capability, 1 to 32. Asked for by units that hand invalidations
+    /// over at the device's pace.
+    pub queue_depth: u8,
+}
