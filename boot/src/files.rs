@@ -52,9 +52,7 @@ impl Files {
         let mut guests: Vec<(String, Result<&'static [u8], String>)> = Vec::new();
         let vms = || parsed.iter().flat_map(|parsed| &parsed.config.vms);
         // Initrds first, so that a file that is both is there as a whole.
-        let initrds = vms()
-            .filter_map(|vm| vm.initrd.as_ref())
-            .map(|path| (path, &whole as Needed<'_>));
+        let initrds = vms().filter_map(|vm| vm.initrd.as_ref()).map(|path| (path, &whole as Needed<'_>));
         let kernels = vms().map(|vm| (&vm.kernel, &loaded_len as Needed<'_>));
         for (path, needed) in initrds.chain(kernels) {
             if !guests.iter().any(|(known, _)| *known == path.value) {
@@ -65,11 +63,7 @@ impl Files {
             .read(SYMBOLS, &whole)
             .inspect_err(|why| log::warn!("\\{SYMBOLS}: {why}; backtraces will show addresses only"))
             .ok();
-        Ok(Self {
-            parsed,
-            guests,
-            symbols,
-        })
+        Ok(Self { parsed, guests, symbols })
     }
 }
 
@@ -97,10 +91,7 @@ impl Disk {
         };
         let mut file_system = boot::get_image_file_system(boot::image_handle()).map_err(refuse)?;
         let root = file_system.open_volume().map_err(refuse)?;
-        Ok(Self {
-            root,
-            _file_system: file_system,
-        })
+        Ok(Self { root, _file_system: file_system })
     }
 
     /// What is `needed` of a file, by its path from the top with `/` between components; or why not, in words.
@@ -108,10 +99,7 @@ impl Disk {
         let name = CString16::try_from(path.replace('/', "\\").as_str())
             .map_err(|_| "the firmware cannot express this path".to_string())?;
         let in_words = |error: uefi::Error| words(error.status());
-        let handle = self
-            .root
-            .open(&name, FileMode::Read, FileAttribute::empty())
-            .map_err(in_words)?;
+        let handle = self.root.open(&name, FileMode::Read, FileAttribute::empty()).map_err(in_words)?;
         let mut file = match handle.into_type().map_err(in_words)? {
             FileType::Regular(file) => file,
             FileType::Dir(_) => return Err("it is a folder".to_string()),
@@ -143,13 +131,9 @@ fn fill(file: &mut RegularFile, buffer: &mut [u8], at: usize, size: usize) -> Re
     let mut done = 0;
     while done < buffer.len() {
         let end = buffer.len().min(done + BLOCK);
-        let read = file.read(&mut buffer[done..end]).map_err(|error| {
-            format!(
-                "it cannot be read at byte {}: {}",
-                at + done,
-                words(error.status())
-            )
-        })?;
+        let read = file
+            .read(&mut buffer[done..end])
+            .map_err(|error| format!("it cannot be read at byte {}: {}", at + done, words(error.status())))?;
         if read == 0 {
             return Err(format!("it ends at byte {} of {size}", at + done));
         }

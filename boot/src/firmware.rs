@@ -141,32 +141,19 @@ fn wall_clock() -> Option<u64> {
 /// Nanoseconds since 1970, as the firmware tells them at this moment.
 fn firmware_time() -> Option<u64> {
     let now = runtime::get_time().ok()?;
-    let local = calendar::unix_ns_of(
-        now.year(),
-        now.month(),
-        now.day(),
-        now.hour(),
-        now.minute(),
-        now.second(),
-    )?;
+    let local =
+        calendar::unix_ns_of(now.year(), now.month(), now.day(), now.hour(), now.minute(), now.second())?;
     // Minutes that the clock is behind UTC; a clock without a zone is taken to be UTC.
     let behind = i64::from(now.time_zone().unwrap_or(0));
-    local
-        .checked_add_signed(behind * 60_000_000_000)?
-        .checked_add(now.nanosecond().into())
+    local.checked_add_signed(behind * 60_000_000_000)?.checked_add(now.nanosecond().into())
 }
 
 fn memory(map: &MemoryMapOwned) -> Memory {
-    let mut memory = Memory {
-        ram: Vec::new(),
-        free: Vec::new(),
-    };
+    let mut memory = Memory { ram: Vec::new(), free: Vec::new() };
     for entry in map.entries() {
         let start = HostPhys(entry.phys_start);
-        let Some(length) = entry
-            .page_count
-            .checked_mul(PAGE_SIZE)
-            .filter(|length| start.checked_add(*length).is_some())
+        let Some(length) =
+            entry.page_count.checked_mul(PAGE_SIZE).filter(|length| start.checked_add(*length).is_some())
         else {
             let type_ = entry.ty.0.to_string();
             log::warn!("memory map: an entry of type {type_} at {start} has no end; it is left out");

@@ -36,11 +36,7 @@ pub unsafe fn take_over(prepared: Prepared) -> ! {
     };
     match stack {
         Ok(stack) => {
-            let crossing = Box::new(Crossing {
-                prepared,
-                memory,
-                stack,
-            });
+            let crossing = Box::new(Crossing { prepared, memory, stack });
             // SAFETY: the stack is new; nothing on the old one is referred to any more.
             unsafe { stack::run(stack, Box::into_raw(crossing).cast(), arrive) }
         }
@@ -58,20 +54,8 @@ fn arrive(crossing: *mut u8) -> ! {
 }
 
 fn set_up(crossing: Crossing) -> Result<Handover, Refusal> {
-    let Crossing {
-        prepared,
-        memory,
-        stack,
-    } = crossing;
-    let Prepared {
-        features,
-        files,
-        tables,
-        platform,
-        image,
-        trampoline,
-        ..
-    } = prepared;
+    let Crossing { prepared, memory, stack } = crossing;
+    let Prepared { features, files, tables, platform, image, trampoline, .. } = prepared;
     let config = files.parsed.as_ref().ok().map(|parsed| &parsed.config);
     let entry = provoke::processor(config).unwrap_or(hypervisor::processor);
     // SAFETY: on the hypervisor's page tables and on `stack`, interrupts off; the firmware gave the pages for
@@ -122,10 +106,7 @@ fn set_up(crossing: Crossing) -> Result<Handover, Refusal> {
         files: files.guests,
         image_bytes: image.1,
         memory: memory.free,
-        ecams: ecams
-            .iter()
-            .map(|ecam| (ecam.segment, ecam.base, ecam.start, ecam.end))
-            .collect(),
+        ecams: ecams.iter().map(|ecam| (ecam.segment, ecam.base, ecam.start, ecam.end)).collect(),
         platform,
         tables,
     })

@@ -52,10 +52,7 @@ pub fn collect() {
 /// services end.
 pub fn init(tables: &Tables) {
     let missing = serial::init(&|name| tables.get(name)).err();
-    LINE.store(
-        if missing.is_none() { SERIAL } else { FIRMWARE },
-        Ordering::Release,
-    );
+    LINE.store(if missing.is_none() { SERIAL } else { FIRMWARE }, Ordering::Release);
     // The firmware may have left its cursor anywhere in a line.
     write("\r\n");
     write(concat!("Pasidon ", env!("CARGO_PKG_VERSION"), "\r\n"));

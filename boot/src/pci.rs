@@ -22,10 +22,7 @@ pub struct Pci {
 impl Pci {
     /// Maps the ECAMs (segment, base, first and last bus) and looks at every function.
     pub fn new(ecams: &[(u16, u64, u8, u8)]) -> Self {
-        let mut pci = Self {
-            ecams: Vec::new(),
-            functions: Vec::new(),
-        };
+        let mut pci = Self { ecams: Vec::new(), functions: Vec::new() };
         for &(segment, base, first, last) in ecams {
             let buses = first..=last;
             let len = Ecam::<Mmio>::len(&buses);

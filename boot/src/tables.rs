@@ -100,10 +100,8 @@ impl Tables {
                 return Self::default();
             }
         };
-        let mut found: Vec<(&str, Vec<u8>)> = WANTED
-            .into_iter()
-            .filter_map(|(name, get)| Some((name, copy(&tables, name, get)?)))
-            .collect();
+        let mut found: Vec<(&str, Vec<u8>)> =
+            WANTED.into_iter().filter_map(|(name, get)| Some((name, copy(&tables, name, get)?))).collect();
         let dsdt = found
             .iter()
             .find(|(name, _)| *name == "FADT")
@@ -111,10 +109,7 @@ impl Tables {
             .and_then(copy_at);
         // The firmware's bytecode, which no list names.
         found.extend(dsdt.map(|table| (DSDT, table)));
-        Self {
-            source: "ACPI",
-            tables: found,
-        }
+        Self { source: "ACPI", tables: found }
     }
 
     fn of_device_tree() -> Self {
@@ -127,10 +122,7 @@ impl Tables {
         for refusal in &translated.refused {
             log::warn!("{refusal}");
         }
-        Self {
-            source: "device tree",
-            tables: translated.tables,
-        }
+        Self { source: "device tree", tables: translated.tables }
     }
 
     /// What the firmware says it in.
@@ -178,10 +170,7 @@ impl fmt::Display for Broken {
                 write!(f, "a table cannot be at {address:#x}; update the firmware")
             }
             Broken::Length(address, length) => {
-                write!(
-                    f,
-                    "the table at {address:#x} has {length} bytes; update the firmware"
-                )
+                write!(f, "the table at {address:#x} has {length} bytes; update the firmware")
             }
             Broken::List(error) => {
                 write!(f, "the list of tables is broken ({error:?}); update the firmware")
@@ -195,9 +184,7 @@ fn configured(guids: &[Guid]) -> Option<usize> {
     system::with_config_table(|entries| {
         let find = |guid: &Guid| entries.iter().find(|entry| entry.guid == *guid);
         let found = guids.iter().find_map(find);
-        found
-            .map(|entry| entry.address as usize)
-            .filter(|address| *address != 0)
+        found.map(|entry| entry.address as usize).filter(|address| *address != 0)
     })
 }
 

@@ -14,8 +14,5 @@ pub fn missing(features: impl IntoIterator<Item = (bool, &'static str)>) -> Vec<
 }
 
 fn named(features: impl IntoIterator<Item = (bool, &'static str)>, wanted: bool) -> Vec<&'static str> {
-    features
-        .into_iter()
-        .filter_map(|(there, name)| (there == wanted).then_some(name))
-        .collect()
+    features.into_iter().filter_map(|(there, name)| (there == wanted).then_some(name)).collect()
 }

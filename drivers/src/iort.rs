@@ -171,9 +171,7 @@ impl Mapping {
         if self.single {
             return Some(self.output);
         }
-        (self.first..=self.last)
-            .contains(&id)
-            .then(|| self.output.checked_add(id - self.first))?
+        (self.first..=self.last).contains(&id).then(|| self.output.checked_add(id - self.first))?
     }
 }
 
@@ -193,15 +191,12 @@ impl Iort {
             // A single mapping of an SMMU is for the interrupts of the SMMU itself.
             let mappings = &self.units.get(stream.unit)?.mappings;
             let mapped =
-                mappings
-                    .iter()
-                    .filter(|mapping| !mapping.single)
-                    .find_map(|mapping| match mapping.to {
-                        Target::Its(group) => mapping
-                            .apply(stream.id)
-                            .map(|device| MessageSource { group, device }),
-                        Target::Unit(_) | Target::Other => None,
-                    });
+                mappings.iter().filter(|mapping| !mapping.single).find_map(|mapping| match mapping.to {
+                    Target::Its(group) => {
+                        mapping.apply(stream.id).map(|device| MessageSource { group, device })
+                    }
+                    Target::Unit(_) | Target::Other => None,
+                });
             if mapped.is_some() {
                 return mapped;
             }
@@ -224,10 +219,7 @@ impl Iort {
                 {
                     return None;
                 }
-                Some(Requester {
-                    segment: root.segment,
-                    rid: u16::try_from(mapping.first + offset).ok()?,
-                })
+                Some(Requester { segment: root.segment, rid: u16::try_from(mapping.first + offset).ok()? })
             })
         })
     }
@@ -245,9 +237,7 @@ impl Iort {
 
     /// Whether the root complex of a segment takes part in ATS.
     pub fn ats(&self, segment: u16) -> bool {
-        self.root_complexes
-            .iter()
-            .any(|root| root.segment == segment && root.ats)
+        self.root_complexes.iter().any(|root| root.segment == segment && root.ats)
     }
 
     /// Where the mappings of the root complexes of a requester's segment lead it.
@@ -328,9 +318,7 @@ impl Iort {
                 let count = bytes.u32(16)? as usize;
                 let list = bytes.part(20, count.checked_mul(4)?)?;
                 let identifiers = (0..count).map(|at| list.u32(at * 4));
-                self.its_groups.push(ItsGroup {
-                    identifiers: identifiers.collect::<Option<_>>()?,
-                });
+                self.its_groups.push(ItsGroup { identifiers: identifiers.collect::<Option<_>>()? });
             }
             kind::ROOT_COMPLEX => self.root_complexes.push(RootComplex {
                 segment: u16::try_from(bytes.u32(28)?).ok()?,

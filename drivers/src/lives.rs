@@ -61,10 +61,7 @@ impl Host for TestHost {
     }
 
     fn free_vector(&self, vector: HostVector) {
-        self.vectors
-            .lock()
-            .unwrap()
-            .retain(|taken| *taken != vector.vector);
+        self.vectors.lock().unwrap().retain(|taken| *taken != vector.vector);
     }
 }
 
@@ -233,21 +230,9 @@ impl Machine {
             options: Options::default(),
         })
         .unwrap();
-        let options = ParentOptions {
-            iommu: true,
-            unsafe_portals: false,
-        };
-        system
-            .add_parent(&**Box::leak(Box::new(parent)), options)
-            .unwrap();
-        Self {
-            system,
-            boards: Boards::default(),
-            unit,
-            tables,
-            device,
-            host,
-        }
+        let options = ParentOptions { iommu: true, unsafe_portals: false };
+        system.add_parent(&**Box::leak(Box::new(parent)), options).unwrap();
+        Self { system, boards: Boards::default(), unit, tables, device, host }
     }
 
     /// A running VM with 8 MiB and one queue, whose driver has turned memory and bus mastering on.
@@ -256,10 +241,7 @@ impl Machine {
             .system
             .define_vm(VmSpec {
                 name: name.to_string(),
-                ram: vec![RamRange {
-                    start: GuestPhys(0),
-                    len: 4 * LARGE_PAGE_SIZE,
-                }],
+                ram: vec![RamRange { start: GuestPhys(0), len: 4 * LARGE_PAGE_SIZE }],
                 vcpus: 1,
                 pasid_quota: 1,
                 restart_on_reset: true,
@@ -316,28 +298,16 @@ fn the_same_addresses_in_two_guests_are_different_memory() {
         assert_eq!(machine.dma(&alpha, address), Ok(address));
         assert_eq!(machine.dma(&beta, address), Ok(address));
     }
-    assert!(
-        machine.dma(&alpha, 4 * LARGE_PAGE_SIZE).is_err(),
-        "beyond its memory"
-    );
+    assert!(machine.dma(&alpha, 4 * LARGE_PAGE_SIZE).is_err(), "beyond its memory");
     assert!(machine.unit.dma(DEVICE.rid, None, 0, false).is_err(), "untagged");
     for vm in [&alpha, &beta] {
         let vdev = vm.vdevs().remove(0);
         for binding in vdev.model().interrupts() {
-            let route = Route::Vdev {
-                vm: vm.id(),
-                vdev: vdev.id(),
-                vector: binding.virtual_vector,
-            };
+            let route = Route::Vdev { vm: vm.id(), vdev: vdev.id(), vector: binding.virtual_vector };
             assert_eq!(machine.interrupt(binding.physical), Some(route));
         }
         let portals = machine.boards.on(vm, |board| board.portals.clone());
-        let own: Vec<u64> = vdev
-            .model()
-            .portals()
-            .iter()
-            .map(|portal| portal.host.0)
-            .collect();
+        let own: Vec<u64> = vdev.model().portals().iter().map(|portal| portal.host.0).collect();
         assert_eq!(portals.into_values().collect::<Vec<_>>(), own);
     }
     assert_eq!(machine.interrupt(0), Some(Route::ParentEvent(0)));
@@ -366,20 +336,12 @@ fn twenty_lives_leave_everything_as_it_was() {
         let ram = alpha.ram().unwrap().segments()[0];
         assert_eq!(machine.end(&alpha), 0);
         // The unit would have to remember it for this to work.
-        assert!(
-            machine
-                .unit
-                .dma(DEVICE.rid, Some(pasid.value()), 0x5000, true)
-                .is_err()
-        );
+        assert!(machine.unit.dma(DEVICE.rid, Some(pasid.value()), 0x5000, true).is_err());
         machine.unit.assert_forgotten(ram.host.0, ram.len);
         assert_eq!(machine.dma(&beta, 0x5000), Ok(0x5000));
         assert_eq!(books(&machine), before);
     }
-    assert_eq!(
-        (alpha.state(), beta.state()),
-        (VmState::Crashed, VmState::Running)
-    );
+    assert_eq!((alpha.state(), beta.state()), (VmState::Crashed, VmState::Running));
 }
 
 #[test]
@@ -392,21 +354,12 @@ fn a_queue_that_hangs_keeps_its_memory_until_the_device_is_reset() {
     machine.device.state.lock().hang = vec![RESET_WQ];
     assert_eq!(machine.end(&alpha), 3, "PASID, address space, memory");
     // What the device still sends reaches the memory that nobody else gets.
-    let landed = machine
-        .unit
-        .dma(DEVICE.rid, Some(vdev.pasid().unwrap().value()), 0, true);
+    let landed = machine.unit.dma(DEVICE.rid, Some(vdev.pasid().unwrap().value()), 0, true);
     assert_eq!(landed, Ok(held.host.0));
     assert_eq!(machine.dma(&beta, 0), Ok(0));
     let gamma = machine.vm("gamma");
     assert_ne!(gamma.vdevs()[0].pasid(), vdev.pasid());
-    assert!(
-        gamma
-            .ram()
-            .unwrap()
-            .segments()
-            .iter()
-            .all(|segment| segment.host != held.host)
-    );
+    assert!(gamma.ram().unwrap().segments().iter().all(|segment| segment.host != held.host));
     assert_eq!(machine.end(&gamma), 3, "the device takes no command any more");
 
     let report = machine.system.recover_parent(&machine.boards, "dsa0").unwrap();
@@ -414,10 +367,7 @@ fn a_queue_that_hangs_keeps_its_memory_until_the_device_is_reset() {
     machine.unit.assert_forgotten(held.host.0, held.len);
     machine.end(&beta);
     let info = machine.system.info();
-    assert_eq!(
-        (info.memory.free, info.pasids.leased, info.pasids.retired),
-        (total, 0, 0)
-    );
+    assert_eq!((info.memory.free, info.pasids.leased, info.pasids.retired), (total, 0, 0));
     assert_eq!(machine.system.parent_infos()[0].types[0].available, 8);
 }
 
@@ -440,10 +390,7 @@ fn an_interrupt_that_is_held_back_does_not_reach_the_next_owner() {
     for (address, data) in sent {
         if let Ok((cpu, vector)) = machine.unit.message(DEVICE.rid, address, data) {
             let route = machine.system.routes().deliver(HostVector { vector, cpu });
-            assert!(
-                !matches!(route, Some(Route::Vdev { vm, .. }) if vm == gamma.id()),
-                "{route:?}"
-            );
+            assert!(!matches!(route, Some(Route::Vdev { vm, .. }) if vm == gamma.id()), "{route:?}");
         }
     }
 }

@@ -91,11 +91,7 @@ pub struct Identity {
 
 impl fmt::Display for Identity {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "{} {:04x}:{:04x} class {:06x}",
-            self.requester, self.vendor, self.device, self.class
-        )
+        write!(f, "{} {:04x}:{:04x} class {:06x}", self.requester, self.vendor, self.device, self.class)
     }
 }
 
@@ -144,13 +140,7 @@ fn identify<C: ConfigSpace>(config: &C, requester: Requester) -> Option<Identity
         return None;
     }
     let class = config.read32(requester, CLASS_REVISION);
-    Some(Identity {
-        requester,
-        vendor,
-        device: (ids >> 16) as u16,
-        class: class >> 8,
-        revision: class as u8,
-    })
+    Some(Identity { requester, vendor, device: (ids >> 16) as u16, class: class >> 8, revision: class as u8 })
 }
 
 /// One function, with the means to reach its configuration space. Used by the driver that owns it; it has
@@ -260,10 +250,9 @@ impl<C: ConfigSpace> Function<C> {
                 &alloc::format!("BAR{index} has no address"),
                 "let the firmware assign PCI resources (64-bit window too small?)",
             )),
-            None => Err(self.refusal(
-                &alloc::format!("BAR{index} is not a memory BAR"),
-                "name another device",
-            )),
+            None => {
+                Err(self.refusal(&alloc::format!("BAR{index} is not a memory BAR"), "name another device"))
+            }
         }
     }
 
@@ -297,10 +286,7 @@ impl<C: ConfigSpace> Function<C> {
     pub fn function_level_reset(&self, host: &dyn Host) -> Result<(), Refusal> {
         let (control, supported) = self.device_control();
         let Some(control) = control.filter(|_| supported) else {
-            return Err(self.refusal(
-                "the function has no function-level reset",
-                "power-cycle the machine",
-            ));
+            return Err(self.refusal("the function has no function-level reset", "power-cycle the machine"));
         };
         self.forbid_dma();
         let start = host.now_ns();
@@ -318,10 +304,9 @@ impl<C: ConfigSpace> Function<C> {
         }
         while self.read32(VENDOR_DEVICE) == ABSENT {
             if host.now_ns() > patience.max(settled) {
-                return Err(self.refusal(
-                    "does not answer after a function-level reset",
-                    "power-cycle the machine",
-                ));
+                return Err(
+                    self.refusal("does not answer after a function-level reset", "power-cycle the machine")
+                );
             }
             core::hint::spin_loop();
         }

@@ -21,10 +21,7 @@ pub struct Sparse<T> {
 
 impl<T> Default for Sparse<T> {
     fn default() -> Self {
-        Self {
-            leaves: Vec::new(),
-            len: 0,
-        }
+        Self { leaves: Vec::new(), len: 0 }
     }
 }
 
@@ -70,10 +67,7 @@ impl<T> Sparse<T> {
 
     /// All entries, by ascending number.
     pub fn values(&self) -> impl Iterator<Item = &T> {
-        self.leaves
-            .iter()
-            .flatten()
-            .flat_map(|leaf| leaf.iter().flatten())
+        self.leaves.iter().flatten().flat_map(|leaf| leaf.iter().flatten())
     }
 }
 

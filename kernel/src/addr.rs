@@ -70,10 +70,7 @@ pub struct Requester {
 impl Requester {
     /// From segment, bus, device (0..32) and function (0..8).
     pub const fn new(segment: u16, bus: u8, device: u8, function: u8) -> Self {
-        Self {
-            segment,
-            rid: (bus as u16) << 8 | ((device & 31) as u16) << 3 | (function & 7) as u16,
-        }
+        Self { segment, rid: (bus as u16) << 8 | ((device & 31) as u16) << 3 | (function & 7) as u16 }
     }
 
     /// Bus number.
@@ -94,14 +91,7 @@ impl Requester {
 
 impl fmt::Display for Requester {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "{:04x}:{:02x}:{:02x}.{}",
-            self.segment,
-            self.bus(),
-            self.device(),
-            self.function()
-        )
+        write!(f, "{:04x}:{:02x}:{:02x}.{}", self.segment, self.bus(), self.device(), self.function())
     }
 }
 
@@ -113,10 +103,7 @@ mod tests {
     fn requester_prints_as_people_write_it() {
         let requester = Requester::new(0, 0x6a, 1, 3);
         assert_eq!(requester.to_string(), "0000:6a:01.3");
-        assert_eq!(
-            (requester.bus(), requester.device(), requester.function()),
-            (0x6a, 1, 3)
-        );
+        assert_eq!((requester.bus(), requester.device(), requester.function()), (0x6a, 1, 3));
     }
 
     #[test]

@@ -38,11 +38,7 @@ impl fmt::Display for Withheld {
 impl Allowance {
     /// A whole burst, at `now_ns`.
     pub const fn new(now_ns: u64) -> Self {
-        Self {
-            left: BURST,
-            refilled_ns: now_ns,
-            withheld: 0,
-        }
+        Self { left: BURST, refilled_ns: now_ns, withheld: 0 }
     }
 
     /// Whether a line may be printed now; then, how many were withheld before it.

@@ -115,20 +115,11 @@ impl Attachment {
         } else {
             Err(AttachFailed::from(Refusal::new(
                 format!("PASID {pasid}"),
-                format!(
-                    "leased to VM {}, the I/O address space is of VM {}",
-                    lease.owner(),
-                    ioas.owner()
-                ),
+                format!("leased to VM {}, the I/O address space is of VM {}", lease.owner(), ioas.owner()),
                 "attach a VM's vdevs to its own address spaces",
             )))
         };
-        let attachment = Self {
-            requester,
-            vdev,
-            lease,
-            ioas: ioas.clone(),
-        };
+        let attachment = Self { requester, vdev, lease, ioas: ioas.clone() };
         match joined {
             Ok(()) => Ok(attachment),
             Err(AttachFailed { refusal, tag_kept }) => Err(NotAttached {
@@ -238,11 +229,7 @@ mod tests {
         fn attached(&self) -> Vec<(u32, u32)> {
             let truth = self.truth.lock();
             assert!(truth.violations.is_empty(), "{:?}", truth.violations);
-            truth
-                .attached
-                .iter()
-                .map(|((_, pasid), table)| (pasid.value(), table.0))
-                .collect()
+            truth.attached.iter().map(|((_, pasid), table)| (pasid.value(), table.0)).collect()
         }
     }
 

@@ -111,10 +111,7 @@ mod tests {
 
     #[test]
     fn moments_are_told_as_people_do() {
-        assert_eq!(
-            Utc(1_795_245_577_042_999_999).to_string(),
-            "2026-11-21 07:19:37.042 UTC"
-        );
+        assert_eq!(Utc(1_795_245_577_042_999_999).to_string(), "2026-11-21 07:19:37.042 UTC");
         assert_eq!(Utc(0).to_string(), "1970-01-01 00:00:00.000 UTC");
         assert!(Utc(u64::MAX).to_string().starts_with("2554-07-21 "));
     }
@@ -122,11 +119,8 @@ mod tests {
     /// What comes of reading a clock that shows multiples of `step`, and the true time then.
     fn read(start: u64, step: u64, most: u32) -> (Option<u64>, u64) {
         let time = Cell::new(start);
-        let shown = read_to_the_edge(
-            || Some(time.get() / step * step),
-            || time.set(time.get() + 1_000_000),
-            most,
-        );
+        let shown =
+            read_to_the_edge(|| Some(time.get() / step * step), || time.set(time.get() + 1_000_000), most);
         (shown, time.get())
     }
 
@@ -136,11 +130,7 @@ mod tests {
         let (shown, time) = read(START, NS_PER_SECOND, 1_500);
         let late = time - shown.unwrap();
         assert!(late < 2_000_000, "{late} ns late");
-        assert_eq!(
-            read(START, 1000, 1_500),
-            (Some(START), START),
-            "a finer one tells at once"
-        );
+        assert_eq!(read(START, 1000, 1_500), (Some(START), START), "a finer one tells at once");
         // One that stands still ends the wait.
         let (shown, time) = read(START, u64::MAX, 20);
         assert_eq!((shown, time), (Some(0), START + 20_000_000));

@@ -37,12 +37,7 @@ pub struct FaultOwner<'a> {
 
 impl<'a> From<&'a VdevName> for FaultOwner<'a> {
     fn from(name: &'a VdevName) -> Self {
-        Self {
-            vm: &name.vm_name,
-            parent: &name.parent,
-            type_name: &name.type_name,
-            vdev: name.vdev.0,
-        }
+        Self { vm: &name.vm_name, parent: &name.parent, type_name: &name.type_name, vdev: name.vdev.0 }
     }
 }
 
@@ -204,9 +199,7 @@ impl FaultLog {
     pub fn overflow(&mut self, now_ns: u64) -> Option<String> {
         self.overflows = self.overflows.saturating_add(1);
         self.overflow_lines.take(now_ns)?;
-        Some(String::from(
-            "fault: the IOMMU had no room to record all of them; some are lost",
-        ))
+        Some(String::from("fault: the IOMMU had no room to record all of them; some are lost"))
     }
 
     /// A record of this number on the bus of its IOMMU, which is no PCI function's. Returns the line to print,
@@ -220,16 +213,10 @@ impl FaultLog {
 
     /// What there is to show.
     pub fn snapshot(&self) -> FaultsInfo {
-        let mut faults: Vec<FaultRecord> = self
-            .owners
-            .values()
-            .flat_map(|owner| owner.records.iter().cloned())
-            .collect();
+        let mut faults: Vec<FaultRecord> =
+            self.owners.values().flat_map(|owner| owner.records.iter().cloned()).collect();
         faults.sort_unstable_by_key(|record| record.number);
-        let count = |owner: &Owner| FaultCount {
-            vdev: owner.name.clone(),
-            records: owner.records_seen,
-        };
+        let count = |owner: &Owner| FaultCount { vdev: owner.name.clone(), records: owner.records_seen };
         FaultsInfo {
             records: self.total,
             overflows: self.overflows,
@@ -279,12 +266,7 @@ mod tests {
     }
 
     fn owner(vdev: u32) -> Option<FaultOwner<'static>> {
-        Some(FaultOwner {
-            vm: "alpha",
-            parent: "dsa0",
-            type_name: "dsa-dwq",
-            vdev,
-        })
+        Some(FaultOwner { vm: "alpha", parent: "dsa0", type_name: "dsa-dwq", vdev })
     }
 
     #[test]
@@ -311,9 +293,7 @@ mod tests {
     #[test]
     fn a_flood_is_counted_kept_in_part_and_printed_in_part() {
         let mut log = FaultLog::new();
-        let printed = (0..1000)
-            .filter(|n| log.record(*n, owner(1), &fault(*n)).is_some())
-            .count();
+        let printed = (0..1000).filter(|n| log.record(*n, owner(1), &fault(*n)).is_some()).count();
         assert_eq!(printed as u64, BURST);
         let later = log.record(SECOND + 1000, owner(1), &fault(7)).unwrap();
         assert!(later.ends_with("; 992 more before it, see faults"), "{later}");

@@ -109,16 +109,7 @@ impl GuestFrames {
     /// The guest's time with them is over.
     pub fn end(self, gone: GuestGone) -> Unscrubbed {
         let GuestGone(()) = gone;
-        Unscrubbed(
-            self.chunks
-                .into_iter()
-                .map(|(start, len)| Run {
-                    start,
-                    len,
-                    clean: false,
-                })
-                .collect(),
-        )
+        Unscrubbed(self.chunks.into_iter().map(|(start, len)| Run { start, len, clean: false }).collect())
     }
 }
 
@@ -156,11 +147,7 @@ impl PageMap {
                 self.used[page / 64] &= !bit;
             }
         }
-        self.count = if used {
-            self.count + count
-        } else {
-            self.count - count
-        };
+        self.count = if used { self.count + count } else { self.count - count };
     }
 
     /// The first aligned run of free pages.
@@ -213,22 +200,14 @@ impl Frames {
                 let first = start.0.checked_next_multiple_of(LARGE_PAGE_SIZE)?;
                 let end = start.0.checked_add(len)?;
                 let count = usize::try_from(end.checked_sub(first)? / LARGE_PAGE_SIZE).ok()?;
-                (count > 0).then(|| Region {
-                    start: first,
-                    frames: vec![Frame::Free { clean: false }; count],
-                })
+                (count > 0)
+                    .then(|| Region { start: first, frames: vec![Frame::Free { clean: false }; count] })
             })
             .collect();
         regions.sort_by_key(|region| region.start);
         let free = regions.iter().map(|region| region.frames.len()).sum();
         Self {
-            inner: Mutex::new(Inner {
-                regions,
-                tables: BTreeMap::new(),
-                free,
-                guests: 0,
-                table_pages: 0,
-            }),
+            inner: Mutex::new(Inner { regions, tables: BTreeMap::new(), free, guests: 0, table_pages: 0 }),
         }
     }
 
@@ -268,11 +247,7 @@ impl Frames {
                     Some(run) if run.clean == clean && run.start.0 + run.len == start => {
                         run.len += LARGE_PAGE_SIZE;
                     }
-                    _ => runs.push(Run {
-                        start: HostPhys(start),
-                        len: LARGE_PAGE_SIZE,
-                        clean,
-                    }),
+                    _ => runs.push(Run { start: HostPhys(start), len: LARGE_PAGE_SIZE, clean }),
                 }
             }
         }
@@ -301,18 +276,12 @@ impl Frames {
         }
         let mut inner = self.inner.lock();
         let inner = &mut *inner;
-        let found = inner
-            .tables
-            .iter()
-            .find_map(|(frame, map)| map.find(count).map(|first| (*frame, first)));
+        let found = inner.tables.iter().find_map(|(frame, map)| map.find(count).map(|first| (*frame, first)));
         let (frame, first) = match found {
             Some(found) => found,
             None => {
                 let frame = inner.take_table_frame()?;
-                let map = PageMap {
-                    used: [0; PAGES / 64],
-                    count: 0,
-                };
+                let map = PageMap { used: [0; PAGES / 64], count: 0 };
                 inner.tables.insert(frame, map);
                 (frame, 0)
             }
@@ -362,10 +331,7 @@ impl Frames {
 
 impl Inner {
     fn frame(&mut self, start: u64) -> Option<&mut Frame> {
-        let region = self
-            .regions
-            .partition_point(|region| region.start <= start)
-            .checked_sub(1)?;
+        let region = self.regions.partition_point(|region| region.start <= start).checked_sub(1)?;
         let region = self.regions.get_mut(region)?;
         let index = usize::try_from((start - region.start) / LARGE_PAGE_SIZE).ok()?;
         region.frames.get_mut(index)
@@ -441,10 +407,7 @@ mod tests {
         let page = frames.allocate_pages(1).unwrap();
         assert!(frames.free_pages(page, 1));
         let mut zeroed = 0;
-        let guest = frames
-            .allocate_guest(FRAME)
-            .unwrap()
-            .scrub(&mut |_, len| zeroed += len);
+        let guest = frames.allocate_guest(FRAME).unwrap().scrub(&mut |_, len| zeroed += len);
         assert_eq!(zeroed, FRAME);
         frames.give_back(guest);
     }

@@ -8,9 +8,7 @@ const END: &str = "<!-- made from the code: end -->\n";
 
 /// Checks that the part between the marks of `docs/src/PAGE` is `part`; with `PASIDON_BLESS` set, writes it.
 pub(crate) fn check_page(page: &str, part: &str) {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR"))
-        .join("../docs/src")
-        .join(page);
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/src").join(page);
     let text = std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
     let (before, rest) = text.split_once(BEGIN).expect("the page has its begin mark");
     let (present, after) = rest.split_once(END).expect("the page has its end mark");
@@ -21,10 +19,7 @@ pub(crate) fn check_page(page: &str, part: &str) {
         std::fs::write(&path, format!("{before}{BEGIN}{part}{END}{after}")).unwrap();
         return;
     }
-    let line = present
-        .lines()
-        .zip(part.lines())
-        .find(|(present, part)| present != part);
+    let line = present.lines().zip(part.lines()).find(|(present, part)| present != part);
     panic!(
         "docs/src/{page} does not say what the code says (first difference: {line:?}); \
          PASIDON_BLESS=1 cargo test -p pasidon-kernel rewrites it"

@@ -323,9 +323,7 @@ pub struct RetiredInfo {
 
 impl core::fmt::Display for RetiredInfo {
     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
-        let Self {
-            what, vm, value, why, ..
-        } = self;
+        let Self { what, vm, value, why, .. } = self;
         write!(
             f,
             "vm {vm}: {what} {value} is kept back: {why}; it is asked again, and a reset of its parent helps"

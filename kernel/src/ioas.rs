@@ -60,9 +60,7 @@ impl IoAddressSpace {
             id,
             owner,
             iommu,
-            table: iommu
-                .create_table()
-                .map_err(|refusal| refusal.within("I/O address space"))?,
+            table: iommu.create_table().map_err(|refusal| refusal.within("I/O address space"))?,
             inner: Mutex::new(Inner {
                 state: State::Live,
                 mappings: BTreeMap::new(),
@@ -101,11 +99,7 @@ impl IoAddressSpace {
         };
         if ram.owner() != self.owner {
             return refuse(
-                format!(
-                    "the RAM is of VM {}, the address space of VM {}",
-                    ram.owner(),
-                    self.owner
-                ),
+                format!("the RAM is of VM {}, the address space of VM {}", ram.owner(), self.owner),
                 "map a VM's own RAM",
             );
         }
@@ -156,8 +150,7 @@ impl IoAddressSpace {
         len: u64,
         writable: bool,
     ) -> Result<(), Refusal> {
-        self.iommu
-            .map(self.table, Iova(iova.0 + done), host, len, writable)
+        self.iommu.map(self.table, Iova(iova.0 + done), host, len, writable)
     }
 
     /// Maps all RAM of the owner at the addresses at which the guest sees it.
@@ -282,14 +275,8 @@ mod tests {
     /// RAM of two large pages that are apart in host memory.
     fn split_ram(owner: VmId) -> Arc<GuestRam> {
         let frames = Frames::new([0, 8].map(|n| (HostPhys(n * LARGE_PAGE_SIZE), LARGE_PAGE_SIZE)));
-        let frames = frames
-            .allocate_guest(2 * LARGE_PAGE_SIZE)
-            .unwrap()
-            .scrub(&mut |_, _| ());
-        let range = RamRange {
-            start: GuestPhys(0),
-            len: 2 * LARGE_PAGE_SIZE,
-        };
+        let frames = frames.allocate_guest(2 * LARGE_PAGE_SIZE).unwrap().scrub(&mut |_, _| ());
+        let range = RamRange { start: GuestPhys(0), len: 2 * LARGE_PAGE_SIZE };
         Arc::new(GuestRam::new(owner, frames, &[range]).unwrap())
     }
 
@@ -303,35 +290,15 @@ mod tests {
     fn a_mapping_over_split_memory_is_whole_or_not_there() {
         let (truth, space) = space();
         let ram = split_ram(VmId(3));
-        let map = || {
-            space.map(
-                &ram,
-                GuestPhys(0x1000),
-                Iova(0),
-                2 * LARGE_PAGE_SIZE - 0x1000,
-                true,
-            )
-        };
+        let map = || space.map(&ram, GuestPhys(0x1000), Iova(0), 2 * LARGE_PAGE_SIZE - 0x1000, true);
         truth.fail(Fail::MapMore);
         assert!(map().is_err());
-        assert!(
-            truth.lock().tables[&space.table].is_empty(),
-            "the first piece is gone again"
-        );
+        assert!(truth.lock().tables[&space.table].is_empty(), "the first piece is gone again");
         assert_eq!(space.info("").mappings, 0);
         map().unwrap();
-        let pieces: Vec<_> = truth.lock().tables[&space.table]
-            .iter()
-            .map(|(a, b)| (*a, *b))
-            .collect();
+        let pieces: Vec<_> = truth.lock().tables[&space.table].iter().map(|(a, b)| (*a, *b)).collect();
         let first = LARGE_PAGE_SIZE - 0x1000;
-        assert_eq!(
-            pieces,
-            [
-                (0, (0x1000, first)),
-                (first, (8 * LARGE_PAGE_SIZE, LARGE_PAGE_SIZE))
-            ]
-        );
+        assert_eq!(pieces, [(0, (0x1000, first)), (first, (8 * LARGE_PAGE_SIZE, LARGE_PAGE_SIZE))]);
         assert_eq!(space.info("").mapped_bytes, 2 * LARGE_PAGE_SIZE - 0x1000);
     }
 
@@ -341,15 +308,9 @@ mod tests {
         let ram = split_ram(VmId(3));
         truth.fail(Fail::MapMore);
         truth.fail(Fail::Unmap);
-        assert!(
-            space
-                .map(&ram, GuestPhys(0), Iova(0), 2 * LARGE_PAGE_SIZE, true)
-                .is_err()
-        );
+        assert!(space.map(&ram, GuestPhys(0), Iova(0), 2 * LARGE_PAGE_SIZE, true).is_err());
         assert!(space.map(&ram, GuestPhys(0), Iova(0x1000), 0x1000, true).is_err());
-        space
-            .map(&ram, GuestPhys(0), Iova(LARGE_PAGE_SIZE), 0x1000, true)
-            .unwrap();
+        space.map(&ram, GuestPhys(0), Iova(LARGE_PAGE_SIZE), 0x1000, true).unwrap();
         assert!(Arc::try_unwrap(ram).is_err(), "the address space holds the RAM");
         space.destroy().unwrap();
         space.destroy().unwrap();
@@ -360,11 +321,7 @@ mod tests {
     fn nothing_is_mapped_or_attached_after_the_end() {
         let (_, space) = space();
         space.destroy().unwrap();
-        assert!(
-            space
-                .map(&split_ram(VmId(3)), GuestPhys(0), Iova(0), 0x1000, true)
-                .is_err()
-        );
+        assert!(space.map(&split_ram(VmId(3)), GuestPhys(0), Iova(0), 0x1000, true).is_err());
         let failed = space.attach(crate::testing::REQUESTER, Pasid::new(1).unwrap());
         assert!(failed.is_err_and(|failed| !failed.tag_kept));
     }

@@ -43,20 +43,14 @@ pub struct AttachFailed {
 impl AttachFailed {
     /// The same, its refusal seen from one level further out.
     pub fn within(self, outer: impl Display) -> Self {
-        Self {
-            refusal: self.refusal.within(outer),
-            ..self
-        }
+        Self { refusal: self.refusal.within(outer), ..self }
     }
 }
 
 /// Refused before anything was written.
 impl From<Refusal> for AttachFailed {
     fn from(refusal: Refusal) -> Self {
-        Self {
-            refusal,
-            tag_kept: false,
-        }
+        Self { refusal, tag_kept: false }
     }
 }
 

@@ -129,18 +129,11 @@ impl RouteTable {
     pub fn new(cpus: impl IntoIterator<Item = u32>, vectors: Range<u32>) -> Self {
         let mut cpus: alloc::vec::Vec<Cpu> = cpus
             .into_iter()
-            .map(|id| Cpu {
-                id,
-                slots: vectors.clone().map(|_| Slot::default()).collect(),
-            })
+            .map(|id| Cpu { id, slots: vectors.clone().map(|_| Slot::default()).collect() })
             .collect();
         cpus.sort_unstable_by_key(|cpu| cpu.id);
         cpus.dedup_by_key(|cpu| cpu.id);
-        Self {
-            cpus: cpus.into_boxed_slice(),
-            first: vectors.start,
-            stray: AtomicU64::new(0),
-        }
+        Self { cpus: cpus.into_boxed_slice(), first: vectors.start, stray: AtomicU64::new(0) }
     }
 
     fn slot(&self, vector: HostVector) -> Option<&Slot> {
@@ -153,10 +146,7 @@ impl RouteTable {
     pub fn register(&self, vector: HostVector, route: Route) -> Result<RouteHandle, Refusal> {
         let refuse = |why: &str, remedy: &str| {
             Refusal::new(
-                format!(
-                    "interrupt vector {:#x} of processor {}",
-                    vector.vector, vector.cpu
-                ),
+                format!("interrupt vector {:#x} of processor {}", vector.vector, vector.cpu),
                 why,
                 remedy,
             )
@@ -169,10 +159,7 @@ impl RouteTable {
         })?;
         let encoded = route.encode();
         if Route::decode(encoded) != Some(route) {
-            return Err(refuse(
-                "its route has too large a number",
-                "use fewer MSI-X vectors",
-            ));
+            return Err(refuse("its route has too large a number", "use fewer MSI-X vectors"));
         }
         slot.route
             .compare_exchange(0, encoded, Ordering::AcqRel, Ordering::Acquire)
@@ -206,8 +193,7 @@ impl RouteTable {
 
     /// Interrupts delivered on a route since it was registered.
     pub fn delivered(&self, handle: &RouteHandle) -> u64 {
-        self.slot(handle.vector)
-            .map_or(0, |slot| slot.delivered.load(Ordering::Relaxed))
+        self.slot(handle.vector).map_or(0, |slot| slot.delivered.load(Ordering::Relaxed))
     }
 
     /// Interrupts that led nowhere.
@@ -222,11 +208,7 @@ mod tests {
     use proptest::prelude::*;
 
     const VECTOR: HostVector = HostVector { vector: 0x41, cpu: 7 };
-    const ROUTE: Route = Route::Vdev {
-        vm: VmId(u16::MAX),
-        vdev: VdevId(u32::MAX),
-        vector: 2047,
-    };
+    const ROUTE: Route = Route::Vdev { vm: VmId(u16::MAX), vdev: VdevId(u32::MAX), vector: 2047 };
 
     #[test]
     fn an_interrupt_after_the_end_goes_nowhere() {

@@ -36,10 +36,7 @@ pub const LEVELS: [(&str, LevelFilter); 6] = [
 
 /// The name of a level.
 pub fn level_name(level: LevelFilter) -> &'static str {
-    LEVELS
-        .iter()
-        .find(|(_, known)| *known == level)
-        .map_or("off", |(name, _)| name)
+    LEVELS.iter().find(|(_, known)| *known == level).map_or("off", |(name, _)| name)
 }
 
 /// Who shows the messages.
@@ -77,11 +74,7 @@ impl Logger {
     /// An empty one.
     pub const fn new() -> Self {
         Self {
-            ring: Mutex::new(Ring {
-                messages: [Message::new_const(); WAITING],
-                first: 0,
-                count: 0,
-            }),
+            ring: Mutex::new(Ring { messages: [Message::new_const(); WAITING], first: 0, count: 0 }),
             lost: AtomicU64::new(0),
             sink: Once::new(),
         }
@@ -265,10 +258,7 @@ mod tests {
         say(&logger, Level::Warn, "two\nlines");
         assert_eq!(
             drained(&logger),
-            [
-                "    0.000000 vtd: before the sink",
-                "   12.345678 warn vtd: two lines"
-            ]
+            ["    0.000000 vtd: before the sink", "   12.345678 warn vtd: two lines"]
         );
         assert!(drained(&logger).is_empty());
 
@@ -282,10 +272,7 @@ mod tests {
 
         say(&logger, Level::Info, &"\u{e4}".repeat(1000));
         let line = drained(&logger).remove(0);
-        assert!(
-            line.ends_with("\u{e4}…") && line.len() > MAX_MESSAGE - 8,
-            "{line}"
-        );
+        assert!(line.ends_with("\u{e4}…") && line.len() > MAX_MESSAGE - 8, "{line}");
 
         // Others log as fast as this one prints.
         let mut shown = 0;

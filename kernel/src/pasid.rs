@@ -32,11 +32,7 @@ impl Pasid {
 
     /// `None` where `value` does not fit in 20 bits.
     pub const fn new(value: u32) -> Option<Self> {
-        if value < 1 << Self::BITS {
-            Some(Self(value))
-        } else {
-            None
-        }
+        if value < 1 << Self::BITS { Some(Self(value)) } else { None }
     }
 
     /// The number.
@@ -72,11 +68,7 @@ pub struct PasidQuota(Arc<QuotaInner>);
 impl PasidQuota {
     /// A quota of `limit` PASIDs for `vm`.
     pub fn new(vm: VmId, limit: u32) -> Self {
-        Self(Arc::new(QuotaInner {
-            vm,
-            limit,
-            counters: Counters::default(),
-        }))
+        Self(Arc::new(QuotaInner { vm, limit, counters: Counters::default() }))
     }
 
     /// The most it may have.
@@ -190,11 +182,7 @@ impl PasidSpace {
         if taken >= quota.limit() {
             return Err(Refusal::new(
                 "PASID",
-                format!(
-                    "quota of {} used up{}",
-                    quota.limit(),
-                    of_which_retired(quota.retired())
-                ),
+                format!("quota of {} used up{}", quota.limit(), of_which_retired(quota.retired())),
                 if quota.retired() == 0 {
                     "raise pasids of this VM or destroy one of its vdevs"
                 } else {

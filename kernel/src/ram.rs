@@ -66,11 +66,7 @@ pub fn check_layout(ranges: &[RamRange]) -> Result<u64, Refusal> {
         if range.start.0 < end {
             return Err(refuse(range, "not above the range before it"));
         }
-        end = range
-            .start
-            .checked_add(range.len)
-            .ok_or_else(|| refuse(range, "beyond the address space"))?
-            .0;
+        end = range.start.checked_add(range.len).ok_or_else(|| refuse(range, "beyond the address space"))?.0;
         total += range.len;
     }
     Ok(total)
@@ -104,21 +100,12 @@ impl GuestRam {
                     break;
                 };
                 let len = left.min(range.len - done);
-                segments.push(RamSegment {
-                    guest: GuestPhys(range.start.0 + done),
-                    host,
-                    len,
-                });
+                segments.push(RamSegment { guest: GuestPhys(range.start.0 + done), host, len });
                 chunk = Some((HostPhys(host.0 + len), left - len));
                 done += len;
             }
         }
-        Ok(Self {
-            owner,
-            frames,
-            ranges: ranges.to_vec(),
-            segments,
-        })
+        Ok(Self { owner, frames, ranges: ranges.to_vec(), segments })
     }
 
     /// The VM whose RAM it is.
@@ -164,10 +151,7 @@ impl GuestRam {
 
     /// The host address behind a guest-physical one, and how many bytes follow it contiguously.
     pub fn translate(&self, address: GuestPhys) -> Option<(HostPhys, u64)> {
-        let index = self
-            .segments
-            .partition_point(|s| s.guest.0 <= address.0)
-            .checked_sub(1)?;
+        let index = self.segments.partition_point(|s| s.guest.0 <= address.0).checked_sub(1)?;
         let segment = self.segments.get(index)?;
         let offset = address.0 - segment.guest.0;
         (offset < segment.len).then(|| (HostPhys(segment.host.0 + offset), segment.len - offset))
@@ -190,28 +174,17 @@ mod tests {
     fn ranges(pages: &[(u64, u64)]) -> Vec<RamRange> {
         pages
             .iter()
-            .map(|(start, len)| RamRange {
-                start: GuestPhys(start * PAGE),
-                len: len * PAGE,
-            })
+            .map(|(start, len)| RamRange { start: GuestPhys(start * PAGE), len: len * PAGE })
             .collect()
     }
 
     #[test]
     fn layouts_that_are_not_sound_are_refused() {
         assert_eq!(check_layout(&ranges(&[(0, 1), (2, 3)])).unwrap(), 4 * PAGE);
-        for bad in [
-            &[(2, 1), (0, 1)][..],
-            &[(0, 2), (1, 1)],
-            &[(0, 0)],
-            &[(u64::MAX / PAGE, 1)],
-        ] {
+        for bad in [&[(2, 1), (0, 1)][..], &[(0, 2), (1, 1)], &[(0, 0)], &[(u64::MAX / PAGE, 1)]] {
             assert!(check_layout(&ranges(bad)).is_err(), "{bad:?}");
         }
-        let odd = RamRange {
-            start: GuestPhys(0x1000),
-            len: PAGE,
-        };
+        let odd = RamRange { start: GuestPhys(0x1000), len: PAGE };
         assert!(check_layout(&[odd]).is_err());
     }
 

@@ -18,11 +18,7 @@ pub struct Refusal {
 impl Refusal {
     /// From its three parts.
     pub fn new(what: impl Into<String>, why: impl Into<String>, remedy: impl Into<String>) -> Self {
-        Self {
-            what: what.into(),
-            why: why.into(),
-            remedy: remedy.into(),
-        }
+        Self { what: what.into(), why: why.into(), remedy: remedy.into() }
     }
 
     /// The same refusal seen from one level further out: `outer: what`.

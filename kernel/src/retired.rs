@@ -59,10 +59,7 @@ impl Retry {
 
     /// Something was retired just now, or came back: it is worth asking soon.
     pub(crate) fn soon(now_ns: u64) -> Self {
-        Self {
-            due_ns: now_ns.saturating_add(Self::FIRST_NS),
-            pause_ns: Self::FIRST_NS,
-        }
+        Self { due_ns: now_ns.saturating_add(Self::FIRST_NS), pause_ns: Self::FIRST_NS }
     }
 
     /// A try was in vain.
@@ -111,13 +108,7 @@ pub enum Retired {
 impl Retirement {
     /// A new record.
     pub(crate) fn new(vm: String, why: String, what: Retired, since_ns: u64) -> Self {
-        Self {
-            vm,
-            why,
-            what,
-            since_ns,
-            tries: 0,
-        }
+        Self { vm, why, what, since_ns, tries: 0 }
     }
 
     pub(crate) fn info(&self) -> RetiredInfo {

@@ -122,11 +122,7 @@ pub struct Scheduler {
 impl Scheduler {
     /// Empty queues for `pcpus` pCPUs, with turns of `slice_ns` nanoseconds.
     pub fn new(pcpus: usize, slice_ns: u64) -> Self {
-        Self {
-            queues: (0..pcpus).map(|_| Mutex::default()).collect(),
-            slice_ns,
-            assigning: Mutex::new(()),
-        }
+        Self { queues: (0..pcpus).map(|_| Mutex::default()).collect(), slice_ns, assigning: Mutex::new(()) }
     }
 
     fn queue(&self, pcpu: PcpuId) -> Option<&Mutex<RunQueue>> {
@@ -138,17 +134,10 @@ impl Scheduler {
         let refuse =
             |why, remedy| Refusal::new(format!("vCPU {} of VM {}", vcpu.index, vcpu.vm), why, remedy);
         let _one = self.assigning.lock();
-        if self
-            .queues
-            .iter()
-            .any(|queue| queue.lock().vcpus.contains_key(&vcpu))
-        {
+        if self.queues.iter().any(|queue| queue.lock().vcpus.contains_key(&vcpu)) {
             return Err(refuse("it has a pCPU already", "remove it first"));
         }
-        let load = |pcpu: &u32| {
-            self.queue(PcpuId(*pcpu))
-                .map_or(0, |queue| queue.lock().vcpus.len())
-        };
+        let load = |pcpu: &u32| self.queue(PcpuId(*pcpu)).map_or(0, |queue| queue.lock().vcpus.len());
         let pcpu = (0..self.queues.len() as u32)
             .filter(|pcpu| !self.is_lost(PcpuId(*pcpu)))
             .min_by_key(load)
@@ -175,8 +164,7 @@ impl Scheduler {
     /// Whether the vCPU is the current one of its pCPU: after [`Scheduler::suspend`] or
     /// [`Scheduler::remove`], whether it may still be running.
     pub fn is_running(&self, seat: Seat) -> bool {
-        self.queue(seat.pcpu)
-            .is_some_and(|queue| queue.lock().is_current(seat.vcpu))
+        self.queue(seat.pcpu).is_some_and(|queue| queue.lock().is_current(seat.vcpu))
     }
 
     /// Makes a vCPU ready: it has an interrupt to take, or starts. Returns whether its pCPU must be kicked
@@ -287,10 +275,7 @@ impl Scheduler {
         if let Some(state) = queue.vcpus.get_mut(&vcpu) {
             state.woken = false;
         }
-        Some(Turn {
-            vcpu,
-            until: (!queue.ready.is_empty()).then_some(slice_end),
-        })
+        Some(Turn { vcpu, until: (!queue.ready.is_empty()).then_some(slice_end) })
     }
 
     /// A pCPU does not come back. Names the vCPUs that are seated there: none but the current one can run before it asks
@@ -328,10 +313,7 @@ impl Scheduler {
             }
         };
         let queues = self.queues.iter().zip(0..);
-        queues
-            .filter(|(queue, _)| overdue(&mut queue.lock()))
-            .map(|(_, index)| PcpuId(index))
-            .collect()
+        queues.filter(|(queue, _)| overdue(&mut queue.lock())).map(|(_, index)| PcpuId(index)).collect()
     }
 
     /// For the monitor. `name` gives a VM's name.
@@ -365,10 +347,7 @@ mod tests {
     const PCPU: PcpuId = PcpuId(0);
 
     fn vcpu(vm: u16) -> VcpuId {
-        VcpuId {
-            vm: VmId(vm),
-            index: 0,
-        }
+        VcpuId { vm: VmId(vm), index: 0 }
     }
 
     /// One pCPU with awake vCPUs of VMs 0..count; turns of 10.
@@ -388,15 +367,10 @@ mod tests {
     #[test]
     fn vcpus_spread_over_the_least_loaded() {
         let scheduler = Scheduler::new(2, 10);
-        let places: Vec<u32> = (0..3)
-            .map(|vm| scheduler.assign(vcpu(vm)).unwrap().pcpu.0)
-            .collect();
+        let places: Vec<u32> = (0..3).map(|vm| scheduler.assign(vcpu(vm)).unwrap().pcpu.0).collect();
         assert_eq!(places, [0, 1, 0]);
         assert!(scheduler.assign(vcpu(0)).is_err());
-        let seat = Seat {
-            vcpu: vcpu(1),
-            pcpu: PcpuId(1),
-        };
+        let seat = Seat { vcpu: vcpu(1), pcpu: PcpuId(1) };
         scheduler.remove(seat);
         assert_eq!(scheduler.assign(vcpu(4)).unwrap().pcpu, PcpuId(1));
         assert!(Scheduler::new(0, 10).assign(vcpu(0)).is_err());
@@ -405,10 +379,7 @@ mod tests {
     #[test]
     fn alone_there_is_no_timer_and_halted_nothing_runs() {
         let (scheduler, seats) = shared(1);
-        let turn = Turn {
-            vcpu: vcpu(0),
-            until: None,
-        };
+        let turn = Turn { vcpu: vcpu(0), until: None };
         assert_eq!(scheduler.next(PCPU, 0), Some(turn));
         assert_eq!(scheduler.next(PCPU, 1_000_000), Some(turn), "as long as it likes");
         assert!(scheduler.halt(PCPU));
@@ -427,11 +398,7 @@ mod tests {
             let turn = scheduler.next(PCPU, now).unwrap();
             order.push(turn.vcpu.vm.0);
             assert_eq!(turn.until, Some(now + 10));
-            assert_eq!(
-                scheduler.next(PCPU, now + 9),
-                Some(turn),
-                "an early question changes nothing"
-            );
+            assert_eq!(scheduler.next(PCPU, now + 9), Some(turn), "an early question changes nothing");
             now += 10;
         }
         assert_eq!(order, [0, 1, 2, 0, 1, 2, 0]);
@@ -518,10 +485,7 @@ mod tests {
         scheduler.lose(PCPU);
         scheduler.lose(other);
         let refusal = scheduler.assign(vcpu(8)).unwrap_err();
-        assert_eq!(
-            refusal.to_string(),
-            "vCPU 0 of VM 8: there is no pCPU that answers; restart the machine"
-        );
+        assert_eq!(refusal.to_string(), "vCPU 0 of VM 8: there is no pCPU that answers; restart the machine");
     }
 
     #[test]

@@ -122,20 +122,12 @@ impl VmStats {
 
     /// Exits of one kind.
     pub fn exits(&self, kind: ExitKind) -> u64 {
-        self.exits
-            .get(kind as usize)
-            .map_or(0, |counter| counter.load(Ordering::Relaxed))
+        self.exits.get(kind as usize).map_or(0, |counter| counter.load(Ordering::Relaxed))
     }
 
     /// Exits of all kinds, in the order of [`ExitKind::ALL`].
     pub fn all_exits(&self) -> Vec<ExitCount> {
-        ExitKind::ALL
-            .iter()
-            .map(|kind| ExitCount {
-                kind: kind.name(),
-                count: self.exits(*kind),
-            })
-            .collect()
+        ExitKind::ALL.iter().map(|kind| ExitCount { kind: kind.name(), count: self.exits(*kind) }).collect()
     }
 
     /// Time its vCPUs ran until `now`, in nanoseconds. Not to be called from an interrupt handler.

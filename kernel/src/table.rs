@@ -35,16 +35,12 @@ impl Table {
             Some(number) => (number.to_string(), Align::Right),
             None => (heading.to_string(), Align::Left),
         };
-        Self {
-            columns: headings.into_iter().map(column).collect(),
-            rows: Vec::new(),
-        }
+        Self { columns: headings.into_iter().map(column).collect(), rows: Vec::new() }
     }
 
     /// Adds a row. Missing cells are empty; cells beyond the last column are left out.
     pub fn row(&mut self, cells: impl IntoIterator<Item = String>) {
-        self.rows
-            .push(cells.into_iter().take(self.columns.len()).collect());
+        self.rows.push(cells.into_iter().take(self.columns.len()).collect());
     }
 
     /// Whether there are only headings.
@@ -54,11 +50,7 @@ impl Table {
 
     /// The table as lines; without rows, `otherwise`.
     pub fn render_or(&self, otherwise: &str) -> String {
-        if self.is_empty() {
-            format!("{otherwise}\n")
-        } else {
-            self.render()
-        }
+        if self.is_empty() { format!("{otherwise}\n") } else { self.render() }
     }
 
     /// The table as lines.
@@ -66,11 +58,7 @@ impl Table {
         let width = |index: usize| {
             let cells = self.rows.iter().filter_map(|row| row.get(index));
             let headings = self.columns.get(index).map(|(heading, _)| heading);
-            cells
-                .chain(headings)
-                .map(|cell| cell.chars().count())
-                .max()
-                .unwrap_or(0)
+            cells.chain(headings).map(|cell| cell.chars().count()).max().unwrap_or(0)
         };
         let widths: Vec<usize> = (0..self.columns.len()).map(width).collect();
         let headings: Vec<String> = self.columns.iter().map(|(heading, _)| heading.clone()).collect();
@@ -96,11 +84,7 @@ impl Table {
 /// Names and values, one pair a line, values aligned.
 pub fn pairs<'a>(pairs: impl IntoIterator<Item = (&'a str, String)>) -> String {
     let pairs: Vec<_> = pairs.into_iter().collect();
-    let width = pairs
-        .iter()
-        .map(|(name, _)| name.chars().count())
-        .max()
-        .unwrap_or(0);
+    let width = pairs.iter().map(|(name, _)| name.chars().count()).max().unwrap_or(0);
     let mut out = String::new();
     for (name, value) in pairs {
         out.push_str(format!("{name:width$}  {value}").trim_end());
@@ -149,10 +133,7 @@ mod tests {
 
     #[test]
     fn pairs_line_up() {
-        assert_eq!(
-            pairs([("a", "1".to_string()), ("long", String::new())]),
-            "a     1\nlong\n"
-        );
+        assert_eq!(pairs([("a", "1".to_string()), ("long", String::new())]), "a     1\nlong\n");
     }
 
     #[test]

@@ -293,10 +293,7 @@ impl Vm {
             quota: PasidQuota::new(id, spec.pasid_quota),
             spec,
             stats: VmStats::default(),
-            status: Mutex::new(Status {
-                state: VmState::Created,
-                reason: None,
-            }),
+            status: Mutex::new(Status { state: VmState::Created, reason: None }),
             busy: AtomicBool::new(false),
             request: Mutex::new(None),
             held: AtomicBool::new(false),
@@ -353,12 +350,7 @@ impl Vm {
 
     /// Its vdev of that number.
     pub fn vdev(&self, id: VdevId) -> Option<Arc<Vdev>> {
-        self.life
-            .lock()
-            .vdevs
-            .iter()
-            .find(|vdev| vdev.id() == id)
-            .cloned()
+        self.life.lock().vdevs.iter().find(|vdev| vdev.id() == id).cloned()
     }
 
     /// An interrupt of a vdev came in turn `turn` of another VM and took `time_ns`: accounts it, and holds further
@@ -380,10 +372,7 @@ impl Vm {
             return true;
         }
         self.held.store(false, Ordering::SeqCst);
-        let open = self
-            .vdevs()
-            .iter()
-            .fold(true, |all, vdev| all & vdev.open_interrupts());
+        let open = self.vdevs().iter().fold(true, |all, vdev| all & vdev.open_interrupts());
         if !open {
             self.held.store(true, Ordering::SeqCst);
         }
@@ -431,10 +420,9 @@ impl Vm {
             let state = status.state.name();
             let (why, remedy) = match next {
                 VmState::Starting => (format!("it is {state}"), "stop it first"),
-                VmState::Paused | VmState::Running => (
-                    format!("it is {state}"),
-                    "`vms` shows which are running or paused",
-                ),
+                VmState::Paused | VmState::Running => {
+                    (format!("it is {state}"), "`vms` shows which are running or paused")
+                }
                 _ => (format!("it is {state}"), "start it first"),
             };
             return Err(self.refuse(why, remedy));
@@ -547,9 +535,7 @@ mod tests {
             "vm alpha: another operation on it is under way; try again"
         );
         assert_eq!(
-            vm.become_state(&operation, VmState::Stopping, None)
-                .unwrap_err()
-                .to_string(),
+            vm.become_state(&operation, VmState::Stopping, None).unwrap_err().to_string(),
             "vm alpha: it is created; start it first"
         );
         drop(operation);
@@ -561,10 +547,7 @@ mod tests {
         let vm = vm();
         vm.request(VmEnd::Crashed("triple fault".to_string()));
         vm.request(VmEnd::PowerOff);
-        assert_eq!(
-            vm.requested().map(|end| end.reason()).as_deref(),
-            Some("triple fault")
-        );
+        assert_eq!(vm.requested().map(|end| end.reason()).as_deref(), Some("triple fault"));
         vm.clear_request();
         assert_eq!(vm.requested(), None);
     }

@@ -31,10 +31,7 @@ impl Suite {
     /// # Errors
     /// When the machine's sources name no Debian archive, or that has no such suite.
     pub fn open(name: &str, architecture: Option<&'static str>, dir: &Path, step: &Step) -> Result<Suite> {
-        let suite = Suite {
-            dir: dir.to_path_buf(),
-            architecture,
-        };
+        let suite = Suite { dir: dir.to_path_buf(), architecture };
         fs::create_dir_all(suite.lists().join("partial"))?;
         let archive = archive_uri()?;
         let lines =
@@ -62,17 +59,11 @@ impl Suite {
     }
 
     fn madison(&self, package: &str, kind: &str) -> Result<Vec<String>> {
-        let listing = command::output(
-            self.with_options(&mut Command::new("apt-cache"))
-                .args(["madison", package]),
-        )?;
+        let listing =
+            command::output(self.with_options(&mut Command::new("apt-cache")).args(["madison", package]))?;
         // " rust-src | 1.95.0+dfsg1-2~bpo13+1 | URI suite/main amd64 Packages"
         let column = |line: &str| line.split('|').nth(1).map(|version| version.trim().to_owned());
-        Ok(listing
-            .lines()
-            .filter(|line| line.trim_end().ends_with(kind))
-            .filter_map(column)
-            .collect())
+        Ok(listing.lines().filter(|line| line.trim_end().ends_with(kind)).filter_map(column).collect())
     }
 
     /// Downloads the files of a source package into `dir`.
@@ -81,9 +72,7 @@ impl Suite {
     /// When the source cannot be fetched.
     pub fn download_source(&self, package: &str, version: &str, dir: &Path, step: &Step) -> Result<()> {
         let mut apt_get = self.apt_get();
-        apt_get
-            .current_dir(dir)
-            .args(["source", "--download-only", &format!("{package}={version}")]);
+        apt_get.current_dir(dir).args(["source", "--download-only", &format!("{package}={version}")]);
         command::run(&mut apt_get, step)
     }
 
@@ -102,18 +91,12 @@ impl Suite {
     /// # Errors
     /// When there is none.
     pub fn dependency(&self, package: &str, prefix: &str) -> Result<String> {
-        let listing = command::output(
-            self.with_options(&mut Command::new("apt-cache"))
-                .args(["depends", package]),
-        )?;
+        let listing =
+            command::output(self.with_options(&mut Command::new("apt-cache")).args(["depends", package]))?;
         // "  Depends: linux-image-6.1.0-50-amd64"
-        let mut names = listing
-            .lines()
-            .filter_map(|line| line.trim().strip_prefix("Depends: "));
+        let mut names = listing.lines().filter_map(|line| line.trim().strip_prefix("Depends: "));
         let found = names.find(|name| name.starts_with(prefix));
-        Ok(found
-            .with_context(|| format!("{package} depends on no {prefix}*"))?
-            .to_owned())
+        Ok(found.with_context(|| format!("{package} depends on no {prefix}*"))?.to_owned())
     }
 
     fn sources(&self) -> PathBuf {
@@ -157,11 +140,8 @@ impl Suite {
 /// # Errors
 /// When some are missing and cannot be installed; the error is the line to type.
 pub fn need(packages: &[impl AsRef<str>]) -> Result<()> {
-    let missing: Vec<&str> = packages
-        .iter()
-        .map(AsRef::as_ref)
-        .filter(|package| !is_installed(package))
-        .collect();
+    let missing: Vec<&str> =
+        packages.iter().map(AsRef::as_ref).filter(|package| !is_installed(package)).collect();
     if missing.is_empty() {
         return Ok(());
     }
@@ -170,26 +150,15 @@ pub fn need(packages: &[impl AsRef<str>]) -> Result<()> {
     } else if command::output(Command::new("sudo").args(["-n", "true"])).is_ok() {
         &["sudo", "-n"]
     } else {
-        bail!(
-            "some Debian packages are missing; run: sudo apt-get install {}",
-            missing.join(" ")
-        );
+        bail!("some Debian packages are missing; run: sudo apt-get install {}", missing.join(" "));
     };
     let step = Step::start(format!("installing Debian packages: {}", missing.join(" ")));
     let apt_get = |arguments: &[&str]| {
-        let words = [
-            prefix,
-            &["env", "DEBIAN_FRONTEND=noninteractive", "apt-get", WAIT_FOR_LOCK],
-            arguments,
-        ]
-        .concat();
+        let words = [prefix, &["env", "DEBIAN_FRONTEND=noninteractive", "apt-get", WAIT_FOR_LOCK], arguments]
+            .concat();
         command::run(Command::new(words[0]).args(&words[1..]), &step)
     };
-    let install = [
-        &["install", "--yes", "--no-install-recommends"],
-        missing.as_slice(),
-    ]
-    .concat();
+    let install = [&["install", "--yes", "--no-install-recommends"], missing.as_slice()].concat();
     if apt_get(&install).is_err() {
         // The lists may never have been fetched, or name files that are gone.
         apt_get(&["update"])?;
@@ -211,17 +180,9 @@ fn is_installed(package: &str) -> bool {
 pub fn unpack(deb: &Path, member: &str, without: Option<&str>, dir: &Path, step: &Step) -> Result<()> {
     let script = r#"deb=$1; shift; dpkg-deb --fsys-tarfile "$deb" | tar -x "$@""#;
     let mut shell = Command::new("bash");
-    shell
-        .args(["-o", "pipefail", "-c", script, "unpack"])
-        .arg(deb)
-        .arg("-C")
-        .arg(dir);
+    shell.args(["-o", "pipefail", "-c", script, "unpack"]).arg(deb).arg("-C").arg(dir);
     shell.args(without.map(|path| format!("--exclude=./{path}")));
-    shell.arg(if member == "." {
-        "./".to_owned()
-    } else {
-        format!("./{member}")
-    });
+    shell.arg(if member == "." { "./".to_owned() } else { format!("./{member}") });
     command::run(&mut shell, step).with_context(|| format!("unpacking {}", deb.display()))
 }
 
@@ -248,10 +209,7 @@ fn archive_uri() -> Result<String> {
 fn find_by_prefix(dir: &Path, prefix: &str) -> Result<PathBuf> {
     for entry in fs::read_dir(dir)? {
         let path = entry?.path();
-        if path
-            .file_name()
-            .is_some_and(|name| name.to_string_lossy().starts_with(prefix))
-        {
+        if path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(prefix)) {
             return Ok(path);
         }
     }

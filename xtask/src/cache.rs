@@ -51,9 +51,7 @@ pub fn sha256_file(path: &Path) -> Result<String> {
     let mut hash = Sha256::new();
     let mut block = vec![0; READ_BLOCK];
     loop {
-        let length = file
-            .read(&mut block)
-            .with_context(|| format!("reading {}", path.display()))?;
+        let length = file.read(&mut block).with_context(|| format!("reading {}", path.display()))?;
         if length == 0 {
             return Ok(hex(&hash.finalize()));
         }
@@ -103,8 +101,7 @@ impl Cache {
         let file = File::create(&path).with_context(|| format!("creating {}", path.display()))?;
         if file.try_lock().is_err() {
             eprintln!("  waiting for another run that is making {name}");
-            file.lock()
-                .with_context(|| format!("locking {}", path.display()))?;
+            file.lock().with_context(|| format!("locking {}", path.display()))?;
         }
         Ok(file)
     }
@@ -148,19 +145,13 @@ impl Cache {
         for entry in fs::read_dir(dir)? {
             let entry = entry?;
             let name = entry.file_name().to_string_lossy().into_owned();
-            if name
-                .strip_prefix(kind)
-                .and_then(|rest| rest.strip_prefix('-'))
-                .is_some_and(is_key)
-            {
+            if name.strip_prefix(kind).and_then(|rest| rest.strip_prefix('-')).is_some_and(is_key) {
                 found.push((entry.metadata()?.modified()?, name));
             }
         }
         found.sort();
         let surplus = found.len().saturating_sub(kept);
-        found[..surplus]
-            .iter()
-            .try_for_each(|(_, name)| self.remove_if_free(&dir.join(name), name))
+        found[..surplus].iter().try_for_each(|(_, name)| self.remove_if_free(&dir.join(name), name))
     }
 
     /// Deletes what interrupted runs have left.
@@ -174,11 +165,7 @@ impl Cache {
 
     fn remove_if_free(&self, dir: &Path, name: &str) -> Result<()> {
         let lock = File::create(self.root.join("locks").join(name))?;
-        if lock.try_lock().is_ok() {
-            remove_if_there(dir)
-        } else {
-            Ok(())
-        }
+        if lock.try_lock().is_ok() { remove_if_there(dir) } else { Ok(()) }
     }
 }
 
@@ -230,15 +217,8 @@ mod tests {
             bail!("interrupted")
         });
         assert!(failed.is_err());
-        assert!(
-            fs::read_dir(cache.root().join("making"))
-                .unwrap()
-                .next()
-                .is_none()
-        );
-        let made = cache
-            .entry("thing", &key, |dir| Ok(fs::write(dir.join("whole"), "whole")?))
-            .unwrap();
+        assert!(fs::read_dir(cache.root().join("making")).unwrap().next().is_none());
+        let made = cache.entry("thing", &key, |dir| Ok(fs::write(dir.join("whole"), "whole")?)).unwrap();
         assert!(made.join("whole").exists() && !made.join("half").exists());
         let again = cache.entry("thing", &key, |_| bail!("made twice")).unwrap();
         assert_eq!(made, again);
@@ -267,27 +247,17 @@ mod tests {
         let first = make("0");
         for number in 1..=KEPT {
             // The clock may stand still between two entries; give the older one a time that is surely older.
-            File::open(make(&number.to_string()))
-                .unwrap()
-                .set_modified(SystemTime::UNIX_EPOCH)
-                .unwrap();
+            File::open(make(&number.to_string())).unwrap().set_modified(SystemTime::UNIX_EPOCH).unwrap();
             assert_eq!(first, make("0"));
         }
         assert!(first.is_dir() && other.is_dir());
         let left = fs::read_dir(cache.root()).unwrap().count();
-        assert_eq!(
-            left,
-            KEPT + 3,
-            "entries of the name, the other name's, locks and making"
-        );
+        assert_eq!(left, KEPT + 3, "entries of the name, the other name's, locks and making");
         fs::remove_dir_all(cache.root()).unwrap();
     }
 
     #[test]
     fn keys_tell_apart_how_parts_are_cut() {
-        assert_ne!(
-            Key::new().part("ab").part("c").digits(),
-            Key::new().part("a").part("bc").digits()
-        );
+        assert_ne!(Key::new().part("ab").part("c").digits(), Key::new().part("a").part("bc").digits());
     }
 }

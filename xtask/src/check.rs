@@ -19,27 +19,15 @@ pub fn run() -> Result<()> {
     command::run_visible(command::cargo().args(["fmt", "--all", "--check"]))?;
     say("clippy, host crates");
     let mut clippy = command::cargo();
-    command::run_visible(
-        clippy
-            .arg("clippy")
-            .args(host)
-            .args(["--all-targets", "--", "-D", "warnings"]),
-    )?;
+    command::run_visible(clippy.arg("clippy").args(host).args(["--all-targets", "--", "-D", "warnings"]))?;
     for arch in Arch::ALL {
         say(&format!("clippy, UEFI application for {arch}"));
         // Its test target would need a standard library: what can be tested on the host lies in the other crates.
-        command::run_visible(
-            uefi::cargo(*arch, "clippy")?
-                .args(lib_or_bin)
-                .args(["--", "-D", "warnings"]),
-        )?;
+        command::run_visible(uefi::cargo(*arch, "clippy")?.args(lib_or_bin).args(["--", "-D", "warnings"]))?;
     }
     say("documentation");
     let mut doc = command::cargo();
-    doc.env("RUSTDOCFLAGS", "-D warnings")
-        .arg("doc")
-        .args(host)
-        .arg("--no-deps");
+    doc.env("RUSTDOCFLAGS", "-D warnings").arg("doc").args(host).arg("--no-deps");
     command::run_visible(&mut doc)?;
     for arch in Arch::ALL {
         let mut doc = uefi::cargo(*arch, "doc")?;

@@ -23,9 +23,7 @@ pub fn cargo() -> Command {
 /// # Errors
 /// When the program cannot be started or does not exit with 0.
 pub fn run_visible(command: &mut Command) -> Result<()> {
-    let status = command
-        .status()
-        .with_context(|| format!("starting {}", describe(command)))?;
+    let status = command.status().with_context(|| format!("starting {}", describe(command)))?;
     if !status.success() {
         bail!("{} failed: {status}", describe(command));
     }
@@ -39,10 +37,7 @@ pub fn run_visible(command: &mut Command) -> Result<()> {
 pub fn run(command: &mut Command, step: &Step) -> Result<()> {
     let (reader, writer) = std::io::pipe().context("making a pipe")?;
     let described = describe(command);
-    command
-        .stdin(Stdio::null())
-        .stdout(writer.try_clone()?)
-        .stderr(writer);
+    command.stdin(Stdio::null()).stdout(writer.try_clone()?).stderr(writer);
     let mut child = command.spawn().with_context(|| format!("starting {described}"))?;
     // The command keeps both write ends; without this the pipe would never report its end.
     command.stdout(Stdio::null()).stderr(Stdio::null());
@@ -68,18 +63,11 @@ pub fn run(command: &mut Command, step: &Step) -> Result<()> {
 /// # Errors
 /// When the program cannot be started or does not exit with 0; the error repeats its standard error.
 pub fn output(command: &mut Command) -> Result<String> {
-    let output = command
-        .stdin(Stdio::null())
-        .output()
-        .with_context(|| format!("starting {}", describe(command)))?;
+    let output =
+        command.stdin(Stdio::null()).output().with_context(|| format!("starting {}", describe(command)))?;
     if !output.status.success() {
         let said = String::from_utf8_lossy(&output.stderr);
-        bail!(
-            "{} failed: {}; it said: {}",
-            describe(command),
-            output.status,
-            said.trim()
-        );
+        bail!("{} failed: {}; it said: {}", describe(command), output.status, said.trim());
     }
     Ok(String::from_utf8_lossy(&output.stdout).trim_end().to_owned())
 }
@@ -90,10 +78,8 @@ pub fn output(command: &mut Command) -> Result<String> {
 /// # Errors
 /// When the program cannot be started.
 pub fn output_echoed(command: &mut Command) -> Result<(String, bool)> {
-    let mut child = command
-        .stdout(Stdio::piped())
-        .spawn()
-        .with_context(|| format!("starting {}", describe(command)))?;
+    let mut child =
+        command.stdout(Stdio::piped()).spawn().with_context(|| format!("starting {}", describe(command)))?;
     let mut text = String::new();
     for line in BufReader::new(child.stdout.take().context("no standard output")?).split(b'\n') {
         let line = String::from_utf8_lossy(&line?).into_owned();
@@ -118,8 +104,5 @@ pub fn is_root() -> bool {
 /// The command line as one would type it, for messages.
 fn describe(command: &Command) -> String {
     let words = std::iter::once(command.get_program()).chain(command.get_args());
-    words
-        .map(|word| word.to_string_lossy())
-        .collect::<Vec<_>>()
-        .join(" ")
+    words.map(|word| word.to_string_lossy()).collect::<Vec<_>>().join(" ")
 }

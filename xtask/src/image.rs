@@ -30,8 +30,6 @@ pub fn make(arch: Arch, configuration: &str, output: Option<&Path>) -> Result<Pa
     let name = format!("pasidon-{arch}.img");
     let path = output.map_or(workspace::target_dir().join(name), Path::to_path_buf);
     let shop = Shop::new(arch);
-    Image::new(&shop.application(&[])?, configuration)
-        .linux(&shop.linux()?)
-        .write(&path)?;
+    Image::new(&shop.application(&[])?, configuration).linux(&shop.linux()?).write(&path)?;
     Ok(path)
 }

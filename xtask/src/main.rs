@@ -166,10 +166,7 @@ fn dispatch(command: Command) -> Result<()> {
         Command::Run(options) => run::run(options.arch, options.config.as_deref()),
         Command::Image(options) => {
             let configuration = image::configuration(options.arch, options.config.as_deref())?;
-            println!(
-                "{}",
-                image::make(options.arch, &configuration, options.output.as_deref())?.display()
-            );
+            println!("{}", image::make(options.arch, &configuration, options.output.as_deref())?.display());
             Ok(())
         }
         Command::Setup(platform) => setup::run(platform.arch),

@@ -74,11 +74,7 @@ pub fn qemu(arch: Arch) -> Result<PathBuf> {
     if let Some(own) = std::env::var_os(QEMU_VARIABLE) {
         let own = PathBuf::from(own);
         let own = if own.is_dir() { own.join(&program) } else { own };
-        ensure!(
-            own.is_file(),
-            "{QEMU_VARIABLE}: no such program: {}",
-            own.display()
-        );
+        ensure!(own.is_file(), "{QEMU_VARIABLE}: no such program: {}", own.display());
         return Ok(own);
     }
     let dir = workspace::root().join("tests/platform");
@@ -92,9 +88,7 @@ pub fn qemu(arch: Arch) -> Result<PathBuf> {
         fs::read(dir.join(devices)).with_context(|| format!("reading {}", dir.join(devices).display()))?;
     let patches = read_patches(&dir.join("patches"))?;
     let tree_key = recipe.tree_key(arch, &devices);
-    let key = patches
-        .iter()
-        .fold(tree_key.clone(), |key, patch| key.part(&patch.text));
+    let key = patches.iter().fold(tree_key.clone(), |key, patch| key.part(&patch.text));
     let cache = Cache::open()?;
     let entry = cache.entry(&format!("qemu-{arch}"), &key, |entry| {
         apt::need(&recipe.build.packages)?;
@@ -105,11 +99,8 @@ pub fn qemu(arch: Arch) -> Result<PathBuf> {
         fs::create_dir(entry.join("bin"))?;
         fs::copy(built, entry.join("bin").join(&program)).context("copying the finished QEMU")?;
         fs::create_dir(entry.join("include"))?;
-        fs::copy(
-            tree.source().join("include/qemu/qemu-plugin.h"),
-            entry.join("include/qemu-plugin.h"),
-        )
-        .context("copying the header for plugins")?;
+        fs::copy(tree.source().join("include/qemu/qemu-plugin.h"), entry.join("include/qemu-plugin.h"))
+            .context("copying the header for plugins")?;
         Ok(())
     })?;
     Ok(entry.join("bin").join(program))
@@ -120,10 +111,8 @@ pub fn qemu(arch: Arch) -> Result<PathBuf> {
 /// # Errors
 /// When the QEMU that is used has no header for plugins beside it, or the plugin does not compile.
 pub fn plugin(arch: Arch, name: &str) -> Result<PathBuf> {
-    let include = qemu(arch)?
-        .parent()
-        .map(|bin| bin.join("../include"))
-        .context("a QEMU without a folder")?;
+    let include =
+        qemu(arch)?.parent().map(|bin| bin.join("../include")).context("a QEMU without a folder")?;
     let header = include.join("qemu-plugin.h");
     let header = fs::read(&header).with_context(|| format!("no header for plugins: {}", header.display()))?;
     let source = workspace::root().join(format!("tests/platform/plugins/{name}.c"));
@@ -133,13 +122,8 @@ pub fn plugin(arch: Arch, name: &str) -> Result<PathBuf> {
         let step = Step::start(format!("building the plugin {name}"));
         let flags = command::output(Command::new("pkg-config").args(["--cflags", "glib-2.0"]))?;
         let mut gcc = Command::new("gcc");
-        gcc.args(["-O2", "-Wall", "-Werror", "-shared", "-fPIC"])
-            .args(flags.split_whitespace());
-        gcc.arg("-I")
-            .arg(&include)
-            .arg(&source)
-            .arg("-o")
-            .arg(entry.join("plugin.so"));
+        gcc.args(["-O2", "-Wall", "-Werror", "-shared", "-fPIC"]).args(flags.split_whitespace());
+        gcc.arg("-I").arg(&include).arg(&source).arg("-o").arg(entry.join("plugin.so"));
         command::run(&mut gcc, &step)?;
         step.done();
         Ok(())
@@ -152,9 +136,7 @@ fn read_patches(dir: &Path) -> Result<Vec<Patch>> {
     if !dir.is_dir() {
         return Ok(Vec::new());
     }
-    let mut paths: Vec<PathBuf> = fs::read_dir(dir)?
-        .map(|entry| Ok(entry?.path()))
-        .collect::<Result<_>>()?;
+    let mut paths: Vec<PathBuf> = fs::read_dir(dir)?.map(|entry| Ok(entry?.path())).collect::<Result<_>>()?;
     paths.retain(|path| path.extension().is_some_and(|extension| extension == "patch"));
     paths.sort();
     let read = |path: PathBuf| {
@@ -167,22 +149,10 @@ fn read_patches(dir: &Path) -> Result<Vec<Patch>> {
 impl Recipe {
     /// Everything but the patches.
     fn tree_key(&self, arch: Arch, devices: &[u8]) -> Key {
-        let blobs = self
-            .build
-            .empty_blobs
-            .iter()
-            .map(|path| path.as_os_str().as_encoded_bytes());
-        let words = self
-            .build
-            .configure
-            .iter()
-            .chain(&self.build.pip)
-            .map(|word| word.as_bytes());
-        let key = Key::new()
-            .part(RECIPE_VERSION)
-            .part(&self.source.sha256)
-            .part(arch.to_string())
-            .part(devices);
+        let blobs = self.build.empty_blobs.iter().map(|path| path.as_os_str().as_encoded_bytes());
+        let words = self.build.configure.iter().chain(&self.build.pip).map(|word| word.as_bytes());
+        let key =
+            Key::new().part(RECIPE_VERSION).part(&self.source.sha256).part(arch.to_string()).part(devices);
         words.chain(blobs).fold(key, Key::part)
     }
 }
@@ -191,27 +161,16 @@ impl Source {
     /// The tarball, from the cache or from Debian, with its hash checked.
     fn fetch(&self, cache: &Cache) -> Result<PathBuf> {
         let entry = cache.entry("qemu-source", &Key::new().part(&self.sha256), |dir| {
-            let step = Step::start(format!(
-                "fetching the source of {} {}",
-                self.package, self.version
-            ));
+            let step = Step::start(format!("fetching the source of {} {}", self.package, self.version));
             let apt_dir = dir.join("apt");
             let fetched = match std::env::var_os(TARBALL_VARIABLE) {
                 Some(path) => PathBuf::from(path),
                 None => self.download(&apt_dir, &step).with_context(|| {
-                    format!(
-                        "no source {} {}; {TARBALL_VARIABLE} may name a copy",
-                        self.package, self.version
-                    )
+                    format!("no source {} {}; {TARBALL_VARIABLE} may name a copy", self.package, self.version)
                 })?,
             };
             let found = cache::sha256_file(&fetched)?;
-            ensure!(
-                found == self.sha256,
-                "{} has SHA-256 {found}, not {}",
-                fetched.display(),
-                self.sha256
-            );
+            ensure!(found == self.sha256, "{} has SHA-256 {found}, not {}", fetched.display(), self.sha256);
             fs::copy(&fetched, dir.join(&self.tarball)).context("keeping the tarball")?;
             if apt_dir.exists() {
                 fs::remove_dir_all(&apt_dir)?;
@@ -228,21 +187,12 @@ impl Source {
         // A new Debian revision of the same upstream version still has this tarball; an epoch is no part of the name.
         let without_epoch = |version: &str| version.rsplit(':').next().unwrap_or_default().to_owned();
         let upstream = |version: &str| version.rsplit_once('-').map(|(upstream, _)| upstream.to_owned());
-        let exact = versions
-            .iter()
-            .find(|version| without_epoch(version) == self.version);
+        let exact = versions.iter().find(|version| without_epoch(version) == self.version);
         let version = exact.or_else(|| {
-            versions
-                .iter()
-                .find(|version| upstream(&without_epoch(version)) == upstream(&self.version))
+            versions.iter().find(|version| upstream(&without_epoch(version)) == upstream(&self.version))
         });
         let Some(version) = version else {
-            bail!(
-                "Debian's {} now has {} {}",
-                self.suite,
-                self.package,
-                versions.join(", ")
-            );
+            bail!("Debian's {} now has {} {}", self.suite, self.package, versions.join(", "));
         };
         suite.download_source(&self.package, version, dir, step)?;
         Ok(dir.join(&self.tarball))
@@ -279,13 +229,7 @@ impl Tree {
         cache::remove_if_there(&fresh)?;
         fs::create_dir(&fresh)?;
         let mut tar = Command::new("tar");
-        command::run(
-            tar.arg("-xf")
-                .arg(tarball)
-                .args(["--strip-components=1", "-C"])
-                .arg(&fresh),
-            &step,
-        )?;
+        command::run(tar.arg("-xf").arg(tarball).args(["--strip-components=1", "-C"]).arg(&fresh), &step)?;
         for patch in patches {
             let mut apply = Command::new("patch");
             apply
@@ -298,10 +242,7 @@ impl Tree {
             fs::write(fresh.join(blob), EMPTY_BZIP2).with_context(|| format!("making {}", blob.display()))?;
         }
         for arch in recipe.targets.keys() {
-            fs::write(
-                fresh.join(format!("configs/devices/{arch}-softmmu/pasidon.mak")),
-                devices,
-            )?;
+            fs::write(fresh.join(format!("configs/devices/{arch}-softmmu/pasidon.mak")), devices)?;
         }
         step.note("carrying over what changed");
         if self.source().exists() {
@@ -329,17 +270,14 @@ impl Tree {
             command::run(Command::new("python3").args(["-m", "venv"]).arg(&venv), &step)?;
             let mut pip = Command::new(venv.join("bin/pip"));
             command::run(
-                pip.args(["install", "--disable-pip-version-check"])
-                    .args(&recipe.build.pip),
+                pip.args(["install", "--disable-pip-version-check"]).args(&recipe.build.pip),
                 &step,
             )?;
             let mut configure = Command::new(self.source().join("configure"));
             configure.current_dir(&build).args(&recipe.build.configure);
             configure.arg(format!("--python={}", venv.join("bin/python3").display()));
-            configure.args([
-                format!("--target-list={arch}-softmmu"),
-                format!("--with-devices-{arch}=pasidon"),
-            ]);
+            configure
+                .args([format!("--target-list={arch}-softmmu"), format!("--with-devices-{arch}=pasidon")]);
             command::run(&mut configure, &step)?;
             fs::write(&configured, "")?;
             step.done();
@@ -410,10 +348,7 @@ mod tests {
                 let path = root.join(name);
                 fs::create_dir_all(path.parent().unwrap()).unwrap();
                 fs::write(&path, text).unwrap();
-                fs::File::open(&path)
-                    .unwrap()
-                    .set_modified(SystemTime::UNIX_EPOCH)
-                    .unwrap();
+                fs::File::open(&path).unwrap().set_modified(SystemTime::UNIX_EPOCH).unwrap();
             }
         }
         mirror(&from, &to).unwrap();

@@ -32,13 +32,7 @@ impl Step {
             eprintln!("  {title} …");
         }
         let now = Instant::now();
-        Step {
-            title,
-            bar,
-            started: now,
-            last_plain: Cell::new(now),
-            finished: false,
-        }
+        Step { title, bar, started: now, last_plain: Cell::new(now), finished: false }
     }
 
     /// Shows what the step is at.
@@ -47,11 +41,7 @@ impl Step {
         if self.bar.is_hidden() {
             if self.last_plain.get().elapsed() >= PLAIN_INTERVAL {
                 self.last_plain.set(Instant::now());
-                eprintln!(
-                    "  {} [{} s] {short}",
-                    self.title,
-                    self.started.elapsed().as_secs()
-                );
+                eprintln!("  {} [{} s] {short}", self.title, self.started.elapsed().as_secs());
             }
         } else {
             self.bar.set_message(short);
@@ -66,11 +56,7 @@ impl Step {
 
     fn close(&self, outcome: &str) {
         self.bar.finish_and_clear();
-        eprintln!(
-            "  {}: {outcome} in {:.1} s",
-            self.title,
-            self.started.elapsed().as_secs_f32()
-        );
+        eprintln!("  {}: {outcome} in {:.1} s", self.title, self.started.elapsed().as_secs_f32());
     }
 }
 

@@ -38,17 +38,8 @@ pub fn run(arch: Arch, configuration: Option<&Path>) -> Result<()> {
 
 /// One line for each vdev, with its VM's copies.
 fn summary(results: &Results) -> String {
-    let header = [
-        "VM",
-        "vdev",
-        "PASID",
-        "test",
-        "copies",
-        "failures",
-        "copies/s",
-        "submission exits",
-    ]
-    .map(str::to_owned);
+    let header = ["VM", "vdev", "PASID", "test", "copies", "failures", "copies/s", "submission exits"]
+        .map(str::to_owned);
     let mut rows = vec![header.to_vec()];
     for (vm, copies) in &results.guests {
         for vdev in results.vdevs.iter().filter(|vdev| vdev.vm == *vm) {
@@ -67,10 +58,7 @@ fn summary(results: &Results) -> String {
     let width = |column: usize| rows.iter().map(|row| row[column].len()).max().unwrap_or_default();
     let widths: Vec<usize> = (0..rows[0].len()).map(width).collect();
     let line = |row: &Vec<String>| {
-        let cells = row
-            .iter()
-            .zip(&widths)
-            .map(|(cell, width)| format!("{cell:width$}"));
+        let cells = row.iter().zip(&widths).map(|(cell, width)| format!("{cell:width$}"));
         format!("{}\n", cells.collect::<Vec<_>>().join("  ").trim_end())
     };
     rows.iter().map(line).collect()
@@ -85,15 +73,8 @@ fn live(arch: Arch, text: &str) -> Result<()> {
     let mut machine = Command::new(qemu);
     machine.args(platform.command_line(private.path())?);
     // QEMU itself puts the terminal into raw mode; what it prints goes through here.
-    machine.args([
-        "-chardev",
-        "stdio,id=serial,mux=on,signal=off",
-        "-serial",
-        "chardev:serial",
-    ]);
-    machine
-        .args(["-mon", "chardev=serial,mode=readline"])
-        .stdout(Stdio::piped());
+    machine.args(["-chardev", "stdio,id=serial,mux=on,signal=off", "-serial", "chardev:serial"]);
+    machine.args(["-mon", "chardev=serial,mode=readline"]).stdout(Stdio::piped());
     print!("{}", keys(arch, text));
     std::io::stdout().flush()?;
     // A QEMU that is killed does not put the terminal back.
@@ -126,12 +107,7 @@ fn keys(arch: Arch, text: &str) -> String {
             format!("{}/{}", word("parent"), word("type"))
         };
         let vdevs: Vec<String> = vdevs.iter().map(vdev).collect();
-        screen += &format!(
-            "  VM {:8} {:6} {}\n",
-            word("name"),
-            word("memory"),
-            vdevs.join(", ")
-        );
+        screen += &format!("  VM {:8} {:6} {}\n", word("name"), word("memory"), vdevs.join(", "));
     }
     screen += "
   Ctrl-]          from a guest's console to the monitor
@@ -182,18 +158,12 @@ impl ScreenFilter {
             self.held.push(byte);
             if FIRMWARE_SCREEN_CODES.contains(&self.held.as_slice()) {
                 self.held.clear();
-            } else if !FIRMWARE_SCREEN_CODES
-                .iter()
-                .any(|code| code.starts_with(&self.held))
-            {
+            } else if !FIRMWARE_SCREEN_CODES.iter().any(|code| code.starts_with(&self.held)) {
                 out.append(&mut self.held);
             }
         }
         self.seen.extend_from_slice(&out);
-        self.open = self
-            .seen
-            .windows(Self::BANNER.len())
-            .any(|window| window == Self::BANNER);
+        self.open = self.seen.windows(Self::BANNER.len()).any(|window| window == Self::BANNER);
         out
     }
 }

@@ -58,10 +58,8 @@ fn from_package(version: &str, dir: &Path, step: &Step) -> Result<()> {
     let apt_dir = dir.join("apt");
     let suite = Suite::open(SUITE, None, &apt_dir, step)?;
     let wanted = format!("{version}+");
-    let Some(package_version) = suite
-        .versions("rust-src")?
-        .into_iter()
-        .find(|found| found.starts_with(&wanted))
+    let Some(package_version) =
+        suite.versions("rust-src")?.into_iter().find(|found| found.starts_with(&wanted))
     else {
         bail!("Debian's {SUITE} has no rust-src {version}");
     };
@@ -76,11 +74,8 @@ fn from_archive(archive: &Path, dir: &Path, step: &Step) -> Result<()> {
     // A relative name is meant from where the user stands, and cargo keeps that for `cargo xtask`.
     let archive = std::path::absolute(archive)?;
     let _ = fs::remove_dir_all(dir.join("apt"));
-    command::run(
-        Command::new("tar").arg("-xf").arg(&archive).arg("-C").arg(dir),
-        step,
-    )
-    .with_context(|| format!("unpacking {ARCHIVE_VARIABLE}={}", archive.display()))
+    command::run(Command::new("tar").arg("-xf").arg(&archive).arg("-C").arg(dir), step)
+        .with_context(|| format!("unpacking {ARCHIVE_VARIABLE}={}", archive.display()))
 }
 
 /// Puts the link in place in one step, over an older or dangling one.

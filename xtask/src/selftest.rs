@@ -79,9 +79,7 @@ impl Program {
         let mut key = Key::new().part(RECIPE_VERSION);
         for source in &sources {
             let text = fs::read(source).with_context(|| format!("reading {}", source.display()))?;
-            key = key
-                .part(source.file_name().unwrap_or_default().as_encoded_bytes())
-                .part(text);
+            key = key.part(source.file_name().unwrap_or_default().as_encoded_bytes()).part(text);
         }
         let compiled = |extension: &std::ffi::OsStr| extension == "c" || extension == "S";
         sources.retain(|source| source.extension().is_some_and(compiled));

@@ -13,9 +13,7 @@ use std::fmt::Write;
 /// # Errors
 /// When the map is not one that lld-link writes.
 pub fn from_map(map: &str) -> Result<String> {
-    let base = map
-        .lines()
-        .find_map(|line| line.trim().strip_prefix("Preferred load address is "));
+    let base = map.lines().find_map(|line| line.trim().strip_prefix("Preferred load address is "));
     let base = u64::from_str_radix(base.context("the linker map names no load address")?.trim(), 16)?;
     let mut functions = BTreeMap::new();
     let mut end_of_code = 0;
@@ -44,12 +42,7 @@ pub fn from_map(map: &str) -> Result<String> {
     ensure!(!functions.is_empty(), "the linker map names no function");
     let first = functions.keys().next().copied().unwrap_or_default();
     let start_of_code = first / PAGE * PAGE;
-    let ends: Vec<u64> = functions
-        .keys()
-        .skip(1)
-        .copied()
-        .chain([start_of_code + end_of_code])
-        .collect();
+    let ends: Vec<u64> = functions.keys().skip(1).copied().chain([start_of_code + end_of_code]).collect();
     let mut text = String::new();
     for ((address, name), end) in functions.iter().zip(ends) {
         let _ = writeln!(text, "{address:x} {:x} {name}", end.saturating_sub(*address));

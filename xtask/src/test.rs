@@ -35,10 +35,7 @@ pub fn run(names: &[String], arch: Arch, at_once: NonZero<usize>) -> Result<()> 
         total.passed += counted.passed;
         failed += counted.failed;
         if counted.failed > 0 {
-            total.failed.push(Failure {
-                name: HOST,
-                why: format!("{} of cargo's tests", counted.failed),
-            });
+            total.failed.push(Failure { name: HOST, why: format!("{} of cargo's tests", counted.failed) });
         }
     }
     if !chosen.is_empty() {
@@ -69,13 +66,10 @@ pub fn scenarios_at_once() -> NonZero<usize> {
 
 /// Prints what there is to choose from.
 pub fn list() {
-    let scenarios = scenarios::ALL
-        .iter()
-        .map(|scenario| (scenario.name, scenario.about, names(scenario.arches)));
+    let scenarios =
+        scenarios::ALL.iter().map(|scenario| (scenario.name, scenario.about, names(scenario.arches)));
     let host = "the tests of the crates that build on the host";
-    let all: Vec<_> = std::iter::once((HOST, host, "any".to_owned()))
-        .chain(scenarios)
-        .collect();
+    let all: Vec<_> = std::iter::once((HOST, host, "any".to_owned())).chain(scenarios).collect();
     let width = all.iter().map(|(name, ..)| name.len()).max().unwrap_or_default();
     let arches = names(Arch::ALL).len();
     for (name, about, on) in all {
@@ -98,13 +92,7 @@ struct Counted {
 /// Runs the tests of the crates that build on the host. One that does not compile counts as one that failed.
 fn host_tests() -> Result<Counted> {
     let mut cargo = command::cargo();
-    cargo.args([
-        "test",
-        "--no-fail-fast",
-        "--workspace",
-        "--exclude",
-        check::UEFI_ONLY,
-    ]);
+    cargo.args(["test", "--no-fail-fast", "--workspace", "--exclude", check::UEFI_ONLY]);
     let (output, succeeded) = command::output_echoed(&mut cargo)?;
     let mut counted = count(&output);
     if !succeeded && counted.failed == 0 {

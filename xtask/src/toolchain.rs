@@ -39,9 +39,7 @@ fn has_std(sysroot: &Path, target: &str) -> bool {
     let Ok(files) = fs::read_dir(sysroot.join("lib/rustlib").join(target).join("lib")) else {
         return false;
     };
-    files
-        .flatten()
-        .any(|file| file.file_name().to_string_lossy().starts_with("libcore-"))
+    files.flatten().any(|file| file.file_name().to_string_lossy().starts_with("libcore-"))
 }
 
 /// Asks rustup for the target, where it may be asked; says whether the target is there now.
@@ -51,13 +49,8 @@ fn rustup_adds(target: &str, sysroot: &Path) -> bool {
         return false;
     }
     let mut rustup = Command::new("rustup");
-    rustup
-        .current_dir(workspace::root())
-        .args(["target", "add", target]);
-    let added = rustup
-        .stdin(Stdio::null())
-        .status()
-        .is_ok_and(|status| status.success());
+    rustup.current_dir(workspace::root()).args(["target", "add", target]);
+    let added = rustup.stdin(Stdio::null()).status().is_ok_and(|status| status.success());
     if !added {
         eprintln!("  rustup cannot add {target}; building its standard library from source instead");
     }

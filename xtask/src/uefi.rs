@@ -64,11 +64,7 @@ pub fn build(arch: Arch, features: &[String]) -> Result<Application> {
     let text = fs::read_to_string(&map).with_context(|| format!("reading {}", map.display()))?;
     fs::write(&symbols, symbols::from_map(&text)?)
         .with_context(|| format!("writing {}", symbols.display()))?;
-    Ok(Application {
-        efi,
-        symbols,
-        removable_path: removable_path(arch),
-    })
+    Ok(Application { efi, symbols, removable_path: removable_path(arch) })
 }
 
 /// Runs the cargo command line `words` for the UEFI target of `arch`.
@@ -76,9 +72,8 @@ pub fn build(arch: Arch, features: &[String]) -> Result<Application> {
 /// # Errors
 /// When `words` has no subcommand, the toolchain cannot be completed, or cargo fails.
 pub fn passthrough(arch: Arch, words: &[String]) -> Result<()> {
-    let (subcommand, rest) = words
-        .split_first()
-        .context("no cargo command given; try `cargo xtask uefi -- build`")?;
+    let (subcommand, rest) =
+        words.split_first().context("no cargo command given; try `cargo xtask uefi -- build`")?;
     // What follows a second `--` goes to the tool behind cargo (rustc, clippy); the flags for cargo come before it.
     command::run_visible(cargo(arch, subcommand)?.args(rest))
 }
@@ -88,10 +83,5 @@ pub fn passthrough(arch: Arch, words: &[String]) -> Result<()> {
 /// # Errors
 /// When the target's standard library can be had neither prebuilt nor as source.
 pub fn cargo(arch: Arch, subcommand: &str) -> Result<Command> {
-    toolchain::cargo(
-        target(arch),
-        subcommand,
-        "core,alloc",
-        &["-Zbuild-std-features=compiler-builtins-mem"],
-    )
+    toolchain::cargo(target(arch), subcommand, "core,alloc", &["-Zbuild-std-features=compiler-builtins-mem"])
 }

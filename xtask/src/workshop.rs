@@ -21,12 +21,7 @@ pub struct Shop {
 impl Shop {
     /// A workshop that has made nothing yet.
     pub fn new(arch: Arch) -> Shop {
-        Shop {
-            arch,
-            qemu: Once::default(),
-            linux: Once::default(),
-            applications: Mutex::default(),
-        }
+        Shop { arch, qemu: Once::default(), linux: Once::default(), applications: Mutex::default() }
     }
 }
 

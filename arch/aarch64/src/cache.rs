@@ -58,13 +58,5 @@ pub unsafe fn release(start: u64, len: u64) {
         at += line;
     }
     // SAFETY: instructions are fetched again.
-    unsafe {
-        asm!(
-            "dsb sy",
-            "ic ialluis",
-            "dsb ish",
-            "isb",
-            options(nostack, preserves_flags)
-        )
-    };
+    unsafe { asm!("dsb sy", "ic ialluis", "dsb ish", "isb", options(nostack, preserves_flags)) };
 }

@@ -111,10 +111,7 @@ impl Cause {
         let address = self.far;
         let status = self.esr & STATUS;
         if status & !LEVEL == TRANSLATION && self.target == Target::Guard {
-            return write!(
-                f,
-                ": stack overflow: {address:#x} is in the guard page below the stack"
-            );
+            return write!(f, ": stack overflow: {address:#x} is in the guard page below the stack");
         }
         write!(f, ": {} of {address:#x}, ", access.name())?;
         if status == ALIGNMENT {
@@ -168,26 +165,15 @@ mod tests {
     use super::*;
 
     fn text(class: u64, iss: u64, far: u64, target: Target) -> String {
-        let cause = Cause {
-            kind: Kind::Synchronous,
-            esr: class << 26 | 1 << 25 | iss,
-            far,
-            target,
-        };
+        let cause = Cause { kind: Kind::Synchronous, esr: class << 26 | 1 << 25 | iss, far, target };
         cause.to_string()
     }
 
     #[test]
     fn aborts_say_what_was_done_to_what() {
         let data = |iss, far, target| text(class::DATA_ABORT, iss, far, target);
-        assert_eq!(
-            data(0x06, 0x18, Target::Null),
-            "data abort: read of 0x18, a null pointer"
-        );
-        assert_eq!(
-            data(0x44, 0x5000, Target::Other),
-            "data abort: write of 0x5000, which is not mapped"
-        );
+        assert_eq!(data(0x06, 0x18, Target::Null), "data abort: read of 0x18, a null pointer");
+        assert_eq!(data(0x44, 0x5000, Target::Other), "data abort: write of 0x5000, which is not mapped");
         assert!(data(0x4f, 0x5000, Target::Code).ends_with("which is code: W^X violation"));
         assert!(data(0x4f, 0x5000, Target::Constants).ends_with("which is constant: W^X violation"));
         assert!(data(0x47, 0x5ff8, Target::Guard).contains("stack overflow: 0x5ff8"));
@@ -195,10 +181,7 @@ mod tests {
         assert!(data(0x10, 0x5000, Target::Other).contains("nobody answers"));
         assert!(data(0x410, 0x5000, Target::Other).contains("not known"));
         let fetch = text(class::INSTRUCTION_ABORT, 0x0f, 0x5000, Target::Other);
-        assert_eq!(
-            fetch,
-            "instruction abort: execution of 0x5000, which is not code: W^X violation"
-        );
+        assert_eq!(fetch, "instruction abort: execution of 0x5000, which is not code: W^X violation");
     }
 
     #[test]

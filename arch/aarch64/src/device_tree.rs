@@ -69,14 +69,7 @@ pub fn tables(bytes: &[u8]) -> Translated {
 
 /// A whole table: the header, and what follows it.
 fn table(signature: [u8; 4], revision: u8, body: &[u8]) -> Vec<u8> {
-    let mut table = Sdt::new(
-        signature,
-        HEADER as u32,
-        revision,
-        OEM_ID,
-        OEM_TABLE_ID,
-        OEM_REVISION,
-    );
+    let mut table = Sdt::new(signature, HEADER as u32, revision, OEM_ID, OEM_TABLE_ID, OEM_REVISION);
     table.append_slice(body);
     table.as_slice().to_vec()
 }
@@ -108,22 +101,13 @@ fn few(tree: &Tree<'_>, compatible: &[&str]) -> Result<Vec<usize>, Refusal> {
 
 /// Processors and interrupt controllers.
 fn madt(tree: &Tree<'_>) -> Written {
-    let mut madt = MADT::new(
-        OEM_ID,
-        OEM_TABLE_ID,
-        OEM_REVISION,
-        LocalInterruptController::Address(0),
-    );
+    let mut madt = MADT::new(OEM_ID, OEM_TABLE_ID, OEM_REVISION, LocalInterruptController::Address(0));
     let v3 = tree.all(GIC_V3).next();
     let gic = v3.or_else(|| tree.all(GIC_V2).next());
     if let Some(gic) = gic
         && let Some((base, _)) = tree.reg(gic, 0)?
     {
-        let version = if v3.is_some() {
-            GicVersion::GICv3
-        } else {
-            GicVersion::GICv2
-        };
+        let version = if v3.is_some() { GicVersion::GICv3 } else { GicVersion::GICv2 };
         madt.add_structure(Gicd::new(0, base, version));
     }
     let maintenance = gic.and_then(|gic| tree.interrupts(gic).first().copied().flatten());
@@ -211,11 +195,7 @@ fn gtdt(tree: &Tree<'_>) -> Written {
     };
     let interrupts = tree.interrupts(timer);
     let names: Vec<&[u8]> = tree.strings(timer, "interrupt-names").collect();
-    let always_on = if tree.property(timer, "always-on").is_some() {
-        ALWAYS_ON
-    } else {
-        0
-    };
+    let always_on = if tree.property(timer, "always-on").is_some() { ALWAYS_ON } else { 0 };
     let mut place = TIMERS.iter().enumerate().map(|(order, name)| {
         let named = names.iter().position(|known| *known == name.as_bytes());
         let number = if names.is_empty() { Some(order) } else { named };

@@ -92,12 +92,8 @@ pub(crate) fn exception(frame: &TrapFrame, number: u64, nested: bool, from_guest
     REPORT.begin(index, frame.elr, format_args!("{}", cause::name(kind, frame.esr)));
     let stacks = me.into_iter().flat_map(Pcpu::stacks);
     let sections = LOADED.get().into_iter().flat_map(|loaded| &loaded.sections);
-    let cause = Cause {
-        kind,
-        esr: frame.esr,
-        far: frame.far,
-        target: Target::of(frame.far, stacks, sections),
-    };
+    let cause =
+        Cause { kind, esr: frame.esr, far: frame.far, target: Target::of(frame.far, stacks, sections) };
     let mut line = REPORT.line();
     // The sink cannot fail, here and below.
     let _ = writeln!(line, "Pasidon stops on pCPU {index}: {cause}");

@@ -53,12 +53,7 @@ impl Features {
     /// What these registers say.
     pub fn from_registers(registers: IdRegisters) -> Self {
         const NOT_SUPPORTED: u64 = 0xf;
-        let IdRegisters {
-            current_el,
-            pfr0,
-            mmfr0,
-            mmfr1,
-        } = registers;
+        let IdRegisters { current_el, pfr0, mmfr0, mmfr1 } = registers;
         let bits = match field(mmfr0, 0) {
             0 => 32,
             1 => 36,
@@ -89,15 +84,9 @@ impl Features {
                 "switch virtualization on in the firmware set-up; with QEMU use -M virt,virtualization=on",
             ));
         }
-        let wanted = [
-            (self.pages_4k, "4 KiB pages"),
-            (self.gic_registers, "GICv3 system registers"),
-        ];
-        let missing: alloc::vec::Vec<&str> = wanted
-            .iter()
-            .filter(|(there, _)| !there)
-            .map(|(_, name)| *name)
-            .collect();
+        let wanted = [(self.pages_4k, "4 KiB pages"), (self.gic_registers, "GICv3 system registers")];
+        let missing: alloc::vec::Vec<&str> =
+            wanted.iter().filter(|(there, _)| !there).map(|(_, name)| *name).collect();
         if missing.is_empty() {
             return Ok(());
         }
@@ -179,12 +168,8 @@ mod tests {
     use super::*;
 
     /// As a Neoverse-N1 has them.
-    const N1: IdRegisters = IdRegisters {
-        current_el: 2,
-        pfr0: 0x1100_0000_1111_1112,
-        mmfr0: 0x0010_1125,
-        mmfr1: 0x1021_2122,
-    };
+    const N1: IdRegisters =
+        IdRegisters { current_el: 2, pfr0: 0x1100_0000_1111_1112, mmfr0: 0x0010_1125, mmfr1: 0x1021_2122 };
 
     #[test]
     fn what_an_n1_has() {
@@ -200,15 +185,8 @@ mod tests {
     fn what_is_missing_is_said_with_a_remedy() {
         let at_el1 = Features::from_registers(IdRegisters { current_el: 1, ..N1 });
         let line = at_el1.check().unwrap_err().to_string();
-        assert!(
-            line.contains("EL2") && line.contains("virtualization=on"),
-            "{line}"
-        );
-        let poor = IdRegisters {
-            pfr0: 0,
-            mmfr0: 0xf000_0000,
-            ..N1
-        };
+        assert!(line.contains("EL2") && line.contains("virtualization=on"), "{line}");
+        let poor = IdRegisters { pfr0: 0, mmfr0: 0xf000_0000, ..N1 };
         let line = Features::from_registers(poor).check().unwrap_err().to_string();
         assert!(line.contains("4 KiB pages, GICv3 system registers"), "{line}");
     }

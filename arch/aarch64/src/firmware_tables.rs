@@ -70,28 +70,22 @@ pub fn madt(table: &[u8]) -> Madt {
         match kind {
             GICC => {
                 if let Some(processor) = gicc(entry)
-                    && !found
-                        .processors
-                        .iter()
-                        .any(|known| known.mpidr == processor.mpidr)
+                    && !found.processors.iter().any(|known| known.mpidr == processor.mpidr)
                 {
                     found.processors.push(processor);
                 }
             }
             GICD => {
                 let version = entry.get(20).copied().unwrap_or(0);
-                found.distributor = found
-                    .distributor
-                    .or_else(|| address(entry, 8).map(|base| (base, version)));
+                found.distributor =
+                    found.distributor.or_else(|| address(entry, 8).map(|base| (base, version)));
             }
             GICR => found
                 .redistributors
                 .extend(address(entry, 4).zip(u32_at(entry, 12).filter(|length| *length > 0))),
-            GIC_ITS => found.its.extend(
-                u32_at(entry, 4)
-                    .zip(address(entry, 8))
-                    .map(|(id, base)| Its { id, base }),
-            ),
+            GIC_ITS => {
+                found.its.extend(u32_at(entry, 4).zip(address(entry, 8)).map(|(id, base)| Its { id, base }))
+            }
             _ => {}
         }
     }
@@ -161,11 +155,7 @@ pub fn psci(fadt: &[u8]) -> Option<Conduit> {
     if flags & PSCI_COMPLIANT == 0 {
         return None;
     }
-    Some(if flags & PSCI_USE_HVC == 0 {
-        Conduit::Smc
-    } else {
-        Conduit::Hvc
-    })
+    Some(if flags & PSCI_USE_HVC == 0 { Conduit::Smc } else { Conduit::Hvc })
 }
 
 /// A serial port with the registers of a PL011, or the part of them that the SBSA asks for.
@@ -210,10 +200,7 @@ pub fn spcr(table: &[u8]) -> Option<Uart> {
         return None;
     }
     let by_gic = *table.get(INTERRUPT_TYPE)? & ARM_GIC != 0;
-    Some(Uart {
-        base: generic_address(table, BASE)?,
-        interrupt: u32_at(table, GSI).filter(|_| by_gic),
-    })
+    Some(Uart { base: generic_address(table, BASE)?, interrupt: u32_at(table, GSI).filter(|_| by_gic) })
 }
 
 /// The first serial debug port of the DBG2 that there is a driver for. It names no interrupt.
@@ -238,10 +225,7 @@ pub fn dbg2(table: &[u8]) -> Option<Uart> {
             && *device.get(ADDRESSES)? > 0
             && let Some(base) = generic_address(device, usize::from(u16_at(device, BASE_OFFSET)?))
         {
-            return Some(Uart {
-                base,
-                interrupt: None,
-            });
+            return Some(Uart { base, interrupt: None });
         }
         at += length;
     }
@@ -292,19 +276,12 @@ mod tests {
             its,
         ]
         .concat();
-        let processor = |mpidr, redistributor| Gicc {
-            mpidr,
-            redistributor,
-            maintenance: 25,
-        };
+        let processor = |mpidr, redistributor| Gicc { mpidr, redistributor, maintenance: 25 };
         let wanted = Madt {
             processors: vec![processor(0, 0), processor(0x100, 0x900_0000)],
             distributor: Some((0x800_0000, 3)),
             redistributors: vec![(0x80a_0000, 0xf6_0000)],
-            its: vec![Its {
-                id: 7,
-                base: 0x808_0000,
-            }],
+            its: vec![Its { id: 7, base: 0x808_0000 }],
             damaged: false,
         };
         assert_eq!(madt(&table(&body)), wanted);
@@ -319,11 +296,7 @@ mod tests {
         for (at, intid) in [(56, 30u32), (64, 27), (72, 26)] {
             bytes[at..at + 4].copy_from_slice(&intid.to_le_bytes());
         }
-        let wanted = Timers {
-            virtual_el1: 27,
-            physical_el1: 30,
-            physical_el2: 26,
-        };
+        let wanted = Timers { virtual_el1: 27, physical_el1: 30, physical_el2: 26 };
         assert_eq!(gtdt(&bytes), Some(wanted));
         assert_eq!(gtdt(&bytes[..75]), None);
         let mut fadt = vec![0; 276];
@@ -342,10 +315,7 @@ mod tests {
         bytes[44..52].copy_from_slice(&0x900_0000u64.to_le_bytes());
         bytes[52] = 8;
         bytes[54] = 33;
-        let uart = |interrupt| Uart {
-            base: 0x900_0000,
-            interrupt,
-        };
+        let uart = |interrupt| Uart { base: 0x900_0000, interrupt };
         assert_eq!(spcr(&bytes), Some(uart(Some(33))));
         bytes[52] = 1;
         assert_eq!(spcr(&bytes), Some(uart(None)));

@@ -159,15 +159,9 @@ pub fn init_distributor(madt: &Madt) -> Result<u32, Refusal> {
     /// GICv3 and GICv4.
     const VERSIONS: [u8; 2] = [3, 4];
     let none = |why: &str| {
-        Refusal::new(
-            "interrupts",
-            why,
-            "use a machine with a GICv3; with QEMU use -M virt,gic-version=3",
-        )
+        Refusal::new("interrupts", why, "use a machine with a GICv3; with QEMU use -M virt,gic-version=3")
     };
-    let (base, version) = madt
-        .distributor
-        .ok_or_else(|| none("the MADT describes no GIC distributor"))?;
+    let (base, version) = madt.distributor.ok_or_else(|| none("the MADT describes no GIC distributor"))?;
     if version != 0 && !VERSIONS.contains(&version) {
         return Err(none(&format!("the MADT describes a GICv{version}")));
     }
@@ -190,10 +184,7 @@ pub fn init_distributor(madt: &Madt) -> Result<u32, Refusal> {
         gicd.calm(first);
     }
     gicd.settle();
-    gicd.write(
-        gicd::CTLR,
-        gicd::CTLR_ARE | gicd::CTLR_ENABLE_FIRST | gicd::CTLR_ENABLE_SECOND,
-    );
+    gicd.write(gicd::CTLR, gicd::CTLR_ARE | gicd::CTLR_ENABLE_FIRST | gicd::CTLR_ENABLE_SECOND);
     gicd.settle();
     Ok(lines.min(SPECIAL) - PRIVATE)
 }
@@ -230,11 +221,7 @@ pub fn redistributor_of(madt: &Madt, mpidr: u64) -> Result<u64, Refusal> {
             if kind & gicr::TYPER_LAST != 0 {
                 break;
             }
-            at += if kind & gicr::TYPER_VLPIS != 0 {
-                gicr::LENGTH_VLPIS
-            } else {
-                gicr::LENGTH
-            };
+            at += if kind & gicr::TYPER_VLPIS != 0 { gicr::LENGTH_VLPIS } else { gicr::LENGTH };
         }
     }
     Err(Refusal::new(
@@ -257,9 +244,7 @@ pub unsafe fn init_pcpu(redistributor: u64) -> Result<(), Refusal> {
     const SGIS: u32 = 0xffff;
     let gicr = Registers(redistributor);
     gicr.write(gicr::WAKER, gicr.read(gicr::WAKER) & !gicr::WAKER_PROCESSOR_SLEEP);
-    if !time::spin_until(SETTLE_NS, || {
-        gicr.read(gicr::WAKER) & gicr::WAKER_CHILDREN_ASLEEP == 0
-    }) {
+    if !time::spin_until(SETTLE_NS, || gicr.read(gicr::WAKER) & gicr::WAKER_CHILDREN_ASLEEP == 0) {
         return Err(Refusal::new(
             "interrupts",
             format!("the redistributor at {redistributor:#x} does not wake up"),

@@ -36,10 +36,7 @@ fn take(pcpu: u32) -> Option<HostVector> {
     let taken = lpis.take(pcpu, run::rounds);
     drop(lpis);
     let place = taken.map_err(|none| none.hurry(vms::kick)).ok()?;
-    Some(HostVector {
-        vector: vector::DEVICES.start + place as u32,
-        cpu: cpu_of(pcpu)?,
-    })
+    Some(HostVector { vector: vector::DEVICES.start + place as u32, cpu: cpu_of(pcpu)? })
 }
 
 impl Host for MachineHost {

@@ -219,9 +219,7 @@ static UNEXPECTED: AtomicU64 = AtomicU64::new(0);
 
 /// What handles an INTID, if it can be had: up to the last SPI each has its own, all of [`vector::DEVICES`] have one.
 fn handler_of(intid: Vector) -> Option<&'static AtomicPtr<()>> {
-    HANDLERS
-        .get(intid as usize)
-        .or_else(|| vector::DEVICES.contains(&intid).then_some(&DEVICES))
+    HANDLERS.get(intid as usize).or_else(|| vector::DEVICES.contains(&intid).then_some(&DEVICES))
 }
 
 /// Names the handler of an interrupt, on all pCPUs; any of [`vector::DEVICES`] stands for all of them. It is ended
@@ -262,10 +260,7 @@ fn dispatch(frame: &TrapFrame, intid: u32) {
     let before = UNEXPECTED.fetch_add(1, Ordering::Relaxed);
     // A device that floods must not flood the log: lines at 1, 2, 4, 8, …
     if (before + 1).is_power_of_two() {
-        log::warn!(
-            "INTID {intid}: nobody handles it; {} such interrupts so far",
-            before + 1
-        );
+        log::warn!("INTID {intid}: nobody handles it; {} such interrupts so far", before + 1);
     }
 }
 

@@ -62,10 +62,7 @@ pub fn root() -> u64 {
 }
 
 fn with_tables<T>(change: impl FnOnce(&mut Tree<Regime>) -> Result<T, Refusal>) -> Result<T, Refusal> {
-    TABLES
-        .lock()
-        .as_mut()
-        .map_or_else(|| Err(tree::not_there_yet()), change)
+    TABLES.lock().as_mut().map_or_else(|| Err(tree::not_there_yet()), change)
 }
 
 /// Maps a device's registers, uncached, at their physical address, and returns the pointer to `base`. Mapping

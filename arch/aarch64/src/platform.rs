@@ -82,11 +82,7 @@ impl Platform {
             count,
             found: self.madt.processors.len().max(1),
             ids: format!("MPIDRs {mpidrs:x?}"),
-            name: format!(
-                "{}, EL2 {} VHE",
-                cpu::name(),
-                if features.vhe { "with" } else { "without" }
-            ),
+            name: format!("{}, EL2 {} VHE", cpu::name(), if features.vhe { "with" } else { "without" }),
             clocks: format!("counter {} MHz", time::hz() / 1_000_000),
             physical_bits: features.physical_bits,
         })

@@ -21,10 +21,7 @@ pub type World = pasidon_arch_common::run::World<El2>;
 pub fn install(world: World) {
     WORLD.call_once(|| world);
     interrupts::install(vector::DEVICES.start, |intid| {
-        note_device_interrupt::<El2>(HostVector {
-            vector: intid,
-            cpu: gic::affinity(pcpu::current().mpidr),
-        });
+        note_device_interrupt::<El2>(HostVector { vector: intid, cpu: gic::affinity(pcpu::current().mpidr) });
     });
     // The interrupt itself is the message: the loop looks at everything anyway.
     interrupts::install(vector::KICK, |_| {});

@@ -131,12 +131,8 @@ pub unsafe fn start(madt: &Madt, _trampoline: Option<HostPhys>, entry: fn() -> !
     ENTRY.call_once(|| entry);
     FIRST.call_once(Likeness::read);
     let me = cpu::mpidr();
-    let others: Vec<u64> = madt
-        .processors
-        .iter()
-        .map(|processor| processor.mpidr)
-        .filter(|mpidr| *mpidr != me)
-        .collect();
+    let others: Vec<u64> =
+        madt.processors.iter().map(|processor| processor.mpidr).filter(|mpidr| *mpidr != me).collect();
     if others.is_empty() {
         return Ok(pcpu::count());
     }
@@ -205,9 +201,7 @@ pub unsafe fn start(madt: &Madt, _trampoline: Option<HostPhys>, entry: fn() -> !
 
 /// Ends the wait for a processor in that state; says whether nothing else had ended it before.
 fn decide(pcpu: &Pcpu, state: u8) -> bool {
-    pcpu.arrival
-        .compare_exchange(arrival::AWAITED, state, Ordering::AcqRel, Ordering::Acquire)
-        .is_ok()
+    pcpu.arrival.compare_exchange(arrival::AWAITED, state, Ordering::AcqRel, Ordering::Acquire).is_ok()
 }
 
 /// Where a processor's Rust code begins.

@@ -59,11 +59,7 @@ pub enum Regime {
 impl Regime {
     /// The one that a processor with these features gets.
     pub fn of(features: &Features) -> Self {
-        if features.vhe {
-            Regime::El2And0
-        } else {
-            Regime::El2
-        }
+        if features.vhe { Regime::El2And0 } else { Regime::El2 }
     }
 
     fn bits(self, kind: Kind) -> Entry {
@@ -148,9 +144,7 @@ impl Format for Regime {
         if !last && bits.contains(Entry::TABLE_OR_PAGE) {
             return Decoded::Table(address);
         }
-        let kind = KINDS
-            .into_iter()
-            .find(|kind| self.bits(*kind) == bits - Entry::TABLE_OR_PAGE);
+        let kind = KINDS.into_iter().find(|kind| self.bits(*kind) == bits - Entry::TABLE_OR_PAGE);
         Decoded::Page(address, kind)
     }
 }
@@ -168,10 +162,7 @@ mod tests {
                 let page = regime.page(0x5000, kind, Size::Small);
                 assert_eq!(regime.decode(page, true), Decoded::Page(0x5000, Some(kind)));
                 let large = regime.page(0x4020_0000, kind, Size::Large);
-                assert_eq!(
-                    regime.decode(large, false),
-                    Decoded::Page(0x4020_0000, Some(kind))
-                );
+                assert_eq!(regime.decode(large, false), Decoded::Page(0x4020_0000, Some(kind)));
                 assert_eq!(regime.decode(large, true), Decoded::Nothing);
             }
             assert_eq!(regime.decode(regime.table(0x7000), false), Decoded::Table(0x7000));
@@ -196,10 +187,7 @@ mod tests {
 
     #[test]
     fn physical_sizes_are_where_each_regime_has_them() {
-        let features = Features {
-            physical_bits: 40,
-            ..Features::default()
-        };
+        let features = Features { physical_bits: 40, ..Features::default() };
         assert_eq!(Regime::El2.tcr(&features) >> 16 & 7, 2);
         assert_eq!(Regime::El2And0.tcr(&features) >> 32 & 7, 2);
         for regime in REGIMES {

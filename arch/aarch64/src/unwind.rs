@@ -67,11 +67,7 @@ impl<'a> Image<'a> {
     /// The image at `base` with `size` bytes. `parts`: its headers and its sections that are not written to, with
     /// their places relative to `base`.
     pub fn new(base: u64, size: u64, parts: impl IntoIterator<Item = (u32, &'a [u8])>) -> Self {
-        Self {
-            base,
-            size,
-            parts: parts.into_iter().take(PARTS).collect(),
-        }
+        Self { base, size, parts: parts.into_iter().take(PARTS).collect() }
     }
 
     /// Where the image lies.
@@ -91,10 +87,7 @@ impl<'a> Image<'a> {
     /// Whether the frame that X29 points to is not yet, or no longer, the one of the function at `at`.
     fn is_without_record(&self, at: u32) -> bool {
         for ahead in 0..PROLOGUE {
-            let Some(next) = at
-                .checked_add(ahead * INSTRUCTION)
-                .and_then(|at| self.instruction(at))
-            else {
+            let Some(next) = at.checked_add(ahead * INSTRUCTION).and_then(|at| self.instruction(at)) else {
                 return false;
             };
             if instruction::sets_frame_pointer(next) {
@@ -144,9 +137,7 @@ impl Unwind for Image<'_> {
     type Registers = Registers;
 
     fn offset_of(&self, address: u64) -> Option<u32> {
-        let offset = address
-            .checked_sub(self.base)
-            .filter(|offset| *offset < self.size)?;
+        let offset = address.checked_sub(self.base).filter(|offset| *offset < self.size)?;
         u32::try_from(offset).ok()
     }
 
@@ -158,9 +149,7 @@ impl Unwind for Image<'_> {
     ) -> Result<(Registers, Position), Stop> {
         let mut frame = *registers;
         if position == Position::Interrupted
-            && self
-                .offset_of(registers.pc)
-                .is_none_or(|at| self.is_without_record(at))
+            && self.offset_of(registers.pc).is_none_or(|at| self.is_without_record(at))
         {
             // A call to where no code is ends here as well: who called is in X30.
             frame.pc = registers.x[LR];
@@ -185,9 +174,7 @@ impl Unwind for Image<'_> {
 
     fn is_behind_call(&self, address: u64) -> bool {
         let before = self.offset_of(address).and_then(|at| at.checked_sub(INSTRUCTION));
-        before
-            .and_then(|at| self.instruction(at))
-            .is_some_and(instruction::is_call)
+        before.and_then(|at| self.instruction(at)).is_some_and(instruction::is_call)
     }
 }
 
@@ -201,14 +188,7 @@ mod tests {
     const STACK: u64 = 0x10_0000;
 
     // stp x29, x30, [sp, #-32]!; mov x29, sp; bl; ldr x0, [x0]; ldp x29, x30, [sp], #32; ret
-    const FUNCTION: [u32; 6] = [
-        0xa9be_7bfd,
-        0x9100_03fd,
-        0x9400_0010,
-        0xf940_0000,
-        0xa8c2_7bfd,
-        0xd65f_03c0,
-    ];
+    const FUNCTION: [u32; 6] = [0xa9be_7bfd, 0x9100_03fd, 0x9400_0010, 0xf940_0000, 0xa8c2_7bfd, 0xd65f_03c0];
 
     fn code() -> Vec<u8> {
         FUNCTION.into_iter().flat_map(u32::to_le_bytes).collect()
@@ -223,25 +203,16 @@ mod tests {
         let code = code();
         let image = Image::new(BASE, 0x2000, [(CODE, code.as_slice())]);
         let words = [STACK + 32, at(3), 0, 0, 0, 0];
-        let mut registers = Registers {
-            pc,
-            sp: STACK,
-            ..Registers::default()
-        };
+        let mut registers = Registers { pc, sp: STACK, ..Registers::default() };
         registers.x[FP] = STACK;
         registers.x[LR] = at(4);
-        image.caller(&registers, position, &|at| {
-            words.get((at.checked_sub(STACK)? / 8) as usize).copied()
-        })
+        image.caller(&registers, position, &|at| words.get((at.checked_sub(STACK)? / 8) as usize).copied())
     }
 
     #[test]
     fn the_record_counts_once_it_is_there() {
         let (frame, position) = caller_of(at(3), Position::Interrupted).unwrap();
-        assert_eq!(
-            (frame.pc, frame.x[FP], position),
-            (at(3), STACK + 32, Position::Called)
-        );
+        assert_eq!((frame.pc, frame.x[FP], position), (at(3), STACK + 32, Position::Called));
         // Before and after it, the link register does.
         for index in [0, 1, 5] {
             let (frame, _) = caller_of(at(index), Position::Interrupted).unwrap();
@@ -256,23 +227,11 @@ mod tests {
         let code = code();
         let image = Image::new(BASE, 0x2000, [(CODE, code.as_slice())]);
         let mut registers = Registers::default();
-        assert_eq!(
-            image.caller(&registers, Position::Called, &|_| Some(0)),
-            Err(Stop::Outermost)
-        );
+        assert_eq!(image.caller(&registers, Position::Called, &|_| Some(0)), Err(Stop::Outermost));
         registers.x[FP] = STACK;
-        assert_eq!(
-            image.caller(&registers, Position::Called, &|_| Some(0)),
-            Err(Stop::Outermost)
-        );
-        assert_eq!(
-            image.caller(&registers, Position::Called, &|_| None),
-            Err(Stop::Stack(STACK))
-        );
-        assert_eq!(
-            image.caller(&registers, Position::Called, &|_| Some(STACK)),
-            Err(Stop::Damaged)
-        );
+        assert_eq!(image.caller(&registers, Position::Called, &|_| Some(0)), Err(Stop::Outermost));
+        assert_eq!(image.caller(&registers, Position::Called, &|_| None), Err(Stop::Stack(STACK)));
+        assert_eq!(image.caller(&registers, Position::Called, &|_| Some(STACK)), Err(Stop::Damaged));
     }
 
     #[test]

@@ -80,9 +80,7 @@ impl Core {
     }
 
     fn interface(&self) -> VCpuInterface {
-        VCpuInterface {
-            vmcr: self.hardware.vmcr(),
-        }
+        VCpuInterface { vmcr: self.hardware.vmcr() }
     }
 }
 
@@ -161,8 +159,7 @@ impl pasidon_arch_common::hardware::Core<El2> for Core {
         if let Some(exception) = self.exception.take() {
             self.hardware.take_exception(exception);
         }
-        self.hardware
-            .set_debug_control(self.system_registers.debug().control());
+        self.hardware.set_debug_control(self.system_registers.debug().control());
         if self.system_registers.debug().take_changed() {
             self.load_points();
         }
@@ -171,9 +168,7 @@ impl pasidon_arch_common::hardware::Core<El2> for Core {
         let mut board = machine.board.lock();
         let gic = board.platform.gic();
         let physical = self.timer.check(gic, control);
-        self.control = gic
-            .fill(VCPU, &mut self.list_registers[..self.count], interface)
-            .0;
+        self.control = gic.fill(VCPU, &mut self.list_registers[..self.count], interface).0;
         let _ = board.platform.take_wakes();
         drop(board);
         apply(physical);
@@ -238,11 +233,7 @@ impl pasidon_arch_common::hardware::Core<El2> for Core {
             Reason::SystemRegister(iss) => self.system_register(machine, Trap::from_iss(iss)),
             Reason::DataAbort { iss, address, hpfar } => self.data_abort(
                 machine,
-                &DataAbort {
-                    iss,
-                    address,
-                    guest_physical: mmio::guest_physical(hpfar, address),
-                },
+                &DataAbort { iss, address, guest_physical: mmio::guest_physical(hpfar, address) },
             ),
             Reason::InstructionAbort { address, hpfar } => self.instruction_abort(machine, address, hpfar),
             Reason::Undefined => self.exception = Some(Exception::Undefined),
@@ -269,10 +260,7 @@ impl Core {
     /// The list registers go back to the interrupt controller.
     fn take_back(&mut self, machine: &Machine) {
         let mut board = machine.board.lock();
-        board
-            .platform
-            .gic()
-            .sync(VCPU, &self.list_registers[..self.count], self.control);
+        board.platform.gic().sync(VCPU, &self.list_registers[..self.count], self.control);
         let _ = board.platform.take_wakes();
     }
 
@@ -281,9 +269,7 @@ impl Core {
         let registers = [0, 1, 2, 3].map(|number| context.x(number));
         let (x0, after) = {
             let mut board = machine.board.lock();
-            board
-                .platform
-                .call(VCPU, immediate, registers, &mut |action| machine.act(action))
+            board.platform.call(VCPU, immediate, registers, &mut |action| machine.act(action))
         };
         context.set_x(0, x0);
         if smc {
@@ -343,17 +329,12 @@ impl Core {
         };
         let mut device = |access: Access| {
             let mut board = machine.board.lock();
-            let answer = board
-                .platform
-                .exit(VCPU, &Exit::Mmio(access), &mut |action| machine.act(action));
+            let answer = board.platform.exit(VCPU, &Exit::Mmio(access), &mut |action| machine.act(action));
             answer.unwrap_or(0)
         };
         let before = self.hardware.sp_el1();
         let mut sp_el1 = before;
-        let mut registers = Registers {
-            context: &mut self.hardware.context,
-            sp_el1: &mut sp_el1,
-        };
+        let mut registers = Registers { context: &mut self.hardware.context, sp_el1: &mut sp_el1 };
         let result = mmio::perform(abort, &mut registers, &mut fetch, &mut device);
         if sp_el1 != before {
             self.hardware.set_sp_el1(sp_el1);
@@ -371,9 +352,7 @@ impl Core {
                         self.refused
                     );
                 }
-                self.exception = Some(Exception::DataAbort {
-                    address: abort.address,
-                });
+                self.exception = Some(Exception::DataAbort { address: abort.address });
             }
         }
     }

@@ -85,12 +85,7 @@ pub struct StackRanges(ArrayVec<(u64, u64), STACKS>);
 impl StackRanges {
     /// Those of a pCPU.
     pub fn of(stacks: impl Iterator<Item = Stack>) -> Self {
-        Self(
-            stacks
-                .take(STACKS)
-                .map(|stack| (stack.bottom, stack.top))
-                .collect(),
-        )
+        Self(stacks.take(STACKS).map(|stack| (stack.bottom, stack.top)).collect())
     }
 
     /// Before there are pCPUs: what is mapped from `sp` on.
@@ -133,9 +128,7 @@ pub fn print<U: Unwind>(
     registers: &U::Registers,
     stack: &StackRanges,
 ) -> fmt::Result {
-    print_from(out, image, registers, &|at| stack.read(at), &|sp| {
-        stack.top_above(sp)
-    })
+    print_from(out, image, registers, &|at| stack.read(at), &|sp| stack.top_above(sp))
 }
 
 /// Number, address, what that is.
@@ -213,15 +206,10 @@ fn guess(
     read: ReadStack<'_>,
 ) -> fmt::Result {
     let start = from.next_multiple_of(WORD);
-    let addresses = (start..to)
-        .step_by(WORD as usize)
-        .filter_map(read)
-        .filter(|address| image.is_behind_call(*address));
+    let addresses =
+        (start..to).step_by(WORD as usize).filter_map(read).filter(|address| image.is_behind_call(*address));
     for address in addresses.take(GUESSES) {
-        let place = Place {
-            address,
-            behind_call: true,
-        };
+        let place = Place { address, behind_call: true };
         writeln!(out, "   ?  {address:#x} {place}")?;
     }
     Ok(())
@@ -232,10 +220,7 @@ fn print_frame(
     image: &impl Unwind,
     (number, address, position): Printed,
 ) -> fmt::Result {
-    let place = Place {
-        address,
-        behind_call: position == Position::Called,
-    };
+    let place = Place { address, behind_call: position == Position::Called };
     match image.offset_of(address) {
         Some(offset) => writeln!(out, "  {number:2}  image+{offset:#07x}  {place}"),
         None => writeln!(out, "  {number:2}  {address:#x}, outside of the image"),
@@ -329,15 +314,9 @@ mod tests {
     #[test]
     fn where_the_frames_are_lost_return_addresses_are_guessed() {
         let said = text(BASE + 0x1010, &[5, 0xbad, 7, 8, BASE + 0x1020, 9, 10]);
-        assert!(
-            said.contains("outside of the image from here on: 0xbad\n   ?  0x7e001020 "),
-            "{said}"
-        );
+        assert!(said.contains("outside of the image from here on: 0xbad\n   ?  0x7e001020 "), "{said}");
         // A call to nowhere: the caller is on the stack.
         let said = text(0, &[BASE + 0x1020, 5, 0]);
-        assert!(
-            said.starts_with("   0  0x0, outside of the image\n   1  image+0x01020"),
-            "{said}"
-        );
+        assert!(said.starts_with("   0  0x0, outside of the image\n   1  image+0x01020"), "{said}");
     }
 }

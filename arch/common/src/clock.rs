@@ -55,8 +55,7 @@ impl<C: Counter> Clock<C> {
             self.start.store(start, Ordering::Relaxed);
         }
         self.hz.store(hz, Ordering::Relaxed);
-        self.ns_per_tick
-            .store((NS_PER_SECOND << FRACTION) / hz.max(1), Ordering::Relaxed);
+        self.ns_per_tick.store((NS_PER_SECOND << FRACTION) / hz.max(1), Ordering::Relaxed);
     }
 
     /// Ticks per second; 0 while unknown.

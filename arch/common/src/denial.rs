@@ -93,10 +93,7 @@ mod tests {
 
     #[test]
     fn guards_come_before_all_and_inner_sections_before_the_whole() {
-        let stack = Stack {
-            bottom: 0x9000,
-            top: 0xd000,
-        };
+        let stack = Stack { bottom: 0x9000, top: 0xd000 };
         let section = |start, end, kind| Section { start, end, kind };
         let sections = [
             section(0x2000, 0x3000, Kind::Code),

@@ -39,9 +39,7 @@ static GENERATOR: Mutex<Generator> = Mutex::new(Generator(None));
 /// A key out of independent sources, which is as good as the best of them; `None` without any.
 pub fn key_of(sources: &[Option<Key>]) -> Option<Key> {
     let there = sources.iter().flatten();
-    there
-        .copied()
-        .reduce(|one, other| core::array::from_fn(|i| one[i] ^ other[i]))
+    there.copied().reduce(|one, other| core::array::from_fn(|i| one[i] ^ other[i]))
 }
 
 /// Begins with this key. Once, before the first VM starts.
@@ -81,9 +79,6 @@ mod tests {
     fn each_source_counts() {
         assert_eq!(key_of(&[None, None]), None);
         assert_eq!(key_of(&[None, Some([5; KEY_LEN])]), Some([5; KEY_LEN]));
-        assert_eq!(
-            key_of(&[Some([1; KEY_LEN]), Some([3; KEY_LEN])]),
-            Some([2; KEY_LEN])
-        );
+        assert_eq!(key_of(&[Some([1; KEY_LEN]), Some([3; KEY_LEN])]), Some([2; KEY_LEN]));
     }
 }

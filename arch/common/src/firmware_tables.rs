@@ -33,23 +33,17 @@ pub const HEADER: usize = 36;
 
 /// Two bytes of a table, little-endian.
 pub fn u16_at(table: &[u8], at: usize) -> Option<u16> {
-    Some(u16::from_le_bytes(
-        table.get(at..at.checked_add(2)?)?.try_into().ok()?,
-    ))
+    Some(u16::from_le_bytes(table.get(at..at.checked_add(2)?)?.try_into().ok()?))
 }
 
 /// Four bytes of a table, little-endian.
 pub fn u32_at(table: &[u8], at: usize) -> Option<u32> {
-    Some(u32::from_le_bytes(
-        table.get(at..at.checked_add(4)?)?.try_into().ok()?,
-    ))
+    Some(u32::from_le_bytes(table.get(at..at.checked_add(4)?)?.try_into().ok()?))
 }
 
 /// Eight bytes of a table, little-endian.
 pub fn u64_at(table: &[u8], at: usize) -> Option<u64> {
-    Some(u64::from_le_bytes(
-        table.get(at..at.checked_add(8)?)?.try_into().ok()?,
-    ))
+    Some(u64::from_le_bytes(table.get(at..at.checked_add(8)?)?.try_into().ok()?))
 }
 
 /// A region of PCI Express configuration space.
@@ -78,10 +72,7 @@ pub fn mcfg(table: &[u8]) -> Vec<Ecam> {
             end: *entry.get(11)?,
         })
     };
-    entries
-        .filter_map(ecam)
-        .filter(|ecam| ecam.base != 0 && ecam.start <= ecam.end)
-        .collect()
+    entries.filter_map(ecam).filter(|ecam| ecam.base != 0 && ecam.start <= ecam.end).collect()
 }
 
 /// Where the FADT says the DSDT is.
@@ -109,12 +100,7 @@ mod tests {
         body.extend(0xb000_0000u64.to_le_bytes());
         body.extend([1, 0, 0, 0xff, 0, 0, 0, 0]);
         body.extend([0; 16]);
-        let ecam = Ecam {
-            segment: 1,
-            base: 0xb000_0000,
-            start: 0,
-            end: 0xff,
-        };
+        let ecam = Ecam { segment: 1, base: 0xb000_0000, start: 0, end: 0xff };
         assert_eq!(mcfg(&table(&body)), [ecam]);
     }
 

@@ -20,10 +20,7 @@ struct Ring {
 }
 
 static RINGS: [Ring; MAX_PCPUS] = [const {
-    Ring {
-        next: AtomicU64::new(0),
-        exits: [const { [const { AtomicU64::new(0) }; WORDS] }; REMEMBERED],
-    }
+    Ring { next: AtomicU64::new(0), exits: [const { [const { AtomicU64::new(0) }; WORDS] }; REMEMBERED] }
 }; MAX_PCPUS];
 
 /// Remembers an exit of the pCPU with this index.
@@ -50,17 +47,11 @@ pub fn print(out: &mut dyn Write, index: u32) -> fmt::Result {
         return writeln!(out, "no exits on this pCPU yet");
     }
     writeln!(out, "last exits of pCPU {index}, newest first:")?;
-    writeln!(
-        out,
-        "  vm  code               info1              info2              pc"
-    )?;
+    writeln!(out, "  vm  code               info1              info2              pc")?;
     for back in 1..=next.min(REMEMBERED as u64) {
         let entry = &ring.exits[((next - back) % REMEMBERED as u64) as usize];
         let [vm, code, info1, info2, rip] = core::array::from_fn(|word| entry[word].load(Ordering::Relaxed));
-        writeln!(
-            out,
-            "  {vm:<3} {code:#018x} {info1:#018x} {info2:#018x} {rip:#018x}"
-        )?;
+        writeln!(out, "  {vm:<3} {code:#018x} {info1:#018x} {info2:#018x} {rip:#018x}")?;
     }
     Ok(())
 }

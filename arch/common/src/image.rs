@@ -47,11 +47,7 @@ pub unsafe fn read_only_parts(
     let read_only = sections.iter().filter(|section| section.kind != Kind::Data);
     read_only.map(move |section| {
         // The first one is the whole image, of which the others are parts: what is left are the headers.
-        let next = sections
-            .iter()
-            .map(|other| other.start)
-            .filter(|start| *start > section.start)
-            .min();
+        let next = sections.iter().map(|other| other.start).filter(|start| *start > section.start).min();
         let end = next.map_or(section.end, |next| next.min(section.end));
         let length = (end.min(base + size) - section.start) as usize;
         // SAFETY: by the caller's promise.
@@ -77,16 +73,8 @@ pub fn sections_of_image(base: u64, size: u64, headers: &[u8]) -> Result<Vec<Sec
     const SCN_MEM_EXECUTE: u32 = 0x2000_0000;
     const SCN_MEM_WRITE: u32 = 0x8000_0000;
     let broken = |why: &str| Refusal::new("image", why, "build Pasidon again with cargo xtask build");
-    let u16_at = |at: usize| {
-        Some(u16::from_le_bytes(
-            headers.get(at..at.checked_add(2)?)?.try_into().ok()?,
-        ))
-    };
-    let u32_at = |at: usize| {
-        Some(u32::from_le_bytes(
-            headers.get(at..at.checked_add(4)?)?.try_into().ok()?,
-        ))
-    };
+    let u16_at = |at: usize| Some(u16::from_le_bytes(headers.get(at..at.checked_add(2)?)?.try_into().ok()?));
+    let u32_at = |at: usize| Some(u32::from_le_bytes(headers.get(at..at.checked_add(4)?)?.try_into().ok()?));
     let pe = u32_at(E_LFANEW)
         .and_then(|at| usize::try_from(at).ok())
         .filter(|at| headers.get(*at..).is_some_and(|rest| rest.starts_with(SIGNATURE)))
@@ -94,19 +82,12 @@ pub fn sections_of_image(base: u64, size: u64, headers: &[u8]) -> Result<Vec<Sec
     let header = |at| u16_at(pe + at).ok_or_else(|| broken("its PE header is cut off"));
     let first = pe + FILE_HEADER + usize::from(header(SIZE_OF_OPTIONAL_HEADER)?);
     let end = base.saturating_add(size).next_multiple_of(PAGE_SIZE);
-    let mut sections = alloc::vec![Section {
-        start: base,
-        end,
-        kind: Kind::Constants
-    }];
+    let mut sections = alloc::vec![Section { start: base, end, kind: Kind::Constants }];
     for number in 0..usize::from(header(NUMBER_OF_SECTIONS)?) {
         let at = first + number * SECTION_HEADER;
         let field = |offset| u32_at(at + offset).ok_or_else(|| broken("its section table is cut off"));
         let characteristics = field(CHARACTERISTICS)?;
-        let kind = match (
-            characteristics & SCN_MEM_WRITE != 0,
-            characteristics & SCN_MEM_EXECUTE != 0,
-        ) {
+        let kind = match (characteristics & SCN_MEM_WRITE != 0, characteristics & SCN_MEM_EXECUTE != 0) {
             (true, true) => return Err(broken("a section is both writable and executable")),
             (true, false) => Kind::Data,
             (false, true) => Kind::Code,

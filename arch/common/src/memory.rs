@@ -33,10 +33,7 @@ impl RamView {
         len: usize,
         piece: &mut dyn FnMut(*mut u8, usize, usize),
     ) -> Result<(), BadGuestAddress> {
-        let bad = BadGuestAddress {
-            address,
-            len: len as u64,
-        };
+        let bad = BadGuestAddress { address, len: len as u64 };
         let contiguous = |done: usize| {
             let at = address.checked_add(done as u64)?;
             let (host, run) = self.0.translate(at)?;
@@ -109,10 +106,8 @@ mod tests {
             // SAFETY: the frames lie in `backing`.
             unsafe { zero(start, len) }
         });
-        let ranges = [(0, 2), (0x4000_0000, 2)].map(|(start, pages)| RamRange {
-            start: GuestPhys(start),
-            len: pages * LARGE_PAGE_SIZE,
-        });
+        let ranges = [(0, 2), (0x4000_0000, 2)]
+            .map(|(start, pages)| RamRange { start: GuestPhys(start), len: pages * LARGE_PAGE_SIZE });
         let ram = Arc::new(GuestRam::new(VmId(0), taken, &ranges).unwrap());
         let view = RamView::new(&ram);
         let end = 2 * LARGE_PAGE_SIZE;

@@ -99,10 +99,7 @@ impl<F: Format> Tree<F> {
     /// # Errors
     /// When the heap is used up.
     pub fn new(format: F) -> Result<Self, Refusal> {
-        Ok(Self {
-            format,
-            top: new_table()?,
-        })
+        Ok(Self { format, top: new_table()? })
     }
 
     /// Its top table.
@@ -282,11 +279,7 @@ pub fn device_pages(base: HostPhys, len: u64, end_of_tables: u64) -> Result<(u64
 
 /// What is said when the tables are asked for before they are there.
 pub fn not_there_yet() -> Refusal {
-    Refusal::new(
-        "page tables",
-        "they are not there yet",
-        "call paging::install first",
-    )
+    Refusal::new("page tables", "they are not there yet", "call paging::install first")
 }
 
 /// Ranges of whole pages, sorted, without those that touch or overlap.
@@ -350,13 +343,8 @@ mod tests {
     #[test]
     fn ram_image_and_null_page() {
         let mut tree = Tree::new(Plain).unwrap();
-        let code = Section {
-            start: 5 * MIB,
-            end: 5 * MIB + 2 * PAGE_SIZE,
-            kind: Kind::Code,
-        };
-        tree.fill(&[(0, 0xa0000), (MIB, 64 * MIB)], (32 * MIB, 34 * MIB), &[code])
-            .unwrap();
+        let code = Section { start: 5 * MIB, end: 5 * MIB + 2 * PAGE_SIZE, kind: Kind::Code };
+        tree.fill(&[(0, 0xa0000), (MIB, 64 * MIB)], (32 * MIB, 34 * MIB), &[code]).unwrap();
         assert_eq!(kind(&tree, 0), None);
         assert_eq!(kind(&tree, PAGE_SIZE), Some(Kind::Data));
         assert_eq!(kind(&tree, 0xa0000), None);
@@ -388,10 +376,7 @@ mod tests {
         assert!(refusal.to_string().contains("overlaps memory"), "{refusal}");
         assert_eq!(kind(&tree, 15 * MIB), Some(Kind::Data));
         assert!(tree.set(0, Plain::END + PAGE_SIZE, None).is_err());
-        assert_eq!(
-            device_pages(HostPhys(0x1234), 0x1000, Plain::END),
-            Ok((0x1000, 0x3000))
-        );
+        assert_eq!(device_pages(HostPhys(0x1234), 0x1000, Plain::END), Ok((0x1000, 0x3000)));
         assert!(device_pages(HostPhys(0x10), 1, Plain::END).is_err());
         assert!(device_pages(HostPhys(u64::MAX), 2, Plain::END).is_err());
     }

@@ -21,10 +21,7 @@ pub struct Pauses {
 impl Pauses {
     /// None yet.
     pub const fn new() -> Self {
-        Self {
-            since: Mutex::new(None),
-            total: AtomicU64::new(0),
-        }
+        Self { since: Mutex::new(None), total: AtomicU64::new(0) }
     }
 
     /// All vCPUs have stopped. In a pause, nothing: it began when it did.
@@ -35,8 +32,7 @@ impl Pauses {
     /// The vCPUs are about to go on. Without a pause, nothing.
     pub fn end(&self, now_ns: u64) {
         if let Some(since) = self.since.lock().take() {
-            self.total
-                .fetch_add(now_ns.saturating_sub(since), Ordering::SeqCst);
+            self.total.fetch_add(now_ns.saturating_sub(since), Ordering::SeqCst);
         }
     }
 

@@ -80,9 +80,7 @@ impl Report {
     pub fn add_context(&self, context: Context) -> bool {
         self.contexts.iter().any(|place| {
             let empty = core::ptr::null_mut();
-            place
-                .compare_exchange(empty, context as *mut (), Ordering::AcqRel, Ordering::Acquire)
-                .is_ok()
+            place.compare_exchange(empty, context as *mut (), Ordering::AcqRel, Ordering::Acquire).is_ok()
         })
     }
 
@@ -94,21 +92,14 @@ impl Report {
     /// Comes back on the first pCPU to fail only, and only once: all others are stopped then.
     pub fn begin(&self, index: u32, pc: u64, what: fmt::Arguments<'_>) {
         let claim =
-            self.reporter
-                .compare_exchange(0, u64::from(index) + 1, Ordering::AcqRel, Ordering::Acquire);
+            self.reporter.compare_exchange(0, u64::from(index) + 1, Ordering::AcqRel, Ordering::Acquire);
         match claim {
             Ok(_) => {}
             Err(reporter) if reporter == u64::from(index) + 1 => {
                 if self.nested.fetch_add(1, Ordering::Relaxed) == 0 {
-                    let place = Place {
-                        address: pc,
-                        behind_call: false,
-                    };
+                    let place = Place { address: pc, behind_call: false };
                     // The sink cannot fail.
-                    let _ = writeln!(
-                        self.line(),
-                        "\nPasidon: {what} at {place} while reporting; halted"
-                    );
+                    let _ = writeln!(self.line(), "\nPasidon: {what} at {place} while reporting; halted");
                 }
                 (self.hooks.halt)()
             }
@@ -145,12 +136,10 @@ impl Report {
 
     /// All pCPUs but `index`, with where they stopped.
     fn others(&self, index: u32) -> impl Iterator<Item = (u32, u64)> {
-        (0..(self.hooks.pcpus)() as u32)
-            .filter(move |other| *other != index)
-            .filter_map(|other| {
-                let stopped = self.stopped.get(other as usize)?;
-                Some((other, stopped.load(Ordering::Acquire)))
-            })
+        (0..(self.hooks.pcpus)() as u32).filter(move |other| *other != index).filter_map(|other| {
+            let stopped = self.stopped.get(other as usize)?;
+            Some((other, stopped.load(Ordering::Acquire)))
+        })
     }
 
     /// Everything behind cause and registers. `image`: where it lies, and how it is unwound.
@@ -172,10 +161,7 @@ impl Report {
             }
         }
         for (other, pc) in self.others(index) {
-            let place = Place {
-                address: pc,
-                behind_call: false,
-            };
+            let place = Place { address: pc, behind_call: false };
             let _ = match pc {
                 0 => writeln!(line, "pCPU {other} does not stop"),
                 _ => writeln!(line, "pCPU {other} stopped at {place}"),

@@ -113,9 +113,7 @@ pub fn has_parent_events() -> bool {
 
 /// How often the pCPU has gone round its loop.
 pub fn rounds(pcpu: u32) -> u64 {
-    ROUNDS
-        .get(pcpu as usize)
-        .map_or(0, |rounds| rounds.load(Ordering::SeqCst))
+    ROUNDS.get(pcpu as usize).map_or(0, |rounds| rounds.load(Ordering::SeqCst))
 }
 
 /// Runs vCPUs on the pCPU that calls, for ever. Refused where the processor cannot; the world must be
@@ -177,9 +175,7 @@ pub fn run<H: Hardware>() -> Result<core::convert::Infallible, Refusal> {
 
 /// Whether device interrupts wait for [`deliver_notes`] on this pCPU.
 fn has_notes(index: u32) -> bool {
-    NOTED
-        .get(index as usize)
-        .is_some_and(|notes| !notes.lock().is_empty())
+    NOTED.get(index as usize).is_some_and(|notes| !notes.lock().is_empty())
 }
 
 /// Hands device interrupts to the vdevs that they belong to, and says which each was. Those of a VM whose devices are

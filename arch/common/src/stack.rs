@@ -46,10 +46,7 @@ impl Stack {
         // SAFETY: the page has just been allocated and is never given back; nobody else knows it.
         unsafe { unmap_guard(guard) }?;
         let bottom = guard + PAGE_SIZE;
-        Ok(Self {
-            bottom,
-            top: bottom + bytes,
-        })
+        Ok(Self { bottom, top: bottom + bytes })
     }
 
     /// Whether an address is in the page below it.

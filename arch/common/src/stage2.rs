@@ -78,13 +78,8 @@ const fn shift(level: u32) -> u32 {
 impl<F: Format> Tables<F> {
     /// Empty ones. `frames` gives memory that is mapped at its physical address.
     pub fn new(frames: &'static Frames) -> Result<Self, Refusal> {
-        let mut tables = Self {
-            frames,
-            root: HostPhys(0),
-            tables: Vec::new(),
-            spare: Vec::new(),
-            format: PhantomData,
-        };
+        let mut tables =
+            Self { frames, root: HostPhys(0), tables: Vec::new(), spare: Vec::new(), format: PhantomData };
         tables.root = tables.allocate()?;
         Ok(tables)
     }
@@ -120,13 +115,8 @@ impl<F: Format> Tables<F> {
     }
 
     fn map(&mut self, guest: u64, value: u64, level: u32) -> Result<(), Refusal> {
-        let refuse = |why| {
-            Refusal::new(
-                format!("guest page {guest:#x}"),
-                why,
-                "use another guest memory layout",
-            )
-        };
+        let refuse =
+            |why| Refusal::new(format!("guest page {guest:#x}"), why, "use another guest memory layout");
         if guest >= F::LIMIT {
             return Err(refuse("beyond what stage 2 reaches"));
         }
@@ -203,11 +193,7 @@ impl<F: Format> Stage2 for Tables<F> {
 
     fn map_portal(&mut self, guest: GuestPhys, host: HostPhys, len: u64) -> Result<(), Refusal> {
         if !guest.is_aligned(PAGE_SIZE) || !host.is_aligned(PAGE_SIZE) || !len.is_multiple_of(PAGE_SIZE) {
-            return Err(Refusal::new(
-                format!("portal at {guest}"),
-                "not whole pages",
-                "correct its driver",
-            ));
+            return Err(Refusal::new(format!("portal at {guest}"), "not whole pages", "correct its driver"));
         }
         for offset in (0..len).step_by(PAGE_SIZE as usize) {
             self.map(guest.0 + offset, F::device(HostPhys(host.0 + offset)), 0)?;
@@ -317,10 +303,7 @@ mod tests {
         assert_eq!(walk(&table, window.0), Some((0xe000_0000 | DEVICE, 0)));
         assert_eq!(walk(&table, window.0 + 0x1000), Some((0xe000_1000 | DEVICE, 0)));
         assert_eq!(walk(&table, window.0 + 0x2000), None);
-        assert!(
-            table.map_portal(window, HostPhys(0xe000_0000), 0x1000).is_err(),
-            "twice"
-        );
+        assert!(table.map_portal(window, HostPhys(0xe000_0000), 0x1000).is_err(), "twice");
         assert!(table.map_portal(window, HostPhys(0xe000_0010), 0x1000).is_err());
         assert!(table.map_portal(GuestPhys(LIMIT), HostPhys(0), 0x1000).is_err());
         table.unmap_portal(window, 0x1000);
@@ -357,11 +340,7 @@ mod tests {
     fn a_large_page_is_not_split() {
         let mut table = Tables::<Plain>::new(frames()).unwrap();
         table.map(0, Plain::ram(HostPhys(0x20_0000)), LARGE).unwrap();
-        assert!(
-            table
-                .map_portal(GuestPhys(0x1000), HostPhys(0xe000_0000), 0x1000)
-                .is_err()
-        );
+        assert!(table.map_portal(GuestPhys(0x1000), HostPhys(0xe000_0000), 0x1000).is_err());
         table.unmap_portal(GuestPhys(0x1000), 0x1000);
         assert_eq!(walk(&table, 0x1000).unwrap().1, 1);
     }

@@ -46,10 +46,7 @@ impl<'a> Symbols<'a> {
         while low < high {
             let middle = low + (high - low) / 2;
             let is_end = |byte: &u8| *byte == b'\n';
-            let start = text[low..middle]
-                .iter()
-                .rposition(is_end)
-                .map_or(low, |at| low + at + 1);
+            let start = text[low..middle].iter().rposition(is_end).map_or(low, |at| low + at + 1);
             let length = text[start..high].iter().position(is_end);
             let end = length.map_or(high, |length| start + length);
             let line = Line::parse(&text[start..end])?;
@@ -124,24 +121,16 @@ mod tests {
         let text: String = (0..1000).map(|n| format!("{:x} 10 f{n}\n", n * 16)).collect();
         for n in 0..1000u64 {
             let name = format!("f{n}");
-            assert_eq!(
-                Symbols::new(text.as_bytes()).lookup(n * 16 + 3),
-                Some((&*name, 3))
-            );
+            assert_eq!(Symbols::new(text.as_bytes()).lookup(n * 16 + 3), Some((&*name, 3)));
         }
     }
 
     #[test]
     fn a_file_with_something_else_gives_no_name() {
-        for text in [
-            "\n\n\n", "x y z", "10", "10 20", "10 20 ", "10 2", "\u{fffd}", "-1 10 f",
-        ] {
+        for text in ["\n\n\n", "x y z", "10", "10 20", "10 20 ", "10 2", "\u{fffd}", "-1 10 f"] {
             assert_eq!(Symbols::new(text.as_bytes()).lookup(0x10), None, "{text}");
         }
-        assert_eq!(
-            Symbols::new(b"ffffffffffffffff ffffffffffffffff f").lookup(5),
-            None
-        );
+        assert_eq!(Symbols::new(b"ffffffffffffffff ffffffffffffffff f").lookup(5), None);
         assert_eq!(Symbols::new(b"10 10 \xff\xff").lookup(0x10), None);
     }
 

@@ -18,10 +18,7 @@ pub struct TestMemory {
 impl TestMemory {
     /// `size` bytes from the guest-physical address `base` on.
     pub fn new(base: u64, size: usize) -> Self {
-        Self {
-            base,
-            ram: Mutex::new(vec![0; size]),
-        }
+        Self { base, ram: Mutex::new(vec![0; size]) }
     }
 
     /// `len` bytes at `address`, which must be RAM.
@@ -66,10 +63,7 @@ impl TestMemory {
         let start = address.0.checked_sub(self.base);
         let start = start.and_then(|start| usize::try_from(start).ok());
         let part = start.and_then(|start| ram.get_mut(start..start.checked_add(len)?));
-        part.map(act).ok_or(BadGuestAddress {
-            address,
-            len: len as u64,
-        })
+        part.map(act).ok_or(BadGuestAddress { address, len: len as u64 })
     }
 }
 

@@ -138,14 +138,8 @@ mod tests {
     use pasidon_kernel::sched::{PcpuId, VcpuId};
 
     fn vcpu() -> Vcpu<()> {
-        let id = VcpuId {
-            vm: VmId(0),
-            index: 0,
-        };
-        let seat = Seat {
-            vcpu: id,
-            pcpu: PcpuId(0),
-        };
+        let id = VcpuId { vm: VmId(0), index: 0 };
+        let seat = Seat { vcpu: id, pcpu: PcpuId(0) };
         Vcpu::new(seat, ())
     }
 
@@ -176,10 +170,7 @@ mod tests {
 
     #[test]
     fn mail_is_handed_over_once() {
-        const MESSAGE: MsiMessage = MsiMessage {
-            address: 0x1000,
-            data: 0x41,
-        };
+        const MESSAGE: MsiMessage = MsiMessage { address: 0x1000, data: 0x41 };
         let vcpu = vcpu();
         let taken = || {
             let mut taken = Vec::new();

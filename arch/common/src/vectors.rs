@@ -130,10 +130,7 @@ mod tests {
         assert_eq!(vectors.give_back(1, |pcpu| u64::from(pcpu) + 3), Some(4));
         assert_eq!(vectors.give_back(1, |_| 0), None, "twice");
         assert_eq!(vectors.give_back(2, |_| 0), None, "beyond the last");
-        assert_eq!(
-            vectors.take(1, |pcpu| u64::from(pcpu) + 4),
-            Err(NoVector::Soon(4))
-        );
+        assert_eq!(vectors.take(1, |pcpu| u64::from(pcpu) + 4), Err(NoVector::Soon(4)));
         let of_another = |pcpu| if pcpu == 4 { 8 } else { 100 };
         assert_eq!(vectors.take(1, of_another), Err(NoVector::Soon(4)));
         assert_eq!(vectors.take(1, |pcpu| u64::from(pcpu) + 5), Ok(1));

@@ -65,10 +65,7 @@ pub struct Board<P> {
 impl<P> Board<P> {
     /// Where a vdev is plugged.
     pub fn slot(&self, vdev: VdevId) -> Option<Slot> {
-        self.slots
-            .iter()
-            .find(|(id, _)| *id == vdev)
-            .map(|(_, slot)| *slot)
+        self.slots.iter().find(|(id, _)| *id == vdev).map(|(_, slot)| *slot)
     }
 }
 
@@ -94,9 +91,7 @@ pub struct Machine<H: Hardware> {
 
 impl<H: Hardware> core::fmt::Debug for Machine<H> {
     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
-        f.debug_struct("Machine")
-            .field("id", &self.id)
-            .finish_non_exhaustive()
+        f.debug_struct("Machine").field("id", &self.id).finish_non_exhaustive()
     }
 }
 
@@ -191,10 +186,7 @@ impl<H: Hardware> Machine<H> {
     fn lost(&self) -> Refusal {
         Refusal::new(
             format!("vm {}", self.vm.name()),
-            format!(
-                "pCPU {} does not come back from running it",
-                self.vcpu.seat.pcpu.0
-            ),
+            format!("pCPU {} does not come back from running it", self.vcpu.seat.pcpu.0),
             "what is held is freed if it comes back; else restart the machine",
         )
     }
@@ -224,11 +216,8 @@ impl<H: Hardware> Machine<H> {
 
     /// A byte typed on its console, or a BREAK; false where the guest has no room for it.
     pub fn push_input(&self, received: Received) -> bool {
-        let taken = self.with_board(|board| {
-            board
-                .platform
-                .push_input(received, &mut |action| self.act(action))
-        });
+        let taken =
+            self.with_board(|board| board.platform.push_input(received, &mut |action| self.act(action)));
         taken.unwrap_or(false)
     }
 
@@ -244,9 +233,7 @@ impl<H: Hardware> Machine<H> {
     pub fn interrupt(&self, vdev: VdevId, vector: u16) -> bool {
         let done = self.try_with_board(|board| {
             if let Some(slot) = board.slot(vdev) {
-                board
-                    .platform
-                    .vdev_interrupt(slot, vector, &mut |action| self.act(action));
+                board.platform.vdev_interrupt(slot, vector, &mut |action| self.act(action));
             }
         });
         done.is_some()
@@ -304,13 +291,7 @@ impl<H: Hardware> Vms<H> {
         outside: &'static dyn Outside,
         find: &'static (dyn Fn(VmId) -> Option<Arc<Vm>> + Send + Sync),
     ) -> Self {
-        Self {
-            frames,
-            scheduler,
-            outside,
-            machines: RwLock::new(Vec::new()),
-            find,
-        }
+        Self { frames, scheduler, outside, machines: RwLock::new(Vec::new()), find }
     }
 
     /// The rest of the hypervisor.
@@ -364,10 +345,8 @@ impl<H: Hardware> Vms<H> {
         );
         for (vcpu, name) in seated.iter().zip(names) {
             if let Some(machine) = self.machine(vcpu.vm) {
-                let why = format!(
-                    "pCPU {}, which ran it, is lost; `vm {name} start` starts it on another",
-                    pcpu.0
-                );
+                let why =
+                    format!("pCPU {}, which ran it, is lost; `vm {name} start` starts it on another", pcpu.0);
                 machine.end(VmEnd::Crashed(why));
             }
         }

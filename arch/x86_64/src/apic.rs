@@ -95,11 +95,7 @@ pub unsafe fn init(features: &Features) {
     // The number of further entries is in the version register; an entry that is not there must not be written.
     const VERSION: u32 = 0x03;
     let highest = read(VERSION) >> 16 & 0xff;
-    let optional = [
-        (4, register::LVT_PERFORMANCE),
-        (5, register::LVT_THERMAL),
-        (6, register::LVT_CMCI),
-    ];
+    let optional = [(4, register::LVT_PERFORMANCE), (5, register::LVT_THERMAL), (6, register::LVT_CMCI)];
     for (_, lvt) in optional.iter().filter(|(number, _)| highest >= *number) {
         write(*lvt, LVT_MASKED);
     }
@@ -123,11 +119,7 @@ pub fn free_run() -> impl Fn() -> u32 {
 pub fn set_timer_rate(hz: u64) {
     TIMER_HZ.store(hz, Ordering::Relaxed);
     write(register::INITIAL_COUNT, 0);
-    let mode = if TSC_DEADLINE.load(Ordering::Relaxed) {
-        LVT_TSC_DEADLINE
-    } else {
-        0
-    };
+    let mode = if TSC_DEADLINE.load(Ordering::Relaxed) { LVT_TSC_DEADLINE } else { 0 };
     write(register::LVT_TIMER, u64::from(vector::TIMER) | mode);
 }
 
@@ -187,10 +179,7 @@ pub fn arm_timer(deadline_ns: Option<u64>) {
         return;
     }
     let ticks = deadline_ns.map_or(0, |deadline| {
-        ticks_until(
-            deadline.saturating_sub(time::now_ns()),
-            TIMER_HZ.load(Ordering::Relaxed),
-        )
+        ticks_until(deadline.saturating_sub(time::now_ns()), TIMER_HZ.load(Ordering::Relaxed))
     });
     write(register::INITIAL_COUNT, u64::from(ticks));
 }
@@ -200,9 +189,7 @@ fn ticks_until(ns: u64, hz: u64) -> u32 {
     // Seconds and the rest apart: no 128-bit division.
     let seconds = (ns / 1_000_000_000).saturating_mul(hz);
     let rest = (ns % 1_000_000_000).saturating_mul(hz) / 1_000_000_000;
-    u32::try_from(seconds.saturating_add(rest))
-        .unwrap_or(u32::MAX)
-        .max(1)
+    u32::try_from(seconds.saturating_add(rest)).unwrap_or(u32::MAX).max(1)
 }
 
 #[cfg(test)]

@@ -68,10 +68,7 @@ impl fmt::Display for Cause {
         write!(f, "{}", name(self.vector))?;
         // Without stack the page fault cannot be delivered either and becomes a double fault.
         if matches!(self.vector, PAGE_FAULT | vector::DOUBLE_FAULT) && self.target == Target::Guard {
-            return write!(
-                f,
-                ": stack overflow: {address:#x} is in the guard page below the stack"
-            );
+            return write!(f, ": stack overflow: {address:#x} is in the guard page below the stack");
         }
         match self.vector {
             PAGE_FAULT => self.page_fault(f),
@@ -103,11 +100,7 @@ impl Cause {
         } else {
             Access::Read
         };
-        let user = if code.contains(PageFault::US) {
-            " from user mode"
-        } else {
-            ""
-        };
+        let user = if code.contains(PageFault::US) { " from user mode" } else { "" };
         write!(f, ": {} of {address:#x}{user}, ", access.name())?;
         f.write_str(if code.contains(PageFault::RSV) {
             "whose page table entry has a reserved bit set"
@@ -153,26 +146,15 @@ mod tests {
     use super::*;
 
     fn text(vector: u8, error_code: u64, address: u64, target: Target) -> String {
-        let cause = Cause {
-            vector,
-            error_code,
-            address,
-            target,
-        };
+        let cause = Cause { vector, error_code, address, target };
         cause.to_string()
     }
 
     #[test]
     fn page_faults_say_what_was_done_to_what() {
         let fault = |code, address, target| text(PAGE_FAULT, code, address, target);
-        assert_eq!(
-            fault(0, 8, Target::Null),
-            "#PF page fault: read of 0x8, a null pointer"
-        );
-        assert_eq!(
-            fault(2, 0x5000, Target::Other),
-            "#PF page fault: write of 0x5000, which is not mapped"
-        );
+        assert_eq!(fault(0, 8, Target::Null), "#PF page fault: read of 0x8, a null pointer");
+        assert_eq!(fault(2, 0x5000, Target::Other), "#PF page fault: write of 0x5000, which is not mapped");
         assert!(fault(3, 0x5000, Target::Code).ends_with("which is code: W^X violation"));
         assert!(fault(3, 0x5000, Target::Constants).ends_with("which is constant: W^X violation"));
         assert!(fault(0x11, 0x5000, Target::Other).contains("execution of 0x5000, which is not code: W^X"));
@@ -195,10 +177,7 @@ mod tests {
         let fault = |code| text(GENERAL_PROTECTION, code, 0, Target::Null);
         assert_eq!(fault(0), "#GP general protection");
         assert_eq!(fault(0x10), "#GP general protection: selector 0x2 of the GDT");
-        assert_eq!(
-            fault(0x83),
-            "#GP general protection: selector 0x10 of the IDT, by an external event"
-        );
+        assert_eq!(fault(0x83), "#GP general protection: selector 0x10 of the IDT, by an external event");
         assert!(fault(0x0c).ends_with("selector 0x1 of the LDT"));
     }
 }

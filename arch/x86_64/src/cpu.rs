@@ -104,12 +104,7 @@ bitflags! {
 pub const PAT_AFTER_RESET: u64 = 0x0007_0406_0007_0406;
 
 /// What the hypervisor runs with on every pCPU; paging and protection of course, WP for W^X.
-pub const CR0: Cr0 = Cr0::PE
-    .union(Cr0::MP)
-    .union(Cr0::ET)
-    .union(Cr0::NE)
-    .union(Cr0::WP)
-    .union(Cr0::PG);
+pub const CR0: Cr0 = Cr0::PE.union(Cr0::MP).union(Cr0::ET).union(Cr0::NE).union(Cr0::WP).union(Cr0::PG);
 /// EFER of every pCPU until SVM is switched on. Processors raise #GP where LMA is not written as it is.
 pub const EFER: Efer = EFER_BEFORE_PAGING.union(Efer::LMA);
 /// EFER of a pCPU that has yet to turn paging, and with it long mode, on.
@@ -218,20 +213,11 @@ impl Features {
         const POWER: u32 = 0x8000_0007;
         const ADDRESS_SIZES: u32 = 0x8000_0008;
         const SVM: u32 = 0x8000_000a;
-        const NOTHING: CpuidResult = CpuidResult {
-            eax: 0,
-            ebx: 0,
-            ecx: 0,
-            edx: 0,
-        };
+        const NOTHING: CpuidResult = CpuidResult { eax: 0, ebx: 0, ecx: 0, edx: 0 };
         // Leaves beyond the highest return those of another one.
         let read = |leaf: u32| {
             let range = if leaf >= EXTENDED { EXTENDED } else { HIGHEST };
-            if leaf <= leaves(range, 0).eax {
-                leaves(leaf, 0)
-            } else {
-                NOTHING
-            }
+            if leaf <= leaves(range, 0).eax { leaves(leaf, 0) } else { NOTHING }
         };
         let bit = |register: u32, bit: u32| register & 1 << bit != 0;
         let (basic, structured, extended) = (read(BASIC), read(STRUCTURED), read(EXTENDED_FEATURES));
@@ -438,10 +424,7 @@ mod tests {
     #[test]
     fn efer_is_written_with_the_mode_that_the_processor_is_in() {
         assert!(EFER.contains(Efer::LME | Efer::LMA), "set_up runs in long mode");
-        assert!(
-            !EFER_BEFORE_PAGING.contains(Efer::LMA),
-            "the trampoline does not yet"
-        );
+        assert!(!EFER_BEFORE_PAGING.contains(Efer::LMA), "the trampoline does not yet");
     }
 
     #[test]

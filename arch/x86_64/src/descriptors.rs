@@ -56,10 +56,7 @@ impl Descriptors {
         gdt.append(Descriptor::kernel_code_segment());
         gdt.append(Descriptor::kernel_data_segment());
         gdt.append(Descriptor::tss_segment(tss));
-        Ok(Self {
-            gdt: Box::leak(Box::new(gdt)),
-            stacks,
-        })
+        Ok(Self { gdt: Box::leak(Box::new(gdt)), stacks })
     }
 
     /// Makes them those of this processor. GS base is lost.

@@ -46,11 +46,8 @@ const NO_SUCH_HYPERCALL: u64 = (-1000i64).cast_unsigned();
 const LOW: u64 = u32::MAX as u64;
 
 const UNDEFINED: Exception = Exception::undefined();
-const GENERAL_PROTECTION: Exception = Exception {
-    vector: vector::GENERAL_PROTECTION,
-    error_code: Some(0),
-    cr2: None,
-};
+const GENERAL_PROTECTION: Exception =
+    Exception { vector: vector::GENERAL_PROTECTION, error_code: Some(0), cr2: None };
 
 /// Instructions that exit, without prefixes (APM 3).
 mod encoding {
@@ -95,10 +92,7 @@ pub fn handle(core: &mut Core, machine: &Machine, reason: Reason) {
         Reason::HostInterrupt | Reason::InterruptWindow => {}
         Reason::Cpuid => {
             let hardware = &mut core.hardware;
-            let state = CpuidState {
-                osxsave: hardware.cr4() & CR4_OSXSAVE != 0,
-                xcr0: core.extended.xcr0(),
-            };
+            let state = CpuidState { osxsave: hardware.cr4() & CR4_OSXSAVE != 0, xcr0: core.extended.xcr0() };
             let (leaf, subleaf) = (hardware.gpr(gpr::RAX), hardware.gpr(gpr::RCX));
             let answer = core.cpuid.query(leaf as u32, subleaf as u32, &state);
             for (register, value) in [
@@ -128,10 +122,7 @@ pub fn handle(core: &mut Core, machine: &Machine, reason: Reason) {
                 "it took an interrupt or exception through guest-physical {address:#x}, which is not RAM"
             )));
         }
-        Reason::Stage2 {
-            address,
-            fetch: false,
-        } => mmio(core, machine, address),
+        Reason::Stage2 { address, fetch: false } => mmio(core, machine, address),
         // A bus that nobody answers on reads as ones, and those are no instruction.
         Reason::Stage2 { fetch: true, .. } => refuse(core, machine, &InstructionBytes::new()),
         Reason::Hypercall => {
@@ -258,16 +249,8 @@ fn port(core: &mut Core, machine: &Machine, io: IoExit) {
         2 => 0xffff,
         _ => LOW,
     };
-    let kind = if io.input {
-        AccessKind::Read
-    } else {
-        AccessKind::Write(rax & mask)
-    };
-    let access = Access {
-        address: io.port.into(),
-        size: io.size,
-        kind,
-    };
+    let kind = if io.input { AccessKind::Read } else { AccessKind::Write(rax & mask) };
+    let access = Access { address: io.port.into(), size: io.size, kind };
     let value = access_device(&mut core.lapic, core.tsc_offset, machine, &Exit::Io(access));
     if io.input {
         let keep = if io.size == 4 { 0 } else { rax & !mask };
@@ -277,15 +260,10 @@ fn port(core: &mut Core, machine: &Machine, io: IoExit) {
 
 /// One access of the vCPU to its VM's devices.
 fn access_device(lapic: &mut LocalApic, tsc_offset: u64, machine: &Machine, exit: &Exit) -> u64 {
-    let now = Moment {
-        tsc: time::tsc().wrapping_add(tsc_offset),
-        ns: time::now_ns(),
-        unix_ns: time::unix_ns(),
-    };
+    let now =
+        Moment { tsc: time::tsc().wrapping_add(tsc_offset), ns: time::now_ns(), unix_ns: time::unix_ns() };
     let mut board = machine.board.lock();
-    let answer = board
-        .platform
-        .exit(exit, lapic, &now, &mut |action| machine.act(action));
+    let answer = board.platform.exit(exit, lapic, &now, &mut |action| machine.act(action));
     // There is no other vCPU that an inter-processor interrupt could go to.
     answer.map_or(0, |answer| answer.value)
 }
@@ -295,13 +273,9 @@ fn mmio(core: &mut Core, machine: &Machine, address: u64) {
     let tsc_offset = core.tsc_offset;
     // SAFETY: this is the pCPU that the vCPU runs on, between two entries: its state was loaded before the first.
     let mut vectors = unsafe { core.extended.vectors() };
-    let result = emulate::mmio(
-        &mut state,
-        &mut vectors,
-        &machine.memory,
-        address,
-        &mut |access| access_device(&mut core.lapic, tsc_offset, machine, &Exit::Mmio(access)),
-    );
+    let result = emulate::mmio(&mut state, &mut vectors, &machine.memory, address, &mut |access| {
+        access_device(&mut core.lapic, tsc_offset, machine, &Exit::Mmio(access))
+    });
     match result {
         Ok(done) => emulated(core, &state, done),
         Err(failure) => fail(core, machine, &failure),
@@ -358,14 +332,10 @@ fn write_msr(core: &mut Core, machine: &Machine) {
             true
         }
         _ => {
-            let event = core
-                .msrs
-                .write(msr, value, &mut core.lapic, &core.clock, &machine.memory, now);
+            let event = core.msrs.write(msr, value, &mut core.lapic, &core.clock, &machine.memory, now);
             if let Ok(Some(ApicEvent::EndOfInterrupt { vector })) = event {
                 let mut board = machine.board.lock();
-                board
-                    .platform
-                    .end_of_interrupt(vector, &mut |action| machine.act(action));
+                board.platform.end_of_interrupt(vector, &mut |action| machine.act(action));
             }
             event.is_ok()
         }

@@ -78,9 +78,7 @@ impl Area {
             .unwrap_or(Layout::new::<[u8; 4096]>());
         // SAFETY: the size is not zero: an area has at least 576 bytes.
         let start = unsafe { alloc_zeroed(layout) };
-        let Some(start) = NonNull::new(start) else {
-            handle_alloc_error(layout)
-        };
+        let Some(start) = NonNull::new(start) else { handle_alloc_error(layout) };
         // SAFETY: both offsets lie in the legacy region, and are aligned.
         unsafe {
             start.add(FCW_OFFSET).cast::<u16>().write(FCW_RESET);

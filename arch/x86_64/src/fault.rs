@@ -75,9 +75,7 @@ fn me() -> Option<&'static Pcpu> {
     } else {
         __cpuid(1).ebx >> 24
     };
-    (0..pcpu::count() as u32)
-        .filter_map(pcpu::get)
-        .find(|pcpu| pcpu.apic_id == apic_id)
+    (0..pcpu::count() as u32).filter_map(pcpu::get).find(|pcpu| pcpu.apic_id == apic_id)
 }
 
 /// Ends the hypervisor after an exception in it.
@@ -142,9 +140,7 @@ fn finish(me: Option<&'static Pcpu>, registers: &Registers) -> ! {
     let stacks = match me {
         Some(me) => StackRanges::of(me.stacks()),
         // On the firmware's tables all RAM is mapped, and its stack ends far below the end of that.
-        None => StackRanges::from(registers.gpr[RSP], |at| {
-            paging::root() == 0 || paging::is_mapped(at)
-        }),
+        None => StackRanges::from(registers.gpr[RSP], |at| paging::root() == 0 || paging::is_mapped(at)),
     };
     REPORT.finish(me.map_or(0, |me| me.index), image, registers, &stacks)
 }
@@ -174,27 +170,9 @@ impl Control {
 
 /// The registers of an interrupted frame, in the order of their encoding.
 fn registers_of(frame: &TrapFrame) -> Registers {
-    let [
-        r15,
-        r14,
-        r13,
-        r12,
-        r11,
-        r10,
-        r9,
-        r8,
-        rdi,
-        rsi,
-        rbp,
-        rbx,
-        rdx,
-        rcx,
-        rax,
-    ] = frame.gpr;
+    let [r15, r14, r13, r12, r11, r10, r9, r8, rdi, rsi, rbp, rbx, rdx, rcx, rax] = frame.gpr;
     Registers {
-        gpr: [
-            rax, rcx, rdx, rbx, frame.rsp, rbp, rsi, rdi, r8, r9, r10, r11, r12, r13, r14, r15,
-        ],
+        gpr: [rax, rcx, rdx, rbx, frame.rsp, rbp, rsi, rdi, r8, r9, r10, r11, r12, r13, r14, r15],
         rip: frame.rip,
     }
 }

@@ -71,18 +71,12 @@ pub fn madt(table: &[u8]) -> Madt {
                 if let (Some(&id), Some(address), Some(gsi_base)) =
                     (entry.get(2), u32_at(entry, 4), u32_at(entry, 8))
                 {
-                    found.io_apics.push(IoApic {
-                        id,
-                        address: u64::from(address),
-                        gsi_base,
-                    });
+                    found.io_apics.push(IoApic { id, address: u64::from(address), gsi_base });
                 }
                 None
             }
             SOURCE_OVERRIDE => {
-                found
-                    .overrides
-                    .extend(entry.get(3).copied().zip(u32_at(entry, 4)));
+                found.overrides.extend(entry.get(3).copied().zip(u32_at(entry, 4)));
                 None
             }
             _ => None,
@@ -131,11 +125,7 @@ pub fn pm_timer(fadt: &[u8]) -> Option<ReferenceClock> {
         (Some(&SYSTEM_IO), Some(address)) => u16::try_from(address).ok().filter(|port| *port != 0),
         _ => None,
     };
-    let short = || {
-        u16::try_from(u32_at(fadt, PM_TMR_BLK)?)
-            .ok()
-            .filter(|port| *port != 0)
-    };
+    let short = || u16::try_from(u32_at(fadt, PM_TMR_BLK)?).ok().filter(|port| *port != 0);
     let all_bits = u32_at(fadt, FLAGS)? & TMR_VAL_EXT != 0;
     Some(ReferenceClock::PmTimer {
         port: extended.or_else(short)?,
@@ -188,16 +178,9 @@ impl SoftOff {
 pub fn soft_off(fadt: &[u8], dsdt: &[u8]) -> Option<SoftOff> {
     const PM1A_CNT: usize = 64;
     const PM1B_CNT: usize = 68;
-    let port = |offset| {
-        u16::try_from(u32_at(fadt, offset)?)
-            .ok()
-            .filter(|port| *port != 0)
-    };
+    let port = |offset| u16::try_from(u32_at(fadt, offset)?).ok().filter(|port| *port != 0);
     let (first, second) = s5(dsdt)?;
-    Some(SoftOff {
-        first: (port(PM1A_CNT)?, first),
-        second: port(PM1B_CNT).map(|port| (port, second)),
-    })
+    Some(SoftOff { first: (port(PM1A_CNT)?, first), second: port(PM1B_CNT).map(|port| (port, second)) })
 }
 
 /// The first two elements of the package `_S5_` (ACPI 20.2: DefName, DefPackage).
@@ -250,11 +233,7 @@ mod tests {
             &[4, 6, 0xff, 0, 0, 1],
         ]
         .concat();
-        let io_apic = IoApic {
-            id: 7,
-            address: 0xfec0_0000,
-            gsi_base: 24,
-        };
+        let io_apic = IoApic { id: 7, address: 0xfec0_0000, gsi_base: 24 };
         let wanted = Madt {
             processors: vec![0, 300],
             io_apics: vec![io_apic],
@@ -281,13 +260,7 @@ mod tests {
         let other = aml(&[0x12, 0x47, 0x01, 0x04, 0x0a, 7, 0x0a, 6, 0, 0]);
         let off = soft_off(&fadt, &other).unwrap();
         assert_eq!((off.first, off.second), ((0x604, 7), Some((8, 6))));
-        for broken in [
-            &b"_S5"[..],
-            b"_S5_",
-            b"_S5_\x12",
-            b"_S5_\x12\xff\x01",
-            b"_S5_\x12\x06\x04\x0b\x01",
-        ] {
+        for broken in [&b"_S5"[..], b"_S5_", b"_S5_\x12", b"_S5_\x12\xff\x01", b"_S5_\x12\x06\x04\x0b\x01"] {
             assert_eq!(soft_off(&fadt, broken), None);
         }
         assert_eq!(soft_off(&[], &q35), None);
@@ -299,30 +272,15 @@ mod tests {
         assert_eq!(pm_timer(&fadt), None);
         fadt[76..80].copy_from_slice(&0x608u32.to_le_bytes());
         fadt[91] = 4;
-        assert_eq!(
-            pm_timer(&fadt),
-            Some(ReferenceClock::PmTimer {
-                port: 0x608,
-                mask: 0xff_ffff
-            })
-        );
+        assert_eq!(pm_timer(&fadt), Some(ReferenceClock::PmTimer { port: 0x608, mask: 0xff_ffff }));
         fadt[113] = 1;
         fadt[208] = 1;
         fadt[212..214].copy_from_slice(&0xb008u16.to_le_bytes());
-        assert_eq!(
-            pm_timer(&fadt),
-            Some(ReferenceClock::PmTimer {
-                port: 0xb008,
-                mask: u32::MAX
-            })
-        );
+        assert_eq!(pm_timer(&fadt), Some(ReferenceClock::PmTimer { port: 0xb008, mask: u32::MAX }));
         assert_eq!(pm_timer(&fadt[..100]), None);
         let mut body = vec![0; 20];
         body[8..16].copy_from_slice(&0xfed0_0000u64.to_le_bytes());
-        assert_eq!(
-            hpet(&table(&body)),
-            Some(ReferenceClock::Hpet { base: 0xfed0_0000 })
-        );
+        assert_eq!(hpet(&table(&body)), Some(ReferenceClock::Hpet { base: 0xfed0_0000 }));
         body[4] = 1;
         assert_eq!(hpet(&table(&body)), None);
         assert_eq!(reset_register(&fadt), None);

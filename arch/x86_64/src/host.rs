@@ -48,10 +48,7 @@ pub fn cpu_of(pcpu: u32) -> Option<u32> {
 /// not known.
 pub fn fault_interrupt(handler: Handler) -> Option<HostVector> {
     interrupts::install(vector::IOMMU_FAULT, handler);
-    Some(HostVector {
-        vector: vector::IOMMU_FAULT.into(),
-        cpu: pcpu::apic_id_of(0)?,
-    })
+    Some(HostVector { vector: vector::IOMMU_FAULT.into(), cpu: pcpu::apic_id_of(0)? })
 }
 
 /// Has `note` called, as an interrupt handler on the first pCPU, when bytes came on the serial line, by the interrupt
@@ -66,10 +63,7 @@ pub fn connect_serial(
 ) -> Result<(), Refusal> {
     let refuse = |why: &str| Refusal::new("COM1", why, "update the firmware");
     let cpu = pcpu::apic_id_of(0).ok_or_else(|| refuse("the first processor is not known"))?;
-    let target = HostVector {
-        vector: vector::SERIAL.into(),
-        cpu,
-    };
+    let target = HostVector { vector: vector::SERIAL.into(), cpu };
     let message = match remap {
         Some(remap) => remap(target)?,
         None => MachineHost
@@ -89,18 +83,13 @@ pub fn connect_serial(
 
 /// How many vectors of a pCPU are given out.
 fn used(pcpu: u32) -> usize {
-    PCPUS
-        .get(pcpu as usize)
-        .map_or(usize::MAX, |vectors| vectors.lock().used_by(pcpu))
+    PCPUS.get(pcpu as usize).map_or(usize::MAX, |vectors| vectors.lock().used_by(pcpu))
 }
 
 fn take(pcpu: u32) -> Option<HostVector> {
     let taken = PCPUS.get(pcpu as usize)?.lock().take(pcpu, run::rounds);
     let place = taken.map_err(|none| none.hurry(vms::kick)).ok()?;
-    Some(HostVector {
-        vector: device_vectors().start + place as u32,
-        cpu: pcpu::apic_id_of(pcpu)?,
-    })
+    Some(HostVector { vector: device_vectors().start + place as u32, cpu: pcpu::apic_id_of(pcpu)? })
 }
 
 impl Host for MachineHost {

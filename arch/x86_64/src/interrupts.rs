@@ -77,9 +77,8 @@ pub struct TrapFrame {
 }
 
 /// The names of [`TrapFrame::gpr`].
-pub const GPR_NAMES: [&str; 15] = [
-    "r15", "r14", "r13", "r12", "r11", "r10", "r9", "r8", "rdi", "rsi", "rbp", "rbx", "rdx", "rcx", "rax",
-];
+pub const GPR_NAMES: [&str; 15] =
+    ["r15", "r14", "r13", "r12", "r11", "r10", "r9", "r8", "rdi", "rsi", "rbp", "rbx", "rdx", "rcx", "rax"];
 /// Index of rbp in [`TrapFrame::gpr`].
 pub const GPR_RBP: usize = 10;
 
@@ -296,10 +295,7 @@ extern "sysv64" fn trap(frame: &TrapFrame) {
         let before = UNEXPECTED.fetch_add(1, Ordering::Relaxed);
         // A device that floods must not flood the log: lines at 1, 2, 4, 8, …
         if (before + 1).is_power_of_two() {
-            log::warn!(
-                "vector {vector:#x}: nobody handles it; {} such interrupts so far",
-                before + 1
-            );
+            log::warn!("vector {vector:#x}: nobody handles it; {} such interrupts so far", before + 1);
         }
     }
     if vector != vector::SPURIOUS && !vector::LEGACY.contains(&vector) {

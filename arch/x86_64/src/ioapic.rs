@@ -61,11 +61,7 @@ pub fn init(described: &[IoApic]) {
             log::warn!("I/O APIC {}: {refusal}", io_apic.id);
             continue;
         }
-        let mut unit = Unit {
-            base: io_apic.address,
-            gsi_base: io_apic.gsi_base,
-            inputs: 0,
-        };
+        let mut unit = Unit { base: io_apic.address, gsi_base: io_apic.gsi_base, inputs: 0 };
         unit.inputs = (unit.read(IOAPICVER) >> 16 & 0xff) + 1;
         for input in 0..unit.inputs {
             unit.write(IOREDTBL + 2 * input, MASKED);
@@ -137,10 +133,7 @@ mod tests {
         // APIC ID 3.
         assert_eq!(entry(0xfee0_3000, 0x41), (0x41, 3 << 24));
         // Handle 0x8005 in remappable format.
-        assert_eq!(
-            entry(0xfee0_0000 | 5 << 5 | 1 << 4 | 1 << 2, 0x41),
-            (0x41 | 1 << 11, 5 << 17 | 1 << 16)
-        );
+        assert_eq!(entry(0xfee0_0000 | 5 << 5 | 1 << 4 | 1 << 2, 0x41), (0x41 | 1 << 11, 5 << 17 | 1 << 16));
     }
 
     #[test]

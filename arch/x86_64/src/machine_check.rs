@@ -145,13 +145,8 @@ mod tests {
     fn only_a_processor_that_can_go_on_does() {
         let error = VAL | ADDRV | 0x135;
         let guest = judge(MCG_STATUS_RIPV, [(1, error, 0x1000)].into_iter());
-        let Verdict::GuestLost(text) = guest else {
-            panic!("{guest:?}")
-        };
-        assert!(
-            text.ends_with("bank 1: status 0x8400000000000135 address 0x1000"),
-            "{text}"
-        );
+        let Verdict::GuestLost(text) = guest else { panic!("{guest:?}") };
+        assert!(text.ends_with("bank 1: status 0x8400000000000135 address 0x1000"), "{text}");
         for (status, bank) in [(0, error), (MCG_STATUS_RIPV, error | PCC)] {
             let verdict = judge(status, [(0, error, 0), (1, bank, 0)].into_iter());
             assert!(matches!(verdict, Verdict::HostLost(_)), "{verdict:?}");

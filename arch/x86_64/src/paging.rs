@@ -84,9 +84,7 @@ impl Format for LongMode {
         if !last && !bits.contains(Entry::PS) {
             return Decoded::Table(address);
         }
-        let kind = KINDS
-            .into_iter()
-            .find(|kind| Self::bits(*kind) == bits - Entry::PS);
+        let kind = KINDS.into_iter().find(|kind| Self::bits(*kind) == bits - Entry::PS);
         Decoded::Page(address, kind)
     }
 }
@@ -142,10 +140,7 @@ pub fn root() -> u64 {
 }
 
 fn with_tables<T>(change: impl FnOnce(&mut Tree<LongMode>) -> Result<T, Refusal>) -> Result<T, Refusal> {
-    TABLES
-        .lock()
-        .as_mut()
-        .map_or_else(|| Err(tree::not_there_yet()), change)
+    TABLES.lock().as_mut().map_or_else(|| Err(tree::not_there_yet()), change)
 }
 
 /// Maps a device's registers, uncached, at their physical address, and returns the pointer to `base`.
@@ -203,15 +198,9 @@ mod tests {
             let page = LongMode.page(0x5000, kind, Size::Small) | ACCESSED_AND_DIRTY;
             assert_eq!(LongMode.decode(page, true), Decoded::Page(0x5000, Some(kind)));
             let large = LongMode.page(0x20_0000, kind, Size::Large);
-            assert_eq!(
-                LongMode.decode(large, false),
-                Decoded::Page(0x20_0000, Some(kind))
-            );
+            assert_eq!(LongMode.decode(large, false), Decoded::Page(0x20_0000, Some(kind)));
         }
-        assert_eq!(
-            LongMode.decode(LongMode.table(0x7000), false),
-            Decoded::Table(0x7000)
-        );
+        assert_eq!(LongMode.decode(LongMode.table(0x7000), false), Decoded::Table(0x7000));
         assert_eq!(LongMode.decode(0, false), Decoded::Nothing);
         let odd = (Entry::P | Entry::RW).bits();
         assert_eq!(LongMode.decode(odd, true), Decoded::Page(0, None), "W and X");

@@ -22,9 +22,7 @@ pub fn install(tables: Find<'_>) {
     let (fadt, dsdt) = (tables("FADT"), tables("DSDT"));
     WAYS.call_once(|| Ways {
         reset: fadt.and_then(firmware_tables::reset_register),
-        off: fadt
-            .zip(dsdt)
-            .and_then(|(fadt, dsdt)| firmware_tables::soft_off(fadt, dsdt)),
+        off: fadt.zip(dsdt).and_then(|(fadt, dsdt)| firmware_tables::soft_off(fadt, dsdt)),
     });
 }
 

@@ -22,10 +22,7 @@ pub fn install(world: World) {
     WORLD.call_once(|| world);
     for vector in vector::DEVICES {
         interrupts::install(vector, |vector| {
-            note_device_interrupt::<Svm>(HostVector {
-                vector: vector.into(),
-                cpu: pcpu::current().apic_id,
-            });
+            note_device_interrupt::<Svm>(HostVector { vector: vector.into(), cpu: pcpu::current().apic_id });
         });
     }
     // The interrupt itself is the message: the loop looks at everything anyway.

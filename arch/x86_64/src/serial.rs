@@ -44,11 +44,7 @@ const fn com1() -> Uart16550<PioBackend> {
 /// # Errors
 /// When there is none.
 pub fn init(_tables: Find<'_>) -> Result<(), Refusal> {
-    let config = Config {
-        baud_rate: BaudRate::Baud115200,
-        interrupts: IER::empty(),
-        ..Config::DEFAULT
-    };
+    let config = Config { baud_rate: BaudRate::Baud115200, interrupts: IER::empty(), ..Config::DEFAULT };
     let present = UART.lock().init(config).is_ok();
     PRESENT.store(present, Ordering::Relaxed);
     if present {

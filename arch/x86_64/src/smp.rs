@@ -29,10 +29,8 @@ const TRAMPOLINE_PAGES: u64 = 3;
 /// What real mode reaches.
 const REAL_MODE_END: u64 = 1 << 20;
 /// What processors are started with.
-pub const TRAMPOLINE: Option<Trampoline> = Some(Trampoline {
-    pages: TRAMPOLINE_PAGES as usize,
-    below: REAL_MODE_END,
-});
+pub const TRAMPOLINE: Option<Trampoline> =
+    Some(Trampoline { pages: TRAMPOLINE_PAGES as usize, below: REAL_MODE_END });
 /// How long a processor rests between INIT and the start-up interrupt.
 const INIT_NS: u64 = 10_000_000;
 /// How long it may take before the second start-up interrupt.
@@ -180,10 +178,7 @@ unsafe fn prepare(apic_ids: &[u32], trampoline: HostPhys) -> Result<(), Refusal>
             "it needs 3 pages below 1 MiB",
         ));
     }
-    PLAN.call_once(|| Plan {
-        apic_ids: apic_ids.to_vec(),
-        trampoline: trampoline.0,
-    });
+    PLAN.call_once(|| Plan { apic_ids: apic_ids.to_vec(), trampoline: trampoline.0 });
     Ok(())
 }
 
@@ -233,16 +228,8 @@ fn start_planned(entry: fn() -> !) -> Result<usize, Refusal> {
     let long_mode = (&raw const TRAMPOLINE_LONG as u64) - (&raw const TRAMPOLINE_CODE as u64);
     // SAFETY: `prepare` was promised the pages; the code fits in one, as do `Data` and the table.
     unsafe {
-        core::ptr::copy_nonoverlapping(
-            &raw const TRAMPOLINE_CODE,
-            plan.trampoline as *mut u8,
-            code_length,
-        );
-        core::ptr::copy_nonoverlapping(
-            paging::root() as *const u8,
-            low_root as *mut u8,
-            PAGE_SIZE as usize,
-        );
+        core::ptr::copy_nonoverlapping(&raw const TRAMPOLINE_CODE, plan.trampoline as *mut u8, code_length);
+        core::ptr::copy_nonoverlapping(paging::root() as *const u8, low_root as *mut u8, PAGE_SIZE as usize);
         paging::make_code(plan.trampoline)?;
     }
     let mut cr4 = Cr4::PAE;

@@ -86,10 +86,7 @@ impl Reference {
         /// Slowest counter that the specification allows.
         const MAX_PERIOD_FS: u64 = 100_000_000;
         match kind {
-            ReferenceClock::PmTimer { .. } => Ok(Self {
-                kind,
-                hz: PM_TIMER_HZ,
-            }),
+            ReferenceClock::PmTimer { .. } => Ok(Self { kind, hz: PM_TIMER_HZ }),
             ReferenceClock::Hpet { base } => {
                 let registers = paging::map_device(HostPhys(base), LENGTH)?;
                 // SAFETY: just mapped, uncached, for this length; the registers are aligned, and counting on
@@ -102,10 +99,7 @@ impl Reference {
                 if period == 0 || period > MAX_PERIOD_FS {
                     return Err(refusal("the HPET states no sensible period"));
                 }
-                Ok(Self {
-                    kind,
-                    hz: FS_PER_SECOND / period,
-                })
+                Ok(Self { kind, hz: FS_PER_SECOND / period })
             }
         }
     }
@@ -148,11 +142,7 @@ impl Reference {
 }
 
 fn refusal(why: &str) -> Refusal {
-    Refusal::new(
-        "clock",
-        why,
-        "use a firmware whose FADT has a PM timer or which describes an HPET",
-    )
+    Refusal::new("clock", why, "use a firmware whose FADT has a PM timer or which describes an HPET")
 }
 
 /// Measures the TSC, and along with it a 32-bit counter that counts down (the local APIC timer's), whose

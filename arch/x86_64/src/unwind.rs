@@ -98,11 +98,7 @@ struct Function {
 
 impl Function {
     fn read(bytes: &[u8]) -> Option<Self> {
-        Some(Self {
-            begin: u32_at(bytes, 0)?,
-            end: u32_at(bytes, 4)?,
-            info: u32_at(bytes, 8)?,
-        })
+        Some(Self { begin: u32_at(bytes, 0)?, end: u32_at(bytes, 4)?, info: u32_at(bytes, 8)? })
     }
 }
 
@@ -110,12 +106,7 @@ impl<'a> Image<'a> {
     /// The image at `base` with `size` bytes. `parts`: its headers at 0 and its sections that are not written
     /// to, with their places relative to `base`. An image without tables is one with leaf functions only.
     pub fn new(base: u64, size: u64, parts: impl IntoIterator<Item = (u32, &'a [u8])>) -> Self {
-        let mut image = Self {
-            base,
-            size,
-            parts: parts.into_iter().take(PARTS).collect(),
-            entries: &[],
-        };
+        let mut image = Self { base, size, parts: parts.into_iter().take(PARTS).collect(), entries: &[] };
         image.entries = image.find_entries().unwrap_or_default();
         image
     }
@@ -165,9 +156,7 @@ impl Unwind for Image<'_> {
     type Registers = Registers;
 
     fn offset_of(&self, address: u64) -> Option<u32> {
-        let offset = address
-            .checked_sub(self.base)
-            .filter(|offset| *offset < self.size)?;
+        let offset = address.checked_sub(self.base).filter(|offset| *offset < self.size)?;
         u32::try_from(offset).ok()
     }
 
@@ -370,9 +359,7 @@ fn undo(
     }
     let chained_at = codes_at.checked_add((count.next_multiple_of(2) * 2) as u32);
     let chained = chained_at.and_then(|at| Function::read(image.bytes(at, ENTRY_BYTES)?));
-    chained
-        .map(|function| Undone::Chained(function.info))
-        .ok_or(Stop::Damaged)
+    chained.map(|function| Undone::Chained(function.info)).ok_or(Stop::Damaged)
 }
 
 /// The rest of an epilogue: what remains to be executed up to the return, in the only forms it may have.
@@ -402,19 +389,9 @@ impl Epilogue {
             [rex @ (0x48 | 0x49), 0x8d, modrm @ 0x60..=0x67, disp, rest @ ..] if *modrm != 0x64 => {
                 (Release::From(register(*rex, *modrm), near(*disp)), rest)
             }
-            [
-                rex @ (0x48 | 0x49),
-                0x8d,
-                modrm @ 0xa0..=0xa7,
-                a,
-                b,
-                c,
-                d,
-                rest @ ..,
-            ] if *modrm != 0xa4 => (
-                Release::From(register(*rex, *modrm), far(&[*a, *b, *c, *d])),
-                rest,
-            ),
+            [rex @ (0x48 | 0x49), 0x8d, modrm @ 0xa0..=0xa7, a, b, c, d, rest @ ..] if *modrm != 0xa4 => {
+                (Release::From(register(*rex, *modrm), far(&[*a, *b, *c, *d])), rest)
+            }
             rest => (Release::Nothing, rest),
         };
         let mut pops = ArrayVec::new();
@@ -429,9 +406,7 @@ impl Epilogue {
         }
         // A jump is only a tail call where it leaves the function.
         let leaves = |distance: u64, rest: &[u8]| {
-            let target = u64::from(function.end)
-                .wrapping_sub(rest.len() as u64)
-                .wrapping_add(distance);
+            let target = u64::from(function.end).wrapping_sub(rest.len() as u64).wrapping_add(distance);
             !(u64::from(function.begin)..u64::from(function.end)).contains(&target)
         };
         let ends = match code {

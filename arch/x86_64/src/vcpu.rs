@@ -66,9 +66,8 @@ impl Core {
             xcr0: features.xcr0,
             tsc_aux: features.tsc_aux,
         };
-        let cpuid = CpuidPolicy::new(&config, &|leaf, subleaf| {
-            core::arch::x86_64::__cpuid_count(leaf, subleaf)
-        });
+        let cpuid =
+            CpuidPolicy::new(&config, &|leaf, subleaf| core::arch::x86_64::__cpuid_count(leaf, subleaf));
         Self {
             hardware: SvmVcpu::new(stage2, tsc_offset, ControlPolicy::new(&cpuid)),
             lapic: LocalApic::new(0),
@@ -157,9 +156,7 @@ impl Core {
             Some(Window::Enabled)
         } else {
             let class = self.lapic.highest_requested().map(|vector| vector >> 4);
-            class
-                .filter(|class| *class <= self.lapic.cr8())
-                .map(Window::Class)
+            class.filter(|class| *class <= self.lapic.cr8()).map(Window::Class)
         };
         self.hardware.request_window(window);
         self.hardware.set_cr8(self.lapic.cr8());
@@ -176,11 +173,7 @@ mod tests {
     const X2APIC: u64 = 0xfee0_0000 | 3 << 10;
     const MSR_SVR: u32 = 0x80f;
     const ENABLED: u64 = 0x1ff;
-    const ALIGNMENT_CHECK: Exception = Exception {
-        vector: 17,
-        error_code: Some(0),
-        cr2: None,
-    };
+    const ALIGNMENT_CHECK: Exception = Exception { vector: 17, error_code: Some(0), cr2: None };
 
     /// One that has interrupt 0x31 and an NMI waiting.
     fn core() -> Core {
@@ -197,9 +190,7 @@ mod tests {
         const SYSTEM_TIME: u32 = 0x4b56_4d01;
         let memory = TestMemory::new(0, 0x1000);
         let mut core = core();
-        let Core {
-            msrs, lapic, clock, ..
-        } = &mut core;
+        let Core { msrs, lapic, clock, .. } = &mut core;
         msrs.write(SYSTEM_TIME, 0x101, lapic, clock, &memory, 0).unwrap();
         assert_eq!(memory.bytes(0x108, 8), [0; 8]);
         let offset = core.tsc_offset;
@@ -218,10 +209,7 @@ mod tests {
         // The processor stopped in the middle of it.
         core.reflect(ALIGNMENT_CHECK);
         core.prepare_event();
-        assert_eq!(
-            core.hardware.take_event(),
-            Some(Event::Exception(ALIGNMENT_CHECK))
-        );
+        assert_eq!(core.hardware.take_event(), Some(Event::Exception(ALIGNMENT_CHECK)));
         core.prepare_event();
         assert_eq!(core.hardware.take_event(), Some(Event::Nmi), "again");
 

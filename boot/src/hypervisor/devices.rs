@@ -37,11 +37,7 @@ pub fn bring_up_parent(
         ));
     }
     let config = pci.config_of(device.requester).ok_or_else(|| {
-        Refusal::new(
-            what(),
-            "its configuration space is not mapped",
-            "check the MCFG table",
-        )
+        Refusal::new(what(), "its configuration space is not mapped", "check the MCFG table")
     })?;
     let function = Function::new(config, device.requester)?;
     let bar = function.memory_bar(0)?;
@@ -51,10 +47,7 @@ pub fn bring_up_parent(
         registers: registers::map(bar.address, bar.size)?,
         host: Arc::new(MachineHost),
         partition: Partition { queues },
-        options: Options {
-            allow_unsafe_portals: parent.allow_unsafe_portals.value,
-            ..Options::default()
-        },
+        options: Options { allow_unsafe_portals: parent.allow_unsafe_portals.value, ..Options::default() },
     };
     let parent = DsaParent::new(setup)?;
     // Parents stay for as long as the machine runs.

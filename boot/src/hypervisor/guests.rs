@@ -22,10 +22,10 @@ pub type Files = [(String, Result<&'static [u8], String>)];
 
 /// The bytes of a file.
 fn file(files: &Files, path: &str) -> Result<&'static [u8], String> {
-    files.iter().find(|(name, _)| name == path).map_or_else(
-        || Err(String::from("it was not read")),
-        |(_, bytes)| bytes.clone(),
-    )
+    files
+        .iter()
+        .find(|(name, _)| name == path)
+        .map_or_else(|| Err(String::from("it was not read")), |(_, bytes)| bytes.clone())
 }
 
 /// Memory that forgets: lets the loader check an image without a guest.
@@ -43,11 +43,7 @@ impl GuestMemory for Nowhere {
             let offset = address.0.checked_sub(start.0);
             offset.is_some_and(|offset| offset <= *size && len <= size - offset)
         });
-        if inside {
-            Ok(())
-        } else {
-            Err(BadGuestAddress { address, len })
-        }
+        if inside { Ok(()) } else { Err(BadGuestAddress { address, len }) }
     }
 
     fn ram_size(&self) -> u64 {

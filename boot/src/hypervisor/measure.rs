@@ -42,11 +42,7 @@ fn measure(iommu: &dyn Iommu, device: Requester, frames: &Frames) -> Result<(), 
         // SAFETY: just taken, and RAM is mapped at its physical address.
         .scrub(&mut |start, len| unsafe { memory::zero(start, len) })
         .for_guest();
-    let attached = Attached {
-        iommu,
-        device,
-        ram: ram.chunks(),
-    };
+    let attached = Attached { iommu, device, ram: ram.chunks() };
     attached.case::<0x11, 0x12>(0, 1)?;
     attached.case::<0x13, 0x14>(1, 1000)
 }

@@ -103,12 +103,8 @@ pub fn run(handover: Handover) -> ! {
     let wanted = config.vms.clone();
     let mut refused = Vec::new();
     let available = frames.counts().free;
-    note(&mut config, &mut refused, |config| {
-        check_memory(config, available)
-    });
-    note(&mut config, &mut refused, |config| {
-        guests::check_files(config, &handover.files)
-    });
+    note(&mut config, &mut refused, |config| check_memory(config, available));
+    note(&mut config, &mut refused, |config| guests::check_files(config, &handover.files));
     let resolved = resolve_parents(&config, &pci.devices());
     config.remove_refused(&resolved.errors);
     refused.extend(resolved.errors);
@@ -122,10 +118,7 @@ pub fn run(handover: Handover) -> ! {
         frames,
         cpus,
         vectors: host::device_vectors(),
-        last_pasid: config
-            .host
-            .last_pasid
-            .and_then(|last| Pasid::new(last.value.into())),
+        last_pasid: config.host.last_pasid.and_then(|last| Pasid::new(last.value.into())),
     };
     let mut system = match System::new(parts) {
         Ok(system) => system,
@@ -289,12 +282,9 @@ fn tell_started(vm: &Vm) {
         .vdevs()
         .iter()
         .map(|vdev| match vdev.pasid() {
-            Some(pasid) => alloc::format!(
-                "{}/{} with PASID {}",
-                vdev.parent(),
-                vdev.type_name(),
-                pasid.value()
-            ),
+            Some(pasid) => {
+                alloc::format!("{}/{} with PASID {}", vdev.parent(), vdev.type_name(), pasid.value())
+            }
             None => alloc::format!("{}/{}", vdev.parent(), vdev.type_name()),
         })
         .collect();

@@ -49,10 +49,7 @@ impl Controls {
         let missing = || match self.desk.refused().iter().find(|vm| vm.name == name) {
             Some(vm) => Refusal::new(
                 format!("vm {name}"),
-                format!(
-                    "it was refused at boot: {}",
-                    vm.reason.as_deref().unwrap_or_default()
-                ),
+                format!("it was refused at boot: {}", vm.reason.as_deref().unwrap_or_default()),
                 "correct pasidon.toml and boot again",
             ),
             None => Refusal::new(format!("vm {name}"), "there is no such VM", "`vms` lists them"),
@@ -67,11 +64,7 @@ impl Controls {
     fn send_break(&self, vm: &Vm) -> Result<(), Refusal> {
         let what = format!("vm {}", vm.name());
         if self.vms.machine(vm.id()).is_none() {
-            return Err(Refusal::new(
-                what,
-                "it does not run, so nobody receives a BREAK",
-                "start it",
-            ));
+            return Err(Refusal::new(what, "it does not run, so nobody receives a BREAK", "start it"));
         }
         match self.desk.console_of(vm.id()) {
             Some(console) if self.desk.send_break(console) => Ok(()),
@@ -86,10 +79,7 @@ impl Controls {
 
     /// The VM that owns a vdev.
     fn owner(&self, vdev: u32) -> Option<Arc<Vm>> {
-        self.system
-            .vms()
-            .into_iter()
-            .find(|vm| vm.vdev(VdevId(vdev)).is_some())
+        self.system.vms().into_iter().find(|vm| vm.vdev(VdevId(vdev)).is_some())
     }
 }
 
@@ -159,10 +149,9 @@ impl MonitorHost for Controls {
         let stopped = || VmEnd::Stopped(String::from("stopped from the monitor"));
         match control {
             VmControl::Start => self.system.start_vm(&builder, &vm),
-            VmControl::Stop => self
-                .system
-                .end_vm(&builder, &vm, &stopped())
-                .map(|report| super::work::tell_retired(&report)),
+            VmControl::Stop => {
+                self.system.end_vm(&builder, &vm, &stopped()).map(|report| super::work::tell_retired(&report))
+            }
             VmControl::Restart => self
                 .system
                 .restart_vm(&builder, &vm, &stopped())
@@ -186,11 +175,7 @@ impl MonitorHost for Controls {
 
     fn destroy_vdev(&mut self, vdev: u32) -> Result<(), Refusal> {
         let vm = self.owner(vdev).ok_or_else(|| {
-            Refusal::new(
-                format!("vdev #{vdev}"),
-                "there is no such vdev",
-                "`vdevs` lists them",
-            )
+            Refusal::new(format!("vdev #{vdev}"), "there is no such vdev", "`vdevs` lists them")
         })?;
         let report = self.system.destroy_vdev(&self.builder(), &vm, VdevId(vdev))?;
         super::work::tell_retired(&report);

@@ -159,10 +159,7 @@ impl Desk {
 
     fn vm_of(&self, console: usize) -> Option<VmId> {
         let consoles = self.consoles.get()?;
-        consoles
-            .iter()
-            .find(|(_, place)| **place == console)
-            .map(|(vm, _)| *vm)
+        consoles.iter().find(|(_, place)| **place == console).map(|(vm, _)| *vm)
     }
 
     /// The IOMMU's fault interrupt came.
@@ -252,9 +249,7 @@ impl Desk {
         }
         self.hand_out(parts);
         let mut news = Vec::new();
-        self.typed
-            .lock()
-            .take_news(time::now_ns(), &mut |console, lost| news.push((console, lost)));
+        self.typed.lock().take_news(time::now_ns(), &mut |console, lost| news.push((console, lost)));
         for (console, lost) in news {
             let name = self.images.iter().find(|image| image.console == console);
             let name = name.map_or("", |image| image.vm.as_str());
@@ -298,11 +293,7 @@ impl Desk {
     }
 
     fn controls(&self, parts: &Parts) -> Controls {
-        Controls {
-            system: parts.system,
-            vms: parts.vms,
-            desk: super::desk(),
-        }
+        Controls { system: parts.system, vms: parts.vms, desk: super::desk() }
     }
 
     fn record_faults(&self, parts: &Parts) {
@@ -366,8 +357,7 @@ impl Desk {
         parts.system.attend(&parts.vms.builder());
         let now = time::now_ns();
         let pause = (now.saturating_sub(since) / 4).clamp(ATTEND_NS.0, ATTEND_NS.1);
-        self.attend_due
-            .store(now.saturating_add(pause), Ordering::Relaxed);
+        self.attend_due.store(now.saturating_add(pause), Ordering::Relaxed);
     }
 
     /// Asks again whether what was retired has stopped.
@@ -396,18 +386,13 @@ impl Desk {
     /// When the line is to be looked at although nobody pressed a key.
     fn next_look(&self) -> Option<u64> {
         let looked = self.looked.load(Ordering::Relaxed);
-        self.looking
-            .load(Ordering::SeqCst)
-            .then(|| looked.saturating_add(LOOK_INTERVAL_NS))
+        self.looking.load(Ordering::SeqCst).then(|| looked.saturating_add(LOOK_INTERVAL_NS))
     }
 
     fn serve(&self, parts: &Parts) {
         let builder = parts.vms.builder();
         for served in parts.system.serve_requests(&builder) {
-            let name = parts
-                .system
-                .vm(served.vm)
-                .map_or_else(String::new, |vm| vm.name().to_string());
+            let name = parts.system.vm(served.vm).map_or_else(String::new, |vm| vm.name().to_string());
             match &served.request {
                 VmEnd::PowerOff => log::info!("vm {name}: switched itself off"),
                 VmEnd::Reset if served.restart => log::info!("vm {name}: started again at its own request"),
@@ -479,24 +464,16 @@ impl Outside for Desk {
     }
 
     fn next_work(&self) -> Option<u64> {
-        let events = self
-            .events_wait()
-            .then(|| self.events_due.load(Ordering::Relaxed));
+        let events = self.events_wait().then(|| self.events_due.load(Ordering::Relaxed));
         let retry = self.parts.get().and_then(|parts| parts.system.next_retry());
-        [self.next_look(), events, self.next_attend(), retry]
-            .into_iter()
-            .flatten()
-            .min()
+        [self.next_look(), events, self.next_attend(), retry].into_iter().flatten().min()
     }
 
     fn image(&self, vm: &str) -> Result<BootImage<'static>, Refusal> {
         self.images
             .iter()
             .find(|image| image.vm == vm)
-            .map(|image| BootImage {
-                seed: entropy::seed(),
-                ..image.boot
-            })
+            .map(|image| BootImage { seed: entropy::seed(), ..image.boot })
             .ok_or_else(|| Refusal::new("kernel", "the configuration names none", "correct pasidon.toml"))
     }
 }

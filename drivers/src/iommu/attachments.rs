@@ -31,20 +31,16 @@ impl Attachments {
         let (why, remedy) = match self.0.get(tag.value() as usize) {
             None => return Ok(()),
             Some(Attachment { ending: false, .. }) => ("attached already", "detach it first"),
-            Some(Attachment { ending: true, .. }) => (
-                "the end of its last attachment was not confirmed by the IOMMU",
-                "detach it again first",
-            ),
+            Some(Attachment { ending: true, .. }) => {
+                ("the end of its last attachment was not confirmed by the IOMMU", "detach it again first")
+            }
         };
         Err(Refusal::new(format!("PASID {tag}"), why, remedy))
     }
 
     /// Takes a free tag.
     pub(super) fn begin(&mut self, tag: Pasid, domain: DomainId) {
-        let attachment = Attachment {
-            domain,
-            ending: false,
-        };
+        let attachment = Attachment { domain, ending: false };
         self.0.insert(tag.value() as usize, attachment);
     }
 
@@ -53,10 +49,7 @@ impl Attachments {
         if let Some(attachment) = self.0.get_mut(tag.value() as usize) {
             attachment.ending = true;
         }
-        AttachFailed {
-            refusal,
-            tag_kept: true,
-        }
+        AttachFailed { refusal, tag_kept: true }
     }
 
     /// Its end begins: the domain that it led to. May be repeated.

@@ -47,10 +47,7 @@ impl<F> Domain<F> {
 
     /// Attachments of devices with TLBs of their own, on one unit.
     pub(super) fn device_tlbs(&self, unit: usize) -> impl Iterator<Item = (u32, Pasid)> {
-        self.device_tlbs
-            .iter()
-            .filter(move |(of, ..)| *of == unit)
-            .map(|&(_, device, pasid)| (device, pasid))
+        self.device_tlbs.iter().filter(move |(of, ..)| *of == unit).map(|&(_, device, pasid)| (device, pasid))
     }
 
     /// Counts an attachment.
@@ -81,12 +78,7 @@ pub(super) struct Domains<F> {
 impl<F> Domains<F> {
     pub(super) fn new(limit: DomainId, units: usize) -> Self {
         let limit = if cfg!(feature = "few-domains") { 2 } else { limit };
-        Self {
-            entries: Sparse::default(),
-            recent: 0,
-            limit,
-            units,
-        }
+        Self { entries: Sparse::default(), recent: 0, limit, units }
     }
 
     /// Number of tables.

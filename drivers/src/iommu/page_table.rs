@@ -97,20 +97,14 @@ pub struct MapFailed {
 
 impl From<Refusal> for MapFailed {
     fn from(refusal: Refusal) -> Self {
-        Self {
-            refusal,
-            removed: Removed::default(),
-        }
+        Self { refusal, removed: Removed::default() }
     }
 }
 
 impl<F: Format> PageTable<F> {
     /// An empty table.
     pub fn new<M: DmaMemory>(memory: &TableMemory<M>, geometry: Geometry<F>) -> Result<Self, Refusal> {
-        Ok(Self {
-            root: memory.alloc(1, "I/O page table")?,
-            geometry,
-        })
+        Ok(Self { root: memory.alloc(1, "I/O page table")?, geometry })
     }
 
     /// Address of the top-level table (SSPTPTR, TTB0).
@@ -133,9 +127,7 @@ impl<F: Format> PageTable<F> {
         writable: bool,
     ) -> Result<(), MapFailed> {
         let end = self.check_range(iova, len)?;
-        let host_end = host
-            .checked_add(len)
-            .filter(|end| end.0 <= 1 << self.geometry.host_bits);
+        let host_end = host.checked_add(len).filter(|end| end.0 <= 1 << self.geometry.host_bits);
         if !host.is_aligned(PAGE_SIZE) || host_end.is_none() {
             return Err(Refusal::new(
                 format!("I/O mapping to host {host}"),

@@ -92,9 +92,7 @@ impl<U: IommuUnit> Spaces<U> {
 
     fn claim_device(&self, requester: Requester, tlb: Option<DeviceTlb>) -> Result<(), Refusal> {
         let Place { unit, device } = self.topology.claimable(requester, tlb.is_some())?;
-        self.units[unit]
-            .claim(device, tlb)
-            .map_err(|refusal| refusal.within(requester))
+        self.units[unit].claim(device, tlb).map_err(|refusal| refusal.within(requester))
     }
 
     /// Makes all units forget a range of a table, then frees the pages that left the tree. Until that
@@ -108,11 +106,7 @@ impl<U: IommuUnit> Spaces<U> {
     ) -> Result<(), Refusal> {
         domain.limbo.extend(removed.pages);
         if removed.changed || domain.stale {
-            let (start, len) = if domain.stale {
-                (0, 1 << self.geometry.address_bits)
-            } else {
-                (start, len)
-            };
+            let (start, len) = if domain.stale { (0, 1 << self.geometry.address_bits) } else { (start, len) };
             domain.stale = true;
             for (number, unit) in self.units.iter().enumerate() {
                 if domain.is_on(number) {
@@ -147,9 +141,7 @@ impl<U: IommuUnit> Iommu for Spaces<U> {
     }
 
     fn create_table(&self) -> Result<TableId, Refusal> {
-        self.domains
-            .lock()
-            .create(|| PageTable::new(&self.memory, self.geometry))
+        self.domains.lock().create(|| PageTable::new(&self.memory, self.geometry))
     }
 
     fn map(
@@ -165,10 +157,7 @@ impl<U: IommuUnit> Iommu for Spaces<U> {
         let failed = match domain.stage.map(&self.memory, iova, host, len, writable) {
             Ok(()) => match self.publish(domain, iova.0, len) {
                 Ok(()) => return Ok(()),
-                Err(refusal) => MapFailed {
-                    refusal,
-                    removed: domain.stage.unmap(&self.memory, iova, len)?,
-                },
+                Err(refusal) => MapFailed { refusal, removed: domain.stage.unmap(&self.memory, iova, len)? },
             },
             Err(failed) => failed,
         };
@@ -216,9 +205,7 @@ impl<U: IommuUnit> Iommu for Spaces<U> {
     fn detach(&self, requester: Requester, pasid: Pasid) -> Result<(), Refusal> {
         let Place { unit, device } = self.topology.place(requester)?;
         let mut domains = self.domains.lock();
-        let id = self.units[unit]
-            .detach(device, pasid)
-            .map_err(|refusal| refusal.within(requester))?;
+        let id = self.units[unit].detach(device, pasid).map_err(|refusal| refusal.within(requester))?;
         if let Some(domain) = domains.by_id(id) {
             domain.detached(unit, device, pasid);
         }

@@ -65,9 +65,7 @@ pub trait Rig {
     }
 
     fn map(&self, table: TableId, iova: u64, host: u64, len: u64) {
-        self.iommu()
-            .map(table, Iova(iova), HostPhys(host), len, true)
-            .unwrap();
+        self.iommu().map(table, Iova(iova), HostPhys(host), len, true).unwrap();
     }
 
     fn unmap(&self, table: TableId, iova: u64, len: u64) {
@@ -126,12 +124,7 @@ pub fn look_while(iommu: &dyn Iommu, meanwhile: impl Fn()) -> Look {
         }
         meanwhile();
     });
-    Look {
-        faults,
-        strangers,
-        lost,
-        left,
-    }
+    Look { faults, strangers, lost, left }
 }
 
 /// Looks at the faults once.
@@ -214,10 +207,7 @@ pub fn a_tag_that_is_not_attached_is_blocked<R: Rig>(rig: &R) {
     assert!(rig.iommu().attach(DEVICE, tag(0), table).is_err());
     assert!(rig.iommu().detach(DEVICE, tag(0)).is_err());
     for device in [Requester::new(0, 0x6a, 1, 1), Requester::new(0, 0, 4, 0)] {
-        assert!(
-            rig.dma(device, Some(1), 0, true).is_err(),
-            "{device} is not claimed"
-        );
+        assert!(rig.dma(device, Some(1), 0, true).is_err(), "{device} is not claimed");
         assert!(rig.iommu().attach(device, tag(1), table).is_err());
     }
 }
@@ -260,9 +250,7 @@ pub fn every_large_tag_can_be_attached<R: Rig>(rig: &R) {
 
 pub fn a_read_only_mapping_takes_no_write<R: Rig>(rig: &R) {
     let table = rig.iommu().create_table().unwrap();
-    rig.iommu()
-        .map(table, Iova(0), HostPhys(4 * GIB), PAGE, false)
-        .unwrap();
+    rig.iommu().map(table, Iova(0), HostPhys(4 * GIB), PAGE, false).unwrap();
     rig.attach(1, table);
     assert_eq!(rig.read(1, 0), Ok(4 * GIB));
     assert_eq!(rig.write(1, 0), Err(R::READ_ONLY));

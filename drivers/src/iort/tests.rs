@@ -68,14 +68,7 @@ fn whole() -> Vec<Vec<u8>> {
     let its_at = FIRST as u32;
     vec![
         its(),
-        smmu(
-            0x905_0000,
-            1,
-            &[
-                [0, 1, 0x77, its_at, 1],
-                [0x10_0000, 0x1_0000, 0x20_0000, its_at, 0],
-            ],
-        ),
+        smmu(0x905_0000, 1, &[[0, 1, 0x77, its_at, 1], [0x10_0000, 0x1_0000, 0x20_0000, its_at, 0]]),
         root_complex(
             2,
             &[
@@ -105,11 +98,7 @@ pub fn machine_with_reserved(stream: u32) -> Iort {
         its(),
         smmu(0x905_0000, 0, &[[0, 0x1_0000, 0, its_at, 0]]),
         root_complex(0, &[[0, 0x1_0000, 0, SMMU_AT, 0]]),
-        node(
-            6,
-            &[0, 1, 28, 0x8000_0000, 0, 0x1_0000, 0, 0],
-            &[[0, 1, stream, SMMU_AT, 0]],
-        ),
+        node(6, &[0, 1, 28, 0x8000_0000, 0, 0x1_0000, 0, 0], &[[0, 1, stream, SMMU_AT, 0]]),
     ];
     parse(&table(&nodes)).unwrap()
 }
@@ -137,32 +126,16 @@ fn a_requester_is_followed_to_smmu_and_its() {
     let unit = &iort.units[0];
     assert_eq!(unit.registers, HostPhys(0x905_0000));
     assert!(unit.coherent_override);
-    assert_eq!(
-        unit.interrupts,
-        Gsivs {
-            event: 106,
-            page_request: 107,
-            global_error: 109,
-            sync: 108
-        }
-    );
+    assert_eq!(unit.interrupts, Gsivs { event: 106, page_request: 107, global_error: 109, sync: 108 });
     assert_eq!(iort.its_groups[0].identifiers, [7, 9]);
     assert!(iort.root_complexes[0].ats);
-    for (rid, id) in [
-        (0, 0x10_0000),
-        (0xff, 0x10_00ff),
-        (0x200, 0x10_0200),
-        (0xffff, 0x10_ffff),
-    ] {
+    for (rid, id) in [(0, 0x10_0000), (0xff, 0x10_00ff), (0x200, 0x10_0200), (0xffff, 0x10_ffff)] {
         let stream = Stream { unit: 0, id };
         assert_eq!(iort.stream(requester(rid)), Some(stream));
         assert_eq!(iort.requester(stream), Some(requester(rid)));
         assert_eq!(
             iort.message_source(requester(rid)),
-            Some(MessageSource {
-                group: 0,
-                device: id + 0x10_0000
-            })
+            Some(MessageSource { group: 0, device: id + 0x10_0000 })
         );
     }
 }
@@ -171,22 +144,13 @@ fn a_requester_is_followed_to_smmu_and_its() {
 fn what_goes_past_the_smmu_has_no_stream() {
     let iort = parse(&table(&whole())).unwrap();
     assert_eq!(iort.stream(requester(0x103)), None);
-    let past = MessageSource {
-        group: 0,
-        device: 0x5103,
-    };
+    let past = MessageSource { group: 0, device: 0x5103 };
     assert_eq!(iort.message_source(requester(0x103)), Some(past));
     assert_eq!(iort.message_source(requester(0x108)), None);
     let elsewhere = Requester { segment: 0, rid: 0 };
     assert_eq!(iort.stream(elsewhere), None);
     assert_eq!(iort.message_source(elsewhere), None);
-    assert_eq!(
-        iort.requester(Stream {
-            unit: 0,
-            id: 0x10_0100
-        }),
-        None
-    );
+    assert_eq!(iort.requester(Stream { unit: 0, id: 0x10_0100 }), None);
     assert_eq!(iort.requester(Stream { unit: 0, id: 5 }), None);
 }
 
@@ -195,11 +159,7 @@ fn reserved_memory_concerns_its_streams() {
     let mut nodes = whole();
     nodes.truncate(2);
     // One range of 64 KiB after three words of body, used by two streams.
-    let rmr = node(
-        6,
-        &[0, 1, 28, 0x8000_0000, 1, 0x1_0000, 0, 0],
-        &[[0, 2, 0x10_0010, SMMU_AT, 0]],
-    );
+    let rmr = node(6, &[0, 1, 28, 0x8000_0000, 1, 0x1_0000, 0, 0], &[[0, 2, 0x10_0010, SMMU_AT, 0]]);
     nodes.push(rmr);
     nodes.push(node(3, &[0; 15], &[]));
     nodes.push(node(0x42, &[1, 2, 3], &[]));
@@ -209,10 +169,7 @@ fn reserved_memory_concerns_its_streams() {
     assert_eq!(reserved.ranges, [(HostPhys(0x1_8000_0000), 0x1_0000)]);
     let concerns = |id| reserved.concerns(Stream { unit: 0, id });
     assert!(!concerns(0x10_000f) && concerns(0x10_0010) && concerns(0x10_0011) && !concerns(0x10_0012));
-    assert!(!reserved.concerns(Stream {
-        unit: 1,
-        id: 0x10_0010
-    }));
+    assert!(!reserved.concerns(Stream { unit: 1, id: 0x10_0010 }));
 }
 
 #[test]
@@ -251,11 +208,7 @@ fn what_does_not_fit_is_refused_with_its_place() {
         let mut nodes = whole();
         nodes[2] = bad;
         let refusal = parse(&table(&nodes)).unwrap_err();
-        assert!(
-            refusal.why.contains(&format!("offset {REST_AT} ")),
-            "{:x?}: {refusal}",
-            nodes[2]
-        );
+        assert!(refusal.why.contains(&format!("offset {REST_AT} ")), "{:x?}: {refusal}", nodes[2]);
     }
     // More nodes than there are, and nodes that start in the header or past the end.
     let mut more = table(&whole());
@@ -284,11 +237,7 @@ fn ask(iort: &Iort) {
             let _ = iort.message_source(requester);
             if let Some(stream) = iort.stream(requester) {
                 assert!(stream.unit < iort.units.len());
-                let _ = iort
-                    .reserved
-                    .iter()
-                    .filter(|memory| memory.concerns(stream))
-                    .count();
+                let _ = iort.reserved.iter().filter(|memory| memory.concerns(stream)).count();
             }
         }
     }

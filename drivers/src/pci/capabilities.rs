@@ -116,10 +116,7 @@ impl<C: ConfigSpace> Function<C> {
         match self.capability(CAP_PCI_EXPRESS) {
             Some(at) => {
                 let capabilities = self.read32(at + PCIE_DEVICE_CAPABILITIES);
-                (
-                    Some(at + PCIE_DEVICE_CONTROL),
-                    capabilities & DEVICE_CAPABILITY_FLR != 0,
-                )
+                (Some(at + PCIE_DEVICE_CONTROL), capabilities & DEVICE_CAPABILITY_FLR != 0)
             }
             None => (None, false),
         }
@@ -170,10 +167,7 @@ impl<C: ConfigSpace> Function<C> {
     pub fn pasid(&self) -> Option<PasidCapability> {
         let capability = self.extended_capability(EXT_CAP_PASID)?;
         let bits = self.read32(capability + PASID_CAPABILITY_CONTROL) >> PASID_WIDTH_SHIFT & PASID_WIDTH_MASK;
-        Some(PasidCapability {
-            capability,
-            bits: bits as u8,
-        })
+        Some(PasidCapability { capability, bits: bits as u8 })
     }
 
     /// Lets the function tag its requests; neither execute nor privileged requests are allowed.

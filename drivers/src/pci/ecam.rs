@@ -25,11 +25,7 @@ impl<R: Registers> Ecam<R> {
     /// `window` starts at the page of the first bus's device 0 and is [`Ecam::<R>::len`] bytes long,
     /// mapped uncached.
     pub const fn new(segment: u16, buses: RangeInclusive<u8>, window: R) -> Self {
-        Self {
-            segment,
-            buses,
-            window,
-        }
+        Self { segment, buses, window }
     }
 
     fn offset(&self, function: Requester, offset: u16) -> Option<usize> {
@@ -51,8 +47,7 @@ impl<R> Ecam<R> {
 
 impl<R: Registers> ConfigSpace for Ecam<R> {
     fn read32(&self, function: Requester, offset: u16) -> u32 {
-        self.offset(function, offset)
-            .map_or(ABSENT, |at| self.window.read32(at))
+        self.offset(function, offset).map_or(ABSENT, |at| self.window.read32(at))
     }
 
     fn write32(&self, function: Requester, offset: u16, value: u32) {

@@ -137,10 +137,8 @@ impl ConfigModel {
 impl ConfigSpace for ConfigModel {
     fn read32(&self, function: Requester, offset: u16) -> u32 {
         assert!(offset < 4096 && offset.is_multiple_of(4));
-        let silent = self
-            .silence
-            .fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1))
-            .is_ok();
+        let silent =
+            self.silence.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1)).is_ok();
         if function != self.requester || silent {
             return u32::MAX;
         }
@@ -158,10 +156,7 @@ impl ConfigSpace for ConfigModel {
             4 => words[1] = value & COMMAND_MASK | words[1] & !COMMAND_MASK,
             at @ 0x10..0x28 => {
                 let index = (at - 0x10) / 4;
-                assert!(
-                    !decoding || value == words[at / 4],
-                    "BAR changed while it decodes"
-                );
+                assert!(!decoding || value == words[at / 4], "BAR changed while it decodes");
                 let flags = if index % 2 == 0 { words[at / 4] & 0xf } else { 0 };
                 words[at / 4] = value & self.bar_masks[index] | flags;
             }
@@ -193,11 +188,7 @@ fn enumeration_finds_the_function_and_nothing_else() {
     assert_eq!(found[0].to_string(), "0000:03:04.0 8086:11fb class 088000");
     assert!(enumerate(&model, 0, 0..=2).is_empty());
     let refusal = Function::new(model, Requester::new(0, 0, 1, 0)).unwrap_err();
-    assert!(
-        refusal
-            .to_string()
-            .starts_with("pci 0000:00:01.0: no function answers there;")
-    );
+    assert!(refusal.to_string().starts_with("pci 0000:00:01.0: no function answers there;"));
 }
 
 #[test]
@@ -229,10 +220,7 @@ fn a_bar_without_address_is_refused() {
 fn capabilities_are_found_and_switched() {
     let (model, function) = function();
     let msix = function.msix().unwrap();
-    assert_eq!(
-        (msix.entries, msix.table_bar, msix.table, msix.pba_bar, msix.pba),
-        (9, 0, 0x2000, 0, 0x3000)
-    );
+    assert_eq!((msix.entries, msix.table_bar, msix.table, msix.pba_bar, msix.pba), (9, 0, 0x2000, 0, 0x3000));
     function.enable_msix(&msix);
     assert!(model.msix_enabled());
     let pasid = function.pasid().unwrap();
@@ -285,11 +273,7 @@ fn no_snoop_is_off_before_dma_is_allowed() {
             self.0.read32(function, offset)
         }
         fn write32(&self, function: Requester, offset: u16, value: u32) {
-            let kept = if usize::from(offset) == DEVICE_CONTROL {
-                NO_SNOOP
-            } else {
-                0
-            };
+            let kept = if usize::from(offset) == DEVICE_CONTROL { NO_SNOOP } else { 0 };
             self.0.write32(function, offset, value | kept);
         }
     }
@@ -355,11 +339,5 @@ fn ecam_addresses_count_from_its_first_bus() {
     ecam.write32(Requester::new(1, 0x4f, 31, 7), 0xffc, 0);
     assert_eq!(ecam.read32(Requester::new(0, 0x41, 2, 3), 0x10), u32::MAX);
     assert_eq!(ecam.read32(Requester::new(1, 0x50, 0, 0), 0), u32::MAX);
-    assert_eq!(
-        *touched.lock(),
-        [
-            1 << 20 | 2 << 15 | 3 << 12 | 0x10,
-            15 << 20 | 31 << 15 | 7 << 12 | 0xffc
-        ]
-    );
+    assert_eq!(*touched.lock(), [1 << 20 | 2 << 15 | 3 << 12 | 0x10, 15 << 20 | 31 << 15 | 7 << 12 | 0xffc]);
 }

@@ -91,11 +91,7 @@ pub struct ModelMemory {
 impl ModelMemory {
     pub fn new() -> Self {
         Self {
-            inner: Mutex::new(Inner {
-                next: FIRST_PAGE,
-                left: usize::MAX,
-                ..Inner::default()
-            }),
+            inner: Mutex::new(Inner { next: FIRST_PAGE, left: usize::MAX, ..Inner::default() }),
             units: Mutex::new(Vec::new()),
         }
     }
@@ -168,11 +164,8 @@ impl DmaMemory for ModelMemory {
         inner.next = start + pages as u64;
         for page in start..start + pages as u64 {
             // What a device sees is rubbish until the zeros reach it.
-            let fresh = Page {
-                processor: [0; WORDS],
-                snooped: [u64::MAX; WORDS],
-                unsnooped: [u64::MAX; WORDS],
-            };
+            let fresh =
+                Page { processor: [0; WORDS], snooped: [u64::MAX; WORDS], unsnooped: [u64::MAX; WORDS] };
             inner.pages.insert(page, fresh);
             for address in (page * PAGE_SIZE..(page + 1) * PAGE_SIZE).step_by(8) {
                 inner.written(address);

@@ -96,22 +96,12 @@ pub struct ConfigError {
 impl ConfigError {
     /// From its parts.
     pub fn new(scope: Scope, at: Position, what: impl Into<String>, remedy: impl Into<String>) -> Self {
-        Self {
-            scope,
-            at,
-            what: what.into(),
-            remedy: remedy.into(),
-        }
+        Self { scope, at, what: what.into(), remedy: remedy.into() }
     }
 
     /// A refusal met while the configuration was carried out, pointing at the value that asked for it.
     pub fn from_refusal(scope: Scope, at: Position, refusal: &Refusal) -> Self {
-        Self::new(
-            scope,
-            at,
-            alloc::format!("{}: {}", refusal.what, refusal.why),
-            refusal.remedy.clone(),
-        )
+        Self::new(scope, at, alloc::format!("{}: {}", refusal.what, refusal.why), refusal.remedy.clone())
     }
 }
 
@@ -165,10 +155,7 @@ mod tests {
     fn an_error_is_one_line_whatever_the_file_holds() {
         let what = alloc::format!("unknown key {}", quoted("a\nb\u{1b}[2J"));
         let error = ConfigError::new(Scope::Whole, Position { line: 3, column: 7 }, what, "remove it");
-        assert_eq!(
-            error.to_string(),
-            r#"pasidon.toml:3:7: unknown key "a\nb\u{1b}[2J"; remove it"#
-        );
+        assert_eq!(error.to_string(), r#"pasidon.toml:3:7: unknown key "a\nb\u{1b}[2J"; remove it"#);
         assert!(quoted(&"x".repeat(1000)).chars().count() < 60);
     }
 }

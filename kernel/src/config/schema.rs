@@ -110,13 +110,7 @@ pub static VM: Section = Section {
     heading: "[[vm]]",
     about: "A virtual machine. At least one, at most 31.",
     keys: &[
-        Key {
-            name: "name",
-            takes: "a string",
-            default: None,
-            example: "name = \"alpha\"",
-            about: NAME_RULE,
-        },
+        Key { name: "name", takes: "a string", default: None, example: "name = \"alpha\"", about: NAME_RULE },
         Key {
             name: "memory",
             takes: "a number with `K`, `M` or `G` as a string",

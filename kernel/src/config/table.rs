@@ -40,14 +40,7 @@ impl<'t> Table<'t> {
         subject: String,
         scope: Scope,
     ) -> Self {
-        Self {
-            text,
-            entries,
-            section,
-            at,
-            subject,
-            scope,
-        }
+        Self { text, entries, section, at, subject, scope }
     }
 
     /// An error at `at` about this section.
@@ -84,11 +77,7 @@ impl<'t> Table<'t> {
         let key = self.describe(name);
         errors.push(self.error(
             at,
-            format_args!(
-                "{name} takes {}, but this is {}",
-                plain(key.takes),
-                with_article(value.type_str())
-            ),
+            format_args!("{name} takes {}, but this is {}", plain(key.takes), with_article(value.type_str())),
             format!("write {}", key.example),
         ));
     }
@@ -177,11 +166,7 @@ impl<'t> Table<'t> {
             Some(near) => format!("did you mean {name} = \"{near}\"?"),
             None => format!("{name} takes {}", plain(self.describe(name).takes)),
         };
-        errors.push(self.error(
-            word.at,
-            format_args!("{name} = {} is unknown", quoted(&word)),
-            remedy,
-        ));
+        errors.push(self.error(word.at, format_args!("{name} = {} is unknown", quoted(&word)), remedy));
         Spanned::new(default, word.at)
     }
 
@@ -216,10 +201,6 @@ fn plain(text: &str) -> String {
 }
 
 fn with_article(type_name: &str) -> String {
-    let article = if type_name.starts_with(['a', 'e', 'i', 'o', 'u']) {
-        "an"
-    } else {
-        "a"
-    };
+    let article = if type_name.starts_with(['a', 'e', 'i', 'o', 'u']) { "an" } else { "a" };
     format!("{article} {type_name}")
 }

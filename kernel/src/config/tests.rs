@@ -60,10 +60,7 @@ fn refused(text: &str) -> Vec<String> {
 
 /// A file with a sound VM `good` before a section with one error: that one error, and the sound VM left.
 fn one_vm_refused(section: &str) -> String {
-    let text = format!(
-        "[parent.dsa0]\npci = \"0000:00:04.0\"\n{}{section}",
-        vm("good", "")
-    );
+    let text = format!("[parent.dsa0]\npci = \"0000:00:04.0\"\n{}{section}", vm("good", ""));
     let parsed = parse(text.as_bytes()).unwrap_or_else(|errors| panic!("{errors:?}"));
     let names: Vec<_> = parsed.config.vms.iter().map(|vm| vm.name.value.clone()).collect();
     assert_eq!(names, ["good"]);
@@ -79,26 +76,13 @@ fn every_key_is_read() {
     assert_eq!(config.host.log.value, log::LevelFilter::Debug);
     assert_eq!(config.host.console.value, ConsoleMode::Framed);
     assert_eq!(config.host.last_pasid.map(|last| last.value), Some(255));
-    let names: Vec<_> = config
-        .parents
-        .iter()
-        .map(|parent| parent.name.value.as_str())
-        .collect();
+    let names: Vec<_> = config.parents.iter().map(|parent| parent.name.value.as_str()).collect();
     assert_eq!(names, ["dsa1", "dsa0"], "in the order of the file");
     let dsa0 = config.parent("dsa0").unwrap();
-    assert_eq!(
-        dsa0.selector.value,
-        ParentSelector::Pci(Requester::new(0, 0, 4, 0))
-    );
+    assert_eq!(dsa0.selector.value, ParentSelector::Pci(Requester::new(0, 0, 4, 0)));
     assert!(!dsa0.iommu.value && !dsa0.allow_unsafe_portals.value);
     let dsa1 = config.parent("dsa1").unwrap();
-    assert_eq!(
-        dsa1.selector.value,
-        ParentSelector::Match {
-            vendor: 0x8086,
-            device: 0x0b25
-        }
-    );
+    assert_eq!(dsa1.selector.value, ParentSelector::Match { vendor: 0x8086, device: 0x0b25 });
     assert!(dsa1.iommu.value && dsa1.allow_unsafe_portals.value);
 
     let alpha = config.vm("alpha").unwrap();
@@ -115,10 +99,7 @@ fn every_key_is_read() {
     assert_eq!(alpha.vdevs[1].entries, None);
 
     let beta = config.vm("beta").unwrap();
-    assert_eq!(
-        (beta.index, beta.pasids.value, beta.autostart.value),
-        (1, 8, true)
-    );
+    assert_eq!((beta.index, beta.pasids.value, beta.autostart.value), (1, 8, true));
     assert_eq!(beta.on_reboot.value, OnReboot::Restart);
     assert_eq!(beta.kernel.value, "guests/vmlinuz");
 }
@@ -127,12 +108,7 @@ fn every_key_is_read() {
 fn the_full_example_names_every_key_of_the_schema() {
     for section in schema::SECTIONS {
         for key in section.keys {
-            assert!(
-                FULL.contains(key.name),
-                "{} {} is not exercised",
-                section.heading,
-                key.name
-            );
+            assert!(FULL.contains(key.name), "{} {} is not exercised", section.heading, key.name);
             assert!(key.example.contains(key.name));
         }
     }
@@ -168,22 +144,11 @@ fn syntax_errors_stop_everything() {
     assert!(errors[0].starts_with("pasidon.toml:2:"), "{}", errors[0]);
     assert!(errors[0].contains(": syntax: "), "{}", errors[0]);
     let errors = refused("[[vm]]\nname = \"a\"\nname = \"b\"\n");
-    assert!(
-        errors[0].starts_with("pasidon.toml:3:1: syntax: duplicate key"),
-        "{}",
-        errors[0]
-    );
+    assert!(errors[0].starts_with("pasidon.toml:3:1: syntax: duplicate key"), "{}", errors[0]);
     let bytes = parse(b"[host]\nlog = \"\xff\"").unwrap_err();
-    assert_eq!(
-        bytes[0].to_string(),
-        "pasidon.toml:2:8: not UTF-8 text; save the file as UTF-8"
-    );
+    assert_eq!(bytes[0].to_string(), "pasidon.toml:2:8: not UTF-8 text; save the file as UTF-8");
     let long = parse(&vec![b'#'; MAX_FILE + 1]).unwrap_err();
-    assert!(
-        long[0]
-            .to_string()
-            .contains("262145 bytes, more than 262144; shorten it")
-    );
+    assert!(long[0].to_string().contains("262145 bytes, more than 262144; shorten it"));
 }
 
 #[test]
@@ -209,10 +174,7 @@ fn unknown_keys_name_the_nearest_known_one() {
         "pasidon.toml:11:1: vm bad: unknown key \"memroy\"; did you mean memory?"
     );
     assert_eq!(
-        one_vm_refused(&vm(
-            "bad",
-            "[[vm.vdev]]\nparent = \"dsa0\"\ntype = \"x\"\nsize = 3"
-        )),
+        one_vm_refused(&vm("bad", "[[vm.vdev]]\nparent = \"dsa0\"\ntype = \"x\"\nsize = 3")),
         "pasidon.toml:14:1: vm bad: vdev number 1: unknown key \"size\"; \
          [[vm.vdev]] knows parent, type, entries"
     );
@@ -335,10 +297,7 @@ fn parents_refused(parents: &str) -> Vec<String> {
     assert_eq!(parsed.config.vms.len(), 1);
     assert_eq!(parsed.config.parents, []);
     let scopes: Vec<_> = parsed.errors.iter().map(|error| error.scope).collect();
-    assert!(
-        scopes.iter().all(|scope| matches!(scope, Scope::Parent(_))),
-        "{scopes:?}"
-    );
+    assert!(scopes.iter().all(|scope| matches!(scope, Scope::Parent(_))), "{scopes:?}");
     parsed.errors.iter().map(ConfigError::to_string).collect()
 }
 
@@ -346,10 +305,8 @@ fn parents_refused(parents: &str) -> Vec<String> {
 fn parents_say_which_device_they_are_exactly_once() {
     assert_eq!(
         parents_refused("[parent.dsa0]"),
-        [
-            "pasidon.toml:1:9: parent dsa0: neither pci nor match says which device it is; \
-          add a line like pci = \"0000:00:04.0\" or match = \"8086:11fb\""
-        ]
+        ["pasidon.toml:1:9: parent dsa0: neither pci nor match says which device it is; \
+          add a line like pci = \"0000:00:04.0\" or match = \"8086:11fb\""]
     );
     assert_eq!(
         parents_refused("[parent.dsa0]\npci = \"0000:00:04.0\"\nmatch = \"8086:11fb\""),
@@ -357,10 +314,8 @@ fn parents_say_which_device_they_are_exactly_once() {
     );
     assert_eq!(
         parents_refused("[parent.dsa0]\npci = \"00:04.0\""),
-        [
-            "pasidon.toml:2:7: parent dsa0: pci \"00:04.0\" is no PCI address; \
-          write SEGMENT:BUS:DEVICE.FUNCTION in hexadecimal, like pci = \"0000:00:04.0\""
-        ]
+        ["pasidon.toml:2:7: parent dsa0: pci \"00:04.0\" is no PCI address; \
+          write SEGMENT:BUS:DEVICE.FUNCTION in hexadecimal, like pci = \"0000:00:04.0\""]
     );
     assert_eq!(
         parents_refused("[parent.b]\npci = \"0000:00:04.0\"\n[parent.a]\npci = \"0000:00:04.0\""),
@@ -371,12 +326,7 @@ fn parents_say_which_device_they_are_exactly_once() {
              keep one of the two, or let each name its own device by pci"
         ]
     );
-    assert_eq!(
-        parents_refused("[parent.\"a\\nb\"]\npci = \"0000:00:04.0\"")[0]
-            .lines()
-            .count(),
-        1
-    );
+    assert_eq!(parents_refused("[parent.\"a\\nb\"]\npci = \"0000:00:04.0\"")[0].lines().count(), 1);
 }
 
 #[test]
@@ -393,22 +343,10 @@ fn a_vm_on_a_refused_parent_is_refused_and_says_why() {
 
 #[test]
 fn all_errors_are_found_at_once_and_in_order() {
-    let text = format!(
-        "[host]\nlog = 1\n{}{}",
-        vm("a", "pasids = \"x\"\nfoo = 1"),
-        vm("b", "vcpus = 3")
-    );
+    let text = format!("[host]\nlog = 1\n{}{}", vm("a", "pasids = \"x\"\nfoo = 1"), vm("b", "vcpus = 3"));
     let errors = parse(text.as_bytes()).unwrap_err();
     let scopes: Vec<_> = errors.iter().map(|error| (error.at.line, error.scope)).collect();
-    assert_eq!(
-        scopes,
-        [
-            (2, Scope::Whole),
-            (7, Scope::Vm(0)),
-            (8, Scope::Vm(0)),
-            (13, Scope::Vm(1))
-        ]
-    );
+    assert_eq!(scopes, [(2, Scope::Whole), (7, Scope::Vm(0)), (8, Scope::Vm(0)), (13, Scope::Vm(1))]);
 }
 
 #[test]
@@ -419,10 +357,7 @@ fn a_file_whose_only_vm_is_refused_starts_nothing() {
 /// Pieces from which configurations are shuffled, so that deep states are reached that random text never
 /// reaches.
 fn fragment() -> impl Strategy<Value = String> {
-    let pieces: Vec<String> = FULL
-        .split_inclusive(['\n', ' ', '=', '"', ']'])
-        .map(String::from)
-        .collect();
+    let pieces: Vec<String> = FULL.split_inclusive(['\n', ' ', '=', '"', ']']).map(String::from).collect();
     prop_oneof![
         8 => proptest::sample::select(pieces),
         1 => any::<String>(),
@@ -436,12 +371,7 @@ fn check_any(bytes: &[u8]) {
             assert!(!parsed.config.vms.is_empty());
             assert!(parsed.errors.iter().all(|error| error.scope != Scope::Whole));
             for vm in &parsed.config.vms {
-                assert!(
-                    parsed
-                        .errors
-                        .iter()
-                        .all(|error| error.scope != Scope::Vm(vm.index))
-                );
+                assert!(parsed.errors.iter().all(|error| error.scope != Scope::Vm(vm.index)));
                 assert!((MIN_MEMORY..=MAX_MEMORY).contains(&vm.memory.value));
                 assert!(vm.vdevs.len() <= usize::from(vm.pasids.value));
                 for vdev in &vm.vdevs {
@@ -458,10 +388,7 @@ fn check_any(bytes: &[u8]) {
     for error in errors {
         let line = error.to_string();
         assert!(line.starts_with("pasidon.toml:") && line.contains("; "), "{line}");
-        assert!(
-            !line.contains(|c: char| c.is_control()),
-            "one printable line: {line:?}"
-        );
+        assert!(!line.contains(|c: char| c.is_control()), "one printable line: {line:?}");
     }
 }
 

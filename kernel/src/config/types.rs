@@ -145,8 +145,7 @@ impl Config {
     /// Takes out what errors found later are about: parents, and VMs.
     pub fn remove_refused(&mut self, errors: &[ConfigError]) {
         let refused = |scope: Scope| errors.iter().any(|error| error.scope == scope);
-        self.parents
-            .retain(|parent| !refused(Scope::Parent(parent.index)));
+        self.parents.retain(|parent| !refused(Scope::Parent(parent.index)));
         self.vms.retain(|vm| !refused(Scope::Vm(vm.index)));
     }
 

@@ -29,10 +29,7 @@ const fn misfit(why: &'static str, remedy: &'static str) -> Misfit {
 
 /// `256M` in bytes. K, M and G are powers of 1024.
 pub(super) fn memory(text: &str) -> Result<u64, Misfit> {
-    const FORM: Misfit = misfit(
-        "is no size",
-        "write a whole number and K, M or G, like memory = \"256M\"",
-    );
+    const FORM: Misfit = misfit("is no size", "write a whole number and K, M or G, like memory = \"256M\"");
     let (digits, shift) = match text.char_indices().last() {
         Some((at, 'K')) => (&text[..at], 10),
         Some((at, 'M')) => (&text[..at], 20),
@@ -71,22 +68,15 @@ pub(super) fn pci_address(text: &str) -> Result<Requester, Misfit> {
         let device = hex(device, 2)? as u8;
         let function = hex(function, 1)? as u8;
         (device < 32 && function < 8).then_some(())?;
-        Some(Requester::new(
-            hex(segment, 4)?,
-            hex(bus, 2)? as u8,
-            device,
-            function,
-        ))
+        Some(Requester::new(hex(segment, 4)?, hex(bus, 2)? as u8, device, function))
     };
     parse().ok_or(FORM)
 }
 
 /// `8086:11fb`.
 pub(super) fn pci_ids(text: &str) -> Result<(u16, u16), Misfit> {
-    const FORM: Misfit = misfit(
-        "is no pair of PCI IDs",
-        "write VENDOR:DEVICE in hexadecimal, like match = \"8086:11fb\"",
-    );
+    const FORM: Misfit =
+        misfit("is no pair of PCI IDs", "write VENDOR:DEVICE in hexadecimal, like match = \"8086:11fb\"");
     let parse = || {
         let (vendor, device) = text.split_once(':')?;
         Some((hex(vendor, 4)?, hex(device, 4)?))
@@ -103,16 +93,11 @@ fn hex(text: &str, digits: usize) -> Option<u16> {
 
 /// A name of a VM or parent, as the monitor takes it.
 pub(super) fn name(text: &str) -> Result<(), Misfit> {
-    let letters = text
-        .bytes()
-        .all(|byte| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_');
+    let letters = text.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_');
     if letters && text.len() <= MAX_NAME && text.starts_with(|first: char| first.is_ascii_alphabetic()) {
         Ok(())
     } else {
-        Err(misfit(
-            "is no name",
-            "use 1 to 31 letters, digits, - or _, the first one a letter",
-        ))
+        Err(misfit("is no name", "use 1 to 31 letters, digits, - or _, the first one a letter"))
     }
 }
 
@@ -120,9 +105,7 @@ pub(super) fn name(text: &str) -> Result<(), Misfit> {
 pub(super) fn path(text: &str) -> Result<String, Misfit> {
     let path = text.replace('\\', "/");
     let path = path.trim_start_matches('/');
-    let components = path
-        .split('/')
-        .all(|part| !part.is_empty() && part != "." && part != "..");
+    let components = path.split('/').all(|part| !part.is_empty() && part != "." && part != "..");
     if components && path.len() <= MAX_PATH && !path.contains(|c: char| c.is_control() || c == ':') {
         Ok(String::from(path))
     } else {
@@ -165,19 +148,9 @@ mod tests {
 
     #[test]
     fn pci_selectors() {
-        assert_eq!(
-            pci_address("0001:6a:1f.7").ok(),
-            Some(Requester::new(1, 0x6a, 31, 7))
-        );
-        for bad in [
-            "",
-            "00:04.0",
-            "0000:00:20.0",
-            "0000:00:04.8",
-            "0000:00:04",
-            "0000:0:4.0",
-            "+000:00:04.0",
-        ] {
+        assert_eq!(pci_address("0001:6a:1f.7").ok(), Some(Requester::new(1, 0x6a, 31, 7)));
+        for bad in ["", "00:04.0", "0000:00:20.0", "0000:00:04.8", "0000:00:04", "0000:0:4.0", "+000:00:04.0"]
+        {
             assert!(pci_address(bad).is_err(), "{bad}");
         }
         assert_eq!(pci_ids("8086:11FB").ok(), Some((0x8086, 0x11fb)));

@@ -47,16 +47,9 @@ impl Backlog {
     /// Shows what was not shown yet, from the start of its line.
     pub fn replay(&mut self, sink: &mut dyn FnMut(u8)) {
         let unseen_from = self.bytes.len() - self.unseen;
-        let line_from = self
-            .bytes
-            .range(..unseen_from)
-            .rev()
-            .take(CONTEXT)
-            .take_while(|byte| **byte != b'\n')
-            .count();
-        self.bytes
-            .range(unseen_from - line_from..)
-            .for_each(|byte| sink(*byte));
+        let line_from =
+            self.bytes.range(..unseen_from).rev().take(CONTEXT).take_while(|byte| **byte != b'\n').count();
+        self.bytes.range(unseen_from - line_from..).for_each(|byte| sink(*byte));
         self.unseen = 0;
     }
 }
@@ -80,11 +73,7 @@ mod tests {
         assert_eq!(replayed(&mut backlog), (0, b"guest# ls\nfile\n".to_vec()));
         assert_eq!(replayed(&mut backlog), (0, vec![]));
         backlog.keep(b"guest# ", true);
-        assert_eq!(
-            replayed(&mut backlog),
-            (0, b"guest# ".to_vec()),
-            "the prompt it waits at"
-        );
+        assert_eq!(replayed(&mut backlog), (0, b"guest# ".to_vec()), "the prompt it waits at");
     }
 
     #[test]

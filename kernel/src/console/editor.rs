@@ -125,10 +125,7 @@ impl Editor {
 
     /// For a person at a terminal, with keys that send escape sequences, or for a program.
     pub fn new(has_keys: bool) -> Self {
-        Self {
-            has_keys,
-            ..Self::default()
-        }
+        Self { has_keys, ..Self::default() }
     }
 
     /// Takes what came in; `echo` is what the terminal must be sent.
@@ -347,24 +344,13 @@ mod tests {
         let long = format!("--json vdev{:223}destroy dsa0/dsa-dwq#12\n", "");
         let bad = refused(&mut editor, long.as_bytes());
         assert_eq!((bad.flaw, bad.json), (Flaw::TooLong, true));
-        assert!(
-            bad.refusal()
-                .to_string()
-                .contains("more than 256 characters; nothing was done")
-        );
+        assert!(bad.refusal().to_string().contains("more than 256 characters; nothing was done"));
         // JSON is asked for in the part that does not fit.
         let bad = refused(&mut editor, format!("vdevs{:300}--json\n", "").as_bytes());
         assert!(bad.json);
         // The next line is as good as ever, and one that just fits is taken.
-        assert_eq!(
-            typed(&[vec![b'x'; MAX_LINE], vec![b'\r']].concat()).0[0].len(),
-            MAX_LINE
-        );
-        assert!(
-            typed(&[vec![b'x'; MAX_LINE + 1], vec![b'\r']].concat())
-                .0
-                .is_empty()
-        );
+        assert_eq!(typed(&[vec![b'x'; MAX_LINE], vec![b'\r']].concat()).0[0].len(), MAX_LINE);
+        assert!(typed(&[vec![b'x'; MAX_LINE + 1], vec![b'\r']].concat()).0.is_empty());
     }
 
     #[test]
@@ -382,15 +368,9 @@ mod tests {
         let bad = refused(&mut editor, b"vms --json\xff\n");
         assert_eq!((bad.flaw, bad.json), (Flaw::Byte(0xff), true));
         // A program has no keys, so an escape sequence is no key.
-        assert_eq!(
-            refused(&mut editor, b"vm alpha\x1b[D stop\n").flaw,
-            Flaw::Byte(0x1b)
-        );
+        assert_eq!(refused(&mut editor, b"vm alpha\x1b[D stop\n").flaw, Flaw::Byte(0x1b));
         // Erasing what is left on the screen does not make the line a good one, starting over does.
-        assert_eq!(
-            refused(&mut editor, b"vms\xff\x7f\x7f\x7f\n").flaw,
-            Flaw::Byte(0xff)
-        );
+        assert_eq!(refused(&mut editor, b"vms\xff\x7f\x7f\x7f\n").flaw, Flaw::Byte(0xff));
         assert_eq!(typed(b"\xffbad\x15vms\r\xff\x03vdevs\r").0, ["vms", "vdevs"]);
     }
 

@@ -137,10 +137,7 @@ impl Console {
     /// with any name). The monitor has the line, without a prompt until [`Console::answer`] is called
     /// for the first time. `mark` shall be a number that guests cannot guess.
     pub fn new(mode: ConsoleMode, names: impl IntoIterator<Item = String>, mark: u16) -> Self {
-        let guests = names.into_iter().map(|name| Guest {
-            name,
-            backlog: Backlog::default(),
-        });
+        let guests = names.into_iter().map(|name| Guest { name, backlog: Backlog::default() });
         Self {
             mode,
             mark,
@@ -340,10 +337,7 @@ impl Console {
         inputs: &mut Inputs,
         sink: Sink<'_>,
     ) {
-        let key = Input::Guest {
-            vm,
-            received: Received::Byte(LEAVE_KEY),
-        };
+        let key = Input::Guest { vm, received: Received::Byte(LEAVE_KEY) };
         let leave = received == Received::Byte(LEAVE_KEY);
         match self.leaving.take() {
             None if leave => self.leaving = Some(now_ns),

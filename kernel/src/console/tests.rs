@@ -13,10 +13,7 @@ fn console(mode: ConsoleMode) -> Console {
 }
 
 fn guest(vm: usize, byte: u8) -> Input {
-    Input::Guest {
-        vm,
-        received: Received::Byte(byte),
-    }
+    Input::Guest { vm, received: Received::Byte(byte) }
 }
 
 /// What goes out on the line, as text.
@@ -42,9 +39,7 @@ fn typed(console: &mut Console, text: &[u8], line: &mut Line) -> Vec<Input> {
 
 /// Bytes that come at once.
 fn burst(console: &mut Console, text: &[u8], line: &mut Line) -> Vec<Input> {
-    text.iter()
-        .flat_map(|byte| console.input(Received::Byte(*byte), 0, &mut line.sink()))
-        .collect()
+    text.iter().flat_map(|byte| console.input(Received::Byte(*byte), 0, &mut line.sink())).collect()
 }
 
 /// What the terminal is sent when a guest is left.
@@ -58,10 +53,7 @@ fn a_command_is_echoed_taken_and_answered() {
     let (mut console, mut line) = (console(ConsoleMode::Plain), Line::default());
     console.answer("", &mut line.sink());
     assert_eq!(line.take(), "pasidon> ");
-    assert_eq!(
-        typed(&mut console, b"vms\r", &mut line),
-        [Input::Line("vms".into())]
-    );
+    assert_eq!(typed(&mut console, b"vms\r", &mut line), [Input::Line("vms".into())]);
     assert_eq!(line.take(), "vms\r\n");
     console.answer("NAME\nalpha\n", &mut line.sink());
     assert_eq!(line.take(), "NAME\r\nalpha\r\npasidon> ");
@@ -77,10 +69,7 @@ fn a_log_line_does_not_break_the_line_being_typed() {
     line.take();
     console.log("fault: x\x1b[2Jy", &mut line.sink());
     assert_eq!(line.take(), "\r\x1b[Kfault: x?[2Jy\r\npasidon> vm");
-    assert_eq!(
-        typed(&mut console, b"s\r", &mut line),
-        [Input::Line("vms".into())]
-    );
+    assert_eq!(typed(&mut console, b"s\r", &mut line), [Input::Line("vms".into())]);
 }
 
 #[test]
@@ -97,32 +86,20 @@ fn a_guest_is_entered_with_what_it_said_and_left_by_key() {
     assert_eq!(typed(&mut console, b"console alpha\r", &mut line).len(), 1);
     line.take();
     console.enter(0, &mut line.sink()).unwrap();
-    assert_eq!(
-        line.take(),
-        "--- console alpha, Ctrl-] leaves it ---\r\nhello\r\nguest# "
-    );
-    assert_eq!(
-        typed(&mut console, b"l\x03", &mut line),
-        [guest(0, b'l'), guest(0, 3)]
-    );
+    assert_eq!(line.take(), "--- console alpha, Ctrl-] leaves it ---\r\nhello\r\nguest# ");
+    assert_eq!(typed(&mut console, b"l\x03", &mut line), [guest(0, b'l'), guest(0, 3)]);
     console.guest_output(0, b"l", &mut line.sink());
     console.log("fault", &mut line.sink());
     console.guest_output(0, b"s\r\n", &mut line.sink());
     console.log("fault", &mut line.sink());
-    assert_eq!(
-        line.take(),
-        "l\r\n[pasidon 3f9c] fault\r\ns\r\n[pasidon 3f9c] fault\r\n"
-    );
+    assert_eq!(line.take(), "l\r\n[pasidon 3f9c] fault\r\ns\r\n[pasidon 3f9c] fault\r\n");
 
     assert_eq!(typed(&mut console, b"\x1d", &mut line), []);
     assert_eq!(line.take(), left("alpha") + "pasidon> ");
     console.guest_output(0, b"more\r\n", &mut line.sink());
     assert_eq!(line.take(), "");
     assert_eq!(typed(&mut console, b"\x1d", &mut line), []);
-    assert_eq!(
-        line.take(),
-        "\r\n--- console alpha, Ctrl-] leaves it ---\r\nmore\r\n"
-    );
+    assert_eq!(line.take(), "\r\n--- console alpha, Ctrl-] leaves it ---\r\nmore\r\n");
     assert!(console.enter(2, &mut line.sink()).is_err());
 }
 
@@ -144,11 +121,7 @@ fn a_pasted_leave_key_stays_in_the_guest_with_the_rest() {
     // Slower than a paste and faster than a person, in pieces between which the line is looked at.
     for (at, byte) in (1000..).step_by(100).zip(paste) {
         let inputs = console.input(Received::Byte(*byte), at * MS, &mut line.sink());
-        assert!(
-            inputs
-                .iter()
-                .all(|input| matches!(input, Input::Guest { vm: 0, .. }))
-        );
+        assert!(inputs.iter().all(|input| matches!(input, Input::Guest { vm: 0, .. })));
         console.quiet((at + 90) * MS, &mut line.sink());
     }
     assert_eq!(console.focus(), Some(0));
@@ -171,11 +144,7 @@ fn the_leave_key_leaves_alone_and_is_sent_when_pressed_twice() {
     assert!(console.is_leaving() && console.focus().is_some(), "not yet");
     assert_eq!(press(&mut console, 200).as_slice(), [guest(1, LEAVE_KEY)]);
     console.quiet(900 * MS, &mut line.sink());
-    assert_eq!(
-        (console.focus(), line.take().as_str()),
-        (Some(1), ""),
-        "it was sent"
-    );
+    assert_eq!((console.focus(), line.take().as_str()), (Some(1), ""), "it was sent");
 
     press(&mut console, 1000);
     console.quiet(1300 * MS, &mut line.sink());
@@ -188,25 +157,16 @@ fn the_leave_key_leaves_alone_and_is_sent_when_pressed_twice() {
 #[test]
 fn a_break_goes_to_the_guest_that_has_the_line() {
     let (mut plain, mut line) = (console(ConsoleMode::Plain), Line::default());
-    let broken = |vm| Input::Guest {
-        vm,
-        received: Received::Break,
-    };
+    let broken = |vm| Input::Guest { vm, received: Received::Break };
     plain.answer("", &mut line.sink());
     assert!(plain.input(Received::Break, 0, &mut line.sink()).is_empty());
     plain.enter(1, &mut line.sink()).unwrap();
-    assert_eq!(
-        plain.input(Received::Break, 0, &mut line.sink()).as_slice(),
-        [broken(1)]
-    );
+    assert_eq!(plain.input(Received::Break, 0, &mut line.sink()).as_slice(), [broken(1)]);
 
     let mut framed = console(ConsoleMode::Framed);
     assert!(framed.input(Received::Break, 0, &mut line.sink()).is_empty());
     typed(&mut framed, b"\x10A", &mut line);
-    assert_eq!(
-        framed.input(Received::Break, 0, &mut line.sink()).as_slice(),
-        [broken(0)]
-    );
+    assert_eq!(framed.input(Received::Break, 0, &mut line.sink()).as_slice(), [broken(0)]);
 }
 
 #[test]
@@ -220,10 +180,7 @@ fn a_bad_line_is_answered_and_not_carried_out() {
         };
         assert!(bad.json);
         console.answer("no", &mut line.sink());
-        assert_eq!(
-            typed(&mut console, b"vms\r", &mut line),
-            [Input::Line("vms".into())]
-        );
+        assert_eq!(typed(&mut console, b"vms\r", &mut line), [Input::Line("vms".into())]);
     }
 }
 
@@ -257,10 +214,7 @@ fn the_framed_monitor_answers_without_echo_and_prompt() {
     console.guest_output(1, b"b\x10", &mut line.sink());
     assert_eq!(line.take(), "\x10Bb\x10\x10");
     let input = typed(&mut console, b"\x10Ax\x1d\x10_y\x10@vms --json\r", &mut line);
-    assert_eq!(
-        input,
-        [guest(0, b'x'), guest(0, 0x1d), Input::Line("vms --json".into())]
-    );
+    assert_eq!(input, [guest(0, b'x'), guest(0, 0x1d), Input::Line("vms --json".into())]);
     assert_eq!(line.take(), "");
     console.answer("[]", &mut line.sink());
     assert_eq!(line.take(), "\x10@[]\r\n");

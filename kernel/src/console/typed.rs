@@ -141,18 +141,11 @@ impl Typed {
 
     /// How full the queue of a guest is.
     pub fn info(&self, vm: usize) -> TypedInfo {
-        self.0.get(vm).map_or(
-            TypedInfo {
-                waiting: 0,
-                room: TYPED_MAX,
-                lost: 0,
-            },
-            |queue| TypedInfo {
-                waiting: queue.waiting.len(),
-                room: queue.room(),
-                lost: queue.lost,
-            },
-        )
+        self.0.get(vm).map_or(TypedInfo { waiting: 0, room: TYPED_MAX, lost: 0 }, |queue| TypedInfo {
+            waiting: queue.waiting.len(),
+            room: queue.room(),
+            lost: queue.lost,
+        })
     }
 }
 
@@ -244,11 +237,7 @@ mod tests {
     fn a_guest_that_does_not_read_keeps_nobody_from_the_monitor() {
         let (_, lost, key) = run(100 << 10, |_| false, Vec::new);
         assert!(key, "what comes behind is read");
-        assert_eq!(
-            lost,
-            (100 << 10) - TYPED_MAX as u64,
-            "and the loss is told to the last byte"
-        );
+        assert_eq!(lost, (100 << 10) - TYPED_MAX as u64, "and the loss is told to the last byte");
         // Nor does one that takes a byte now and then.
         let mut count = 0;
         let (_, lost, key) = run(
@@ -268,11 +257,7 @@ mod tests {
         assert_eq!(typed.info(3).room, TYPED_MAX);
         typed.push(1, Received::Damaged, 0);
         typed.push(1, Received::Break, 0);
-        let info = TypedInfo {
-            waiting: 1,
-            room: TYPED_MAX - 1,
-            lost: 1,
-        };
+        let info = TypedInfo { waiting: 1, room: TYPED_MAX - 1, lost: 1 };
         assert_eq!(typed.info(1), info);
         let mut handed = Vec::new();
         typed.hand_out(&mut |vm, received| {

@@ -33,10 +33,7 @@ impl From<BadWindow> for Refusal {
     fn from(bad: BadWindow) -> Self {
         Refusal::new(
             "guest memory map",
-            format!(
-                "the window of {:#x} bytes at {:#x} is empty or overlaps another",
-                bad.len, bad.start
-            ),
+            format!("the window of {:#x} bytes at {:#x} is empty or overlaps another", bad.len, bad.start),
             "correct guest/layout.rs",
         )
     }
@@ -59,10 +56,7 @@ struct Space<T> {
 
 impl<T: Copy> Space<T> {
     const fn new() -> Self {
-        Self {
-            windows: Vec::new(),
-            unclaimed: 0,
-        }
+        Self { windows: Vec::new(), unclaimed: 0 }
     }
 
     fn claim(&mut self, start: u64, len: u64, target: T) -> Result<(), BadWindow> {
@@ -78,10 +72,7 @@ impl<T: Copy> Space<T> {
     }
 
     fn find(&mut self, address: u64, size: u8) -> Option<(T, u64)> {
-        let found = self
-            .windows
-            .partition_point(|w| w.start <= address)
-            .checked_sub(1);
+        let found = self.windows.partition_point(|w| w.start <= address).checked_sub(1);
         let hit = found.and_then(|i| self.windows.get(i)).and_then(|w| {
             let last = address.checked_add(u64::from(size.max(1)) - 1)?;
             (last <= w.last).then(|| (w.target, address - w.start))
@@ -103,10 +94,7 @@ pub struct GuestBus<T> {
 impl<T: Copy> GuestBus<T> {
     /// A bus without windows.
     pub const fn new() -> Self {
-        Self {
-            mmio: Space::new(),
-            io: Space::new(),
-        }
+        Self { mmio: Space::new(), io: Space::new() }
     }
 
     /// Claims `len` bytes of guest-physical addresses from `start` for `target`.
@@ -148,11 +136,7 @@ mod tests {
     use proptest::prelude::*;
 
     fn read(address: u64, size: u8) -> Access {
-        Access {
-            address,
-            size,
-            kind: AccessKind::Read,
-        }
+        Access { address, size, kind: AccessKind::Read }
     }
 
     #[test]
@@ -181,14 +165,9 @@ mod tests {
     fn overlapping_empty_and_wrapping_windows_are_refused() {
         let mut bus = GuestBus::new();
         bus.claim_mmio(0x1000, 0x1000, ()).unwrap();
-        for (start, len) in [
-            (0x1fff, 1),
-            (0, 0x1001),
-            (0, u64::MAX),
-            (0x3000, 0),
-            (u64::MAX, 2),
-            (0x1000, 0x1000),
-        ] {
+        for (start, len) in
+            [(0x1fff, 1), (0, 0x1001), (0, u64::MAX), (0x3000, 0), (u64::MAX, 2), (0x1000, 0x1000)]
+        {
             assert_eq!(bus.claim_mmio(start, len, ()), Err(BadWindow { start, len }));
         }
         bus.claim_mmio(0x2000, 1, ()).unwrap();

@@ -153,11 +153,7 @@ impl Counter {
             Bytes::High => (high, true),
             Bytes::LowThenHigh => {
                 self.read_high = !self.read_high;
-                if self.read_high {
-                    (low, false)
-                } else {
-                    (high, true)
-                }
+                if self.read_high { (low, false) } else { (high, true) }
             }
         };
         if last {
@@ -188,10 +184,7 @@ pub struct I8254 {
 
 impl Default for I8254 {
     fn default() -> Self {
-        Self {
-            counters: [Counter::new(true), Counter::new(true), Counter::new(false)],
-            system: 0,
-        }
+        Self { counters: [Counter::new(true), Counter::new(true), Counter::new(false)], system: 0 }
     }
 }
 
@@ -292,19 +285,11 @@ mod tests {
         assert_eq!(timer.read_system(9 * MS) & SYSTEM_OUTPUT, 0);
         assert_ne!(timer.read_system(10 * MS) & SYSTEM_OUTPUT, 0);
         timer.write(CONTROL, ONE_SHOT, 10 * MS);
-        assert_eq!(
-            timer.read_system(10 * MS) & SYSTEM_OUTPUT,
-            0,
-            "low until it is loaded and over"
-        );
+        assert_eq!(timer.read_system(10 * MS) & SYSTEM_OUTPUT, 0, "low until it is loaded and over");
         let mut timer = loaded(COUNT, 0);
         timer.write_system(0, 5 * MS);
         let held = count(&mut timer, 5 * MS);
-        assert_eq!(
-            count(&mut timer, 50 * MS),
-            held,
-            "it stands still without its gate"
-        );
+        assert_eq!(count(&mut timer, 50 * MS), held, "it stands still without its gate");
     }
 
     #[test]
@@ -315,11 +300,7 @@ mod tests {
         assert_eq!(latched, 0u16.wrapping_sub(ticks(MS) as u16));
         assert_eq!(count(&mut timer, 7 * MS), 0u16.wrapping_sub(ticks(7 * MS) as u16));
         timer.write(CONTROL, 0xd8, 8 * MS);
-        assert_eq!(
-            count(&mut timer, 9 * MS),
-            0u16.wrapping_sub(ticks(8 * MS) as u16),
-            "read-back"
-        );
+        assert_eq!(count(&mut timer, 9 * MS), 0u16.wrapping_sub(ticks(8 * MS) as u16), "read-back");
     }
 
     #[test]
@@ -332,10 +313,7 @@ mod tests {
             let now = tick * NS_PER_SECOND / HZ + 1;
             u16::from_le_bytes([timer.read(0, now), timer.read(0, now)])
         };
-        assert_eq!(
-            [0, 1, 99, 100, 101].map(|tick| at(&mut timer, tick)),
-            [100, 99, 1, 100, 99]
-        );
+        assert_eq!([0, 1, 99, 100, 101].map(|tick| at(&mut timer, tick)), [100, 99, 1, 100, 99]);
     }
 
     proptest! {

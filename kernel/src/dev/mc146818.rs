@@ -69,12 +69,7 @@ impl Mc146818 {
         let mut memory = [0; LEN];
         memory[register::A] = A_RESET;
         memory[register::B] = HOURS_24;
-        Self {
-            index: 0,
-            memory,
-            ahead: 0,
-            told: seconds(unix_ns),
-        }
+        Self { index: 0, memory, ahead: 0, told: seconds(unix_ns) }
     }
 
     /// Reads the port at `offset`.
@@ -185,11 +180,7 @@ impl Mc146818 {
     }
 
     fn encode(&self, value: u8) -> u8 {
-        if self.memory[register::B] & BINARY != 0 {
-            value
-        } else {
-            (value / 10 * 16) + value % 10
-        }
+        if self.memory[register::B] & BINARY != 0 { value } else { (value / 10 * 16) + value % 10 }
     }
 
     fn decode(&self, value: u8) -> u8 {
@@ -241,10 +232,7 @@ mod tests {
         let mut clock = Mc146818::new(LEAP);
         assert_eq!(date(&mut clock, LEAP), [0x20, 0x24, 0x02, 0x29, 0x13, 0x45, 0x59]);
         assert_eq!(read(&mut clock, register::WEEKDAY, LEAP), 5);
-        assert_eq!(
-            date(&mut clock, LEAP + NS_PER_SECOND),
-            [0x20, 0x24, 0x02, 0x29, 0x13, 0x46, 0x00]
-        );
+        assert_eq!(date(&mut clock, LEAP + NS_PER_SECOND), [0x20, 0x24, 0x02, 0x29, 0x13, 0x46, 0x00]);
         write(&mut clock, register::B, BINARY, LEAP);
         assert_eq!(date(&mut clock, LEAP), [20, 24, 2, 29, 1 | PM, 45, 59]);
         assert_eq!(read(&mut clock, register::D, LEAP), VALID);
@@ -268,10 +256,7 @@ mod tests {
         let later = LEAP + NS_PER_SECOND;
         assert_eq!(date(&mut clock, later)[6], 0x58, "it waits");
         write(&mut clock, register::B, HOURS_24, LEAP);
-        assert_eq!(
-            date(&mut clock, later + NS_PER_SECOND),
-            [0x20, 0x00, 0x01, 0x01, 0x00, 0x00, 0x00]
-        );
+        assert_eq!(date(&mut clock, later + NS_PER_SECOND), [0x20, 0x00, 0x01, 0x01, 0x00, 0x00, 0x00]);
     }
 
     #[test]
@@ -279,20 +264,13 @@ mod tests {
         let mut clock = Mc146818::new(LEAP);
         let end = LEAP / NS_PER_SECOND * NS_PER_SECOND + NS_PER_SECOND;
         assert_eq!(read(&mut clock, register::A, LEAP) & UPDATE_IN_PROGRESS, 0);
-        assert_ne!(
-            read(&mut clock, register::A, end - 100_000) & UPDATE_IN_PROGRESS,
-            0
-        );
+        assert_ne!(read(&mut clock, register::A, end - 100_000) & UPDATE_IN_PROGRESS, 0);
         assert_eq!(read(&mut clock, register::A, end) & UPDATE_IN_PROGRESS, 0);
         assert_eq!(read(&mut clock, register::C, LEAP), 0);
         assert_eq!(read(&mut clock, register::C, end), UPDATED);
         assert_eq!(read(&mut clock, register::C, end), 0);
         write(&mut clock, register::B, 0x70 | HOURS_24, end);
-        assert_eq!(
-            read(&mut clock, register::B, end),
-            HOURS_24,
-            "no interrupt to enable"
-        );
+        assert_eq!(read(&mut clock, register::B, end), HOURS_24, "no interrupt to enable");
     }
 
     #[test]

@@ -268,10 +268,7 @@ mod tests {
     use proptest::prelude::*;
 
     const HIGH: Action = Action::Line { gsi: 33, level: true };
-    const LOW: Action = Action::Line {
-        gsi: 33,
-        level: false,
-    };
+    const LOW: Action = Action::Line { gsi: 33, level: false };
 
     struct Rig {
         port: Pl011,
@@ -280,10 +277,7 @@ mod tests {
 
     impl Rig {
         fn new() -> Self {
-            Self {
-                port: Pl011::new(33),
-                seen: Vec::new(),
-            }
+            Self { port: Pl011::new(33), seen: Vec::new() }
         }
 
         fn write(&mut self, offset: u64, value: u16) {
@@ -346,20 +340,14 @@ mod tests {
         assert_eq!(rig.read(reg::DR), u16::from(b'a'));
         assert_eq!(rig.actions(), []);
         assert_eq!(rig.read(reg::DR), u16::from(b'b'));
-        assert_eq!(
-            (rig.actions().as_slice(), rig.read(reg::FR) & 0x10),
-            ([LOW].as_slice(), 0x10)
-        );
+        assert_eq!((rig.actions().as_slice(), rig.read(reg::FR) & 0x10), ([LOW].as_slice(), 0x10));
         rig.type_in(&[b'x'; 16]);
         assert_eq!(rig.read(reg::MIS), 0x50);
         // A driver that clears first and looks then still finds the rest.
         rig.write(reg::ICR, 0x50);
         assert_eq!(rig.actions(), [HIGH, LOW]);
         rig.read(reg::DR);
-        assert_eq!(
-            (rig.actions().as_slice(), rig.read(reg::RIS)),
-            ([HIGH].as_slice(), 0x40)
-        );
+        assert_eq!((rig.actions().as_slice(), rig.read(reg::RIS)), ([HIGH].as_slice(), 0x40));
     }
 
     #[test]
@@ -409,10 +397,7 @@ mod tests {
         let mut rig = Rig::new();
         rig.write(reg::CR, 0x381);
         rig.write(reg::DR, b'z'.into());
-        assert_eq!(
-            (rig.actions().as_slice(), rig.read(reg::DR)),
-            ([].as_slice(), u16::from(b'z'))
-        );
+        assert_eq!((rig.actions().as_slice(), rig.read(reg::DR)), ([].as_slice(), u16::from(b'z')));
     }
 
     proptest! {

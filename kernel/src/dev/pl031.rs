@@ -49,15 +49,7 @@ pub struct Pl031 {
 impl Pl031 {
     /// After reset, with the host's time; `clock` says it in seconds since 1970.
     pub fn new(clock: fn() -> u64) -> Self {
-        Self {
-            clock,
-            offset: 0,
-            matches: 0,
-            load: 0,
-            mask: false,
-            raised: false,
-            seen: clock() as u32,
-        }
+        Self { clock, offset: 0, matches: 0, load: 0, mask: false, raised: false, seen: clock() as u32 }
     }
 
     /// RTCDR.

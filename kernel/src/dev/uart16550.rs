@@ -76,10 +76,8 @@ bitflags! {
 }
 
 impl Msr {
-    const DELTAS: Self = Self::DELTA_CTS
-        .union(Self::DELTA_DSR)
-        .union(Self::TRAILING_RI)
-        .union(Self::DELTA_DCD);
+    const DELTAS: Self =
+        Self::DELTA_CTS.union(Self::DELTA_DSR).union(Self::TRAILING_RI).union(Self::DELTA_DCD);
 }
 
 const LCR_DLAB: u8 = 1 << 7;
@@ -375,11 +373,7 @@ mod tests {
         assert_eq!(inp(&mut uart, reg::MSR).0 & 0xf0, 0x90);
         out(&mut uart, reg::MCR, 0);
         out(&mut uart, reg::IIR_FCR, FCR_ENABLE | 0x20);
-        assert_eq!(
-            inp(&mut uart, reg::IIR_FCR).0,
-            0xc1,
-            "16550A without a 64-byte FIFO"
-        );
+        assert_eq!(inp(&mut uart, reg::IIR_FCR).0, 0xc1, "16550A without a 64-byte FIFO");
         out(&mut uart, reg::LCR, 0xbf);
         assert_ne!(inp(&mut uart, reg::IIR_FCR).0, 0, "no EFR: not a 16650");
     }
@@ -389,10 +383,7 @@ mod tests {
         let mut uart = Uart16550::new(4);
         for _ in 0..2 {
             assert_eq!(out(&mut uart, reg::IER, 2), [HIGH]);
-            assert_eq!(
-                inp(&mut uart, reg::IIR_FCR),
-                (iir::TRANSMITTER_EMPTY, alloc::vec![LOW])
-            );
+            assert_eq!(inp(&mut uart, reg::IIR_FCR), (iir::TRANSMITTER_EMPTY, alloc::vec![LOW]));
             assert_eq!(inp(&mut uart, reg::IIR_FCR).0, iir::NONE);
             out(&mut uart, reg::IER, 0);
         }
@@ -415,11 +406,7 @@ mod tests {
         assert!(seen.is_empty(), "interrupt not enabled yet");
         assert_eq!(out(&mut uart, reg::IER, 1), [HIGH]);
         out(&mut uart, reg::IIR_FCR, 0xc1);
-        assert_eq!(
-            inp(&mut uart, reg::IIR_FCR).0,
-            0xcc,
-            "below the trigger level: time-out"
-        );
+        assert_eq!(inp(&mut uart, reg::IIR_FCR).0, 0xcc, "below the trigger level: time-out");
         assert_eq!(inp(&mut uart, reg::LSR).0 & 1, 1);
         assert_eq!(inp(&mut uart, reg::DATA), (b'a', alloc::vec![LOW]));
         assert_eq!(inp(&mut uart, reg::LSR).0 & 1, 0);
@@ -466,11 +453,7 @@ mod tests {
             assert!(uart.push_input(received, &mut |_| {}));
         }
         assert_eq!(inp(&mut uart, reg::IIR_FCR).0 & 0xf, 0x4, "data come first");
-        assert_eq!(
-            inp(&mut uart, reg::LSR).0,
-            0xe1,
-            "an error further back in the FIFO"
-        );
+        assert_eq!(inp(&mut uart, reg::LSR).0, 0xe1, "an error further back in the FIFO");
         assert_eq!(inp(&mut uart, reg::DATA).0, b'a');
         assert_eq!(inp(&mut uart, reg::IIR_FCR).0 & 0xf, 0x6, "line status");
         assert_eq!(inp(&mut uart, reg::LSR).0, 0xf1);

@@ -36,11 +36,7 @@ pub static COMMANDS: [Command; 18] = [
     },
     Command {
         name: "vm",
-        usage: &[
-            "vm NAME",
-            "vm NAME start|stop|restart|pause|resume",
-            "vm NAME break",
-        ],
+        usage: &["vm NAME", "vm NAME start|stop|restart|pause|resume", "vm NAME break"],
         about: "Shows one VM, or controls it.",
         more: &[
             "start builds the VM and lets it run; stop ends it in order: its vdevs are quiesced, their",
@@ -61,11 +57,7 @@ pub static COMMANDS: [Command; 18] = [
     },
     Command {
         name: "vdev",
-        usage: &[
-            "vdev ID",
-            "vdev create VM PARENT/TYPE [entries=N]",
-            "vdev destroy ID",
-        ],
+        usage: &["vdev ID", "vdev create VM PARENT/TYPE [entries=N]", "vdev destroy ID"],
         about: "Shows one vdev, creates one, or ends one.",
         more: &[
             "ID is the number, or the whole name as vdevs shows it. Creating gives queue, PASID, address",
@@ -172,11 +164,7 @@ pub fn command(name: &str) -> Option<&'static Command> {
 impl Command {
     /// The refusal of arguments that fit none of its forms.
     pub(super) fn misused(&self) -> Refusal {
-        Refusal::new(
-            self.name,
-            "the arguments do not fit",
-            format!("use {}", self.usage.join(", or ")),
-        )
+        Refusal::new(self.name, "the arguments do not fit", format!("use {}", self.usage.join(", or ")))
     }
 
     /// What `help COMMAND` shows.

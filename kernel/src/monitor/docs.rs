@@ -11,10 +11,7 @@ fn examples(command: &Command) -> Vec<String> {
     match command.name {
         "help" | "console" | "shutdown" | "reboot" => Vec::new(),
         "vm" => vec!["vm alpha".into(), "vm alpha restart".into()],
-        "vdev" => vec![
-            "vdev create beta dsa0/dsa-dwq entries=16".into(),
-            "vdev dsa0/dsa-dwq#1".into(),
-        ],
+        "vdev" => vec!["vdev create beta dsa0/dsa-dwq entries=16".into(), "vdev dsa0/dsa-dwq#1".into()],
         "log" => vec!["log debug".into()],
         name => vec![name.into()],
     }
@@ -54,10 +51,9 @@ fn reference() -> String {
 fn shape(value: &serde_json::Value) -> serde_json::Value {
     match value {
         serde_json::Value::Array(items) => items.iter().take(1).map(shape).collect(),
-        serde_json::Value::Object(fields) => fields
-            .iter()
-            .map(|(name, value)| (name.clone(), shape(value)))
-            .collect(),
+        serde_json::Value::Object(fields) => {
+            fields.iter().map(|(name, value)| (name.clone(), shape(value))).collect()
+        }
         other => other.clone(),
     }
 }

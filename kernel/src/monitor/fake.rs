@@ -15,11 +15,7 @@ use crate::refusal::Refusal;
 use log::LevelFilter;
 
 /// What came in turns of others.
-const AWAY: AwayInfo = AwayInfo {
-    interrupts: 2310,
-    time_ns: 5_310_000,
-    masked: 3,
-};
+const AWAY: AwayInfo = AwayInfo { interrupts: 2310, time_ns: 5_310_000, masked: 3 };
 
 pub(super) struct FakeHost {
     pub now_ns: u64,
@@ -48,14 +44,8 @@ fn vdev(id: u32, vm: &str, pasid: u32) -> VdevInfo {
         away: AWAY,
         fault_records: u64::from(id == 2),
         details: vec![
-            Detail {
-                name: "queue".into(),
-                value: format!("{} (enabled)", id - 1),
-            },
-            Detail {
-                name: "entries".into(),
-                value: "16".into(),
-            },
+            Detail { name: "queue".into(), value: format!("{} (enabled)", id - 1) },
+            Detail { name: "entries".into(), value: "16".into() },
         ],
     }
 }
@@ -113,18 +103,9 @@ impl FakeHost {
                     guests: 512 << 20,
                     tables: 8 << 20,
                     held: 0,
-                    hypervisor: HypervisorMemory {
-                        image: 1 << 20,
-                        heap: 64 << 20,
-                        heap_used: 4 << 20,
-                    },
+                    hypervisor: HypervisorMemory { image: 1 << 20, heap: 64 << 20, heap_used: 4 << 20 },
                 },
-                pasids: PasidSpaceInfo {
-                    first: 1,
-                    last: (1 << 20) - 1,
-                    leased: 2,
-                    retired: 0,
-                },
+                pasids: PasidSpaceInfo { first: 1, last: (1 << 20) - 1, leased: 2, retired: 0 },
                 vms: 2,
                 vdevs: 2,
                 ..SystemInfo::default()
@@ -163,10 +144,7 @@ impl MonitorHost for FakeHost {
                 available: 6,
             }],
             events: 0,
-            details: vec![Detail {
-                name: "state".into(),
-                value: "enabled".into(),
-            }],
+            details: vec![Detail { name: "state".into(), value: "enabled".into() }],
         }]
     }
 
@@ -196,12 +174,7 @@ impl MonitorHost for FakeHost {
 
     fn faults(&self) -> FaultsInfo {
         let mut log = FaultLog::new();
-        let owner = FaultOwner {
-            vm: "beta",
-            parent: "dsa0",
-            type_name: "dsa-dwq",
-            vdev: 2,
-        };
+        let owner = FaultOwner { vm: "beta", parent: "dsa0", type_name: "dsa-dwq", vdev: 2 };
         let fault = DmaFault {
             requester: Requester::new(0, 0, 4, 0),
             pasid: Pasid::new(2),
@@ -223,11 +196,7 @@ impl MonitorHost for FakeHost {
     }
 
     fn typed(&self, vm: &str) -> Option<TypedInfo> {
-        self.console_of(vm).map(|_| TypedInfo {
-            waiting: 0,
-            room: TYPED_MAX,
-            lost: 0,
-        })
+        self.console_of(vm).map(|_| TypedInfo { waiting: 0, room: TYPED_MAX, lost: 0 })
     }
 
     fn log_level(&self) -> LevelFilter {
@@ -240,11 +209,7 @@ impl MonitorHost for FakeHost {
 
     fn control(&mut self, vm: &str, control: VmControl) -> Result<(), Refusal> {
         if control == VmControl::Start {
-            return Err(Refusal::new(
-                format!("vm {vm}"),
-                "it runs already",
-                "stop it first",
-            ));
+            return Err(Refusal::new(format!("vm {vm}"), "it runs already", "stop it first"));
         }
         self.done.push(format!("{control:?} {vm}"));
         Ok(())

@@ -90,21 +90,14 @@ struct Words<'a> {
 impl Monitor {
     /// A monitor on a line of that kind.
     pub fn new(mode: ConsoleMode) -> Self {
-        Self {
-            mode,
-            last: None,
-            live: false,
-        }
+        Self { mode, last: None, live: false }
     }
 
     /// Carries out one command.
     pub fn command(&mut self, line: &str, host: &mut dyn MonitorHost) -> Reply {
         let (flags, words): (Vec<&str>, Vec<&str>) =
             line.split_whitespace().partition(|word| *word == JSON_FLAG);
-        let words = Words {
-            words,
-            json: !flags.is_empty(),
-        };
+        let words = Words { words, json: !flags.is_empty() };
         self.live = false;
         match self.run(&words, host) {
             Ok(reply) => reply,
@@ -117,11 +110,7 @@ impl Monitor {
     pub fn refuse(&mut self, line: &BadLine) -> Reply {
         self.live = false;
         let refusal = line.refusal();
-        Reply::Text(if line.json {
-            json(&Failure::from(&refusal))
-        } else {
-            format!("{refusal}\n")
-        })
+        Reply::Text(if line.json { json(&Failure::from(&refusal)) } else { format!("{refusal}\n") })
     }
 
     /// The next picture of a live display, when it is time for it. To be called a few times a second, or
@@ -168,18 +157,13 @@ impl Monitor {
             }
             ("vm", [vm]) => {
                 let vm = find_vm(host, vm)?;
-                let vm = show::VmView {
-                    typed: host.typed(&vm.name),
-                    info: vm,
-                };
+                let vm = show::VmView { typed: host.typed(&vm.name), info: vm };
                 answer(json, &vm, || show::vm(&vm))
             }
             ("vm", [vm, verb]) => control(host, vm, verb, json)?,
             ("vdevs", []) => {
                 let vdevs = vdev_rows(&host.vms(), host);
-                answer(json, &vdevs, || {
-                    show::taints(&host.system()) + &show::vdevs(&vdevs)
-                })
+                answer(json, &vdevs, || show::taints(&host.system()) + &show::vdevs(&vdevs))
             }
             ("vdev", ["create", vm, slice, options @ ..]) => {
                 create_vdev(host, vm, slice, options, command, json)?
@@ -195,9 +179,7 @@ impl Monitor {
             }
             ("parents", []) => {
                 let parents = host.parents();
-                answer(json, &parents, || {
-                    show::taints(&host.system()) + &show::parents(&parents)
-                })
+                answer(json, &parents, || show::taints(&host.system()) + &show::parents(&parents))
             }
             ("parent", [name, "reset"]) => {
                 let parents = host.parents();
@@ -333,9 +315,7 @@ struct FailureParts<'a> {
 impl<'a> From<&'a Refusal> for Failure<'a> {
     fn from(refusal: &'a Refusal) -> Self {
         let Refusal { what, why, remedy } = refusal;
-        Self {
-            error: FailureParts { what, why, remedy },
-        }
+        Self { error: FailureParts { what, why, remedy } }
     }
 }
 
@@ -396,9 +376,7 @@ fn find_vdev(host: &dyn MonitorHost, word: &str) -> Result<VdevRow, Refusal> {
     let vdevs = vdev_rows(&host.vms(), host);
     let number = word.strip_prefix('#').unwrap_or(word).parse::<u32>().ok();
     let names: Vec<String> = vdevs.iter().map(|vdev| vdev.name.clone()).collect();
-    let found = vdevs
-        .into_iter()
-        .find(|vdev| Some(vdev.info.id) == number || vdev.name == word);
+    let found = vdevs.into_iter().find(|vdev| Some(vdev.info.id) == number || vdev.name == word);
     found.ok_or_else(|| unknown("vdev", word, names.iter().map(String::as_str)))
 }
 
@@ -409,11 +387,8 @@ fn help(as_json: bool) -> String {
         usage: &'static [&'static str],
         about: &'static str,
     }
-    let known = |command: &'static Command| Known {
-        name: command.name,
-        usage: command.usage,
-        about: command.about,
-    };
+    let known =
+        |command: &'static Command| Known { name: command.name, usage: command.usage, about: command.about };
     answer(as_json, &COMMANDS.iter().map(known).collect::<Vec<_>>(), || {
         let mut table = Table::new(["COMMAND", "WHAT IT DOES"]);
         for command in &COMMANDS {
@@ -437,10 +412,7 @@ fn explain(topic: &str, as_json: bool) -> Result<String, Refusal> {
         return Err(unknown("command", topic, COMMANDS.iter().map(|known| known.name)));
     };
     let text = command.explain();
-    let explained = Explained {
-        name: command.name,
-        text: &text,
-    };
+    let explained = Explained { name: command.name, text: &text };
     Ok(answer(as_json, &explained, || text.clone()))
 }
 
@@ -495,19 +467,10 @@ fn create_vdev(
         _ => return Err(command.misused()),
     };
     let vm = find_vm(host, vm)?;
-    let id = host.create_vdev(NewVdev {
-        vm: &vm.name,
-        parent,
-        type_name,
-        entries,
-    })?;
+    let id = host.create_vdev(NewVdev { vm: &vm.name, parent, type_name, entries })?;
     let name = vdev_name(parent, type_name, id);
     let text = format!("vdev {name} created for vm {}", vm.name);
-    let created = Created {
-        vdev: id,
-        name: &name,
-        done: &text,
-    };
+    let created = Created { vdev: id, name: &name, done: &text };
     Ok(answer(as_json, &created, || format!("{text}\n")))
 }
 
@@ -521,12 +484,6 @@ fn log_level(host: &dyn MonitorHost, as_json: bool) -> String {
 }
 
 fn version(system: &SystemInfo, as_json: bool) -> String {
-    let version = show::Version {
-        name: "Pasidon",
-        version: VERSION,
-        system,
-    };
-    answer(as_json, &version, || {
-        show::taints(system) + &show::version(&version)
-    })
+    let version = show::Version { name: "Pasidon", version: VERSION, system };
+    answer(as_json, &version, || show::taints(system) + &show::version(&version))
 }

@@ -104,27 +104,15 @@ pub(super) fn vm(view: &VmView) -> String {
         ("name", vm.name.clone()),
         ("state", vm.state.to_string()),
         ("reason", or_none(vm.reason.as_ref())),
-        (
-            "memory",
-            format!("{}, in use {}", bytes(vm.memory), bytes(vm.memory_in_use)),
-        ),
+        ("memory", format!("{}, in use {}", bytes(vm.memory), bytes(vm.memory_in_use))),
         ("vcpus", vm.vcpus.to_string()),
         ("run time", duration(vm.run_ns)),
         ("starts", vm.starts.to_string()),
-        (
-            "pasids",
-            format!(
-                "{} of {}, {} retired",
-                vm.pasids_leased, vm.pasid_quota, vm.pasids_retired
-            ),
-        ),
+        ("pasids", format!("{} of {}, {} retired", vm.pasids_leased, vm.pasid_quota, vm.pasids_retired)),
         ("interrupts", vm.interrupts.to_string()),
         ("away", away(&vm.away)),
         ("fault records", vm.fault_records.to_string()),
-        (
-            "exits",
-            list(exits.map(|exit| format!("{} {}", exit.kind, exit.count))),
-        ),
+        ("exits", list(exits.map(|exit| format!("{} {}", exit.kind, exit.count)))),
         ("vdevs", list(vm.vdevs.iter().map(vdev))),
         (
             "typed",
@@ -139,21 +127,12 @@ pub(super) fn vm(view: &VmView) -> String {
 
 /// Interrupts that came in turns of other VMs.
 fn away(away: &AwayInfo) -> String {
-    format!(
-        "{} interrupts in {} us, masked {} times",
-        away.interrupts,
-        away.time_ns / 1000,
-        away.masked
-    )
+    format!("{} interrupts in {} us, masked {} times", away.interrupts, away.time_ns / 1000, away.masked)
 }
 
 fn list(items: impl Iterator<Item = String>) -> String {
     let items: Vec<String> = items.collect();
-    if items.is_empty() {
-        NONE.to_string()
-    } else {
-        items.join(", ")
-    }
+    if items.is_empty() { NONE.to_string() } else { items.join(", ") }
 }
 
 pub(super) fn vdevs(vdevs: &[VdevRow]) -> String {
@@ -197,23 +176,12 @@ pub(super) fn vdev(vdev: &VdevRow) -> String {
     ];
     let details = vdev.info.details.iter();
     let details = details.map(|detail| (detail.name.as_str(), detail.value.clone()));
-    pairs(
-        own.into_iter()
-            .chain(details.filter(|(name, _)| *name != "pasid")),
-    )
+    pairs(own.into_iter().chain(details.filter(|(name, _)| *name != "pasid")))
 }
 
 pub(super) fn parents(parents: &[ParentInfo]) -> String {
-    let mut table = Table::new([
-        "PARENT",
-        "AT",
-        "IOMMU",
-        "TYPE",
-        "#AVAILABLE",
-        "#OF",
-        "PORTAL",
-        "DESCRIPTION",
-    ]);
+    let mut table =
+        Table::new(["PARENT", "AT", "IOMMU", "TYPE", "#AVAILABLE", "#OF", "PORTAL", "DESCRIPTION"]);
     for parent in parents {
         let iommu = if parent.iommu { "on" } else { "off" };
         let head = [parent.name.clone(), parent.requester.clone(), iommu.to_string()];
@@ -238,11 +206,7 @@ pub(super) fn parents(parents: &[ParentInfo]) -> String {
         let details = parent.details.iter();
         let details = details.map(|detail| (detail.name.as_str(), detail.value.clone()));
         text += &format!("\n{}\n", parent.name);
-        text += &pairs(
-            unusable
-                .chain(details)
-                .chain([("events", parent.events.to_string())]),
-        );
+        text += &pairs(unusable.chain(details).chain([("events", parent.events.to_string())]));
     }
     text
 }
@@ -336,10 +300,7 @@ pub(super) fn faults(faults: &FaultsInfo) -> String {
         records => format!("{records} records since boot, each of one fault or several\n"),
     };
     if faults.overflows > 0 {
-        text += &format!(
-            "{} times, the IOMMU had no room for one or more\n",
-            faults.overflows
-        );
+        text += &format!("{} times, the IOMMU had no room for one or more\n", faults.overflows);
     }
     if faults.strangers > 0 {
         text += &format!("{} records of requests from no PCI function\n", faults.strangers);
@@ -378,16 +339,8 @@ pub(super) fn interrupt_rows(vdevs: &[VdevRow]) -> Vec<InterruptRow> {
 }
 
 pub(super) fn interrupts(rows: &[InterruptRow]) -> String {
-    let mut table = Table::new([
-        "PARENT",
-        "#ENTRY",
-        "#CPU",
-        "#HOST VECTOR",
-        "VM",
-        "VDEV",
-        "#VECTOR",
-        "#DELIVERED",
-    ]);
+    let mut table =
+        Table::new(["PARENT", "#ENTRY", "#CPU", "#HOST VECTOR", "VM", "VDEV", "#VECTOR", "#DELIVERED"]);
     for row in rows {
         table.row([
             row.parent.clone(),

@@ -100,10 +100,7 @@ fn json_for_programs() {
 
 #[test]
 fn operations_reach_the_host_once() {
-    assert_eq!(
-        asked("vm alpha restart"),
-        ("vm alpha restarted\n".into(), vec!["Restart alpha".into()])
-    );
+    assert_eq!(asked("vm alpha restart"), ("vm alpha restarted\n".into(), vec!["Restart alpha".into()]));
     assert_eq!(
         asked("vdev create beta dsa0/dsa-dwq entries=32"),
         (
@@ -114,20 +111,11 @@ fn operations_reach_the_host_once() {
             ]
         )
     );
-    assert_eq!(
-        asked("vdev destroy 2"),
-        ("vdev dsa0/dsa-dwq#2 destroyed\n".into(), vec!["destroy 2".into()])
-    );
-    assert_eq!(
-        asked("parent dsa0 reset"),
-        ("parent dsa0 reset\n".into(), vec!["reset dsa0".into()])
-    );
+    assert_eq!(asked("vdev destroy 2"), ("vdev dsa0/dsa-dwq#2 destroyed\n".into(), vec!["destroy 2".into()]));
+    assert_eq!(asked("parent dsa0 reset"), ("parent dsa0 reset\n".into(), vec!["reset dsa0".into()]));
     assert_eq!(
         asked("parent dsa1 reset"),
-        (
-            "monitor: unknown parent dsa1; did you mean dsa0?\n".into(),
-            vec![]
-        )
+        ("monitor: unknown parent dsa1; did you mean dsa0?\n".into(), vec![])
     );
     assert_eq!(asked("shutdown"), ("switching off\n".into(), vec!["Off".into()]));
     assert_eq!(asked("reboot"), ("resetting\n".into(), vec!["Reset".into()]));
@@ -138,10 +126,7 @@ fn operations_reach_the_host_once() {
 fn refusals_say_what_helps_and_do_nothing() {
     for (line, answer) in [
         ("vmz", "monitor: unknown command vmz; did you mean vms?"),
-        (
-            "frobnicate",
-            "monitor: unknown command frobnicate; help lists the commands",
-        ),
+        ("frobnicate", "monitor: unknown command frobnicate; help lists the commands"),
         ("help vsm", "monitor: unknown command vsm; did you mean vms?"),
         ("vm gamma stop", "monitor: unknown vm gamma; known: alpha, beta"),
         ("vm alhpa stop", "monitor: unknown vm alhpa; did you mean alpha?"),
@@ -160,10 +145,7 @@ fn refusals_say_what_helps_and_do_nothing() {
             "vdev create alpha dsa0/dsa-dwq entries=0",
             "vm alpha: vdev dsa0/dsa-dwq: entries is no number from 1 to 65535; write entries=32",
         ),
-        (
-            "vdev destroy 9",
-            "monitor: unknown vdev 9; known: dsa0/dsa-dwq#1, dsa0/dsa-dwq#2",
-        ),
+        ("vdev destroy 9", "monitor: unknown vdev 9; known: dsa0/dsa-dwq#1, dsa0/dsa-dwq#2"),
         ("log inf", "monitor: unknown level inf; did you mean info?"),
     ] {
         assert_eq!(asked(line), (format!("{answer}\n"), vec![]), "{line}");
@@ -178,10 +160,7 @@ fn help_knows_every_command_and_every_command_is_known() {
         assert!(list.contains(command.about));
         assert!(text(&format!("help {}", command.name)).starts_with(command.usage[0]));
         let answer = Monitor::new(ConsoleMode::Plain).command(command.name, &mut FakeHost::new());
-        assert!(
-            !matches!(&answer, Reply::Text(text) if text.contains("unknown command")),
-            "{answer:?}"
-        );
+        assert!(!matches!(&answer, Reply::Text(text) if text.contains("unknown command")), "{answer:?}");
     }
     assert!(list.lines().all(|line| line.chars().count() <= 130));
 }
@@ -192,13 +171,8 @@ fn taints_are_said_everywhere() {
     host.system.taints = vec!["parent dsa0 without an IOMMU".into()];
     for line in ["vms", "vdevs", "parents", "iommu", "version", "top"] {
         let reply = Monitor::new(ConsoleMode::Framed).command(line, &mut host);
-        let Reply::Text(text) = reply else {
-            panic!("{reply:?}")
-        };
-        assert!(
-            text.contains("TAINTED: parent dsa0 without an IOMMU\n"),
-            "{line}: {text}"
-        );
+        let Reply::Text(text) = reply else { panic!("{reply:?}") };
+        assert!(text.contains("TAINTED: parent dsa0 without an IOMMU\n"), "{line}: {text}");
     }
 }
 
@@ -207,25 +181,16 @@ fn without_an_iommu_it_says_so() {
     let mut host = FakeHost::new();
     host.system.iommu = None;
     let mut monitor = Monitor::new(ConsoleMode::Framed);
-    let Reply::Text(text) = monitor.command("iommu", &mut host) else {
-        panic!()
-    };
-    assert_eq!(
-        text,
-        "there is no IOMMU: vdevs only of parents with iommu = \"off\"\n"
-    );
-    let Reply::Text(json) = monitor.command("iommu --json", &mut host) else {
-        panic!()
-    };
+    let Reply::Text(text) = monitor.command("iommu", &mut host) else { panic!() };
+    assert_eq!(text, "there is no IOMMU: vdevs only of parents with iommu = \"off\"\n");
+    let Reply::Text(json) = monitor.command("iommu --json", &mut host) else { panic!() };
     assert!(json.starts_with("{\"iommu\":null"));
 }
 
 #[test]
 fn top_refreshes_with_rates_until_it_is_cancelled() {
     let (mut monitor, mut host) = (Monitor::new(ConsoleMode::Plain), FakeHost::new());
-    let Reply::Live(first) = monitor.command("top", &mut host) else {
-        panic!()
-    };
+    let Reply::Live(first) = monitor.command("top", &mut host) else { panic!() };
     assert!(first.starts_with("up 0:01:23  memory 504M free of 1G  PASIDs 2  rates since boot\n"));
     assert!(
         first.contains(
@@ -259,9 +224,7 @@ fn top_refreshes_with_rates_until_it_is_cancelled() {
 fn top_for_programs_is_one_picture() {
     let (mut monitor, mut host) = (Monitor::new(ConsoleMode::Framed), FakeHost::new());
     let mut picture = |host: &mut FakeHost| -> Value {
-        let Reply::Text(text) = monitor.command("top --json", host) else {
-            panic!()
-        };
+        let Reply::Text(text) = monitor.command("top --json", host) else { panic!() };
         serde_json::from_str(&text).unwrap()
     };
     assert_eq!(picture(&mut host)["interval_ns"], 83_000_000_000u64);
@@ -281,12 +244,7 @@ fn a_vm_that_restarts_its_counters_is_no_flood() {
     host.now_ns += 1_000_000_000;
     host.vms[0].run_ns = 0;
     host.vms[0].exits[0].count = 0;
-    assert!(
-        monitor
-            .tick(&host)
-            .unwrap()
-            .contains("\nalpha  running   0:00:00   0.0")
-    );
+    assert!(monitor.tick(&host).unwrap().contains("\nalpha  running   0:00:00   0.0"));
 }
 
 #[test]
@@ -299,10 +257,7 @@ fn the_console_is_entered_or_named() {
         framed.command("console beta", &mut host),
         Reply::Text("the console of beta is channel 2\n".into())
     );
-    assert_eq!(
-        framed.command("console beta --json", &mut host),
-        Reply::Text("{\"channel\":2}\n".into())
-    );
+    assert_eq!(framed.command("console beta --json", &mut host), Reply::Text("{\"channel\":2}\n".into()));
     host.vms[0].name = "later".into();
     assert!(
         matches!(framed.command("console later", &mut host), Reply::Text(text) if text.contains("no console"))
@@ -332,12 +287,7 @@ fn a_line_that_is_no_command_is_refused_in_the_form_it_asked_for() {
     );
     let long = refused(format!("--json vdev{:223}destroy dsa0/dsa-dwq#12\n", "").as_bytes());
     let long: Value = serde_json::from_str(&long).unwrap();
-    assert!(
-        long["error"]["why"]
-            .as_str()
-            .unwrap()
-            .starts_with("the line has more than 256")
-    );
+    assert!(long["error"]["why"].as_str().unwrap().starts_with("the line has more than 256"));
 }
 
 #[test]
@@ -347,9 +297,7 @@ fn replies_are_shown_on_the_console() {
         let mut console = Console::new(mode, ["alpha", "beta"].map(String::from), 0);
         let mut bytes = Vec::new();
         console.guest_output(1, b"guest# ", &mut |_| ());
-        Monitor::new(mode)
-            .command(line, &mut host)
-            .show(&mut console, &mut |byte| bytes.push(byte));
+        Monitor::new(mode).command(line, &mut host).show(&mut console, &mut |byte| bytes.push(byte));
         String::from_utf8(bytes).unwrap()
     };
     assert_eq!(shown("log", ConsoleMode::Plain), "log level info\r\npasidon> ");
@@ -358,10 +306,7 @@ fn replies_are_shown_on_the_console() {
         "--- console beta, Ctrl-] leaves it ---\r\nguest# "
     );
     assert!(shown("top", ConsoleMode::Plain).ends_with("\r\nany key ends this\r\n"));
-    assert_eq!(
-        shown("log --json", ConsoleMode::Framed),
-        "\u{10}@{\"level\":\"info\"}\r\n"
-    );
+    assert_eq!(shown("log --json", ConsoleMode::Framed), "\u{10}@{\"level\":\"info\"}\r\n");
 }
 
 fn word() -> impl Strategy<Value = String> {

@@ -70,9 +70,7 @@ impl Sample {
 
     /// The time since the last sample; since boot where there is none.
     fn interval_ns(&self, last: Option<&Sample>) -> u64 {
-        self.time_ns
-            .saturating_sub(last.map_or(0, |last| last.time_ns))
-            .max(1)
+        self.time_ns.saturating_sub(last.map_or(0, |last| last.time_ns)).max(1)
     }
 
     /// The same VM in the last sample.
@@ -94,10 +92,8 @@ impl Sample {
                 let (now, before) = count(read);
                 scaled(now, before, 1_000_000_000)
             };
-            let kind_rate = |kind: &&'static str| KindRate {
-                kind,
-                rate: per_second(&|vm| show::exit_count(vm, kind)),
-            };
+            let kind_rate =
+                |kind: &&'static str| KindRate { kind, rate: per_second(&|vm| show::exit_count(vm, kind)) };
             let (run, run_before) = count(&|vm| vm.run_ns);
             VmRates {
                 name: &vm.name,
@@ -165,23 +161,10 @@ impl Sample {
     fn vm_table(&self, last: Option<&Sample>) -> String {
         let kinds = show::exit_kinds(&self.vms);
         let columns: Vec<String> = kinds.iter().map(|kind| format!("#{kind}/s")).collect();
-        let headings = [
-            "VM",
-            "STATE",
-            "#RUN TIME",
-            "#CPU%",
-            "#FAULT RECORDS",
-            "#IRQ",
-            "#IRQ/s",
-            "#EXITS/s",
-        ];
+        let headings = ["VM", "STATE", "#RUN TIME", "#CPU%", "#FAULT RECORDS", "#IRQ", "#IRQ/s", "#EXITS/s"];
         let mut table = Table::new(headings.into_iter().chain(columns.iter().map(String::as_str)));
         for vm in self.rates(last) {
-            let total: u64 = vm
-                .exits_per_second
-                .iter()
-                .map(|kind| kind.rate)
-                .fold(0, u64::saturating_add);
+            let total: u64 = vm.exits_per_second.iter().map(|kind| kind.rate).fold(0, u64::saturating_add);
             let cells = [
                 vm.name.to_string(),
                 vm.state.to_string(),
@@ -212,9 +195,7 @@ impl Sample {
             table.row([
                 vdev.name.clone(),
                 vdev.info.vm.clone(),
-                vdev.info
-                    .pasid
-                    .map_or_else(|| NONE.to_string(), |pasid| pasid.to_string()),
+                vdev.info.pasid.map_or_else(|| NONE.to_string(), |pasid| pasid.to_string()),
                 vdev.detail("submitted"),
                 vdev.submission_exits.to_string(),
                 vdev.interrupts().to_string(),

@@ -189,10 +189,7 @@ impl System {
     pub fn resume_vm(&self, vm_host: &dyn VmHost, vm: &Vm) -> Result<(), Refusal> {
         let operation = vm.begin()?;
         if vm.state() != VmState::Paused {
-            return Err(vm.refuse(
-                format!("it is {}", vm.state().name()),
-                "only a paused VM can be resumed",
-            ));
+            return Err(vm.refuse(format!("it is {}", vm.state().name()), "only a paused VM can be resumed"));
         }
         vm.become_state(&operation, VmState::Running, None)?;
         vm_host.run(vm).or_else(|refusal| {
@@ -222,29 +219,21 @@ impl System {
                 false => request.without_restart(vm.name()),
             };
             let result =
-                self.take_down(vm_host, &vm, &operation, &request)
-                    .and_then(|report| match restart {
-                        true => {
-                            vm.restarts.lock().begin(self.services.host.now_ns(), true);
-                            self.start(vm_host, &vm, &operation).map(|()| report)
-                        }
-                        false => Ok(report),
-                    });
-            served.push(Served {
-                vm: vm.id(),
-                request,
-                restart,
-                result,
-            });
+                self.take_down(vm_host, &vm, &operation, &request).and_then(|report| match restart {
+                    true => {
+                        vm.restarts.lock().begin(self.services.host.now_ns(), true);
+                        self.start(vm_host, &vm, &operation).map(|()| report)
+                    }
+                    false => Ok(report),
+                });
+            served.push(Served { vm: vm.id(), request, restart, result });
         }
         served
     }
 
     /// Scrubs a guest's memory and makes it free.
     pub(super) fn free(&self, vm_host: &dyn VmHost, frames: GuestFrames, gone: GuestGone) {
-        let frames = frames
-            .end(gone)
-            .scrub(&mut |start, len| vm_host.scrub(start, len));
+        let frames = frames.end(gone).scrub(&mut |start, len| vm_host.scrub(start, len));
         self.frames.give_back(frames);
     }
 }

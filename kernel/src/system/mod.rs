@@ -91,9 +91,9 @@ pub struct System {
 impl System {
     /// A system without parents and VMs. Refused where the IOMMU understands no PASIDs.
     pub fn new(parts: SystemParts) -> Result<Self, Refusal> {
-        let bits = parts.iommu.map_or(Pasid::BITS, |iommu| {
-            u32::from(iommu.capabilities().pasid_bits).min(Pasid::BITS)
-        });
+        let bits = parts
+            .iommu
+            .map_or(Pasid::BITS, |iommu| u32::from(iommu.capabilities().pasid_bits).min(Pasid::BITS));
         let widest = Pasid::new(((1u64 << bits) - 1) as u32);
         let (Some(first), Some(widest)) = (Pasid::new(1), widest) else {
             return Err(Refusal::new("PASID namespace", "no such width", ""));
@@ -165,9 +165,8 @@ impl System {
                 taints.push(format!("{name}: iommu = \"off\", no IOMMU confines it"));
             }
             if entry.options.unsafe_portals {
-                taints.push(format!(
-                    "{name}: allow_unsafe_portals = true, its portals may not isolate guests"
-                ));
+                taints
+                    .push(format!("{name}: allow_unsafe_portals = true, its portals may not isolate guests"));
             }
         }
         taints

@@ -74,11 +74,7 @@ impl System {
         log::debug!(
             "parent {}: {}",
             parent.name(),
-            if event_interrupt {
-                "events by interrupt"
-            } else {
-                "no event interrupt"
-            }
+            if event_interrupt { "events by interrupt" } else { "no event interrupt" }
         );
         self.parents.push(ParentEntry {
             parent,
@@ -96,21 +92,10 @@ impl System {
         options: ParentOptions,
     ) -> Result<Option<Interrupt>, Refusal> {
         let what = || format!("parent {}", parent.name());
-        if self
-            .parents
-            .iter()
-            .any(|other| other.parent.name() == parent.name())
-        {
-            return Err(Refusal::new(
-                what(),
-                "defined twice",
-                "give each parent its own name",
-            ));
+        if self.parents.iter().any(|other| other.parent.name() == parent.name()) {
+            return Err(Refusal::new(what(), "defined twice", "give each parent its own name"));
         }
-        let clash = self
-            .parents
-            .iter()
-            .find(|other| other.parent.requester() == parent.requester());
+        let clash = self.parents.iter().find(|other| other.parent.requester() == parent.requester());
         if let Some(other) = clash {
             return Err(Refusal::new(
                 what(),
@@ -141,23 +126,16 @@ impl System {
                     "turn interrupt remapping on in the firmware, or use a machine that has it",
                 ));
             }
-            iommu
-                .claim(parent.requester())
-                .map_err(|refusal| refusal.within(what()))?;
+            iommu.claim(parent.requester()).map_err(|refusal| refusal.within(what()))?;
         }
         let Some(entry) = parent.event_interrupt() else {
             return Ok(None);
         };
-        let route = u16::try_from(self.parents.len())
-            .ok()
-            .filter(|place| *place < Route::PARENTS);
+        let route = u16::try_from(self.parents.len()).ok().filter(|place| *place < Route::PARENTS);
         let Some(route) = route.map(Route::ParentEvent) else {
             return Err(Refusal::new(
                 what(),
-                format!(
-                    "events of {} parents can be told apart, and that many are defined",
-                    Route::PARENTS
-                ),
+                format!("events of {} parents can be told apart, and that many are defined", Route::PARENTS),
                 "define fewer",
             ));
         };
@@ -277,11 +255,7 @@ impl System {
                 return_portals();
                 Refusal::new(
                     format!("parent {name}"),
-                    format!(
-                        "guests may still reach the portals of vdev {}: {}",
-                        vdev.id(),
-                        refusal.why
-                    ),
+                    format!("guests may still reach the portals of vdev {}: {}", vdev.id(), refusal.why),
                     refusal.remedy,
                 )
             })?;

@@ -151,10 +151,8 @@ fn happen(machine: &Machine, event: &Event) {
             }
         }
         Event::DestroyVdev(index) => {
-            let all: Vec<_> = vms
-                .iter()
-                .flat_map(|vm| vm.vdevs().into_iter().map(move |v| (vm, v)))
-                .collect();
+            let all: Vec<_> =
+                vms.iter().flat_map(|vm| vm.vdevs().into_iter().map(move |v| (vm, v))).collect();
             if !all.is_empty() {
                 let (vm, vdev) = &all[index.index(all.len())];
                 drop(system.destroy_vdev(host, vm, vdev.id()));
@@ -162,14 +160,7 @@ fn happen(machine: &Machine, event: &Event) {
         }
         Event::DestroySpace(vm) => {
             let vm = pick(vm);
-            let last = vm
-                .life
-                .lock()
-                .spaces
-                .iter()
-                .skip(1)
-                .last()
-                .map(|space| space.id());
+            let last = vm.life.lock().spaces.iter().skip(1).last().map(|space| space.id());
             if let Some(last) = last {
                 drop(system.destroy_space(&vm, last));
             }
@@ -187,19 +178,14 @@ fn happen(machine: &Machine, event: &Event) {
                 code: 0x79,
             });
             // A tag that is retired after a failed creation has no vdev; every other one has a name.
-            let live = vms
-                .iter()
-                .flat_map(|vm| vm.vdevs())
-                .any(|vdev| vdev.pasid() == pasid);
+            let live = vms.iter().flat_map(|vm| vm.vdevs()).any(|vdev| vdev.pasid() == pasid);
             assert!(!live || owner.is_some());
             assert!(known || owner.is_none());
         }
         Event::Interrupt(cpu, vector) => {
             let vectors: Vec<u32> = VECTORS.collect();
-            let vector = HostVector {
-                vector: vectors[vector.index(vectors.len())],
-                cpu: CPUS[cpu.index(CPUS.len())],
-            };
+            let vector =
+                HostVector { vector: vectors[vector.index(vectors.len())], cpu: CPUS[cpu.index(CPUS.len())] };
             if let Some(Route::Vdev { vm, vdev, .. }) = system.routes().deliver(vector) {
                 assert!(system.vm(vm).is_some_and(|vm| vm.vdev(vdev).is_some()));
             }
@@ -222,10 +208,7 @@ fn happen(machine: &Machine, event: &Event) {
 fn machine_with_vms() -> Machine {
     let machine = Machine::new();
     for (name, frames, quota, vdevs) in [("alpha", 2, 2, 1), ("beta", 3, 3, 2), ("gamma", 4, 1, 0)] {
-        machine
-            .system
-            .define_vm(vm_spec(name, frames, quota, vdevs))
-            .unwrap();
+        machine.system.define_vm(vm_spec(name, frames, quota, vdevs)).unwrap();
     }
     machine
 }

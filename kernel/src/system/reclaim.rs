@@ -39,13 +39,7 @@ impl System {
 
     pub(super) fn retire(&self, retirement: Retirement, report: &mut EndReport) {
         let info = retirement.info();
-        log::error!(
-            "vm {}: {} {} is not used again: {}",
-            info.vm,
-            info.what,
-            info.value,
-            info.why
-        );
+        log::error!("vm {}: {} {} is not used again: {}", info.vm, info.what, info.value, info.why);
         report.retired.push(info);
         self.retired.lock().push(retirement);
         *self.retry.lock() = Retry::soon(self.services.host.now_ns());
@@ -99,8 +93,7 @@ impl System {
                 Some(remains) => left.push(remains),
             }
         }
-        self.revived
-            .fetch_add(report.reclaimed.len() as u64, Ordering::Relaxed);
+        self.revived.fetch_add(report.reclaimed.len() as u64, Ordering::Relaxed);
         report.left = left.iter().map(Retirement::info).collect();
         self.retired.lock().extend(left);
         report
@@ -113,28 +106,12 @@ impl System {
         retirement: Retirement,
         stop: Stop<'_>,
     ) -> Option<Retirement> {
-        let Retirement {
-            vm,
-            why,
-            what,
-            since_ns,
-            tries,
-        } = retirement;
+        let Retirement { vm, why, what, since_ns, tries } = retirement;
         let still = |why: String, what: Retired| {
-            Some(Retirement {
-                vm,
-                why,
-                what,
-                since_ns,
-                tries: tries.saturating_add(1),
-            })
+            Some(Retirement { vm, why, what, since_ns, tries: tries.saturating_add(1) })
         };
         match what {
-            Retired::Attachment {
-                parent,
-                attachment,
-                mut slice,
-            } => {
+            Retired::Attachment { parent, attachment, mut slice } => {
                 let stopped = slice.as_mut().map(|slice| stop(slice.0.as_mut())).transpose();
                 let (stopped, failed) = match stopped {
                     Ok(stopped) => (stopped, None),
@@ -153,32 +130,20 @@ impl System {
                     }
                     Err(attachment) => still(
                         failed.unwrap_or_else(|| attachment.why.clone()),
-                        Retired::Attachment {
-                            parent,
-                            attachment,
-                            slice,
-                        },
+                        Retired::Attachment { parent, attachment, slice },
                     ),
                 }
             }
-            Retired::Untranslated {
-                parent,
-                vdev,
-                mut slice,
-                ram,
-            } => match slice.as_mut().map(|slice| stop(slice.0.as_mut())) {
-                Some(Ok(_)) => None,
-                other => {
-                    let failed = other.and_then(Result::err).map(|failed| failed.why);
-                    let what = Retired::Untranslated {
-                        parent,
-                        vdev,
-                        slice,
-                        ram,
-                    };
-                    still(failed.unwrap_or(why), what)
+            Retired::Untranslated { parent, vdev, mut slice, ram } => {
+                match slice.as_mut().map(|slice| stop(slice.0.as_mut())) {
+                    Some(Ok(_)) => None,
+                    other => {
+                        let failed = other.and_then(Result::err).map(|failed| failed.why);
+                        let what = Retired::Untranslated { parent, vdev, slice, ram };
+                        still(failed.unwrap_or(why), what)
+                    }
                 }
-            },
+            }
             Retired::Vector(lost) => match lost.end(&self.services) {
                 Ok(()) => None,
                 Err((lost, refusal)) => still(refusal.to_string(), Retired::Vector(lost)),

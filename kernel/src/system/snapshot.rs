@@ -110,9 +110,7 @@ impl System {
         infos.sort_by_key(|info| info.pasid);
         let retired = self.retired.lock();
         infos.extend(retired.iter().filter_map(|retirement| match &retirement.what {
-            Retired::Attachment {
-                parent, attachment, ..
-            } => Some(PasidInfo {
+            Retired::Attachment { parent, attachment, .. } => Some(PasidInfo {
                 pasid: attachment.pasid.value(),
                 state: "retired",
                 vm: retirement.vm.clone(),

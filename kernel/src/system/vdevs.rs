@@ -45,11 +45,7 @@ impl System {
     /// Makes an empty address space and lists it, so that the VM's end destroys it.
     pub(super) fn new_space(&self, vm: &Vm) -> Result<Arc<IoAddressSpace>, Refusal> {
         let iommu = self.services.iommu.ok_or_else(|| {
-            Refusal::new(
-                "I/O address space",
-                "there is no IOMMU",
-                "use a machine with an IOMMU",
-            )
+            Refusal::new("I/O address space", "there is no IOMMU", "use a machine with an IOMMU")
         })?;
         let id = IoasId(next(&self.next_ioas, "I/O address space")?);
         let space = Arc::new(IoAddressSpace::create(id, vm.id(), iommu)?);
@@ -62,8 +58,7 @@ impl System {
     pub fn create_space(&self, vm: &Vm) -> Result<Arc<IoAddressSpace>, Refusal> {
         let _operation = vm.begin()?;
         self.check_alive(vm)?;
-        self.new_space(vm)
-            .map_err(|refusal| refusal.within(format!("vm {}", vm.name())))
+        self.new_space(vm).map_err(|refusal| refusal.within(format!("vm {}", vm.name())))
     }
 
     /// Destroys an address space that no tag can reach.
@@ -71,18 +66,13 @@ impl System {
         let _operation = vm.begin()?;
         let found = vm.life.lock().spaces.iter().find(|s| s.id() == space).cloned();
         let found = found.ok_or_else(|| self.no_space(vm, space))?;
-        found
-            .destroy()
-            .map_err(|refusal| refusal.within(format!("vm {}", vm.name())))?;
+        found.destroy().map_err(|refusal| refusal.within(format!("vm {}", vm.name())))?;
         vm.life.lock().spaces.retain(|s| s.id() != space);
         Ok(())
     }
 
     pub(super) fn no_space(&self, vm: &Vm, space: IoasId) -> Refusal {
-        vm.refuse(
-            format!("it has no I/O address space {space}"),
-            "`iommu` lists them",
-        )
+        vm.refuse(format!("it has no I/O address space {space}"), "`iommu` lists them")
     }
 
     pub(super) fn check_alive(&self, vm: &Vm) -> Result<(), Refusal> {
@@ -128,11 +118,7 @@ impl System {
         }
         let (ram, found) = {
             let life = vm.life.lock();
-            let found = life
-                .spaces
-                .iter()
-                .find(|s| space.is_none_or(|id| s.id() == id))
-                .cloned();
+            let found = life.spaces.iter().find(|s| space.is_none_or(|id| s.id() == id)).cloned();
             (life.ram.clone(), found)
         };
         let place = match (entry.options.iommu, &found, &ram) {
@@ -146,11 +132,7 @@ impl System {
             (false, _, Some(ram)) => Space::Untranslated(ram),
             (false, _, None) => return Err(Refusal::new(what(), "the VM has no memory", "start it first")),
         };
-        let owner = Owner {
-            vm: vm.id(),
-            name: vm.name(),
-            quota: vm.quota(),
-        };
+        let owner = Owner { vm: vm.id(), name: vm.name(), quota: vm.quota() };
         let id = VdevId(next(&self.next_vdev, "vdev")?);
         let vdev = match Vdev::create(&self.services, id, owner, entry.parent, spec, place) {
             Ok(vdev) => Arc::new(vdev),
@@ -204,9 +186,7 @@ impl System {
         report: &mut EndReport,
     ) -> Result<(), Refusal> {
         let retired = vdev.end(&self.services, unmapped)?;
-        let keeps_tag = retired
-            .iter()
-            .any(|r| matches!(r.what, Retired::Attachment { .. }));
+        let keeps_tag = retired.iter().any(|r| matches!(r.what, Retired::Attachment { .. }));
         if let (false, Some(pasid)) = (keeps_tag, vdev.pasid()) {
             self.forget_tag((vdev.requester(), pasid), vdev.id());
         }

@@ -23,18 +23,8 @@ pub const TRAPPED: &str = "trapped";
 const ENTRIES: u16 = 2;
 
 const TYPES: [VdevType; 2] = [
-    VdevType {
-        name: DIRECT,
-        description: "a queue with its portal",
-        direct_portal: true,
-        instances: 4,
-    },
-    VdevType {
-        name: TRAPPED,
-        description: "a queue behind traps",
-        direct_portal: false,
-        instances: 4,
-    },
+    VdevType { name: DIRECT, description: "a queue with its portal", direct_portal: true, instances: 4 },
+    VdevType { name: TRAPPED, description: "a queue behind traps", direct_portal: false, instances: 4 },
 ];
 
 pub struct TestParent(pub &'static SharedTruth);
@@ -49,11 +39,7 @@ impl Parent for TestParent {
     }
 
     fn dma_tag(&self) -> DmaTag {
-        if self.0.lock().tagged_by_requester {
-            DmaTag::Requester
-        } else {
-            DmaTag::Pasid
-        }
+        if self.0.lock().tagged_by_requester { DmaTag::Requester } else { DmaTag::Pasid }
     }
 
     fn types(&self) -> &[VdevType] {
@@ -74,11 +60,7 @@ impl Parent for TestParent {
         let free = truth.queues.iter().position(|queue| queue.owner.is_none());
         let queue = free.ok_or_else(refusal)?;
         truth.queues[queue].owner = Some(request.vm.to_string());
-        Ok(Box::new(TestModel {
-            truth: self.0,
-            queue,
-            direct: request.type_name == DIRECT,
-        }))
+        Ok(Box::new(TestModel { truth: self.0, queue, direct: request.type_name == DIRECT }))
     }
 
     fn set_interrupt(&self, entry: u16, message: Option<MsiMessage>) {
@@ -86,9 +68,7 @@ impl Parent for TestParent {
         match message {
             Some(message) => {
                 let other = truth.msix.insert(entry, message);
-                truth.demand(other.is_none(), || {
-                    format!("MSI-X entry {entry} programmed twice")
-                });
+                truth.demand(other.is_none(), || format!("MSI-X entry {entry} programmed twice"));
             }
             None => {
                 let set = truth.msix.remove(&entry).is_some();
@@ -105,9 +85,7 @@ impl Parent for TestParent {
             return false;
         }
         let programmed = truth.msix.contains_key(&entry);
-        truth.demand(programmed, || {
-            format!("MSI-X entry {entry} held while it is nobody's")
-        });
+        truth.demand(programmed, || format!("MSI-X entry {entry} held while it is nobody's"));
         truth.holds += 1;
         if hold {
             truth.held.insert(entry);
@@ -129,10 +107,7 @@ impl Parent for TestParent {
         };
         for pasid in tags.into_iter().map(Some).chain([None]) {
             for _ in 0..2 {
-                sink(ParentEvent::Error {
-                    pasid,
-                    text: "bad descriptor".to_string(),
-                });
+                sink(ParentEvent::Error { pasid, text: "bad descriptor".to_string() });
             }
         }
         if halted {
@@ -185,11 +160,7 @@ impl VdevModel for TestModel {
             subsystem: (0, 0),
             revision: 0,
             class: 0x08_8000,
-            bars: vec![Bar {
-                index: 0,
-                size: 0x1000,
-                prefetchable: false,
-            }],
+            bars: vec![Bar { index: 0, size: 0x1000, prefetchable: false }],
             msix_vectors: ENTRIES,
             msix_bar: 0,
             msix_table: 0x800,
@@ -199,12 +170,7 @@ impl VdevModel for TestModel {
 
     fn portals(&self) -> Vec<Portal> {
         let host = HostPhys(0xf000_0000 + self.queue as u64 * 0x1000);
-        let portal = Portal {
-            bar: 2,
-            offset: 0,
-            host,
-            len: 0x1000,
-        };
+        let portal = Portal { bar: 2, offset: 0, host, len: 0x1000 };
         self.direct.then_some(portal).into_iter().collect()
     }
 
@@ -222,14 +188,10 @@ impl VdevModel for TestModel {
     fn attach(&mut self, pasid: Pasid) -> Result<(), Refusal> {
         let mut truth = self.truth.lock();
         let stands = truth.attached.contains_key(&(REQUESTER, pasid));
-        truth.demand(stands, || {
-            format!("queue {} got PASID {pasid} before its table", self.queue)
-        });
+        truth.demand(stands, || format!("queue {} got PASID {pasid} before its table", self.queue));
         let connected =
             (1..=ENTRIES).all(|entry| truth.msix.contains_key(&(self.queue as u16 * ENTRIES + entry)));
-        truth.demand(!self.direct || connected, || {
-            "a tag before the interrupts".to_string()
-        });
+        truth.demand(!self.direct || connected, || "a tag before the interrupts".to_string());
         if truth.fails(Fail::Tag) {
             return Err(Refusal::new("queue", "the test makes it fail", "none"));
         }
@@ -259,15 +221,11 @@ impl VdevModel for TestModel {
         let mut truth = self.truth.lock();
         let queue = self.queue;
         let mapped = truth.portals.values().any(|other| *other == queue);
-        truth.demand(!mapped, || {
-            format!("queue {queue} stopped while its portal is mapped")
-        });
+        truth.demand(!mapped, || format!("queue {queue} stopped while its portal is mapped"));
         // One that is stuck stays so until the device is reset.
         if truth.fails(Fail::Quiesce) || truth.queues[queue].retired {
             truth.queues[queue].retired = true;
-            return Err(QuiesceFailed {
-                why: "the drain never ends".to_string(),
-            });
+            return Err(QuiesceFailed { why: "the drain never ends".to_string() });
         }
         truth.queues[queue].tag = None;
         truth.steps.push(Step::QueueStopped);
@@ -287,9 +245,7 @@ impl Drop for TestModel {
             return;
         }
         let tagged = truth.queues[queue].tag;
-        truth.demand(tagged.is_none(), || {
-            format!("queue {queue} given back with {tagged:?}")
-        });
+        truth.demand(tagged.is_none(), || format!("queue {queue} given back with {tagged:?}"));
         truth.queues[queue] = Queue::default();
         truth.steps.push(Step::SliceReturned);
     }

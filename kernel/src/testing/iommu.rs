@@ -24,11 +24,7 @@ impl Iommu for SharedTruth {
     }
 
     fn capabilities(&self) -> IommuCapabilities {
-        IommuCapabilities {
-            pasid_bits: 20,
-            address_bits: 39,
-            largest_page: 1 << 30,
-        }
+        IommuCapabilities { pasid_bits: 20, address_bits: 39, largest_page: 1 << 30 }
     }
 
     fn create_table(&self) -> Result<TableId, Refusal> {
@@ -105,10 +101,7 @@ impl Iommu for SharedTruth {
         let known = truth.tables.contains_key(&table);
         truth.demand(known, || format!("attach of {table:?}, which is gone"));
         if truth.fails(Fail::AttachHalfway) {
-            return Err(AttachFailed {
-                refusal: fault("attach"),
-                tag_kept: true,
-            });
+            return Err(AttachFailed { refusal: fault("attach"), tag_kept: true });
         }
         Ok(())
     }
@@ -116,9 +109,7 @@ impl Iommu for SharedTruth {
     fn detach(&self, requester: Requester, pasid: Pasid) -> Result<(), Refusal> {
         let mut truth = self.lock();
         let tagged = truth.queues.iter().any(|queue| queue.tag == Some(pasid));
-        truth.demand(!tagged, || {
-            format!("PASID {pasid} detached while a queue may send with it")
-        });
+        truth.demand(!tagged, || format!("PASID {pasid} detached while a queue may send with it"));
         if truth.fails(Fail::Detach) {
             return Err(fault("detach"));
         }
@@ -152,21 +143,13 @@ impl MsiController for SharedTruth {
         let handle = truth.next_handle;
         truth.remapped.insert(handle, target);
         truth.unsettled.insert(target);
-        Ok(RemappedInterrupt {
-            handle,
-            message: MsiMessage {
-                address: 0xfee0_0010,
-                data: handle,
-            },
-        })
+        Ok(RemappedInterrupt { handle, message: MsiMessage { address: 0xfee0_0010, data: handle } })
     }
 
     fn unmap_interrupt(&self, handle: u32) -> Result<(), Refusal> {
         let mut truth = self.lock();
         let unmasked = truth.msix.values().any(|message| message.data == handle);
-        truth.demand(!unmasked, || {
-            format!("interrupt {handle} unmapped before it was masked")
-        });
+        truth.demand(!unmasked, || format!("interrupt {handle} unmapped before it was masked"));
         if truth.fails(Fail::UnmapInterrupt) {
             return Err(fault("unmap interrupt"));
         }

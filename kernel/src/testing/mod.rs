@@ -58,10 +58,7 @@ impl Default for Options {
     fn default() -> Self {
         Self {
             iommu: true,
-            parent: ParentOptions {
-                iommu: true,
-                unsafe_portals: false,
-            },
+            parent: ParentOptions { iommu: true, unsafe_portals: false },
             tagged_by_requester: false,
             frames: 16,
             last_pasid: 6,
@@ -82,10 +79,8 @@ impl Machine {
         truth.lock().tagged_by_requester = options.tagged_by_requester;
         let start = 64 * LARGE_PAGE_SIZE;
         let memory = start..start + options.frames * LARGE_PAGE_SIZE;
-        let frames: &'static Frames = Box::leak(Box::new(Frames::new([(
-            HostPhys(memory.start),
-            memory.end - memory.start,
-        )])));
+        let frames: &'static Frames =
+            Box::leak(Box::new(Frames::new([(HostPhys(memory.start), memory.end - memory.start)])));
         let mut system = System::new(SystemParts {
             host: truth,
             iommu: options.iommu.then_some(truth as &'static dyn Iommu),
@@ -98,11 +93,7 @@ impl Machine {
         .unwrap();
         let parent: &'static TestParent = Box::leak(Box::new(TestParent(truth)));
         let added = system.add_parent(parent, options.parent);
-        let machine = Self {
-            truth,
-            system,
-            memory,
-        };
+        let machine = Self { truth, system, memory };
         (machine, added)
     }
 
@@ -132,13 +123,9 @@ impl Machine {
                 let tag = (vdev.requester(), pasid);
                 expect(accounted.insert(tag), &|| format!("{pasid} is of two vdevs"));
                 let table = truth.attached.get(&tag).and_then(|table| truth.tables.get(table));
-                expect(table.is_some(), &|| {
-                    format!("{pasid} of {vdev:?} is not attached")
-                });
+                expect(table.is_some(), &|| format!("{pasid} of {vdev:?} is not attached"));
                 for (host, len) in table.into_iter().flatten().map(|(_, mapped)| *mapped) {
-                    let own = ram
-                        .iter()
-                        .any(|(start, bytes)| *start <= host && host + len <= start + bytes);
+                    let own = ram.iter().any(|(start, bytes)| *start <= host && host + len <= start + bytes);
                     expect(own, &|| format!("{pasid} of {vdev:?} maps foreign {host:#x}"));
                 }
                 let queues = truth.queues.iter().filter(|queue| queue.tag == Some(pasid));
@@ -166,9 +153,7 @@ impl Machine {
             }
         }
         for tag in truth.attached.keys() {
-            expect(accounted.contains(tag), &|| {
-                format!("{tag:?} is attached for nobody")
-            });
+            expect(accounted.contains(tag), &|| format!("{tag:?} is attached for nobody"));
         }
         // Invariant 2: portals only of queues of the VM itself.
         for ((vm, id), queue) in &truth.portals {
@@ -184,33 +169,23 @@ impl Machine {
             .iter()
             .filter(|retirement| matches!(retirement.what, Retired::Vector(_)))
             .count();
-        let reserved = truth
-            .queues
-            .iter()
-            .filter(|queue| queue.owner.is_some() && !queue.retired);
+        let reserved = truth.queues.iter().filter(|queue| queue.owner.is_some() && !queue.retired);
         let reserved = reserved.count();
         expect(reserved == vdevs.len(), &|| {
             format!("{reserved} queues are reserved for {} vdevs", vdevs.len())
         });
-        let routed = truth
-            .vectors
-            .iter()
-            .filter(|vector| self.system.routes().peek(**vector).is_some())
-            .count();
+        let routed =
+            truth.vectors.iter().filter(|vector| self.system.routes().peek(**vector).is_some()).count();
         expect(routed + lost == truth.vectors.len(), &|| {
             format!("{} vectors, {routed} routed, {lost} lost", truth.vectors.len())
         });
         let wanted: usize = vdevs.iter().map(|vdev| vdev.model().interrupts().len()).sum();
         let events = usize::from(truth.claimed.contains(&REQUESTER));
-        expect(routed == wanted + events, &|| {
-            format!("{routed} routes for {} vdevs", vdevs.len())
-        });
+        expect(routed == wanted + events, &|| format!("{routed} routes for {} vdevs", vdevs.len()));
         for vector in &truth.vectors {
             if let Some(Route::Vdev { vm, vdev, .. }) = self.system.routes().peek(*vector) {
                 let alive = vdevs.iter().any(|v| v.id() == vdev && v.vm() == vm);
-                expect(alive, &|| {
-                    format!("{vector:?} leads to vdev {vdev}, which is gone")
-                });
+                expect(alive, &|| format!("{vector:?} leads to vdev {vdev}, which is gone"));
             }
         }
         // Invariant 10: nothing but guest frames is mapped anywhere.
@@ -249,10 +224,7 @@ impl Machine {
         assert!(truth.tables.is_empty() && truth.attached.is_empty() && truth.portals.is_empty());
         assert!(truth.queues.iter().all(|queue| queue.owner.is_none()));
         let events = truth.claimed.len();
-        assert_eq!(
-            (truth.vectors.len(), truth.remapped.len(), truth.msix.len()),
-            (events, events, events)
-        );
+        assert_eq!((truth.vectors.len(), truth.remapped.len(), truth.msix.len()), (events, events, events));
     }
 }
 
@@ -262,14 +234,8 @@ pub fn vm_spec(name: &str, frames: u64, quota: u32, vdevs: usize) -> VmSpec {
         name: name.to_string(),
         // In two ranges, as a PC has it.
         ram: vec![
-            RamRange {
-                start: GuestPhys(0),
-                len: LARGE_PAGE_SIZE,
-            },
-            RamRange {
-                start: GuestPhys(1 << 32),
-                len: (frames - 1) * LARGE_PAGE_SIZE,
-            },
+            RamRange { start: GuestPhys(0), len: LARGE_PAGE_SIZE },
+            RamRange { start: GuestPhys(1 << 32), len: (frames - 1) * LARGE_PAGE_SIZE },
         ],
         vcpus: 1,
         pasid_quota: quota,
@@ -280,9 +246,5 @@ pub fn vm_spec(name: &str, frames: u64, quota: u32, vdevs: usize) -> VmSpec {
 
 /// The direct type of the parent.
 pub fn vdev_spec() -> VdevSpec {
-    VdevSpec {
-        parent: PARENT.to_string(),
-        type_name: device::DIRECT.to_string(),
-        entries: None,
-    }
+    VdevSpec { parent: PARENT.to_string(), type_name: device::DIRECT.to_string(), entries: None }
 }

@@ -137,9 +137,7 @@ impl Truth {
         let overlaps = |(other, bytes): (u64, u64)| other < start + len && start < other + bytes;
         let live = self.attached.values().filter_map(|table| self.tables.get(table));
         self.stage2.values().flatten().any(|range| overlaps(*range))
-            || live
-                .flat_map(|table| table.values())
-                .any(|range| overlaps(*range))
+            || live.flat_map(|table| table.values()).any(|range| overlaps(*range))
     }
 
     pub fn frames(start: HostPhys, len: u64) -> impl Iterator<Item = u64> {
@@ -201,9 +199,7 @@ impl Host for SharedTruth {
     fn settle_vector(&self, vector: HostVector) {
         let mut truth = self.lock();
         let gone = !truth.remapped.values().any(|target| *target == vector);
-        truth.demand(gone, || {
-            format!("{vector:?} settled while a message can still raise it")
-        });
+        truth.demand(gone, || format!("{vector:?} settled while a message can still raise it"));
         truth.unsettled.remove(&vector);
         truth.steps.push(Step::VectorSettled);
     }
@@ -213,13 +209,9 @@ impl Host for SharedTruth {
         let taken = truth.vectors.remove(&vector);
         truth.demand(taken, || format!("{vector:?} freed twice"));
         let raised = truth.remapped.values().any(|target| *target == vector);
-        truth.demand(!raised, || {
-            format!("{vector:?} freed while a message can still raise it")
-        });
+        truth.demand(!raised, || format!("{vector:?} freed while a message can still raise it"));
         let late = truth.unsettled.contains(&vector);
-        truth.demand(!late, || {
-            format!("{vector:?} freed while an interrupt may be under way")
-        });
+        truth.demand(!late, || format!("{vector:?} freed while an interrupt may be under way"));
         truth.steps.push(Step::VectorFreed);
     }
 }

@@ -20,9 +20,7 @@ impl VmHost for SharedTruth {
     fn scrub(&self, start: HostPhys, len: u64) {
         let mut truth = self.lock();
         let reachable = truth.reachable(start.0, len);
-        truth.demand(!reachable, || {
-            format!("{start} scrubbed while somebody reaches it")
-        });
+        truth.demand(!reachable, || format!("{start} scrubbed while somebody reaches it"));
         for frame in Truth::frames(start, len) {
             truth.bytes.remove(&frame);
         }

@@ -77,12 +77,7 @@ impl Gate {
     /// An open one.
     pub(crate) fn new(entries: Vec<u16>) -> Self {
         Self {
-            state: Mutex::new(Some(State {
-                entries,
-                turn: 0,
-                came: 0,
-                closed: false,
-            })),
+            state: Mutex::new(Some(State { entries, turn: 0, came: 0, closed: false })),
             away: Away::default(),
         }
     }

@@ -74,8 +74,7 @@ impl Interrupt {
             services.host.free_vector(vector);
         })?;
         let message = if let Some(msi) = services.msi.filter(|_| translated) {
-            msi.map_interrupt(parent.requester(), vector)
-                .map(|remapped| (remapped.message, Some(remapped)))
+            msi.map_interrupt(parent.requester(), vector).map(|remapped| (remapped.message, Some(remapped)))
         } else {
             let message = services.host.unremapped_message(vector);
             message.map(|message| (message, None)).ok_or_else(|| {
@@ -89,11 +88,7 @@ impl Interrupt {
         match message {
             Ok((message, remapped)) => {
                 parent.set_interrupt(entry, Some(message));
-                Ok(Self {
-                    entry,
-                    route: handle,
-                    remapped,
-                })
+                Ok(Self { entry, route: handle, remapped })
             }
             Err(refusal) => {
                 services.routes.unregister(handle);

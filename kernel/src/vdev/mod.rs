@@ -132,10 +132,7 @@ pub(crate) struct CreateFailed {
 
 impl From<Refusal> for CreateFailed {
     fn from(refusal: Refusal) -> Self {
-        Self {
-            refusal,
-            retired: Vec::new(),
-        }
+        Self { refusal, retired: Vec::new() }
     }
 }
 
@@ -251,50 +248,31 @@ impl Vdev {
             vm_name: owner.name.to_string(),
             parent,
             type_name: spec.type_name.clone(),
-            gate: Gate::new(
-                model
-                    .interrupts()
-                    .iter()
-                    .map(|binding| binding.physical)
-                    .collect(),
-            ),
+            gate: Gate::new(model.interrupts().iter().map(|binding| binding.physical).collect()),
             model: SharedModel::new(model),
             pasid,
             ioas,
             faults: AtomicU64::new(0),
             live: Mutex::new(None),
         };
-        let mut live = Live {
-            reach,
-            interrupts: Vec::new(),
-        };
+        let mut live = Live { reach, interrupts: Vec::new() };
         match vdev.connect(services, &mut live) {
             Ok(()) => {
                 *vdev.live.lock() = Some(live);
                 Ok(vdev)
             }
-            Err(refusal) => Err(CreateFailed {
-                refusal: within(refusal),
-                retired: vdev.dismantle(services, live),
-            }),
+            Err(refusal) => {
+                Err(CreateFailed { refusal: within(refusal), retired: vdev.dismantle(services, live) })
+            }
         }
     }
 
     /// The last two steps of creation: interrupts, then the tag.
     fn connect(&self, services: &Services, live: &mut Live) -> Result<(), Refusal> {
         for binding in self.model.interrupts() {
-            let route = Route::Vdev {
-                vm: self.vm,
-                vdev: self.id,
-                vector: binding.virtual_vector,
-            };
-            let interrupt = Interrupt::connect(
-                services,
-                self.parent,
-                self.pasid.is_some(),
-                binding.physical,
-                route,
-            )?;
+            let route = Route::Vdev { vm: self.vm, vdev: self.id, vector: binding.virtual_vector };
+            let interrupt =
+                Interrupt::connect(services, self.parent, self.pasid.is_some(), binding.physical, route)?;
             live.interrupts.push(interrupt);
         }
         match self.pasid {
@@ -321,11 +299,7 @@ impl Vdev {
         if unmapped.0 != self.id {
             return Err(refuse("its portals may still be mapped"));
         }
-        let live = self
-            .live
-            .lock()
-            .take()
-            .ok_or_else(|| refuse("it has ended already"))?;
+        let live = self.live.lock().take().ok_or_else(|| refuse("it has ended already"))?;
         Ok(self.dismantle(services, live))
     }
 
@@ -360,12 +334,7 @@ impl Vdev {
             (Reach::Untranslated(_), Ok(_)) => {}
             (Reach::Untranslated(ram), Err(failed)) => keep(
                 failed.why,
-                Retired::Untranslated {
-                    parent: parent(),
-                    vdev: self.id,
-                    slice: model.map(StuckSlice),
-                    ram,
-                },
+                Retired::Untranslated { parent: parent(), vdev: self.id, slice: model.map(StuckSlice), ram },
             ),
         }
         // A slice that stopped has gone back to its parent by now.
@@ -493,11 +462,7 @@ fn settle(
         Err(attachment) => Some(Retirement::new(
             vm.to_string(),
             attachment.why.clone(),
-            Retired::Attachment {
-                parent: parent.name().to_string(),
-                attachment,
-                slice: None,
-            },
+            Retired::Attachment { parent: parent.name().to_string(), attachment, slice: None },
             services.host.now_ns(),
         )),
     }
@@ -509,21 +474,10 @@ fn stop(
 ) -> (Result<DeviceQuiesced, QuiesceFailed>, Option<Box<dyn VdevModel>>) {
     match model {
         Some(mut model) => (model.quiesce(), Some(model)),
-        None => (
-            Err(QuiesceFailed {
-                why: "its model is gone".to_string(),
-            }),
-            None,
-        ),
+        None => (Err(QuiesceFailed { why: "its model is gone".to_string() }), None),
     }
 }
 
 pub(crate) fn details(lines: Vec<(&'static str, String)>) -> Vec<Detail> {
-    lines
-        .into_iter()
-        .map(|(name, value)| Detail {
-            name: name.to_string(),
-            value,
-        })
-        .collect()
+    lines.into_iter().map(|(name, value)| Detail { name: name.to_string(), value }).collect()
 }

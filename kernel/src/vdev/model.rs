@@ -60,10 +60,7 @@ impl SharedModel {
 
     /// What the model says about itself; nothing while it is busy.
     pub(super) fn describe(&self) -> Vec<(&'static str, String)> {
-        self.model
-            .try_lock()
-            .and_then(|model| model.as_deref().map(VdevModel::describe))
-            .unwrap_or_default()
+        self.model.try_lock().and_then(|model| model.as_deref().map(VdevModel::describe)).unwrap_or_default()
     }
 
     pub(super) fn take(&self) -> Option<Box<dyn VdevModel>> {
@@ -73,9 +70,7 @@ impl SharedModel {
 
 impl fmt::Debug for SharedModel {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("SharedModel")
-            .field("identity", &self.identity)
-            .finish_non_exhaustive()
+        f.debug_struct("SharedModel").field("identity", &self.identity).finish_non_exhaustive()
     }
 }
 
@@ -107,9 +102,7 @@ impl VdevModel for GuestSide {
     }
 
     fn read(&mut self, bar: u8, offset: u64, size: u8) -> u64 {
-        self.0
-            .with(|model| model.read(bar, offset, size))
-            .unwrap_or(all_ones(size))
+        self.0.with(|model| model.read(bar, offset, size)).unwrap_or(all_ones(size))
     }
 
     fn write(&mut self, bar: u8, offset: u64, size: u8, value: u64, raise: &mut dyn FnMut(u16)) {
@@ -121,15 +114,11 @@ impl VdevModel for GuestSide {
     }
 
     fn reset(&mut self) -> Result<(), QuiesceFailed> {
-        self.0.with(|model| model.reset()).unwrap_or(Err(QuiesceFailed {
-            why: ENDED.to_string(),
-        }))
+        self.0.with(|model| model.reset()).unwrap_or(Err(QuiesceFailed { why: ENDED.to_string() }))
     }
 
     fn quiesce(&mut self) -> Result<DeviceQuiesced, QuiesceFailed> {
-        Err(QuiesceFailed {
-            why: "the guest's bus does not end a vdev".to_string(),
-        })
+        Err(QuiesceFailed { why: "the guest's bus does not end a vdev".to_string() })
     }
 
     fn is_waiting(&self) -> bool {
@@ -141,9 +130,7 @@ impl VdevModel for GuestSide {
     }
 
     fn remains(&mut self, raise: &mut dyn FnMut(u16)) -> Box<dyn Remains> {
-        self.0
-            .with(|model| model.remains(raise))
-            .unwrap_or_else(|| Box::new(Nothing))
+        self.0.with(|model| model.remains(raise)).unwrap_or_else(|| Box::new(Nothing))
     }
 
     fn describe(&self) -> Vec<(&'static str, String)> {

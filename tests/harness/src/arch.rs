@@ -130,10 +130,7 @@ mod tests {
     fn a_configuration_names_the_console_of_the_architecture() {
         let text = "cmdline = \"console=ttyS0 quiet\"";
         assert_eq!(Arch::X86_64.configuration(text), text);
-        assert_eq!(
-            Arch::Aarch64.configuration(text),
-            "cmdline = \"console=ttyAMA0 quiet\""
-        );
+        assert_eq!(Arch::Aarch64.configuration(text), "cmdline = \"console=ttyAMA0 quiet\"");
     }
 
     #[test]

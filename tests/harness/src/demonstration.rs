@@ -100,26 +100,18 @@ pub fn follow(machine: &Machine, mut say: impl FnMut(String)) -> Result<Results>
     for vm in machine.vms() {
         let console = machine.console(vm)?;
         console.expect("^PASIDON guest .* up$", BOOT_TIMEOUT)?;
-        say(format!(
-            "{vm}: Linux is up after {:.1} s",
-            console.time_of_match().as_secs_f32()
-        ));
+        say(format!("{vm}: Linux is up after {:.1} s", console.time_of_match().as_secs_f32()));
     }
     for vm in machine.vms() {
         let console = machine.console(vm)?;
-        let line = console
-            .expect("^PASIDON (?:dsa-test by|.*error).*$\n", COPIES_TIMEOUT)?
-            .swap_remove(0);
+        let line = console.expect("^PASIDON (?:dsa-test by|.*error).*$\n", COPIES_TIMEOUT)?.swap_remove(0);
         say(format!("{vm}: {}", line.trim().trim_start_matches("PASIDON ")));
         guests.push((
             vm.clone(),
             Copies::parse(&line).with_context(|| format!("VM {vm}\n{}", machine.transcript()))?,
         ));
     }
-    Ok(Results {
-        guests,
-        vdevs: vdevs(machine)?,
-    })
+    Ok(Results { guests, vdevs: vdevs(machine)? })
 }
 
 /// Every vdev there is, as the monitor reports it.
@@ -128,9 +120,7 @@ pub fn follow(machine: &Machine, mut say: impl FnMut(String)) -> Result<Results>
 /// When the answer is not what `vdevs --json` is documented to give.
 pub fn vdevs(machine: &Machine) -> Result<Vec<Vdev>> {
     let answer = machine.monitor("vdevs")?;
-    let Some(list) = answer.as_array() else {
-        bail!("vdevs --json: not a list: {answer}")
-    };
+    let Some(list) = answer.as_array() else { bail!("vdevs --json: not a list: {answer}") };
     list.iter().map(vdev).collect()
 }
 
@@ -160,12 +150,8 @@ fn vdev(entry: &Value) -> Result<Vdev> {
 /// When it is no TOML, or `host` in it is no table.
 pub fn framed(configuration: &str) -> Result<String> {
     let mut table: Table = toml::from_str(configuration).context("in the configuration")?;
-    let host = table
-        .entry("host")
-        .or_insert_with(|| toml::Value::Table(Table::new()));
-    let host = host
-        .as_table_mut()
-        .context("in the configuration: host is no table")?;
+    let host = table.entry("host").or_insert_with(|| toml::Value::Table(Table::new()));
+    let host = host.as_table_mut().context("in the configuration: host is no table")?;
     host.insert("console".to_owned(), toml::Value::String("framed".to_owned()));
     Ok(toml::to_string(&table)?)
 }
@@ -210,10 +196,7 @@ mod tests {
     fn reads_the_guests_line() {
         let line = "PASIDON dsa-test by=dmatest copies=10000 failures=2 copies_per_second=123.4\n";
         let result = Copies::parse(line).unwrap();
-        assert_eq!(
-            (result.done, result.failures, result.by.as_str()),
-            (10_000, 2, "dmatest")
-        );
+        assert_eq!((result.done, result.failures, result.by.as_str()), (10_000, 2, "dmatest"));
         assert!(!result.good());
         let error = Copies::parse("PASIDON dsa-test by=dmatest error=\"no summary\"\n").unwrap_err();
         assert!(error.to_string().contains("no summary"));

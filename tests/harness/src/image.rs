@@ -44,8 +44,7 @@ impl Image {
 
     /// Adds a file under the path `name` (with `/`, from the top of the disk).
     pub fn file(mut self, name: &str, path: &Path) -> Image {
-        self.files
-            .push((name.to_owned(), Content::Path(path.to_path_buf())));
+        self.files.push((name.to_owned(), Content::Path(path.to_path_buf())));
         self
     }
 
@@ -60,31 +59,22 @@ impl Image {
     /// # Errors
     /// When a file cannot be read, or `path` cannot be written.
     pub fn write(&self, path: &Path) -> Result<()> {
-        self.write_disk(path)
-            .with_context(|| format!("making the disk image {}", path.display()))
+        self.write_disk(path).with_context(|| format!("making the disk image {}", path.display()))
     }
 
     fn write_disk(&self, path: &Path) -> Result<()> {
         let mut size = SPARE_BYTES;
         for (_, content) in &self.files {
             size += match content {
-                Content::Path(path) => fs::metadata(path)
-                    .with_context(|| format!("{}", path.display()))?
-                    .len(),
+                Content::Path(path) => {
+                    fs::metadata(path).with_context(|| format!("{}", path.display()))?.len()
+                }
                 Content::Text(text) => text.len() as u64,
             };
         }
-        let mut disk = File::options()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(true)
-            .open(path)?;
+        let mut disk = File::options().read(true).write(true).create(true).truncate(true).open(path)?;
         disk.set_len(size.max(MINIMUM_BYTES).next_multiple_of(BLOCK as u64))?;
-        fatfs::format_volume(
-            &mut disk,
-            FormatVolumeOptions::new().volume_label(*b"PASIDON    "),
-        )?;
+        fatfs::format_volume(&mut disk, FormatVolumeOptions::new().volume_label(*b"PASIDON    "))?;
         disk.seek(SeekFrom::Start(0))?;
         let disk = FileSystem::new(disk, FsOptions::new())?;
         for (name, content) in &self.files {
@@ -117,24 +107,14 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let efi = dir.path().join("application");
         fs::write(&efi, vec![7; 3_000_000]).unwrap();
-        let application = Application {
-            efi: efi.clone(),
-            symbols: efi,
-            removable_path: "EFI/BOOT/BOOTX64.EFI",
-        };
+        let application =
+            Application { efi: efi.clone(), symbols: efi, removable_path: "EFI/BOOT/BOOTX64.EFI" };
         let path = dir.path().join("disk");
-        Image::new(&application, "[host]\n")
-            .text("guests/note.txt", "hello")
-            .write(&path)
-            .unwrap();
+        Image::new(&application, "[host]\n").text("guests/note.txt", "hello").write(&path).unwrap();
         let disk = FileSystem::new(File::open(&path).map(fatfs_reader).unwrap(), FsOptions::new()).unwrap();
         let read = |name: &str| {
             let mut bytes = Vec::new();
-            disk.root_dir()
-                .open_file(name)
-                .unwrap()
-                .read_to_end(&mut bytes)
-                .unwrap();
+            disk.root_dir().open_file(name).unwrap().read_to_end(&mut bytes).unwrap();
             bytes
         };
         assert_eq!(read("EFI/BOOT/BOOTX64.EFI"), vec![7; 3_000_000]);

@@ -70,23 +70,10 @@ impl Machine {
         let private = tempfile::Builder::new().prefix("pasidon-").tempdir()?;
         let mut command = Command::new(qemu);
         command.args(platform.command_line(private.path())?);
-        command.args([
-            "-chardev",
-            "stdio,id=serial,signal=off",
-            "-serial",
-            "chardev:serial",
-        ]);
-        command.arg("-qmp").arg(format!(
-            "unix:{},server=on,wait=off",
-            private.path().join("qmp").display()
-        ));
-        command
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped());
-        let mut child = command
-            .spawn()
-            .with_context(|| format!("starting {}", qemu.display()))?;
+        command.args(["-chardev", "stdio,id=serial,signal=off", "-serial", "chardev:serial"]);
+        command.arg("-qmp").arg(format!("unix:{},server=on,wait=off", private.path().join("qmp").display()));
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = command.spawn().with_context(|| format!("starting {}", qemu.display()))?;
         let (Some(input), Some(output), Some(errors)) =
             (child.stdin.take(), child.stdout.take(), child.stderr.take())
         else {
@@ -96,16 +83,12 @@ impl Machine {
             Line::Plain => "serial line",
             Line::Framed => "monitor and log",
         };
-        let names = std::iter::once(first)
-            .chain(vms.iter().map(String::as_str))
-            .chain(["QEMU"]);
+        let names = std::iter::once(first).chain(vms.iter().map(String::as_str)).chain(["QEMU"]);
         let transcript = Arc::new(Transcript::new(names.map(str::to_owned)));
         let stream_of_qemu = vms.len() + 1;
         let sink = Arc::clone(&transcript);
         std::thread::spawn(move || {
-            copy_blocks(errors, |block| {
-                sink.receive(block.iter().map(|byte| (stream_of_qemu, *byte)))
-            });
+            copy_blocks(errors, |block| sink.receive(block.iter().map(|byte| (stream_of_qemu, *byte))));
         });
         let sink = Arc::clone(&transcript);
         std::thread::spawn(move || {
@@ -113,14 +96,7 @@ impl Machine {
             sink.end("QEMU ended".to_owned());
         });
         let (child, input) = (Mutex::new(child), Mutex::new((Encoder::default(), input)));
-        Ok(Machine {
-            child,
-            input,
-            transcript,
-            vms,
-            monitor: Mutex::new(()),
-            private,
-        })
+        Ok(Machine { child, input, transcript, vms, monitor: Mutex::new(()), private })
     }
 
     /// Names of the VMs, in the order of the configuration.
@@ -134,20 +110,14 @@ impl Machine {
     /// When the configuration has no such VM.
     pub fn console(&self, vm: &str) -> Result<Console<'_>> {
         match self.vms.iter().position(|name| name == vm) {
-            Some(index) => Ok(Console {
-                machine: self,
-                channel: index + 1,
-            }),
+            Some(index) => Ok(Console { machine: self, channel: index + 1 }),
             None => bail!("the configuration has no VM {vm}"),
         }
     }
 
     /// Pasidon's log and monitor; of a machine without Pasidon, its serial line.
     pub fn log(&self) -> Console<'_> {
-        Console {
-            machine: self,
-            channel: MONITOR,
-        }
+        Console { machine: self, channel: MONITOR }
     }
 
     /// Gives the monitor a command, and returns its answer in JSON.
@@ -162,9 +132,8 @@ impl Machine {
         let log = self.log();
         let seen = self.transcript.skip(MONITOR);
         log.send_line(&command)?;
-        let answer = log
-            .expect(r"^[{\[].*$\n", MONITOR_TIMEOUT)
-            .with_context(|| format!("monitor: {command}"))?;
+        let answer =
+            log.expect(r"^[{\[].*$\n", MONITOR_TIMEOUT).with_context(|| format!("monitor: {command}"))?;
         // Log lines that came before the answer are still to be seen by who waits for them.
         self.transcript.go_back(MONITOR, seen);
         let answer: Value = serde_json::from_str(answer[0].trim())
@@ -202,14 +171,9 @@ impl Machine {
         let channel = u8::try_from(channel).context("no such channel")?;
         let mut encoded = Vec::with_capacity(bytes.len() + 2);
         encoder.send(channel, bytes, &mut |byte| encoded.push(byte));
-        line.write_all(&encoded)
-            .and_then(|()| line.flush())
-            .with_context(|| {
-                format!(
-                    "writing to the serial line; QEMU may have ended\n{}",
-                    self.transcript.render()
-                )
-            })
+        line.write_all(&encoded).and_then(|()| line.flush()).with_context(|| {
+            format!("writing to the serial line; QEMU may have ended\n{}", self.transcript.render())
+        })
     }
 }
 
@@ -312,14 +276,7 @@ fn read_serial_line(output: impl Read, line: Line, transcript: &Transcript, stre
             let received = block.iter().filter_map(|byte| decoder.receive(*byte));
             transcript.receive(received.map(|(channel, byte)| {
                 let channel = usize::from(channel);
-                (
-                    if channel < stream_of_qemu {
-                        channel
-                    } else {
-                        channel + 1
-                    },
-                    byte,
-                )
+                (if channel < stream_of_qemu { channel } else { channel + 1 }, byte)
             }));
         }
     });

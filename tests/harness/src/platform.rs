@@ -32,10 +32,7 @@ enum Iommu {
 
 const X86_64: Model = Model {
     firmware: &[
-        (
-            "/usr/share/OVMF/OVMF_CODE_4M.fd",
-            "/usr/share/OVMF/OVMF_VARS_4M.fd",
-        ),
+        ("/usr/share/OVMF/OVMF_CODE_4M.fd", "/usr/share/OVMF/OVMF_VARS_4M.fd"),
         ("/usr/share/OVMF/OVMF_CODE.fd", "/usr/share/OVMF/OVMF_VARS.fd"),
     ],
     packages: &["ovmf", "seabios", "qemu-system-data"],
@@ -101,11 +98,7 @@ enum Boot {
     /// An ELF file without firmware.
     Program(PathBuf),
     /// A kernel that the firmware is handed directly.
-    Linux {
-        kernel: PathBuf,
-        initrd: PathBuf,
-        command_line: String,
-    },
+    Linux { kernel: PathBuf, initrd: PathBuf, command_line: String },
 }
 
 /// A machine: two processors, 2 GiB, an IOMMU, and what is added.
@@ -130,11 +123,7 @@ impl Platform {
     /// A machine whose firmware starts a Linux kernel directly: the platform without a hypervisor.
     pub fn linux(arch: Arch, kernel: &Path, initrd: &Path, command_line: &str) -> Platform {
         let (kernel, initrd) = (kernel.to_path_buf(), initrd.to_path_buf());
-        let boot = Boot::Linux {
-            kernel,
-            initrd,
-            command_line: command_line.to_owned(),
-        };
+        let boot = Boot::Linux { kernel, initrd, command_line: command_line.to_owned() };
         Platform::new(arch, boot)
     }
 
@@ -188,9 +177,7 @@ impl Platform {
         self.accelerators += 1;
         let separator = if properties.is_empty() { "" } else { "," };
         let model = self.model.dsa;
-        self.device(&format!(
-            "dsa,id=dsa{name},addr={slot:#x}{model}{separator}{properties}"
-        ))
+        self.device(&format!("dsa,id=dsa{name},addr={slot:#x}{model}{separator}{properties}"))
     }
 
     /// Adds a device, as `-device` takes it.
@@ -223,12 +210,7 @@ impl Platform {
             machine += ",acpi=off";
         }
         add(&["-M", &machine, "-accel", "tcg,thread=multi", "-cpu", model.cpu]);
-        add(&[
-            "-smp",
-            &self.cpus.to_string(),
-            "-m",
-            &format!("{}M", self.memory_mib),
-        ]);
+        add(&["-smp", &self.cpus.to_string(), "-m", &format!("{}M", self.memory_mib)]);
         add(&["-display", "none", "-nodefaults", "-no-user-config", "-no-reboot"]);
         model.rom_folders.iter().for_each(|folder| add(&["-L", folder]));
         if !matches!(self.boot, Boot::Program(_)) {
@@ -241,27 +223,12 @@ impl Platform {
         match &self.boot {
             Boot::Disk(path) => {
                 let file = path.to_string_lossy().replace(',', ",,");
-                add(&[
-                    "-drive",
-                    &format!("if=none,id=esp,format=raw,readonly=on,file={file}"),
-                ]);
-                add(&[
-                    "-device",
-                    &format!("virtio-blk-pci,drive=esp,bootindex=0,addr={DISK_SLOT}"),
-                ]);
+                add(&["-drive", &format!("if=none,id=esp,format=raw,readonly=on,file={file}")]);
+                add(&["-device", &format!("virtio-blk-pci,drive=esp,bootindex=0,addr={DISK_SLOT}")]);
             }
             Boot::Program(path) => add(&["-kernel", &path.to_string_lossy()]),
-            Boot::Linux {
-                kernel,
-                initrd,
-                command_line,
-            } => {
-                add(&[
-                    "-kernel",
-                    &kernel.to_string_lossy(),
-                    "-initrd",
-                    &initrd.to_string_lossy(),
-                ]);
+            Boot::Linux { kernel, initrd, command_line } => {
+                add(&["-kernel", &kernel.to_string_lossy(), "-initrd", &initrd.to_string_lossy()]);
                 add(&["-append", command_line]);
             }
         }

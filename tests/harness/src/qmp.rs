@@ -26,10 +26,7 @@ impl Qmp {
         let writer =
             UnixStream::connect(socket).with_context(|| format!("connecting to {}", socket.display()))?;
         writer.set_read_timeout(Some(ANSWER_TIMEOUT))?;
-        let mut qmp = Qmp {
-            reader: BufReader::new(writer.try_clone()?),
-            writer,
-        };
+        let mut qmp = Qmp { reader: BufReader::new(writer.try_clone()?), writer };
         let greeting = qmp.read()?;
         if greeting.get("QMP").is_none() {
             bail!("no QMP greeting: {greeting}");
@@ -43,11 +40,7 @@ impl Qmp {
     /// # Errors
     /// When QEMU refuses the command or does not answer.
     pub fn execute(&mut self, command: &str, arguments: Value) -> Result<Value> {
-        writeln!(
-            self.writer,
-            "{}",
-            json!({ "execute": command, "arguments": arguments })
-        )?;
+        writeln!(self.writer, "{}", json!({ "execute": command, "arguments": arguments }))?;
         loop {
             let mut answer = self.read().with_context(|| format!("QMP {command}"))?;
             if let Some(error) = answer.get("error") {

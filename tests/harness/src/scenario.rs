@@ -77,11 +77,7 @@ impl Lab<'_> {
             Image::new(&self.workshop.application(features)?, configuration).linux(&self.workshop.linux()?);
         let path = self.folder.join("disk.img");
         fill(image).write(&path)?;
-        Machine::start(
-            &self.workshop.qemu()?,
-            &adapt(Platform::disk(self.arch(), &path)),
-            configuration,
-        )
+        Machine::start(&self.workshop.qemu()?, &adapt(Platform::disk(self.arch(), &path)), configuration)
     }
 
     /// Boots the Linux guest on the machine itself, without Pasidon, with words added to its command line.
@@ -166,12 +162,7 @@ pub fn run(
             let Some(scenario) = scenarios.get(index) else {
                 break;
             };
-            println!(
-                "scenario {} ({} of {}) …",
-                scenario.name,
-                index + 1,
-                scenarios.len()
-            );
+            println!("scenario {} ({} of {}) …", scenario.name, index + 1, scenarios.len());
             let result = run_one(scenario, workshop, folder.join(scenario.name));
             let mut outcome = outcome.lock().unwrap_or_else(PoisonError::into_inner);
             match result {
@@ -196,12 +187,7 @@ fn run_one(scenario: &Scenario, workshop: &dyn Workshop, folder: PathBuf) -> Res
     let started = Instant::now();
     let result = std::fs::create_dir_all(&folder)
         .map_err(anyhow::Error::from)
-        .and_then(|()| {
-            (scenario.run)(&Lab {
-                workshop,
-                folder: folder.clone(),
-            })
-        });
+        .and_then(|()| (scenario.run)(&Lab { workshop, folder: folder.clone() }));
     let seconds = started.elapsed().as_secs_f32();
     match result {
         Ok(()) => {
@@ -224,25 +210,12 @@ mod tests {
 
     #[test]
     fn scenarios_are_chosen_by_name_and_by_the_start_of_a_name() {
-        let scenario = |(name, arches)| Scenario {
-            name,
-            about: "",
-            arches,
-            run: |_| Ok(()),
-        };
-        let all = [
-            ("platform-dsa", Arch::ALL),
-            ("boot", &[Arch::X86_64]),
-            ("platform-boot", Arch::ALL),
-        ]
-        .map(scenario);
+        let scenario = |(name, arches)| Scenario { name, about: "", arches, run: |_| Ok(()) };
+        let all = [("platform-dsa", Arch::ALL), ("boot", &[Arch::X86_64]), ("platform-boot", Arch::ALL)]
+            .map(scenario);
         let chosen_on = |arch: Arch, names: &[&str]| -> Vec<&str> {
             let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
-            select(&all, &names, arch)
-                .unwrap()
-                .iter()
-                .map(|scenario| scenario.name)
-                .collect()
+            select(&all, &names, arch).unwrap().iter().map(|scenario| scenario.name).collect()
         };
         let chosen = |names: &[&str]| chosen_on(Arch::X86_64, names);
         assert_eq!(chosen(&[]), ["platform-dsa", "boot", "platform-boot"]);

@@ -40,21 +40,9 @@ struct Stream {
 impl Transcript {
     /// A transcript with one empty stream for each name.
     pub fn new(names: impl IntoIterator<Item = String>) -> Transcript {
-        let empty = |name| Stream {
-            name,
-            bytes: Vec::new(),
-            cursor: 0,
-            lines: Vec::new(),
-        };
-        let state = State {
-            streams: names.into_iter().map(empty).collect(),
-            ended: None,
-        };
-        Transcript {
-            state: Mutex::new(state),
-            changed: Condvar::new(),
-            started: Instant::now(),
-        }
+        let empty = |name| Stream { name, bytes: Vec::new(), cursor: 0, lines: Vec::new() };
+        let state = State { streams: names.into_iter().map(empty).collect(), ended: None };
+        Transcript { state: Mutex::new(state), changed: Condvar::new(), started: Instant::now() }
     }
 
     /// Appends bytes to streams; those of an unknown stream get a stream of their own, named by its number.
@@ -64,12 +52,7 @@ impl Transcript {
         for (index, byte) in bytes {
             while state.streams.len() <= index {
                 let name = format!("channel {}", state.streams.len());
-                state.streams.push(Stream {
-                    name,
-                    bytes: Vec::new(),
-                    cursor: 0,
-                    lines: Vec::new(),
-                });
+                state.streams.push(Stream { name, bytes: Vec::new(), cursor: 0, lines: Vec::new() });
             }
             state.streams[index].push(byte, now);
         }
@@ -100,18 +83,12 @@ impl Transcript {
             let name = state.streams[index].name.clone();
             if let Some(why) = &state.ended {
                 let why = why.clone();
-                bail!(
-                    "{name}: /{pattern}/ did not come before the end: {why}\n{}",
-                    state.render()
-                );
+                bail!("{name}: /{pattern}/ did not come before the end: {why}\n{}", state.render());
             }
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 let seconds = timeout.as_secs_f32();
-                bail!(
-                    "{name}: /{pattern}/ did not come within {seconds} s\n{}",
-                    state.render()
-                );
+                bail!("{name}: /{pattern}/ did not come within {seconds} s\n{}", state.render());
             }
             let waited = self.changed.wait_timeout(state, left);
             drop(waited.unwrap_or_else(PoisonError::into_inner));
@@ -146,17 +123,11 @@ impl Transcript {
     /// # Errors
     /// When the time is up first; the error holds every stream's transcript.
     pub fn wait_for_end(&self, timeout: Duration) -> Result<String> {
-        let waited = self
-            .changed
-            .wait_timeout_while(self.lock(), timeout, |state| state.ended.is_none());
+        let waited = self.changed.wait_timeout_while(self.lock(), timeout, |state| state.ended.is_none());
         let state = waited.unwrap_or_else(PoisonError::into_inner).0;
         match &state.ended {
             Some(why) => Ok(why.clone()),
-            None => bail!(
-                "the machine did not end within {} s\n{}",
-                timeout.as_secs_f32(),
-                state.render()
-            ),
+            None => bail!("the machine did not end within {} s\n{}", timeout.as_secs_f32(), state.render()),
         }
     }
 
@@ -165,8 +136,7 @@ impl Transcript {
         let state = self.lock();
         let stream = &state.streams[index];
         let line = stream.lines.partition_point(|(start, _)| *start < stream.cursor);
-        line.checked_sub(1)
-            .map_or(Duration::ZERO, |line| stream.lines[line].1)
+        line.checked_sub(1).map_or(Duration::ZERO, |line| stream.lines[line].1)
     }
 
     /// Every stream's transcript, each line with its time in seconds since the machine's start.
@@ -185,10 +155,7 @@ impl State {
         for stream in self.streams.iter().filter(|stream| !stream.bytes.is_empty()) {
             let _ = writeln!(text, "──── {} ────", stream.name);
             for (number, (start, time)) in stream.lines.iter().enumerate() {
-                let end = stream
-                    .lines
-                    .get(number + 1)
-                    .map_or(stream.bytes.len(), |(next, _)| *next);
+                let end = stream.lines.get(number + 1).map_or(stream.bytes.len(), |(next, _)| *next);
                 let line = String::from_utf8_lossy(&stream.bytes[*start..end]);
                 let _ = writeln!(text, "{:8.2} {}", time.as_secs_f32(), printable(line.trim_end()));
             }
@@ -211,9 +178,9 @@ impl Stream {
     /// The groups of the next match, unless it rests on a line's end that may still turn out to be none.
     fn take(&mut self, regex: &Regex, ended: bool) -> Option<Vec<String>> {
         let text = |captures: &Captures<'_>, group| {
-            captures.get(group).map_or(String::new(), |found| {
-                String::from_utf8_lossy(found.as_bytes()).into_owned()
-            })
+            captures
+                .get(group)
+                .map_or(String::new(), |found| String::from_utf8_lossy(found.as_bytes()).into_owned())
         };
         let captures = regex.captures(&self.bytes[self.cursor..])?;
         let end = self.cursor + captures.get(0)?.end();
@@ -230,9 +197,7 @@ impl Stream {
 
 /// Patterns work line by line: `^` and `$` match at line ends. Only a `$` waits for the rest of a line.
 fn compile(pattern: &str) -> Result<Regex> {
-    Ok(regex::bytes::RegexBuilder::new(pattern)
-        .multi_line(true)
-        .build()?)
+    Ok(regex::bytes::RegexBuilder::new(pattern).multi_line(true).build()?)
 }
 
 /// Control characters (the firmware clears the screen) as carets, so that a transcript cannot disturb a terminal.
@@ -264,10 +229,7 @@ mod tests {
         say(&transcript, 1, "one 1\r\none 2\r\n");
         let first = transcript.expect(1, r"^one (\d)$", Duration::ZERO).unwrap();
         assert_eq!(first, ["one 1", "1"]);
-        assert_eq!(
-            transcript.expect(1, r"^one (\d)$", Duration::ZERO).unwrap()[1],
-            "2"
-        );
+        assert_eq!(transcript.expect(1, r"^one (\d)$", Duration::ZERO).unwrap()[1], "2");
         assert!(transcript.expect(1, r"^one", Duration::ZERO).is_err());
         assert_eq!(transcript.count(1, "^one").unwrap(), 2);
     }
@@ -303,22 +265,10 @@ mod tests {
         let transcript = two();
         say(&transcript, 0, "log line\n");
         say(&transcript, 1, "\x1b[2Jhello\n");
-        let error = transcript
-            .expect(1, "bye", Duration::ZERO)
-            .unwrap_err()
-            .to_string();
-        assert!(
-            error.contains("log line") && error.contains("^[[2Jhello"),
-            "{error}"
-        );
+        let error = transcript.expect(1, "bye", Duration::ZERO).unwrap_err().to_string();
+        assert!(error.contains("log line") && error.contains("^[[2Jhello"), "{error}");
         transcript.end("QEMU exited".to_owned());
-        let error = transcript
-            .expect(1, "bye", Duration::from_secs(60))
-            .unwrap_err()
-            .to_string();
-        assert!(
-            error.contains("QEMU exited") && error.contains("log line"),
-            "{error}"
-        );
+        let error = transcript.expect(1, "bye", Duration::from_secs(60)).unwrap_err().to_string();
+        assert!(error.contains("QEMU exited") && error.contains("log line"), "{error}");
     }
 }

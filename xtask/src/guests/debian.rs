@@ -82,22 +82,15 @@ impl Guest {
             }
         }
         let key = names.into_iter().fold(Key::new().part(RECIPE_VERSION), Key::part);
-        let key = paths
-            .into_iter()
-            .map(|path| path.as_os_str().as_encoded_bytes())
-            .fold(key, Key::part);
-        cache.entry(&format!("guest-debian-{arch}"), &key, |entry| {
-            self.fetch(entry, arch)
-        })
+        let key = paths.into_iter().map(|path| path.as_os_str().as_encoded_bytes()).fold(key, Key::part);
+        cache.entry(&format!("guest-debian-{arch}"), &key, |entry| self.fetch(entry, arch))
     }
 
     fn fetch(&self, entry: &Path, arch: Arch) -> Result<()> {
         let work = entry.join("work");
         fs::create_dir_all(&work)?;
-        let step = Step::start(format!(
-            "fetching Debian's {} kernel for the guests (60 to 220 MB)",
-            arch.debian()
-        ));
+        let step =
+            Step::start(format!("fetching Debian's {} kernel for the guests (60 to 220 MB)", arch.debian()));
         let suite = Suite::open(&self.suite, Some(arch.debian()), &work, &step)?;
         let image = suite.dependency(&self.kernel, "linux-image-")?;
         for package in [&image, &self.busybox] {

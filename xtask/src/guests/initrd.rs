@@ -24,26 +24,13 @@ const ALIGNMENT: usize = 4;
 /// When a file cannot be read.
 pub fn build(busybox: &Path, modules: &[PathBuf], programs: &[(String, Vec<u8>)]) -> Result<Vec<u8>> {
     let mut archive = Archive::default();
-    for dir in [
-        "bin",
-        "dev",
-        "lib",
-        "lib/modules",
-        "proc",
-        "root",
-        "run",
-        "sys",
-        "tmp",
-    ] {
+    for dir in ["bin", "dev", "lib", "lib/modules", "proc", "root", "run", "sys", "tmp"] {
         archive.add(dir, DIRECTORY, &[])?;
     }
     archive.add("bin/busybox", PROGRAM, &read(busybox)?)?;
     archive.add("bin/sh", LINK, b"busybox")?;
     for module in modules {
-        let name = module
-            .file_name()
-            .context("a module without a name")?
-            .to_string_lossy();
+        let name = module.file_name().context("a module without a name")?.to_string_lossy();
         archive.add(&format!("lib/modules/{name}"), FILE, &read(module)?)?;
     }
     for (target, content) in programs {
@@ -58,9 +45,8 @@ pub fn build(busybox: &Path, modules: &[PathBuf], programs: &[(String, Vec<u8>)]
 /// When a file is too large for an archive.
 pub fn of_files(files: &[(String, Vec<u8>)]) -> Result<Vec<u8>> {
     let mut archive = Archive::default();
-    let folders = files
-        .iter()
-        .flat_map(|(target, _)| target.match_indices('/').map(|(end, _)| &target[..end]));
+    let folders =
+        files.iter().flat_map(|(target, _)| target.match_indices('/').map(|(end, _)| &target[..end]));
     for folder in BTreeSet::from_iter(folders) {
         archive.add(folder, DIRECTORY, &[])?;
     }
@@ -94,11 +80,7 @@ impl Archive {
         self.files += 1;
         let size = u32::try_from(content.len()).context("a file of more than 4 GiB")?;
         // Distinct inode numbers: the kernel takes equal ones for hard links.
-        let mut entry = Builder::new(name)
-            .ino(self.files)
-            .mode(mode)
-            .nlink(1)
-            .write(&mut self.bytes, size);
+        let mut entry = Builder::new(name).ino(self.files).mode(mode).nlink(1).write(&mut self.bytes, size);
         entry.write_all(content)?;
         entry.finish()?;
         Ok(())

@@ -40,15 +40,9 @@ pub fn unpack_vmlinux(vmlinuz: &Path, vmlinux: &Path) -> Result<()> {
         count => usize::from(count),
     };
     let start = (1 + setup_sectors) * SECTOR + field(PAYLOAD_OFFSET);
-    let payload = image
-        .get(start..start + field(PAYLOAD_LENGTH))
-        .context("the bzImage is cut off")?;
+    let payload = image.get(start..start + field(PAYLOAD_LENGTH)).context("the bzImage is cut off")?;
     let Some((_, words)) = COMPRESSORS.iter().find(|(magic, _)| payload.starts_with(magic)) else {
-        bail!(
-            "unknown compressor of {}: its stream starts with {:02x?}",
-            vmlinuz.display(),
-            &payload[..6]
-        );
+        bail!("unknown compressor of {}: its stream starts with {:02x?}", vmlinuz.display(), &payload[..6]);
     };
     // Behind the stream the payload ends with the unpacked size, as 32 bits.
     let (stream, size) = payload.split_at(payload.len() - 4);
@@ -64,10 +58,7 @@ pub fn unpack_vmlinux(vmlinuz: &Path, vmlinux: &Path) -> Result<()> {
     command::run_visible(&mut unpack)?;
     fs::remove_file(&packed)?;
     let found = fs::metadata(vmlinux)?.len();
-    ensure!(
-        found == u64::from(size),
-        "the unpacked kernel has {found} bytes, its bzImage says {size}"
-    );
+    ensure!(found == u64::from(size), "the unpacked kernel has {found} bytes, its bzImage says {size}");
     Ok(())
 }
 
@@ -94,9 +85,7 @@ pub fn build_modules(
     }
     let mut names = Vec::new();
     for (path, text) in sources.iter().chain(own) {
-        let name = path
-            .file_name()
-            .with_context(|| format!("no file name: {}", path.display()))?;
+        let name = path.file_name().with_context(|| format!("no file name: {}", path.display()))?;
         fs::write(work.join(name), text)?;
         if path.extension().is_some_and(|extension| extension == "c") {
             names.push(Path::new(name).with_extension("o").to_string_lossy().into_owned());
@@ -118,14 +107,7 @@ pub fn build_modules(
         let name = Path::new(name).with_extension("ko");
         let module = stripped.join(&name);
         let mut strip = Command::new(format!("{cross_compile}strip"));
-        command::run(
-            strip
-                .arg("--strip-debug")
-                .arg("-o")
-                .arg(&module)
-                .arg(work.join(&name)),
-            step,
-        )?;
+        command::run(strip.arg("--strip-debug").arg("-o").arg(&module).arg(work.join(&name)), step)?;
         modules.push(module);
     }
     Ok(modules)
@@ -147,16 +129,9 @@ pub fn list(dir: &Path) -> Result<Vec<PathBuf>> {
 /// # Errors
 /// When the tarball has no such file.
 pub fn extract(tarball: &Path, files: &[PathBuf], dir: &Path, step: &Step) -> Result<()> {
-    let name = tarball
-        .file_name()
-        .context("a tarball without a name")?
-        .to_string_lossy();
+    let name = tarball.file_name().context("a tarball without a name")?.to_string_lossy();
     let top = name.split(".tar").next().unwrap_or_default();
     let mut tar = Command::new("tar");
-    tar.arg("-xf")
-        .arg(tarball)
-        .arg("-C")
-        .arg(dir)
-        .arg("--transform=s,.*/,,");
+    tar.arg("-xf").arg(tarball).arg("-C").arg(dir).arg("--transform=s,.*/,,");
     command::run(tar.args(files.iter().map(|file| Path::new(top).join(file))), step)
 }

@@ -62,9 +62,7 @@ pub fn linux(arch: Arch) -> Result<Linux> {
     let (scripts, guest) = recipe(arch)?;
     let cache = Cache::open()?;
     let files = guest.files(&cache, arch)?;
-    let mut key = Key::new()
-        .part(RECIPE_VERSION)
-        .part(files.as_os_str().as_encoded_bytes());
+    let mut key = Key::new().part(RECIPE_VERSION).part(files.as_os_str().as_encoded_bytes());
     let mut programs = Vec::new();
     for (name, target) in scripts.iter().chain(&guest.scripts) {
         let text = read(name)?;
@@ -128,14 +126,10 @@ pub fn self_test(linux: &Linux) -> Result<PathBuf> {
     let entries = fs::read_dir(&dir).with_context(|| format!("reading {}", dir.display()))?;
     let mut sources: Vec<PathBuf> = entries.map(|entry| Ok(entry?.path())).collect::<Result<_>>()?;
     sources.sort();
-    let mut key = Key::new()
-        .part(RECIPE_VERSION)
-        .part(initrd.as_os_str().as_encoded_bytes());
+    let mut key = Key::new().part(RECIPE_VERSION).part(initrd.as_os_str().as_encoded_bytes());
     for source in &sources {
         let text = fs::read(source).with_context(|| format!("reading {}", source.display()))?;
-        key = key
-            .part(source.file_name().unwrap_or_default().as_encoded_bytes())
-            .part(text);
+        key = key.part(source.file_name().unwrap_or_default().as_encoded_bytes()).part(text);
     }
     sources.retain(|source| source.extension().is_some_and(|extension| extension == "c"));
     let entry = Cache::open()?.entry("guest-selftest-x86_64", &key, |entry| {
@@ -146,8 +140,7 @@ pub fn self_test(linux: &Linux) -> Result<PathBuf> {
         let names = sources.iter().filter_map(|source| source.file_name());
         let mut gcc = Command::new("gcc");
         gcc.current_dir(&dir);
-        gcc.args(["-O2", "-Wall", "-Werror", "-static", "-o"])
-            .arg(&program);
+        gcc.args(["-O2", "-Wall", "-Werror", "-static", "-o"]).arg(&program);
         command::run(gcc.args(names), &step)?;
         let more = initrd::of_files(&[("bin/dsa-selftest".to_owned(), fs::read(&program)?)])?;
         let archive = initrd::joined(fs::read(initrd)?, &more);

@@ -16,19 +16,13 @@ struct Target {
     linker: Option<(&'static str, &'static str)>,
 }
 
-const X86_64: Target = Target {
-    name: "x86_64-unknown-linux-gnu",
-    packages: &["gcc", "libc6-dev"],
-    linker: None,
-};
+const X86_64: Target =
+    Target { name: "x86_64-unknown-linux-gnu", packages: &["gcc", "libc6-dev"], linker: None };
 
 const AARCH64: Target = Target {
     name: "aarch64-unknown-linux-gnu",
     packages: &["gcc-aarch64-linux-gnu", "libc6-dev-arm64-cross"],
-    linker: Some((
-        "CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_LINKER",
-        "aarch64-linux-gnu-gcc",
-    )),
+    linker: Some(("CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_LINKER", "aarch64-linux-gnu-gcc")),
 };
 
 /// Builds the programs of these packages, which are named like them, and returns the executables in the same order.
@@ -57,8 +51,5 @@ pub fn build(programs: &[String], arch: Arch) -> Result<Vec<PathBuf>> {
     cargo.envs(target.linker);
     command::run(&mut cargo, &step)?;
     step.done();
-    Ok(programs
-        .iter()
-        .map(|program| folder.join(target.name).join("release").join(program))
-        .collect())
+    Ok(programs.iter().map(|program| folder.join(target.name).join("release").join(program)).collect())
 }

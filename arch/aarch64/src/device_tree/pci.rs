@@ -78,16 +78,10 @@ pub(super) fn mcfg(tree: &Tree<'_>) -> Written {
         let Some((start, length)) = tree.reg(node, 0)? else {
             continue;
         };
-        let mut buses = Cells(
-            tree.property(node, "bus-range")
-                .unwrap_or(&[0, 0, 0, 0, 0, 0, 0, 0xff]),
-        );
+        let mut buses = Cells(tree.property(node, "bus-range").unwrap_or(&[0, 0, 0, 0, 0, 0, 0, 0xff]));
         let bounds = (buses.take(1), buses.take(1), length >> BUS_SHIFT);
         let (Some(first @ 0..=0xff), Some(last), 1..) = bounds else {
-            return Err(tree.refuse(
-                node,
-                "its bus-range and the length of its reg are no range of buses",
-            ));
+            return Err(tree.refuse(node, "its bus-range and the length of its reg are no range of buses"));
         };
         let reach = first.saturating_add(length >> BUS_SHIFT) - 1;
         // The tree names the place of the first bus, the table that of bus 0.
@@ -122,12 +116,7 @@ fn map(tree: &Tree<'_>, host: usize, name: &str, targets: &[usize]) -> Result<Ve
         if entries.len() == MOST || output.checked_add(end - first).is_none() {
             return Err(wrong());
         }
-        entries.push(Entry {
-            first,
-            end,
-            target,
-            output,
-        });
+        entries.push(Entry { first, end, target, output });
     }
     Ok(entries)
 }
@@ -139,19 +128,10 @@ fn messages(tree: &Tree<'_>, host: usize, services: &[usize]) -> Result<Vec<Entr
         return Ok(entries);
     }
     // Without a map a requester keeps its number.
-    let parent = tree
-        .property(host, "msi-parent")
-        .and_then(|parent| Cells(parent).take(1));
+    let parent = tree.property(host, "msi-parent").and_then(|parent| Cells(parent).take(1));
     let parent = parent.and_then(|phandle| tree.by_phandle(phandle as u32));
     let target = services.iter().position(|service| Some(*service) == parent);
-    Ok(target.map_or(entries, |target| {
-        vec![Entry {
-            first: 0,
-            end: REQUESTERS,
-            target,
-            output: 0,
-        }]
-    }))
+    Ok(target.map_or(entries, |target| vec![Entry { first: 0, end: REQUESTERS, target, output: 0 }]))
 }
 
 /// The parts of a range that none of the entries has.
@@ -162,11 +142,7 @@ fn without(range: Range<u32>, entries: &[Entry]) -> Vec<Range<u32>> {
             let after = part.start.max(entry.end)..part.end;
             [before, after]
         };
-        parts
-            .into_iter()
-            .flat_map(cut)
-            .filter(|part| !part.is_empty())
-            .collect()
+        parts.into_iter().flat_map(cut).filter(|part| !part.is_empty()).collect()
     })
 }
 
@@ -243,12 +219,8 @@ pub(super) fn iort(tree: &Tree<'_>) -> Written {
         smmus.push(added.ok_or_else(|| long(*node))?);
     }
     for host in &hosts {
-        let added = nodes.add(
-            kind::ROOT_COMPLEX,
-            1,
-            &root_complex(tree, host),
-            &out_of(host, &smmus, &groups),
-        );
+        let added =
+            nodes.add(kind::ROOT_COMPLEX, 1, &root_complex(tree, host), &out_of(host, &smmus, &groups));
         added.ok_or_else(|| long(host.node))?;
     }
     let header = words(&[nodes.count, NODES as u32, 0]);
@@ -263,12 +235,7 @@ fn onward(unit: usize, hosts: &[Host], groups: &[u32]) -> Vec<Mapping> {
             for device in &host.msi {
                 let (first, end) = (stream.first.max(device.first), stream.end.min(device.end));
                 if first < end {
-                    mappings.push([
-                        stream.of(first),
-                        end - first,
-                        device.of(first),
-                        groups[device.target],
-                    ]);
+                    mappings.push([stream.of(first), end - first, device.of(first), groups[device.target]]);
                 }
             }
         }
@@ -278,24 +245,15 @@ fn onward(unit: usize, hosts: &[Host], groups: &[u32]) -> Vec<Mapping> {
 
 /// The mappings of a root complex: to SMMUs, and what goes past them.
 fn out_of(host: &Host, smmus: &[u32], groups: &[u32]) -> Vec<Mapping> {
-    let to_smmus = host.iommu.iter().map(|entry| {
-        [
-            entry.first,
-            entry.end - entry.first,
-            entry.output,
-            smmus[entry.target],
-        ]
-    });
+    let to_smmus = host
+        .iommu
+        .iter()
+        .map(|entry| [entry.first, entry.end - entry.first, entry.output, smmus[entry.target]]);
     let past = host.msi.iter().flat_map(|entry| {
         let parts = without(entry.first..entry.end, &host.iommu);
-        parts.into_iter().map(|part| {
-            [
-                part.start,
-                part.end - part.start,
-                entry.of(part.start),
-                groups[entry.target],
-            ]
-        })
+        parts
+            .into_iter()
+            .map(|part| [part.start, part.end - part.start, entry.of(part.start), groups[entry.target]])
     });
     to_smmus.chain(past).collect()
 }
@@ -318,23 +276,13 @@ fn smmu(tree: &Tree<'_>, node: usize) -> Result<Vec<u32>, Refusal> {
         let interrupt = number.and_then(|number| interrupts.get(number).copied().flatten());
         interrupt.map_or(0, |interrupt| interrupt.intid)
     };
-    let flags = if tree.is_coherent(node) {
-        COHACC_OVERRIDE
-    } else {
-        0
-    };
+    let flags = if tree.is_coherent(node) { COHACC_OVERRIDE } else { 0 };
     let body = [
         &halves(base)[..],
         &[flags, 0],
         // No VATOS page.
         &[0, 0],
-        &[
-            MODEL,
-            gsiv("eventq"),
-            gsiv("priq"),
-            gsiv("gerror"),
-            gsiv("cmdq-sync"),
-        ],
+        &[MODEL, gsiv("eventq"), gsiv("priq"), gsiv("gerror"), gsiv("cmdq-sync")],
         // Neither a proximity domain nor a DeviceID of its own.
         &[0, 0],
     ];
@@ -352,8 +300,6 @@ fn root_complex(tree: &Tree<'_>, host: &Host) -> [u32; 5] {
         true => [COHERENT, COHERENT_PATH],
         false => [0, 0],
     };
-    let ats = tree
-        .property(host.node, "ats-supported")
-        .map_or(0, |_| ATS_SUPPORTED);
+    let ats = tree.property(host.node, "ats-supported").map_or(0, |_| ATS_SUPPORTED);
     [coherent, path, ats, host.segment.into(), ADDRESS_BITS]
 }

@@ -100,19 +100,10 @@ impl<'a> Tree<'a> {
     pub fn read(bytes: &'a [u8]) -> Result<Self, Refusal> {
         let broken = |why: String| Refusal::new("device tree", why, "update the firmware");
         if bytes.len() > MAX_DEVICE_TREE {
-            return Err(broken(format!(
-                "it has {} bytes, more than {MAX_DEVICE_TREE}",
-                bytes.len()
-            )));
+            return Err(broken(format!("it has {} bytes, more than {MAX_DEVICE_TREE}", bytes.len())));
         }
-        let root = Fdt::new(bytes)
-            .map_err(|error| broken(format!("{error}")))?
-            .root();
-        let mut nodes = vec![Node {
-            node: root,
-            parent: None,
-            enabled: true,
-        }];
+        let root = Fdt::new(bytes).map_err(|error| broken(format!("{error}")))?.root();
+        let mut nodes = vec![Node { node: root, parent: None, enabled: true }];
         let mut open = vec![(0, root.children())];
         while let Some((parent, children)) = open.last_mut() {
             let parent = *parent;
@@ -127,11 +118,7 @@ impl<'a> Tree<'a> {
             let okay = status.is_none_or(|status| matches!(status, b"okay\0" | b"ok\0"));
             let enabled = okay && nodes[parent].enabled;
             open.push((nodes.len(), node.children()));
-            nodes.push(Node {
-                node,
-                parent: Some(parent),
-                enabled,
-            });
+            nodes.push(Node { node, parent: Some(parent), enabled });
         }
         let phandle =
             |(at, node): (usize, &Node<'_>)| Some((Cells(value(&node.node, "phandle")?).take(1)? as u32, at));
@@ -154,9 +141,7 @@ impl<'a> Tree<'a> {
     /// The strings of a property.
     pub fn strings(&self, node: usize, name: &str) -> impl Iterator<Item = &'a [u8]> + use<'a> {
         let list = self.property(node, name).unwrap_or_default();
-        list.strip_suffix(b"\0")
-            .into_iter()
-            .flat_map(|list| list.split(|byte| *byte == 0))
+        list.strip_suffix(b"\0").into_iter().flat_map(|list| list.split(|byte| *byte == 0))
     }
 
     /// Whether the node is one of those, by its property `compatible`.
@@ -209,11 +194,7 @@ impl<'a> Tree<'a> {
     pub fn refuse(&self, node: usize, why: impl Into<String>) -> Refusal {
         let names: Vec<&str> = self.line(node).map(|node| self.nodes[node].node.name()).collect();
         let path: Vec<&str> = names.into_iter().rev().collect();
-        Refusal::new(
-            format!("device tree: {}", path.join("/")),
-            why,
-            "update the firmware",
-        )
+        Refusal::new(format!("device tree: {}", path.join("/")), why, "update the firmware")
     }
 
     /// Cells of an address and of a size in the properties `reg` of a node's children.
@@ -256,10 +237,7 @@ impl<'a> Tree<'a> {
                 let cells = [self.cells(bus).0, self.cells(above).0, self.cells(bus).1];
                 let through = translate(Cells(ranges), cells, address, length);
                 address = through.ok_or_else(|| {
-                    self.refuse(
-                        bus,
-                        format!("its ranges do not have {address:#x}, where a device is"),
-                    )
+                    self.refuse(bus, format!("its ranges do not have {address:#x}, where a device is"))
                 })?;
             }
         }
@@ -295,13 +273,10 @@ impl<'a> Tree<'a> {
 
     /// The controller that a node's interrupts go to where it names none for each.
     fn interrupt_parent(&self, node: usize) -> Option<usize> {
-        self.line(node)
-            .find_map(|at| match self.cell(at, "interrupt-parent") {
-                Some(phandle) => Some(self.by_phandle(phandle)?),
-                None => self.nodes[at]
-                    .parent
-                    .filter(|above| self.cell(*above, "#interrupt-cells").is_some()),
-            })
+        self.line(node).find_map(|at| match self.cell(at, "interrupt-parent") {
+            Some(phandle) => Some(self.by_phandle(phandle)?),
+            None => self.nodes[at].parent.filter(|above| self.cell(*above, "#interrupt-cells").is_some()),
+        })
     }
 
     /// Whether what a device reads and writes is what the processors have in their caches.

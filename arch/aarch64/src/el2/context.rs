@@ -113,11 +113,7 @@ impl mmio::Registers for Registers<'_> {
     }
 
     fn sp(&self) -> u64 {
-        if self.on_sp_el1() {
-            *self.sp_el1
-        } else {
-            self.context.sp_el0
-        }
+        if self.on_sp_el1() { *self.sp_el1 } else { self.context.sp_el0 }
     }
 
     fn set_sp(&mut self, value: u64) {

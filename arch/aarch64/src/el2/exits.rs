@@ -101,19 +101,12 @@ pub fn reason(vector: Vector, esr: u64, far: u64, hpfar: u64) -> Reason {
     }
     let iss = esr & ISS_MASK;
     match esr >> CLASS_SHIFT & CLASS_MASK {
-        class::WFX => Reason::Wait {
-            event: iss & WFX_EVENT != 0,
-        },
-        class @ (class::HVC64 | class::SMC64) => Reason::Call {
-            smc: class == class::SMC64,
-            immediate: (iss & IMMEDIATE_MASK) as u16,
-        },
+        class::WFX => Reason::Wait { event: iss & WFX_EVENT != 0 },
+        class @ (class::HVC64 | class::SMC64) => {
+            Reason::Call { smc: class == class::SMC64, immediate: (iss & IMMEDIATE_MASK) as u16 }
+        }
         class::SYSTEM_REGISTER => Reason::SystemRegister(iss as u32),
-        class::DATA_ABORT => Reason::DataAbort {
-            iss: iss as u32,
-            address: far,
-            hpfar,
-        },
+        class::DATA_ABORT => Reason::DataAbort { iss: iss as u32, address: far, hpfar },
         class::INSTRUCTION_ABORT => Reason::InstructionAbort { address: far, hpfar },
         class::UNKNOWN
         | class::CP15_MCR
@@ -147,40 +140,11 @@ mod tests {
         for (class, iss, expected) in [
             (0x01, 0x1e0_0000, Reason::Wait { event: false }),
             (0x01, 0x1e0_0001, Reason::Wait { event: true }),
-            (
-                0x16,
-                7,
-                Reason::Call {
-                    smc: false,
-                    immediate: 7,
-                },
-            ),
-            (
-                0x17,
-                0,
-                Reason::Call {
-                    smc: true,
-                    immediate: 0,
-                },
-            ),
+            (0x16, 7, Reason::Call { smc: false, immediate: 7 }),
+            (0x17, 0, Reason::Call { smc: true, immediate: 0 }),
             (0x18, 0x30_0c00, Reason::SystemRegister(0x30_0c00)),
-            (
-                0x24,
-                0x180_0007,
-                Reason::DataAbort {
-                    iss: 0x180_0007,
-                    address: 0x1234,
-                    hpfar: 0x50,
-                },
-            ),
-            (
-                0x20,
-                7,
-                Reason::InstructionAbort {
-                    address: 0x1234,
-                    hpfar: 0x50,
-                },
-            ),
+            (0x24, 0x180_0007, Reason::DataAbort { iss: 0x180_0007, address: 0x1234, hpfar: 0x50 }),
+            (0x20, 7, Reason::InstructionAbort { address: 0x1234, hpfar: 0x50 }),
             (0x00, 0, Reason::Undefined),
             (0x19, 0, Reason::Undefined),
             // AArch32's, which a guest is not offered but EL0 may come to.

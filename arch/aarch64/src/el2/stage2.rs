@@ -69,10 +69,7 @@ mod tests {
         assert_eq!(El2Format::ram(HostPhys(0x4020_0000)), 0x4020_07fd);
         assert_eq!(El2Format::device(HostPhys(0x1000_1000)), 0x0040_0000_1000_14d7);
         assert_eq!(El2Format::decode(0x4020_07fd, 1), Entry::Page);
-        assert_eq!(
-            El2Format::decode(0x4000_1003, 1),
-            Entry::Table(HostPhys(0x4000_1000))
-        );
+        assert_eq!(El2Format::decode(0x4000_1003, 1), Entry::Table(HostPhys(0x4000_1000)));
         assert_eq!(El2Format::decode(0x1000_14d7, 0), Entry::Page);
         assert_eq!(El2Format::decode(0x4020_07fc, 1), Entry::Nothing);
         assert_eq!(El2Format::LIMIT, 1 << crate::guest::layout::IPA_BITS);

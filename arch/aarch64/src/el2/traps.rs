@@ -55,11 +55,7 @@ struct Bits {
 
 /// The bit traps where it is set.
 const fn set(control: Control, bit: u32) -> Bits {
-    Bits {
-        control,
-        mask: 1 << bit,
-        value: 1 << bit,
-    }
+    Bits { control, mask: 1 << bit, value: 1 << bit }
 }
 
 /// Where it is clear.
@@ -69,11 +65,7 @@ const fn clear(control: Control, bit: u32) -> Bits {
 
 /// All of the field is zero.
 const fn zero(control: Control, mask: u64) -> Bits {
-    Bits {
-        control,
-        mask,
-        value: 0,
-    }
+    Bits { control, mask, value: 0 }
 }
 
 /// A field of an ID register that must be at least this for the trap to exist. Without it there is nothing to trap.
@@ -92,11 +84,7 @@ impl Need {
 }
 
 const fn need(crm: u8, op2: u8, shift: u32) -> Need {
-    Need {
-        register: SystemRegister::new(3, 0, 0, crm, op2),
-        shift,
-        least: 1,
-    }
+    Need { register: SystemRegister::new(3, 0, 0, crm, op2), shift, least: 1 }
 }
 
 /// Error records, and DISR_EL1.
@@ -275,14 +263,7 @@ pub fn cptr(vhe: bool, id: &dyn Fn(SystemRegister) -> u64) -> u64 {
 
 /// CNTHCTL_EL2.
 pub fn cnthctl(vhe: bool, id: &dyn Fn(SystemRegister) -> u64) -> u64 {
-    value(
-        if vhe {
-            Control::CnthctlE2h
-        } else {
-            Control::Cnthctl
-        },
-        id,
-    )
+    value(if vhe { Control::CnthctlE2h } else { Control::Cnthctl }, id)
 }
 
 /// HCR_EL2 bits for guests, beside traps of registers and what the hypervisor itself needs.
@@ -363,11 +344,7 @@ mod tests {
         assert_eq!(vtcr(2, false), 0x8002_3559);
         assert_eq!(vtcr(6, true), 0x800d_3559, "no more than 48 bits");
         assert_eq!(vttbr(0x4000_1000, 3), 0x0003_0000_4000_1000);
-        assert_eq!(
-            value(Control::Hcr, &all) & (1 << 27 | 1 << 34),
-            0,
-            "TGE and E2H are not the guest's"
-        );
+        assert_eq!(value(Control::Hcr, &all) & (1 << 27 | 1 << 34), 0, "TGE and E2H are not the guest's");
         assert_eq!(value(Control::Hcr, &nothing), 0x007d_261f);
         assert_eq!(value(Control::Hcr, &all), 1 << 58 | 0b11 << 35 | 0x007d_261f);
         assert_eq!((cnthctl(false, &all), cnthctl(true, &all)), (1, 1 << 10));
@@ -379,11 +356,7 @@ mod tests {
         let (plain, vhe) = (cptr(false, &all), cptr(true, &all));
         assert_eq!((plain >> 30 & 1, plain >> 20 & 1), (1, 1), "TAM and TTA");
         assert_eq!((vhe >> 30 & 1, vhe >> 28 & 1), (1, 1), "the same with E2H");
-        assert_eq!(
-            (cptr(false, &nothing), cptr(true, &nothing)),
-            (0x33ff, 0b11 << 20),
-            "RES0 stays 0"
-        );
+        assert_eq!((cptr(false, &nothing), cptr(true, &nothing)), (0x33ff, 0b11 << 20), "RES0 stays 0");
         let mdcr = value(Control::Mdcr, &all);
         assert_eq!(mdcr, 1 << 19 | 1 << 14 | 0b111 << 9 | 0b11 << 5);
         assert_eq!(value(Control::Mdcr, &nothing), 0b111 << 9);

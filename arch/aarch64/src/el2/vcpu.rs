@@ -123,10 +123,7 @@ impl El2Vcpu {
     ) -> Self {
         Self {
             context: Context::new(entry),
-            system: SystemContext {
-                sctlr: entry.sctlr,
-                ..SystemContext::default()
-            },
+            system: SystemContext { sctlr: entry.sctlr, ..SystemContext::default() },
             interface: Interface::default(),
             vttbr: traps::vttbr(stage2.0, vmid.number()),
             mpidr,
@@ -276,13 +273,7 @@ impl El2Vcpu {
     pub fn forget_translations(&self) {
         // SAFETY: dropping translations changes nothing but what the guest may not use any more.
         unsafe {
-            asm!(
-                "dsb ishst",
-                "tlbi vmalls12e1is",
-                "dsb ish",
-                "isb",
-                options(nostack, preserves_flags)
-            );
+            asm!("dsb ishst", "tlbi vmalls12e1is", "dsb ish", "isb", options(nostack, preserves_flags));
         }
     }
 

@@ -59,11 +59,7 @@ impl Vmids {
 
     /// Takes one.
     pub fn take(&mut self) -> Result<Vmid, Refusal> {
-        let free = self
-            .taken
-            .iter_mut()
-            .enumerate()
-            .find(|(_, word)| **word != u64::MAX);
+        let free = self.taken.iter_mut().enumerate().find(|(_, word)| **word != u64::MAX);
         let Some((index, word)) = free else {
             return Err(Refusal::new(
                 "VMID",

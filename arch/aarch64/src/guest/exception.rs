@@ -131,16 +131,9 @@ pub const fn behind(pc: u64, pstate: u64, long: bool) -> (u64, u64) {
     }
     // AArch32.ITAdvance().
     let it = (stepped & pstate::IT_HIGH) >> IT_HIGH_SHIFT | (stepped & pstate::IT_LOW) >> IT_LOW_SHIFT;
-    let it = if it & 0b111 == 0 {
-        0
-    } else {
-        it & 0xe0 | it << 1 & 0x1f
-    };
+    let it = if it & 0b111 == 0 { 0 } else { it & 0xe0 | it << 1 & 0x1f };
     let rest = stepped & !(pstate::IT_HIGH | pstate::IT_LOW);
-    (
-        next & u32::MAX as u64,
-        rest | it << IT_HIGH_SHIFT & pstate::IT_HIGH | (it & 0b11) << IT_LOW_SHIFT,
-    )
+    (next & u32::MAX as u64, rest | it << IT_HIGH_SHIFT & pstate::IT_HIGH | (it & 0b11) << IT_LOW_SHIFT)
 }
 
 /// Has the guest take `exception` at `from`. `has_pan`: the guest's ID_AA64MMFR1_EL1 shows PAN.
@@ -161,19 +154,11 @@ pub fn enter(exception: Exception, from: &Interrupted, has_pan: bool) -> Entered
         // An exception of unknown reason always has IL.
         Exception::Undefined => (esr::UNKNOWN << esr::EC_SHIFT | esr::IL, None),
         Exception::DataAbort { address } => {
-            let class = if lower {
-                esr::DATA_ABORT_LOWER
-            } else {
-                esr::DATA_ABORT_SAME
-            };
+            let class = if lower { esr::DATA_ABORT_LOWER } else { esr::DATA_ABORT_SAME };
             (class << esr::EC_SHIFT | il | esr::EXTERNAL, Some(address))
         }
         Exception::InstructionAbort { address } => {
-            let class = if lower {
-                esr::INSTRUCTION_ABORT_LOWER
-            } else {
-                esr::INSTRUCTION_ABORT_SAME
-            };
+            let class = if lower { esr::INSTRUCTION_ABORT_LOWER } else { esr::INSTRUCTION_ABORT_SAME };
             // There is no instruction whose length could be told; IL is set then.
             (class << esr::EC_SHIFT | esr::IL | esr::EXTERNAL, Some(address))
         }
@@ -185,14 +170,7 @@ pub fn enter(exception: Exception, from: &Interrupted, has_pan: bool) -> Entered
     if from.sctlr & sctlr::DSSBS != 0 {
         handler |= pstate::SSBS;
     }
-    Entered {
-        pc: from.vbar.wrapping_add(offset),
-        pstate: handler,
-        elr: from.pc,
-        spsr: from.pstate,
-        esr,
-        far,
-    }
+    Entered { pc: from.vbar.wrapping_add(offset), pstate: handler, elr: from.pc, spsr: from.pstate, esr, far }
 }
 
 #[cfg(test)]
@@ -202,13 +180,7 @@ mod tests {
     const VBAR: u64 = 0xffff_8000_0801_0800;
 
     fn from(pstate: u64) -> Interrupted {
-        Interrupted {
-            pc: 0x1234,
-            pstate,
-            vbar: VBAR,
-            sctlr: sctlr::SPAN,
-            long_instruction: true,
-        }
+        Interrupted { pc: 0x1234, pstate, vbar: VBAR, sctlr: sctlr::SPAN, long_instruction: true }
     }
 
     #[test]
@@ -216,10 +188,7 @@ mod tests {
         for (pstate, offset) in [(0x5, 0x200), (0x4, 0), (0x0, 0x400), (0x10, 0x600), (0x30, 0x600)] {
             let entered = enter(Exception::Undefined, &from(pstate), false);
             assert_eq!(entered.pc - VBAR, offset);
-            assert_eq!(
-                (entered.elr, entered.spsr, entered.esr),
-                (0x1234, pstate, 0x200_0000)
-            );
+            assert_eq!((entered.elr, entered.spsr, entered.esr), (0x1234, pstate, 0x200_0000));
             assert_eq!((entered.pstate, entered.far), (0x3c5, None));
         }
     }
@@ -228,10 +197,7 @@ mod tests {
     fn an_abort_says_where_and_from_which_level() {
         for (pstate, class) in [(0x3c5, 0x25), (0, 0x24)] {
             let entered = enter(Exception::DataAbort { address: 0xdead }, &from(pstate), false);
-            assert_eq!(
-                (entered.esr, entered.far),
-                (class << 26 | 0x200_0010, Some(0xdead))
-            );
+            assert_eq!((entered.esr, entered.far), (class << 26 | 0x200_0010, Some(0xdead)));
         }
     }
 
@@ -241,10 +207,7 @@ mod tests {
             let mut from = from(pstate);
             from.long_instruction = false;
             let entered = enter(Exception::InstructionAbort { address: 0x1000 }, &from, false);
-            assert_eq!(
-                (entered.esr, entered.far),
-                (class << 26 | 0x200_0010, Some(0x1000))
-            );
+            assert_eq!((entered.esr, entered.far), (class << 26 | 0x200_0010, Some(0x1000)));
         }
     }
 
@@ -256,14 +219,8 @@ mod tests {
         // A 16-bit T32 instruction, the first of an ITTE block: IT is 0b0000_0110 for EQ, then 0b0000_1100.
         let it = |it: u64| (it >> 2) << 10 | (it & 3) << 25;
         let user = pstate::AARCH32 | 1 << 5;
-        assert_eq!(
-            behind(0x1000, ss | user | it(0b0000_0110), false),
-            (0x1002, user | it(0b0000_1100))
-        );
-        assert_eq!(
-            behind(0xffff_fffe, user | it(0b0001_0110), false),
-            (0, user | it(0b0000_1100))
-        );
+        assert_eq!(behind(0x1000, ss | user | it(0b0000_0110), false), (0x1002, user | it(0b0000_1100)));
+        assert_eq!(behind(0xffff_fffe, user | it(0b0001_0110), false), (0, user | it(0b0000_1100)));
         assert_eq!(behind(0x1000, user | it(0b0001_1000), true), (0x1004, user));
     }
 
@@ -278,16 +235,10 @@ mod tests {
     fn flags_stay_and_what_protects_the_handler_is_set() {
         let before = 0xf << 28 | 1 << 24 | 1 << 21 | 1 << 20 | 3 << 10 | 5;
         let mut interrupted = from(before);
-        assert_eq!(
-            enter(Exception::Undefined, &interrupted, true).pstate,
-            0xf << 28 | 1 << 24 | 0x3c5
-        );
+        assert_eq!(enter(Exception::Undefined, &interrupted, true).pstate, 0xf << 28 | 1 << 24 | 0x3c5);
         interrupted.sctlr = sctlr::DSSBS;
         let entered = enter(Exception::Undefined, &interrupted, true);
         assert_eq!(entered.pstate, 0xf << 28 | 1 << 24 | 1 << 22 | 1 << 12 | 0x3c5);
-        assert_eq!(
-            enter(Exception::Undefined, &interrupted, false).pstate & pstate::PAN,
-            0
-        );
+        assert_eq!(enter(Exception::Undefined, &interrupted, false).pstate & pstate::PAN, 0);
     }
 }

@@ -53,10 +53,8 @@ pub const PCI64_BASE: u64 = 0x20_0000_0000;
 pub const PCI64_LEN: u64 = 0x4_0000_0000;
 
 /// Where BARs go.
-pub const PCI_WINDOWS: [PciWindow; 2] = [
-    PciWindow::fixed(PCI32_BASE, PCI32_LEN),
-    PciWindow::prefetchable(PCI64_BASE, PCI64_LEN),
-];
+pub const PCI_WINDOWS: [PciWindow; 2] =
+    [PciWindow::fixed(PCI32_BASE, PCI32_LEN), PciWindow::prefetchable(PCI64_BASE, PCI64_LEN)];
 
 /// First byte of RAM.
 pub const RAM_BASE: u64 = 0x4000_0000;
@@ -106,11 +104,7 @@ pub const fn mpidr(vcpu: u16) -> u64 {
 pub const fn vcpu_of_affinity(affinity: u64) -> Option<u16> {
     const AFFINITY: u64 = 0xff_00ff_ffff;
     let number = affinity & AFFINITY;
-    if number < VCPUS_MAX as u64 {
-        Some(number as u16)
-    } else {
-        None
-    }
+    if number < VCPUS_MAX as u64 { Some(number as u16) } else { None }
 }
 
 /// The guest's RAM as ranges of guest-physical addresses: start and length.

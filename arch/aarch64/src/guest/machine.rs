@@ -87,11 +87,7 @@ impl ArmPlatform {
     ) -> Result<Self, Refusal> {
         let gic = Gic::new(vcpus)?;
         let mut bus = GuestBus::new();
-        bus.claim_mmio(
-            layout::GICD_BASE,
-            layout::GICD_LEN,
-            Target::Gic(Window::Distributor),
-        )?;
+        bus.claim_mmio(layout::GICD_BASE, layout::GICD_LEN, Target::Gic(Window::Distributor))?;
         bus.claim_mmio(
             layout::GICR_BASE,
             layout::GICR_STRIDE * u64::from(vcpus),
@@ -128,14 +124,7 @@ impl ArmPlatform {
                 AccessKind::Write(_) => 0,
             });
         };
-        let Self {
-            pci,
-            uart,
-            rtc,
-            gic,
-            lost,
-            ..
-        } = self;
+        let Self { pci, uart, rtc, gic, lost, .. } = self;
         if let Target::Gic(window) = target {
             return Some(match access.kind {
                 AccessKind::Read => gic.read(vcpu, window, offset, size),
@@ -174,12 +163,7 @@ impl ArmPlatform {
         registers: [u64; 4],
         actions: Actions<'_>,
     ) -> (u64, AfterCall) {
-        let Self {
-            psci,
-            workarounds,
-            refused,
-            ..
-        } = self;
+        let Self { psci, workarounds, refused, .. } = self;
         let reply = smccc::call(psci, workarounds, refused, vcpu, immediate, registers);
         let after = match reply.effect {
             CallEffect::Workaround(workaround, argument) => AfterCall::Workaround(workaround, argument),

@@ -90,14 +90,9 @@ impl Psci {
     /// After power-on: the first vCPU is on. `vcpus` is 1..= [`layout::VCPUS_MAX`]; the VM has `ram_size`
     /// bytes of RAM.
     pub fn new(vcpus: u16, ram_size: u64) -> Self {
-        let off = core::iter::repeat_n(
-            Power::Off,
-            usize::from(vcpus.min(layout::VCPUS_MAX)).saturating_sub(1),
-        );
-        Self {
-            power: core::iter::once(Power::On).chain(off).collect(),
-            ram_size,
-        }
+        let off =
+            core::iter::repeat_n(Power::Off, usize::from(vcpus.min(layout::VCPUS_MAX)).saturating_sub(1));
+        Self { power: core::iter::once(Power::On).chain(off).collect(), ram_size }
     }
 
     /// A vCPU that [`PsciEffect::CpuOn`] named runs.
@@ -123,10 +118,9 @@ impl Psci {
             function::CPU_SUSPEND => (result::SUCCESS, PsciEffect::Wait),
             function::CPU_OFF => return Some(self.cpu_off(vcpu)),
             function::CPU_ON => return Some(self.cpu_on(argument(first), argument(second), argument(third))),
-            function::AFFINITY_INFO => (
-                self.affinity_info(argument(first), argument(second)),
-                PsciEffect::None,
-            ),
+            function::AFFINITY_INFO => {
+                (self.affinity_info(argument(first), argument(second)), PsciEffect::None)
+            }
             function::MIGRATE_INFO_TYPE => (NO_TRUSTED_OS, PsciEffect::None),
             // These do not return; if they did, this would be said.
             function::SYSTEM_OFF => (result::NOT_SUPPORTED, PsciEffect::SystemOff),
@@ -148,11 +142,7 @@ impl Psci {
             *power = Power::Off;
         }
         let over = self.power.iter().all(|power| *power == Power::Off);
-        let effect = if over {
-            PsciEffect::SystemOff
-        } else {
-            PsciEffect::CpuOff
-        };
+        let effect = if over { PsciEffect::SystemOff } else { PsciEffect::CpuOff };
         (result::NOT_SUPPORTED, effect)
     }
 
@@ -160,9 +150,7 @@ impl Psci {
         /// Bits of MPIDR that are no affinity, and so must be zero in a target.
         const RESERVED: u64 = 0xffff_ff00_ff00_0000;
         const INSTRUCTION: u64 = 4;
-        let in_ram = entry
-            .checked_sub(layout::RAM_BASE)
-            .is_some_and(|offset| offset < self.ram_size);
+        let in_ram = entry.checked_sub(layout::RAM_BASE).is_some_and(|offset| offset < self.ram_size);
         let none = |answer| (answer, PsciEffect::None);
         if target & RESERVED != 0 {
             return none(result::INVALID_PARAMETERS);
@@ -207,11 +195,7 @@ pub(super) fn offered(id: u32) -> bool {
 /// PSCI_FEATURES: 0 for what is there, without options. (CPU_SUSPEND: the original format of power_state, and
 /// no operating-system-initiated mode.)
 fn features(id: u32) -> i64 {
-    if offered(id) || id == super::smccc::function::VERSION {
-        result::SUCCESS
-    } else {
-        result::NOT_SUPPORTED
-    }
+    if offered(id) || id == super::smccc::function::VERSION { result::SUCCESS } else { result::NOT_SUPPORTED }
 }
 
 #[cfg(test)]
@@ -226,8 +210,7 @@ mod tests {
     }
 
     fn answer(psci: &mut Psci, id: u64, arguments: [u64; 3]) -> Option<i64> {
-        psci.call(0, [id, arguments[0], arguments[1], arguments[2]])
-            .map(|(answer, _)| answer)
+        psci.call(0, [id, arguments[0], arguments[1], arguments[2]]).map(|(answer, _)| answer)
     }
 
     #[test]
@@ -235,34 +218,12 @@ mod tests {
         let mut psci = psci(1);
         assert_eq!(answer(&mut psci, 0x8400_0000, [0; 3]), Some(0x1_0001));
         assert_eq!(answer(&mut psci, 0x8400_0006, [0; 3]), Some(2));
-        for there in [
-            0x8400_0001,
-            0xc400_0001,
-            0x8400_0002,
-            0xc400_0003,
-            0xc400_0004,
-            0x8000_0000,
-        ] {
-            assert_eq!(
-                answer(&mut psci, 0x8400_000a, [there, 0, 0]),
-                Some(0),
-                "{there:#x}"
-            );
+        for there in [0x8400_0001, 0xc400_0001, 0x8400_0002, 0xc400_0003, 0xc400_0004, 0x8000_0000] {
+            assert_eq!(answer(&mut psci, 0x8400_000a, [there, 0, 0]), Some(0), "{there:#x}");
         }
         // Suspend to RAM, reset 2, memory protection: not here.
-        for absent in [
-            0x8400_000e,
-            0xc400_000e,
-            0x8400_0012,
-            0x8400_0013,
-            0xc400_0002,
-            0x8400_0015,
-        ] {
-            assert_eq!(
-                answer(&mut psci, 0x8400_000a, [absent, 0, 0]),
-                Some(-1),
-                "{absent:#x}"
-            );
+        for absent in [0x8400_000e, 0xc400_000e, 0x8400_0012, 0x8400_0013, 0xc400_0002, 0x8400_0015] {
+            assert_eq!(answer(&mut psci, 0x8400_000a, [absent, 0, 0]), Some(-1), "{absent:#x}");
             assert_eq!(answer(&mut psci, absent, [0; 3]), None, "{absent:#x}");
         }
     }
@@ -270,35 +231,16 @@ mod tests {
     #[test]
     fn a_vcpu_is_started_once() {
         let mut psci = psci(2);
-        assert_eq!(
-            answer(&mut psci, CPU_ON_64, [0, ENTRY, 0]),
-            Some(-4),
-            "the caller runs"
-        );
+        assert_eq!(answer(&mut psci, CPU_ON_64, [0, ENTRY, 0]), Some(-4), "the caller runs");
         for nobody in [2, 0x100, 1 << 32, layout::mpidr(1), 1 << 40 | 1] {
-            assert_eq!(
-                answer(&mut psci, CPU_ON_64, [nobody, ENTRY, 0]),
-                Some(-2),
-                "{nobody:#x}"
-            );
+            assert_eq!(answer(&mut psci, CPU_ON_64, [nobody, ENTRY, 0]), Some(-2), "{nobody:#x}");
         }
         for nowhere in [0, ENTRY + 2, layout::RAM_BASE + layout::RAM_MIN, u64::MAX] {
-            assert_eq!(
-                answer(&mut psci, CPU_ON_64, [1, nowhere, 0]),
-                Some(-9),
-                "{nowhere:#x}"
-            );
+            assert_eq!(answer(&mut psci, CPU_ON_64, [1, nowhere, 0]), Some(-9), "{nowhere:#x}");
         }
         assert_eq!(answer(&mut psci, 0xc400_0004, [1, 0, 0]), Some(1));
-        let start = Start {
-            vcpu: 1,
-            entry: ENTRY,
-            context: 7,
-        };
-        assert_eq!(
-            psci.call(0, [CPU_ON_64, 1, ENTRY, 7]),
-            Some((0, PsciEffect::CpuOn(start)))
-        );
+        let start = Start { vcpu: 1, entry: ENTRY, context: 7 };
+        assert_eq!(psci.call(0, [CPU_ON_64, 1, ENTRY, 7]), Some((0, PsciEffect::CpuOn(start))));
         assert_eq!(answer(&mut psci, CPU_ON_64, [1, ENTRY, 0]), Some(-5));
         assert_eq!(answer(&mut psci, 0xc400_0004, [1, 0, 0]), Some(2));
         psci.started(1);
@@ -329,15 +271,8 @@ mod tests {
     #[test]
     fn arguments_of_32_bit_calls_are_32_bits_wide() {
         let mut psci = psci(2);
-        let start = psci.call(
-            0,
-            [0xffff_ffff_8400_0003, 1 << 40 | 1, 1 << 32 | ENTRY, 1 << 33 | 5],
-        );
-        let expected = Start {
-            vcpu: 1,
-            entry: ENTRY,
-            context: 5,
-        };
+        let start = psci.call(0, [0xffff_ffff_8400_0003, 1 << 40 | 1, 1 << 32 | ENTRY, 1 << 33 | 5]);
+        let expected = Start { vcpu: 1, entry: ENTRY, context: 5 };
         assert_eq!(start, Some((0, PsciEffect::CpuOn(expected))));
     }
 }

@@ -125,10 +125,7 @@ pub fn call(
     registers: [u64; 4],
 ) -> Reply {
     let id = registers[0] as u32;
-    let reply = |answer: i64, effect| Reply {
-        x0: answer.cast_unsigned(),
-        effect,
-    };
+    let reply = |answer: i64, effect| Reply { x0: answer.cast_unsigned(), effect };
     let nothing = CallEffect::Psci(PsciEffect::None);
     if immediate == 0 {
         if let Some((answer, effect)) = psci.call(vcpu, registers) {
@@ -141,11 +138,8 @@ pub fn call(
         }
         if let Some(workaround) = Workaround::of(id).filter(|w| workarounds.answer(*w) >= 0) {
             let needed = workarounds.answer(workaround) == 0;
-            let effect = if needed {
-                CallEffect::Workaround(workaround, registers[1] as u32)
-            } else {
-                nothing
-            };
+            let effect =
+                if needed { CallEffect::Workaround(workaround, registers[1] as u32) } else { nothing };
             return reply(result::SUCCESS, effect);
         }
     }
@@ -169,11 +163,7 @@ mod tests {
     use crate::guest::layout;
     use proptest::prelude::*;
 
-    const SOME: Workarounds = Workarounds {
-        one: 0,
-        two: 1,
-        three: -1,
-    };
+    const SOME: Workarounds = Workarounds { one: 0, two: 1, three: -1 };
     const NOTHING: CallEffect = CallEffect::Psci(PsciEffect::None);
 
     struct Rig(Psci, Refused);
@@ -184,14 +174,7 @@ mod tests {
         }
 
         fn call(&mut self, immediate: u16, id: u64, argument: u64) -> (i64, CallEffect) {
-            let reply = call(
-                &mut self.0,
-                &SOME,
-                &mut self.1,
-                0,
-                immediate,
-                [id, argument, 0, 0],
-            );
+            let reply = call(&mut self.0, &SOME, &mut self.1, 0, immediate, [id, argument, 0, 0]);
             (reply.x0.cast_signed(), reply.effect)
         }
     }
@@ -209,10 +192,7 @@ mod tests {
         let mut rig = Rig::new();
         let told = [0x8000_8000, 0x8000_7fff, 0x8000_3fff].map(|id| rig.call(0, 0x8000_0001, id).0);
         assert_eq!(told, [0, 1, -1]);
-        assert_eq!(
-            rig.call(0, 0x8000_8000, 0),
-            (0, CallEffect::Workaround(Workaround::One, 0))
-        );
+        assert_eq!(rig.call(0, 0x8000_8000, 0), (0, CallEffect::Workaround(Workaround::One, 0)));
         assert_eq!(rig.call(0, 0x8000_7fff, 1), (0, NOTHING), "not needed: not done");
         assert_eq!(rig.call(0, 0x8000_3fff, 0), (-1, NOTHING));
         assert_eq!(Workaround::Three.id(), 0x8000_3fff);
@@ -222,15 +202,7 @@ mod tests {
     fn everything_else_is_refused_and_counted() {
         let mut rig = Rig::new();
         // True random numbers, SoC ID, KVM's vendor UID, trusted OS, SiP, a PSCI call with an immediate.
-        let others = [
-            0x8400_0050,
-            0xc400_0053,
-            0x8000_0002,
-            0x8600_ff01,
-            0xb200_0000,
-            0xc200_0001,
-            0,
-        ];
+        let others = [0x8400_0050, 0xc400_0053, 0x8000_0002, 0x8600_ff01, 0xb200_0000, 0xc200_0001, 0];
         for id in others {
             assert_eq!(rig.call(0, id, 0), (-1, NOTHING), "{id:#x}");
         }

@@ -94,11 +94,7 @@ impl VirtualTimer {
     pub fn load(&mut self, gic: &Gic) -> Physical {
         let (pending, active) = gic.ppi_state(self.vcpu, intid::VIRTUAL_TIMER);
         self.active = pending || active;
-        if self.active {
-            Physical::Activate
-        } else {
-            Physical::Nothing
-        }
+        if self.active { Physical::Activate } else { Physical::Nothing }
     }
 
     /// The physical interrupt was acknowledged while the vCPU is on this processor, and its priority dropped;
@@ -126,11 +122,7 @@ impl VirtualTimer {
     /// The vCPU leaves the processor, after its timer's registers were saved and the timer switched off. After
     /// [`Gic::sync`].
     pub fn unload(&mut self) -> Physical {
-        if core::mem::take(&mut self.active) {
-            Physical::Deactivate
-        } else {
-            Physical::Nothing
-        }
+        if core::mem::take(&mut self.active) { Physical::Deactivate } else { Physical::Nothing }
     }
 }
 
@@ -272,11 +264,7 @@ mod tests {
             let what = self.timer.check(&mut self.gic, control);
             self.physical(what);
             let (pending, active) = self.gic.ppi_state(0, TIMER);
-            assert_eq!(
-                self.physical_active,
-                pending || active,
-                "active exactly while it is needed"
-            );
+            assert_eq!(self.physical_active, pending || active, "active exactly while it is needed");
             self.cpu.enter(&mut self.gic);
         }
 

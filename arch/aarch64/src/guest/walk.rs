@@ -85,9 +85,7 @@ impl Half {
     fn of(stage1: &Stage1, address: u64) -> Option<Self> {
         const LARGEST_PAGE: u32 = 16;
         const PHYSICAL_52_BITS: u64 = 6;
-        let Stage1 {
-            tcr, ttbr0, ttbr1, ..
-        } = *stage1;
+        let Stage1 { tcr, ttbr0, ttbr1, .. } = *stage1;
         let upper = address & UPPER_HALF != 0;
         let (ttbr, off, size, granule) = if upper {
             (
@@ -117,11 +115,7 @@ impl Half {
             ttbr,
             input,
             page,
-            long: if page == LARGEST_PAGE {
-                field(tcr, tcr::IPS_SHIFT, 3) == PHYSICAL_52_BITS
-            } else {
-                wide
-            },
+            long: if page == LARGEST_PAGE { field(tcr, tcr::IPS_SHIFT, 3) == PHYSICAL_52_BITS } else { wide },
         })
     }
 
@@ -185,24 +179,15 @@ pub fn instruction(stage1: &Stage1, memory: &dyn GuestMemory, address: u64) -> O
         let low = half.page + above * stride;
         let index = field(address, low, bits);
         let mut bytes = [0; 1 << DESCRIPTOR_SHIFT];
-        memory
-            .read(GuestPhys(table + (index << DESCRIPTOR_SHIFT)), &mut bytes)
-            .ok()?;
-        let descriptor = if stage1.sctlr & sctlr::EE == 0 {
-            u64::from_le_bytes(bytes)
-        } else {
-            u64::from_be_bytes(bytes)
-        };
+        memory.read(GuestPhys(table + (index << DESCRIPTOR_SHIFT)), &mut bytes).ok()?;
+        let descriptor =
+            if stage1.sctlr & sctlr::EE == 0 { u64::from_le_bytes(bytes) } else { u64::from_be_bytes(bytes) };
         if descriptor & descriptor::VALID == 0 {
             return None;
         }
         let table_or_page = descriptor & descriptor::TABLE_OR_PAGE != 0;
         if above == 0 || !table_or_page {
-            let maps = if above == 0 {
-                table_or_page
-            } else {
-                half.has_blocks(above)
-            };
+            let maps = if above == 0 { table_or_page } else { half.has_blocks(above) };
             let offset = field(address, 0, low);
             return maps.then(|| GuestPhys(half.address(descriptor, low) | offset));
         }
@@ -223,12 +208,7 @@ mod tests {
 
     /// 48-bit halves with pages of 4 KiB, both by the table at the start of RAM.
     fn stage1() -> Stage1 {
-        Stage1 {
-            sctlr: ON,
-            tcr: 16 | 16 << 16 | 0b10 << 30,
-            ttbr0: BASE | 1,
-            ttbr1: BASE | 7 << 48,
-        }
+        Stage1 { sctlr: ON, tcr: 16 | 16 << 16 | 0b10 << 30, ttbr0: BASE | 1, ttbr1: BASE | 7 << 48 }
     }
 
     fn tables() -> TestMemory {
@@ -258,23 +238,13 @@ mod tests {
         assert_eq!(at(0x21_2345), Some(0x4021_2345));
         assert_eq!(at(0x4000_0044), Some(0x8000_0044));
         assert_eq!(at(0xffff_ff80_0000_1234), Some(0x4567_8234), "TTBR1_EL1");
-        for nothing in [
-            0x2000,
-            0x40_0000,
-            0x8000_0000,
-            1 << 39,
-            1 << 48,
-            0xfffe_ffff_ffff_f000,
-        ] {
+        for nothing in [0x2000, 0x40_0000, 0x8000_0000, 1 << 39, 1 << 48, 0xfffe_ffff_ffff_f000] {
             assert_eq!(at(nothing), None, "{nothing:#x}");
         }
         let off = Stage1 { sctlr: 0, ..stage1 };
         assert_eq!(instruction(&off, &memory, 0x1234), Some(GuestPhys(0x1234)));
         for closed in [tcr::EPD0, 0b11 << 14, 50] {
-            let stage1 = Stage1 {
-                tcr: stage1.tcr | closed,
-                ..stage1
-            };
+            let stage1 = Stage1 { tcr: stage1.tcr | closed, ..stage1 };
             assert_eq!(instruction(&stage1, &memory, 0x1234), None);
         }
     }
@@ -284,15 +254,8 @@ mod tests {
         let memory = tables();
         // 39 bits: the first table is of level 1. 25 bits: of level 2, with 16 descriptors.
         for (bits, table) in [(39, 0x1000), (30, 0x2000), (25, 0x2000)] {
-            let stage1 = Stage1 {
-                tcr: 64 - bits,
-                ttbr0: BASE + table,
-                ..stage1()
-            };
-            assert_eq!(
-                instruction(&stage1, &memory, 0x1238),
-                Some(GuestPhys(0x4567_8238))
-            );
+            let stage1 = Stage1 { tcr: 64 - bits, ttbr0: BASE + table, ..stage1() };
+            assert_eq!(instruction(&stage1, &memory, 0x1238), Some(GuestPhys(0x4567_8238)));
             assert_eq!(instruction(&stage1, &memory, 1 << bits), None);
         }
     }
@@ -303,66 +266,32 @@ mod tests {
         // 64 KiB, 42 bits: levels 2 and 3.
         memory.put_u64(BASE + 8, BASE + 0x1_0003);
         memory.put_u64(BASE + 0x1_0010, 0x4567_0003);
-        let large = Stage1 {
-            sctlr: ON,
-            tcr: 22 | 0b01 << 14,
-            ttbr0: BASE,
-            ttbr1: 0,
-        };
-        assert_eq!(
-            instruction(&large, &memory, 0x2002_1234),
-            Some(GuestPhys(0x4567_1234))
-        );
+        let large = Stage1 { sctlr: ON, tcr: 22 | 0b01 << 14, ttbr0: BASE, ttbr1: 0 };
+        assert_eq!(instruction(&large, &memory, 0x2002_1234), Some(GuestPhys(0x4567_1234)));
         // The same with 52-bit addresses: 51:48 are where the offset would be.
         memory.put_u64(BASE + 0x1_0018, 0x4567_a003);
-        let long = Stage1 {
-            tcr: large.tcr | 6 << 32,
-            ..large
-        };
-        assert_eq!(
-            instruction(&long, &memory, 0x2003_1234),
-            Some(GuestPhys(0xa_0000_4567_1234))
-        );
+        let long = Stage1 { tcr: large.tcr | 6 << 32, ..large };
+        assert_eq!(instruction(&long, &memory, 0x2003_1234), Some(GuestPhys(0xa_0000_4567_1234)));
         // 16 KiB, 36 bits: levels 2 and 3, two descriptors at the top... 25 + 11 bits.
         memory.put_u64(BASE + 0x8000, BASE + 0xc003);
         memory.put_u64(BASE + 0xc008, 0x4567_8003);
-        let medium = Stage1 {
-            tcr: 28 | 0b10 << 14,
-            ttbr0: BASE + 0x8000,
-            ..large
-        };
-        assert_eq!(
-            instruction(&medium, &memory, 0x5678),
-            Some(GuestPhys(0x4567_9678))
-        );
+        let medium = Stage1 { tcr: 28 | 0b10 << 14, ttbr0: BASE + 0x8000, ..large };
+        assert_eq!(instruction(&medium, &memory, 0x5678), Some(GuestPhys(0x4567_9678)));
         // LPA2: five levels, and bits 51:50 of an address in 9:8.
-        for (at, descriptor) in [
-            (0x2_0000, 0x2_1000),
-            (0x2_1000, 0x2_2000),
-            (0x2_2000, 0x2_3000),
-            (0x2_3000, 0x2_4000),
-        ] {
+        for (at, descriptor) in
+            [(0x2_0000, 0x2_1000), (0x2_1000, 0x2_2000), (0x2_2000, 0x2_3000), (0x2_3000, 0x2_4000)]
+        {
             memory.put_u64(BASE + at, (BASE + descriptor) | 3);
         }
         memory.put_u64(BASE + 0x2_4000, 0x4567_8103);
-        let lpa2 = Stage1 {
-            tcr: 12 | tcr::DS,
-            ttbr0: BASE + 0x2_0000,
-            ..large
-        };
-        assert_eq!(
-            instruction(&lpa2, &memory, 0x678),
-            Some(GuestPhys(1 << 50 | 0x4567_8678))
-        );
+        let lpa2 = Stage1 { tcr: 12 | tcr::DS, ttbr0: BASE + 0x2_0000, ..large };
+        assert_eq!(instruction(&lpa2, &memory, 0x678), Some(GuestPhys(1 << 50 | 0x4567_8678)));
     }
 
     #[test]
     fn tables_outside_of_ram_are_none() {
         let memory = tables();
-        let elsewhere = Stage1 {
-            ttbr0: 0x1000_0000,
-            ..stage1()
-        };
+        let elsewhere = Stage1 { ttbr0: 0x1000_0000, ..stage1() };
         assert_eq!(instruction(&elsewhere, &memory, 0x1234), None);
         memory.put_u64(BASE + 0x1000, 0x0900_0003);
         assert_eq!(instruction(&stage1(), &memory, 0x1234), None);
@@ -372,16 +301,8 @@ mod tests {
     fn big_endian_tables_are_read_as_such() {
         let memory = TestMemory::new(BASE, 0x1000);
         memory.put(BASE, &(0x4020_0001_u64).to_be_bytes());
-        let stage1 = Stage1 {
-            sctlr: ON | sctlr::EE,
-            tcr: 34,
-            ttbr0: BASE,
-            ttbr1: 0,
-        };
-        assert_eq!(
-            instruction(&stage1, &memory, 0x1234),
-            Some(GuestPhys(0x4020_1234))
-        );
+        let stage1 = Stage1 { sctlr: ON | sctlr::EE, tcr: 34, ttbr0: BASE, ttbr1: 0 };
+        assert_eq!(instruction(&stage1, &memory, 0x1234), Some(GuestPhys(0x4020_1234)));
     }
 
     proptest! {

@@ -65,10 +65,7 @@ impl<H: Hardware> VmHost for Builder<H> {
         stage2.map_ram(ram)?;
         let (core, platform) = H::build(vm.name(), &memory, &image, &stage2)?;
         H::release_ram(ram);
-        let board = Board {
-            platform,
-            slots: Vec::new(),
-        };
+        let board = Board { platform, slots: Vec::new() };
         let seat = vms.scheduler.assign(VcpuId { vm: id, index: 0 })?;
         let machine = Machine {
             id,
@@ -135,9 +132,7 @@ impl<H: Hardware> VmHost for Builder<H> {
                 model.device_event(&mut |vector| raised.push(vector));
             }
             for vector in raised {
-                board
-                    .platform
-                    .vdev_interrupt(slot, vector, &mut |action| machine.act(action));
+                board.platform.vdev_interrupt(slot, vector, &mut |action| machine.act(action));
             }
         });
         done.is_some()
@@ -145,11 +140,7 @@ impl<H: Hardware> VmHost for Builder<H> {
 
     fn run(&self, vm: &Vm) -> Result<(), Refusal> {
         let Some(machine) = self.0.machine(vm.id()) else {
-            return Err(Refusal::new(
-                format!("vm {}", vm.name()),
-                "it has no machine",
-                "start it first",
-            ));
+            return Err(Refusal::new(format!("vm {}", vm.name()), "it has no machine", "start it first"));
         };
         machine.pauses.end(H::now_ns());
         let seat = machine.vcpu.seat;
@@ -194,9 +185,7 @@ impl<H: Hardware> VmHost for Builder<H> {
         }
         // Another pCPU may hold it for the moment that it takes to leave a turn or to deliver a message.
         let alone = wait_for::<H, _>(PATIENCE_NS, || {
-            Arc::try_unwrap(shared.take()?)
-                .map_err(|still| shared = Some(still))
-                .ok()
+            Arc::try_unwrap(shared.take()?).map_err(|still| shared = Some(still)).ok()
         });
         match (alone, shared) {
             (None, Some(still)) => {

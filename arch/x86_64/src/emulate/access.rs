@@ -47,10 +47,7 @@ impl Bus<'_> {
     ) -> Result<Target, Exception> {
         let len = len.min(MAX_OPERAND);
         let first = len.min((PAGE_SIZE - linear % PAGE_SIZE) as usize);
-        let mut target = Target {
-            pieces: ArrayVec::new(),
-            device: false,
-        };
+        let mut target = Target { pieces: ArrayVec::new(), device: false };
         for (offset, len) in [(0, first), (first, len - first)] {
             if len == 0 {
                 continue;
@@ -129,11 +126,7 @@ impl Bus<'_> {
         let (mut address, mut rest) = (address.0, buffer);
         while !rest.is_empty() {
             let size = step(address, rest.len());
-            let value = (self.device)(Access {
-                address,
-                size: size as u8,
-                kind: AccessKind::Read,
-            });
+            let value = (self.device)(Access { address, size: size as u8, kind: AccessKind::Read });
             let (bytes, after) = rest.split_at_mut(size);
             bytes.copy_from_slice(&value.to_le_bytes()[..size]);
             address = address.wrapping_add(size as u64);

@@ -83,13 +83,13 @@ pub(super) fn address_size(instruction: &Instruction, is_64bit: bool) -> usize {
         Register::EIP => Some(4),
         _ => Slot::of(register).map(|slot| slot.size),
     };
-    of_register(instruction.memory_base())
-        .or_else(|| of_register(instruction.memory_index()))
-        .unwrap_or(match instruction.memory_displ_size() {
+    of_register(instruction.memory_base()).or_else(|| of_register(instruction.memory_index())).unwrap_or(
+        match instruction.memory_displ_size() {
             size @ (2 | 4 | 8) => size as usize,
             _ if is_64bit => 8,
             _ => 4,
-        })
+        },
+    )
 }
 
 /// Bytes of the index register of a string operand, and whether it is the destination's (DI).

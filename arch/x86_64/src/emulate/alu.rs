@@ -37,11 +37,7 @@ const STATUS: RFlags = RFlags::OVERFLOW_FLAG
     .union(RFlags::CARRY_FLAG);
 
 pub(super) fn with_flag(rflags: u64, flag: RFlags, value: bool) -> u64 {
-    if value {
-        rflags | flag.bits()
-    } else {
-        rflags & !flag.bits()
-    }
+    if value { rflags | flag.bits() } else { rflags & !flag.bits() }
 }
 
 /// `rflags` with all status flags clear.
@@ -58,11 +54,7 @@ fn result_flags(rflags: u64, result: u64, size: usize) -> u64 {
     let mut flags = without_status(rflags);
     flags = with_flag(flags, RFlags::SIGN_FLAG, top_bit(result, size));
     flags = with_flag(flags, RFlags::ZERO_FLAG, result == 0);
-    with_flag(
-        flags,
-        RFlags::PARITY_FLAG,
-        (result as u8).count_ones().is_multiple_of(2),
-    )
+    with_flag(flags, RFlags::PARITY_FLAG, (result as u8).count_ones().is_multiple_of(2))
 }
 
 /// The result and the new RFLAGS.
@@ -90,15 +82,8 @@ fn add(a: u64, b: u64, carry: u64, size: usize, rflags: u64) -> (u64, u64) {
     let result = wide as u64 & mask(size);
     let flags = result_flags(rflags, result, size);
     let flags = with_flag(flags, RFlags::CARRY_FLAG, wide >> (size * 8) != 0);
-    let flags = with_flag(
-        flags,
-        RFlags::OVERFLOW_FLAG,
-        top_bit((a ^ result) & (b ^ result), size),
-    );
-    (
-        result,
-        with_flag(flags, RFlags::AUXILIARY_CARRY_FLAG, (a ^ b ^ result) & 0x10 != 0),
-    )
+    let flags = with_flag(flags, RFlags::OVERFLOW_FLAG, top_bit((a ^ result) & (b ^ result), size));
+    (result, with_flag(flags, RFlags::AUXILIARY_CARRY_FLAG, (a ^ b ^ result) & 0x10 != 0))
 }
 
 fn subtract(a: u64, b: u64, borrow: u64, size: usize, rflags: u64) -> (u64, u64) {
@@ -106,15 +91,8 @@ fn subtract(a: u64, b: u64, borrow: u64, size: usize, rflags: u64) -> (u64, u64)
     let flags = result_flags(rflags, result, size);
     let below = u128::from(a) < u128::from(b) + u128::from(borrow);
     let flags = with_flag(flags, RFlags::CARRY_FLAG, below);
-    let flags = with_flag(
-        flags,
-        RFlags::OVERFLOW_FLAG,
-        top_bit((a ^ b) & (a ^ result), size),
-    );
-    (
-        result,
-        with_flag(flags, RFlags::AUXILIARY_CARRY_FLAG, (a ^ b ^ result) & 0x10 != 0),
-    )
+    let flags = with_flag(flags, RFlags::OVERFLOW_FLAG, top_bit((a ^ b) & (a ^ result), size));
+    (result, with_flag(flags, RFlags::AUXILIARY_CARRY_FLAG, (a ^ b ^ result) & 0x10 != 0))
 }
 
 /// INC, or DEC: as an addition or subtraction of 1 that keeps CF.

@@ -52,11 +52,7 @@ fn unsupported(state: &CpuState, memory: &dyn GuestMemory) -> Failure {
 }
 
 fn bytes_for_log(bytes: &[u8]) -> InstructionBytes {
-    bytes
-        .iter()
-        .copied()
-        .take(MAX_INSTRUCTION_LEN)
-        .collect::<ArrayVec<_, MAX_INSTRUCTION_LEN>>()
+    bytes.iter().copied().take(MAX_INSTRUCTION_LEN).collect::<ArrayVec<_, MAX_INSTRUCTION_LEN>>()
 }
 
 impl CpuState {
@@ -187,11 +183,7 @@ pub fn control_move(state: &CpuState, memory: &dyn GuestMemory) -> Result<Option
         }
         _ => return Ok(None),
     };
-    Ok(Some(ControlMove {
-        control: control.number() as u8,
-        write,
-        gpr: gpr.number() as u8,
-    }))
+    Ok(Some(ControlMove { control: control.number() as u8, write, gpr: gpr.number() as u8 }))
 }
 
 pub(super) fn prepare() {

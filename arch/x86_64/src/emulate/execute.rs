@@ -33,9 +33,7 @@ pub(super) fn run(
         device: false,
     };
     execution.run()?;
-    let Execution {
-        mut cpu, next_rip, ..
-    } = execution;
+    let Execution { mut cpu, next_rip, .. } = execution;
     cpu.complete(next_rip);
     *state = cpu;
     Ok(())
@@ -144,10 +142,7 @@ impl Execution<'_> {
 
     /// The memory operand, `distance` bytes further than the instruction says.
     fn memory_operand(&mut self, distance: u64, size: usize, access: AccessType) -> Result<Target, Stop> {
-        let offset = self
-            .cpu
-            .effective_address(self.instruction)
-            .ok_or(Stop::Unsupported)?;
+        let offset = self.cpu.effective_address(self.instruction).ok_or(Stop::Unsupported)?;
         let width = address_size(self.instruction, self.cpu.is_64bit());
         let offset = offset.wrapping_add(distance) & mask(width);
         self.resolve(self.instruction.memory_segment(), offset, size, access)
@@ -257,11 +252,7 @@ impl Execution<'_> {
     }
 
     fn binary(&mut self, operation: Binary, stores: bool) -> Result<(), Stop> {
-        let access = if stores {
-            AccessType::Write
-        } else {
-            AccessType::Read
-        };
+        let access = if stores { AccessType::Write } else { AccessType::Read };
         let destination = self.operand(0, access)?;
         let source = self.operand(1, AccessType::Read)?;
         self.ready()?;
@@ -303,11 +294,7 @@ impl Execution<'_> {
             }
             _ => 0,
         };
-        let access = if operation == Bit::Test {
-            AccessType::Read
-        } else {
-            AccessType::Write
-        };
+        let access = if operation == Bit::Test { AccessType::Read } else { AccessType::Write };
         let target = self.memory_operand(distance, size, access)?;
         self.ready()?;
         let value = self.bus.read_value(&target);
@@ -401,16 +388,12 @@ impl Execution<'_> {
     /// that is operand 0.
     fn descriptor_operands(&mut self) -> Result<(Target, Target), Stop> {
         let register = Slot::of(self.instruction.op0_register()).ok_or(Stop::Unsupported)?;
-        let linear = self
-            .cpu
-            .linear(Register::ES, self.cpu.read(register), MAX_OPERAND)?;
+        let linear = self.cpu.linear(Register::ES, self.cpu.read(register), MAX_OPERAND)?;
         if !linear.is_multiple_of(MAX_OPERAND as u64) {
             return Err(Exception::general_protection(&self.cpu).into());
         }
         let source = self.memory_operand(0, MAX_OPERAND, AccessType::Read)?;
-        let destination = self
-            .bus
-            .resolve(&self.cpu, linear, MAX_OPERAND, AccessType::Write)?;
+        let destination = self.bus.resolve(&self.cpu, linear, MAX_OPERAND, AccessType::Write)?;
         self.device |= destination.device;
         Ok((source, destination))
     }
@@ -451,10 +434,7 @@ impl Execution<'_> {
     fn setcc(&mut self) -> Result<(), Stop> {
         let destination = self.operand(0, AccessType::Write)?;
         self.ready()?;
-        self.store(
-            &destination,
-            condition::holds(self.instruction.condition_code(), self.cpu.rflags).into(),
-        );
+        self.store(&destination, condition::holds(self.instruction.condition_code(), self.cpu.rflags).into());
         Ok(())
     }
 
@@ -466,11 +446,7 @@ impl Execution<'_> {
         let (old, new) = (self.load(&destination), self.load(&source));
         self.store(
             &destination,
-            if condition::holds(self.instruction.condition_code(), self.cpu.rflags) {
-                new
-            } else {
-                old
-            },
+            if condition::holds(self.instruction.condition_code(), self.cpu.rflags) { new } else { old },
         );
         Ok(())
     }

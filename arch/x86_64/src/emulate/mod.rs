@@ -137,11 +137,7 @@ pub struct Exception {
 
 impl Exception {
     fn with_zero_code(state: &CpuState, vector: ExceptionVector) -> Self {
-        Self {
-            vector: vector as u8,
-            error_code: state.protected_mode().then_some(0),
-            cr2: None,
-        }
+        Self { vector: vector as u8, error_code: state.protected_mode().then_some(0), cr2: None }
     }
 
     /// #GP(0).
@@ -151,11 +147,7 @@ impl Exception {
 
     /// An exception without an error code.
     const fn plain(vector: ExceptionVector) -> Self {
-        Self {
-            vector: vector as u8,
-            error_code: None,
-            cr2: None,
-        }
+        Self { vector: vector as u8, error_code: None, cr2: None }
     }
 
     /// #UD.

@@ -52,11 +52,7 @@ pub(super) const fn sign_extend(value: u64, size: usize) -> u64 {
 
 impl Slot {
     pub(super) const fn new(index: usize, size: usize) -> Self {
-        Self {
-            index: index & 15,
-            size,
-            shift: 0,
-        }
+        Self { index: index & 15, size, shift: 0 }
     }
 
     /// `None` for anything but a general-purpose register.
@@ -72,11 +68,7 @@ impl Slot {
             // The decoder counts AL CL DL BL, AH CH DH BH, SPL BPL SIL DIL, R8L to R15L.
             Some(match offset(Register::AL) {
                 low @ 0..4 => Self::new(low, 1),
-                high @ 4..8 => Self {
-                    index: high - 4,
-                    size: 1,
-                    shift: 8,
-                },
+                high @ 4..8 => Self { index: high - 4, size: 1, shift: 8 },
                 other => Self::new(other.wrapping_sub(4), 1),
             })
         } else {

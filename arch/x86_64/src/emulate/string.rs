@@ -242,9 +242,5 @@ fn touches_device(device: bool) -> Result<(), Stop> {
 }
 
 fn is_ram(target: &Target) -> Result<(), Stop> {
-    if target.device {
-        Err(Stop::Unsupported)
-    } else {
-        Ok(())
-    }
+    if target.device { Err(Stop::Unsupported) } else { Ok(()) }
 }

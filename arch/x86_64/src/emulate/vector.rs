@@ -33,22 +33,11 @@ pub(super) struct Move {
 }
 
 impl Move {
-    const WHOLE: Self = Self {
-        at: 0,
-        merges: false,
-        aligned: false,
-    };
-    const ALIGNED: Self = Self {
-        aligned: true,
-        ..Self::WHOLE
-    };
+    const WHOLE: Self = Self { at: 0, merges: false, aligned: false };
+    const ALIGNED: Self = Self { aligned: true, ..Self::WHOLE };
 
     const fn half(at: usize) -> Self {
-        Self {
-            at,
-            merges: true,
-            aligned: false,
-        }
+        Self { at, merges: true, aligned: false }
     }
 
     /// `None` for every other instruction.
@@ -108,11 +97,7 @@ pub(super) fn run(
     if this.aligned && !linear.is_multiple_of(size as u64) {
         return Err(Exception::general_protection(state).into());
     }
-    let access = if stores {
-        AccessType::Write
-    } else {
-        AccessType::Read
-    };
+    let access = if stores { AccessType::Write } else { AccessType::Read };
     let target = bus.resolve(state, linear, size, access)?;
     if !target.device {
         return Err(Stop::Retry);

@@ -103,24 +103,14 @@ pub fn translate(
     linear: u64,
     access: AccessType,
 ) -> Result<GuestPhys, Exception> {
-    let linear = if state.long_mode() {
-        linear
-    } else {
-        linear & 0xffff_ffff
-    };
+    let linear = if state.long_mode() { linear } else { linear & 0xffff_ffff };
     if !state.is_canonical(linear) {
         return Err(Exception::general_protection(state));
     }
     if state.cr0 & Cr0Flags::PAGING.bits() == 0 {
         return Ok(GuestPhys(linear & 0xffff_ffff));
     }
-    let walk = Walk {
-        state,
-        memory,
-        linear,
-        access,
-        format: state.format(),
-    };
+    let walk = Walk { state, memory, linear, access, format: state.format() };
     walk.run().map_err(|cause| walk.page_fault(cause))
 }
 
@@ -148,11 +138,7 @@ impl Walk<'_> {
             Format::Long if self.state.cr4_has(Cr4Flags::L5_PAGING) => (5, 9, self.state.cr3 & FRAME_64),
             Format::Long => (4, 9, self.state.cr3 & FRAME_64),
         };
-        let mut rights = Rights {
-            writable: true,
-            user: true,
-            execute: true,
-        };
+        let mut rights = Rights { writable: true, user: true, execute: true };
         // Entries that carry an accessed flag, with their low byte as it was read.
         let mut visited: ArrayVec<(GuestPhys, u8), MAX_LEVELS> = ArrayVec::new();
         let mut table = root;
@@ -185,9 +171,7 @@ impl Walk<'_> {
                 }
                 self.set_flags(&visited);
                 let offset = (1u64 << shift) - 1;
-                return Ok(GuestPhys(
-                    self.frame(entry, level) & !offset | self.linear & offset,
-                ));
+                return Ok(GuestPhys(self.frame(entry, level) & !offset | self.linear & offset));
             }
             table = self.frame(entry, 1);
             level -= 1;
@@ -287,17 +271,11 @@ impl Walk<'_> {
     fn page_fault(&self, cause: PageFaultErrorCode) -> Exception {
         let state = self.state;
         let mut code = cause;
-        code.set(
-            PageFaultErrorCode::CAUSED_BY_WRITE,
-            self.access == AccessType::Write,
-        );
+        code.set(PageFaultErrorCode::CAUSED_BY_WRITE, self.access == AccessType::Write);
         code.set(PageFaultErrorCode::USER_MODE, state.user());
         let no_execute = self.format != Format::Legacy && state.no_execute_enabled();
         let fetches_told = no_execute || state.cr4_has(Cr4Flags::SUPERVISOR_MODE_EXECUTION_PROTECTION);
-        code.set(
-            PageFaultErrorCode::INSTRUCTION_FETCH,
-            self.access == AccessType::Execute && fetches_told,
-        );
+        code.set(PageFaultErrorCode::INSTRUCTION_FETCH, self.access == AccessType::Execute && fetches_told);
         Exception {
             vector: ExceptionVector::Page as u8,
             error_code: Some(code.bits() as u32),

@@ -45,18 +45,10 @@ struct Layout {
 impl Layout {
     /// `offset` tells where a component starts.
     fn new(offset: impl Fn(u32) -> usize) -> Self {
-        let part = |component, bytes| Part {
-            component,
-            start: offset(component),
-            bytes,
-        };
+        let part = |component, bytes| Part { component, start: offset(component), bytes };
         Self {
             low: [
-                Part {
-                    component: SSE,
-                    start: XMM_OFFSET,
-                    bytes: 0..16,
-                },
+                Part { component: SSE, start: XMM_OFFSET, bytes: 0..16 },
                 part(AVX, 16..32),
                 part(ZMM_HI256, 32..VECTOR_LEN),
             ],
@@ -139,11 +131,7 @@ impl<'a> LiveVectors<'a> {
     /// The state was loaded on this pCPU, and stays so while this lives.
     pub(super) unsafe fn new(extended: &'a mut Extended) -> Self {
         let layout = Layout::new(|component| __cpuid_count(CPUID_XSAVE, component).ebx as usize);
-        Self {
-            extended,
-            layout,
-            taken: false,
-        }
+        Self { extended, layout, taken: false }
     }
 }
 
@@ -169,8 +157,7 @@ impl VectorRegisters for LiveVectors<'_> {
             unsafe { self.extended.take_components(components) };
             self.taken = true;
         }
-        self.layout
-            .write(self.extended.area.bytes_mut(), components, index, value);
+        self.layout.write(self.extended.area.bytes_mut(), components, index, value);
         // SAFETY: as in `read`; the area holds what was taken out of the registers, but for one of them.
         unsafe { self.extended.put_components(components) };
     }

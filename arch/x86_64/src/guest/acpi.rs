@@ -70,13 +70,7 @@ fn place(image: &mut Vec<u8>, table: &[u8]) -> u64 {
 
 fn port_register(port: u16) -> GAS {
     const BITS: u8 = 8;
-    GAS::new(
-        GasSpace::SystemIo,
-        BITS,
-        0,
-        AccessSize::ByteAccess,
-        u64::from(port),
-    )
+    GAS::new(GasSpace::SystemIo, BITS, 0, AccessSize::ByteAccess, u64::from(port))
 }
 
 fn fadt(dsdt: u64) -> acpi_tables::fadt::FADT {
@@ -96,13 +90,8 @@ fn fadt(dsdt: u64) -> acpi_tables::fadt::FADT {
     // Hardware-reduced systems do without a timer; kernels that have no better clock use it where it is named.
     fadt.pm_tmr_blk = u32::from(layout::PM_TIMER_PORT).into();
     fadt.pm_tmr_len = layout::PM_TIMER_PORTS as u8;
-    fadt.x_pm_tmr_blk = GAS::new(
-        GasSpace::SystemIo,
-        32,
-        0,
-        AccessSize::DwordAccess,
-        u64::from(layout::PM_TIMER_PORT),
-    );
+    fadt.x_pm_tmr_blk =
+        GAS::new(GasSpace::SystemIo, 32, 0, AccessSize::DwordAccess, u64::from(layout::PM_TIMER_PORT));
     fadt.century = mc146818::CENTURY;
     fadt.sleep_control_reg = port_register(layout::POWER_PORT + layout::POWER_SLEEP_CONTROL);
     fadt.sleep_status_reg = port_register(layout::POWER_PORT + layout::POWER_SLEEP_STATUS);
@@ -196,14 +185,7 @@ fn dsdt() -> Sdt {
 
     const HEADER_LEN: u32 = 36;
     const DSDT_REVISION: u8 = 2;
-    let mut dsdt = Sdt::new(
-        *b"DSDT",
-        HEADER_LEN,
-        DSDT_REVISION,
-        OEM_ID,
-        OEM_TABLE_ID,
-        OEM_REVISION,
-    );
+    let mut dsdt = Sdt::new(*b"DSDT", HEADER_LEN, DSDT_REVISION, OEM_ID, OEM_TABLE_ID, OEM_REVISION);
     dsdt.append_slice(&body);
     dsdt
 }
@@ -247,10 +229,7 @@ mod tests {
         assert_eq!(&image[..8], b"RSD PTR ");
         assert_eq!((sum(&image[..20]), sum(&image[..36])), (0, 0));
         let xsdt = table(&image, u64_at(&image, 24));
-        let found: Vec<&[u8]> = xsdt[36..]
-            .chunks(8)
-            .map(|a| table(&image, u64_at(a, 0)))
-            .collect();
+        let found: Vec<&[u8]> = xsdt[36..].chunks(8).map(|a| table(&image, u64_at(a, 0))).collect();
         let names: Vec<&[u8]> = found.iter().map(|t| &t[..4]).collect();
         assert_eq!(names, [b"FACP", b"APIC", b"MCFG"]);
         assert_eq!(&table(&image, u64_at(found[0], 140))[..4], b"DSDT");
@@ -261,10 +240,7 @@ mod tests {
         let fadt = serialize(&fadt(0));
         let flags = u32::from_le_bytes(fadt[112..116].try_into().unwrap());
         assert_eq!(flags & (1 << 20 | 1 << 10), 1 << 20 | 1 << 10);
-        assert_eq!(
-            (fadt[116], u64_at(&fadt, 120), fadt[128]),
-            (1, 0x602, RESET_VALUE)
-        );
+        assert_eq!((fadt[116], u64_at(&fadt, 120), fadt[128]), (1, 0x602, RESET_VALUE));
         assert_eq!(u32::from_le_bytes(fadt[76..80].try_into().unwrap()), 0x608);
         assert_eq!((fadt[91], flags >> 8 & 1), (4, 1), "a timer of 32 bits");
         assert_eq!((fadt[208], fadt[209], u64_at(&fadt, 212)), (1, 32, 0x608));

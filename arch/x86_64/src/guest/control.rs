@@ -141,10 +141,7 @@ pub struct ControlPolicy {
 impl ControlPolicy {
     /// What goes with the features that the guest is shown.
     pub fn new(cpuid: &CpuidPolicy) -> Self {
-        let state = CpuidState {
-            osxsave: false,
-            xcr0: 0,
-        };
+        let state = CpuidState { osxsave: false, xcr0: 0 };
         let has = |&(leaf, register, bit): &Feature| {
             let answer = cpuid.query(leaf, 0, &state);
             let register = match register {
@@ -167,9 +164,7 @@ impl ControlPolicy {
     /// # Errors
     /// For reserved bits, and for changes that the mode does not allow.
     pub fn cr4(&self, value: u64, now: &ControlState) -> Result<Cr4, GeneralProtection> {
-        let cr4 = Cr4::from_bits(value)
-            .filter(|bits| self.cr4.contains(*bits))
-            .ok_or(GeneralProtection)?;
+        let cr4 = Cr4::from_bits(value).filter(|bits| self.cr4.contains(*bits)).ok_or(GeneralProtection)?;
         let long = now.efer & Efer::LMA.bits() != 0;
         let turns_pcid_on = cr4.contains(Cr4::PCIDE) && now.cr4 & Cr4::PCIDE.bits() == 0;
         if long && !cr4.contains(Cr4::PAE) || turns_pcid_on && !(long && now.cr3 & CR3_PCID == 0) {
@@ -197,12 +192,8 @@ impl ControlPolicy {
 
 /// Whether translations that the processor holds may be wrong after this change of CR4 (APM 2, 5.5.2).
 pub fn changes_translations(old: u64, new: u64) -> bool {
-    const PAGING: Cr4 = Cr4::PSE
-        .union(Cr4::PAE)
-        .union(Cr4::PGE)
-        .union(Cr4::PCIDE)
-        .union(Cr4::SMEP)
-        .union(Cr4::SMAP);
+    const PAGING: Cr4 =
+        Cr4::PSE.union(Cr4::PAE).union(Cr4::PGE).union(Cr4::PCIDE).union(Cr4::SMEP).union(Cr4::SMAP);
     (old ^ new) & PAGING.bits() != 0
 }
 
@@ -223,21 +214,11 @@ pub(crate) mod tests {
             xcr0: u64::MAX,
             tsc_aux: true,
         };
-        let host = |_, _| CpuidResult {
-            eax: u32::MAX,
-            ebx: all,
-            ecx: all,
-            edx: all,
-        };
+        let host = |_, _| CpuidResult { eax: u32::MAX, ebx: all, ecx: all, edx: all };
         ControlPolicy::new(&CpuidPolicy::new(&config, &host))
     }
 
-    const LONG: ControlState = ControlState {
-        cr0: CR0_PG | 1,
-        cr3: 0x1000,
-        cr4: 0x20,
-        efer: 0xd00,
-    };
+    const LONG: ControlState = ControlState { cr0: CR0_PG | 1, cr3: 0x1000, cr4: 0x20, efer: 0xd00 };
 
     #[test]
     fn what_nobody_switches_cannot_be_turned_on_not_even_on_a_processor_with_everything() {
@@ -256,11 +237,7 @@ pub(crate) mod tests {
             (32, "FRED"),
             (63, "reserved"),
         ] {
-            assert_eq!(
-                policy.cr4(0x20 | 1 << bit, &LONG),
-                Err(GeneralProtection),
-                "{name}"
-            );
+            assert_eq!(policy.cr4(0x20 | 1 << bit, &LONG), Err(GeneralProtection), "{name}");
         }
         for (bit, name) in [
             (1, "reserved"),
@@ -274,11 +251,7 @@ pub(crate) mod tests {
             (21, "AIBRSE"),
             (63, "reserved"),
         ] {
-            assert_eq!(
-                policy.efer(0xd00 | 1 << bit, &LONG),
-                Err(GeneralProtection),
-                "{name}"
-            );
+            assert_eq!(policy.efer(0xd00 | 1 << bit, &LONG), Err(GeneralProtection), "{name}");
         }
     }
 
@@ -294,11 +267,7 @@ pub(crate) mod tests {
             assert_eq!(none.cr4(1 << bit, &real), Err(GeneralProtection), "CR4 bit {bit}");
         }
         for bit in 0..64 {
-            assert_eq!(
-                none.efer(1 << bit, &real),
-                Err(GeneralProtection),
-                "EFER bit {bit}"
-            );
+            assert_eq!(none.efer(1 << bit, &real), Err(GeneralProtection), "EFER bit {bit}");
         }
     }
 
@@ -309,16 +278,10 @@ pub(crate) mod tests {
         let legacy = ControlState { efer: 0, ..LONG };
         assert!(policy.cr4(0, &legacy).is_ok());
         assert!(policy.cr4(0x2_0020, &LONG).is_ok());
-        assert!(
-            policy.cr4(0x2_0020, &legacy).is_err(),
-            "PCIDE outside of long mode"
-        );
+        assert!(policy.cr4(0x2_0020, &legacy).is_err(), "PCIDE outside of long mode");
         let tagged = ControlState { cr3: 0x1001, ..LONG };
         assert!(policy.cr4(0x2_0020, &tagged).is_err(), "PCIDE with a PCID in CR3");
-        let on = ControlState {
-            cr4: 0x2_0020,
-            ..tagged
-        };
+        let on = ControlState { cr4: 0x2_0020, ..tagged };
         assert!(policy.cr4(0x2_0020, &on).is_ok(), "it is on already");
         assert!(policy.efer(0x900, &LONG).is_err(), "LMA as it is not");
         assert!(policy.efer(0xc00, &LONG).is_err(), "LME while it pages");

@@ -54,12 +54,7 @@ pub struct IoApic {
 impl IoApic {
     /// After reset: all pins masked, all lines low.
     pub const fn new() -> Self {
-        Self {
-            select: 0,
-            id: 0,
-            entries: [entry::MASKED; PINS],
-            lines: 0,
-        }
+        Self { select: 0, id: 0, entries: [entry::MASKED; PINS], lines: 0 }
     }
 
     /// Drives the line of pin `gsi`; a pin that does not exist is ignored.
@@ -238,16 +233,9 @@ mod tests {
         let mut apic = IoApic::new();
         program(&mut apic, 4, entry::MASKED | entry::LEVEL | 0x31);
         assert_eq!(line(&mut apic, 4, true), []);
-        assert_eq!(
-            program(&mut apic, 4, entry::LEVEL | 0x31),
-            [message(0xfee0_0000, 0xc031)]
-        );
+        assert_eq!(program(&mut apic, 4, entry::LEVEL | 0x31), [message(0xfee0_0000, 0xc031)]);
         program(&mut apic, 4, 0x31);
-        assert_eq!(
-            apic.entries[4] & entry::REMOTE_IRR,
-            0,
-            "switching to edge ends it"
-        );
+        assert_eq!(apic.entries[4] & entry::REMOTE_IRR, 0, "switching to edge ends it");
     }
 
     #[test]

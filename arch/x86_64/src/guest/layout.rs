@@ -42,10 +42,8 @@ pub const PCI64_BASE: u64 = 0x20_0000_0000;
 pub const PCI64_LEN: u64 = 0x4_0000_0000;
 
 /// Where BARs go.
-pub const PCI_WINDOWS: [PciWindow; 2] = [
-    PciWindow::fixed(PCI32_BASE, PCI32_LEN),
-    PciWindow::prefetchable(PCI64_BASE, PCI64_LEN),
-];
+pub const PCI_WINDOWS: [PciWindow; 2] =
+    [PciWindow::fixed(PCI32_BASE, PCI32_LEN), PciWindow::prefetchable(PCI64_BASE, PCI64_LEN)];
 
 /// I/O APIC.
 pub const IOAPIC_BASE: u64 = 0xfec0_0000;
@@ -117,11 +115,7 @@ pub mod boot {
 
 /// Bytes of RAM below and above the hole for a guest of `ram_size` bytes.
 pub const fn ram_split(ram_size: u64) -> (u64, u64) {
-    if ram_size > LOW_RAM_MAX {
-        (LOW_RAM_MAX, ram_size - LOW_RAM_MAX)
-    } else {
-        (ram_size, 0)
-    }
+    if ram_size > LOW_RAM_MAX { (LOW_RAM_MAX, ram_size - LOW_RAM_MAX) } else { (ram_size, 0) }
 }
 
 /// The guest's RAM as ranges of guest-physical addresses: start and length. The second is empty unless
@@ -161,16 +155,8 @@ pub const fn memory_map(ram_size: u64) -> [MemoryEntry; 5] {
     let (low, high) = ram_split(ram_size);
     [
         entry(0, LEGACY_HOLE.start, MemoryKind::Ram),
-        entry(
-            LEGACY_HOLE.start,
-            LEGACY_HOLE.end - LEGACY_HOLE.start,
-            MemoryKind::Reserved,
-        ),
-        entry(
-            LEGACY_HOLE.end,
-            low.saturating_sub(LEGACY_HOLE.end),
-            MemoryKind::Ram,
-        ),
+        entry(LEGACY_HOLE.start, LEGACY_HOLE.end - LEGACY_HOLE.start, MemoryKind::Reserved),
+        entry(LEGACY_HOLE.end, low.saturating_sub(LEGACY_HOLE.end), MemoryKind::Ram),
         // Linux uses ECAM early only where the memory map reserves it.
         entry(ECAM_BASE, ECAM_LEN, MemoryKind::Reserved),
         entry(HIGH_RAM_BASE, high, MemoryKind::Ram),
@@ -185,17 +171,11 @@ mod tests {
     fn the_map_covers_all_ram_and_never_overlaps() {
         const STEP: u64 = 2 << 20;
         let odd = [LOW_RAM_MAX - STEP, LOW_RAM_MAX + STEP, (4 << 30) + STEP];
-        for ram in [RAM_MIN, 256 << 20, LOW_RAM_MAX, LOW_RAM_MAX + (1 << 30), RAM_MAX]
-            .into_iter()
-            .chain(odd)
+        for ram in [RAM_MIN, 256 << 20, LOW_RAM_MAX, LOW_RAM_MAX + (1 << 30), RAM_MAX].into_iter().chain(odd)
         {
             let map = memory_map(ram);
             assert!(map.windows(2).all(|w| w[0].start + w[0].len <= w[1].start));
-            let usable: u64 = map
-                .iter()
-                .filter(|e| e.kind == MemoryKind::Ram)
-                .map(|e| e.len)
-                .sum();
+            let usable: u64 = map.iter().filter(|e| e.kind == MemoryKind::Ram).map(|e| e.len).sum();
             assert_eq!(usable, ram - (LEGACY_HOLE.end - LEGACY_HOLE.start));
             assert_eq!(ram_ranges(ram).iter().map(|(_, len)| len).sum::<u64>(), ram);
         }

@@ -64,9 +64,7 @@ pub struct PcPlatform {
 
 impl fmt::Debug for PcPlatform {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("PcPlatform")
-            .field("unclaimed", &self.unclaimed())
-            .finish_non_exhaustive()
+        f.debug_struct("PcPlatform").field("unclaimed", &self.unclaimed()).finish_non_exhaustive()
     }
 }
 
@@ -119,19 +117,14 @@ impl PcPlatform {
             _ => return None,
         };
         let nobody = match access.kind {
-            AccessKind::Read => Answer {
-                value: all_ones(access.size),
-                ipi: None,
-            },
+            AccessKind::Read => Answer { value: all_ones(access.size), ipi: None },
             AccessKind::Write(_) => Answer::default(),
         };
         let Some((target, offset)) = found else {
             return Some(nobody);
         };
         Some(match target {
-            Target::LocalApic => self
-                .local_apic(access, offset, lapic, now.tsc, actions)
-                .unwrap_or(nobody),
+            Target::LocalApic => self.local_apic(access, offset, lapic, now.tsc, actions).unwrap_or(nobody),
             Target::IoApic => value_of(match access.kind {
                 AccessKind::Read => self.ioapic.read(offset, access.size),
                 AccessKind::Write(value) => {
@@ -164,9 +157,9 @@ impl PcPlatform {
             Target::Power | Target::Timer | Target::SystemControl | Target::Rtc => {
                 let port = access.address as u16;
                 value_of(match access.kind {
-                    AccessKind::Read => bytes_of(access.size, |byte| {
-                        self.read_port(target, port.wrapping_add(byte), now)
-                    }),
+                    AccessKind::Read => {
+                        bytes_of(access.size, |byte| self.read_port(target, port.wrapping_add(byte), now))
+                    }
                     AccessKind::Write(value) => {
                         for (byte, value) in (0..access.size.into()).zip(value.to_le_bytes()) {
                             self.write_port(target, port.wrapping_add(byte), value, now, actions);
@@ -322,16 +315,8 @@ mod tests {
         }
 
         fn run(&mut self, exit: &Exit) -> u64 {
-            let Self {
-                platform,
-                lapic,
-                now,
-                seen,
-            } = self;
-            platform
-                .exit(exit, lapic, now, &mut |a| seen.push(a))
-                .unwrap()
-                .value
+            let Self { platform, lapic, now, seen } = self;
+            platform.exit(exit, lapic, now, &mut |a| seen.push(a)).unwrap().value
         }
 
         /// Hands the messages to the local APIC, as the vCPU loop does.
@@ -354,19 +339,10 @@ mod tests {
     #[test]
     fn power_off_and_reset() {
         let mut rig = Rig::new();
-        for (port, value) in [
-            (0x600, 0x34),
-            (0x602, 1),
-            (0xcf9, 0x02),
-            (0xcf9, 0x06),
-            (0x64, 0xfe),
-        ] {
+        for (port, value) in [(0x600, 0x34), (0x602, 1), (0xcf9, 0x02), (0xcf9, 0x06), (0x64, 0xfe)] {
             rig.run(&io(port, 1, AccessKind::Write(value)));
         }
-        assert_eq!(
-            rig.seen,
-            [Action::PowerOff, Action::Reset, Action::Reset, Action::Reset]
-        );
+        assert_eq!(rig.seen, [Action::PowerOff, Action::Reset, Action::Reset, Action::Reset]);
     }
 
     #[test]
@@ -394,17 +370,8 @@ mod tests {
         rig.run(&mmio(layout::IOAPIC_BASE, 4, AccessKind::Write(0x18)));
         rig.run(&mmio(layout::IOAPIC_BASE + 0x10, 4, AccessKind::Write(0x8031)));
         rig.run(&io(0x3f9, 1, AccessKind::Write(1)));
-        assert!(
-            rig.platform
-                .push_input(Received::Byte(b'a'), &mut |a| rig.seen.push(a))
-        );
-        assert_eq!(
-            rig.seen,
-            [Action::Message(MsiMessage {
-                address: 0xfee0_0000,
-                data: 0xc031
-            })]
-        );
+        assert!(rig.platform.push_input(Received::Byte(b'a'), &mut |a| rig.seen.push(a)));
+        assert_eq!(rig.seen, [Action::Message(MsiMessage { address: 0xfee0_0000, data: 0xc031 })]);
         rig.deliver();
         assert_eq!(rig.lapic.pending(), Some(0x31));
         rig.lapic.acknowledge(0x31);
@@ -426,20 +393,10 @@ mod tests {
         assert_eq!(rig.run(&io(0xcf8, 4, AccessKind::Read)), 0xffff_ffff);
         assert_eq!(rig.run(&mmio(0xfed0_0000, 8, AccessKind::Read)), u64::MAX);
         rig.run(&io(0x80, 1, AccessKind::Write(0)));
-        assert_eq!(
-            rig.run(&mmio(layout::PCI64_BASE, 4, AccessKind::Read)),
-            0xffff_ffff
-        );
+        assert_eq!(rig.run(&mmio(layout::PCI64_BASE, 4, AccessKind::Read)), 0xffff_ffff);
         assert_eq!(rig.platform.unclaimed(), (2, 2));
-        assert_eq!(
-            rig.run(&mmio(layout::ECAM_BASE, 4, AccessKind::Read)),
-            0x0008_1b36
-        );
-        assert_eq!(
-            rig.platform
-                .exit(&Exit::Halt, &mut rig.lapic, &Moment::default(), &mut |_| {}),
-            None
-        );
+        assert_eq!(rig.run(&mmio(layout::ECAM_BASE, 4, AccessKind::Read)), 0x0008_1b36);
+        assert_eq!(rig.platform.exit(&Exit::Halt, &mut rig.lapic, &Moment::default(), &mut |_| {}), None);
     }
 
     proptest! {

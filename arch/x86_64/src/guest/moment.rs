@@ -31,17 +31,8 @@ mod tests {
 
     #[test]
     fn the_timer_counts_at_its_rate_and_runs_over() {
-        let at = |ns| {
-            Moment {
-                ns,
-                ..Moment::default()
-            }
-            .pm_timer()
-        };
-        assert_eq!(
-            (at(0), at(NS_PER_SECOND), at(2 * NS_PER_SECOND)),
-            (0, 3_579_545, 7_159_090)
-        );
+        let at = |ns| Moment { ns, ..Moment::default() }.pm_timer();
+        assert_eq!((at(0), at(NS_PER_SECOND), at(2 * NS_PER_SECOND)), (0, 3_579_545, 7_159_090));
         let full = (1u128 << 32) * u128::from(NS_PER_SECOND) / u128::from(PM_TIMER_HZ);
         assert_eq!(at(full as u64 + 1_000), 3);
         at(u64::MAX);

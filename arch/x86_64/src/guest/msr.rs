@@ -187,20 +187,14 @@ impl Msrs {
         if let Err(error) = written
             && !core::mem::replace(&mut self.clock_logged, true)
         {
-            log::warn!(
-                "vm {}: {what} structure not written: {error} (said once)",
-                self.vm
-            );
+            log::warn!("vm {}: {what} structure not written: {error} (said once)", self.vm);
         }
     }
 
     fn unknown_msr(&mut self, access: &str, msr: u32) -> GeneralProtection {
         self.unknown = self.unknown.saturating_add(1);
         if !self.logged.contains(&msr) && self.logged.try_push(msr).is_ok() {
-            log::info!(
-                "vm {}: {access} unknown MSR {msr:#x} answered with #GP (said once)",
-                self.vm
-            );
+            log::info!("vm {}: {access} unknown MSR {msr:#x} answered with #GP (said once)", self.vm);
         }
         GeneralProtection
     }
@@ -222,10 +216,7 @@ mod tests {
         for _ in 0..3 {
             assert_eq!(msrs.read(0x1234, &lapic, 0), Err(GeneralProtection));
         }
-        assert_eq!(
-            msrs.write(0x1234, 0, &mut lapic, &CLOCK, &memory, 0),
-            Err(GeneralProtection)
-        );
+        assert_eq!(msrs.write(0x1234, 0, &mut lapic, &CLOCK, &memory, 0), Err(GeneralProtection));
         assert_eq!((msrs.unknown(), msrs.logged.len()), (4, 1));
     }
 
@@ -238,11 +229,7 @@ mod tests {
             assert!(msrs.write(msr, 0xffff, &mut lapic, &CLOCK, &memory, 0).is_ok());
             assert_eq!(msrs.read(msr, &lapic, 0), Ok(0));
         }
-        assert_eq!(
-            msrs.read(0xc001_0200, &lapic, 0),
-            Err(GeneralProtection),
-            "PERFCTR_CORE"
-        );
+        assert_eq!(msrs.read(0xc001_0200, &lapic, 0), Err(GeneralProtection), "PERFCTR_CORE");
         assert_eq!(msrs.unknown(), 1);
     }
 
@@ -283,10 +270,8 @@ mod tests {
         msrs.was_paused(&CLOCK, &memory);
         assert_eq!(memory.bytes(0, 0x1000), [0; 0x1000], "it has none");
         for (value, flags) in [(0x201, 3), (0x200, 1)] {
-            msrs.write(KVM_SYSTEM_TIME_NEW, 0x201, &mut lapic, &CLOCK, &memory, 0)
-                .unwrap();
-            msrs.write(KVM_SYSTEM_TIME_NEW, value, &mut lapic, &CLOCK, &memory, 0)
-                .unwrap();
+            msrs.write(KVM_SYSTEM_TIME_NEW, 0x201, &mut lapic, &CLOCK, &memory, 0).unwrap();
+            msrs.write(KVM_SYSTEM_TIME_NEW, value, &mut lapic, &CLOCK, &memory, 0).unwrap();
             let before = memory.bytes(0x200, 29);
             msrs.was_paused(&CLOCK, &memory);
             assert_eq!(memory.bytes(0x200 + 29, 1), [flags], "{value:#x}");

@@ -44,16 +44,8 @@ impl GuestClock {
     /// time is `wall_ns` nanoseconds.
     pub const fn new(tsc_hz: u64, wall_ns: u64, tsc: u64) -> Self {
         let tsc_hz = if tsc_hz == 0 { 1 } else { tsc_hz };
-        let clock = Self {
-            tsc_hz,
-            wall_at_zero_ns: 0,
-            tsc_at_zero: 0,
-            version: FIRST_VERSION,
-        };
-        Self {
-            wall_at_zero_ns: wall_ns.saturating_sub(clock.nanoseconds(tsc)),
-            ..clock
-        }
+        let clock = Self { tsc_hz, wall_at_zero_ns: 0, tsc_at_zero: 0, version: FIRST_VERSION };
+        Self { wall_at_zero_ns: wall_ns.saturating_sub(clock.nanoseconds(tsc)), ..clock }
     }
 
     /// Frequency of the guest's TSC.
@@ -64,11 +56,7 @@ impl GuestClock {
     /// Nanoseconds that `ticks` of the TSC take.
     pub const fn nanoseconds(&self, ticks: u64) -> u64 {
         let ns = ticks as u128 * NANOSECONDS_PER_SECOND as u128 / self.tsc_hz as u128;
-        if ns > u64::MAX as u128 {
-            u64::MAX
-        } else {
-            ns as u64
-        }
+        if ns > u64::MAX as u128 { u64::MAX } else { ns as u64 }
     }
 
     /// The guest's TSC reads `delta` more than before, modulo 2⁶⁴; its time goes on as it was. The system-time structure
@@ -96,10 +84,7 @@ impl GuestClock {
         }
         // Exact: hz above lost low bits by shifting.
         let (numerator, denominator) = if shift < 0 {
-            (
-                second << (32 + u32::from(shift.unsigned_abs())),
-                u128::from(self.tsc_hz),
-            )
+            (second << (32 + u32::from(shift.unsigned_abs())), u128::from(self.tsc_hz))
         } else {
             (second << 32, hz)
         };
@@ -157,11 +142,7 @@ mod tests {
         let multiplier = u32::from_le_bytes(bytes[24..28].try_into().unwrap());
         let shift = bytes[28] as i8;
         let delta = tsc.wrapping_sub(u64_at(8));
-        let delta = if shift < 0 {
-            delta >> -shift
-        } else {
-            delta << shift
-        };
+        let delta = if shift < 0 { delta >> -shift } else { delta << shift };
         u64_at(16) + ((u128::from(delta) * u128::from(multiplier)) >> 32) as u64
     }
 
@@ -185,20 +166,14 @@ mod tests {
         let read = |clock: &GuestClock, tsc| {
             clock.write_system_time(&memory, GuestPhys(0)).unwrap();
             let bytes = memory.bytes(0, SYSTEM_TIME_LEN);
-            (
-                u32::from_le_bytes(bytes[..4].try_into().unwrap()),
-                guest_ns(&bytes, tsc),
-            )
+            (u32::from_le_bytes(bytes[..4].try_into().unwrap()), guest_ns(&bytes, tsc))
         };
         let (version, before) = read(&clock, 5 * HZ);
         for (old, new) in [(5 * HZ, 0), (0, u64::MAX - HZ), (u64::MAX - HZ, 7)] {
             clock.tsc_moved(new.wrapping_sub(old));
             let (next, after) = read(&clock, new);
             assert!(after.abs_diff(before) < 1000, "{after} {before}");
-            assert!(
-                next > version && next % 2 == 0,
-                "a reader in the middle of it must see that"
-            );
+            assert!(next > version && next % 2 == 0, "a reader in the middle of it must see that");
         }
     }
 

@@ -17,17 +17,9 @@ const DOUBLE_FAULT: u8 = 8;
 const MACHINE_CHECK: u8 = 18;
 
 /// #DB.
-pub const DEBUG_EXCEPTION: Exception = Exception {
-    vector: DEBUG,
-    error_code: None,
-    cr2: None,
-};
+pub const DEBUG_EXCEPTION: Exception = Exception { vector: DEBUG, error_code: None, cr2: None };
 /// #AC; its error code is always zero.
-pub const ALIGNMENT_CHECK: Exception = Exception {
-    vector: 17,
-    error_code: Some(0),
-    cr2: None,
-};
+pub const ALIGNMENT_CHECK: Exception = Exception { vector: 17, error_code: Some(0), cr2: None };
 
 /// The word that has VMRUN deliver `event`.
 pub fn encode(event: Event) -> u64 {
@@ -35,9 +27,7 @@ pub fn encode(event: Event) -> u64 {
         | match event {
             Event::Interrupt(vector) => event::TYPE_INTR | u64::from(vector),
             Event::Nmi => event::TYPE_NMI | u64::from(NMI),
-            Event::Exception(Exception {
-                vector, error_code, ..
-            }) => {
+            Event::Exception(Exception { vector, error_code, .. }) => {
                 let code = error_code.map_or(0, |code| u64::from(code) << 32 | event::ERROR_CODE);
                 event::TYPE_EXCEPTION | u64::from(vector) | code
             }
@@ -62,10 +52,7 @@ pub fn decode(info: u64) -> Option<Event> {
 /// Whether the exception is a fault: its handler returns to the instruction, with RFLAGS.RF set so that a breakpoint
 /// on it does not hit twice. #DB sets the flag by itself, where it must.
 pub fn is_fault(vector: u8) -> bool {
-    !matches!(
-        vector,
-        DEBUG | NMI | BREAKPOINT | OVERFLOW | DOUBLE_FAULT | MACHINE_CHECK
-    )
+    !matches!(vector, DEBUG | NMI | BREAKPOINT | OVERFLOW | DOUBLE_FAULT | MACHINE_CHECK)
 }
 
 /// The event to inject for one whose delivery was interrupted (EXITINTINFO); `None` where the guest will
@@ -98,10 +85,7 @@ mod tests {
         for (info, again) in [
             (0, None),
             (valid(event::TYPE_INTR, 0x31), Some(valid(event::TYPE_INTR, 0x31))),
-            (
-                valid(event::TYPE_EXCEPTION, 0x31),
-                Some(valid(event::TYPE_INTR, 0x31)),
-            ),
+            (valid(event::TYPE_EXCEPTION, 0x31), Some(valid(event::TYPE_INTR, 0x31))),
             (valid(event::TYPE_EXCEPTION, 2), Some(valid(event::TYPE_NMI, 2))),
             (
                 valid(event::TYPE_EXCEPTION, 14) | event::ERROR_CODE | 7 << 32,

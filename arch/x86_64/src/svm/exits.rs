@@ -44,10 +44,9 @@ pub fn reason(vmcb: &Vmcb, decode_assists: bool) -> Reason {
         exit_code::IOIO => Reason::Io(io(control.exit_info1)),
         exit_code::MSR if control.exit_info1 & MSR_WRITE != 0 => Reason::WriteMsr,
         exit_code::MSR => Reason::ReadMsr,
-        exit_code::NPF => Reason::Stage2 {
-            address: control.exit_info2,
-            fetch: control.exit_info1 & NPF_FETCH != 0,
-        },
+        exit_code::NPF => {
+            Reason::Stage2 { address: control.exit_info2, fetch: control.exit_info1 & NPF_FETCH != 0 }
+        }
         exit_code::VMMCALL => Reason::Hypercall,
         exit_code::XSETBV => Reason::Xsetbv,
         exit_code::SHUTDOWN => Reason::Shutdown,
@@ -91,25 +90,9 @@ mod tests {
     #[test]
     fn port_accesses_are_decoded() {
         let out = io(0x3f8 << ioio::PORT_SHIFT | 1 << 4);
-        assert_eq!(
-            out,
-            IoExit {
-                port: 0x3f8,
-                size: 1,
-                input: false,
-                string: false
-            }
-        );
+        assert_eq!(out, IoExit { port: 0x3f8, size: 1, input: false, string: false });
         let ins = io(0xcfc << ioio::PORT_SHIFT | ioio::SIZE32 | ioio::INPUT | ioio::STRING);
-        assert_eq!(
-            ins,
-            IoExit {
-                port: 0xcfc,
-                size: 4,
-                input: true,
-                string: true
-            }
-        );
+        assert_eq!(ins, IoExit { port: 0xcfc, size: 4, input: true, string: true });
     }
 
     #[test]

@@ -92,9 +92,7 @@ pub struct SvmVcpu {
 
 impl core::fmt::Debug for SvmVcpu {
     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
-        f.debug_struct("SvmVcpu")
-            .field("rip", &self.vmcb.save.rip)
-            .finish_non_exhaustive()
+        f.debug_struct("SvmVcpu").field("rip", &self.vmcb.save.rip).finish_non_exhaustive()
     }
 }
 
@@ -163,12 +161,7 @@ impl SvmVcpu {
 
     fn control_state(&self) -> ControlState {
         let save = &self.vmcb.save;
-        ControlState {
-            cr0: save.cr0,
-            cr3: save.cr3,
-            cr4: self.cr4(),
-            efer: self.efer(),
-        }
+        ControlState { cr0: save.cr0, cr3: save.cr3, cr4: self.cr4(), efer: self.efer() }
     }
 
     /// Writes CR4 as the guest wants it.
@@ -188,12 +181,7 @@ fn segment_state(segment: &Segment) -> SegmentState {
 }
 
 const fn flat(selector: u16, attributes: u16) -> Segment {
-    Segment {
-        selector,
-        attributes,
-        limit: u32::MAX,
-        base: 0,
-    }
+    Segment { selector, attributes, limit: u32::MAX, base: 0 }
 }
 
 impl Backend for SvmVcpu {
@@ -206,33 +194,13 @@ impl Backend for SvmVcpu {
             EntryMode::Long64 => attributes::CODE64,
         };
         save.cs = flat(entry.cs, code);
-        for segment in [
-            &mut save.ds,
-            &mut save.es,
-            &mut save.ss,
-            &mut save.fs,
-            &mut save.gs,
-        ] {
+        for segment in [&mut save.ds, &mut save.es, &mut save.ss, &mut save.fs, &mut save.gs] {
             *segment = flat(entry.ds, attributes::DATA);
         }
-        save.tr = Segment {
-            selector: 0,
-            attributes: attributes::TSS,
-            limit: TSS_LIMIT,
-            base: 0,
-        };
-        save.ldtr = Segment {
-            selector: 0,
-            attributes: attributes::LDT,
-            limit: 0,
-            base: 0,
-        };
+        save.tr = Segment { selector: 0, attributes: attributes::TSS, limit: TSS_LIMIT, base: 0 };
+        save.ldtr = Segment { selector: 0, attributes: attributes::LDT, limit: 0, base: 0 };
         let (base, limit) = entry.gdt.unwrap_or((0, 0));
-        save.gdtr = Segment {
-            base,
-            limit: limit.into(),
-            ..Segment::default()
-        };
+        save.gdtr = Segment { base, limit: limit.into(), ..Segment::default() };
         save.cr0 = entry.cr0;
         save.cr3 = entry.cr3;
         save.efer = entry.efer | EFER_SVME;
@@ -333,9 +301,7 @@ impl Backend for SvmVcpu {
         } else {
             return None;
         };
-        u8::try_from(next.wrapping_sub(self.vmcb.save.rip))
-            .ok()
-            .filter(|length| (1..=15).contains(length))
+        u8::try_from(next.wrapping_sub(self.vmcb.save.rip)).ok().filter(|length| (1..=15).contains(length))
     }
 
     fn skip(&mut self, length: u8) {
@@ -478,10 +444,7 @@ impl Backend for SvmVcpu {
 
     fn set_pat(&mut self, value: u64) -> bool {
         // UC, WC, WT, WP, WB, UC- (APM 2, table 7-9).
-        let valid = value
-            .to_le_bytes()
-            .iter()
-            .all(|kind| matches!(kind, 0 | 1 | 4..=7));
+        let valid = value.to_le_bytes().iter().all(|kind| matches!(kind, 0 | 1 | 4..=7));
         if valid {
             self.vmcb.save.g_pat = value;
         }
@@ -490,12 +453,7 @@ impl Backend for SvmVcpu {
 
     fn last_exit(&self) -> [u64; 4] {
         let control = &self.vmcb.control;
-        [
-            control.exit_code,
-            control.exit_info1,
-            control.exit_info2,
-            self.vmcb.save.rip,
-        ]
+        [control.exit_code, control.exit_info1, control.exit_info2, self.vmcb.save.rip]
     }
 }
 

@@ -65,11 +65,7 @@ impl NmiGate {
         match *self {
             Self::Closed if code == exit_code::IRET => {
                 vmcb.control.intercept_misc1 &= !intercept::IRET;
-                *self = Self::Returning {
-                    rip: save.rip,
-                    rsp: save.rsp,
-                    step: None,
-                };
+                *self = Self::Returning { rip: save.rip, rsp: save.rsp, step: None };
                 true
             }
             Self::Returning { rip, rsp, step } if (rip, rsp) != (save.rip, save.rsp) => {
@@ -99,10 +95,7 @@ mod tests {
         let mut gate = NmiGate::default();
         gate.close(&mut vmcb);
         assert_ne!(vmcb.control.intercept_misc1 & intercept::IRET, 0);
-        assert!(
-            !gate.hasten(&mut vmcb),
-            "the handler has to come to its IRET first"
-        );
+        assert!(!gate.hasten(&mut vmcb), "the handler has to come to its IRET first");
         vmcb.save.rip = RIP;
         vmcb.save.dr6 = DR6;
         vmcb.control.exit_code = exit_code::CPUID;
@@ -110,11 +103,7 @@ mod tests {
         assert_eq!(gate, NmiGate::Closed);
         vmcb.control.exit_code = exit_code::IRET;
         assert!(gate.left(&mut vmcb));
-        assert_eq!(
-            vmcb.control.intercept_misc1 & intercept::IRET,
-            0,
-            "or it came for ever"
-        );
+        assert_eq!(vmcb.control.intercept_misc1 & intercept::IRET, 0, "or it came for ever");
         (vmcb, gate)
     }
 

@@ -138,11 +138,7 @@ mod tests {
 
     #[test]
     fn entries_are_as_the_manual_has_them() {
-        assert_eq!(
-            Nested::table(HostPhys(0x1000)),
-            0x1007,
-            "nested walks are user accesses"
-        );
+        assert_eq!(Nested::table(HostPhys(0x1000)), 0x1007, "nested walks are user accesses");
         assert_eq!(Nested::ram(HostPhys(0x20_0000)), 0x20_0087);
         assert_eq!(Nested::device(HostPhys(0xe000_0000)), 0x8000_0000_e000_001f);
         assert_eq!(Nested::decode(0x1007, 1), Entry::Table(HostPhys(0x1000)));
@@ -160,11 +156,7 @@ mod tests {
             let shift = 12 + 9 * level;
             let index = (guest >> shift) & 511;
             // SAFETY: a table that `NestedTable` made in this test's memory.
-            entry = unsafe {
-                ((entry & ADDRESS) as *const u64)
-                    .wrapping_add(index as usize)
-                    .read()
-            };
+            entry = unsafe { ((entry & ADDRESS) as *const u64).wrapping_add(index as usize).read() };
             if entry & PRESENT == 0 {
                 return None;
             }
@@ -190,15 +182,10 @@ mod tests {
             // Only named, never touched.
             let host = Frames::new([(HostPhys(HOST), RAM)]);
             let taken = host.allocate_guest(RAM).unwrap().scrub(&mut |_, _| {});
-            let range = RamRange {
-                start: GuestPhys(0),
-                len: RAM,
-            };
+            let range = RamRange { start: GuestPhys(0), len: RAM };
             let ram = GuestRam::new(VmId(0), taken, &[range]).unwrap();
             table.map_ram(&ram).unwrap();
-            table
-                .map_portal(GuestPhys(0xe000_0000), HostPhys(0xd000_0000), 0x1000)
-                .unwrap();
+            table.map_portal(GuestPhys(0xe000_0000), HostPhys(0xd000_0000), 0x1000).unwrap();
             let reached = |guest| walk(table.root(), levels, guest);
             assert_eq!(reached(0x12_3456), Some(HOST + 0x12_3456), "{levels} levels");
             assert_eq!(reached(0xe000_0010), Some(0xd000_0010));

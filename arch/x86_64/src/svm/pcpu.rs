@@ -76,11 +76,7 @@ impl Asids {
             self.generation += 1;
             self.next = 1;
         }
-        *asid = Asid {
-            pcpu,
-            generation: self.generation,
-            number: self.next,
-        };
+        *asid = Asid { pcpu, generation: self.generation, number: self.next };
         self.next += 1;
         exhausted
     }
@@ -129,10 +125,7 @@ impl SvmPcpu {
         // SAFETY: the MSRs exist where CPUID shows SVM. SVME changes nothing for code that uses no SVM.
         unsafe {
             if Msr::new(VM_CR).read() & VM_CR_SVMDIS != 0 {
-                return Err(refuse(
-                    "SVM is locked off by the firmware",
-                    "enable it in the firmware's setup",
-                ));
+                return Err(refuse("SVM is locked off by the firmware", "enable it in the firmware's setup"));
             }
             let mut efer = Msr::new(EFER);
             let value = efer.read();

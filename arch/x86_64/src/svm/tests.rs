@@ -105,11 +105,7 @@ fn a_step_over_what_the_hypervisor_does_ends_behind_it() {
 #[test]
 fn a_fault_comes_back_to_its_instruction_without_its_breakpoint() {
     let mut vcpu = vcpu();
-    let plain = |vector| Exception {
-        vector,
-        error_code: None,
-        cr2: None,
-    };
+    let plain = |vector| Exception { vector, error_code: None, cr2: None };
     vcpu.inject(Event::Exception(event::DEBUG_EXCEPTION));
     assert_eq!(vcpu.vmcb.save.rflags & RFLAGS_RF, 0);
     vcpu.inject(Event::Exception(plain(6)));

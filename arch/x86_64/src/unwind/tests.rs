@@ -40,31 +40,20 @@ impl Made {
         headers[directory..directory + 4].copy_from_slice(&PDATA.to_le_bytes());
         headers[directory + 4..directory + 8].copy_from_slice(&(pdata.len() as u32).to_le_bytes());
         let text = vec![0x90; infos.len() * 0x100 + 0x100];
-        Self {
-            headers,
-            text,
-            xdata,
-            pdata,
-        }
+        Self { headers, text, xdata, pdata }
     }
 
     fn image(&self) -> Image<'_> {
-        let parts: [(u32, &[u8]); 4] = [
-            (0, &self.headers),
-            (TEXT, &self.text),
-            (XDATA, &self.xdata),
-            (PDATA, &self.pdata),
-        ];
+        let parts: [(u32, &[u8]); 4] =
+            [(0, &self.headers), (TEXT, &self.text), (XDATA, &self.xdata), (PDATA, &self.pdata)];
         Image::new(BASE, SIZE, parts)
     }
 }
 
 /// Registers with RIP in the function with that number.
 fn at(number: u64, offset: u64) -> Registers {
-    let mut registers = Registers {
-        rip: BASE + u64::from(TEXT) + number * 0x100 + offset,
-        ..Registers::default()
-    };
+    let mut registers =
+        Registers { rip: BASE + u64::from(TEXT) + number * 0x100 + offset, ..Registers::default() };
     registers.gpr[RSP] = STACK;
     registers
 }
@@ -161,10 +150,7 @@ fn what_an_interrupt_pushed_leads_to_where_it_came() {
     let words = [0xa, 0xfe, 0, 0x1234, 8, 2, STACK + 0x800, 0x10];
     let (frame, position) = unwind(&made.image(), &at(0, 0x20), Position::Called, &stack(&words)).unwrap();
     assert_eq!(position, Position::Interrupted);
-    assert_eq!(
-        (frame.gpr[0], frame.rip, frame.gpr[RSP]),
-        (0xa, 0x1234, STACK + 0x800)
-    );
+    assert_eq!((frame.gpr[0], frame.rip, frame.gpr[RSP]), (0xa, 0x1234, STACK + 0x800));
 }
 
 #[test]
@@ -205,10 +191,7 @@ fn leaves_and_the_ends_of_the_way() {
     assert_eq!(end(nowhere, Position::Called, &[1]), Stop::OutOfImage);
     assert_eq!(end(at(1, 0x10), Position::Called, &[1]), Stop::NoEntry);
     assert_eq!(end(at(1, 0x10), Position::Interrupted, &[]), Stop::Stack(STACK));
-    assert_eq!(
-        end(at(0, 0x10), Position::Called, &[1; 7]),
-        Stop::Stack(STACK + 56)
-    );
+    assert_eq!(end(at(0, 0x10), Position::Called, &[1; 7]), Stop::Stack(STACK + 56));
     let unknown = Made::new(&[&[1, 0, 1, 0, 0, 0x0f]]);
     let end = unwind(&unknown.image(), &at(0, 9), Position::Called, &stack(&[1]));
     assert_eq!(end, Err(Stop::Damaged));
@@ -221,9 +204,8 @@ fn calls_are_recognised_from_behind() {
     made.text[0x20..0x22].copy_from_slice(&[0xff, 0xd0]);
     made.text[0x30..0x36].copy_from_slice(&[0xff, 0x15, 1, 2, 3, 4]);
     let image = made.image();
-    let behind: Vec<u64> = (0..0x100)
-        .filter(|offset| image.is_behind_call(BASE + u64::from(TEXT) + offset))
-        .collect();
+    let behind: Vec<u64> =
+        (0..0x100).filter(|offset| image.is_behind_call(BASE + u64::from(TEXT) + offset)).collect();
     assert_eq!(behind, [0x15, 0x22, 0x36]);
     assert!(!image.is_behind_call(0) && !image.is_behind_call(u64::MAX));
 }

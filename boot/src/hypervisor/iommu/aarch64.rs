@@ -45,10 +45,7 @@ fn find_its(platform: &Platform, iort: &Iort, frames: &'static Frames) -> Option
     let nodes: Vec<ItsNode> = platform
         .its()
         .iter()
-        .map(|its| ItsNode {
-            identifier: its.id,
-            registers: HostPhys(its.base),
-        })
+        .map(|its| ItsNode { identifier: its.id, registers: HostPhys(its.base) })
         .collect();
     if nodes.is_empty() {
         log::warn!("the MADT names no ITS, so interrupts of devices reach nobody");
@@ -96,20 +93,13 @@ impl MachineIommu {
         }
         let its = find_its(platform, &iort, frames);
         let doorbells = its.map_or_else(Vec::new, MachineIts::doorbells);
-        let smmu = Smmu::new(
-            iort,
-            Arc::new(FrameMemory(frames)),
-            &MachineHost,
-            &doorbells,
-            &mut registers::map,
-        )?;
+        let smmu =
+            Smmu::new(iort, Arc::new(FrameMemory(frames)), &MachineHost, &doorbells, &mut registers::map)?;
         let smmu: &'static Smmu<_, _> = Box::leak(Box::new(smmu));
         smmu.take_over()?;
         // Only now, when no device writes a message any more.
         let its = its.filter(|its| {
-            its.take_over()
-                .inspect_err(|refusal| log::error!("ITS not usable: {refusal}"))
-                .is_ok()
+            its.take_over().inspect_err(|refusal| log::error!("ITS not usable: {refusal}")).is_ok()
         });
         Ok(Self { smmu, its })
     }
@@ -146,14 +136,8 @@ impl MachineIommu {
         for node in &self.smmu.topology().units {
             let name = || format!("smmuv3 {}", node.registers);
             for (interrupt, missing) in [
-                (
-                    node.interrupts.event,
-                    "the IORT names no wired interrupt of its events",
-                ),
-                (
-                    node.interrupts.global_error,
-                    "the IORT names no wired interrupt of its global errors",
-                ),
+                (node.interrupts.event, "the IORT names no wired interrupt of its events"),
+                (node.interrupts.global_error, "the IORT names no wired interrupt of its global errors"),
             ] {
                 if interrupt == 0 {
                     return Err(Refusal::new(name(), missing, "update the firmware"));

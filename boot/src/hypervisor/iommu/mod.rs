@@ -106,10 +106,7 @@ pub fn take(
 ) -> Option<MachineIommu> {
     match MachineIommu::take(tables, platform, pci, frames) {
         Ok(iommu) => {
-            log::info!(
-                "{}: every device is blocked until a VM owns a part of it",
-                iommu.title()
-            );
+            log::info!("{}: every device is blocked until a VM owns a part of it", iommu.title());
             for (name, value) in iommu.describe() {
                 log::info!("{name}: {value}");
             }

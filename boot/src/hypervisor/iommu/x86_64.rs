@@ -56,10 +56,7 @@ fn buses_behind(pci: &Pci, requester: Requester) -> Option<BusRange> {
     let header = config.read32(requester, HEADER_TYPE) >> 16 & 0x7f;
     (header == BRIDGE).then(|| {
         let numbers = config.read32(requester, BUS_NUMBERS);
-        BusRange {
-            secondary: (numbers >> 8) as u8,
-            subordinate: (numbers >> 16) as u8,
-        }
+        BusRange { secondary: (numbers >> 8) as u8, subordinate: (numbers >> 16) as u8 }
     })
 }
 
@@ -85,10 +82,7 @@ impl MachineIommu {
         )?;
         let vtd: &'static Vtd<_, _> = Box::leak(Box::new(vtd));
         vtd.take_over()?;
-        Ok(Self {
-            vtd,
-            io_apic: dmar.units.iter().find_map(io_apic),
-        })
+        Ok(Self { vtd, io_apic: dmar.units.iter().find_map(io_apic) })
     }
 
     /// What it is, in words.
@@ -140,8 +134,6 @@ impl MachineIommu {
 /// Has `note` called, as an interrupt handler on the first pCPU, when bytes came on the serial line.
 pub fn connect_keys(iommu: Option<&MachineIommu>, platform: &Platform, note: fn()) -> Result<(), Refusal> {
     let remap = iommu.map(|iommu| |target| iommu.remap_line(target));
-    let remap = remap
-        .as_ref()
-        .map(|remap| remap as &dyn Fn(HostVector) -> Result<MsiMessage, Refusal>);
+    let remap = remap.as_ref().map(|remap| remap as &dyn Fn(HostVector) -> Result<MsiMessage, Refusal>);
     host::connect_serial(platform.serial_interrupt(), remap, note)
 }

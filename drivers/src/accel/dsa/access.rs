@@ -45,30 +45,20 @@ pub(super) struct Closed<'a, R> {
 impl<R> Gate<R> {
     /// Registers of a device with these queues and MSI-X entries.
     pub fn new(registers: R, slot: Slot) -> Self {
-        Self {
-            registers,
-            inside: Mutex::new(Inside { closed: false, slot }),
-        }
+        Self { registers, inside: Mutex::new(Inside { closed: false, slot }) }
     }
 
     /// `None` while the device is set up or reset.
     pub fn open(&self) -> Option<Access<'_, R>> {
         let inside = self.inside.lock();
-        (!inside.closed).then_some(Access {
-            registers: &self.registers,
-            inside,
-        })
+        (!inside.closed).then_some(Access { registers: &self.registers, inside })
     }
 
     /// Keeps everybody else away, guests' portals included. `None` while somebody does already.
     pub fn close<'a>(&'a self, unreached: Unreached<'a>) -> Option<Closed<'a, R>> {
         let mut inside = self.inside.lock();
         let closed = core::mem::replace(&mut inside.closed, true);
-        (!closed).then_some(Closed {
-            registers: &self.registers,
-            gate: self,
-            _unreached: unreached,
-        })
+        (!closed).then_some(Closed { registers: &self.registers, gate: self, _unreached: unreached })
     }
 
     /// What is known of the device without looking at it; also while the gate is closed.

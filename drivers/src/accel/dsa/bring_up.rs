@@ -45,23 +45,12 @@ impl<R: Registers, C: ConfigSpace> Device<R, C> {
         let name = setup.name.clone();
         let function = setup.function.identity();
         Self::new(setup).map_err(|refusal| {
-            Refusal {
-                what: String::new(),
-                ..refusal
-            }
-            .within(alloc::format!("parent {name} ({function})"))
+            Refusal { what: String::new(), ..refusal }.within(alloc::format!("parent {name} ({function})"))
         })
     }
 
     fn new(setup: Setup<R, C>) -> Result<Self, Refusal> {
-        let Setup {
-            name,
-            function,
-            registers,
-            host,
-            partition,
-            options,
-        } = setup;
+        let Setup { name, function, registers, host, partition, options } = setup;
         let refuse = |why: String, remedy: &str| Refusal::new("", why, remedy);
         let identity = function.identity();
         let silicon = Silicon::of(identity.vendor, identity.device).ok_or_else(|| {
@@ -72,9 +61,7 @@ impl<R: Registers, C: ConfigSpace> Device<R, C> {
         })?;
         let bar0 = function.memory_bar(0)?;
         let bar2 = function.memory_bar(2)?;
-        let msix = function
-            .msix()
-            .ok_or_else(|| refuse("it has no MSI-X".into(), "name another device"))?;
+        let msix = function.msix().ok_or_else(|| refuse("it has no MSI-X".into(), "name another device"))?;
         let pasid = function.pasid().filter(|pasid| pasid.bits > 0).ok_or_else(|| {
             refuse(
                 "it cannot tag its requests (no PASID capability)".into(),
@@ -142,16 +129,10 @@ impl<R: Registers, C: ConfigSpace> Device<R, C> {
         self.function.enable_msix(&self.msix);
         self.configure(closed.registers);
         self.function.allow_dma()?;
-        let started = self
-            .execute(closed, Command::EnableDevice)
-            .and_then(|_| self.request_handles(closed));
+        let started = self.execute(closed, Command::EnableDevice).and_then(|_| self.request_handles(closed));
         started.map_err(|failure| {
             self.function.forbid_dma();
-            Refusal::new(
-                "",
-                failure.to_string(),
-                "try again after a cold start of the machine",
-            )
+            Refusal::new("", failure.to_string(), "try again after a cold start of the machine")
         })
     }
 
@@ -159,28 +140,20 @@ impl<R: Registers, C: ConfigSpace> Device<R, C> {
     /// again: nothing survives a function-level reset.
     pub fn recover(&self, unreached: &ParentUnreached) -> Result<(), Refusal> {
         let closed = self.close(Unreached::Withheld(unreached))?;
-        log::warn!(
-            "parent {}: resetting the device; every vdev on it stops",
-            self.name
-        );
+        log::warn!("parent {}: resetting the device; every vdev on it stops", self.name);
         self.epoch.fetch_add(1, Ordering::AcqRel);
         // Whatever comes of the reset, no queue sends anything from here on.
         self.function.forbid_dma();
-        let recovered = self
-            .function
-            .function_level_reset(&*self.host)
-            .and_then(|()| self.start(&closed));
+        let recovered = self.function.function_level_reset(&*self.host).and_then(|()| self.start(&closed));
         if recovered.is_ok() {
             self.resets.fetch_add(1, Ordering::AcqRel);
         }
         self.gate.with_slot(Slot::clear);
         self.busy.store(false, Ordering::Release);
         if let Err(refusal) = recovered {
-            return Err(Refusal {
-                what: String::new(),
-                ..refusal
-            }
-            .within(alloc::format!("parent {}", self.name)));
+            return Err(
+                Refusal { what: String::new(), ..refusal }.within(alloc::format!("parent {}", self.name))
+            );
         }
         for queue in &self.queues {
             queue.revive();
@@ -246,17 +219,11 @@ impl<R: Registers, C: ConfigSpace> Device<R, C> {
             let size = self.queues.get(usize::from(wq)).map_or(0, |queue| queue.size);
             registers.write32(caps.wqcfg_of(wq) + wqcfg::SIZE, u32::from(size));
         }
-        let used: Vec<u8> = self
-            .queues
-            .iter()
-            .filter(|queue| queue.size > 0)
-            .map(|queue| queue.index)
-            .collect();
+        let used: Vec<u8> =
+            self.queues.iter().filter(|queue| queue.size > 0).map(|queue| queue.index).collect();
         // One group and engine for each queue as far as they go, so that queues do not wait for each
         // other; beyond that, queues share round robin.
-        let groups = usize::from(caps.groups.groups())
-            .min(usize::from(caps.engines))
-            .min(used.len());
+        let groups = usize::from(caps.groups.groups()).min(usize::from(caps.engines)).min(used.len());
         for group in 0..usize::from(caps.groups.groups()) {
             let at = caps.grpcfg + group * grpcfg::STRIDE;
             let mut wqs = [0u64; 4];
@@ -320,8 +287,5 @@ fn usable_queues(capabilities: &Capabilities) -> usize {
 
 fn make_queues(count: usize, partition: &Partition, capabilities: &Capabilities) -> Vec<Queue> {
     let sizes = partition.sizes(count, capabilities.work_queues.total_size());
-    (0u8..)
-        .zip(sizes)
-        .map(|(index, size)| Queue::new(index, size))
-        .collect()
+    (0u8..).zip(sizes).map(|(index, size)| Queue::new(index, size)).collect()
 }

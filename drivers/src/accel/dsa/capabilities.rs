@@ -55,9 +55,7 @@ impl Capabilities {
         msix: &MsixLocation,
     ) -> Result<Self, String> {
         if window < FIXED_REGISTERS_END {
-            return Err(alloc::format!(
-                "BAR0 of {window:#x} bytes is too small for the registers"
-            ));
+            return Err(alloc::format!("BAR0 of {window:#x} bytes is too small for the registers"));
         }
         let version = registers.read32(VERSION);
         if version == u32::MAX {
@@ -98,28 +96,19 @@ impl Capabilities {
             return Err("it has no work queue, group or engine".into());
         }
         if msix.table_bar != 0 {
-            return Err(alloc::format!(
-                "its MSI-X table is in BAR{}, not BAR0",
-                msix.table_bar
-            ));
+            return Err(alloc::format!("its MSI-X table is in BAR{}, not BAR0", msix.table_bar));
         }
         let queues = usize::from(self.work_queues.queues());
         let entries = usize::from(self.msix_entries);
         let tables = [
-            (
-                "GRPCFG",
-                self.grpcfg,
-                usize::from(self.groups.groups()) * grpcfg::STRIDE,
-            ),
+            ("GRPCFG", self.grpcfg, usize::from(self.groups.groups()) * grpcfg::STRIDE),
             ("WQCFG", self.wqcfg, queues * self.work_queues.wqcfg_stride()),
             ("MSIXPERM", self.msixperm, entries * msixperm::STRIDE),
             ("MSI-X", self.msix_table, entries * msix_entry::STRIDE),
         ];
         for (name, start, len) in tables {
             if start < FIXED_REGISTERS_END || start + len > window {
-                return Err(alloc::format!(
-                    "its {name} table at {start:#x} does not lie in BAR0"
-                ));
+                return Err(alloc::format!("its {name} table at {start:#x} does not lie in BAR0"));
             }
         }
         Ok(())

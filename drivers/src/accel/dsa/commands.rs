@@ -163,11 +163,9 @@ impl fmt::Display for CommandFailure {
             Self::Unfinished(command, ns) => {
                 write!(f, "{command}: not finished after {} ms", ns / NS_PER_MS)
             }
-            Self::Busy(command, ns) => write!(
-                f,
-                "{command}: the device was busy with an earlier command for {} ms",
-                ns / NS_PER_MS
-            ),
+            Self::Busy(command, ns) => {
+                write!(f, "{command}: the device was busy with an earlier command for {} ms", ns / NS_PER_MS)
+            }
             Self::Lost(command) => write!(f, "{command}: the device is being reset"),
         }
     }

@@ -106,10 +106,7 @@ impl<R: Registers, C: ConfigSpace> Device<R, C> {
 
     /// Waits until no command is active; the final CMDSTS.
     fn wait_for_command(&self, closed: &Closed<'_, R>) -> Option<u32> {
-        let deadline = self
-            .host
-            .now_ns()
-            .saturating_add(self.options.command_deadline_ns);
+        let deadline = self.host.now_ns().saturating_add(self.options.command_deadline_ns);
         loop {
             // Time first: the device had all of it, however long this processor was away.
             let late = self.host.now_ns() > deadline;
@@ -139,15 +136,10 @@ impl<R: Registers, C: ConfigSpace> Device<R, C> {
         let registers = access.registers;
         let at = self.capabilities.wqcfg_of(wq);
         let ceiling = self.limits();
-        let priority = if self.capabilities.work_queues.priority() {
-            PRIORITY << wqcfg::PRIORITY_SHIFT
-        } else {
-            0
-        };
+        let priority =
+            if self.capabilities.work_queues.priority() { PRIORITY << wqcfg::PRIORITY_SHIFT } else { 0 };
         let batch = if self.operations[0] & OPERATION_BATCH != 0 {
-            limits
-                .max_batch_log2
-                .clamp(MIN_BATCH_LOG2, ceiling.max_batch_log2)
+            limits.max_batch_log2.clamp(MIN_BATCH_LOG2, ceiling.max_batch_log2)
         } else {
             MIN_BATCH_LOG2
         };
@@ -157,10 +149,8 @@ impl<R: Registers, C: ConfigSpace> Device<R, C> {
             at + wqcfg::MODE,
             wqcfg::MODE_DEDICATED | priority | pasid << wqcfg::PASID_SHIFT | wqcfg::PASID_EN,
         );
-        registers.write32(
-            at + wqcfg::LIMITS,
-            u32::from(transfer) | u32::from(batch) << wqcfg::MAX_BATCH_SHIFT,
-        );
+        registers
+            .write32(at + wqcfg::LIMITS, u32::from(transfer) | u32::from(batch) << wqcfg::MAX_BATCH_SHIFT);
         registers.write32(at + wqcfg::OCCUPANCY_LIMIT, 0);
         if self.capabilities.has_opcfg() {
             for (word, bits) in self.operations.into_iter().enumerate() {

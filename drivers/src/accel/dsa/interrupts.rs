@@ -113,8 +113,7 @@ impl<R: Registers, C: ConfigSpace> Device<R, C> {
             return;
         }
         // While the device is being reset that is all: the end of the reset writes what is noted here.
-        self.gate
-            .with_slot(|slot| slot.messages[usize::from(entry)] = message);
+        self.gate.with_slot(|slot| slot.messages[usize::from(entry)] = message);
         if let Some(access) = self.gate.open() {
             self.write_msix_entry(access.registers, entry, message);
         }

@@ -82,10 +82,7 @@ pub struct Options {
 
 impl Default for Options {
     fn default() -> Self {
-        Self {
-            allow_unsafe_portals: false,
-            command_deadline_ns: COMMAND_DEADLINE_NS,
-        }
+        Self { allow_unsafe_portals: false, command_deadline_ns: COMMAND_DEADLINE_NS }
     }
 }
 

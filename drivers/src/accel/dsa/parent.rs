@@ -63,9 +63,9 @@ impl<R: Registers, C: ConfigSpace> DsaParent<R, C> {
     fn best_fit(&self, entries: Option<u16>) -> Option<&Queue> {
         let free = self.device.queues.iter().filter(|queue| queue.is_free());
         match entries {
-            Some(entries) => free
-                .filter(|queue| queue.size >= entries)
-                .min_by_key(|queue| (queue.size, queue.index)),
+            Some(entries) => {
+                free.filter(|queue| queue.size >= entries).min_by_key(|queue| (queue.size, queue.index))
+            }
             None => free.min_by_key(|queue| (queue.planned, queue.size, queue.index)),
         }
     }
@@ -85,11 +85,7 @@ impl<R: Registers, C: ConfigSpace> DsaParent<R, C> {
     /// Why there is no queue for this request.
     fn refusal(&self, what: String, entries: Option<u16>) -> Refusal {
         let queues = &self.device.queues;
-        let largest = queues
-            .iter()
-            .filter(|queue| queue.is_free())
-            .map(|queue| queue.size)
-            .max();
+        let largest = queues.iter().filter(|queue| queue.is_free()).map(|queue| queue.size).max();
         match (entries, largest) {
             (Some(entries), Some(largest)) => Refusal::new(
                 what,
@@ -102,10 +98,7 @@ impl<R: Registers, C: ConfigSpace> DsaParent<R, C> {
             ),
             _ => {
                 let count = queues.iter().filter(|queue| queue.size > 0).count();
-                let retired = queues
-                    .iter()
-                    .filter(|queue| queue.state.lock().retired.is_some())
-                    .count();
+                let retired = queues.iter().filter(|queue| queue.state.lock().retired.is_some()).count();
                 let mut why = alloc::format!("{} of {count} work queues", ordinal(count + 1));
                 if retired > 0 {
                     why.push_str(&alloc::format!(" ({retired} retired after a failed stop)"));
@@ -156,12 +149,7 @@ impl<R: Registers + 'static, C: ConfigSpace + 'static> Parent for DsaParent<R, C
     }
 
     fn create(&self, request: &VdevRequest<'_>) -> Result<Box<dyn VdevModel>, Refusal> {
-        let what = alloc::format!(
-            "vm {}: vdev {}/{}",
-            request.vm,
-            self.device.name,
-            request.type_name
-        );
+        let what = alloc::format!("vm {}: vdev {}/{}", request.vm, self.device.name, request.type_name);
         if request.type_name != TYPE_DWQ {
             return Err(Refusal::new(
                 what,
@@ -223,10 +211,7 @@ impl<R: Registers + 'static, C: ConfigSpace + 'static> Parent for DsaParent<R, C
         let status = device.gate.open().map(|access| access.registers.read32(GENSTS));
         let mut lines = Vec::from([
             ("device", device.function.identity().to_string()),
-            (
-                "version",
-                alloc::format!("{}.{}", caps.version >> 8 & 0xff, caps.version & 0xff),
-            ),
+            ("version", alloc::format!("{}.{}", caps.version >> 8 & 0xff, caps.version & 0xff)),
             ("state", status.map_or("being reset", gensts::state).to_string()),
             (
                 "queues",
@@ -247,16 +232,10 @@ impl<R: Registers + 'static, C: ConfigSpace + 'static> Parent for DsaParent<R, C
                 (None, Some(vm), None) => alloc::format!("vm {vm}, no PASID yet"),
                 (None, None, _) => "free".to_string(),
             };
-            lines.push((
-                "queue",
-                alloc::format!("{}: {} entries, {state}", queue.index, queue.size),
-            ));
+            lines.push(("queue", alloc::format!("{}: {} entries, {state}", queue.index, queue.size)));
         }
         if self.unsafe_portals() {
-            lines.push((
-                "portals",
-                "UNSAFE by allow_unsafe_portals (INTEL-SA-01084)".to_string(),
-            ));
+            lines.push(("portals", "UNSAFE by allow_unsafe_portals (INTEL-SA-01084)".to_string()));
         } else if !device.silicon.safe_portals() {
             lines.push((
                 "portals",

@@ -37,19 +37,13 @@ impl Partition {
             let reserve = open.min(queues.saturating_sub(sizes.len() + 1)) as u16;
             if sizes.len() < queues && u32::from(entries) + u32::from(reserve) <= u32::from(left) {
                 left -= entries;
-                sizes.push(QueueSize {
-                    entries,
-                    planned: true,
-                });
+                sizes.push(QueueSize { entries, planned: true });
             }
         }
         let rest = (queues - sizes.len()) as u16;
         for index in 0..rest {
             let extra = u16::from(index < left % rest);
-            sizes.push(QueueSize {
-                entries: left / rest + extra,
-                planned: false,
-            });
+            sizes.push(QueueSize { entries: left / rest + extra, planned: false });
         }
         sizes
     }
@@ -62,14 +56,8 @@ mod tests {
     use super::*;
 
     fn entries(plan: &[Option<u16>], queues: usize, total: u16) -> Vec<u16> {
-        let partition = Partition {
-            queues: plan.to_vec(),
-        };
-        partition
-            .sizes(queues, total)
-            .iter()
-            .map(|size| size.entries)
-            .collect()
+        let partition = Partition { queues: plan.to_vec() };
+        partition.sizes(queues, total).iter().map(|size| size.entries).collect()
     }
 
     #[test]
@@ -79,10 +67,7 @@ mod tests {
 
     #[test]
     fn wishes_first_then_the_rest_evenly() {
-        assert_eq!(
-            entries(&[Some(32), None, Some(32)], 8, 128),
-            [32, 32, 11, 11, 11, 11, 10, 10]
-        );
+        assert_eq!(entries(&[Some(32), None, Some(32)], 8, 128), [32, 32, 11, 11, 11, 11, 10, 10]);
     }
 
     #[test]

@@ -154,8 +154,7 @@ impl<R: Registers, C: ConfigSpace> QueueLease<R, C> {
     pub fn attach(&mut self, pasid: Pasid) {
         self.may_be_running = true;
         self.queue().pasid.store(pasid.value(), Ordering::Release);
-        self.device
-            .permit_interrupt(self.queue().interrupt_entry(), Some(pasid.value()));
+        self.device.permit_interrupt(self.queue().interrupt_entry(), Some(pasid.value()));
     }
 
     /// Programs the queue, which is disabled, with its tag; false where it has none.
@@ -167,8 +166,7 @@ impl<R: Registers, C: ConfigSpace> QueueLease<R, C> {
         // run is not seen as disabled (`was_stopped_by_reset`).
         self.ran_after = self.device.resets.load(Ordering::Acquire);
         let queue = self.queue();
-        self.device
-            .program_queue(queue.index, queue.size, pasid.value(), limits);
+        self.device.program_queue(queue.index, queue.size, pasid.value(), limits);
         true
     }
 
@@ -210,15 +208,12 @@ impl<R: Registers, C: ConfigSpace> QueueLease<R, C> {
     /// a later try finds out what became of it, and revives the queue.
     pub fn quiesce(&mut self, patience_ns: u64) -> Result<(), String> {
         if !self.was_stopped_by_reset() {
-            let stopped = self
-                .stop_for_good(patience_ns)
-                .map_err(|failure| failure.to_string())
-                .and_then(|()| match self.is_enabled() {
-                    Some(false) => Ok(()),
-                    _ => Err(alloc::format!(
-                        "WQ {} is still enabled after Reset WQ",
-                        self.queue().index
-                    )),
+            let stopped =
+                self.stop_for_good(patience_ns).map_err(|failure| failure.to_string()).and_then(|()| {
+                    match self.is_enabled() {
+                        Some(false) => Ok(()),
+                        _ => Err(alloc::format!("WQ {} is still enabled after Reset WQ", self.queue().index)),
+                    }
                 });
             if let Err(why) = stopped {
                 self.retire(&why);

@@ -116,11 +116,7 @@ impl<R: Registers, C: ConfigSpace> Device<R, C> {
             return;
         }
         slot.waiting.retain(|job| job.wq != wq);
-        let job = Job {
-            wq,
-            command,
-            since_ns: now,
-        };
+        let job = Job { wq, command, since_ns: now };
         if ends_queue {
             slot.waiting.push_front(job);
         } else {
@@ -221,9 +217,7 @@ impl<R: Registers, C: ConfigSpace> Device<R, C> {
     }
 
     fn queue_state(&self, access: &Access<'_, R>, wq: u8) -> u32 {
-        access
-            .registers
-            .read32(self.capabilities.wqcfg_of(wq) + wqcfg::STATE)
+        access.registers.read32(self.capabilities.wqcfg_of(wq) + wqcfg::STATE)
     }
 
     fn note_busy(&self, access: &mut Access<'_, R>) {

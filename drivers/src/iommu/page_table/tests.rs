@@ -18,13 +18,7 @@ const VTD: SecondStageEntries = SecondStageEntries { snoop: true };
 const SMMU: Stage1Entries = Stage1Entries { doorbell: false };
 
 fn geometry<F>(format: F, levels: u8, leaf_levels: u8) -> Geometry<F> {
-    Geometry {
-        levels,
-        address_bits: if levels == 4 { 48 } else { 39 },
-        host_bits: 46,
-        leaf_levels,
-        format,
-    }
+    Geometry { levels, address_bits: if levels == 4 { 48 } else { 39 }, host_bits: 46, leaf_levels, format }
 }
 
 /// Where an address leads, and at which level its leaf is.
@@ -61,9 +55,7 @@ fn fresh<F: Format>(format: F, levels: u8, leaf_levels: u8) -> Fresh<F> {
 fn the_largest_leaves_that_fit_are_used() {
     let (pages, memory, table) = fresh(VTD, 4, 3);
     let start = GIB - 2 * MIB - PAGE_SIZE;
-    table
-        .map(&memory, Iova(start), HostPhys(8 * GIB + start), 2 * GIB, true)
-        .unwrap();
+    table.map(&memory, Iova(start), HostPhys(8 * GIB + start), 2 * GIB, true).unwrap();
     let level = |iova| lookup(&memory, &table, iova).unwrap().2;
     assert_eq!(level(start), 1);
     assert_eq!(level(start + PAGE_SIZE), 2);
@@ -75,17 +67,11 @@ fn the_largest_leaves_that_fit_are_used() {
 
 #[test]
 fn an_offset_between_the_addresses_limits_the_leaves() {
-    for (offset, leaf_levels, level) in [
-        (2 * MIB, 3, 2),
-        (PAGE_SIZE, 3, 1),
-        (GIB, 3, 3),
-        (GIB, 2, 2),
-        (GIB, 1, 1),
-    ] {
+    for (offset, leaf_levels, level) in
+        [(2 * MIB, 3, 2), (PAGE_SIZE, 3, 1), (GIB, 3, 3), (GIB, 2, 2), (GIB, 1, 1)]
+    {
         let (_, memory, table) = fresh(SMMU, 3, leaf_levels);
-        table
-            .map(&memory, Iova(GIB), HostPhys(8 * GIB + offset), GIB, true)
-            .unwrap();
+        table.map(&memory, Iova(GIB), HostPhys(8 * GIB + offset), GIB, true).unwrap();
         assert_eq!(lookup(&memory, &table, GIB).unwrap().2, level);
     }
 }
@@ -93,16 +79,11 @@ fn an_offset_between_the_addresses_limits_the_leaves() {
 #[test]
 fn a_split_keeps_the_rest() {
     let (pages, memory, table) = fresh(VTD, 4, 3);
-    table
-        .map(&memory, Iova(0), HostPhys(8 * GIB), GIB, false)
-        .unwrap();
+    table.map(&memory, Iova(0), HostPhys(8 * GIB), GIB, false).unwrap();
     let removed = table.unmap(&memory, Iova(5 * MIB), PAGE_SIZE).unwrap();
     assert!(removed.changed && removed.pages.is_empty());
     assert_eq!(lookup(&memory, &table, 5 * MIB), None);
-    assert_eq!(
-        lookup(&memory, &table, 5 * MIB + PAGE_SIZE),
-        Some((8 * GIB + 5 * MIB + PAGE_SIZE, false, 1))
-    );
+    assert_eq!(lookup(&memory, &table, 5 * MIB + PAGE_SIZE), Some((8 * GIB + 5 * MIB + PAGE_SIZE, false, 1)));
     assert_eq!(lookup(&memory, &table, 0), Some((8 * GIB, false, 2)));
     assert_eq!(lookup(&memory, &table, GIB - 1), Some((9 * GIB - 1, false, 2)));
     let removed = table.unmap(&memory, Iova(0), GIB).unwrap();
@@ -114,16 +95,8 @@ fn a_split_keeps_the_rest() {
 /// One step of the property test, in pages.
 #[derive(Clone, Debug)]
 enum Step {
-    Map {
-        iova: u64,
-        host: u64,
-        pages: u64,
-        writable: bool,
-    },
-    Unmap {
-        iova: u64,
-        pages: u64,
-    },
+    Map { iova: u64, host: u64, pages: u64, writable: bool },
+    Unmap { iova: u64, pages: u64 },
 }
 
 /// Addresses near the borders of large pages, lengths from a page to more than 2 MiB.
@@ -153,12 +126,7 @@ fn compare<F: Format>(format: F, steps: &[Step], levels: u8, leaf_levels: u8) ->
     let mut expected: BTreeMap<u64, (u64, bool)> = BTreeMap::new();
     for step in steps.iter().cloned() {
         match step {
-            Step::Map {
-                iova,
-                host,
-                pages,
-                writable,
-            } => {
+            Step::Map { iova, host, pages, writable } => {
                 let (start, to) = (Iova(iova * PAGE_SIZE), HostPhys(host * PAGE_SIZE));
                 let result = table.map(&memory, start, to, pages * PAGE_SIZE, writable);
                 let free = expected.range(iova..iova + pages).next().is_none();

@@ -33,10 +33,7 @@ impl<R: Registers, M: DmaMemory> Unit<R, M> {
         self.abort_while_off()?;
         let left_on = Control::from_bits_truncate(registers.read32(offset::CR0ACK));
         if left_on.contains(Control::TRANSLATION) {
-            log::info!(
-                "{}: the firmware left translation on; turning it off",
-                self.name()
-            );
+            log::info!("{}: the firmware left translation on; turning it off", self.name());
         }
         self.set(Control::empty(), "off")?;
         if !interrupts(registers, self.host, 0) {
@@ -103,11 +100,8 @@ impl<R: Registers, M: DmaMemory> Unit<R, M> {
     /// Terminates all traffic for the time that translation is off.
     fn abort_while_off(&self) -> Result<(), Refusal> {
         let registers = &self.registers;
-        let updated = || {
-            wait_until(self.host, COMMAND_LIMIT_NS, || {
-                registers.read32(offset::GBPA) & GBPA_UPDATE == 0
-            })
-        };
+        let updated =
+            || wait_until(self.host, COMMAND_LIMIT_NS, || registers.read32(offset::GBPA) & GBPA_UPDATE == 0);
         if updated() {
             let rest = registers.read32(offset::GBPA);
             registers.write32(offset::GBPA, rest | GBPA_ABORT | GBPA_UPDATE);

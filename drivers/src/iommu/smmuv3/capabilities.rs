@@ -23,25 +23,15 @@ pub(super) fn missing(unit: Identification, coherent: bool) -> Vec<&'static str>
         (coherent, "coherent tables and queues (IDR0.COHACC)"),
         (unit.terminates(), "faults that end an access (IDR0.STALL_MODEL)"),
         (unit.substream_bits() != 0, "SubstreamIDs (IDR1.SSIDSIZE)"),
-        (
-            !unit.preset(),
-            "tables and queues of the driver's own (IDR1.TABLES_PRESET, QUEUES_PRESET)",
-        ),
-        (
-            unit.command_queue_log2() != 0,
-            "a command queue of two commands or more (IDR1.CMDQS)",
-        ),
+        (!unit.preset(), "tables and queues of the driver's own (IDR1.TABLES_PRESET, QUEUES_PRESET)"),
+        (unit.command_queue_log2() != 0, "a command queue of two commands or more (IDR1.CMDQS)"),
         (unit.granule_4k(), "the 4 KiB granule (IDR5.GRAN4K)"),
     ])
 }
 
 /// Width of the SubstreamIDs that a device gets, in bits.
 pub(super) fn substream_bits(unit: Identification) -> u32 {
-    let form = if unit.two_level_contexts() {
-        Pasid::BITS
-    } else {
-        LINEAR_SUBSTREAM_BITS
-    };
+    let form = if unit.two_level_contexts() { Pasid::BITS } else { LINEAR_SUBSTREAM_BITS };
     unit.substream_bits().min(form)
 }
 

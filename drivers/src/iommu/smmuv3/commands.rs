@@ -115,10 +115,9 @@ impl Command {
             Self::ForgetHypervisorTranslations => [opcode::TLBI_EL2_ALL, 0],
             Self::ForgetTable { asid: id } => [opcode::TLBI_NH_ASID | asid(id), 0],
             Self::ForgetAddress { asid: id, address } => [opcode::TLBI_NH_VA | asid(id), address],
-            Self::ForgetInDevice { stream, tag } => [
-                opcode::ATC_INV | SUBSTREAM_VALID | substream(tag) | of(stream),
-                ATC_ALL,
-            ],
+            Self::ForgetInDevice { stream, tag } => {
+                [opcode::ATC_INV | SUBSTREAM_VALID | substream(tag) | of(stream), ATC_ALL]
+            }
             Self::Sync => [opcode::SYNC, 0],
         }
     }
@@ -170,13 +169,7 @@ impl Queue {
     pub fn new<M: DmaMemory>(memory: &TableMemory<M>, unit: Identification) -> Result<Self, Refusal> {
         let log2 = unit.command_queue_log2().min(LOG2_LIMIT);
         let pages = (COMMAND_BYTES << log2).div_ceil(PAGE_SIZE) as usize;
-        Ok(Self {
-            base: memory.alloc(pages, "SMMU command queue")?,
-            log2,
-            prod: 0,
-            broken: false,
-            issued: 0,
-        })
+        Ok(Self { base: memory.alloc(pages, "SMMU command queue")?, log2, prod: 0, broken: false, issued: 0 })
     }
 
     /// The value of CMDQ_BASE.
@@ -267,10 +260,7 @@ impl Queue {
         let cons = access.registers.read32(offset::CMDQ_CONS);
         Err(Refusal::new(
             "SMMU command queue",
-            format!(
-                "the unit does not carry commands out (CMDQ_CONS {cons:#x}, CMDQ_PROD {:#x})",
-                self.prod
-            ),
+            format!("the unit does not carry commands out (CMDQ_CONS {cons:#x}, CMDQ_PROD {:#x})", self.prod),
             "restart the machine: this unit can end no attachment safely any more",
         ))
     }
@@ -310,10 +300,7 @@ impl Queue {
 
 /// Errors that are active.
 pub fn active_errors<R: Registers>(registers: &R) -> GlobalError {
-    let (set, seen) = (
-        registers.read32(offset::GERROR),
-        registers.read32(offset::GERRORN),
-    );
+    let (set, seen) = (registers.read32(offset::GERROR), registers.read32(offset::GERRORN));
     GlobalError::from_bits_truncate(set ^ seen)
 }
 

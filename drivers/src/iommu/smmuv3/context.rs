@@ -74,16 +74,8 @@ impl ContextTable {
         bits: u32,
     ) -> Result<Self, Refusal> {
         let two_level = unit.two_level_contexts() && bits > LEAF_BITS;
-        let slots = if two_level {
-            1usize << (bits - LEAF_BITS)
-        } else {
-            0
-        };
-        let bytes = if two_level {
-            slots as u64 * 8
-        } else {
-            BYTES << bits
-        };
+        let slots = if two_level { 1usize << (bits - LEAF_BITS) } else { 0 };
+        let bytes = if two_level { slots as u64 * 8 } else { BYTES << bits };
         Ok(Self {
             base: memory.alloc(bytes.div_ceil(PAGE_SIZE) as usize, "SMMU context descriptors")?,
             bits,
@@ -94,11 +86,7 @@ impl ContextTable {
 
     /// Frees it. No unit may know it.
     pub fn destroy<M: DmaMemory>(self, memory: &TableMemory<M>) {
-        let bytes = if self.leaves.is_empty() {
-            BYTES << self.bits
-        } else {
-            self.leaves.len() as u64 * 8
-        };
+        let bytes = if self.leaves.is_empty() { BYTES << self.bits } else { self.leaves.len() as u64 * 8 };
         for leaf in self.leaves.into_iter().flatten() {
             memory.free(leaf, 1);
         }
@@ -107,11 +95,7 @@ impl ContextTable {
 
     /// S1ContextPtr and S1Fmt of the stream table entry.
     pub const fn pointer_and_format(&self) -> u64 {
-        if self.leaves.is_empty() {
-            self.base.0
-        } else {
-            self.base.0 | FORMAT_TWO_LEVEL_4K
-        }
+        if self.leaves.is_empty() { self.base.0 } else { self.base.0 | FORMAT_TWO_LEVEL_4K }
     }
 
     /// Width of the SubstreamIDs, in bits.
@@ -135,11 +119,7 @@ impl ContextTable {
             Some(leaf) => leaf,
             None => {
                 let fresh = memory.alloc(1, "SMMU context descriptors")?;
-                memory.write(
-                    self.base,
-                    (tag >> LEAF_BITS) as usize,
-                    fresh.0 | FIRST_LEVEL_VALID,
-                );
+                memory.write(self.base, (tag >> LEAF_BITS) as usize, fresh.0 | FIRST_LEVEL_VALID);
                 *leaf.insert(fresh)
             }
         };

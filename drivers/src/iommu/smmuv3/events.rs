@@ -45,12 +45,7 @@ impl EventQueue {
     pub fn new<M: DmaMemory>(memory: &TableMemory<M>, unit: Identification) -> Result<Self, Refusal> {
         let log2 = unit.event_queue_log2().min(LOG2_LIMIT);
         let pages = (BYTES << log2).div_ceil(PAGE_SIZE) as usize;
-        Ok(Self {
-            base: memory.alloc(pages, "SMMU event queue")?,
-            log2,
-            cons: 0,
-            acknowledged: 0,
-        })
+        Ok(Self { base: memory.alloc(pages, "SMMU event queue")?, log2, cons: 0, acknowledged: 0 })
     }
 
     /// The value of EVENTQ_BASE.
@@ -95,9 +90,10 @@ impl EventQueue {
                     core::array::from_fn(|word| memory.read(self.base, slot * WORDS + word));
                 self.cons = (self.cons + 1) & mask;
                 let stream = (record[0] >> 32) as u32;
-                sink(requester(stream).map_or(Noted::Stranger(stream), |requester| {
-                    Noted::Fault(decode(requester, record))
-                }));
+                sink(
+                    requester(stream)
+                        .map_or(Noted::Stranger(stream), |requester| Noted::Fault(decode(requester, record))),
+                );
             }
             registers.write32(offset::EVENTQ_CONS, self.cons | self.acknowledged);
         }
@@ -135,11 +131,7 @@ pub fn decode(requester: Requester, record: [u64; WORDS]) -> DmaFault {
     } else {
         None
     };
-    let access = if record[1] & READ != 0 {
-        FaultAccess::Read
-    } else {
-        FaultAccess::Write
-    };
+    let access = if record[1] & READ != 0 { FaultAccess::Read } else { FaultAccess::Write };
     DmaFault {
         requester,
         pasid,
@@ -196,10 +188,7 @@ mod tests {
         assert_eq!((fault.address, fault.access), (0x1234_5000, FaultAccess::Write));
         assert_eq!((fault.reason, fault.code), ("not mapped for writing", 0x10));
         let read = decode(DEVICE, [record[0], 1 << 35, record[2], 0]);
-        assert_eq!(
-            (read.reason, read.access),
-            ("not mapped for reading", FaultAccess::Read)
-        );
+        assert_eq!((read.reason, read.access), ("not mapped for reading", FaultAccess::Read));
     }
 
     #[test]

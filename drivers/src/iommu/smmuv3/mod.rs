@@ -123,10 +123,7 @@ impl Topology for Arc<Iort> {
             ));
         }
         let place = self.place(requester)?;
-        let stream = Stream {
-            unit: place.unit,
-            id: place.device,
-        };
+        let stream = Stream { unit: place.unit, id: place.device };
         if let Some(memory) = self.reserved.iter().find(|memory| memory.concerns(stream)) {
             let first = memory.ranges.first().map_or(HostPhys(0), |range| range.0);
             return Err(Refusal::new(
@@ -145,13 +142,7 @@ fn doorbell_table<M: DmaMemory>(
     geometry: Geometry,
     doorbells: &[HostPhys],
 ) -> Result<HostPhys, Refusal> {
-    let table = Stage1::new(
-        memory,
-        Geometry {
-            format: Stage1Entries { doorbell: true },
-            ..geometry
-        },
-    )?;
+    let table = Stage1::new(memory, Geometry { format: Stage1Entries { doorbell: true }, ..geometry })?;
     for &page in doorbells {
         table
             .map(memory, Iova(page.0), page, PAGE_SIZE, true)

@@ -265,9 +265,7 @@ pub fn control<R: Registers>(registers: &R, host: &dyn Host, bits: Control) -> b
 /// Turns interrupts on or off and waits for IRQ_CTRLACK. Returns whether it answered in time.
 pub fn interrupts<R: Registers>(registers: &R, host: &dyn Host, bits: u32) -> bool {
     registers.write32(offset::IRQ_CTRL, bits);
-    wait_until(host, COMMAND_LIMIT_NS, || {
-        registers.read32(offset::IRQ_CTRLACK) == bits
-    })
+    wait_until(host, COMMAND_LIMIT_NS, || registers.read32(offset::IRQ_CTRLACK) == bits)
 }
 
 #[cfg(test)]
@@ -277,11 +275,7 @@ mod tests {
     /// The values that QEMU's model computes: stages 1 and 2, coherent, 16-bit ASIDs and StreamIDs.
     #[test]
     fn identification_of_a_known_unit() {
-        let unit = Identification {
-            idr0: 0x0d44_101b | 1 << 19,
-            idr1: 0x0273_0510,
-            idr5: 0x74,
-        };
+        let unit = Identification { idr0: 0x0d44_101b | 1 << 19, idr1: 0x0273_0510, idr5: 0x74 };
         assert!(unit.stage1() && unit.aarch64_tables() && unit.coherent());
         assert!(unit.two_level_streams() && unit.two_level_contexts() && unit.little_endian());
         assert!(unit.terminates() && unit.granule_4k() && !unit.preset());

@@ -67,11 +67,7 @@ impl StreamTable {
         let wanted = (u32::BITS - highest.leading_zeros()).min(unit.stream_bits());
         let two_level = unit.two_level_streams() && wanted > SPLIT;
         let bits = wanted.min(if two_level { WIDEST } else { WIDEST_LINEAR });
-        let bytes = if two_level {
-            DESCRIPTOR_BYTES << (bits - SPLIT)
-        } else {
-            ENTRY_BYTES << bits
-        };
+        let bytes = if two_level { DESCRIPTOR_BYTES << (bits - SPLIT) } else { ENTRY_BYTES << bits };
         Ok(Self {
             base: memory.alloc(bytes.div_ceil(PAGE_SIZE) as usize, "SMMU stream table")?,
             bits,
@@ -86,11 +82,7 @@ impl StreamTable {
 
     /// The value of STRTAB_BASE_CFG.
     pub const fn configuration_register(&self) -> u32 {
-        if self.two_level {
-            STRTAB_TWO_LEVEL | SPLIT << STRTAB_SPLIT_SHIFT | self.bits
-        } else {
-            self.bits
-        }
+        if self.two_level { STRTAB_TWO_LEVEL | SPLIT << STRTAB_SPLIT_SHIFT | self.bits } else { self.bits }
     }
 
     /// Where the entry of a stream is, its second-level table made where missing.
@@ -127,11 +119,7 @@ impl Entry {
     /// Writes everything but the word with V.
     pub fn write_body<M: DmaMemory>(self, memory: &TableMemory<M>, ats: bool) {
         let ats = if ats { EATS_FULL } else { 0 };
-        memory.write(
-            self.0,
-            1,
-            DSS_CONTEXT_0 | CONTEXT_CACHEABLE | ats | SHCFG_INCOMING,
-        );
+        memory.write(self.0, 1, DSS_CONTEXT_0 | CONTEXT_CACHEABLE | ats | SHCFG_INCOMING);
         for word in 2..ENTRY_WORDS {
             memory.write(self.0, word, 0);
         }

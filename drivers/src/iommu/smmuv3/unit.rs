@@ -124,11 +124,7 @@ impl<R: Registers, M: DmaMemory> Unit<R, M> {
             registers,
             host,
             identification,
-            inner: Mutex::new(Inner {
-                streams,
-                queue,
-                devices: BTreeMap::new(),
-            }),
+            inner: Mutex::new(Inner { streams, queue, devices: BTreeMap::new() }),
             events: Mutex::new(events),
             errors: Mutex::new(()),
             failed: AtomicBool::new(false),
@@ -179,8 +175,7 @@ impl<R: Registers, M: DmaMemory> Unit<R, M> {
             errors: &self.errors,
         };
         let result = queue.execute(access, commands);
-        self.commands
-            .fetch_add(queue.issued() - before, Ordering::Relaxed);
+        self.commands.fetch_add(queue.issued() - before, Ordering::Relaxed);
         result.map_err(|refusal| refusal.within(self.name()))
     }
 }
@@ -207,11 +202,7 @@ impl<R: Registers, M: DmaMemory> IommuUnit for Unit<R, M> {
     fn claim(&self, stream: u32, device_tlb: Option<DeviceTlb>) -> Result<(), Refusal> {
         let device_tlb = device_tlb.is_some();
         let mut inner = self.inner.lock();
-        let Inner {
-            streams,
-            queue,
-            devices,
-        } = &mut *inner;
+        let Inner { streams, queue, devices } = &mut *inner;
         if devices.contains_key(&stream) {
             return Err(Refusal::new(
                 "claim",
@@ -228,10 +219,7 @@ impl<R: Registers, M: DmaMemory> IommuUnit for Unit<R, M> {
         }
         let entry = streams.entry(&self.tables, stream)?;
         let mut contexts = ContextTable::new(&self.tables, self.identification, self.substream_bits)?;
-        let untagged = Context {
-            asid: DOORBELL_ASID,
-            root: self.doorbells,
-        };
+        let untagged = Context { asid: DOORBELL_ASID, root: self.doorbells };
         let written = contexts
             .write_body(&self.tables, UNTAGGED, untagged)
             .and_then(|()| contexts.make_valid(&self.tables, UNTAGGED, untagged));
@@ -252,10 +240,7 @@ impl<R: Registers, M: DmaMemory> IommuUnit for Unit<R, M> {
     }
 
     fn attach(&self, stream: u32, tag: Pasid, asid: DomainId, table: &Stage1) -> Result<(), AttachFailed> {
-        let context = Context {
-            asid,
-            root: table.root(),
-        };
+        let context = Context { asid, root: table.root() };
         let mut inner = self.inner.lock();
         let Inner { queue, devices, .. } = &mut *inner;
         let device = devices.get_mut(&stream).ok_or_else(not_claimed)?;
@@ -313,17 +298,12 @@ impl<R: Registers, M: DmaMemory> IommuUnit for Unit<R, M> {
         let pages = len / PAGE_SIZE;
         let mut commands: Vec<Command> = if pages <= PAGES_ONE_BY_ONE {
             (0..pages)
-                .map(|page| Command::ForgetAddress {
-                    asid,
-                    address: start + page * PAGE_SIZE,
-                })
+                .map(|page| Command::ForgetAddress { asid, address: start + page * PAGE_SIZE })
                 .collect()
         } else {
             alloc::vec![Command::ForgetTable { asid }]
         };
-        let mut devices = device_tlbs
-            .map(|(stream, tag)| Command::ForgetInDevice { stream, tag })
-            .peekable();
+        let mut devices = device_tlbs.map(|(stream, tag)| Command::ForgetInDevice { stream, tag }).peekable();
         if devices.peek().is_some() {
             commands.push(Command::Sync);
             commands.extend(devices);
@@ -342,12 +322,7 @@ impl<R: Registers, M: DmaMemory> IommuUnit for Unit<R, M> {
         let Some(mut events) = self.events.try_lock() else {
             return Drained::Again;
         };
-        let requester = |id| {
-            self.iort.requester(Stream {
-                unit: self.number,
-                id,
-            })
-        };
+        let requester = |id| self.iort.requester(Stream { unit: self.number, id });
         errors.and(events.drain(&self.registers, &self.tables, &requester, sink))
     }
 
@@ -382,10 +357,7 @@ impl<R: Registers, M: DmaMemory> IommuUnit for Unit<R, M> {
             lines.push(("state", String::from("out of service (GERROR.SFM_ERR)")));
         }
         for (stream, device) in &self.inner.lock().devices {
-            lines.push((
-                "claimed",
-                format!("stream {stream:#x}: {}", device.attachments.describe()),
-            ));
+            lines.push(("claimed", format!("stream {stream:#x}: {}", device.attachments.describe())));
         }
         lines
     }
@@ -394,15 +366,9 @@ impl<R: Registers, M: DmaMemory> IommuUnit for Unit<R, M> {
 /// Refuses a tag that cannot be attached now.
 fn check_tag(device: &Device, tag: Pasid) -> Result<(), Refusal> {
     let (why, remedy) = if tag == UNTAGGED {
-        (
-            "it stands for untagged DMA, which stays blocked",
-            "use another PASID",
-        )
+        ("it stands for untagged DMA, which stays blocked", "use another PASID")
     } else if !device.contexts.holds(tag) {
-        (
-            "it is wider than the PASIDs of the IOMMU (IDR1.SSIDSIZE)",
-            "use a smaller PASID",
-        )
+        ("it is wider than the PASIDs of the IOMMU (IDR1.SSIDSIZE)", "use a smaller PASID")
     } else {
         return device.attachments.check_free(tag);
     };

@@ -33,12 +33,7 @@ impl<R: Registers, M: DmaMemory> Unit<R, M> {
     /// are blocked, until they are claimed and mapped.
     pub(super) fn bring_up(&self) -> Result<(), Refusal> {
         let mut inner = self.inner.lock();
-        let Inner {
-            contexts,
-            queue,
-            interrupts,
-            ..
-        } = &mut *inner;
+        let Inner { contexts, queue, interrupts, .. } = &mut *inner;
         let registers = &self.registers;
 
         registers.write32(offset::FECTL, EVENT_INTERRUPT_MASK);
@@ -76,11 +71,7 @@ impl<R: Registers, M: DmaMemory> Unit<R, M> {
         )?;
 
         registers.write64(offset::IRTA, interrupts.address_register());
-        self.set(
-            Global::INTERRUPT_TABLE,
-            true,
-            "the interrupt remapping table pointer",
-        )?;
+        self.set(Global::INTERRUPT_TABLE, true, "the interrupt remapping table pointer")?;
         self.forget(queue, &[Invalidation::InterruptGlobal])?;
         self.set(Global::INTERRUPT_REMAPPING, true, "interrupt remapping")?;
 
@@ -101,10 +92,7 @@ impl<R: Registers, M: DmaMemory> Unit<R, M> {
         let registers = &self.registers;
         registers.write32(offset::FECTL, EVENT_INTERRUPT_MASK);
         registers.write32(offset::FEDATA, target.vector);
-        registers.write32(
-            offset::FEADDR,
-            EVENT_ADDRESS | (target.cpu & 0xff) << EVENT_DESTINATION_SHIFT,
-        );
+        registers.write32(offset::FEADDR, EVENT_ADDRESS | (target.cpu & 0xff) << EVENT_DESTINATION_SHIFT);
         registers.write32(offset::FEUADDR, target.cpu & !0xff);
         registers.write32(offset::FECTL, 0);
         // The read keeps the write from being late.
@@ -117,9 +105,7 @@ impl<R: Registers, M: DmaMemory> Unit<R, M> {
             return Ok(());
         }
         registers.write32(offset::PMEN, registers.read32(offset::PMEN) & !PMEN_EPM);
-        if wait_until(self.host, COMMAND_LIMIT_NS, || {
-            registers.read32(offset::PMEN) & PMEN_PRS == 0
-        }) {
+        if wait_until(self.host, COMMAND_LIMIT_NS, || registers.read32(offset::PMEN) & PMEN_PRS == 0) {
             Ok(())
         } else {
             Err(Refusal::new(

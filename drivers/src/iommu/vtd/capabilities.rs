@@ -30,10 +30,7 @@ pub(super) fn missing(
         (extended.pasid(), "PASIDs (ECAP.PASID)"),
         (extended.queued_invalidation(), "queued invalidation (ECAP.QI)"),
         (extended.interrupt_remapping(), "interrupt remapping (ECAP.IR)"),
-        (
-            !x2apic || extended.extended_interrupt_mode(),
-            "x2APIC interrupt destinations (ECAP.EIM)",
-        ),
+        (!x2apic || extended.extended_interrupt_mode(), "x2APIC interrupt destinations (ECAP.EIM)"),
         (
             capability.second_stage_levels(3) || capability.second_stage_levels(4),
             "page tables of 3 or 4 levels (CAP.SAGAW)",
@@ -78,8 +75,6 @@ pub(super) fn common_geometry<R: Registers, M: DmaMemory>(
         address_bits: width.map_or(level_bits, |width| width.clamp(WIDTH_FLOOR, level_bits)),
         host_bits: dmar.host_address_bits.clamp(WIDTH_FLOOR, HOST_WIDTH_LIMIT),
         leaf_levels,
-        format: SecondStageEntries {
-            snoop: every(|unit| unit.extended_capability().snoop_control()),
-        },
+        format: SecondStageEntries { snoop: every(|unit| unit.extended_capability().snoop_control()) },
     })
 }

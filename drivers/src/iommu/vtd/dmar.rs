@@ -230,10 +230,7 @@ fn scopes(structure: Bytes<'_>, mut at: usize) -> Option<Vec<DeviceScope>> {
             },
             enumeration: scope[4],
             start_bus: scope[5],
-            path: steps
-                .iter()
-                .map(|&[device, function]| (device, function))
-                .collect(),
+            path: steps.iter().map(|&[device, function]| (device, function)).collect(),
         });
         at += len;
     }

@@ -54,11 +54,7 @@ pub fn drain<R: Registers>(
         if read >= RECORDS_LIMIT {
             break;
         }
-        let first = if status.contains(FaultStatus::PPF) {
-            FaultStatus::fault_record_index(raw)
-        } else {
-            0
-        };
+        let first = if status.contains(FaultStatus::PPF) { FaultStatus::fault_record_index(raw) } else { 0 };
         for at in 0..records {
             let record = capability.fault_records_offset() + (first + at) % records * RECORD_BYTES;
             let upper = registers.read64(record + 8);
@@ -102,10 +98,7 @@ pub fn decode(segment: u16, lower: u64, upper: u64) -> DmaFault {
     let code = (upper >> 32) as u8;
     let interrupt = INTERRUPT_REASONS.contains(&code);
     DmaFault {
-        requester: Requester {
-            segment,
-            rid: upper as u16,
-        },
+        requester: Requester { segment, rid: upper as u16 },
         pasid: if upper & RECORD_PASID_PRESENT != 0 {
             Pasid::new((upper >> 40) as u32 & ((1 << Pasid::BITS) - 1))
         } else {

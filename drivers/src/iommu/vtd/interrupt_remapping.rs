@@ -97,9 +97,7 @@ impl InterruptTable {
                 "give vectors up to 0xff",
             ));
         }
-        let Some(index) = (0..ENTRIES)
-            .map(|at| (self.next + at) % ENTRIES)
-            .find(|&index| !self.taken[index])
+        let Some(index) = (0..ENTRIES).map(|at| (self.next + at) % ENTRIES).find(|&index| !self.taken[index])
         else {
             return Err(Refusal::new(
                 "VT-d interrupt remapping",
@@ -142,10 +140,7 @@ fn entry(rid: u16, target: HostVector, x2apic: bool) -> [u64; ENTRY_WORDS] {
     } else {
         u64::from(target.cpu) << XAPIC_DESTINATION_SHIFT
     };
-    [
-        destination | u64::from(target.vector) << VECTOR_SHIFT | PRESENT,
-        VERIFY_REQUESTER | u64::from(rid),
-    ]
+    [destination | u64::from(target.vector) << VECTOR_SHIFT | PRESENT, VERIFY_REQUESTER | u64::from(rid)]
 }
 
 /// What a device writes to use entry `index`.
@@ -164,25 +159,13 @@ mod tests {
     #[test]
     fn entries_carry_the_requester_check() {
         let target = HostVector { vector: 0x41, cpu: 5 };
-        assert_eq!(
-            entry(0x6a08, target, true),
-            [5 << 32 | 0x41 << 16 | 1, 1 << 18 | 0x6a08]
-        );
-        assert_eq!(
-            entry(0x6a08, target, false),
-            [5 << 40 | 0x41 << 16 | 1, 1 << 18 | 0x6a08]
-        );
+        assert_eq!(entry(0x6a08, target, true), [5 << 32 | 0x41 << 16 | 1, 1 << 18 | 0x6a08]);
+        assert_eq!(entry(0x6a08, target, false), [5 << 40 | 0x41 << 16 | 1, 1 << 18 | 0x6a08]);
     }
 
     #[test]
     fn messages_are_in_remappable_format() {
-        assert_eq!(
-            message(3),
-            MsiMessage {
-                address: 0xfee0_0070,
-                data: 0
-            }
-        );
+        assert_eq!(message(3), MsiMessage { address: 0xfee0_0070, data: 0 });
         assert_eq!(message(0x8001).address, 0xfee0_0034);
     }
 }

@@ -144,35 +144,22 @@ impl Invalidation {
         let tag = |pasid: Pasid| u64::from(pasid.value()) << 32;
         let (low, high) = match self {
             Self::ContextGlobal => (kind::CONTEXT_CACHE | granularity::GLOBAL, 0),
-            Self::ContextDevice { rid } => (
-                kind::CONTEXT_CACHE | granularity::SELECTIVE | u64::from(rid) << 32,
-                0,
-            ),
+            Self::ContextDevice { rid } => {
+                (kind::CONTEXT_CACHE | granularity::SELECTIVE | u64::from(rid) << 32, 0)
+            }
             Self::PasidCacheGlobal => (kind::PASID_CACHE | granularity::PC_GLOBAL, 0),
-            Self::PasidCache { domain, pasid } => (
-                kind::PASID_CACHE | granularity::PC_PASID | did(domain) | tag(pasid),
-                0,
-            ),
+            Self::PasidCache { domain, pasid } => {
+                (kind::PASID_CACHE | granularity::PC_PASID | did(domain) | tag(pasid), 0)
+            }
             Self::IotlbGlobal => (kind::IOTLB | granularity::GLOBAL | drain, 0),
             Self::IotlbDomain { domain } => (kind::IOTLB | granularity::DOMAIN | drain | did(domain), 0),
-            Self::IotlbPages {
-                domain,
-                address,
-                mask,
-            } => (
-                kind::IOTLB | granularity::SELECTIVE | drain | did(domain),
-                address | u64::from(mask),
-            ),
-            Self::PasidIotlb { domain, pasid } => (
-                kind::PASID_IOTLB | granularity::PIOTLB_PASID | did(domain) | tag(pasid),
-                0,
-            ),
-            Self::PasidDeviceTlb {
-                rid,
-                pfsid,
-                pasid,
-                tlb,
-            } => {
+            Self::IotlbPages { domain, address, mask } => {
+                (kind::IOTLB | granularity::SELECTIVE | drain | did(domain), address | u64::from(mask))
+            }
+            Self::PasidIotlb { domain, pasid } => {
+                (kind::PASID_IOTLB | granularity::PIOTLB_PASID | did(domain) | tag(pasid), 0)
+            }
+            Self::PasidDeviceTlb { rid, pfsid, pasid, tlb } => {
                 let depth = u64::from(tlb.queue_depth.clamp(1, 32) & 31) << 4;
                 let pfsid = u64::from(pfsid & 0xf) << 12 | u64::from(pfsid >> 4) << 52;
                 (
@@ -181,10 +168,9 @@ impl Invalidation {
                 )
             }
             Self::InterruptGlobal => (kind::INTERRUPT_ENTRY_CACHE, 0),
-            Self::Interrupt { index } => (
-                kind::INTERRUPT_ENTRY_CACHE | granularity::IEC_INDEX | u64::from(index) << 32,
-                0,
-            ),
+            Self::Interrupt { index } => {
+                (kind::INTERRUPT_ENTRY_CACHE | granularity::IEC_INDEX | u64::from(index) << 32, 0)
+            }
             Self::Fence => (kind::WAIT, 0),
         };
         [low, high, 0, 0]
@@ -220,13 +206,8 @@ enum Interrupted {
 impl Queue {
     /// Memory for a queue of a unit with these capabilities.
     pub fn new<M: DmaMemory>(memory: &M, capability: Capability) -> Result<Self, Refusal> {
-        let short = || {
-            Refusal::new(
-                "VT-d invalidation queue",
-                "no memory left",
-                "give the guests less memory",
-            )
-        };
+        let short =
+            || Refusal::new("VT-d invalidation queue", "no memory left", "give the guests less memory");
         let base = memory.alloc(1).ok_or_else(short)?;
         let Some(status) = memory.alloc(1) else {
             memory.free(base, 1);
@@ -239,15 +220,7 @@ impl Queue {
         if capability.drains_reads() {
             drain |= IOTLB_DRAIN_READS;
         }
-        Ok(Self {
-            base,
-            status,
-            tail: 0,
-            sequence: 0,
-            drain,
-            broken: false,
-            issued: 0,
-        })
+        Ok(Self { base, status, tail: 0, sequence: 0, drain, broken: false, issued: 0 })
     }
 
     /// The value of IQA for this queue: 256-bit descriptors, 2^(0 + 7) of them.
@@ -343,12 +316,7 @@ impl Queue {
     /// A wait descriptor with the next sequence number. Each is a fence too.
     fn next_wait(&mut self) -> Descriptor {
         self.sequence = self.sequence.wrapping_add(1);
-        [
-            kind::WAIT | WAIT_STATUS_WRITE | WAIT_FENCE | u64::from(self.sequence) << 32,
-            self.status.0,
-            0,
-            0,
-        ]
+        [kind::WAIT | WAIT_STATUS_WRITE | WAIT_FENCE | u64::from(self.sequence) << 32, self.status.0, 0, 0]
     }
 
     fn push<M: DmaMemory>(&mut self, memory: &M, descriptor: Descriptor) {
@@ -382,9 +350,7 @@ impl Queue {
             done || errors.intersects(FaultStatus::IQE | FaultStatus::ITE)
         });
         if errors.contains(FaultStatus::IQE) {
-            return Err(Interrupted::Refused(
-                self.get_past_refused(registers, memory, host),
-            ));
+            return Err(Interrupted::Refused(self.get_past_refused(registers, memory, host)));
         }
         if errors.contains(FaultStatus::ITE) {
             return Err(Interrupted::DeviceTimeout);
@@ -423,9 +389,7 @@ impl Queue {
         registers.write32(offset::FSTS, FaultStatus::IQE.bits());
         // Not every unit goes on by itself when the error is cleared.
         registers.write64(offset::IQT, self.tail as u64 * DESCRIPTOR_BYTES);
-        if !wait_until(host, COMMAND_LIMIT_NS, || {
-            memory.read64(self.status) as u32 == self.sequence
-        }) {
+        if !wait_until(host, COMMAND_LIMIT_NS, || memory.read64(self.status) as u32 == self.sequence) {
             self.broken = true;
         }
         refusal

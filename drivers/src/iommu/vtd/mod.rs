@@ -88,9 +88,7 @@ impl<R: Registers, M: DmaMemory> Vtd<R, M> {
             })
             .collect::<Result<Vec<_>, _>>()?;
         let geometry = common_geometry(dmar, &units)?;
-        let walks_snoop = units
-            .iter()
-            .all(|unit| unit.extended_capability().page_walk_coherent());
+        let walks_snoop = units.iter().all(|unit| unit.extended_capability().page_walk_coherent());
         let tables = TableMemory::new(memory, walks_snoop);
         Ok(Self::over(units, Coverage::new(dmar, bridges), tables, geometry))
     }

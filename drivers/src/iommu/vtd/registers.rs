@@ -286,9 +286,7 @@ pub fn command<R: Registers>(registers: &R, host: &dyn Host, bit: Global, on: bo
     let value = if on { kept | bit.bits() } else { kept & !bit.bits() };
     registers.write32(offset::GCMD, value);
     let wanted = on && bit != Global::WRITE_BUFFER;
-    wait_until(host, COMMAND_LIMIT_NS, || {
-        status(registers).contains(bit) == wanted
-    })
+    wait_until(host, COMMAND_LIMIT_NS, || status(registers).contains(bit) == wanted)
 }
 
 #[cfg(test)]

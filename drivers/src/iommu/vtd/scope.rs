@@ -39,11 +39,7 @@ pub struct DeviceSet {
 impl DeviceSet {
     /// Resolves scopes. A scope whose bridges do not answer is left out, with a line in the log.
     pub fn resolve(segment: u16, scopes: &[DeviceScope], bridges: Bridges<'_>) -> Self {
-        let mut set = Self {
-            segment,
-            functions: Vec::new(),
-            buses: Vec::new(),
-        };
+        let mut set = Self { segment, functions: Vec::new(), buses: Vec::new() };
         for scope in scopes {
             let Some(requester) = walk(scope, segment, bridges) else {
                 log::warn!(
@@ -128,11 +124,7 @@ impl Coverage {
                 .iter()
                 .map(|unit| DeviceSet::resolve(unit.segment, &unit.scopes, bridges))
                 .collect(),
-            include_all: dmar
-                .units
-                .iter()
-                .map(|unit| unit.include_all.then_some(unit.segment))
-                .collect(),
+            include_all: dmar.units.iter().map(|unit| unit.include_all.then_some(unit.segment)).collect(),
             reserved: dmar
                 .reserved
                 .iter()
@@ -156,11 +148,7 @@ impl Coverage {
         self.named
             .iter()
             .position(|set| set.contains(requester))
-            .or_else(|| {
-                self.include_all
-                    .iter()
-                    .position(|&segment| segment == Some(requester.segment))
-            })
+            .or_else(|| self.include_all.iter().position(|&segment| segment == Some(requester.segment)))
     }
 }
 
@@ -178,17 +166,10 @@ impl Topology for Coverage {
     }
 
     fn claimable(&self, requester: Requester, device_tlb: bool) -> Result<Place, Refusal> {
-        if let Some(region) = self
-            .reserved
-            .iter()
-            .find(|region| region.devices.contains(requester))
-        {
+        if let Some(region) = self.reserved.iter().find(|region| region.devices.contains(requester)) {
             return Err(Refusal::new(
                 format!("{requester}"),
-                format!(
-                    "the firmware uses it with memory {}..={} (RMRR)",
-                    region.base, region.limit
-                ),
+                format!("the firmware uses it with memory {}..={} (RMRR)", region.base, region.limit),
                 "turn off the firmware function that uses the device, or share another one",
             ));
         }
@@ -203,15 +184,10 @@ impl Topology for Coverage {
     fn describe(&self) -> Vec<(&'static str, String)> {
         let reserved = self.reserved.iter().map(|region| {
             let devices = region.devices.to_string();
-            (
-                "reserved",
-                format!("{}..={} by {devices}", region.base, region.limit),
-            )
+            ("reserved", format!("{}..={} by {devices}", region.base, region.limit))
         });
         let required = self.ats_required.iter();
-        reserved
-            .chain(required.map(|devices| ("ATS required", devices.to_string())))
-            .collect()
+        reserved.chain(required.map(|devices| ("ATS required", devices.to_string()))).collect()
     }
 }
 
@@ -223,22 +199,11 @@ mod tests {
     use super::*;
 
     fn scope(kind: ScopeKind, start_bus: u8, path: &[(u8, u8)]) -> DeviceScope {
-        DeviceScope {
-            kind,
-            enumeration: 0,
-            start_bus,
-            path: path.to_vec(),
-        }
+        DeviceScope { kind, enumeration: 0, start_bus, path: path.to_vec() }
     }
 
     fn unit(include_all: bool, scopes: Vec<DeviceScope>) -> Drhd {
-        Drhd {
-            registers: HostPhys(0xfed9_0000),
-            registers_len: 0x1000,
-            segment: 0,
-            include_all,
-            scopes,
-        }
+        Drhd { registers: HostPhys(0xfed9_0000), registers_len: 0x1000, segment: 0, include_all, scopes }
     }
 
     #[test]
@@ -255,15 +220,9 @@ mod tests {
             ),
         ];
         let bridges = |bridge: Requester| {
-            (bridge == Requester::new(0, 0, 3, 0)).then_some(BusRange {
-                secondary: 5,
-                subordinate: 7,
-            })
+            (bridge == Requester::new(0, 0, 3, 0)).then_some(BusRange { secondary: 5, subordinate: 7 })
         };
-        let dmar = Dmar {
-            units,
-            ..Dmar::default()
-        };
+        let dmar = Dmar { units, ..Dmar::default() };
         let coverage = Coverage::new(&dmar, &bridges);
         assert_eq!(coverage.unit_of(Requester::new(0, 0x6a, 1, 0)), Some(1));
         assert_eq!(coverage.unit_of(Requester::new(0, 0x6a, 1, 1)), Some(0));

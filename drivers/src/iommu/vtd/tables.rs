@@ -60,9 +60,7 @@ pub struct ContextTables {
 impl ContextTables {
     /// An empty root table: everything is blocked.
     pub fn new<M: DmaMemory>(memory: &TableMemory<M>) -> Result<Self, Refusal> {
-        Ok(Self {
-            root: memory.alloc(1, "VT-d root table")?,
-        })
+        Ok(Self { root: memory.alloc(1, "VT-d root table")? })
     }
 
     /// Address of the root table (RTADDR).
@@ -212,12 +210,7 @@ pub struct PasidEntry {
 impl PasidEntry {
     /// An entry for a page table.
     pub fn new(stage: &SecondStage, domain: DomainId, walk_snoops: bool) -> Self {
-        Self {
-            root: stage.root(),
-            levels: stage.levels(),
-            domain,
-            walk_snoops,
-        }
+        Self { root: stage.root(), levels: stage.levels(), domain, walk_snoops }
     }
 
     fn words(self) -> [u64; PASID_ENTRY_WORDS] {

@@ -146,15 +146,9 @@ impl<R: Registers, M: DmaMemory> Unit<R, M> {
     /// Refuses a tag that cannot be attached now.
     fn check_tag(&self, device: &Device, pasid: Pasid) -> Result<(), Refusal> {
         let (why, remedy) = if pasid.value() == RID_PASID {
-            (
-                "it stands for untagged DMA, which stays blocked",
-                "use another PASID",
-            )
+            ("it stands for untagged DMA, which stays blocked", "use another PASID")
         } else if !device.directory.holds(pasid) {
-            (
-                "it is wider than the PASIDs of the IOMMU (ECAP.PSS)",
-                "use a smaller PASID",
-            )
+            ("it is wider than the PASIDs of the IOMMU (ECAP.PSS)", "use a smaller PASID")
         } else {
             return device.attachments.check_free(pasid);
         };
@@ -168,11 +162,7 @@ impl<R: Registers, M: DmaMemory> Unit<R, M> {
         let last = (start + (len - 1)) / PAGE_SIZE;
         let mask = u64::BITS - (first ^ last).leading_zeros();
         if self.capability.page_selective() && mask <= self.capability.max_address_mask() {
-            Invalidation::IotlbPages {
-                domain,
-                address: (first >> mask << mask) * PAGE_SIZE,
-                mask,
-            }
+            Invalidation::IotlbPages { domain, address: (first >> mask << mask) * PAGE_SIZE, mask }
         } else {
             Invalidation::IotlbDomain { domain }
         }
@@ -181,9 +171,7 @@ impl<R: Registers, M: DmaMemory> Unit<R, M> {
     /// Makes a remapping entry for a device. Returns its index.
     pub(super) fn map_interrupt(&self, rid: u16, target: HostVector) -> Result<u16, Refusal> {
         let mut inner = self.inner.lock();
-        let Inner {
-            queue, interrupts, ..
-        } = &mut *inner;
+        let Inner { queue, interrupts, .. } = &mut *inner;
         let index = interrupts.set(&self.tables, rid, target)?;
         // On a refusal the index stays taken: what the unit holds for it is not known.
         self.push_out()?;
@@ -194,15 +182,9 @@ impl<R: Registers, M: DmaMemory> Unit<R, M> {
     /// Removes a remapping entry.
     pub(super) fn unmap_interrupt(&self, index: u16) -> Result<(), Refusal> {
         let mut inner = self.inner.lock();
-        let Inner {
-            queue, interrupts, ..
-        } = &mut *inner;
+        let Inner { queue, interrupts, .. } = &mut *inner;
         if !interrupts.clear(&self.tables, index) {
-            return Err(Refusal::new(
-                format!("interrupt handle {index}"),
-                "not in use",
-                "",
-            ));
+            return Err(Refusal::new(format!("interrupt handle {index}"), "not in use", ""));
         }
         self.push_out()?;
         self.forget(queue, &[Invalidation::Interrupt { index }])?;
@@ -227,18 +209,13 @@ impl<R: Registers, M: DmaMemory> Unit<R, M> {
     pub(super) fn forget(&self, queue: &mut Queue, commands: &[Invalidation]) -> Result<(), Refusal> {
         let before = queue.issued();
         let result = queue.execute(&self.registers, &*self.memory, self.host, commands);
-        self.commands
-            .fetch_add(queue.issued() - before, Ordering::Relaxed);
+        self.commands.fetch_add(queue.issued() - before, Ordering::Relaxed);
         result.map_err(|refusal| refusal.within(self.name()))
     }
 
     /// The function whose invalidation queue is throttled: named only where the unit wants it.
     const fn pfsid(&self, rid: u16) -> u16 {
-        if self.extended.device_tlb_throttle() {
-            rid
-        } else {
-            0
-        }
+        if self.extended.device_tlb_throttle() { rid } else { 0 }
     }
 }
 
@@ -279,22 +256,12 @@ impl<R: Registers, M: DmaMemory> IommuUnit for Unit<R, M> {
             ));
         }
         let directory = PasidDirectory::new(&self.tables, self.extended.pasid_bits())?;
-        if let Err(refusal) = inner
-            .contexts
-            .set(&self.tables, rid, &directory, device_tlb.is_some())
-        {
+        if let Err(refusal) = inner.contexts.set(&self.tables, rid, &directory, device_tlb.is_some()) {
             directory.destroy(&self.tables);
             return Err(refusal);
         }
         // From here on the entry is visible: on a refusal the device stays claimed and stays blocked.
-        inner.devices.insert(
-            rid,
-            Device {
-                directory,
-                device_tlb,
-                attachments: Attachments::default(),
-            },
-        );
+        inner.devices.insert(rid, Device { directory, device_tlb, attachments: Attachments::default() });
         self.push_out()?;
         self.forget(
             &mut inner.queue,
@@ -357,12 +324,7 @@ impl<R: Registers, M: DmaMemory> IommuUnit for Unit<R, M> {
         if let Some(tlb) = device.device_tlb {
             commands.extend([
                 Invalidation::Fence,
-                Invalidation::PasidDeviceTlb {
-                    rid,
-                    pfsid: self.pfsid(rid),
-                    pasid,
-                    tlb,
-                },
+                Invalidation::PasidDeviceTlb { rid, pfsid: self.pfsid(rid), pasid, tlb },
             ]);
         }
         self.forget(queue, &commands)?;
@@ -398,12 +360,7 @@ impl<R: Registers, M: DmaMemory> IommuUnit for Unit<R, M> {
                 if commands.len() == 1 {
                     commands.push(Invalidation::Fence);
                 }
-                commands.push(Invalidation::PasidDeviceTlb {
-                    rid,
-                    pfsid: self.pfsid(rid),
-                    pasid,
-                    tlb,
-                });
+                commands.push(Invalidation::PasidDeviceTlb { rid, pfsid: self.pfsid(rid), pasid, tlb });
             }
         }
         self.forget(queue, &commands)
@@ -411,10 +368,7 @@ impl<R: Registers, M: DmaMemory> IommuUnit for Unit<R, M> {
 
     fn has_device_tlb(&self, device: u32) -> bool {
         let inner = self.inner.lock();
-        inner
-            .devices
-            .get(&rid(device))
-            .is_some_and(|device| device.device_tlb.is_some())
+        inner.devices.get(&rid(device)).is_some_and(|device| device.device_tlb.is_some())
     }
 
     fn drain_faults(&self, sink: &mut dyn FnMut(Noted)) -> Drained {
@@ -462,14 +416,8 @@ impl<R: Registers, M: DmaMemory> IommuUnit for Unit<R, M> {
             ("commands", format!("{}", self.commands_issued())),
         ];
         for (&rid, device) in &self.inner.lock().devices {
-            let requester = Requester {
-                segment: self.segment,
-                rid,
-            };
-            lines.push((
-                "claimed",
-                format!("{requester}: {}", device.attachments.describe()),
-            ));
+            let requester = Requester { segment: self.segment, rid };
+            lines.push(("claimed", format!("{requester}: {}", device.attachments.describe())));
         }
         lines
     }

@@ -58,20 +58,11 @@ pub(super) struct Target(pub(super) u64);
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Command {
     /// MAPD: a device has an interrupt translation table.
-    MapDevice {
-        device: u32,
-        table: HostPhys,
-        event_bits: u32,
-    },
+    MapDevice { device: u32, table: HostPhys, event_bits: u32 },
     /// MAPC: a collection is taken by a redistributor.
     MapCollection { collection: u16, target: Target },
     /// MAPTI: an event of a device is an LPI of a collection.
-    MapEvent {
-        device: u32,
-        event: u32,
-        intid: u32,
-        collection: u16,
-    },
+    MapEvent { device: u32, event: u32, intid: u32, collection: u16 },
     /// INV: the configuration of an event's LPI changed.
     Invalidate { device: u32, event: u32 },
     /// INVALL: the configuration of all LPIs of a collection changed.
@@ -86,30 +77,15 @@ impl Command {
     fn words(self) -> [u64; COMMAND_WORDS] {
         let of = |number: u64, device: u32| number | u64::from(device) << 32;
         match self {
-            Self::MapDevice {
-                device,
-                table,
-                event_bits,
-            } => [
-                of(number::MAPD, device),
-                u64::from(event_bits - 1),
-                VALID | table.0,
-                0,
-            ],
+            Self::MapDevice { device, table, event_bits } => {
+                [of(number::MAPD, device), u64::from(event_bits - 1), VALID | table.0, 0]
+            }
             Self::MapCollection { collection, target } => {
                 [number::MAPC, 0, VALID | target.0 | u64::from(collection), 0]
             }
-            Self::MapEvent {
-                device,
-                event,
-                intid,
-                collection,
-            } => [
-                of(number::MAPTI, device),
-                u64::from(event) | u64::from(intid) << 32,
-                collection.into(),
-                0,
-            ],
+            Self::MapEvent { device, event, intid, collection } => {
+                [of(number::MAPTI, device), u64::from(event) | u64::from(intid) << 32, collection.into(), 0]
+            }
             Self::Invalidate { device, event } => [of(number::INV, device), event.into(), 0, 0],
             Self::InvalidateAll { collection } => [number::INVALL, 0, collection.into(), 0],
             Self::Discard { device, event } => [of(number::DISCARD, device), event.into(), 0, 0],
@@ -167,11 +143,7 @@ impl Queue {
 
     /// Gives the queue to an ITS that is off. It starts empty.
     pub(super) fn install<R: Registers>(&mut self, registers: &R) {
-        ITS.write(
-            registers,
-            gits::CBASER,
-            gits::VALID | self.base.0 | (PAGES as u64 - 1),
-        );
+        ITS.write(registers, gits::CBASER, gits::VALID | self.base.0 | (PAGES as u64 - 1));
         registers.write64(gits::CWRITER, 0);
         self.tail = 0;
         self.under_way.clear();
@@ -254,9 +226,7 @@ impl Queue {
             self.under_way[at] = self.filler;
         }
         fence(Ordering::SeqCst);
-        access
-            .registers
-            .write64(gits::CWRITER, self.writer() | gits::CWRITER_RETRY);
+        access.registers.write64(gits::CWRITER, self.writer() | gits::CWRITER_RETRY);
         refusal
     }
 
@@ -297,23 +267,11 @@ mod tests {
     #[test]
     fn commands_are_encoded_as_the_specification_has_them() {
         let (device, event, target) = (0x6a08, 5, Target(0x80a_0000));
-        let map = Command::MapDevice {
-            device,
-            table: HostPhys(0x12_3400),
-            event_bits: 11,
-        };
+        let map = Command::MapDevice { device, table: HostPhys(0x12_3400), event_bits: 11 };
         assert_eq!(map.words(), [0x6a08_0000_0008, 10, 1 << 63 | 0x12_3400, 0]);
-        let collection = Command::MapCollection {
-            collection: 3,
-            target,
-        };
+        let collection = Command::MapCollection { collection: 3, target };
         assert_eq!(collection.words(), [9, 0, 1 << 63 | 0x80a_0003, 0]);
-        let map = Command::MapEvent {
-            device,
-            event,
-            intid: 8193,
-            collection: 3,
-        };
+        let map = Command::MapEvent { device, event, intid: 8193, collection: 3 };
         assert_eq!(map.words(), [0x6a08_0000_000a, 0x2001_0000_0005, 3, 0]);
         let invalidate = Command::Invalidate { device, event };
         assert_eq!(invalidate.words(), [0x6a08_0000_000c, 5, 0, 0]);

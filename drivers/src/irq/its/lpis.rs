@@ -108,10 +108,8 @@ impl Lpis {
     ) -> Result<Self, Refusal> {
         for redistributor in redistributors {
             if redistributor.registers.read64(gicr::TYPER) & gicr::TYPER_PLPIS == 0 {
-                return Err(redistributor.refusal(
-                    "it has no LPIs (GICR_TYPER.PLPIS)",
-                    "use a machine whose GIC has an ITS",
-                ));
+                return Err(redistributor
+                    .refusal("it has no LPIs (GICR_TYPER.PLPIS)", "use a machine whose GIC has an ITS"));
             }
         }
         let configuration = memory.alloc(CONFIGURATION_PAGES, "LPI configuration table")?;
@@ -119,9 +117,7 @@ impl Lpis {
         for word in 0..LPIS.len() / 8 {
             memory.write(configuration, word, disabled);
         }
-        let pending = redistributors
-            .iter()
-            .map(|_| memory.alloc(PENDING_PAGES, "LPI pending table"));
+        let pending = redistributors.iter().map(|_| memory.alloc(PENDING_PAGES, "LPI pending table"));
         Ok(Self {
             configuration,
             pending: pending.collect::<Result<_, _>>()?,
@@ -136,9 +132,7 @@ impl Lpis {
         host: &dyn Host,
     ) -> Result<(), Refusal> {
         // Redistributors may share what they hold of the configuration, so that none may be on while two differ.
-        redistributors
-            .iter()
-            .try_for_each(|redistributor| redistributor.turn_off(host))?;
+        redistributors.iter().try_for_each(|redistributor| redistributor.turn_off(host))?;
         for (redistributor, pending) in redistributors.iter().zip(&self.pending) {
             let registers = &redistributor.registers;
             let configuration = self.configuration.0 | u64::from(ID_BITS - 1);
@@ -160,15 +154,13 @@ impl Lpis {
 
     /// Whom an LPI belongs to. Refused where it is none.
     pub(super) fn owner(&mut self, intid: u32) -> Result<&mut Option<Owner>, Refusal> {
-        slot(intid)
-            .and_then(|slot| self.owners.get_mut(slot))
-            .ok_or_else(|| {
-                Refusal::new(
-                    format!("interrupt {intid}"),
-                    "no LPI in use here",
-                    format!("give interrupts from {} to {}", LPIS.start, LPIS.end - 1),
-                )
-            })
+        slot(intid).and_then(|slot| self.owners.get_mut(slot)).ok_or_else(|| {
+            Refusal::new(
+                format!("interrupt {intid}"),
+                "no LPI in use here",
+                format!("give interrupts from {} to {}", LPIS.start, LPIS.end - 1),
+            )
+        })
     }
 
     /// Writes the configuration of an LPI. In effect after INV and SYNC.

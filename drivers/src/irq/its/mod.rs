@@ -114,10 +114,8 @@ impl<R: Registers, M: DmaMemory> Its<R, M> {
         // differs from table to table. They are small and change seldom, so all that is written is flushed.
         let memory = TableMemory::new(memory, false);
         let lpis = Lpis::new(&memory, &redistributors)?;
-        let targets: Vec<_> = redistributors
-            .iter()
-            .map(|redistributor| (redistributor.base, redistributor.number()))
-            .collect();
+        let targets: Vec<_> =
+            redistributors.iter().map(|redistributor| (redistributor.base, redistributor.number())).collect();
         let units = nodes
             .iter()
             .map(|&node| Unit::new(node, &targets, &memory, map_registers))
@@ -140,9 +138,7 @@ impl<R: Registers, M: DmaMemory> Its<R, M> {
         // No ITS may send anything while the redistributors' tables change.
         units.iter().try_for_each(|unit| unit.turn_off(self.host))?;
         lpis.install(&self.redistributors, self.host)?;
-        units
-            .iter_mut()
-            .try_for_each(|unit| unit.turn_on(self.surroundings()))
+        units.iter_mut().try_for_each(|unit| unit.turn_on(self.surroundings()))
     }
 
     /// The pages that devices write their messages to: of GITS_TRANSLATER of each, and nothing else is in reach of
@@ -156,33 +152,21 @@ impl<R: Registers, M: DmaMemory> Its<R, M> {
     /// What the monitor shows of them.
     pub fn describe(&self) -> Vec<(&'static str, String)> {
         let inner = self.inner.lock();
-        let mut lines = vec![(
-            "LPIs",
-            format!("{} of {} mapped", inner.lpis.in_use(), LPIS.len()),
-        )];
+        let mut lines = vec![("LPIs", format!("{} of {} mapped", inner.lpis.in_use(), LPIS.len()))];
         lines.extend(inner.units.iter().flat_map(Unit::describe));
         lines
     }
 
     const fn surroundings(&self) -> Surroundings<'_, M> {
-        Surroundings {
-            memory: &self.memory,
-            host: self.host,
-        }
+        Surroundings { memory: &self.memory, host: self.host }
     }
 
     /// The number of the ITS that a requester's messages reach, and the requester's DeviceID there.
     fn source(&self, units: &[Unit<R>], requester: Requester) -> Result<(usize, u32), Refusal> {
         let refuse = |why: &str| Refusal::new("interrupt messages", why, "update the firmware");
-        let source = self
-            .iort
-            .message_source(requester)
-            .ok_or_else(|| refuse("the IORT leads them to no ITS"))?;
-        let identifiers = self
-            .iort
-            .its_groups
-            .get(source.group)
-            .map_or(&[][..], |group| &group.identifiers);
+        let source =
+            self.iort.message_source(requester).ok_or_else(|| refuse("the IORT leads them to no ITS"))?;
+        let identifiers = self.iort.its_groups.get(source.group).map_or(&[][..], |group| &group.identifiers);
         identifiers
             .iter()
             .find_map(|&identifier| units.iter().position(|unit| unit.node().identifier == identifier))
@@ -225,11 +209,7 @@ impl<R: Registers, M: DmaMemory> Its<R, M> {
         }
         let unit = &mut units[number];
         let event = unit.take(around, device, requester, intid, redistributor)?;
-        let owner = |given| Owner {
-            unit: number,
-            event,
-            given,
-        };
+        let owner = |given| Owner { unit: number, event, given };
         *lpis.owner(intid)? = Some(owner(false));
         if let Err(refusal) = unit.map(around, lpis, event) {
             lpis.configure(&self.memory, intid, false);
@@ -240,10 +220,7 @@ impl<R: Registers, M: DmaMemory> Its<R, M> {
             return Err(refusal);
         }
         *lpis.owner(intid)? = Some(owner(true));
-        Ok(MsiMessage {
-            address: unit.node().doorbell().0,
-            data: event.number,
-        })
+        Ok(MsiMessage { address: unit.node().doorbell().0, data: event.number })
     }
 }
 
@@ -253,10 +230,7 @@ impl<R: Registers, M: DmaMemory> MsiController for Its<R, M> {
         let message = self
             .map(&mut self.inner.lock(), requester, target)
             .map_err(|refusal| refusal.within(requester))?;
-        Ok(RemappedInterrupt {
-            handle: target.vector,
-            message,
-        })
+        Ok(RemappedInterrupt { handle: target.vector, message })
     }
 
     fn unmap_interrupt(&self, handle: u32) -> Result<(), Refusal> {

@@ -108,10 +108,7 @@ impl Attributes {
     /// Writes a base register: cached where its owner shares the processors' caches, which it says by keeping
     /// the shareability, else not.
     pub fn write<R: Registers>(self, registers: &R, offset: usize, value: u64) {
-        registers.write64(
-            offset,
-            value | Self::INNER_SHAREABLE | Self::WRITE_BACK << self.cache,
-        );
+        registers.write64(offset, value | Self::INNER_SHAREABLE | Self::WRITE_BACK << self.cache);
         if registers.read64(offset) & Self::SHAREABILITY == 0 {
             registers.write64(offset, value | Self::NOT_CACHED << self.cache);
         }
@@ -159,11 +156,7 @@ impl Typer {
 
     /// CIL and CIDbits: width of a collection's identifier.
     pub const fn collection_bits(self) -> u32 {
-        if self.field(36, 1) != 0 {
-            self.field(32, 4) as u32 + 1
-        } else {
-            16
-        }
+        if self.field(36, 1) != 0 { self.field(32, 4) as u32 + 1 } else { 16 }
     }
 }
 

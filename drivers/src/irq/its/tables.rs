@@ -156,20 +156,11 @@ fn form<R: Registers>(
             continue;
         }
         let two_level = kept & gits::INDIRECT != 0;
-        let (unit, per_unit) = if two_level {
-            (FIRST_LEVEL_ENTRY, page / entry)
-        } else {
-            (entry, 1)
-        };
+        let (unit, per_unit) = if two_level { (FIRST_LEVEL_ENTRY, page / entry) } else { (entry, 1) };
         let needed = (wanted.div_ceil(per_unit) * unit).div_ceil(page);
         let pages = needed.min(gits::PAGES_MAX);
-        best = Some(Form {
-            code,
-            page,
-            pages,
-            two_level,
-            entries: wanted.min(pages * page / unit * per_unit),
-        });
+        best =
+            Some(Form { code, page, pages, two_level, entries: wanted.min(pages * page / unit * per_unit) });
         if needed <= gits::PAGES_MAX {
             break;
         }

@@ -113,10 +113,7 @@ impl<R: Registers> Unit<R> {
         let refuse = |why: String, remedy: &str| Refusal::new(node.name(), why, remedy);
         let base = node.registers;
         if base.0 == 0 || !base.is_aligned(FRAME) || base.0 >= ADDRESS_END {
-            return Err(refuse(
-                "its registers cannot be there (MADT)".into(),
-                "update the firmware",
-            ));
+            return Err(refuse("its registers cannot be there (MADT)".into(), "update the firmware"));
         }
         let registers = map_registers(base, gits::CONTROL_FRAME)?;
         let architecture = gits::architecture(registers.read32(gits::PIDR2));
@@ -135,10 +132,7 @@ impl<R: Registers> Unit<R> {
         }
         if redistributors.len() as u64 > 1 << typer.collection_bits() {
             return Err(refuse(
-                format!(
-                    "{} processors are more than it has collections",
-                    redistributors.len()
-                ),
+                format!("{} processors are more than it has collections", redistributors.len()),
                 "use fewer processors",
             ));
         }
@@ -241,15 +235,8 @@ impl<R: Registers> Unit<R> {
             .find(|&event| known.events[event].is_none())
             .ok_or_else(full)?;
         known.next = (number + 1) % count;
-        known.events[number] = Some(Taken {
-            intid,
-            redistributor,
-            translated: false,
-        });
-        Ok(Event {
-            device,
-            number: number as u32,
-        })
+        known.events[number] = Some(Taken { intid, redistributor, translated: false });
+        Ok(Event { device, number: number as u32 })
     }
 
     /// Maps an event that was taken, and enables its LPI.
@@ -259,25 +246,13 @@ impl<R: Registers> Unit<R> {
         lpis: &Lpis,
         event: Event,
     ) -> Result<(), Refusal> {
-        let Taken {
-            intid, redistributor, ..
-        } = self.taken(event)?;
+        let Taken { intid, redistributor, .. } = self.taken(event)?;
         let Event { device, number } = event;
-        let sync = Command::Sync {
-            target: self.targets[redistributor],
-        };
-        let map = Command::MapEvent {
-            device,
-            event: number,
-            intid,
-            collection: redistributor as u16,
-        };
+        let sync = Command::Sync { target: self.targets[redistributor] };
+        let map = Command::MapEvent { device, event: number, intid, collection: redistributor as u16 };
         self.execute(around, &[map, sync])?;
         lpis.configure(around.memory, intid, true);
-        let invalidate = Command::Invalidate {
-            device,
-            event: number,
-        };
+        let invalidate = Command::Invalidate { device, event: number };
         self.execute(around, &[invalidate, sync])
     }
 
@@ -289,27 +264,15 @@ impl<R: Registers> Unit<R> {
         lpis: &Lpis,
         event: Event,
     ) -> Result<(), Refusal> {
-        let Taken {
-            intid, redistributor, ..
-        } = self.taken(event)?;
+        let Taken { intid, redistributor, .. } = self.taken(event)?;
         lpis.configure(around.memory, intid, false);
         // What an earlier call left under way may be what maps or discards it.
         self.settle(around)?;
         let Event { device, number } = event;
-        let sync = Command::Sync {
-            target: self.targets[redistributor],
-        };
+        let sync = Command::Sync { target: self.targets[redistributor] };
         if self.taken(event)?.translated {
-            let (invalidate, discard) = (
-                Command::Invalidate {
-                    device,
-                    event: number,
-                },
-                Command::Discard {
-                    device,
-                    event: number,
-                },
-            );
+            let (invalidate, discard) =
+                (Command::Invalidate { device, event: number }, Command::Discard { device, event: number });
             self.execute(around, &[invalidate, sync, discard, sync])?;
         } else {
             self.execute(around, &[sync])?;
@@ -329,11 +292,7 @@ impl<R: Registers> Unit<R> {
         let device = self.devices.get(&event.device);
         let taken = device.and_then(|device| *device.events.get(event.number as usize)?);
         taken.ok_or_else(|| {
-            Refusal::new(
-                format!("event {} of DeviceID {:#x}", event.number, event.device),
-                "not mapped",
-                "",
-            )
+            Refusal::new(format!("event {} of DeviceID {:#x}", event.number, event.device), "not mapped", "")
         })
     }
 
@@ -350,10 +309,8 @@ impl<R: Registers> Unit<R> {
                 .ok_or_else(|| Refusal::new(self.node.name(), "not taken over yet", "take it over first"))?;
             table.provide(around.memory, device, &self.node.name())?;
             let bytes = self.typer.translation_entry() << self.event_bits;
-            let translations = around.memory.alloc(
-                bytes.div_ceil(PAGE_SIZE) as usize,
-                "ITS interrupt translation table",
-            )?;
+            let translations =
+                around.memory.alloc(bytes.div_ceil(PAGE_SIZE) as usize, "ITS interrupt translation table")?;
             let new = Device {
                 requester,
                 translations,
@@ -369,21 +326,14 @@ impl<R: Registers> Unit<R> {
         if known.requester != requester {
             return Err(Refusal::new(
                 format!("DeviceID {device:#x}"),
-                format!(
-                    "the ITS cannot tell its messages from those of {}",
-                    known.requester
-                ),
+                format!("the ITS cannot tell its messages from those of {}", known.requester),
                 "share one device of them only",
             ));
         }
         if known.known {
             return Ok(());
         }
-        let map = Command::MapDevice {
-            device,
-            table: known.translations,
-            event_bits: self.event_bits,
-        };
+        let map = Command::MapDevice { device, table: known.translations, event_bits: self.event_bits };
         self.execute(around, &[map])
     }
 
@@ -396,21 +346,14 @@ impl<R: Registers> Unit<R> {
         around: Surroundings<'_, M>,
         commands: &[Command],
     ) -> Result<(), Refusal> {
-        let Self {
-            registers,
-            queue,
-            devices,
-            ..
-        } = self;
+        let Self { registers, queue, devices, .. } = self;
         let access = Access {
             registers,
             memory: around.memory,
             host: around.host,
             done: &mut |command| note(devices, command),
         };
-        queue
-            .execute(access, commands)
-            .map_err(|refusal| refusal.within(self.node.name()))
+        queue.execute(access, commands).map_err(|refusal| refusal.within(self.node.name()))
     }
 
     /// What the monitor shows of it.

@@ -96,10 +96,7 @@ fn resolve(parent: &ParentConfig, devices: &[PciDevice]) -> Result<PciDevice, Co
             "correct the IDs, or name the device by pci",
         )),
         (several, _) => {
-            let places: Vec<String> = several
-                .iter()
-                .map(|device| device.requester.to_string())
-                .collect();
+            let places: Vec<String> = several.iter().map(|device| device.requester.to_string()).collect();
             Err(parent.error_at(
                 parent.selector.at,
                 format_args!("{selector} fits {} devices", several.len()),
@@ -225,10 +222,7 @@ fn reserve(
     };
     parent.create(&request).map_err(|refusal| {
         // Whether it is the number of entries shows when it is left to the driver.
-        let unsized_request = VdevRequest {
-            entries: None,
-            ..request
-        };
+        let unsized_request = VdevRequest { entries: None, ..request };
         let at = match vdev.entries {
             Some(entries) if parent.create(&unsized_request).is_ok() => entries.at,
             _ => vdev.type_name.at,

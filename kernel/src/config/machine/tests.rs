@@ -30,23 +30,14 @@ const PARENT: &str = "[parent.dsa0]\npci = \"0000:00:04.0\"\n";
 const VDEV: &str = "[[vm.vdev]]\nparent = \"dsa0\"\ntype = \"dsa-dwq\"\n";
 
 fn device(slot: u8, device: u16) -> PciDevice {
-    PciDevice {
-        requester: Requester::new(0, 0, slot, 0),
-        vendor: 0x8086,
-        device,
-    }
+    PciDevice { requester: Requester::new(0, 0, slot, 0), vendor: 0x8086, device }
 }
 
 #[test]
 fn parents_find_their_devices() {
-    let text = format!(
-        "[parent.a]\nmatch = \"8086:11fb\"\n[parent.b]\npci = \"0000:00:05.0\"\n{}",
-        vm("x", "")
-    );
-    let found = resolve_parents(
-        &config(&text),
-        &[device(3, 0x29c0), device(4, 0x11fb), device(5, 0x0b25)],
-    );
+    let text =
+        format!("[parent.a]\nmatch = \"8086:11fb\"\n[parent.b]\npci = \"0000:00:05.0\"\n{}", vm("x", ""));
+    let found = resolve_parents(&config(&text), &[device(3, 0x29c0), device(4, 0x11fb), device(5, 0x0b25)]);
     assert_eq!(found.errors, []);
     assert_eq!(found.parents, [(0, device(4, 0x11fb)), (1, device(5, 0x0b25))]);
 }
@@ -101,10 +92,8 @@ fn memory_is_counted_in_the_order_of_the_file() {
     let text_of = |available| lines(&check_memory(&config, available));
     assert_eq!(
         text_of((150 << 20) + 5),
-        [
-            "pasidon.toml:13:10: vm c: memory 64M is more than the 22M that the machine has left after the \
-          VMs before it; give the VMs less, or the machine more"
-        ]
+        ["pasidon.toml:13:10: vm c: memory 64M is more than the 22M that the machine has left after the \
+          VMs before it; give the VMs less, or the machine more"]
     );
     assert_eq!(text_of(32 << 20).len(), 4, "not even alone");
     assert!(text_of(32 << 20)[3].contains("the 32M that the machine has left; "));
@@ -176,12 +165,7 @@ impl Parent for FourQueues {
     }
     fn types(&self) -> &[VdevType] {
         const fn kind(name: &'static str, direct_portal: bool) -> VdevType {
-            VdevType {
-                name,
-                description: "",
-                direct_portal,
-                instances: 4,
-            }
+            VdevType { name, description: "", direct_portal, instances: 4 }
         }
         static TYPES: [VdevType; 2] = [kind("dsa-dwq", true), kind("dsa-swq", false)];
         &TYPES
@@ -201,10 +185,7 @@ impl Parent for FourQueues {
             return Err(Refusal::new(what, why, "use fewer"));
         }
         *left = (left.0 - 1, left.1 - entries);
-        Ok(Box::new(Slice {
-            entries,
-            left: Arc::clone(&self.left),
-        }))
+        Ok(Box::new(Slice { entries, left: Arc::clone(&self.left) }))
     }
     fn set_interrupt(&self, _: u16, _: Option<MsiMessage>) {}
     fn event_interrupt(&self) -> Option<u16> {
@@ -220,9 +201,7 @@ impl Parent for FourQueues {
 
 /// The errors against four queues, of which all must be free again afterwards.
 fn checked(text: &str) -> Vec<String> {
-    let parent = FourQueues {
-        left: Arc::new(Mutex::new((4, 32))),
-    };
+    let parent = FourQueues { left: Arc::new(Mutex::new((4, 32))) };
     let errors = check_vdevs(&config(text), &|_| Ok(&parent));
     assert_eq!(*parent.left.lock().unwrap(), (4, 32), "nothing is kept");
     lines(&errors)
@@ -269,11 +248,7 @@ fn too_many_entries_are_pointed_at() {
 #[test]
 fn unknown_types_and_types_without_iommu() {
     let typed = |kind: &str| VDEV.replace("dsa-dwq", kind);
-    let text = format!(
-        "{PARENT}{}{}",
-        vm("a", &typed("dsa-dqw")),
-        vm("b", &typed("gpu-slice"))
-    );
+    let text = format!("{PARENT}{}{}", vm("a", &typed("dsa-dqw")), vm("b", &typed("gpu-slice")));
     assert_eq!(
         checked(&text),
         [
@@ -283,17 +258,11 @@ fn unknown_types_and_types_without_iommu() {
              it offers dsa-dwq, dsa-swq",
         ]
     );
-    let text = format!(
-        "{PARENT}iommu = \"off\"\n{}{}",
-        vm("a", VDEV),
-        vm("b", &typed("dsa-swq"))
-    );
+    let text = format!("{PARENT}iommu = \"off\"\n{}{}", vm("a", VDEV), vm("b", &typed("dsa-swq")));
     assert_eq!(
         checked(&text),
-        [
-            "pasidon.toml:10:8: vm a: vdev number 1: type dsa-dwq lets the guest submit without a trap, which \
-          needs an IOMMU, but parent dsa0 has iommu = \"off\"; use a trapped type, or iommu = \"on\""
-        ]
+        ["pasidon.toml:10:8: vm a: vdev number 1: type dsa-dwq lets the guest submit without a trap, which \
+          needs an IOMMU, but parent dsa0 has iommu = \"off\"; use a trapped type, or iommu = \"on\""]
     );
 }
 
@@ -301,19 +270,12 @@ fn unknown_types_and_types_without_iommu() {
 fn unusable_and_refused_parents_are_said() {
     let text = format!("{PARENT}{}", vm("a", VDEV));
     let mut config = config(&text);
-    let unusable = |_: &str| {
-        Err(Refusal::new(
-            "parent dsa0",
-            "no IOMMU confines its DMA",
-            "turn it on in the firmware",
-        ))
-    };
+    let unusable =
+        |_: &str| Err(Refusal::new("parent dsa0", "no IOMMU confines its DMA", "turn it on in the firmware"));
     assert_eq!(
         lines(&check_vdevs(&config, &unusable)),
-        [
-            "pasidon.toml:8:10: vm a: vdev number 1: parent dsa0: no IOMMU confines its DMA; \
-          turn it on in the firmware"
-        ]
+        ["pasidon.toml:8:10: vm a: vdev number 1: parent dsa0: no IOMMU confines its DMA; \
+          turn it on in the firmware"]
     );
     let refused = resolve_parents(&config, &[]).errors;
     config.remove_refused(&refused);
@@ -328,8 +290,7 @@ fn files_are_pointed_at() {
     let config = config(&vm("a", ""));
     let vm = config.vm("a").unwrap();
     assert_eq!(
-        vm.file_error("kernel", &vm.kernel, "no such file on the ESP")
-            .to_string(),
+        vm.file_error("kernel", &vm.kernel, "no such file on the ESP").to_string(),
         "pasidon.toml:4:10: vm a: kernel \"k\": no such file on the ESP; \
          put a good one there or correct the path"
     );
@@ -341,11 +302,7 @@ fn what_the_loader_refuses_keeps_its_remedy() {
     let config = config(&vm("a", "initrd = \"i\"\n"));
     let vm = config.vm("a").unwrap();
     let said = |what: &str| {
-        let refusal = Refusal::new(
-            what,
-            "it needs 40 MiB",
-            "give the VM more memory: 64 MiB at least",
-        );
+        let refusal = Refusal::new(what, "it needs 40 MiB", "give the VM more memory: 64 MiB at least");
         vm.image_refused(&refusal).to_string()
     };
     let kernel = said("kernel image");
@@ -353,18 +310,11 @@ fn what_the_loader_refuses_keeps_its_remedy() {
         kernel.contains("vm a: kernel \"k\": it needs 40 MiB; give the VM more memory: 64 MiB"),
         "{kernel}"
     );
-    assert!(
-        said("initrd").contains("vm a: initrd \"i\": it needs"),
-        "{}",
-        said("initrd")
-    );
+    assert!(said("initrd").contains("vm a: initrd \"i\": it needs"), "{}", said("initrd"));
     assert!(said("memory").contains("vm a: memory: it needs"));
     assert!(said("command line").contains("vm a: cmdline: it needs"));
 
     let known = crate::info::VmInfo::refused(vm, kernel.clone());
-    assert_eq!(
-        (known.name.as_str(), known.state, known.reason),
-        ("a", "refused", Some(kernel))
-    );
+    assert_eq!((known.name.as_str(), known.state, known.reason), ("a", "refused", Some(kernel)));
     assert_eq!((known.memory, known.memory_in_use), (vm.memory.value, 0));
 }

@@ -63,11 +63,7 @@ fn text_of(file: &[u8]) -> Result<&str, ConfigError> {
     }
     core::str::from_utf8(file).map_err(|error| {
         let valid = core::str::from_utf8(&file[..error.valid_up_to()]).unwrap_or_default();
-        whole(
-            Position::of(valid, valid.len()),
-            "not UTF-8 text",
-            "save the file as UTF-8",
-        )
+        whole(Position::of(valid, valid.len()), "not UTF-8 text", "save the file as UTF-8")
     })
 }
 
@@ -79,15 +75,9 @@ fn check(text: &str, errors: &mut Vec<ConfigError>) -> Option<Config> {
     let document = match DeTable::parse(text) {
         Ok(document) => document,
         Err(error) => {
-            let at = error
-                .span()
-                .map_or(Position::START, |span| Position::of(text, span.start));
+            let at = error.span().map_or(Position::START, |span| Position::of(text, span.start));
             let message = error.message().replace('`', "").replace('\n', " ");
-            errors.push(whole(
-                at,
-                format!("syntax: {message}"),
-                "correct this line; the file is TOML",
-            ));
+            errors.push(whole(at, format!("syntax: {message}"), "correct this line; the file is TOML"));
             return None;
         }
     };
@@ -96,21 +86,13 @@ fn check(text: &str, errors: &mut Vec<ConfigError>) -> Option<Config> {
         if !schema::TOP.contains(&key.get_ref().as_ref()) {
             let at = Position::of(text, key.span().start);
             let remedy = unknown_key_remedy(key.get_ref(), schema::TOP.into_iter(), "the file");
-            errors.push(whole(
-                at,
-                format!("unknown key {}", quoted(key.get_ref())),
-                remedy,
-            ));
+            errors.push(whole(at, format!("unknown key {}", quoted(key.get_ref())), remedy));
         }
     }
     let host = host(text, top, errors);
     let parents = parents::parents(text, top, errors);
     let vms = vms::vms(text, top, &parents, errors);
-    Some(Config {
-        host,
-        parents: parents.into_iter().filter_map(|named| named.sound).collect(),
-        vms,
-    })
+    Some(Config { host, parents: parents.into_iter().filter_map(|named| named.sound).collect(), vms })
 }
 
 fn host(text: &str, top: &DeTable<'_>, errors: &mut Vec<ConfigError>) -> HostConfig {
@@ -138,19 +120,11 @@ fn host(text: &str, top: &DeTable<'_>, errors: &mut Vec<ConfigError>) -> HostCon
 
 fn wrong_section(at: Position, value: &Value<'_>, name: &str, heading: &str) -> ConfigError {
     let found = value.get_ref().type_str();
-    whole(
-        at,
-        format!("{name} is a section, but this is of type {found}"),
-        format!("write it as {heading}"),
-    )
+    whole(at, format!("{name} is a section, but this is of type {found}"), format!("write it as {heading}"))
 }
 
 fn misfitting(table: &Table<'_>, at: Position, name: &str, value: &str, misfit: Misfit) -> ConfigError {
-    table.error(
-        at,
-        format_args!("{name} {} {}", quoted(value), misfit.why),
-        misfit.remedy,
-    )
+    table.error(at, format_args!("{name} {} {}", quoted(value), misfit.why), misfit.remedy)
 }
 
 /// A string put into another form, where it is present and fits.

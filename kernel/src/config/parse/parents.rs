@@ -84,14 +84,7 @@ fn parent(
     errors: &mut Vec<ConfigError>,
 ) -> Option<ParentConfig> {
     let subject = format!("parent {}", shortened(name));
-    let table = Table::new(
-        text,
-        entries,
-        &schema::PARENT,
-        name.at,
-        subject,
-        Scope::Parent(index),
-    );
+    let table = Table::new(text, entries, &schema::PARENT, name.at, subject, Scope::Parent(index));
     if let Err(misfit) = value::name(name) {
         errors.push(misfitting(&table, name.at, "its name", name, misfit));
     }
@@ -100,11 +93,7 @@ fn parent(
     let allow_unsafe_portals = table.boolean("allow_unsafe_portals", false, errors);
     let selector = match (table.value("pci"), table.value("match")) {
         (Some(_), Some((_, at))) => {
-            errors.push(table.error(
-                at,
-                "pci and match both say which device it is",
-                "keep one of them",
-            ));
+            errors.push(table.error(at, "pci and match both say which device it is", "keep one of them"));
             None
         }
         (None, None) => {
@@ -115,20 +104,14 @@ fn parent(
             ));
             None
         }
-        (Some(_), None) => converted(&table, "pci", errors, |text| {
-            value::pci_address(text).map(ParentSelector::Pci)
-        }),
+        (Some(_), None) => {
+            converted(&table, "pci", errors, |text| value::pci_address(text).map(ParentSelector::Pci))
+        }
         (None, Some(_)) => converted(&table, "match", errors, |text| {
             value::pci_ids(text).map(|(vendor, device)| ParentSelector::Match { vendor, device })
         }),
     };
-    Some(ParentConfig {
-        index,
-        name: name.clone(),
-        selector: selector?,
-        iommu,
-        allow_unsafe_portals,
-    })
+    Some(ParentConfig { index, name: name.clone(), selector: selector?, iommu, allow_unsafe_portals })
 }
 
 /// Reports a parent that is not among the sound ones.
@@ -155,9 +138,5 @@ pub(super) fn known_parent(
         Some(near) => format!("did you mean \"{near}\"?"),
         None => "add a [parent.NAME] section for it, or name one that is there".to_string(),
     };
-    errors.push(table.error(
-        parent.at,
-        format_args!("unknown parent {}", quoted(parent)),
-        remedy,
-    ));
+    errors.push(table.error(parent.at, format_args!("unknown parent {}", quoted(parent)), remedy));
 }

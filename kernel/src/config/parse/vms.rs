@@ -51,11 +51,7 @@ pub(super) fn vms(
     };
     if array.is_empty() {
         let at = Position::of(text, value.span().start);
-        errors.push(whole(
-            at,
-            "there is no VM",
-            "add a [[vm]] section with name, memory and kernel",
-        ));
+        errors.push(whole(at, "there is no VM", "add a [[vm]] section with name, memory and kernel"));
     }
     let mut names: Vec<Spanned<String>> = Vec::new();
     let mut vms = Vec::new();
@@ -73,10 +69,7 @@ pub(super) fn vms(
             errors.push(ConfigError::new(
                 Scope::Vm(index),
                 at,
-                format!(
-                    "{} VMs are more than the {MAX_VMS} that the console can tell apart",
-                    array.len()
-                ),
+                format!("{} VMs are more than the {MAX_VMS} that the console can tell apart", array.len()),
                 "remove some",
             ));
         }
@@ -103,9 +96,7 @@ fn vm(
 ) -> Option<VmConfig> {
     let subject = format!("vm number {}", index + 1);
     let mut table = Table::new(text, entries, &schema::VM, at, subject, Scope::Vm(index));
-    let name = required(&table, "name", errors, |text| {
-        value::name(text).map(|()| text.to_string())
-    });
+    let name = required(&table, "name", errors, |text| value::name(text).map(|()| text.to_string()));
     if let Some(name) = &name {
         table.subject = format!("vm {}", name.value);
         match names.iter().find(|other| other.value == name.value) {
@@ -122,12 +113,8 @@ fn vm(
     let kernel = required(&table, "kernel", errors, value::path);
     let initrd = converted(&table, "initrd", errors, value::path);
     let cmdline = converted(&table, "cmdline", errors, cmdline);
-    let pasids = table
-        .integer("pasids", 0..=u16::MAX, errors)
-        .unwrap_or(Spanned::new(DEFAULT_PASIDS, at));
-    let vcpus = table
-        .integer("vcpus", 1..=u16::MAX, errors)
-        .unwrap_or(Spanned::new(1, at));
+    let pasids = table.integer("pasids", 0..=u16::MAX, errors).unwrap_or(Spanned::new(DEFAULT_PASIDS, at));
+    let vcpus = table.integer("vcpus", 1..=u16::MAX, errors).unwrap_or(Spanned::new(1, at));
     if vcpus.value != 1 {
         errors.push(table.error(
             vcpus.at,
@@ -174,10 +161,7 @@ fn vm(
 fn cmdline(text: &str) -> Result<String, Misfit> {
     let misfit = |why, remedy| Err(Misfit { why, remedy });
     if text.len() > value::MAX_CMDLINE {
-        misfit(
-            "is longer than 2047 bytes, which is all Linux reads",
-            "shorten it",
-        )
+        misfit("is longer than 2047 bytes, which is all Linux reads", "shorten it")
     } else if text.contains(|c: char| c.is_control()) {
         misfit("holds control characters", "write it in one line of plain text")
     } else {
@@ -216,12 +200,7 @@ fn vdevs(
             known_parent(&table, parent, parents, errors);
         }
         if let (Some(parent), Some(type_name)) = (parent, type_name) {
-            vdevs.push(VdevConfig {
-                at,
-                parent,
-                type_name,
-                entries,
-            });
+            vdevs.push(VdevConfig { at, parent, type_name, entries });
         }
     }
     vdevs

@@ -85,10 +85,7 @@ impl ConfigSpace {
         const VENDOR: u16 = 0x1b36;
         const DEVICE: u16 = 0x0008;
         const CLASS_HOST_BRIDGE: u32 = 0x06_0000;
-        let mut config = Self {
-            bytes: [0; LEN],
-            writable: [0; LEN],
-        };
+        let mut config = Self { bytes: [0; LEN], writable: [0; LEN] };
         config.set(reg::VENDOR, VENDOR.to_le_bytes());
         config.set(reg::DEVICE, DEVICE.to_le_bytes());
         config.set_class(CLASS_HOST_BRIDGE);
@@ -97,10 +94,7 @@ impl ConfigSpace {
 
     /// A type 0 function after reset, its BARs at `homes`.
     pub(super) fn endpoint(identity: &PciIdentity, homes: impl Iterator<Item = (Bar, u64)>) -> Self {
-        let mut config = Self {
-            bytes: [0; LEN],
-            writable: [0; LEN],
-        };
+        let mut config = Self { bytes: [0; LEN], writable: [0; LEN] };
         config.set(reg::VENDOR, identity.vendor.to_le_bytes());
         config.set(reg::DEVICE, identity.device.to_le_bytes());
         config.allow(reg::COMMAND, command::WRITABLE.to_le_bytes());
@@ -118,11 +112,7 @@ impl ConfigSpace {
             config.set(at, (home | u64::from(kind)).to_le_bytes());
             config.allow(at, (!(bar.size.saturating_sub(1)) & !BAR_TYPE_MASK).to_le_bytes());
         }
-        let msix = if identity.msix_vectors > 0 {
-            reg::MSIX as u8
-        } else {
-            0
-        };
+        let msix = if identity.msix_vectors > 0 { reg::MSIX as u8 } else { 0 };
         config.set(reg::EXPRESS, [CAPABILITY_EXPRESS, msix]);
         config.set(reg::EXPRESS + 2, EXPRESS_RCIEP.to_le_bytes());
         config.set(reg::DEVICE_CAPABILITIES, DEVICE_CAPABILITIES.to_le_bytes());
@@ -132,10 +122,7 @@ impl ConfigSpace {
             let bir = u32::from(identity.msix_bar);
             config.set(reg::MSIX, [CAPABILITY_MSIX, 0]);
             config.set(reg::MSIX_CONTROL, last.to_le_bytes());
-            config.allow(
-                reg::MSIX_CONTROL,
-                (MSIX_ENABLE | MSIX_FUNCTION_MASK).to_le_bytes(),
-            );
+            config.allow(reg::MSIX_CONTROL, (MSIX_ENABLE | MSIX_FUNCTION_MASK).to_le_bytes());
             config.set(reg::MSIX_TABLE, (identity.msix_table | bir).to_le_bytes());
             config.set(reg::MSIX_PBA, (identity.msix_pba | bir).to_le_bytes());
         }
@@ -162,9 +149,7 @@ impl ConfigSpace {
     /// Reads `size` bytes at `offset` of the function's 4 KiB.
     pub(super) fn read(&self, offset: u64, size: u8) -> u64 {
         (0..u64::from(size.min(8))).fold(0, |value, i| {
-            let byte = usize::try_from(offset.saturating_add(i))
-                .ok()
-                .and_then(|at| self.bytes.get(at));
+            let byte = usize::try_from(offset.saturating_add(i)).ok().and_then(|at| self.bytes.get(at));
             value | u64::from(byte.copied().unwrap_or(0)) << (8 * i)
         })
     }

@@ -57,11 +57,7 @@ pub(super) struct VdevFunction {
 /// The model's own faults, found before the guest can meet them.
 fn check(identity: &PciIdentity, portals: &[Portal]) -> Result<(), Refusal> {
     let wrong = |why: alloc::string::String| {
-        Err(Refusal::new(
-            "vdev model",
-            why,
-            "this is an error of the parent's driver",
-        ))
+        Err(Refusal::new("vdev model", why, "this is an error of the parent's driver"))
     };
     let bars = &identity.bars;
     for (i, bar) in bars.iter().enumerate() {
@@ -82,16 +78,11 @@ fn check(identity: &PciIdentity, portals: &[Portal]) -> Result<(), Refusal> {
         let apart = table_end <= pba || pba_end <= table;
         let few = identity.msix_vectors <= msix::VECTORS_MAX;
         if !few || !aligned || !apart || table_end > size || pba_end > size {
-            return wrong(format!(
-                "{} MSI-X vectors do not fit their BAR",
-                identity.msix_vectors
-            ));
+            return wrong(format!("{} MSI-X vectors do not fit their BAR", identity.msix_vectors));
         }
     }
     for portal in portals {
-        let aligned = [portal.offset, portal.len, portal.host.0]
-            .iter()
-            .all(|v| v.is_multiple_of(PAGE_SIZE));
+        let aligned = [portal.offset, portal.len, portal.host.0].iter().all(|v| v.is_multiple_of(PAGE_SIZE));
         let end = portal.offset.checked_add(portal.len);
         let inside = end.is_some_and(|e| e <= size_of(portal.bar)) && portal.len > 0;
         let touches = |start: u64, last: u64| {
@@ -99,10 +90,7 @@ fn check(identity: &PciIdentity, portals: &[Portal]) -> Result<(), Refusal> {
             same_bar && portal.offset < last && end.is_some_and(|e| start < e)
         };
         if !aligned || !inside || touches(table, table_end) || touches(pba, pba_end) {
-            return wrong(format!(
-                "portal at {:#x} of BAR {} cannot be",
-                portal.offset, portal.bar
-            ));
+            return wrong(format!("portal at {:#x} of BAR {} cannot be", portal.offset, portal.bar));
         }
     }
     Ok(())
@@ -122,10 +110,7 @@ impl VdevFunction {
             addresses.push(homes(bar).ok_or_else(|| {
                 Refusal::new(
                     "vdev",
-                    format!(
-                        "no room for BAR {} of {:#x} bytes in the PCI windows",
-                        bar.index, bar.size
-                    ),
+                    format!("no room for BAR {} of {:#x} bytes in the PCI windows", bar.index, bar.size),
                     "give the VM fewer vdevs",
                 )
             })?);
@@ -188,29 +173,18 @@ impl VdevFunction {
 
     /// The ranges that the BARs occupy after reset: start and length.
     pub(super) fn homes(&self) -> impl Iterator<Item = (u64, u64)> {
-        self.homes
-            .iter()
-            .copied()
-            .zip(self.identity.bars.iter().map(|b| b.size))
+        self.homes.iter().copied().zip(self.identity.bars.iter().map(|b| b.size))
     }
 
     /// The ranges that the BARs claim now: BAR index, start and length.
     pub(super) fn claims(&self) -> impl Iterator<Item = (u8, u64, u64)> {
         let on = self.config.memory_enabled();
-        self.identity
-            .bars
-            .iter()
-            .filter(move |_| on)
-            .map(|b| (b.index, self.config.bar(b.index), b.size))
+        self.identity.bars.iter().filter(move |_| on).map(|b| (b.index, self.config.bar(b.index), b.size))
     }
 
     /// What is to be mapped where the BARs answer: nothing where the slice is not the guest's to use.
     pub(super) fn portals(&self) -> &[Portal] {
-        if self.withheld || self.remains.is_some() {
-            &[]
-        } else {
-            &self.portals
-        }
+        if self.withheld || self.remains.is_some() { &[] } else { &self.portals }
     }
 
     pub(super) fn withhold_portals(&mut self, withhold: bool) {
@@ -242,11 +216,7 @@ impl VdevFunction {
             model.set_bus_master(master, &mut |vector| msix.raise(vector, gate, actions));
         }
         self.msix.flush(gate, actions);
-        if claims(self) == claims_before {
-            Change::Nothing
-        } else {
-            Change::Decoding
-        }
+        if claims(self) == claims_before { Change::Nothing } else { Change::Decoding }
     }
 
     /// Registers back to their start, so that the function claims no address. The caller has the portals
@@ -289,9 +259,7 @@ impl VdevFunction {
 
     fn in_portal(&self, bar: u8, offset: u64, size: u8) -> bool {
         let end = offset.saturating_add(u64::from(size));
-        self.portals()
-            .iter()
-            .any(|p| p.bar == bar && p.offset < end && offset < p.offset + p.len)
+        self.portals().iter().any(|p| p.bar == bar && p.offset < end && offset < p.offset + p.len)
     }
 
     /// Offset in the MSI-X table or the PBA, where the BAR offset lies in one.

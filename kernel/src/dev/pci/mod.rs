@@ -57,20 +57,12 @@ pub struct PciWindow {
 impl PciWindow {
     /// For BARs that are not prefetchable.
     pub const fn fixed(start: u64, len: u64) -> Self {
-        Self {
-            start,
-            len,
-            prefetchable: false,
-        }
+        Self { start, len, prefetchable: false }
     }
 
     /// For prefetchable BARs.
     pub const fn prefetchable(start: u64, len: u64) -> Self {
-        Self {
-            start,
-            len,
-            prefetchable: true,
-        }
+        Self { start, len, prefetchable: true }
     }
 }
 
@@ -127,21 +119,13 @@ impl PciBus {
             .find(|i| self.functions[*i].is_none())
             .or_else(|| (1..DEVICES).find(ended))
             .ok_or_else(|| {
-                Refusal::new(
-                    "vdev",
-                    "all 31 slots of the PCI bus are taken",
-                    "give the VM fewer vdevs",
-                )
-            })?;
+            Refusal::new("vdev", "all 31 slots of the PCI bus are taken", "give the VM fewer vdevs")
+        })?;
         // One that has ended has no portals that would have to go.
         self.functions[free] = None;
         self.decoded.retain(|decoded| decoded.slot != free);
-        let mut taken: Vec<(u64, u64)> = self
-            .functions
-            .iter()
-            .flatten()
-            .flat_map(VdevFunction::homes)
-            .collect();
+        let mut taken: Vec<(u64, u64)> =
+            self.functions.iter().flatten().flat_map(VdevFunction::homes).collect();
         let windows = &self.windows;
         let function = VdevFunction::new(model, |bar| {
             let home = first_fit(windows, &taken, bar)?;
@@ -257,15 +241,10 @@ impl PciBus {
     }
 
     fn decode(&mut self, address: u64, size: u8) -> Option<(&mut VdevFunction, u8, u64)> {
-        let found = self
-            .decoded
-            .partition_point(|d| d.start <= address)
-            .checked_sub(1);
+        let found = self.decoded.partition_point(|d| d.start <= address).checked_sub(1);
         let hit = found.and_then(|i| self.decoded.get(i)).filter(|d| {
             let offset = address - d.start;
-            offset
-                .checked_add(u64::from(size.max(1)))
-                .is_some_and(|end| end <= d.len)
+            offset.checked_add(u64::from(size.max(1))).is_some_and(|end| end <= d.len)
         });
         let Some(Decoded { start, slot, bar, .. }) = hit.copied() else {
             self.unclaimed = self.unclaimed.saturating_add(1);
@@ -302,22 +281,10 @@ impl PciBus {
             for (bar, start, len) in function.iter().flat_map(VdevFunction::claims) {
                 let in_window = self.windows.iter().any(|w| contains(w, start, len));
                 let at = decoded.partition_point(|d| d.start < start);
-                let free_below = at
-                    .checked_sub(1)
-                    .is_none_or(|i| decoded[i].start + decoded[i].len <= start);
-                let free_above = decoded
-                    .get(at)
-                    .is_none_or(|d| start.saturating_add(len) <= d.start);
+                let free_below = at.checked_sub(1).is_none_or(|i| decoded[i].start + decoded[i].len <= start);
+                let free_above = decoded.get(at).is_none_or(|d| start.saturating_add(len) <= d.start);
                 if in_window && free_below && free_above {
-                    decoded.insert(
-                        at,
-                        Decoded {
-                            start,
-                            len,
-                            slot,
-                            bar,
-                        },
-                    );
+                    decoded.insert(at, Decoded { start, len, slot, bar });
                 }
             }
         }
@@ -334,17 +301,10 @@ impl PciBus {
         }
         let before = core::mem::replace(&mut self.mapped, wanted);
         for gone in before.iter().filter(|m| !self.mapped.contains(m)) {
-            actions(Action::UnmapPortal {
-                guest: gone.guest,
-                len: gone.len,
-            });
+            actions(Action::UnmapPortal { guest: gone.guest, len: gone.len });
         }
         for new in self.mapped.iter().filter(|m| !before.contains(m)) {
-            actions(Action::MapPortal {
-                guest: new.guest,
-                host: new.host,
-                len: new.len,
-            });
+            actions(Action::MapPortal { guest: new.guest, host: new.host, len: new.len });
         }
     }
 }
@@ -356,10 +316,7 @@ fn ecam_target(offset: u64) -> Option<(usize, u64)> {
 }
 
 fn contains(window: &PciWindow, start: u64, len: u64) -> bool {
-    start
-        .checked_sub(window.start)
-        .and_then(|o| o.checked_add(len))
-        .is_some_and(|end| end <= window.len)
+    start.checked_sub(window.start).and_then(|o| o.checked_add(len)).is_some_and(|end| end <= window.len)
 }
 
 /// The lowest aligned address in a fitting window that is clear of `taken` ranges (start, length).
@@ -368,9 +325,7 @@ fn first_fit(windows: &[PciWindow], taken: &[(u64, u64)], bar: &Bar) -> Option<u
     for window in fitting {
         let mut at = window.start.checked_next_multiple_of(bar.size)?;
         while contains(window, at, bar.size) {
-            let conflict = taken
-                .iter()
-                .find(|(start, len)| at < start + len && *start < at + bar.size);
+            let conflict = taken.iter().find(|(start, len)| at < start + len && *start < at + bar.size);
             match conflict {
                 None => return Some(at),
                 Some((start, len)) => at = (start + len).checked_next_multiple_of(bar.size)?,

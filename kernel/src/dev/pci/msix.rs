@@ -52,10 +52,7 @@ pub(super) fn pba_len(vectors: u16) -> u64 {
 
 impl Msix {
     pub(super) fn new(vectors: u16) -> Self {
-        let entry = Entry {
-            message: MsiMessage::default(),
-            masked: true,
-        };
+        let entry = Entry { message: MsiMessage::default(), masked: true };
         Self {
             entries: alloc::vec![entry; usize::from(vectors)],
             pending: alloc::vec![0; usize::from(vectors).div_ceil(64)],
@@ -99,9 +96,7 @@ impl Msix {
     }
 
     fn dword(&self, offset: u64) -> u32 {
-        let entry = usize::try_from(offset / ENTRY_LEN)
-            .ok()
-            .and_then(|i| self.entries.get(i));
+        let entry = usize::try_from(offset / ENTRY_LEN).ok().and_then(|i| self.entries.get(i));
         let Some(entry) = entry else { return 0 };
         match offset % ENTRY_LEN / 4 {
             dword::ADDRESS_LOW => entry.message.address as u32,
@@ -112,9 +107,7 @@ impl Msix {
     }
 
     fn set_dword(&mut self, offset: u64, value: u32) {
-        let entry = usize::try_from(offset / ENTRY_LEN)
-            .ok()
-            .and_then(|i| self.entries.get_mut(i));
+        let entry = usize::try_from(offset / ENTRY_LEN).ok().and_then(|i| self.entries.get_mut(i));
         let Some(entry) = entry else { return };
         let message = &mut entry.message;
         match offset % ENTRY_LEN / 4 {
@@ -161,11 +154,7 @@ impl Msix {
 
     /// Reads from the pending-bit array, likewise.
     pub(super) fn read_pba(&self, offset: u64, size: u8) -> u64 {
-        let word = usize::try_from(offset / 8)
-            .ok()
-            .and_then(|i| self.pending.get(i))
-            .copied()
-            .unwrap_or(0);
+        let word = usize::try_from(offset / 8).ok().and_then(|i| self.pending.get(i)).copied().unwrap_or(0);
         match size {
             4 if offset.is_multiple_of(4) => word >> (offset % 8 * 8) & 0xffff_ffff,
             8 if offset.is_multiple_of(8) => word,

@@ -36,11 +36,7 @@ impl Model {
 
 impl VdevModel for Model {
     fn identity(&self) -> PciIdentity {
-        let bar = |index, size| Bar {
-            index,
-            size,
-            prefetchable: true,
-        };
+        let bar = |index, size| Bar { index, size, prefetchable: true };
         PciIdentity {
             vendor: 0x8086,
             device: 0x0b25,
@@ -56,12 +52,7 @@ impl VdevModel for Model {
     }
 
     fn portals(&self) -> Vec<Portal> {
-        vec![Portal {
-            bar: 2,
-            offset: PORTAL,
-            host: PORTAL_HOST,
-            len: 0x1000,
-        }]
+        vec![Portal { bar: 2, offset: PORTAL, host: PORTAL_HOST, len: 0x1000 }]
     }
 
     fn interrupts(&self) -> Vec<InterruptBinding> {
@@ -142,12 +133,7 @@ impl Rig {
         let log = Arc::new(Mutex::new(Log::default()));
         let mut bus = PciBus::new(&[WINDOW32, WINDOW64]);
         let slot = bus.add(Box::new(Model(log.clone()))).unwrap();
-        Self {
-            bus,
-            slot,
-            seen: Vec::new(),
-            log,
-        }
+        Self { bus, slot, seen: Vec::new(), log }
     }
 
     fn config(&mut self, offset: u64, size: u8) -> u64 {
@@ -169,8 +155,7 @@ impl Rig {
     }
 
     fn write(&mut self, address: u64, size: u8, value: u64) {
-        self.bus
-            .mmio_write(address, size, value, &mut |a| self.seen.push(a));
+        self.bus.mmio_write(address, size, value, &mut |a| self.seen.push(a));
     }
 
     /// Memory decoding and bus mastering on, MSI-X on with both vectors programmed and unmasked.
@@ -197,10 +182,7 @@ impl Rig {
 }
 
 fn message(data: u32) -> Action {
-    Action::Message(MsiMessage {
-        address: 0xfee0_0000,
-        data,
-    })
+    Action::Message(MsiMessage { address: 0xfee0_0000, data })
 }
 
 #[test]
@@ -212,11 +194,7 @@ fn a_scan_finds_the_bridge_and_the_vdev_and_nothing_else() {
         if id != 0xffff_ffff {
             found.push((device, id, rig.bus.ecam_read((device << 15) + 8, 4) >> 8));
         }
-        assert_eq!(
-            rig.bus.ecam_read((device << 15) + 0x1000, 4),
-            0xffff_ffff,
-            "function 1"
-        );
+        assert_eq!(rig.bus.ecam_read((device << 15) + 0x1000, 4), 0xffff_ffff, "function 1");
     }
     assert_eq!(found, [(0, 0x0008_1b36, 0x06_0000), (1, 0x0b25_8086, 0x08_8000)]);
     assert_eq!(rig.bus.ecam_read(1 << 20, 4), 0xffff_ffff, "bus 1");
@@ -261,15 +239,8 @@ fn bars_are_sized_as_linux_does_and_keep_their_address() {
 fn the_portal_is_mapped_while_the_bar_is_decoded_and_follows_it() {
     let mut rig = Rig::new();
     let home = rig.bar(2);
-    let map = |base| Action::MapPortal {
-        guest: GuestPhys(base + PORTAL),
-        host: PORTAL_HOST,
-        len: 0x1000,
-    };
-    let unmap = |base| Action::UnmapPortal {
-        guest: GuestPhys(base + PORTAL),
-        len: 0x1000,
-    };
+    let map = |base| Action::MapPortal { guest: GuestPhys(base + PORTAL), host: PORTAL_HOST, len: 0x1000 };
+    let unmap = |base| Action::UnmapPortal { guest: GuestPhys(base + PORTAL), len: 0x1000 };
     rig.set_config(4, 2, 2);
     assert_eq!(rig.take(), [map(home)]);
     rig.set_config(4, 2, 0x406);
@@ -279,21 +250,9 @@ fn the_portal_is_mapped_while_the_bar_is_decoded_and_follows_it() {
     rig.set_bar(2, moved);
     assert_eq!(
         rig.take(),
-        [
-            unmap(home),
-            map(home & !0xffff_ffff | moved),
-            unmap(home & !0xffff_ffff | moved),
-            map(moved)
-        ]
+        [unmap(home), map(home & !0xffff_ffff | moved), unmap(home & !0xffff_ffff | moved), map(moved)]
     );
-    for bad in [
-        0,
-        0x10_0000,
-        0xfee0_0000,
-        WINDOW32.start - 0x4000,
-        WINDOW64.start + WINDOW64.len,
-        !0x3fff,
-    ] {
+    for bad in [0, 0x10_0000, 0xfee0_0000, WINDOW32.start - 0x4000, WINDOW64.start + WINDOW64.len, !0x3fff] {
         rig.set_bar(2, bad);
         let mut mapped = 0i32;
         for action in rig.take() {
@@ -321,13 +280,7 @@ fn a_bar_over_another_is_not_decoded() {
     let (first, second) = (rig.bar(0), rig.bar(2));
     rig.take();
     rig.set_bar(2, first + 0x4000);
-    assert_eq!(
-        rig.take(),
-        [Action::UnmapPortal {
-            guest: GuestPhys(second + PORTAL),
-            len: 0x1000
-        }]
-    );
+    assert_eq!(rig.take(), [Action::UnmapPortal { guest: GuestPhys(second + PORTAL), len: 0x1000 }]);
     assert_eq!(rig.bus.mmio_read(first + 0x4008, 4), 0x4008, "BAR 0 answers");
 }
 
@@ -379,11 +332,7 @@ fn table_entries_read_back_and_start_masked() {
     assert_eq!(rig.bus.mmio_read(base + TABLE, 8), 0x5_fee0_1000);
     assert_eq!(rig.bus.mmio_read(base + TABLE + 8, 8), 0x1_0000_0055);
     rig.write(base + TABLE + 8, 2, 0);
-    assert_eq!(
-        rig.bus.mmio_read(base + TABLE + 8, 4),
-        0x55,
-        "narrow writes are not defined"
-    );
+    assert_eq!(rig.bus.mmio_read(base + TABLE + 8, 4), 0x55, "narrow writes are not defined");
 }
 
 #[test]
@@ -444,10 +393,7 @@ fn of_an_ended_vdev_the_guest_keeps_a_function_that_lets_its_driver_finish() {
     assert!(rig.bus.end(slot, &mut |_| {}).is_none());
     assert_eq!(rig.bus.slots().count(), 0);
     rig.calls();
-    assert_eq!(
-        (rig.config(0, 4), rig.bus.mmio_read(base + 8, 4)),
-        (0x0b25_8086, 0xffff_fff7)
-    );
+    assert_eq!((rig.config(0, 4), rig.bus.mmio_read(base + 8, 4)), (0x0b25_8086, 0xffff_fff7));
     rig.bus.interrupt(slot, 0, &mut |a| rig.seen.push(a));
     assert_eq!(rig.take(), [], "its slice is another's now");
     rig.write(base, 4, 0);
@@ -458,10 +404,7 @@ fn of_an_ended_vdev_the_guest_keeps_a_function_that_lets_its_driver_finish() {
     rig.set_config(0x48, 2, 0x8000);
     assert_eq!(rig.start(), base);
     assert_eq!(rig.bus.mmio_read(base + 8, 4), 0xffff_fff7);
-    assert_eq!(
-        (rig.take(), rig.calls()),
-        (vec![], vec!["write to remains".to_string()])
-    );
+    assert_eq!((rig.take(), rig.calls()), (vec![], vec!["write to remains".to_string()]));
 }
 
 #[test]
@@ -489,15 +432,9 @@ fn an_interrupt_raised_when_bus_mastering_goes_is_sent_when_it_is_back() {
     rig.calls();
     rig.log.lock().unwrap().raises_when_suspended = true;
     rig.set_config(4, 2, 2);
-    assert_eq!(
-        (rig.take(), rig.calls()),
-        (vec![], vec!["master false".to_string()])
-    );
+    assert_eq!((rig.take(), rig.calls()), (vec![], vec!["master false".to_string()]));
     rig.set_config(4, 2, 6);
-    assert_eq!(
-        (rig.take(), rig.calls()),
-        (vec![message(0x41)], vec!["master true".to_string()])
-    );
+    assert_eq!((rig.take(), rig.calls()), (vec![message(0x41)], vec!["master true".to_string()]));
 }
 
 #[test]
@@ -518,27 +455,14 @@ fn thirty_one_vdevs_fit_apart_and_one_more_is_refused() {
     for _ in 1..31 {
         rig.bus.add(Box::new(Model(rig.log.clone()))).unwrap();
     }
-    assert!(
-        rig.bus
-            .add(Box::new(Model(rig.log.clone())))
-            .unwrap_err()
-            .why
-            .contains("31 slots")
-    );
+    assert!(rig.bus.add(Box::new(Model(rig.log.clone()))).unwrap_err().why.contains("31 slots"));
     for device in 1..32u64 {
-        rig.bus
-            .ecam_write((device << 15) + 4, 2, 2, &mut |a| rig.seen.push(a));
+        rig.bus.ecam_write((device << 15) + 4, 2, 2, &mut |a| rig.seen.push(a));
     }
     let mut pages: Vec<u64> = rig
         .take()
         .iter()
-        .map(|a| {
-            if let Action::MapPortal { guest, .. } = a {
-                guest.0
-            } else {
-                0
-            }
-        })
+        .map(|a| if let Action::MapPortal { guest, .. } = a { guest.0 } else { 0 })
         .collect();
     pages.sort();
     pages.dedup();
@@ -583,12 +507,7 @@ impl VdevModel for Shaped {
 #[test]
 fn models_that_cannot_be_are_refused() {
     let good = Model(Arc::default()).identity();
-    let portal = Portal {
-        bar: 2,
-        offset: PORTAL,
-        host: PORTAL_HOST,
-        len: 0x1000,
-    };
+    let portal = Portal { bar: 2, offset: PORTAL, host: PORTAL_HOST, len: 0x1000 };
     type Change<'a> = &'a dyn Fn(&mut PciIdentity, &mut Portal);
     let shapes: [(&str, Change<'_>); 9] = [
         ("odd size", &|i, _| i.bars[0].size = 0x1_0001),
@@ -599,32 +518,18 @@ fn models_that_cannot_be_are_refused() {
         ("table beyond the BAR", &|i, _| i.msix_table = 0xfff8),
         ("no such MSI-X BAR", &|i, _| i.msix_bar = 4),
         ("portal beyond the BAR", &|_, p| p.offset = 0x4000),
-        ("portal over the MSI-X table", &|_, p| {
-            *p = Portal {
-                bar: 0,
-                offset: TABLE,
-                ..*p
-            }
-        }),
+        ("portal over the MSI-X table", &|_, p| *p = Portal { bar: 0, offset: TABLE, ..*p }),
     ];
     for (name, change) in shapes {
         let (mut identity, mut portal) = (good.clone(), portal);
         change(&mut identity, &mut portal);
         let mut bus = PciBus::new(&[WINDOW32, WINDOW64]);
-        assert!(
-            bus.add(Box::new(Shaped(identity, vec![portal]))).is_err(),
-            "{name}"
-        );
+        assert!(bus.add(Box::new(Shaped(identity, vec![portal]))).is_err(), "{name}");
     }
     let mut huge = good;
     huge.bars[0].size = 1 << 39;
     let mut bus = PciBus::new(&[WINDOW32, WINDOW64]);
-    assert!(
-        bus.add(Box::new(Shaped(huge, vec![])))
-            .unwrap_err()
-            .why
-            .contains("no room")
-    );
+    assert!(bus.add(Box::new(Shaped(huge, vec![]))).unwrap_err().why.contains("no room"));
 }
 
 proptest! {

@@ -19,11 +19,7 @@ fn a_storm_of_interrupts_is_masked_while_its_owner_is_away() {
         assert!(machine.truth.lock().held.is_empty());
         assert!(alpha.came_away(vdev, turn, 10));
         let held = machine.truth.lock().held.len();
-        assert_eq!(
-            held,
-            alpha.vdevs()[0].model().interrupts().len(),
-            "all of its entries"
-        );
+        assert_eq!(held, alpha.vdevs()[0].model().interrupts().len(), "all of its entries");
         // One that was under way.
         assert!(!alpha.came_away(vdev, turn, 10));
         // The device cannot be told now: that is not forgotten.
@@ -67,10 +63,7 @@ fn an_end_while_interrupts_are_held_back_leaves_nothing_masked_or_open() {
     machine.system.start_vm(machine.truth, &alpha).unwrap();
     let vdev = alpha.vdevs().remove(0);
     while !alpha.came_away(vdev.id(), 1, 0) {}
-    machine
-        .system
-        .destroy_vdev(machine.truth, &alpha, vdev.id())
-        .unwrap();
+    machine.system.destroy_vdev(machine.truth, &alpha, vdev.id()).unwrap();
     let holds = machine.truth.lock().holds;
     assert!(alpha.open_interrupts() && vdev.open_interrupts());
     for _ in 0..100 {

@@ -19,21 +19,13 @@ fn each_step_of_creation_that_fails_leaves_no_trace() {
         let alpha = system.define_vm(vm_spec("alpha", 2, 4, 0)).unwrap();
         system.start_vm(machine.truth, &alpha).unwrap();
         machine.truth.fail(fail);
-        let refusal = system
-            .create_vdev(machine.truth, &alpha, &vdev_spec(), None)
-            .unwrap_err();
+        let refusal = system.create_vdev(machine.truth, &alpha, &vdev_spec(), None).unwrap_err();
         assert!(refusal.what.starts_with("vm alpha: vdev dsa0"), "{refusal}");
         assert_eq!(machine.truth.lock().failed, 1, "{fail:?} was not reached");
         machine.assert_sound();
         assert_eq!(alpha.vdevs().len(), 0);
-        assert_eq!(
-            (alpha.quota().leased(), alpha.quota().retired()),
-            (0, 0),
-            "{fail:?}"
-        );
-        system
-            .create_vdev(machine.truth, &alpha, &vdev_spec(), None)
-            .unwrap();
+        assert_eq!((alpha.quota().leased(), alpha.quota().retired()), (0, 0), "{fail:?}");
+        system.create_vdev(machine.truth, &alpha, &vdev_spec(), None).unwrap();
         system.end_vm(machine.truth, &alpha, &POWER_OFF).unwrap();
         machine.assert_as_at_start();
     }
@@ -45,13 +37,9 @@ fn a_second_interrupt_that_fails_takes_the_first_back() {
     let alpha = machine.system.define_vm(vm_spec("alpha", 2, 4, 0)).unwrap();
     machine.system.start_vm(machine.truth, &alpha).unwrap();
     // One more vector than nothing is left.
-    let spare: Vec<_> = (0..10)
-        .filter_map(|_| crate::host::Host::allocate_vector(machine.truth, None))
-        .collect();
-    let refusal = machine
-        .system
-        .create_vdev(machine.truth, &alpha, &vdev_spec(), None)
-        .unwrap_err();
+    let spare: Vec<_> =
+        (0..10).filter_map(|_| crate::host::Host::allocate_vector(machine.truth, None)).collect();
+    let refusal = machine.system.create_vdev(machine.truth, &alpha, &vdev_spec(), None).unwrap_err();
     assert_eq!(
         refusal.to_string(),
         "vm alpha: vdev dsa0/direct: interrupt 2 of dsa0: no free interrupt vector on any processor; destroy a \
@@ -102,10 +90,7 @@ fn a_queue_that_does_not_stop_costs_itself_and_the_memory_behind_it() {
     machine.assert_sound();
     let whats: Vec<_> = report.retired.iter().map(|r| (r.what, r.value)).collect();
     // The later vdev ends first.
-    assert_eq!(
-        whats,
-        [("pasid", 2), ("ioas", 1), ("memory", 3 * LARGE_PAGE_SIZE)]
-    );
+    assert_eq!(whats, [("pasid", 2), ("ioas", 1), ("memory", 3 * LARGE_PAGE_SIZE)]);
     assert_eq!(report.retired[0].why, "the drain never ends");
     let info = system.info();
     assert_eq!(info.memory.held, 3 * LARGE_PAGE_SIZE);
@@ -116,11 +101,7 @@ fn a_queue_that_does_not_stop_costs_itself_and_the_memory_behind_it() {
     // Faults of the retired tag still have a name.
     let owner = system.owner_of(REQUESTER, pasid(2)).unwrap();
     assert_eq!(owner.vm_name, "alpha");
-    let retired: Vec<_> = system
-        .pasid_infos()
-        .into_iter()
-        .filter(|p| p.state == "retired")
-        .collect();
+    let retired: Vec<_> = system.pasid_infos().into_iter().filter(|p| p.state == "retired").collect();
     assert_eq!((retired.len(), retired[0].pasid), (1, 2));
     assert_eq!(system.iommu_info().unwrap().spaces.len(), 2);
 
@@ -141,10 +122,7 @@ fn a_queue_that_does_not_stop_costs_itself_and_the_memory_behind_it() {
     machine.truth.lock().steps.clear();
     let report = system.recover_parent(machine.truth, "dsa0").unwrap();
     let whats: Vec<_> = report.reclaimed.iter().map(|r| (r.what, r.value)).collect();
-    assert_eq!(
-        whats,
-        [("pasid", 2), ("ioas", 1), ("memory", 3 * LARGE_PAGE_SIZE)]
-    );
+    assert_eq!(whats, [("pasid", 2), ("ioas", 1), ("memory", 3 * LARGE_PAGE_SIZE)]);
     assert_eq!(report.left, []);
     assert_eq!(
         machine.truth.lock().steps,
@@ -180,17 +158,11 @@ fn what_was_retired_comes_back_by_itself_when_the_device_has_stopped() {
     for tries in 0..5 {
         let retired = system.info().retired;
         assert!(
-            retired
-                .iter()
-                .all(|r| (r.tries, r.since_ns / 1_000_000_000) == (tries, began / 1_000_000_000))
+            retired.iter().all(|r| (r.tries, r.since_ns / 1_000_000_000) == (tries, began / 1_000_000_000))
         );
         let due = system.next_retry().unwrap();
         let now = machine.truth.now_ns();
-        assert_eq!(
-            system.retry_retired(machine.truth),
-            ReclaimReport::default(),
-            "not before its time"
-        );
+        assert_eq!(system.retry_retired(machine.truth), ReclaimReport::default(), "not before its time");
         machine.truth.set_clock(due);
         assert_eq!(system.retry_retired(machine.truth).left.len(), 3);
         pauses.push(due - now);
@@ -198,12 +170,7 @@ fn what_was_retired_comes_back_by_itself_when_the_device_has_stopped() {
     }
     assert!(pauses.is_sorted() && pauses[4] > 8 * pauses[0], "{pauses:?}");
     // The device ends the command after all.
-    machine
-        .truth
-        .lock()
-        .queues
-        .iter_mut()
-        .for_each(|queue| queue.retired = false);
+    machine.truth.lock().queues.iter_mut().for_each(|queue| queue.retired = false);
     let due = system.next_retry().unwrap();
     machine.truth.set_clock(due);
     assert_eq!(system.retry_retired(machine.truth).reclaimed.len(), 3);
@@ -226,10 +193,7 @@ fn a_reset_that_fails_is_announced_too() {
         "what is in no state that anybody knows is reached by nobody"
     );
     machine.system.recover_parent(machine.truth, "dsa0").unwrap();
-    assert_eq!(
-        machine.truth.lock().steps.last(),
-        Some(&Step::PortalsReturned(vdev))
-    );
+    assert_eq!(machine.truth.lock().steps.last(), Some(&Step::PortalsReturned(vdev)));
 }
 
 #[test]
@@ -241,11 +205,7 @@ fn a_parent_that_guests_may_reach_is_not_reset() {
     machine.truth.fail(Fail::Unplug);
     let refusal = machine.system.recover_parent(machine.truth, "dsa0").unwrap_err();
     assert!(refusal.why.contains("may still reach"), "{refusal}");
-    assert_eq!(
-        machine.truth.lock().steps,
-        [Step::PortalsReturned(VdevId(1))],
-        "they go on as they were"
-    );
+    assert_eq!(machine.truth.lock().steps, [Step::PortalsReturned(VdevId(1))], "they go on as they were");
 }
 
 #[test]
@@ -259,19 +219,12 @@ fn a_detach_that_fails_retires_the_pasid_and_holds_the_memory() {
     assert_eq!(report.retired[0].what, "pasid");
     machine.assert_sound();
     // The queue did stop, so it is there for another PASID.
-    machine
-        .system
-        .create_vdev(machine.truth, &alpha, &vdev_spec(), None)
-        .unwrap();
+    machine.system.create_vdev(machine.truth, &alpha, &vdev_spec(), None).unwrap();
     assert_eq!(alpha.vdevs()[0].pasid(), Some(pasid(2)));
     let report = machine.system.end_vm(machine.truth, &alpha, &POWER_OFF).unwrap();
     let whats: Vec<_> = report.retired.iter().map(|r| r.what).collect();
     assert_eq!(whats, ["ioas", "memory"]);
-    assert!(
-        report.retired[0]
-            .why
-            .contains("PASID 1 of 0000:00:04.0 may still reach it")
-    );
+    assert!(report.retired[0].why.contains("PASID 1 of 0000:00:04.0 may still reach it"));
     machine.assert_sound();
 }
 
@@ -282,10 +235,7 @@ fn an_attach_that_cannot_be_taken_back_retires_the_pasid() {
     machine.system.start_vm(machine.truth, &alpha).unwrap();
     machine.truth.fail(Fail::AttachHalfway);
     machine.truth.fail(Fail::Detach);
-    machine
-        .system
-        .create_vdev(machine.truth, &alpha, &vdev_spec(), None)
-        .unwrap_err();
+    machine.system.create_vdev(machine.truth, &alpha, &vdev_spec(), None).unwrap_err();
     assert_eq!(alpha.quota().retired(), 1);
     machine.assert_sound();
     machine.system.end_vm(machine.truth, &alpha, &POWER_OFF).unwrap();
@@ -303,16 +253,9 @@ fn an_interrupt_entry_that_stays_costs_its_vector_only() {
     assert_eq!(report.retired.len(), 1);
     assert_eq!(report.retired[0].what, "interrupt");
     machine.assert_sound();
-    assert_eq!(
-        machine.system.info().memory.free,
-        machine.system.info().memory.total
-    );
+    assert_eq!(machine.system.info().memory.free, machine.system.info().memory.total);
     let vector = *machine.truth.lock().remapped.values().last().unwrap();
-    assert_eq!(
-        machine.system.routes().deliver(vector),
-        None,
-        "late interrupts go nowhere"
-    );
+    assert_eq!(machine.system.routes().deliver(vector), None, "late interrupts go nowhere");
     machine.system.start_vm(machine.truth, &alpha).unwrap();
     machine.assert_sound();
     machine.truth.fail(Fail::UnmapInterrupt);
@@ -344,10 +287,7 @@ fn a_vdev_whose_portals_may_be_mapped_is_not_ended() {
     machine.system.start_vm(machine.truth, &alpha).unwrap();
     let vdev = alpha.vdevs()[0].id();
     machine.truth.fail(Fail::Unplug);
-    machine
-        .system
-        .destroy_vdev(machine.truth, &alpha, vdev)
-        .unwrap_err();
+    machine.system.destroy_vdev(machine.truth, &alpha, vdev).unwrap_err();
     // Its queue, tag and interrupts stay as they are, and it is listed.
     assert!(machine.truth.lock().queues[0].tag.is_some());
     assert_eq!(alpha.vdevs()[0].id(), vdev);
@@ -370,10 +310,7 @@ fn a_vm_without_proof_of_its_end_is_held_until_there_is_one() {
         }
         machine.truth.fail(fail);
         let refusal = system.end_vm(machine.truth, &alpha, &POWER_OFF).unwrap_err();
-        assert_eq!(
-            (alpha.state(), alpha.reason()),
-            (VmState::Held, Some(refusal.to_string()))
-        );
+        assert_eq!((alpha.state(), alpha.reason()), (VmState::Held, Some(refusal.to_string())));
         assert!(alpha.ram().is_some(), "{fail:?}: nobody else's");
         machine.assert_sound();
         // Nothing of it is used again, and nobody else is hurt.

@@ -23,10 +23,7 @@ fn pasid(value: u32) -> Pasid {
 }
 
 fn trapped() -> VdevSpec {
-    VdevSpec {
-        type_name: TRAPPED.to_string(),
-        ..vdev_spec()
-    }
+    VdevSpec { type_name: TRAPPED.to_string(), ..vdev_spec() }
 }
 
 #[test]
@@ -43,14 +40,9 @@ fn two_vms_have_their_own_pasid_and_everything_comes_back() {
         assert_eq!(infos.len(), 2);
         assert_ne!(infos[0].pasid, infos[1].pasid);
         assert_eq!(system.info().memory.guests, 7 * LARGE_PAGE_SIZE);
-        system
-            .end_vm(machine.truth, &alpha, &VmEnd::Crashed("triple fault".to_string()))
-            .unwrap();
+        system.end_vm(machine.truth, &alpha, &VmEnd::Crashed("triple fault".to_string())).unwrap();
         machine.assert_sound();
-        assert_eq!(
-            (alpha.state(), beta.state()),
-            (VmState::Crashed, VmState::Running)
-        );
+        assert_eq!((alpha.state(), beta.state()), (VmState::Crashed, VmState::Running));
         assert_eq!(alpha.reason().as_deref(), Some("triple fault"));
         system.end_vm(machine.truth, &beta, &POWER_OFF).unwrap();
         machine.assert_as_at_start();
@@ -67,18 +59,9 @@ fn the_end_goes_in_the_order_of_the_design() {
     machine.truth.lock().steps.clear();
     machine.system.end_vm(machine.truth, &alpha, &POWER_OFF).unwrap();
     let interrupt = |entry| {
-        [
-            Step::InterruptMasked(entry),
-            Step::InterruptUnmapped,
-            Step::VectorSettled,
-            Step::VectorFreed,
-        ]
+        [Step::InterruptMasked(entry), Step::InterruptUnmapped, Step::VectorSettled, Step::VectorFreed]
     };
-    let mut expected = vec![
-        Step::VcpusStopped,
-        Step::PortalsUnmapped(vdev),
-        Step::QueueStopped,
-    ];
+    let mut expected = vec![Step::VcpusStopped, Step::PortalsUnmapped(vdev), Step::QueueStopped];
     expected.extend(interrupt(2));
     expected.extend(interrupt(1));
     expected.extend([
@@ -99,20 +82,11 @@ fn a_late_interrupt_does_not_reach_the_next_owner() {
     let beta = system.define_vm(vm_spec("beta", 2, 1, 1)).unwrap();
     system.start_vm(machine.truth, &alpha).unwrap();
     let info = system.vdev_infos().remove(0);
-    let vector = crate::irq::HostVector {
-        vector: info.interrupts[1].host_vector,
-        cpu: info.interrupts[1].cpu,
-    };
+    let vector =
+        crate::irq::HostVector { vector: info.interrupts[1].host_vector, cpu: info.interrupts[1].cpu };
     let late = system.routes().deliver(vector);
     let id = alpha.vdevs()[0].id();
-    assert_eq!(
-        late,
-        Some(Route::Vdev {
-            vm: alpha.id(),
-            vdev: id,
-            vector: 1
-        })
-    );
+    assert_eq!(late, Some(Route::Vdev { vm: alpha.id(), vdev: id, vector: 1 }));
     assert_eq!(system.vm_info(&alpha).interrupts, 1);
     system.end_vm(machine.truth, &alpha, &POWER_OFF).unwrap();
     assert_eq!(system.routes().deliver(vector), None);
@@ -136,10 +110,7 @@ fn what_guests_ask_for_is_served_later() {
     alpha.request(VmEnd::Reset);
     beta.request(VmEnd::Reset);
     assert_eq!(system.serve_requests(machine.truth).len(), 2);
-    assert_eq!(
-        (alpha.state(), beta.state()),
-        (VmState::Running, VmState::Stopped)
-    );
+    assert_eq!((alpha.state(), beta.state()), (VmState::Running, VmState::Stopped));
     assert_eq!(alpha.stats().starts(), 2);
     assert!(system.serve_requests(machine.truth).is_empty());
     alpha.request(VmEnd::PowerOff);
@@ -169,10 +140,7 @@ fn a_guest_that_only_restarts_is_stopped() {
     assert!(alpha.reason().unwrap().contains("again and again"));
     system.start_vm(machine.truth, &alpha).unwrap();
     alpha.request(VmEnd::Reset);
-    assert!(
-        system.serve_requests(machine.truth)[0].restart,
-        "a person's start counts anew"
-    );
+    assert!(system.serve_requests(machine.truth)[0].restart, "a person's start counts anew");
     system.end_vm(machine.truth, &alpha, &POWER_OFF).unwrap();
     machine.assert_as_at_start();
 }
@@ -191,27 +159,18 @@ fn a_fault_that_resets_a_machine_restarts_a_vm_or_is_its_crash() {
         vm.request(fault());
     }
     assert_eq!(system.serve_requests(machine.truth).len(), 2);
-    assert_eq!(
-        (alpha.state(), beta.state()),
-        (VmState::Running, VmState::Crashed)
-    );
+    assert_eq!((alpha.state(), beta.state()), (VmState::Running, VmState::Crashed));
     assert_eq!(beta.reason().as_deref(), Some("triple fault"));
     let mut restarts = 1;
     while alpha.state() == VmState::Running {
-        assert!(
-            restarts < 10,
-            "a guest that faults at its start is started for ever"
-        );
+        assert!(restarts < 10, "a guest that faults at its start is started for ever");
         restarts += 1;
         alpha.request(fault());
         system.serve_requests(machine.truth);
     }
     assert_eq!(alpha.state(), VmState::Crashed);
     let reason = alpha.reason().unwrap();
-    assert!(
-        reason.contains("triple fault") && reason.contains("again and again"),
-        "{reason}"
-    );
+    assert!(reason.contains("triple fault") && reason.contains("again and again"), "{reason}");
     machine.assert_as_at_start();
 }
 
@@ -245,18 +204,8 @@ fn a_vm_can_have_several_address_spaces() {
     let ram = alpha.ram().unwrap();
     let map = |guest, iova, len| space.map(&ram, GuestPhys(guest), Iova(iova), len, true);
     map(0x1000, 0x10_0000, 0x2000).unwrap();
-    assert!(
-        map(0x3000, 0x10_1000, 0x1000)
-            .unwrap_err()
-            .why
-            .contains("part of it is mapped")
-    );
-    assert!(
-        map(LARGE_PAGE_SIZE, 0, 0x1000)
-            .unwrap_err()
-            .why
-            .contains("not all RAM")
-    );
+    assert!(map(0x3000, 0x10_1000, 0x1000).unwrap_err().why.contains("part of it is mapped"));
+    assert!(map(LARGE_PAGE_SIZE, 0, 0x1000).unwrap_err().why.contains("not all RAM"));
     assert!(map(0x1000, 0, 0x10).unwrap_err().why.contains("not whole pages"));
     assert!(map(0x1000, 1 << 39, 0x1000).unwrap_err().why.contains("39 bits"));
     let foreign = beta.ram().unwrap();
@@ -268,22 +217,10 @@ fn a_vm_can_have_several_address_spaces() {
             .contains("the RAM is of VM 1")
     );
     drop((ram, foreign));
-    let vdev = system
-        .create_vdev(machine.truth, &alpha, &vdev_spec(), Some(space.id()))
-        .unwrap();
+    let vdev = system.create_vdev(machine.truth, &alpha, &vdev_spec(), Some(space.id())).unwrap();
     machine.assert_sound();
-    assert!(
-        system
-            .destroy_space(&alpha, space.id())
-            .unwrap_err()
-            .why
-            .contains("may still reach it")
-    );
-    assert!(
-        system
-            .create_vdev(machine.truth, &beta, &vdev_spec(), Some(space.id()))
-            .is_err()
-    );
+    assert!(system.destroy_space(&alpha, space.id()).unwrap_err().why.contains("may still reach it"));
+    assert!(system.create_vdev(machine.truth, &beta, &vdev_spec(), Some(space.id())).is_err());
     system.destroy_vdev(machine.truth, &alpha, vdev).unwrap();
     space.unmap(Iova(0x10_0000), 0x2000).unwrap();
     assert!(space.unmap(Iova(0x10_0000), 0x2000).is_err());
@@ -312,10 +249,7 @@ fn faults_and_events_are_named() {
     assert_eq!((name.vm_name.as_str(), name.parent.as_str()), ("alpha", "dsa0"));
     assert!(system.record_fault(&fault(2)).is_none());
     assert!(system.record_fault(&fault(1 << 20)).is_none(), "untagged");
-    assert_eq!(
-        (alpha.stats().faults(), system.vdev_infos()[0].fault_records),
-        (1, 1)
-    );
+    assert_eq!((alpha.stats().faults(), system.vdev_infos()[0].fault_records), (1, 1));
 
     let mut reports = Vec::new();
     machine.truth.lock().steps.clear();
@@ -372,10 +306,7 @@ fn the_guests_side_of_an_ended_vdev_is_an_empty_slot() {
     let mut side = vdev.guest_side();
     assert_eq!(side.read(0, 0x123, 4), 0x123);
     assert!(side.attach(pasid(5)).is_err() && side.quiesce().is_err());
-    machine
-        .system
-        .destroy_vdev(machine.truth, &alpha, vdev.id())
-        .unwrap();
+    machine.system.destroy_vdev(machine.truth, &alpha, vdev.id()).unwrap();
     assert_eq!(side.read(0, 0x123, 4), 0xffff_ffff);
     side.write(0, 0, 4, 1, &mut |_| panic!("raised after the end"));
     assert!(side.reset().is_err());
@@ -384,12 +315,8 @@ fn the_guests_side_of_an_ended_vdev_is_an_empty_slot() {
 
 #[test]
 fn processors_work_at_once() {
-    let (machine, _) = Machine::with(Options {
-        frames: 64,
-        last_pasid: 100,
-        queues: 8,
-        ..Options::default()
-    });
+    let (machine, _) =
+        Machine::with(Options { frames: 64, last_pasid: 100, queues: 8, ..Options::default() });
     let machine = &machine;
     std::thread::scope(|scope| {
         for name in ["alpha", "beta", "gamma"] {
@@ -415,11 +342,7 @@ fn processors_work_at_once() {
         }
         scope.spawn(|| {
             for _ in 0..300 {
-                let _ = (
-                    machine.system.info(),
-                    machine.system.vm_infos(),
-                    machine.system.pasid_infos(),
-                );
+                let _ = (machine.system.info(), machine.system.vm_infos(), machine.system.pasid_infos());
                 let _ = (machine.system.parent_infos(), machine.system.iommu_info());
                 let _ = machine.system.parent_event(machine.truth, 0, &mut |_| ());
                 machine.system.reclaim(machine.truth);

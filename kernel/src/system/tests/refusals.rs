@@ -5,10 +5,7 @@ use super::*;
 
 #[test]
 fn without_an_iommu_there_is_no_vdev() {
-    let (machine, added) = Machine::with(Options {
-        iommu: false,
-        ..Options::default()
-    });
+    let (machine, added) = Machine::with(Options { iommu: false, ..Options::default() });
     assert!(added.is_err());
     let alpha = machine.system.define_vm(vm_spec("alpha", 2, 1, 0)).unwrap();
     machine.system.start_vm(machine.truth, &alpha).unwrap();
@@ -25,10 +22,7 @@ fn without_an_iommu_there_is_no_vdev() {
 
 #[test]
 fn a_parent_whose_slices_have_requester_ids_of_their_own_is_refused() {
-    let (machine, added) = Machine::with(Options {
-        tagged_by_requester: true,
-        ..Options::default()
-    });
+    let (machine, added) = Machine::with(Options { tagged_by_requester: true, ..Options::default() });
     assert_eq!(
         added.unwrap_err().to_string(),
         "parent dsa0: its vdevs are told apart by requester ID, and there is no page table per requester yet; share a \
@@ -40,10 +34,7 @@ fn a_parent_whose_slices_have_requester_ids_of_their_own_is_refused() {
 #[test]
 fn iommu_off_is_for_trapped_types_only_and_tainted() {
     for iommu in [false, true] {
-        let mut options = Options {
-            iommu,
-            ..Options::default()
-        };
+        let mut options = Options { iommu, ..Options::default() };
         options.parent.iommu = false;
         let (machine, added) = Machine::with(options);
         added.unwrap();
@@ -51,16 +42,11 @@ fn iommu_off_is_for_trapped_types_only_and_tainted() {
         let alpha = system.define_vm(vm_spec("alpha", 2, 1, 0)).unwrap();
         system.start_vm(machine.truth, &alpha).unwrap();
         assert_eq!(
-            system
-                .create_vdev(machine.truth, &alpha, &vdev_spec(), None)
-                .unwrap_err()
-                .to_string(),
+            system.create_vdev(machine.truth, &alpha, &vdev_spec(), None).unwrap_err().to_string(),
             "vm alpha: vdev dsa0/direct: the type maps a page of the device into the guest, which needs an \
              IOMMU, and dsa0 has iommu = \"off\"; remove iommu = \"off\", or use type trapped"
         );
-        system
-            .create_vdev(machine.truth, &alpha, &trapped(), None)
-            .unwrap();
+        system.create_vdev(machine.truth, &alpha, &trapped(), None).unwrap();
         assert_eq!(system.vdev_infos()[0].pasid, None);
         assert_eq!(system.taints(), ["dsa0: iommu = \"off\", no IOMMU confines it"]);
         machine.assert_sound();
@@ -82,34 +68,18 @@ fn refusals_say_what_why_and_what_helps() {
     let system = &machine.system;
     let alpha = system.define_vm(vm_spec("alpha", 2, 1, 0)).unwrap();
     let create = |parent: &str, type_name: &str| {
-        let spec = VdevSpec {
-            parent: parent.to_string(),
-            type_name: type_name.to_string(),
-            entries: None,
-        };
-        system
-            .create_vdev(machine.truth, &alpha, &spec, None)
-            .unwrap_err()
-            .to_string()
+        let spec = VdevSpec { parent: parent.to_string(), type_name: type_name.to_string(), entries: None };
+        system.create_vdev(machine.truth, &alpha, &spec, None).unwrap_err().to_string()
     };
-    assert_eq!(
-        create("dsa0", "direct"),
-        "vm alpha: it is created; start it first"
-    );
+    assert_eq!(create("dsa0", "direct"), "vm alpha: it is created; start it first");
     system.start_vm(machine.truth, &alpha).unwrap();
-    assert_eq!(
-        create("dsa1", "direct"),
-        "vm alpha: vdev dsa1/direct: no parent dsa1; use one of: dsa0"
-    );
+    assert_eq!(create("dsa1", "direct"), "vm alpha: vdev dsa1/direct: no parent dsa1; use one of: dsa0");
     assert_eq!(
         create("dsa0", "gpu"),
         "vm alpha: vdev dsa0/gpu: dsa0 has no such type; use one of: direct, trapped"
     );
     assert_eq!(
-        system
-            .define_vm(vm_spec("alpha", 2, 1, 0))
-            .unwrap_err()
-            .to_string(),
+        system.define_vm(vm_spec("alpha", 2, 1, 0)).unwrap_err().to_string(),
         "vm alpha: defined twice; give each VM its own name"
     );
     let big = system.define_vm(vm_spec("big", 20, 1, 0)).unwrap();
@@ -132,17 +102,7 @@ fn refusals_say_what_why_and_what_helps() {
 fn a_device_is_one_parent_only() {
     let (mut machine, _) = Machine::with(Options::default());
     let twin: &'static _ = Box::leak(Box::new(crate::testing::TestParent(machine.truth)));
-    let options = ParentOptions {
-        iommu: true,
-        unsafe_portals: true,
-    };
-    assert!(
-        machine
-            .system
-            .add_parent(twin, options)
-            .unwrap_err()
-            .why
-            .contains("defined twice")
-    );
+    let options = ParentOptions { iommu: true, unsafe_portals: true };
+    assert!(machine.system.add_parent(twin, options).unwrap_err().why.contains("defined twice"));
     assert_eq!(machine.system.taints().len(), 1);
 }

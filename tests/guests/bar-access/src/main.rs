@@ -80,9 +80,7 @@ fn run() -> Result<bool> {
     }
     fs::write(path.join("enable"), "1").with_context(|| format!("enabling {function}"))?;
     for access in ACCESSES {
-        let status = Command::new("/proc/self/exe")
-            .args([&function, access.name])
-            .status()?;
+        let status = Command::new("/proc/self/exe").args([&function, access.name]).status()?;
         let outcome = match (status.signal(), status.success()) {
             (Some(signal), _) => format!("signal={signal}"),
             (None, true) => "done".to_string(),
@@ -161,15 +159,6 @@ fn open(path: &Path) -> Result<File> {
 
 fn map_shared(file: &File, len: usize, protection: ProtFlags, offset: u64) -> rustix::io::Result<*mut u8> {
     // SAFETY: a new mapping where the kernel chooses.
-    let base = unsafe {
-        mmap(
-            core::ptr::null_mut(),
-            len,
-            protection,
-            MapFlags::SHARED,
-            file,
-            offset,
-        )
-    }?;
+    let base = unsafe { mmap(core::ptr::null_mut(), len, protection, MapFlags::SHARED, file, offset) }?;
     Ok(base.cast())
 }

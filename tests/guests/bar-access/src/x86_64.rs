@@ -10,34 +10,13 @@ const ENTRIES: [u32; 8] = [0xfee0_0000, 0, 0x51, 1, 0xfee0_1000, 0, 0x62, 1];
 
 /// In this order.
 pub const ACCESSES: &[Access] = &[
-    Access {
-        name: "sse",
-        run: sse,
-    },
-    Access {
-        name: "avx",
-        run: avx,
-    },
-    Access {
-        name: "parts",
-        run: parts,
-    },
-    Access {
-        name: "popcnt",
-        run: popcnt,
-    },
-    Access {
-        name: "x87",
-        run: x87,
-    },
-    Access {
-        name: "execute-registers",
-        run: |windows| execute(windows.registers_as_code),
-    },
-    Access {
-        name: "execute-portals",
-        run: |windows| execute(windows.portals_as_code),
-    },
+    Access { name: "sse", run: sse },
+    Access { name: "avx", run: avx },
+    Access { name: "parts", run: parts },
+    Access { name: "popcnt", run: popcnt },
+    Access { name: "x87", run: x87 },
+    Access { name: "execute-registers", run: |windows| execute(windows.registers_as_code) },
+    Access { name: "execute-portals", run: |windows| execute(windows.portals_as_code) },
 ];
 
 /// What the table holds, read word by word.

@@ -68,10 +68,7 @@ impl Mix {
             "operations of {largest} bytes; this queue takes 1 to {most} here"
         );
         let kinds = choices.iter().flat_map(|choice| choice.kinds()).copied();
-        Ok(Self {
-            kinds: kinds.collect(),
-            largest,
-        })
+        Ok(Self { kinds: kinds.collect(), largest })
     }
 
     /// Any of them, of any size and alignment.
@@ -112,11 +109,7 @@ pub struct Operation {
 
 impl fmt::Display for Operation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "{:?} of {} bytes from {:#x} to {:#x}",
-            self.kind, self.size, self.source, self.destination
-        )
+        write!(f, "{:?} of {} bytes from {:#x} to {:#x}", self.kind, self.size, self.source, self.destination)
     }
 }
 
@@ -213,22 +206,11 @@ impl Operation {
                 record.result(),
                 record.bytes_completed()
             ),
-            Kind::Crc => ensure!(
-                record.crc() == crc,
-                "CRC {:#010x} instead of {crc:#010x}",
-                record.crc()
-            ),
+            Kind::Crc => ensure!(record.crc() == crc, "CRC {:#010x} instead of {crc:#010x}", record.crc()),
             Kind::Copy | Kind::Fill => {}
         }
-        if let Some(at) = bytes[frame]
-            .iter()
-            .zip(&expected)
-            .position(|(is, must)| is != must)
-        {
-            bail!(
-                "wrong byte {} bytes from the destination's start",
-                at as i64 - FRAME as i64
-            );
+        if let Some(at) = bytes[frame].iter().zip(&expected).position(|(is, must)| is != must) {
+            bail!("wrong byte {} bytes from the destination's start", at as i64 - FRAME as i64);
         }
         Ok(())
     }

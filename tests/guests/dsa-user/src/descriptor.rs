@@ -53,11 +53,7 @@ pub struct Fields {
 impl Descriptor {
     /// Puts the fields in their places. The PASID field stays 0: a dedicated queue has its own.
     pub fn new(fields: &Fields) -> Self {
-        let interrupt = if fields.interrupt.is_some() {
-            flags::INTERRUPT_REQUEST
-        } else {
-            0
-        };
+        let interrupt = if fields.interrupt.is_some() { flags::INTERRUPT_REQUEST } else { 0 };
         let flags = flags::COMPLETION_VALID | flags::COMPLETION_REQUEST | interrupt;
         Self([
             u64::from(fields.operation) << 56 | u64::from(flags) << 32,

@@ -93,20 +93,13 @@ impl Device {
         let write = |offset, value| self.registers.write32(queue + offset, value);
         write(wqcfg::SIZE, u32::from(self.queues.total_size()));
         write(wqcfg::THRESHOLD, 0);
-        write(
-            wqcfg::MODE,
-            wqcfg::MODE_DEDICATED | priority << wqcfg::PRIORITY_SHIFT,
-        );
-        write(
-            wqcfg::LIMITS,
-            transfer | SMALLEST_BATCH_LOG2 << wqcfg::MAX_BATCH_SHIFT,
-        );
+        write(wqcfg::MODE, wqcfg::MODE_DEDICATED | priority << wqcfg::PRIORITY_SHIFT);
+        write(wqcfg::LIMITS, transfer | SMALLEST_BATCH_LOG2 << wqcfg::MAX_BATCH_SHIFT);
         self.registers.write64(group + grpcfg::WQS, 1 << QUEUE);
         self.registers.write64(group + grpcfg::ENGINES, 1);
         // The reset left the read buffers as the device is best used; without any it cannot be enabled.
         let flags = self.registers.read64(group + grpcfg::FLAGS);
-        self.registers
-            .write64(group + grpcfg::FLAGS, flags | grpcfg::TRAFFIC_CLASS_1);
+        self.registers.write64(group + grpcfg::FLAGS, flags | grpcfg::TRAFFIC_CLASS_1);
     }
 
     /// Enables the queue. `interrupt`: completions are to raise the queue's vector.
@@ -119,9 +112,8 @@ impl Device {
             true => Some(QUEUE_VECTOR),
             false => None,
         };
-        let page = self
-            .portals
-            .wrapping_add((u64::from(QUEUE) * portal::STRIDE + portal::LIMITED_MSIX) as usize);
+        let page =
+            self.portals.wrapping_add((u64::from(QUEUE) * portal::STRIDE + portal::LIMITED_MSIX) as usize);
         Ok(Queue {
             // SAFETY: the queue's limited portal lies in the BAR, which stays mapped.
             portal: unsafe { Portal::new(page) },
@@ -150,11 +142,7 @@ impl Device {
             let status = self.registers.read32(CMDSTS);
             if status & cmd::ACTIVE == 0 {
                 let error = (status & cmd::ERROR_MASK) as u8;
-                ensure!(
-                    error == 0,
-                    "{command}: {} (CMDSTS error {error:#04x})",
-                    describe(error)
-                );
+                ensure!(error == 0, "{command}: {} (CMDSTS error {error:#04x})", describe(error));
                 return Ok((status >> cmd::RESULT_SHIFT) as u16);
             }
             if start.elapsed() > COMMAND_DEADLINE {

@@ -37,10 +37,7 @@ impl Function {
             None => first_dsa()?,
         };
         let path = Path::new(DEVICES).join(&address);
-        ensure!(
-            path.exists(),
-            "no PCI function {address}; `ls {DEVICES}` shows which there are"
-        );
+        ensure!(path.exists(), "no PCI function {address}; `ls {DEVICES}` shows which there are");
         let function = Self { address, path };
         if let Some(driver) = function.driver()
             && !driver.starts_with("uio")
@@ -99,14 +96,7 @@ impl Function {
 fn map_shared(file: &File, len: usize) -> Result<*mut u8> {
     // SAFETY: a new mapping where the kernel chooses.
     let base = unsafe {
-        mmap(
-            core::ptr::null_mut(),
-            len,
-            ProtFlags::READ | ProtFlags::WRITE,
-            MapFlags::SHARED,
-            file,
-            0,
-        )
+        mmap(core::ptr::null_mut(), len, ProtFlags::READ | ProtFlags::WRITE, MapFlags::SHARED, file, 0)
     }?;
     Ok(base.cast())
 }

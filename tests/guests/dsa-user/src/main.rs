@@ -141,11 +141,7 @@ struct Summary {
 
 impl std::fmt::Display for Summary {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Self {
-            done,
-            interrupts,
-            per_second,
-        } = self;
+        let Self { done, interrupts, per_second } = self;
         write!(f, "{done} interrupts={interrupts} per_second={per_second:.2}")
     }
 }

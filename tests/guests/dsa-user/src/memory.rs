@@ -38,16 +38,10 @@ impl Memory {
         }
         let flags = MapFlags::PRIVATE | MapFlags::HUGETLB | MapFlags::LOCKED | MapFlags::POPULATE;
         // SAFETY: a new mapping where the kernel chooses; it is zeroed.
-        let base = unsafe {
-            mmap_anonymous(
-                core::ptr::null_mut(),
-                SIZE,
-                ProtFlags::READ | ProtFlags::WRITE,
-                flags,
-            )
-        }
-        .context("taking a huge page; boot the guest with hugepages=1 if its memory is fragmented")?
-        .cast::<u8>();
+        let base =
+            unsafe { mmap_anonymous(core::ptr::null_mut(), SIZE, ProtFlags::READ | ProtFlags::WRITE, flags) }
+                .context("taking a huge page; boot the guest with hugepages=1 if its memory is fragmented")?
+                .cast::<u8>();
         let mut entry = [0; ENTRY as usize];
         File::open(PAGEMAP)
             .and_then(|map| map.read_exact_at(&mut entry, base as u64 / PAGE_SIZE * ENTRY))
@@ -57,10 +51,7 @@ impl Memory {
             entry & PRESENT != 0 && entry & FRAME != 0,
             "{PAGEMAP} does not tell the address; run as root"
         );
-        Ok(Self {
-            base,
-            guest_physical: (entry & FRAME) * PAGE_SIZE,
-        })
+        Ok(Self { base, guest_physical: (entry & FRAME) * PAGE_SIZE })
     }
 
     /// The address for the device.
@@ -93,15 +84,8 @@ impl Physical {
     /// Maps `len` bytes, in whole words.
     pub fn map(address: u64, len: usize) -> Result<Self> {
         let what = || format!("mapping {len:#x} bytes at {address:#x} through {PHYSICAL}");
-        ensure!(
-            address.is_multiple_of(size_of::<u64>() as u64),
-            "address {address:#x} is no multiple of 8"
-        );
-        let file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .open(PHYSICAL)
-            .with_context(what)?;
+        ensure!(address.is_multiple_of(size_of::<u64>() as u64), "address {address:#x} is no multiple of 8");
+        let file = OpenOptions::new().read(true).write(true).open(PHYSICAL).with_context(what)?;
         let within = address % PAGE_SIZE;
         // SAFETY: a new mapping where the kernel chooses; it refuses what is its own.
         let base = unsafe {

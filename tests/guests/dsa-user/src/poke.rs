@@ -79,10 +79,7 @@ impl fmt::Display for Outcome {
         match self.answer {
             Answer::Ok => write!(f, "result=ok match={matches}"),
             Answer::Error(status, address) => {
-                write!(
-                    f,
-                    "result=error match={matches} status={status:#04x} address={address:#x}"
-                )
+                write!(f, "result=error match={matches} status={status:#04x} address={address:#x}")
             }
             Answer::Timeout => write!(f, "result=timeout match={matches}"),
         }
@@ -143,9 +140,7 @@ pub fn run(options: &Poke, memory: &mut Memory, queue: &Queue, wait: &Wait) -> R
     };
     let matches = options.fill.map(|fill| match &destination {
         Some(destination) => destination.is_all(fill),
-        None => bytes[DESTINATION_AT..DESTINATION_AT + len]
-            .iter()
-            .all(|byte| *byte == fill),
+        None => bytes[DESTINATION_AT..DESTINATION_AT + len].iter().all(|byte| *byte == fill),
     });
     Ok(Outcome { answer, matches })
 }
@@ -163,16 +158,8 @@ mod tests {
 
     #[test]
     fn the_line_says_what_came_of_it() {
-        let poke = Poke {
-            src: None,
-            dst: Some(0x2000_0000),
-            len: 4096,
-            fill: None,
-        };
-        let outcome = Outcome {
-            answer: Answer::Error(3, 0x2000_0000),
-            matches: None,
-        };
+        let poke = Poke { src: None, dst: Some(0x2000_0000), len: 4096, fill: None };
+        let outcome = Outcome { answer: Answer::Error(3, 0x2000_0000), matches: None };
         assert_eq!(
             format!("{poke} {outcome}"),
             "src=0 dst=536870912 len=4096 result=error match=none status=0x03 address=0x20000000"

@@ -56,11 +56,7 @@ impl Wait {
             .context("UIO shows no device")??;
         let path = Path::new("/dev").join(entry.file_name());
         let file = File::open(&path).with_context(|| format!("opening {}", path.display()))?;
-        Ok(Self::Interrupt(Interrupts {
-            file,
-            last: Cell::new(0),
-            seen: Cell::new(0),
-        }))
+        Ok(Self::Interrupt(Interrupts { file, last: Cell::new(0), seen: Cell::new(0) }))
     }
 
     /// In words.
@@ -90,10 +86,7 @@ impl Wait {
         if let Self::Interrupt(interrupts) = self {
             interrupts.wait()?;
             // The record is written before the interrupt is sent.
-            ensure!(
-                memory.status(record) != 0,
-                "an interrupt came without a completion record"
-            );
+            ensure!(memory.status(record) != 0, "an interrupt came without a completion record");
             return Ok(());
         }
         while memory.status(record) == 0 {
@@ -112,10 +105,7 @@ impl Wait {
 impl Interrupts {
     /// Waits for at least one more than were seen.
     fn wait(&self) -> Result<()> {
-        let deadline = Timespec {
-            tv_sec: DEADLINE.as_secs() as i64,
-            tv_nsec: 0,
-        };
+        let deadline = Timespec { tv_sec: DEADLINE.as_secs() as i64, tv_nsec: 0 };
         let mut fds = [PollFd::new(&self.file, PollFlags::IN)];
         if poll(&mut fds, Some(&deadline))? == 0 {
             bail!("no interrupt after {} s", DEADLINE.as_secs());

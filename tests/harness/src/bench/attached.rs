@@ -31,10 +31,7 @@ struct Cost {
 
 /// Measures.
 pub fn attachments(workshop: &dyn Workshop, folder: &Path) -> Result<Results> {
-    let lab = Lab {
-        workshop,
-        folder: folder.to_path_buf(),
-    };
+    let lab = Lab { workshop, folder: folder.to_path_buf() };
     let log = folder.join("attachments.log");
     let arguments = plugin::arguments(workshop, &log)?;
     let configuration = [HOST, &vm("alpha", 1, "")].concat();
@@ -52,10 +49,7 @@ pub fn attachments(workshop: &dyn Workshop, folder: &Path) -> Result<Results> {
     // QEMU writes its log out when it ends.
     drop(machine);
     let costs = costs(&commands, &plugin::read(&log)?)?;
-    Ok(Results {
-        figures: figures(&costs),
-        broken: broken(&costs),
-    })
+    Ok(Results { figures: figures(&costs), broken: broken(&costs) })
 }
 
 /// By case, and then attach and end.
@@ -63,14 +57,8 @@ fn costs(commands: &[[f64; 2]], rounds: &BTreeMap<u32, Vec<Counted>>) -> Result<
     let cost = |kind: u32, commands: f64| {
         let rounds = rounds.get(&kind).into_iter().flatten();
         let instructions = median(rounds.map(|round| round.total).collect());
-        ensure!(
-            instructions.is_finite(),
-            "the plugin saw no marker of kind {kind:#x}"
-        );
-        Ok(Cost {
-            instructions,
-            commands,
-        })
+        ensure!(instructions.is_finite(), "the plugin saw no marker of kind {kind:#x}");
+        Ok(Cost { instructions, commands })
     };
     CASES
         .iter()
@@ -83,10 +71,7 @@ fn figures(costs: &[[Cost; 2]]) -> Vec<Figure> {
     let mut figures = Vec::new();
     for (place, what) in WHAT.iter().enumerate() {
         for ((others, _), cost) in CASES.iter().zip(costs) {
-            let Cost {
-                instructions,
-                commands,
-            } = cost[place];
+            let Cost { instructions, commands } = cost[place];
             let name = |unit| format!("{unit} to {what}, beside {others}");
             figures.push(Figure::new(name("instructions"), instructions, "instructions"));
             figures.push(Figure::new(name("invalidation commands"), commands, "commands"));
@@ -116,26 +101,17 @@ mod tests {
     use super::*;
 
     fn cost(instructions: f64, commands: f64) -> Cost {
-        Cost {
-            instructions,
-            commands,
-        }
+        Cost { instructions, commands }
     }
 
     #[test]
     fn costs_come_from_the_plugin_and_from_pasidon() {
-        let round = |total| Counted {
-            hypervisor: 0.0,
-            total,
-        };
+        let round = |total| Counted { hypervisor: 0.0, total };
         let mut rounds: BTreeMap<_, _> = (0x11..=0x14u32)
             .map(|kind| (kind, vec![round(9.0), round(f64::from(kind)), round(900.0)]))
             .collect();
         let commands = [[0.0, 3.0], [0.0, 4.0]];
-        let expected = [
-            [cost(17.0, 0.0), cost(18.0, 3.0)],
-            [cost(19.0, 0.0), cost(20.0, 4.0)],
-        ];
+        let expected = [[cost(17.0, 0.0), cost(18.0, 3.0)], [cost(19.0, 0.0), cost(20.0, 4.0)]];
         assert_eq!(costs(&commands, &rounds).unwrap(), expected);
         let names: Vec<_> = figures(&expected).into_iter().map(|figure| figure.name).collect();
         assert_eq!(names[0], "instructions to attach a PASID, beside 1");

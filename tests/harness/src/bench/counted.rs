@@ -24,16 +24,11 @@ const REPEATS: f64 = 200.0;
 
 /// Counts.
 pub fn exits(workshop: &dyn Workshop, folder: &Path) -> Result<Results> {
-    let lab = Lab {
-        workshop,
-        folder: folder.to_path_buf(),
-    };
+    let lab = Lab { workshop, folder: folder.to_path_buf() };
     let log = folder.join("exits.log");
     let arguments = plugin::arguments(workshop, &log)?;
     let configuration = [HOST, &vm("alpha", 1, "")].concat();
-    let machine = lab.pasidon(&configuration, |p| {
-        demonstration::platform(p).arguments(arguments)
-    })?;
+    let machine = lab.pasidon(&configuration, |p| demonstration::platform(p).arguments(arguments))?;
     let alpha = shell(&machine, "alpha")?;
     dsa_up(&machine, alpha)?;
     timed::exit_costs(&machine, alpha)?;
@@ -49,11 +44,7 @@ fn figures(rounds: BTreeMap<u32, Vec<Counted>>) -> Result<Vec<Figure>> {
             .find(|(place, _)| *place == kind)
             .with_context(|| format!("the plugin saw an exit of an unknown kind {kind}"))?;
         let each = rounds.iter().map(|round| round.hypervisor / REPEATS);
-        Ok(Figure::new(
-            format!("instructions per {name}"),
-            median(each.collect()),
-            "instructions",
-        ))
+        Ok(Figure::new(format!("instructions per {name}"), median(each.collect()), "instructions"))
     };
     rounds.into_iter().map(figure).collect()
 }
@@ -64,10 +55,7 @@ mod tests {
 
     #[test]
     fn each_kind_of_exit_has_its_figure() {
-        let round = Counted {
-            hypervisor: 200_000.0,
-            total: 395_000.0,
-        };
+        let round = Counted { hypervisor: 200_000.0, total: 395_000.0 };
         assert_eq!(
             figures(BTreeMap::from([(1, vec![round])])).unwrap(),
             [Figure::new("instructions per CPUID", 1000.0, "instructions")]

@@ -37,20 +37,13 @@ pub struct Results {
 
 impl From<Vec<Figure>> for Results {
     fn from(figures: Vec<Figure>) -> Results {
-        Results {
-            figures,
-            broken: Vec::new(),
-        }
+        Results { figures, broken: Vec::new() }
     }
 }
 
 impl Figure {
     fn new(name: impl Into<String>, value: f64, unit: &'static str) -> Figure {
-        Figure {
-            name: name.into(),
-            value,
-            unit,
-        }
+        Figure { name: name.into(), value, unit }
     }
 }
 
@@ -69,11 +62,7 @@ const ALL: &[Benchmark] = &[
         about: "the platform without Pasidon, then two guests on it, one of them copying",
         run: timed::guests,
     },
-    Benchmark {
-        name: "exits",
-        about: "instructions per exit, counted",
-        run: counted::exits,
-    },
+    Benchmark { name: "exits", about: "instructions per exit, counted", run: counted::exits },
     Benchmark {
         name: "attachments",
         about: "attaching and ending a PASID beside 1 and beside 1,000 others, counted",
@@ -91,19 +80,11 @@ pub fn run(names: &[String], workshop: &dyn Workshop, folder: &Path, say: impl F
         let all: Vec<_> = ALL.iter().map(|one| one.name).collect();
         bail!("no benchmark {name}; there are: {}", all.join(", "));
     }
-    let chosen: Vec<_> = ALL
-        .iter()
-        .filter(|one| names.is_empty() || names.iter().any(|name| name == one.name))
-        .collect();
+    let chosen: Vec<_> =
+        ALL.iter().filter(|one| names.is_empty() || names.iter().any(|name| name == one.name)).collect();
     let mut results = Results::default();
     for (place, one) in chosen.iter().enumerate() {
-        say(&format!(
-            "{} ({} of {}): {}",
-            one.name,
-            place + 1,
-            chosen.len(),
-            one.about
-        ));
+        say(&format!("{} ({} of {}): {}", one.name, place + 1, chosen.len(), one.about));
         let started = Instant::now();
         let more = (one.run)(workshop, folder)?;
         say(&format!("{}: {:.0} s", one.name, started.elapsed().as_secs_f32()));
@@ -119,24 +100,10 @@ pub fn table(figures: &[Figure]) -> String {
         value if value.fract() == 0.0 => format!("{value}"),
         value => format!("{value:.3}"),
     };
-    let names = figures
-        .iter()
-        .map(|figure| figure.name.chars().count())
-        .max()
-        .unwrap_or_default();
-    let values = figures
-        .iter()
-        .map(|figure| value(figure).len())
-        .max()
-        .unwrap_or_default();
-    let line = |figure: &Figure| {
-        format!(
-            "{:names$}  {:>values$} {}\n",
-            figure.name,
-            value(figure),
-            figure.unit
-        )
-    };
+    let names = figures.iter().map(|figure| figure.name.chars().count()).max().unwrap_or_default();
+    let values = figures.iter().map(|figure| value(figure).len()).max().unwrap_or_default();
+    let line =
+        |figure: &Figure| format!("{:names$}  {:>values$} {}\n", figure.name, value(figure), figure.unit);
     figures.iter().map(line).collect()
 }
 

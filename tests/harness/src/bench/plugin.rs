@@ -24,14 +24,7 @@ pub struct Counted {
 /// The arguments of QEMU that make it count into the file `log`.
 pub fn arguments(workshop: &dyn Workshop, log: &Path) -> Result<Vec<OsString>> {
     let plugin = workshop.exit_counter()?;
-    Ok(vec![
-        "-plugin".into(),
-        plugin.into(),
-        "-d".into(),
-        "plugin".into(),
-        "-D".into(),
-        log.into(),
-    ])
+    Ok(vec!["-plugin".into(), plugin.into(), "-d".into(), "plugin".into(), "-D".into(), log.into()])
 }
 
 /// What was counted into the file `log`, by kind. The machine must have ended.
@@ -47,25 +40,12 @@ pub(super) fn rounds(log: &str) -> Result<BTreeMap<u32, Vec<Counted>>> {
     for line in log.lines() {
         // "marker 50410100 vcpu 0 hypervisor 123 total 456"
         let words: Vec<&str> = line.split(' ').collect();
-        let [
-            "marker",
-            number,
-            "vcpu",
-            vcpu,
-            "hypervisor",
-            hypervisor,
-            "total",
-            total,
-        ] = words[..]
-        else {
+        let ["marker", number, "vcpu", vcpu, "hypervisor", hypervisor, "total", total] = words[..] else {
             continue;
         };
         let number = u32::from_str_radix(number, 16)? - MARKER;
         let (kind, end) = (number >> 8, number & 1 == 1);
-        let now = Counted {
-            hypervisor: hypervisor.parse()?,
-            total: total.parse()?,
-        };
+        let now = Counted { hypervisor: hypervisor.parse()?, total: total.parse()? };
         match started.take() {
             // A round that was moved to another processor is not counted.
             Some((begun, on, before)) if end && begun == kind && on == vcpu => {
@@ -93,10 +73,7 @@ mod tests {
                    something else\n\
                    marker 50410400 vcpu 0 hypervisor 0 total 0\n\
                    marker 50410401 vcpu 1 hypervisor 7 total 9\n";
-        let round = Counted {
-            hypervisor: 200_000.0,
-            total: 395_000.0,
-        };
+        let round = Counted { hypervisor: 200_000.0, total: 395_000.0 };
         assert_eq!(rounds(log).unwrap(), BTreeMap::from([(1, vec![round])]));
         assert!(rounds("").is_err());
     }

@@ -28,29 +28,20 @@ struct Bare {
 
 /// Starts the reference.
 fn bare(workshop: &dyn Workshop) -> Result<Bare> {
-    let lab = Lab {
-        workshop,
-        folder: Default::default(),
-    };
+    let lab = Lab { workshop, folder: Default::default() };
     let words = format!("{} pasidon.name=plain", lab.arch().words_for_bare_accelerator());
     let machine = lab.bare_linux(&words, |p| p.dsa("device-id=0x0b25"))?;
     let console = machine.log();
     let kernel_to_init = kernel_to_init(console, "plain")?;
     console.expect(crate::machine::PROMPT, BOOT_TIMEOUT)?;
     dsa_up(&machine, console)?;
-    Ok(Bare {
-        machine,
-        kernel_to_init,
-    })
+    Ok(Bare { machine, kernel_to_init })
 }
 
 /// Measures Pasidon with two guests, and the reference.
 pub fn guests(workshop: &dyn Workshop, folder: &Path) -> Result<Results> {
     let bare = bare(workshop)?;
-    let lab = Lab {
-        workshop,
-        folder: folder.to_path_buf(),
-    };
+    let lab = Lab { workshop, folder: folder.to_path_buf() };
     // As many messages as the bare platform's kernel prints.
     let guest = |name| vm(name, 1, "loglevel=7");
     let configuration = [HOST, &guest("alpha"), &guest("beta")].concat();
@@ -61,60 +52,28 @@ pub fn guests(workshop: &dyn Workshop, folder: &Path) -> Result<Results> {
     let efi = fs::metadata(workshop.application(&[])?.efi)?.len();
     let mut figures = vec![
         Figure::new("size of the EFI application", efi as f64 / 1024.0, "KiB"),
-        Figure::new(
-            "bare platform: kernel's first line to init",
-            bare.kernel_to_init.as_secs_f64(),
-            "s",
-        ),
+        Figure::new("bare platform: kernel's first line to init", bare.kernel_to_init.as_secs_f64(), "s"),
     ];
     for name in ["alpha", "beta"] {
         let console = machine.console(name)?;
         let kernel = kernel_to_init(console, name)?;
         let all = console.time_of_match().saturating_sub(handed_over);
-        figures.push(Figure::new(
-            format!("{name}: firmware hand-over to init"),
-            all.as_secs_f64(),
-            "s",
-        ));
-        figures.push(Figure::new(
-            format!("{name}: kernel's first line to init"),
-            kernel.as_secs_f64(),
-            "s",
-        ));
+        figures.push(Figure::new(format!("{name}: firmware hand-over to init"), all.as_secs_f64(), "s"));
+        figures.push(Figure::new(format!("{name}: kernel's first line to init"), kernel.as_secs_f64(), "s"));
     }
     let alpha = machine.console("alpha")?;
     alpha.expect(crate::machine::PROMPT, BOOT_TIMEOUT)?;
     dsa_up(&machine, alpha)?;
-    let Compared {
-        here,
-        bare,
-        ratio,
-        exits,
-    } = compare(&machine, alpha, &bare.machine)?;
+    let Compared { here, bare, ratio, exits } = compare(&machine, alpha, &bare.machine)?;
     let descriptors = (COPIES * RUNS as u64) as f64;
-    let submission: u64 = demonstration::vdevs(&machine)?
-        .iter()
-        .map(|vdev| vdev.submission_exits)
-        .sum();
-    figures.push(Figure::new(
-        "exits per submitted descriptor",
-        submission as f64 / descriptors,
-        "exits",
-    ));
-    figures.push(Figure::new(
-        "all exits per copy, of whatever kind",
-        exits as f64 / descriptors,
-        "exits",
-    ));
+    let submission: u64 = demonstration::vdevs(&machine)?.iter().map(|vdev| vdev.submission_exits).sum();
+    figures.push(Figure::new("exits per submitted descriptor", submission as f64 / descriptors, "exits"));
+    figures.push(Figure::new("all exits per copy, of whatever kind", exits as f64 / descriptors, "exits"));
     figures.push(Figure::new("copies in one guest", here, "copies/s"));
     figures.push(Figure::new("copies on the bare platform", bare, "copies/s"));
     figures.push(Figure::new("one guest against the bare platform", ratio, "ratio"));
     for (kind, ticks) in exit_costs(&machine, alpha)? {
-        figures.push(Figure::new(
-            format!("cost of an exit to its guest: {kind}"),
-            ticks,
-            "ticks",
-        ));
+        figures.push(Figure::new(format!("cost of an exit to its guest: {kind}"), ticks, "ticks"));
     }
     figures.extend(end_and_start(&machine)?);
     Ok(figures.into())
@@ -149,32 +108,19 @@ fn compare(machine: &Machine, guest: Console<'_>, bare: &Machine) -> Result<Comp
         here.push(rate(machine, guest)?);
         total += exits(machine)? - before;
     }
-    let ratios = here
-        .iter()
-        .zip(&there)
-        .map(|(here, there)| here / there)
-        .collect();
-    Ok(Compared {
-        ratio: median(ratios),
-        here: median(here),
-        bare: median(there),
-        exits: total,
-    })
+    let ratios = here.iter().zip(&there).map(|(here, there)| here / there).collect();
+    Ok(Compared { ratio: median(ratios), here: median(here), bare: median(there), exits: total })
 }
 
 /// What `exit-cost` in the guest prints.
 pub fn exit_costs(machine: &Machine, console: Console<'_>) -> Result<Vec<(String, f64)>> {
     let said = check(machine, console, "exit-cost hypercall=1", "PASIDON cost done")?;
-    let lines = said
-        .lines()
-        .filter_map(|line| line.strip_prefix("PASIDON cost kind="));
+    let lines = said.lines().filter_map(|line| line.strip_prefix("PASIDON cost kind="));
     let cost = |line: &str| {
         let (kind, rest) = line.split_once(" ticks=")?;
         Some((kind.to_owned(), rest.split(' ').next()?.parse().ok()?))
     };
-    lines
-        .map(|line| cost(line).with_context(|| format!("exit-cost: {line}")))
-        .collect()
+    lines.map(|line| cost(line).with_context(|| format!("exit-cost: {line}"))).collect()
 }
 
 /// All exits of alpha.
@@ -215,22 +161,10 @@ fn memory(two: &Memory, one: &Memory) -> Vec<Figure> {
     vec![
         Figure::new("memory: image of the hypervisor", two.image, "KiB"),
         Figure::new("memory: heap of the hypervisor, fixed", two.heap, "KiB"),
-        Figure::new(
-            "memory: of it in use, two guests of 256 MiB",
-            two.heap_used,
-            "KiB",
-        ),
+        Figure::new("memory: of it in use, two guests of 256 MiB", two.heap_used, "KiB"),
         Figure::new("memory: tables, two guests of 256 MiB", two.tables, "KiB"),
-        Figure::new(
-            "memory: a guest beyond its RAM, heap",
-            two.heap_used - one.heap_used,
-            "KiB",
-        ),
-        Figure::new(
-            "memory: a guest beyond its RAM, tables",
-            two.tables - one.tables,
-            "KiB",
-        ),
+        Figure::new("memory: a guest beyond its RAM, heap", two.heap_used - one.heap_used, "KiB"),
+        Figure::new("memory: a guest beyond its RAM, tables", two.tables - one.tables, "KiB"),
     ]
 }
 
@@ -239,9 +173,7 @@ fn memory(two: &Memory, one: &Memory) -> Vec<Figure> {
 fn end_and_start(machine: &Machine) -> Result<Vec<Figure>> {
     let commands = || {
         let iommu = machine.monitor("iommu")?;
-        iommu["iommu"]["commands_issued"]
-            .as_f64()
-            .context("iommu: no commands_issued")
+        iommu["iommu"]["commands_issued"].as_f64().context("iommu: no commands_issued")
     };
     let start = commands()?;
     let two = Memory::ask(machine)?;
@@ -253,16 +185,8 @@ fn end_and_start(machine: &Machine) -> Result<Vec<Figure>> {
     let attached = commands()?;
     let mut figures = memory(&two, &one);
     figures.extend([
-        Figure::new(
-            "invalidation commands to end a VM with a vdev",
-            ended - start,
-            "commands",
-        ),
-        Figure::new(
-            "invalidation commands to start a VM with a vdev",
-            attached - ended,
-            "commands",
-        ),
+        Figure::new("invalidation commands to end a VM with a vdev", ended - start, "commands"),
+        Figure::new("invalidation commands to start a VM with a vdev", attached - ended, "commands"),
     ]);
     Ok(figures)
 }

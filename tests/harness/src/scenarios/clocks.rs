@@ -39,17 +39,9 @@ pub const CLOCKS: Scenario = Scenario {
             // `tsc-early` is the TSC before Linux has measured it by another clock. On a computer that is busy the
             // platform's clocks are so slow to read that it may never manage, or find the TSC at fault and take another.
             console.command("cd /sys/devices/system/clocksource/clocksource0", COMMAND_TIMEOUT)?;
-            console.command(
-                "until grep -E '^(tsc|acpi_pm)' current*; do sleep 1; done",
-                BOOT_TIMEOUT,
-            )?;
+            console.command("until grep -E '^(tsc|acpi_pm)' current*; do sleep 1; done", BOOT_TIMEOUT)?;
             keeps_time(&machine, name, console)?;
-            check(
-                &machine,
-                console,
-                "echo acpi_pm >current_clocksource; cat current*",
-                "acpi_pm",
-            )?;
+            check(&machine, console, "echo acpi_pm >current_clocksource; cat current*", "acpi_pm")?;
             keeps_time(&machine, name, console)?;
         }
         Ok(())
@@ -95,11 +87,7 @@ struct Reading {
 }
 
 fn date(console: Console<'_>) -> Result<Reading> {
-    let now = || {
-        SystemTime::now()
-            .duration_since(UNIX_EPOCH)
-            .map(|time| time.as_secs_f64())
-    };
+    let now = || SystemTime::now().duration_since(UNIX_EPOCH).map(|time| time.as_secs_f64());
     let before = now()?;
     let said = console.command("adjtimex | grep time.tv", COMMAND_TIMEOUT)?;
     let after = now()?;
@@ -128,10 +116,7 @@ pub const PAUSE: Scenario = Scenario {
         let beta = shell(&machine, "beta")?;
         // Something that keeps asking for grace periods.
         alpha.command("mkdir /tmp/m; cd /tmp", COMMAND_TIMEOUT)?;
-        alpha.command(
-            "while :; do mount -t tmpfs none m; umount m; done &",
-            COMMAND_TIMEOUT,
-        )?;
+        alpha.command("while :; do mount -t tmpfs none m; umount m; done &", COMMAND_TIMEOUT)?;
         let uptime = || seconds(alpha, "cut -d. -f1 /proc/uptime");
         let before = uptime()?;
         machine.monitor("vm alpha pause")?;
@@ -142,22 +127,12 @@ pub const PAUSE: Scenario = Scenario {
         let passed = uptime()? - before;
         // Waits for its end too, or the shell would tell of it in the midst of what follows.
         alpha.command("sleep 3; kill %1; wait", long)?;
-        let reports = alpha.command(
-            "dmesg | grep -cE 'detected stall|kthread starved|soft lockup'",
-            COMMAND_TIMEOUT,
-        )?;
-        ensure!(
-            reports.trim() == "0",
-            "{reports} reports\n{}",
-            machine.transcript()
-        );
+        let reports = alpha
+            .command("dmesg | grep -cE 'detected stall|kthread starved|soft lockup'", COMMAND_TIMEOUT)?;
+        ensure!(reports.trim() == "0", "{reports} reports\n{}", machine.transcript());
         // On Arm the guest's time stands still with it; its real-time clock does not.
         let stands = lab.arch() == Arch::Aarch64;
-        ensure!(
-            (passed < PAUSE) == stands,
-            "{passed} s of uptime for {PAUSE} s\n{}",
-            machine.transcript()
-        );
+        ensure!((passed < PAUSE) == stands, "{passed} s of uptime for {PAUSE} s\n{}", machine.transcript());
         if stands {
             let behind = || -> Result<u64> {
                 let system = seconds(alpha, "date +%s")?;

@@ -62,26 +62,10 @@ fn one_vm(lab: &Lab<'_>) -> Result<()> {
     let vdev = |name: &str, from: &str, to: &str| vm(name, 1, "").replace(from, to);
     let mistake = |text: String, at, says| Mistake { text, at, says };
     let mistakes = [
-        mistake(
-            with("key", "memroy = \"1G\""),
-            "memroy",
-            r#"vm key: unknown key "memroy"; .*memory"#,
-        ),
-        mistake(
-            replaced("kind", "\"256M\"", "256"),
-            "256",
-            "vm kind: memory takes .*; write memory",
-        ),
-        mistake(
-            vm("good", 0, ""),
-            "\"good\"",
-            "vm good: the VM on line .* has this name already; ",
-        ),
-        mistake(
-            replaced("large", "256M", "512G"),
-            "\"512G\"",
-            "vm large: .*memory.*; ",
-        ),
+        mistake(with("key", "memroy = \"1G\""), "memroy", r#"vm key: unknown key "memroy"; .*memory"#),
+        mistake(replaced("kind", "\"256M\"", "256"), "256", "vm kind: memory takes .*; write memory"),
+        mistake(vm("good", 0, ""), "\"good\"", "vm good: the VM on line .* has this name already; "),
+        mistake(replaced("large", "256M", "512G"), "\"512G\"", "vm large: .*memory.*; "),
         mistake(
             replaced("gone", "guests/vmlinux", "guests/none"),
             "\"guests/none\"",
@@ -102,16 +86,8 @@ fn one_vm(lab: &Lab<'_>) -> Result<()> {
             "\"dsa1\"",
             "vm parent: .*unknown parent \"dsa1\"; .*dsa0",
         ),
-        mistake(
-            vdev("slice", "dsa-dwq", "dsa-dqw"),
-            "\"dsa-dqw\"",
-            "vm slice: .*dsa-dqw.*; .*dsa-dwq",
-        ),
-        mistake(
-            vdev("deep", "entries = 8", "entries = 9999"),
-            "9999",
-            "vm deep: .*entries.*; ",
-        ),
+        mistake(vdev("slice", "dsa-dwq", "dsa-dqw"), "\"dsa-dqw\"", "vm slice: .*dsa-dqw.*; .*dsa-dwq"),
+        mistake(vdev("deep", "entries = 8", "entries = 9999"), "9999", "vm deep: .*entries.*; "),
         mistake(
             vm("quota", 2, "").replace("cmdline", "pasids = 1\ncmdline"),
             "[[vm.vdev]]",
@@ -124,10 +100,7 @@ fn one_vm(lab: &Lab<'_>) -> Result<()> {
     let mut wanted = Vec::new();
     for mistake in &mistakes {
         // Of two equal vdevs the second one is to blame.
-        let place = mistake
-            .text
-            .rfind(mistake.at)
-            .context("a mistake that is not in its text")?;
+        let place = mistake.text.rfind(mistake.at).context("a mistake that is not in its text")?;
         let (line, column) = position(&[configuration.as_str(), &mistake.text[..place]].concat());
         wanted.push(format!("pasidon\\.toml:{line}:{column}: {}.*$", mistake.says));
         configuration += &mistake.text;
@@ -146,10 +119,7 @@ fn one_vm(lab: &Lab<'_>) -> Result<()> {
     // The monitor knows the refused one, too, and why.
     let torn = machine.monitor("vm torn")?;
     let why = torn["reason"].as_str().unwrap_or_default();
-    ensure!(
-        torn["state"] == "refused" && why.contains("guests/torn"),
-        "vm torn: {torn}"
-    );
+    ensure!(torn["state"] == "refused" && why.contains("guests/torn"), "vm torn: {torn}");
     refuses_a_long_line(&machine)
 }
 
@@ -165,11 +135,7 @@ fn refuses_a_long_line(machine: &Machine) -> Result<()> {
 /// The log has exactly one line that fits.
 fn said_once(machine: &Machine, pattern: &str) -> Result<()> {
     let found = machine.log().count(pattern)?;
-    ensure!(
-        found == 1,
-        "wanted one line /{pattern}/, found {found}\n{}",
-        machine.transcript()
-    );
+    ensure!(found == 1, "wanted one line /{pattern}/, found {found}\n{}", machine.transcript());
     Ok(())
 }
 
@@ -177,26 +143,15 @@ fn said_once(machine: &Machine, pattern: &str) -> Result<()> {
 fn only_runs(machine: &Machine, name: &str) -> Result<()> {
     let vms = machine.monitor("vms")?;
     let running = |vm: &&serde_json::Value| vm["state"] == "running";
-    let running: Vec<_> = vms
-        .as_array()
-        .context("vms: not a list")?
-        .iter()
-        .filter(running)
-        .collect();
-    ensure!(
-        running.len() == 1 && running[0]["name"] == name,
-        "only {name} may run: {vms}"
-    );
+    let running: Vec<_> = vms.as_array().context("vms: not a list")?.iter().filter(running).collect();
+    ensure!(running.len() == 1 && running[0]["name"] == name, "only {name} may run: {vms}");
     Ok(())
 }
 
 fn whole(lab: &Lab<'_>) -> Result<()> {
     let sound = vm("good", 1, "");
     let cases: [(String, &str); 3] = [
-        (
-            format!("{HOST}[[vm]]\nname = \"open\nmemory = \"1G\"\n"),
-            r"pasidon\.toml:8:\d+: syntax: .*$",
-        ),
+        (format!("{HOST}[[vm]]\nname = \"open\nmemory = \"1G\"\n"), r"pasidon\.toml:8:\d+: syntax: .*$"),
         (HOST.to_owned(), r"pasidon\.toml:1:1: there is no VM; .*$"),
         (
             format!("{HOST}[hots]\nlog = \"info\"\n{sound}"),
@@ -216,11 +171,7 @@ fn nothing_started(machine: &Machine) -> Result<()> {
     machine.log().expect("[Nn]othing .*started", COMMAND_TIMEOUT)?;
     for vm in machine.vms() {
         let said = machine.console(vm)?.count("(?s).")?;
-        ensure!(
-            said == 0,
-            "VM {vm} runs in spite of the error\n{}",
-            machine.transcript()
-        );
+        ensure!(said == 0, "VM {vm} runs in spite of the error\n{}", machine.transcript());
     }
     Ok(())
 }

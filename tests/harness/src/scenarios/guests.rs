@@ -19,10 +19,7 @@ pub const INVENTORY: Scenario = Scenario {
         machine.log().expect("Pasidon", BOOT_TIMEOUT)?;
         let alpha = shell(&machine, "alpha")?;
         let parents = machine.monitor("parents")?;
-        anyhow::ensure!(
-            parents[0]["name"] == "dsa0" && parents[0]["iommu"] == true,
-            "parents : {parents}"
-        );
+        anyhow::ensure!(parents[0]["name"] == "dsa0" && parents[0]["iommu"] == true, "parents : {parents}");
         anyhow::ensure!(parents[0]["requester"] == "0000:00:04.0", "parents : {parents}");
         check(&machine, alpha, "uname -sr", "Linux 6.1.").map(drop)
     },
@@ -96,10 +93,7 @@ pub const FPU: Scenario = Scenario {
             anyhow::ensure!(found[2] == "0", "{name}: {}", found[0]);
             interrupted += found[1].parse::<u32>()?;
         }
-        anyhow::ensure!(
-            interrupted >= 20,
-            "only {interrupted} rounds met another guest's turn"
-        );
+        anyhow::ensure!(interrupted >= 20, "only {interrupted} rounds met another guest's turn");
         Ok(())
     },
 };
@@ -168,10 +162,7 @@ pub const DEVICE_MEMORY: Scenario = Scenario {
             );
         }
         check(&machine, alpha, "echo $((6 * 7))", "42")?;
-        machine
-            .log()
-            .expect("that device memory does not take", COMMAND_TIMEOUT)
-            .map(drop)
+        machine.log().expect("that device memory does not take", COMMAND_TIMEOUT).map(drop)
     },
 };
 
@@ -292,10 +283,7 @@ pub const RESTARTS: Scenario = Scenario {
             check(&machine, console, "echo $((6 * 7))", "42")?;
         }
         // The triple fault alone is worth a warning.
-        machine
-            .log()
-            .expect("vm triple: triple fault .*: started again", COMMAND_TIMEOUT)
-            .map(drop)
+        machine.log().expect("vm triple: triple fault .*: started again", COMMAND_TIMEOUT).map(drop)
     },
 };
 
@@ -312,9 +300,7 @@ pub const RULES: Scenario = Scenario {
             shell(&machine, name)?.send_line("cpu-check")?;
         }
         for name in ["alpha", "beta"] {
-            let line = machine
-                .console(name)?
-                .expect("^PASIDON cpu (.* debug=[a-z]+)$", BOOT_TIMEOUT)?;
+            let line = machine.console(name)?.expect("^PASIDON cpu (.* debug=[a-z]+)$", BOOT_TIMEOUT)?;
             let wrong = line[1].split_whitespace().find(|word| !word.ends_with("=ok"));
             anyhow::ensure!(wrong.is_none(), "{name}: {}", line[0]);
             machine.console(name)?.expect(PROMPT, COMMAND_TIMEOUT)?;
@@ -330,12 +316,8 @@ pub const WORDS: Scenario = Scenario {
     about: "a guest with pci=nomsi is at its shell; with noapic, acpi=off and nolapic_timer the kernel gets as far as its init",
     arches: &[Arch::X86_64],
     run: |lab| {
-        let guests = [
-            ("timer", "nolapic_timer"),
-            ("nomsi", "pci=nomsi"),
-            ("noapic", "noapic"),
-            ("acpi", "acpi=off"),
-        ];
+        let guests =
+            [("timer", "nolapic_timer"), ("nomsi", "pci=nomsi"), ("noapic", "noapic"), ("acpi", "acpi=off")];
         let mut configuration = HOST.to_string();
         for (name, word) in guests {
             // How far the kernel got is among its messages.

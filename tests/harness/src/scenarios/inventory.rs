@@ -14,11 +14,7 @@ pub const INVENTORY: Scenario = Scenario {
     about: "processors, memory, ACPI tables and PCI functions in the same words everywhere, and a guest; on aarch64 with VHE, without, and refused at EL1",
     arches: Arch::ALL,
     run: |lab| match lab.arch() {
-        Arch::X86_64 => listed(
-            lab,
-            &[],
-            r"APIC IDs \[0, 1\]\), .*, TSC \d+ MHz, local APIC timer \d+ MHz",
-        ),
+        Arch::X86_64 => listed(lab, &[], r"APIC IDs \[0, 1\]\), .*, TSC \d+ MHz, local APIC timer \d+ MHz"),
         Arch::Aarch64 => {
             let clock = r"counter \d+ MHz";
             let vhe = format!(r"MPIDRs \[0, 1\]\), Neoverse-N1, EL2 with VHE, {clock}");
@@ -40,15 +36,8 @@ pub const DEVICE_TREE: Scenario = Scenario {
         let adapt = |platform| demonstration::platform(platform).without_acpi();
         let machine = lab.pasidon(&configuration, adapt)?;
         let processors = r"MPIDRs \[0, 1\]\), Neoverse-N1, EL2 with VHE, counter \d+ MHz";
-        said(
-            &machine,
-            processors,
-            "device tree: MADT MCFG FADT GTDT SPCR IORT$",
-        )?;
-        machine.log().expect(
-            "iommu: SMMUv3, 1 unit.s.: every device is blocked",
-            COMMAND_TIMEOUT,
-        )?;
+        said(&machine, processors, "device tree: MADT MCFG FADT GTDT SPCR IORT$")?;
+        machine.log().expect("iommu: SMMUv3, 1 unit.s.: every device is blocked", COMMAND_TIMEOUT)?;
         // StreamID and DeviceID are right where copies and their interrupts arrive.
         for name in ["alpha", "beta"] {
             let console = shell(&machine, name)?;

@@ -23,20 +23,11 @@ struct Pair {
 
 fn pairs(arch: Arch) -> &'static [Pair] {
     match arch {
-        Arch::X86_64 => &[Pair {
-            sound: &[],
-            faulty: &["fault-no-pasid-cache-invalidation"],
-        }],
+        Arch::X86_64 => &[Pair { sound: &[], faulty: &["fault-no-pasid-cache-invalidation"] }],
         Arch::Aarch64 => &[
-            Pair {
-                sound: &[],
-                faulty: &["fault-no-cd-invalidation"],
-            },
+            Pair { sound: &[], faulty: &["fault-no-cd-invalidation"] },
             // What is stale in a TLB is used when an ASID is, which otherwise comes round again after thousands of VMs.
-            Pair {
-                sound: &["few-domains"],
-                faulty: &["few-domains", "fault-no-tlb-invalidation"],
-            },
+            Pair { sound: &["few-domains"], faulty: &["few-domains", "fault-no-tlb-invalidation"] },
         ],
     }
 }
@@ -116,22 +107,11 @@ pub const HANGS: Scenario = Scenario {
         }
         machine.monitor("vm alpha stop")?;
         wait_for_state(&machine, "alpha", "stopped")?;
-        ensure!(
-            named(&machine, "vms", "alpha")?["pasids_retired"] == 1,
-            "{}",
-            machine.transcript()
-        );
+        ensure!(named(&machine, "vms", "alpha")?["pasids_retired"] == 1, "{}", machine.transcript());
         let said = beta.command("touch /s; wait", COMMAND_TIMEOUT)?;
-        let stall = said
-            .split("stall=")
-            .nth(1)
-            .and_then(|rest| rest.split('.').next());
+        let stall = said.split("stall=").nth(1).and_then(|rest| rest.split('.').next());
         let stall: u32 = stall.with_context(|| format!("no stall in: {said}"))?.parse()?;
-        ensure!(
-            stall < LONGEST_STALL,
-            "beta stood still for {stall}/100 s\n{}",
-            machine.transcript()
-        );
+        ensure!(stall < LONGEST_STALL, "beta stood still for {stall}/100 s\n{}", machine.transcript());
         copies(&machine, beta, 50)?;
         // That ends everything on the device.
         machine.monitor("parent dsa0 reset")?;
@@ -166,13 +146,8 @@ fn reuse(lab: &Lab<'_>, features: &[&str]) -> Result<()> {
     let later = |name, vdevs| vm(name, vdevs, words).replace("cmdline", "autostart = false\ncmdline");
     // There is one PASID only, so that beta gets alpha's.
     let host = HOST.replacen("[host]", "[host]\nlast_pasid = 1", 1);
-    let configuration = [
-        host.as_str(),
-        &vm("alpha", 1, words),
-        &later("gamma", 0),
-        &later("beta", 1),
-    ]
-    .concat();
+    let configuration =
+        [host.as_str(), &vm("alpha", 1, words), &later("gamma", 0), &later("beta", 1)].concat();
     let machine = lab.pasidon_built(&configuration, features, demonstration::platform)?;
     let [source, destination] = [0, 1 << 20].map(|offset| lab.arch().set_aside() + offset);
     let copy = format!("dsa-poke src={source:#x} dst={destination:#x} len=65536");
@@ -187,17 +162,10 @@ fn reuse(lab: &Lab<'_>, features: &[&str]) -> Result<()> {
     machine.monitor("vm beta start")?;
     let beta = shell(&machine, "beta")?;
     let new = named_vdev(&machine, "beta")?;
-    ensure!(
-        old == new,
-        "beta has PASID {new}, not alpha's {old}: this shows nothing about reuse"
-    );
+    ensure!(old == new, "beta has PASID {new}, not alpha's {old}: this shows nothing about reuse");
     dsa_up(&machine, beta)?;
     let said = beta.command(&format!("{copy} fill=34"), BOOT_TIMEOUT)?;
-    ensure!(
-        said.contains("result=ok match=yes"),
-        "reused PASID: {said}\n{}",
-        machine.transcript()
-    );
+    ensure!(said.contains("result=ok match=yes"), "reused PASID: {said}\n{}", machine.transcript());
     Ok(())
 }
 

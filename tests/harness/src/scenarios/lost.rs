@@ -20,14 +20,8 @@ pub const PCPU: Scenario = Scenario {
     run: |lab| {
         // The first two have a pCPU each. The others take the same places, paused; they never get to their shells.
         let idle = |name| vm(name, 0, "").replace("memory =", "autostart = false\nmemory =");
-        let configuration = [
-            HOST,
-            &vm("lost-pcpu", 0, ""),
-            &vm("beta", 1, ""),
-            &idle("gamma"),
-            &idle("delta"),
-        ]
-        .concat();
+        let configuration =
+            [HOST, &vm("lost-pcpu", 0, ""), &vm("beta", 1, ""), &idle("gamma"), &idle("delta")].concat();
         let machine = lab.pasidon_built(&configuration, &["provoke"], demonstration::platform)?;
         let alpha = shell(&machine, "lost-pcpu")?;
         let beta = shell(&machine, "beta")?;
@@ -42,9 +36,7 @@ pub const PCPU: Scenario = Scenario {
 
         // This interrupts it, and then it stays away.
         refused(&machine, "vm beta pause", "pCPU 1 does not come back")?;
-        machine
-            .log()
-            .expect("pCPU 1 is lost: .* beta, delta end", COMMAND_TIMEOUT)?;
+        machine.log().expect("pCPU 1 is lost: .* beta, delta end", COMMAND_TIMEOUT)?;
         wait_for_state(&machine, "beta", "held")?;
         wait_for_state(&machine, "delta", "crashed")?;
         lost(&machine, true)?;
@@ -52,10 +44,7 @@ pub const PCPU: Scenario = Scenario {
         refused(&machine, "vm beta start", "it is held")?;
         refused(&machine, "vm beta stop", "pCPU 1 does not come back")?;
         let held = machine.monitor("pasids")?;
-        ensure!(
-            held.as_array().is_some_and(|pasids| pasids.len() == 1),
-            "beta's PASID: {held}"
-        );
+        ensure!(held.as_array().is_some_and(|pasids| pasids.len() == 1), "beta's PASID: {held}");
         // The rest goes on, and what only waited there has another place.
         check(&machine, alpha, "echo $((6 * 7))", "42")?;
         machine.monitor("vm delta start")?;
@@ -63,9 +52,7 @@ pub const PCPU: Scenario = Scenario {
 
         machine.monitor("vm lost-pcpu pause")?;
         wait_for_state(&machine, "beta", "stopped")?;
-        machine
-            .log()
-            .expect("vm beta: held no more: stopped from the monitor", COMMAND_TIMEOUT)?;
+        machine.log().expect("vm beta: held no more: stopped from the monitor", COMMAND_TIMEOUT)?;
         machine.monitor("vm lost-pcpu resume")?;
         lost(&machine, false)?;
         machine.monitor("vm beta start")?;
@@ -79,24 +66,15 @@ pub const PCPU: Scenario = Scenario {
 /// The monitor refuses the command for that reason.
 fn refused(machine: &Machine, command: &str, why: &str) -> Result<()> {
     let answer = machine.monitor(command);
-    let refusal = answer
-        .err()
-        .with_context(|| format!("{command} was not refused\n{}", machine.transcript()))?;
-    ensure!(
-        format!("{refusal:#}").contains(why),
-        "{refusal:#}, not: {why}\n{}",
-        machine.transcript()
-    );
+    let refusal =
+        answer.err().with_context(|| format!("{command} was not refused\n{}", machine.transcript()))?;
+    ensure!(format!("{refusal:#}").contains(why), "{refusal:#}, not: {why}\n{}", machine.transcript());
     Ok(())
 }
 
 /// The monitor knows whether pCPU 1 is lost.
 fn lost(machine: &Machine, wanted: bool) -> Result<()> {
     let top = machine.monitor("top")?;
-    ensure!(
-        top["pcpus"][1]["lost"] == wanted,
-        "{top}\n{}",
-        machine.transcript()
-    );
+    ensure!(top["pcpus"][1]["lost"] == wanted, "{top}\n{}", machine.transcript());
     Ok(())
 }

@@ -31,43 +31,26 @@ pub const BYPASSED: Scenario = Scenario {
         let machine = lab.pasidon(&configuration, |platform| {
             demonstration::platform(platform).arguments(["-machine", "default_bus_bypass_iommu=on"])
         })?;
-        machine.log().expect(
-            "8086:11fb .*not behind the IOMMU; its DMA is switched off",
-            BOOT_TIMEOUT,
-        )?;
-        machine.log().expect(
-            "vm alpha: .*parent dsa0: .*0000:00:04.0: no .*; .+$",
-            BOOT_TIMEOUT,
-        )?;
+        machine.log().expect("8086:11fb .*not behind the IOMMU; its DMA is switched off", BOOT_TIMEOUT)?;
+        machine.log().expect("vm alpha: .*parent dsa0: .*0000:00:04.0: no .*; .+$", BOOT_TIMEOUT)?;
         shell(&machine, "beta")?;
         let vdevs = machine.monitor("vdevs")?;
-        ensure!(
-            vdevs.as_array().is_some_and(Vec::is_empty),
-            "there is a vdev outside the IOMMU: {vdevs}"
-        );
+        ensure!(vdevs.as_array().is_some_and(Vec::is_empty), "there is a vdev outside the IOMMU: {vdevs}");
         Ok(())
     },
 };
 
 fn refused(lab: &Lab<'_>, host: &str, pattern: &str) -> Result<()> {
     let configuration = [host, &vm("alpha", 1, ""), &vm("beta", 0, "")].concat();
-    let machine = lab.pasidon(&configuration, |platform| {
-        demonstration::platform(platform).without_iommu()
-    })?;
+    let machine =
+        lab.pasidon(&configuration, |platform| demonstration::platform(platform).without_iommu())?;
     machine.log().expect(pattern, BOOT_TIMEOUT)?;
     // A VM that asks for nothing of the kind runs.
     shell(&machine, "beta")?;
     let vdevs = machine.monitor("vdevs")?;
-    ensure!(
-        vdevs.as_array().is_some_and(Vec::is_empty),
-        "there is a vdev without an IOMMU: {vdevs}"
-    );
+    ensure!(vdevs.as_array().is_some_and(Vec::is_empty), "there is a vdev without an IOMMU: {vdevs}");
     if host.contains("off") {
-        ensure!(
-            machine.log().count("TAINTED")? > 0,
-            "nothing says TAINTED\n{}",
-            machine.transcript()
-        );
+        ensure!(machine.log().count("TAINTED")? > 0, "nothing says TAINTED\n{}", machine.transcript());
     }
     Ok(())
 }

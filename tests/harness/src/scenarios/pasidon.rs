@@ -46,11 +46,7 @@ pub fn shell<'m>(machine: &'m Machine, name: &str) -> Result<Console<'m>> {
 /// When it prints something else, or nothing in time.
 pub fn check(machine: &Machine, console: Console<'_>, command: &str, wanted: &str) -> Result<String> {
     let said = console.command(command, COPIES_TIMEOUT)?;
-    ensure!(
-        said.contains(wanted),
-        "{command}: wanted {wanted}, got {said}\n{}",
-        machine.transcript()
-    );
+    ensure!(said.contains(wanted), "{command}: wanted {wanted}, got {said}\n{}", machine.transcript());
     Ok(said)
 }
 
@@ -100,13 +96,9 @@ pub fn copies_done(machine: &Machine, console: Console<'_>, count: u64) -> Resul
 /// When the answer is no list or has no such entry.
 pub fn named(machine: &Machine, command: &str, name: &str) -> Result<Value> {
     let answer = machine.monitor(command)?;
-    let list = answer
-        .as_array()
-        .with_context(|| format!("{command}: not a list: {answer}"))?;
+    let list = answer.as_array().with_context(|| format!("{command}: not a list: {answer}"))?;
     let found = list.iter().find(|entry| entry["name"] == name);
-    found
-        .cloned()
-        .with_context(|| format!("{command}: no {name} in {answer}"))
+    found.cloned().with_context(|| format!("{command}: no {name} in {answer}"))
 }
 
 /// Looks until nothing is missing any more; looking is what takes the time in between. `missing` says what is.

@@ -26,16 +26,11 @@ const DISK_BYTES: u64 = 16 << 20;
 /// What the kernel says when the IOMMU and its part in interrupts came up.
 fn signs(arch: Arch) -> &'static [&'static str] {
     match arch {
-        Arch::X86_64 => &[
-            "DMAR: IOMMU enabled",
-            "DMAR-IR: Enabled IRQ remapping in x2apic mode",
-        ],
+        Arch::X86_64 => &["DMAR: IOMMU enabled", "DMAR-IR: Enabled IRQ remapping in x2apic mode"],
         // With two-level stream tables (bit 0) and tables of context descriptors (1), and both stages (9, 10).
-        Arch::Aarch64 => &[
-            "smmu.*features 0x00088707",
-            "PCI/MSI: ITS@.* domain created",
-            "VHE mode initialized",
-        ],
+        Arch::Aarch64 => {
+            &["smmu.*features 0x00088707", "PCI/MSI: ITS@.* domain created", "VHE mode initialized"]
+        }
     }
 }
 
@@ -73,20 +68,13 @@ pub const BOOT: Scenario = Scenario {
         console.expect(PROMPT, COMMAND_TIMEOUT)?;
         let expect = |command: &str, wanted: &str| -> Result<()> {
             let said = console.command(command, COMMAND_TIMEOUT)?;
-            ensure!(
-                said == wanted,
-                "{command}: wanted {wanted}, got {said}\n{}",
-                machine.transcript()
-            );
+            ensure!(said == wanted, "{command}: wanted {wanted}, got {said}\n{}", machine.transcript());
             Ok(())
         };
         for sign in signs(lab.arch()) {
             expect(&format!("dmesg | grep -c '{sign}'"), "1")?;
         }
-        expect(
-            "disk-up",
-            "PASIDON disk vda bytes=4194304 same=yes iommu=yes msi=yes",
-        )?;
+        expect("disk-up", "PASIDON disk vda bytes=4194304 same=yes iommu=yes msi=yes")?;
         expect(&format!("dmesg | grep -cE '{}'", complaints(lab.arch())), "0")?;
         console.send_line("poweroff -f")?;
         machine.wait_for_end(COMMAND_TIMEOUT)
@@ -232,11 +220,7 @@ fn accelerator_self_test(lab: &Lab<'_>) -> Result<()> {
         console.expect(PROMPT, COMMAND_TIMEOUT)?;
         let said = console.command(&format!("dsa-selftest {modes}"), SELF_TEST_TIMEOUT)?;
         let last = said.lines().last().unwrap_or_default();
-        ensure!(
-            passed("dsa-selftest", last),
-            "{modes}: {said}\n{}",
-            machine.transcript()
-        );
+        ensure!(passed("dsa-selftest", last), "{modes}: {said}\n{}", machine.transcript());
     }
     Ok(())
 }
@@ -249,11 +233,7 @@ fn iommu_self_test(lab: &Lab<'_>) -> Result<()> {
     let platform = Platform::program(lab.arch(), &program).dsa("posted-writes=off");
     let machine = Machine::start_plain(&lab.workshop.qemu()?, &platform)?;
     let said = machine.log().expect("^smmu-selftest: .*$\n", SELF_TEST_TIMEOUT)?;
-    ensure!(
-        passed("smmu-selftest", said[0].trim()),
-        "{}",
-        machine.transcript()
-    );
+    ensure!(passed("smmu-selftest", said[0].trim()), "{}", machine.transcript());
     machine.wait_for_end(COMMAND_TIMEOUT)
 }
 
@@ -276,11 +256,7 @@ fn processor_self_test(lab: &Lab<'_>) -> Result<()> {
                 machine.qmp()?.execute("human-monitor-command", command)?;
                 continue;
             }
-            ensure!(
-                passed("svm-selftest", line),
-                "{processor}: {line}\n{}",
-                machine.transcript()
-            );
+            ensure!(passed("svm-selftest", line), "{processor}: {line}\n{}", machine.transcript());
             break;
         }
         machine.wait_for_end(COMMAND_TIMEOUT)?;
@@ -305,12 +281,7 @@ mod tests {
     #[test]
     fn a_self_test_passes_only_if_it_checked_something() {
         assert!(passed("x", "x: 12 checks, 0 failed"));
-        for line in [
-            "x: 12 checks, 1 failed",
-            "x: 0 checks, 0 failed",
-            "y: 12 checks, 0 failed",
-            "",
-        ] {
+        for line in ["x: 12 checks, 1 failed", "x: 0 checks, 0 failed", "y: 12 checks, 0 failed", ""] {
             assert!(!passed("x", line), "{line}");
         }
     }

@@ -36,10 +36,7 @@ pub const REPORT: Scenario = Scenario {
             lab,
             "null-read",
             &[
-                &format!(
-                    "^Pasidon stops on pCPU 0: {}: read of 0x18, a null pointer$",
-                    words.null_read
-                ),
+                &format!("^Pasidon stops on pCPU 0: {}: read of 0x18, a null pointer$", words.null_read),
                 words.syndrome,
                 r"^   0  image\+0x[0-9a-f]+  pasidon::provoke::read\+0x[0-9a-f]+$",
                 OUTERMOST,
@@ -110,15 +107,9 @@ fn fails(lab: &Lab<'_>, failure: &str, patterns: &[&str]) -> Result<()> {
     let configuration = [HOST, &vm(failure, 0, "")].concat();
     let machine = lab.pasidon_built(&configuration, &["provoke"], demonstration::platform)?;
     let (first, rest) = patterns.split_first().context("nothing to look for")?;
-    machine
-        .log()
-        .expect(first, BOOT_TIMEOUT)
-        .context(failure.to_owned())?;
+    machine.log().expect(first, BOOT_TIMEOUT).context(failure.to_owned())?;
     for pattern in rest.iter().chain(&END) {
-        machine
-            .log()
-            .expect(pattern, COMMAND_TIMEOUT)
-            .context(failure.to_owned())?;
+        machine.log().expect(pattern, COMMAND_TIMEOUT).context(failure.to_owned())?;
     }
     stand_still(&machine, lab.arch()).with_context(|| failure.to_owned())
 }

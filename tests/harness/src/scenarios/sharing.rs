@@ -32,16 +32,8 @@ pub const BOTH: Scenario = Scenario {
         let [alpha, beta] = results.vdevs.as_slice() else {
             anyhow::bail!("wanted two vdevs: {:?}", results.vdevs);
         };
-        ensure!(
-            alpha.vm == "alpha" && beta.vm == "beta",
-            "wanted a vdev each: {:?}",
-            results.vdevs
-        );
-        ensure!(
-            alpha.pasid != beta.pasid,
-            "one PASID for two guests: {:?}",
-            results.vdevs
-        );
+        ensure!(alpha.vm == "alpha" && beta.vm == "beta", "wanted a vdev each: {:?}", results.vdevs);
+        ensure!(alpha.pasid != beta.pasid, "one PASID for two guests: {:?}", results.vdevs);
         let exits = alpha.submission_exits + beta.submission_exits;
         ensure!(exits == 0, "{exits} exits on submission: {:?}", results.vdevs);
         Ok(())
@@ -61,18 +53,10 @@ pub const SAME_ADDRESSES: Scenario = Scenario {
         let [source, destination] = [0, 1 << 20].map(|offset| lab.arch().set_aside() + offset);
         let last = destination + 0xfffc;
         let copy = format!("dsa-poke src={source:#x} dst={destination:#x} len=65536");
-        let guests = [
-            (shell(&machine, "alpha")?, 0x11),
-            (shell(&machine, "beta")?, 0x22),
-        ];
+        let guests = [(shell(&machine, "alpha")?, 0x11), (shell(&machine, "beta")?, 0x22)];
         for (console, fill) in guests {
             dsa_up(&machine, console)?;
-            check(
-                &machine,
-                console,
-                &format!("{copy} fill={fill}"),
-                "result=ok match=yes",
-            )?;
+            check(&machine, console, &format!("{copy} fill={fill}"), "result=ok match=yes")?;
         }
         // What the second one did is not seen by the first, neither at the source nor at the destination.
         for (console, fill) in guests {
@@ -127,10 +111,7 @@ pub const USER_SPACE: Scenario = Scenario {
         let after = demonstration::vdevs(&machine)?;
         let exits =
             |vdevs: &[demonstration::Vdev]| -> u64 { vdevs.iter().map(|vdev| vdev.submission_exits).sum() };
-        ensure!(
-            exits(&before) == 0 && exits(&after) == 0,
-            "exits on submission: {after:?}"
-        );
+        ensure!(exits(&before) == 0 && exits(&after) == 0, "exits on submission: {after:?}");
         Ok(())
     },
 };
@@ -142,9 +123,7 @@ fn summary(console: Console<'_>) -> Result<[u64; 6]> {
     let mut numbers = [0; 6];
     let names = ["copies", "fills", "compares", "crcs", "failures", "interrupts"];
     for (number, name) in numbers.iter_mut().zip(names) {
-        let value = line[1]
-            .split(' ')
-            .find_map(|word| word.strip_prefix(name)?.strip_prefix('='));
+        let value = line[1].split(' ').find_map(|word| word.strip_prefix(name)?.strip_prefix('='));
         let value = value.with_context(|| format!("no {name} in: {}", line[0]))?;
         *number = value.parse().with_context(|| line[0].clone())?;
     }
@@ -183,15 +162,9 @@ pub const DENIED: Scenario = Scenario {
                 ("dsa-poke src", write + ANOTHER_PAGE, "result=error"),
             ] {
                 check(&machine, alpha, &format!("{poke}={address:#x}"), result)?;
-                let line = machine
-                    .log()
-                    .expect("^.*: fault: vm .*$\n", COMMAND_TIMEOUT)?
-                    .swap_remove(0);
+                let line = machine.log().expect("^.*: fault: vm .*$\n", COMMAND_TIMEOUT)?.swap_remove(0);
                 for wanted in ["alpha", "dsa0", &pasid.to_string(), &format!("{address:#x}")] {
-                    ensure!(
-                        line.contains(wanted),
-                        "the fault line does not name {wanted}: {line}"
-                    );
+                    ensure!(line.contains(wanted), "the fault line does not name {wanted}: {line}");
                 }
             }
         }
@@ -227,10 +200,7 @@ pub const DOORBELL: Scenario = Scenario {
             found.with_context(|| format!("no vdev of {name}"))
         };
         let before = vdev("beta")?;
-        ensure!(
-            before.interrupts >= 50,
-            "50 copies of beta, and these interrupts: {before:?}"
-        );
+        ensure!(before.interrupts >= 50, "50 copies of beta, and these interrupts: {before:?}");
         let [message, doorbell] = [lab.arch().set_aside(), lab.arch().doorbell()];
         let poke = format!("dsa-poke src={message:#x} dst={doorbell:#x} len=4");
         let mut answers = Vec::new();
@@ -248,11 +218,7 @@ pub const DOORBELL: Scenario = Scenario {
         );
         // Lost without the device's knowledge, as writes are.
         for answer in answers {
-            ensure!(
-                answer.contains("result=ok"),
-                "{poke}: {answer}\n{}",
-                machine.transcript()
-            );
+            ensure!(answer.contains("result=ok"), "{poke}: {answer}\n{}", machine.transcript());
         }
         let attacker = vdev("alpha")?;
         // An IOMMU reports the page, or the address within it. Of many faults in a row not each one has a line.

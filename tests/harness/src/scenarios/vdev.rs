@@ -51,10 +51,7 @@ pub const DESTROYED: Scenario = Scenario {
 
 fn destroy(machine: &Machine, vm: &str) -> Result<()> {
     let vdevs = demonstration::vdevs(machine)?;
-    let vdev = vdevs
-        .iter()
-        .find(|vdev| vdev.vm == vm)
-        .context("the VM has no vdev")?;
+    let vdev = vdevs.iter().find(|vdev| vdev.vm == vm).context("the VM has no vdev")?;
     machine.monitor(&format!("vdev destroy {}", vdev.name)).map(drop)
 }
 
@@ -76,12 +73,7 @@ pub const BUS_MASTER: Scenario = Scenario {
         check(&machine, alpha, &format!("cd {function}; echo $?"), "0")?;
         let command = "dd if=config bs=1 skip=4 count=1 2>/dev/null | hexdump -e '1/1 \"%02x\\n\"'";
         check(&machine, alpha, command, "02")?;
-        check(
-            &machine,
-            alpha,
-            "echo 0000:00:01.0 >driver/unbind; echo >driver_override; echo $?",
-            "0",
-        )?;
+        check(&machine, alpha, "echo 0000:00:01.0 >driver/unbind; echo >driver_override; echo $?", "0")?;
         dsa_up(&machine, alpha)?;
         copies(&machine, alpha, 50)?;
         // All but the last step of going to sleep, and back.
@@ -156,12 +148,9 @@ pub const ACCEL_CONFIG: Scenario = Scenario {
             check(&machine, alpha, &line, "0")?;
         }
         check(&machine, alpha, "ls *.conf | wc -l", "4")?;
-        for (sample, why) in [
-            ("app", NOT_ALL_THERE),
-            ("net", TOO_LARGE),
-            ("os", TOO_LARGE),
-            ("storage", TOO_LARGE),
-        ] {
+        for (sample, why) in
+            [("app", NOT_ALL_THERE), ("net", TOO_LARGE), ("os", TOO_LARGE), ("storage", TOO_LARGE)]
+        {
             let load = format!("accel-config load-config -c {sample}_profile.conf; echo status=$?");
             let said = check(&machine, alpha, &load, why)?;
             ensure!(said.ends_with("status=1"), "{sample}: {said}");
@@ -180,12 +169,7 @@ pub const ACCEL_CONFIG: Scenario = Scenario {
             copies(&machine, alpha, 50).map(drop)
         };
         let save = |file: &str| {
-            check(
-                &machine,
-                alpha,
-                &format!("accel-config save-config -s {file}; grep -c dsa0 {file}"),
-                "1",
-            )
+            check(&machine, alpha, &format!("accel-config save-config -s {file}; grep -c dsa0 {file}"), "1")
         };
         load("/tmp/own")?;
         save("/tmp/first")?;
@@ -198,12 +182,6 @@ pub const ACCEL_CONFIG: Scenario = Scenario {
         }
         load("/tmp/first")?;
         save("/tmp/second")?;
-        check(
-            &machine,
-            alpha,
-            "cmp /tmp/first /tmp/second && echo the same",
-            "the same",
-        )
-        .map(drop)
+        check(&machine, alpha, "cmp /tmp/first /tmp/second && echo the same", "the same").map(drop)
     },
 };

@@ -14,10 +14,7 @@ fn requester(rid: u16) -> Requester {
     Requester { segment: 0, rid }
 }
 
-const UART: Uart = Uart {
-    base: 0x900_0000,
-    interrupt: Some(33),
-};
+const UART: Uart = Uart { base: 0x900_0000, interrupt: Some(33) };
 
 /// The values are those of the ACPI tables that the same machine has, where it has that bus: by those tables,
 /// requesters of other buses go past the SMMU.
@@ -36,51 +33,25 @@ fn the_tables_say_what_those_of_the_same_machine_say() {
     let madt = tables.madt();
     let mpidrs: Vec<u64> = madt.processors.iter().map(|processor| processor.mpidr).collect();
     assert_eq!(mpidrs, [0, 1]);
-    assert!(
-        madt.processors
-            .iter()
-            .all(|gicc| (gicc.maintenance, gicc.redistributor) == (25, 0))
-    );
+    assert!(madt.processors.iter().all(|gicc| (gicc.maintenance, gicc.redistributor) == (25, 0)));
     assert_eq!(madt.distributor, Some((0x800_0000, 3)));
     assert_eq!(madt.redistributors, [(0x80a_0000, 0xf6_0000)]);
-    let its = Its {
-        id: 0,
-        base: 0x808_0000,
-    };
+    let its = Its { id: 0, base: 0x808_0000 };
     assert_eq!(madt.its, [its]);
     assert!(!madt.damaged);
 
-    let timers = Timers {
-        virtual_el1: 27,
-        physical_el1: 30,
-        physical_el2: 26,
-    };
+    let timers = Timers { virtual_el1: 27, physical_el1: 30, physical_el2: 26 };
     assert_eq!(firmware_tables::gtdt(tables.get("GTDT").unwrap()), Some(timers));
     assert_eq!(firmware_tables::spcr(tables.get("SPCR").unwrap()), Some(UART));
-    assert_eq!(
-        firmware_tables::psci(tables.get("FADT").unwrap()),
-        Some(Conduit::Smc)
-    );
-    let ecam = Ecam {
-        segment: 0,
-        base: 0x40_1000_0000,
-        start: 0,
-        end: 0xff,
-    };
+    assert_eq!(firmware_tables::psci(tables.get("FADT").unwrap()), Some(Conduit::Smc));
+    let ecam = Ecam { segment: 0, base: 0x40_1000_0000, start: 0, end: 0xff };
     assert_eq!(mcfg(tables.get("MCFG").unwrap()), [ecam]);
 
     let iort = tables.iort();
-    let [unit] = iort.units.as_slice() else {
-        panic!("{iort:?}")
-    };
+    let [unit] = iort.units.as_slice() else { panic!("{iort:?}") };
     assert_eq!(unit.registers, HostPhys(0x905_0000));
     assert!(unit.coherent_override);
-    let gsivs = Gsivs {
-        event: 106,
-        page_request: 107,
-        global_error: 109,
-        sync: 108,
-    };
+    let gsivs = Gsivs { event: 106, page_request: 107, global_error: 109, sync: 108 };
     assert_eq!(unit.interrupts, gsivs);
     assert_eq!(iort.its_groups.len(), 1);
     assert_eq!(iort.its_groups[0].identifiers, [0]);
@@ -120,31 +91,20 @@ fn what_the_tree_lacks_the_tables_lack() {
     let madt = gic.madt();
     assert_eq!((madt.distributor, madt.processors.len()), (None, 2));
     assert_eq!(madt.processors[0].maintenance, 0);
-    let none = Timers {
-        virtual_el1: 0,
-        physical_el1: 0,
-        physical_el2: 0,
-    };
+    let none = Timers { virtual_el1: 0, physical_el1: 0, physical_el2: 0 };
     // Nobody knows what these interrupts are.
     assert_eq!(firmware_tables::gtdt(gic.get("GTDT").unwrap()), Some(none));
     assert_eq!(virt().without("timer").tables().get("GTDT"), None);
     assert_eq!(virt().without("chosen").tables().get("SPCR"), None);
     let psci = |tree: Sketch| firmware_tables::psci(tree.tables().get("FADT").unwrap());
     assert_eq!(psci(virt().without("psci")), None);
-    assert_eq!(
-        psci(virt().set("/psci", "method", text("hvc"))),
-        Some(Conduit::Hvc)
-    );
+    assert_eq!(psci(virt().set("/psci", "method", text("hvc"))), Some(Conduit::Hvc));
     // Function identifiers of its own.
     assert_eq!(psci(virt().set("/psci", "compatible", text("arm,psci"))), None);
-    let v2 = virt()
-        .set("/intc@8000000", "compatible", text("arm,gic-400"))
-        .tables();
+    let v2 = virt().set("/intc@8000000", "compatible", text("arm,gic-400")).tables();
     assert_eq!(v2.madt().distributor, Some((0x800_0000, 2)));
     assert_eq!(v2.madt().redistributors, []);
-    let other = virt()
-        .set("/pl011@9000000", "compatible", text("ns16550a"))
-        .tables();
+    let other = virt().set("/pl011@9000000", "compatible", text("ns16550a")).tables();
     assert_eq!(other.get("SPCR"), None);
     let empty = node("", [], vec![]).tables();
     assert_eq!((empty.names(), empty.0.refused.len()), (vec!["FADT"], 0));
@@ -156,11 +116,7 @@ fn interrupts_by_name_and_with_their_controllers() {
         .set("/timer", "interrupt-names", text("virt\0hyp-phys"))
         .set("/timer", "interrupts", cells(&[PPI, 1, EDGE, PPI, 2, LEVEL]))
         .tables();
-    let timers = Timers {
-        virtual_el1: 17,
-        physical_el1: 0,
-        physical_el2: 18,
-    };
+    let timers = Timers { virtual_el1: 17, physical_el1: 0, physical_el2: 18 };
     assert_eq!(firmware_tables::gtdt(named.get("GTDT").unwrap()), Some(timers));
 
     let smmu = "/smmuv3@9050000";
@@ -170,21 +126,14 @@ fn interrupts_by_name_and_with_their_controllers() {
         // Beyond what there can be.
         &[GIC, SPI, 988, EDGE, GIC, PPI, 16, EDGE],
     ];
-    let mut extended = virt()
-        .set(smmu, "interrupts-extended", cells(&list.concat()))
-        .set(smmu, "interrupt-names", text("priq\0gerror\0eventq\0cmdq-sync"));
-    let other = node(
-        "other",
-        [("phandle", cells(&[7])), ("#interrupt-cells", cells(&[4]))],
-        vec![],
+    let mut extended = virt().set(smmu, "interrupts-extended", cells(&list.concat())).set(
+        smmu,
+        "interrupt-names",
+        text("priq\0gerror\0eventq\0cmdq-sync"),
     );
+    let other = node("other", [("phandle", cells(&[7])), ("#interrupt-cells", cells(&[4]))], vec![]);
     extended.nodes.push(other);
-    let gsivs = Gsivs {
-        event: 0,
-        page_request: 0,
-        global_error: 37,
-        sync: 0,
-    };
+    let gsivs = Gsivs { event: 0, page_request: 0, global_error: 37, sync: 0 };
     assert_eq!(extended.tables().iort().units[0].interrupts, gsivs);
 
     let combined = virt().set(smmu, "interrupt-names", text("combined")).set(
@@ -200,17 +149,10 @@ fn interrupts_by_name_and_with_their_controllers() {
 fn addresses_are_those_that_processors_use() {
     let soc = |ranges: Option<Vec<u8>>| {
         let mut tree = virt();
-        let at = tree
-            .nodes
-            .iter()
-            .position(|node| node.name == "pl011@9000000")
-            .unwrap();
+        let at = tree.nodes.iter().position(|node| node.name == "pl011@9000000").unwrap();
         let uart = tree.nodes.remove(at);
-        let mut soc = node(
-            "soc",
-            [("#address-cells", cells(&[1])), ("#size-cells", cells(&[1]))],
-            vec![uart],
-        );
+        let mut soc =
+            node("soc", [("#address-cells", cells(&[1])), ("#size-cells", cells(&[1]))], vec![uart]);
         soc.properties.extend(ranges.map(|ranges| ("ranges", ranges)));
         tree.nodes.push(soc);
         tree.set("/soc/pl011@9000000", "reg", cells(&[0x900_0000, 0x1000]))
@@ -218,20 +160,13 @@ fn addresses_are_those_that_processors_use() {
             .set("/aliases", "serial0", text("/soc/pl011"))
             .tables()
     };
-    let uart = |ranges| {
-        firmware_tables::spcr(soc(ranges).get("SPCR").unwrap())
-            .unwrap()
-            .base
-    };
+    let uart = |ranges| firmware_tables::spcr(soc(ranges).get("SPCR").unwrap()).unwrap().base;
     assert_eq!(uart(Some(vec![])), 0x900_0000);
     // Each entry: its own address, the parent's in two cells, a length.
     let entries = [[0, 0, 0x1000, 0x800_0000], [0x800_0000, 8, 0, 0x200_0000]];
     assert_eq!(uart(Some(cells(entries.as_flattened()))), 0x8_0100_0000);
     let refusal = soc(None).refusal("SPCR");
-    assert_eq!(
-        refusal,
-        "device tree: /soc: it has no ranges, but devices in memory; update the firmware"
-    );
+    assert_eq!(refusal, "device tree: /soc: it has no ranges, but devices in memory; update the firmware");
     let elsewhere = soc(Some(cells(&entries[0]))).refusal("SPCR");
     assert_eq!(
         elsewhere,
@@ -243,33 +178,13 @@ fn addresses_are_those_that_processors_use() {
 fn both_numbers_of_a_requester_are_those_of_its_maps() {
     let host = "/pcie@10000000";
     let tables = virt()
-        .set(
-            host,
-            "iommu-map",
-            cells(&[0x100, SMMU, 0x9000, 0x100, 0x300, 99, 0, 0x100]),
-        )
-        .set(
-            host,
-            "msi-map",
-            cells(&[
-                0,
-                ITS_PHANDLE,
-                0x5_0000,
-                0x180,
-                0x180,
-                ITS_PHANDLE,
-                0x7_0000,
-                0x200,
-            ]),
-        )
+        .set(host, "iommu-map", cells(&[0x100, SMMU, 0x9000, 0x100, 0x300, 99, 0, 0x100]))
+        .set(host, "msi-map", cells(&[0, ITS_PHANDLE, 0x5_0000, 0x180, 0x180, ITS_PHANDLE, 0x7_0000, 0x200]))
         .tables();
     let iort = tables.iort();
     let seen = |rid| {
         let stream = iort.stream(requester(rid)).map(|stream| stream.id);
-        (
-            stream,
-            iort.message_source(requester(rid)).map(|source| source.device),
-        )
+        (stream, iort.message_source(requester(rid)).map(|source| source.device))
     };
     assert_eq!(seen(0), (None, Some(0x5_0000)));
     assert_eq!(seen(0xff), (None, Some(0x5_00ff)));
@@ -285,14 +200,9 @@ fn both_numbers_of_a_requester_are_those_of_its_maps() {
     let past = virt().without("smmuv3@9050000").tables().iort();
     let device = past.message_source(requester(7)).map(|source| source.device);
     assert_eq!((past.units.len(), device), (0, Some(7)));
-    let parent = virt()
-        .without_property(host, "msi-map")
-        .set(host, "msi-parent", cells(&[ITS_PHANDLE]))
-        .tables();
-    let device = parent
-        .iort()
-        .message_source(requester(7))
-        .map(|source| source.device);
+    let parent =
+        virt().without_property(host, "msi-map").set(host, "msi-parent", cells(&[ITS_PHANDLE])).tables();
+    let device = parent.iort().message_source(requester(7)).map(|source| source.device);
     assert_eq!(device, Some(7));
 }
 
@@ -305,12 +215,7 @@ fn hosts_state_their_segments_buses_and_ats() {
         .set(host, "reg", places(&[0x40_1000_0000, 0x0200_0000]))
         .set(host, "ats-supported", vec![])
         .tables();
-    let ecam = Ecam {
-        segment: 3,
-        base: 0x40_0f00_0000,
-        start: 0x10,
-        end: 0x2f,
-    };
+    let ecam = Ecam { segment: 3, base: 0x40_0f00_0000, start: 0x10, end: 0x2f };
     assert_eq!(mcfg(tables.get("MCFG").unwrap()), [ecam]);
     assert!(tables.iort().ats(3));
     let coherent = |tree: Sketch| tree.tables().iort().units[0].coherent_override;
@@ -388,14 +293,7 @@ fn a_tree_that_is_none_is_refused_in_one_line() {
     }
     let mut deep = virt();
     for _ in 0..40 {
-        deep = node(
-            "",
-            [],
-            vec![Sketch {
-                name: "within",
-                ..deep
-            }],
-        );
+        deep = node("", [], vec![Sketch { name: "within", ..deep }]);
     }
     assert!(refused(&deep.bytes()).starts_with("device tree: it is deeper than 32 nodes"));
     let long = virt().set("/", "padding", vec![0; firmware_tables::MAX_DEVICE_TREE]);

@@ -18,10 +18,7 @@ fn read_all(bytes: &[u8]) {
             let smmu = tree.all(&["arm,smmu-v3"]).next()?;
             tree.reg(smmu, 0).ok()?
         });
-        assert!(
-            base.is_some_and(|(base, _)| base == 0 || base % 0x1000 != 0),
-            "{refusal}"
-        );
+        assert!(base.is_some_and(|(base, _)| base == 0 || base % 0x1000 != 0), "{refusal}");
     }
 }
 

@@ -25,11 +25,7 @@ pub(super) fn node<const N: usize>(
     properties: [(&'static str, Vec<u8>); N],
     nodes: Vec<Sketch>,
 ) -> Sketch {
-    Sketch {
-        name,
-        properties: properties.to_vec(),
-        nodes,
-    }
+    Sketch { name, properties: properties.to_vec(), nodes }
 }
 
 pub(super) fn cells(cells: &[u32]) -> Vec<u8> {
@@ -47,12 +43,10 @@ pub(super) fn places(places: &[u64]) -> Vec<u8> {
 
 impl Sketch {
     pub(super) fn at(&mut self, path: &str) -> &mut Sketch {
-        path.split('/')
-            .filter(|name| !name.is_empty())
-            .fold(self, |node, name| {
-                let found = node.nodes.iter_mut().find(|child| child.name == name);
-                found.unwrap_or_else(|| panic!("no {name}"))
-            })
+        path.split('/').filter(|name| !name.is_empty()).fold(self, |node, name| {
+            let found = node.nodes.iter_mut().find(|child| child.name == name);
+            found.unwrap_or_else(|| panic!("no {name}"))
+        })
     }
 
     /// Gives a node at a path that property instead of what it had.
@@ -135,11 +129,7 @@ pub(super) fn virt() -> Sketch {
     let cpu = |name, number| {
         node(
             name,
-            [
-                ("device_type", text("cpu")),
-                ("enable-method", text("psci")),
-                ("reg", cells(&[number])),
-            ],
+            [("device_type", text("cpu")), ("enable-method", text("psci")), ("reg", cells(&[number]))],
             vec![],
         )
     };
@@ -156,10 +146,7 @@ pub(super) fn virt() -> Sketch {
     let nodes = vec![
         node(
             "psci",
-            [
-                ("method", text("smc")),
-                ("compatible", text("arm,psci-1.0\0arm,psci-0.2\0arm,psci")),
-            ],
+            [("method", text("smc")), ("compatible", text("arm,psci-1.0\0arm,psci-0.2\0arm,psci"))],
             vec![],
         ),
         node(
@@ -169,10 +156,7 @@ pub(super) fn virt() -> Sketch {
                 ("#iommu-cells", cells(&[1])),
                 ("dma-coherent", vec![]),
                 ("interrupt-names", text("eventq\0priq\0cmdq-sync\0gerror")),
-                (
-                    "interrupts",
-                    cells(&[SPI, 0x4a, EDGE, SPI, 0x4b, EDGE, SPI, 0x4c, EDGE, SPI, 0x4d, EDGE]),
-                ),
+                ("interrupts", cells(&[SPI, 0x4a, EDGE, SPI, 0x4b, EDGE, SPI, 0x4c, EDGE, SPI, 0x4d, EDGE])),
                 ("reg", places(&[0x905_0000, 0x2_0000])),
                 ("compatible", text("arm,smmu-v3")),
             ],
@@ -227,9 +211,7 @@ pub(super) fn virt() -> Sketch {
             [
                 (
                     "interrupts",
-                    cells(&[
-                        PPI, 13, LEVEL, PPI, 14, LEVEL, PPI, 11, LEVEL, PPI, 10, LEVEL, PPI, 12, LEVEL,
-                    ]),
+                    cells(&[PPI, 13, LEVEL, PPI, 14, LEVEL, PPI, 11, LEVEL, PPI, 10, LEVEL, PPI, 12, LEVEL]),
                 ),
                 ("always-on", vec![]),
                 ("compatible", text("arm,armv8-timer\0arm,armv7-timer")),

@@ -54,13 +54,8 @@ pub(super) fn build(
     initrd: Initrd,
     seed: Option<&Seed>,
 ) -> Result<Vec<u8>, Refusal> {
-    write(vcpus, ram_size, cmdline, initrd, seed).map_err(|error| {
-        Refusal::new(
-            "device tree",
-            error.to_string(),
-            "this is an error of the hypervisor",
-        )
-    })
+    write(vcpus, ram_size, cmdline, initrd, seed)
+        .map_err(|error| Refusal::new("device tree", error.to_string(), "this is an error of the hypervisor"))
 }
 
 /// The two cells of a 64-bit number.
@@ -124,10 +119,7 @@ fn chosen(tree: &mut FdtWriter, cmdline: &str, initrd: Initrd, seed: Option<&See
 
 fn processors(tree: &mut FdtWriter, vcpus: u16) -> Result<(), Error> {
     let node = tree.begin_node("psci")?;
-    tree.property_string_list(
-        "compatible",
-        vec!["arm,psci-1.0".to_string(), "arm,psci-0.2".to_string()],
-    )?;
+    tree.property_string_list("compatible", vec!["arm,psci-1.0".to_string(), "arm,psci-0.2".to_string()])?;
     tree.property_string("method", "hvc")?;
     tree.end_node(node)?;
 
@@ -156,12 +148,7 @@ fn interrupt_controller(tree: &mut FdtWriter, vcpus: u16) -> Result<(), Error> {
     tree.property_null("ranges")?;
     tree.property_array_u64(
         "reg",
-        &[
-            layout::GICD_BASE,
-            layout::GICD_LEN,
-            layout::GICR_BASE,
-            layout::GICR_STRIDE * u64::from(vcpus),
-        ],
+        &[layout::GICD_BASE, layout::GICD_LEN, layout::GICR_BASE, layout::GICR_STRIDE * u64::from(vcpus)],
     )?;
     tree.property_null("msi-controller")?;
     tree.property_array_u32("mbi-ranges", &[intid::MSI, intid::MSI_COUNT])?;
@@ -173,12 +160,7 @@ fn timer(tree: &mut FdtWriter) -> Result<(), Error> {
     let node = tree.begin_node("timer")?;
     tree.property_string("compatible", "arm,armv8-timer")?;
     // In the order that the binding asks for. Only the virtual one is there.
-    let interrupts = [
-        intid::SECURE_TIMER,
-        intid::PHYSICAL_TIMER,
-        intid::VIRTUAL_TIMER,
-        intid::HYP_TIMER,
-    ];
+    let interrupts = [intid::SECURE_TIMER, intid::PHYSICAL_TIMER, intid::VIRTUAL_TIMER, intid::HYP_TIMER];
     tree.property_array_u32("interrupts", interrupts.map(ppi).as_flattened())?;
     tree.property_null("always-on")?;
     tree.end_node(node)
@@ -193,10 +175,7 @@ fn uart(tree: &mut FdtWriter) -> Result<(), Error> {
     tree.end_node(node)?;
 
     let node = tree.begin_node(&uart_name())?;
-    tree.property_string_list(
-        "compatible",
-        vec!["arm,pl011".to_string(), "arm,primecell".to_string()],
-    )?;
+    tree.property_string_list("compatible", vec!["arm,pl011".to_string(), "arm,primecell".to_string()])?;
     tree.property_array_u64("reg", &[layout::UART_BASE, layout::UART_LEN])?;
     tree.property_array_u32(
         "interrupts",
@@ -209,10 +188,7 @@ fn uart(tree: &mut FdtWriter) -> Result<(), Error> {
 
 fn rtc(tree: &mut FdtWriter) -> Result<(), Error> {
     let node = tree.begin_node(&format!("rtc@{:x}", layout::RTC_BASE))?;
-    tree.property_string_list(
-        "compatible",
-        vec!["arm,pl031".to_string(), "arm,primecell".to_string()],
-    )?;
+    tree.property_string_list("compatible", vec!["arm,pl031".to_string(), "arm,primecell".to_string()])?;
     tree.property_array_u64("reg", &[layout::RTC_BASE, layout::RTC_LEN])?;
     tree.property_u32("clocks", phandle::CLOCK)?;
     tree.property_string("clock-names", "apb_pclk")?;
@@ -229,11 +205,7 @@ fn pci(tree: &mut FdtWriter) -> Result<(), Error> {
     tree.property_array_u32("bus-range", &[0, 0])?;
     let windows = [
         (pci_space::MEMORY_32, layout::PCI32_BASE, layout::PCI32_LEN),
-        (
-            pci_space::MEMORY_64_PREFETCHABLE,
-            layout::PCI64_BASE,
-            layout::PCI64_LEN,
-        ),
+        (pci_space::MEMORY_64_PREFETCHABLE, layout::PCI64_BASE, layout::PCI64_LEN),
     ];
     // Space, address on the bus, address in memory (the same), length.
     let ranges: Vec<u32> = windows

@@ -29,31 +29,11 @@ const TEXT_OFFSET_MAX: u64 = pasidon_kernel::addr::LARGE_PAGE_SIZE;
 /// Compressed kernels and how to unpack them: where the magic is, the magic, what it is, and the remedy.
 const PACKED: [(usize, &[u8], &str, &str); 6] = [
     (0, b"\x1f\x8b", "gzip", "unpack it first: zcat vmlinuz > Image"),
-    (
-        4,
-        b"zimg",
-        "an EFI zboot image",
-        "use the Image that is packed in it",
-    ),
+    (4, b"zimg", "an EFI zboot image", "use the Image that is packed in it"),
     (0, b"\xfd7zXZ", "xz", "unpack it first: xzcat vmlinuz > Image"),
-    (
-        0,
-        b"\x28\xb5\x2f\xfd",
-        "zstd",
-        "unpack it first: zstdcat vmlinuz > Image",
-    ),
-    (
-        0,
-        b"\x02\x21\x4c\x18",
-        "lz4",
-        "unpack it first: lz4cat vmlinuz > Image",
-    ),
-    (
-        0,
-        b"\x04\x22\x4d\x18",
-        "lz4",
-        "unpack it first: lz4cat vmlinuz > Image",
-    ),
+    (0, b"\x28\xb5\x2f\xfd", "zstd", "unpack it first: zstdcat vmlinuz > Image"),
+    (0, b"\x02\x21\x4c\x18", "lz4", "unpack it first: lz4cat vmlinuz > Image"),
+    (0, b"\x04\x22\x4d\x18", "lz4", "unpack it first: lz4cat vmlinuz > Image"),
 ];
 
 /// A kernel in guest memory.
@@ -88,38 +68,24 @@ pub(super) fn load(memory: &dyn GuestMemory, image: &[u8], limit: u64) -> Result
         return Err(damaged("it is no arm64 Image"));
     }
     let word = |at| u64_at(image, at).unwrap_or(0);
-    let (text_offset, size, flags) = (
-        word(header::TEXT_OFFSET),
-        word(header::IMAGE_SIZE),
-        word(header::FLAGS),
-    );
+    let (text_offset, size, flags) =
+        (word(header::TEXT_OFFSET), word(header::IMAGE_SIZE), word(header::FLAGS));
     if flags & FLAG_BIG_ENDIAN != 0 {
         return Err(damaged("it is big-endian"));
     }
     if size == 0 {
-        return Err(damaged(
-            "its header does not say how much memory it needs (a kernel before 3.17)",
-        ));
+        return Err(damaged("its header does not say how much memory it needs (a kernel before 3.17)"));
     }
     if size < image.len() as u64 {
-        return Err(damaged(format!(
-            "its header says {size:#x} bytes, the file has {:#x}",
-            image.len()
-        )));
+        return Err(damaged(format!("its header says {size:#x} bytes, the file has {:#x}", image.len())));
     }
     if text_offset >= TEXT_OFFSET_MAX {
         return Err(damaged(format!("its offset {text_offset:#x} is not below 2 MiB")));
     }
     let entry = layout::RAM_BASE + text_offset;
-    let end = entry
-        .checked_add(size)
-        .filter(|end| *end <= limit)
-        .ok_or_else(|| {
-            refuse(
-                format!("it needs {} MiB", size.div_ceil(1 << 20)),
-                "give the VM more memory",
-            )
-        })?;
+    let end = entry.checked_add(size).filter(|end| *end <= limit).ok_or_else(|| {
+        refuse(format!("it needs {} MiB", size.div_ceil(1 << 20)), "give the VM more memory")
+    })?;
     // What is behind the file is the kernel's own to clear.
     write(memory, "kernel image", entry, image)?;
     Ok(Loaded { entry, end })

@@ -45,12 +45,7 @@ impl EntryState {
     pub const fn new(pc: u64, x0: u64) -> Self {
         /// Bits of SCTLR_EL1 that are one where Armv8.0 has nothing else: LSMAOE, nTLSMD, SPAN, EIS, TSCXT, EOS.
         const SCTLR_RES1: u64 = 1 << 29 | 1 << 28 | 1 << 23 | 1 << 22 | 1 << 20 | 1 << 11;
-        Self {
-            pc,
-            x0,
-            pstate: pstate::EL1H | pstate::DAIF,
-            sctlr: SCTLR_RES1,
-        }
+        Self { pc, x0, pstate: pstate::EL1H | pstate::DAIF, sctlr: SCTLR_RES1 }
     }
 }
 
@@ -75,11 +70,7 @@ pub fn load(memory: &dyn GuestMemory, image: &BootImage<'_>) -> Result<EntryStat
         return Err(Refusal::new(
             "memory",
             format!("{} MiB cannot be laid out as a guest's", ram >> 20),
-            format!(
-                "use {} MiB to {} MiB in steps of 2 MiB",
-                layout::RAM_MIN >> 20,
-                layout::RAM_MAX >> 20
-            ),
+            format!("use {} MiB to {} MiB in steps of 2 MiB", layout::RAM_MIN >> 20, layout::RAM_MAX >> 20),
         ));
     }
     if image.cmdline.len() > CMDLINE_MAX || image.cmdline.contains('\0') {
@@ -95,11 +86,7 @@ pub fn load(memory: &dyn GuestMemory, image: &BootImage<'_>) -> Result<EntryStat
     let initrd = write_initrd(memory, image.initrd, kernel.end, tree_at)?;
     let tree = device_tree::build(VCPUS, ram, image.cmdline, initrd, image.seed.as_ref())?;
     if tree.len() as u64 > LARGE_PAGE_SIZE {
-        return Err(Refusal::new(
-            "device tree",
-            "it is larger than 2 MiB",
-            "shorten the command line",
-        ));
+        return Err(Refusal::new("device tree", "it is larger than 2 MiB", "shorten the command line"));
     }
     write(memory, "device tree", tree_at, &tree)?;
     Ok(EntryState::new(kernel.entry, tree_at))
@@ -138,10 +125,7 @@ fn write_initrd(
             Refusal::new(
                 "initrd",
                 format!("{len} bytes do not fit between the kernel's end at {kernel_end:#x} and {limit:#x}"),
-                format!(
-                    "give the VM {} MiB of memory or more, or use a smaller initrd",
-                    least >> 20
-                ),
+                format!("give the VM {} MiB of memory or more, or use a smaller initrd", least >> 20),
             )
         })?;
     write(memory, "initrd", start, bytes)?;

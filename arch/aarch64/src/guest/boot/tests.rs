@@ -27,12 +27,7 @@ fn ram(size: usize) -> TestMemory {
 }
 
 fn boot(memory: &TestMemory, kernel: &[u8], initrd: Option<&[u8]>) -> Result<EntryState, Refusal> {
-    let image = BootImage {
-        kernel,
-        initrd,
-        cmdline: "console=ttyAMA0",
-        seed: None,
-    };
+    let image = BootImage { kernel, initrd, cmdline: "console=ttyAMA0", seed: None };
     load(memory, &image)
 }
 
@@ -51,22 +46,13 @@ fn tree(memory: &TestMemory, entry: &EntryState) -> Vec<u8> {
 }
 
 fn cells(node: &FdtNode<'_, '_>, property: &str) -> Vec<u32> {
-    let value = node
-        .property(property)
-        .unwrap_or_else(|| panic!("no {property}"))
-        .value;
-    value
-        .chunks(4)
-        .map(|c| u32::from_be_bytes(c.try_into().unwrap()))
-        .collect()
+    let value = node.property(property).unwrap_or_else(|| panic!("no {property}")).value;
+    value.chunks(4).map(|c| u32::from_be_bytes(c.try_into().unwrap())).collect()
 }
 
 fn numbers(node: &FdtNode<'_, '_>, property: &str) -> Vec<u64> {
     let cells = cells(node, property);
-    cells
-        .chunks(2)
-        .map(|c| u64::from(c[0]) << 32 | u64::from(c[1]))
-        .collect()
+    cells.chunks(2).map(|c| u64::from(c[0]) << 32 | u64::from(c[1])).collect()
 }
 
 #[test]
@@ -81,10 +67,7 @@ fn an_image_is_loaded_and_starts_as_linux_asks() {
     let chosen = tree.find_node("/chosen").unwrap();
     assert_eq!(tree.chosen().bootargs(), Some("console=ttyAMA0"));
     assert_eq!(tree.chosen().stdout().unwrap().name, "serial@9000000");
-    let (start, end) = (
-        numbers(&chosen, "linux,initrd-start")[0],
-        numbers(&chosen, "linux,initrd-end")[0],
-    );
+    let (start, end) = (numbers(&chosen, "linux,initrd-start")[0], numbers(&chosen, "linux,initrd-end")[0]);
     assert_eq!(memory.bytes(start, (end - start) as usize), b"initrd");
     assert!(start >= entry.pc + IMAGE_SIZE && end <= entry.x0);
     assert!(chosen.property("rng-seed").is_none() && chosen.property("kaslr-seed").is_none());
@@ -126,17 +109,8 @@ impl GuestMemory for Large {
 fn an_initrd_may_be_larger_than_a_gib() {
     let initrd = vec![0; 1126 << 20];
     let image = kernel();
-    let image = BootImage {
-        kernel: &image,
-        initrd: Some(&initrd),
-        cmdline: "",
-        seed: None,
-    };
-    for (size, top) in [
-        (3 << 30, 3 << 30),
-        (3074 << 20, 3074 << 20),
-        (100 << 30, 32 << 30),
-    ] {
+    let image = BootImage { kernel: &image, initrd: Some(&initrd), cmdline: "", seed: None };
+    for (size, top) in [(3 << 30, 3 << 30), (3074 << 20, 3074 << 20), (100 << 30, 32 << 30)] {
         let memory = Large(size);
         let entry = load(&memory, &image).unwrap();
         assert_eq!(entry.x0, layout::RAM_BASE + top - LARGE_PAGE_SIZE);
@@ -144,11 +118,7 @@ fn an_initrd_may_be_larger_than_a_gib() {
     // The remedy helps: exactly as much is enough.
     let error = load(&Large(1 << 30), &image).unwrap_err();
     assert_eq!(error.what, "initrd");
-    let words: Vec<u64> = error
-        .remedy
-        .split(' ')
-        .filter_map(|word| word.parse().ok())
-        .collect();
+    let words: Vec<u64> = error.remedy.split(' ').filter_map(|word| word.parse().ok()).collect();
     assert!(load(&Large(words[0] << 20), &image).is_ok());
     assert!(load(&Large((words[0] - 2) << 20), &image).is_err());
 }
@@ -167,26 +137,14 @@ fn without_an_initrd_none_is_named() {
 fn the_tree_describes_the_machine() {
     let bytes = device_tree::build(2, 64 << 20, "", Initrd::default(), None).unwrap();
     let tree = Fdt::new(&bytes).unwrap();
-    let memory: Vec<_> = tree
-        .memory()
-        .regions()
-        .map(|r| (r.starting_address as u64, r.size))
-        .collect();
+    let memory: Vec<_> = tree.memory().regions().map(|r| (r.starting_address as u64, r.size)).collect();
     assert_eq!(memory, [(layout::RAM_BASE, Some(64 << 20))]);
-    assert_eq!(
-        tree.cpus().map(|cpu| cpu.ids().first()).collect::<Vec<_>>(),
-        [0, 1]
-    );
+    assert_eq!(tree.cpus().map(|cpu| cpu.ids().first()).collect::<Vec<_>>(), [0, 1]);
     let psci = tree.find_node("/psci").unwrap();
     assert_eq!(psci.property("method").unwrap().as_str(), Some("hvc"));
 
     let gic = tree.find_compatible(&["arm,gic-v3"]).unwrap();
-    let windows = [
-        layout::GICD_BASE,
-        layout::GICD_LEN,
-        layout::GICR_BASE,
-        2 * layout::GICR_STRIDE,
-    ];
+    let windows = [layout::GICD_BASE, layout::GICD_LEN, layout::GICR_BASE, 2 * layout::GICR_STRIDE];
     assert_eq!(numbers(&gic, "reg"), windows);
     assert_eq!(cells(&gic, "mbi-ranges"), [intid::MSI, intid::MSI_COUNT]);
     assert!(gic.property("msi-controller").is_some());
@@ -215,18 +173,8 @@ fn the_tree_describes_the_machine() {
     assert_eq!(
         ranges.chunks(7).map(range).collect::<Vec<_>>(),
         [
-            (
-                0x0200_0000,
-                layout::PCI32_BASE,
-                layout::PCI32_BASE,
-                layout::PCI32_LEN
-            ),
-            (
-                0x4300_0000,
-                layout::PCI64_BASE,
-                layout::PCI64_BASE,
-                layout::PCI64_LEN
-            ),
+            (0x0200_0000, layout::PCI32_BASE, layout::PCI32_BASE, layout::PCI32_LEN),
+            (0x4300_0000, layout::PCI64_BASE, layout::PCI64_BASE, layout::PCI64_LEN),
         ]
     );
 }
@@ -266,12 +214,7 @@ fn what_does_not_fit_is_refused() {
     }
     let long = "x".repeat(CMDLINE_MAX + 1);
     for cmdline in [long.as_str(), "a\0b"] {
-        let image = BootImage {
-            kernel: &kernel(),
-            initrd: None,
-            cmdline,
-            seed: None,
-        };
+        let image = BootImage { kernel: &kernel(), initrd: None, cmdline, seed: None };
         let error = load(&ram(RAM), &image).unwrap_err();
         assert!(error.to_string().contains("command line"));
     }

@@ -120,15 +120,10 @@ impl Gic {
         };
         if let Some(offset) = offset.checked_sub(gicr::SGI_BASE) {
             let found = decode(offset, size);
-            return found.map_or(0, |(bank, first, count)| {
-                self.read_bank(Owner::Private(vcpu), bank, first, count)
-            });
+            return found
+                .map_or(0, |(bank, first, count)| self.read_bank(Owner::Private(vcpu), bank, first, count));
         }
-        let last = if vcpu + 1 == self.vcpus() {
-            GICR_TYPER_LAST
-        } else {
-            0
-        };
+        let last = if vcpu + 1 == self.vcpus() { GICR_TYPER_LAST } else { 0 };
         // Affinity in 63:32, processor number in 23:8.
         let typer = u64::from(vcpu) << 32 | u64::from(vcpu) << 8 | last;
         match (offset, size) {

@@ -68,13 +68,7 @@ pub struct VCpuInterface {
 
 impl VCpuInterface {
     pub(super) const fn enables(self, group1: bool) -> bool {
-        self.vmcr
-            & if group1 {
-                vmcr::GROUP1_ENABLED
-            } else {
-                vmcr::GROUP0_ENABLED
-            }
-            != 0
+        self.vmcr & if group1 { vmcr::GROUP1_ENABLED } else { vmcr::GROUP0_ENABLED } != 0
     }
 
     const fn priority_mask(self) -> u8 {
@@ -137,12 +131,9 @@ impl Gic {
             if registers.len() > 1 {
                 control |= hcr::UIE;
             } else {
-                registers
-                    .iter_mut()
-                    .filter(|register| **register & lr::HW == 0)
-                    .for_each(|register| {
-                        *register |= lr::EOI;
-                    });
+                registers.iter_mut().filter(|register| **register & lr::HW == 0).for_each(|register| {
+                    *register |= lr::EOI;
+                });
             }
             // Those of the other group may be all that is left out.
             for (group1, bit) in [(false, hcr::GROUP0_DISABLED_IE), (true, hcr::GROUP1_DISABLED_IE)] {
@@ -164,10 +155,7 @@ impl Gic {
     pub fn sync(&mut self, vcpu: u16, registers: &[u64], hcr: u64) {
         for value in registers.iter().filter(|value| **value != 0) {
             let number = (value & lr::VINTID) as u32;
-            let borrowed = self
-                .irq(vcpu, number)
-                .and_then(|irq| irq.borrowed)
-                .filter(|b| b.vcpu == vcpu);
+            let borrowed = self.irq(vcpu, number).and_then(|irq| irq.borrowed).filter(|b| b.vcpu == vcpu);
             if let Some(borrowed) = borrowed {
                 let (pending, active) = (value & lr::PENDING != 0, value & lr::ACTIVE != 0);
                 self.give_back(vcpu, number, borrowed, pending, active);
@@ -232,9 +220,7 @@ impl Gic {
             return;
         };
         let private = core::iter::once((0, u64::from(redistributor.busy)));
-        let shared = (intid::SPI..)
-            .step_by(WORD as usize)
-            .zip(self.busy.iter().copied());
+        let shared = (intid::SPI..).step_by(WORD as usize).zip(self.busy.iter().copied());
         for (first, mut word) in private.chain(shared) {
             while word != 0 {
                 let number = first + word.trailing_zeros();
@@ -273,11 +259,7 @@ impl Gic {
             && self.target(vcpu, number) == Some(vcpu);
         let pending = wanted && interface.enables(irq.group1);
         if wanted && !pending {
-            *control |= if irq.group1 {
-                hcr::GROUP1_ENABLED_IE
-            } else {
-                hcr::GROUP0_ENABLED_IE
-            };
+            *control |= if irq.group1 { hcr::GROUP1_ENABLED_IE } else { hcr::GROUP0_ENABLED_IE };
         }
         (active || pending).then_some(Candidate {
             priority: irq.priority,
@@ -308,11 +290,7 @@ fn lend(vcpu: u16, irq: &mut Irq, candidate: &Candidate) -> u64 {
     if candidate.pending && (irq.edge || irq.physical.is_some()) {
         irq.latch = false;
     }
-    irq.borrowed = Some(Borrowed {
-        vcpu,
-        pending: candidate.pending,
-        withdrawn: false,
-    });
+    irq.borrowed = Some(Borrowed { vcpu, pending: candidate.pending, withdrawn: false });
     value
 }
 

@@ -128,19 +128,12 @@ impl Irq {
 
     /// Pending as software sees it, as far as is known.
     fn pending_anywhere(&self) -> bool {
-        self.pending()
-            || self
-                .borrowed
-                .is_some_and(|b| b.pending && self.edge && !b.withdrawn)
+        self.pending() || self.borrowed.is_some_and(|b| b.pending && self.edge && !b.withdrawn)
     }
 
     /// Its bit in GICD_CTLR.
     const fn group_enable(&self) -> u32 {
-        if self.group1 {
-            ctlr::ENABLE_GROUP1
-        } else {
-            ctlr::ENABLE_GROUP0
-        }
+        if self.group1 { ctlr::ENABLE_GROUP1 } else { ctlr::ENABLE_GROUP0 }
     }
 }
 
@@ -193,10 +186,7 @@ impl Gic {
             asleep: false,
         };
         let spis = (intid::COUNT - intid::SPI) as usize;
-        let spi = Spi {
-            irq: Irq::new(false),
-            route: 0,
-        };
+        let spi = Spi { irq: Irq::new(false), route: 0 };
         Ok(Self {
             ctlr: 0,
             spis: vec![spi; spis].into_boxed_slice(),
@@ -221,11 +211,7 @@ impl Gic {
 
     fn irq_mut(&mut self, vcpu: u16, number: u32) -> Option<&mut Irq> {
         match number.checked_sub(intid::SPI) {
-            None => self
-                .vcpus
-                .get_mut(usize::from(vcpu))?
-                .irqs
-                .get_mut(number as usize),
+            None => self.vcpus.get_mut(usize::from(vcpu))?.irqs.get_mut(number as usize),
             Some(index) => self.spis.get_mut(index as usize).map(|spi| &mut spi.irq),
         }
     }

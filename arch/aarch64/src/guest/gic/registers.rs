@@ -124,13 +124,7 @@ pub(super) fn decode(offset: u64, size: u8) -> Option<(Bank, u32, u32)> {
             _ => false,
         };
     // Everything is below 1024.
-    fits.then(|| {
-        (
-            bank,
-            (inside * 8 / width) as u32,
-            (u64::from(size) * 8 / width) as u32,
-        )
-    })
+    fits.then(|| (bank, (inside * 8 / width) as u32, (u64::from(size) * 8 / width) as u32))
 }
 
 #[cfg(test)]
@@ -149,15 +143,9 @@ mod tests {
 
     #[test]
     fn other_sizes_and_holes_are_nothing() {
-        for (offset, size) in [
-            (0x100, 1),
-            (0x102, 4),
-            (0x100, 8),
-            (0x420, 2),
-            (0x800, 4),
-            (0xd00, 4),
-            (0x4, 4),
-        ] {
+        for (offset, size) in
+            [(0x100, 1), (0x102, 4), (0x100, 8), (0x420, 2), (0x800, 4), (0xd00, 4), (0x4, 4)]
+        {
             assert_eq!(decode(offset, size), None, "{offset:#x} {size}");
         }
     }

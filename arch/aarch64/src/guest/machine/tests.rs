@@ -17,20 +17,14 @@ const PORTAL_HOST: HostPhys = HostPhys(0xc000_5000);
 const MSI: u32 = intid::MSI;
 const NONE: [u32; 0] = [];
 /// ICH_VMCR_EL2: group 1 enabled, no priority masked.
-const OPEN: VCpuInterface = VCpuInterface {
-    vmcr: 0xff << 24 | 1 << 1,
-};
+const OPEN: VCpuInterface = VCpuInterface { vmcr: 0xff << 24 | 1 << 1 };
 
 /// A vdev with BAR 0 for MSI-X and BAR 2 with one portal page.
 struct Model;
 
 impl VdevModel for Model {
     fn identity(&self) -> PciIdentity {
-        let bar = |index, size| Bar {
-            index,
-            size,
-            prefetchable: true,
-        };
+        let bar = |index, size| Bar { index, size, prefetchable: true };
         PciIdentity {
             vendor: 0x8086,
             device: 0x0b25,
@@ -46,12 +40,7 @@ impl VdevModel for Model {
     }
 
     fn portals(&self) -> Vec<Portal> {
-        vec![Portal {
-            bar: 2,
-            offset: 0,
-            host: PORTAL_HOST,
-            len: 0x1000,
-        }]
+        vec![Portal { bar: 2, offset: 0, host: PORTAL_HOST, len: 0x1000 }]
     }
 
     fn interrupts(&self) -> Vec<InterruptBinding> {
@@ -106,10 +95,7 @@ impl Rig {
     /// A machine whose kernel has set up the interrupt controller.
     fn new() -> Self {
         let platform = ArmPlatform::new(1, layout::RAM_MIN, Workarounds::UNKNOWN, || 1_700_000_000).unwrap();
-        let mut rig = Self {
-            platform,
-            seen: Vec::new(),
-        };
+        let mut rig = Self { platform, seen: Vec::new() };
         rig.write(layout::GICR_BASE + 0x14, 4, 0);
         rig.write(layout::GICD_BASE, 4, 0x12);
         for (bank, value) in [(0x80, u64::MAX), (0x100, u64::MAX)] {
@@ -176,50 +162,30 @@ fn a_vdev_interrupts_by_message_and_its_portal_is_mapped() {
     let (registers, portal) = (bar(&mut rig, 0x10), bar(&mut rig, 0x18));
     assert!((layout::PCI64_BASE..layout::PCI64_BASE + layout::PCI64_LEN).contains(&registers));
     rig.write(config + 4, 2, 6);
-    assert_eq!(
-        rig.seen,
-        [Action::MapPortal {
-            guest: GuestPhys(portal),
-            host: PORTAL_HOST,
-            len: 0x1000
-        }]
-    );
+    assert_eq!(rig.seen, [Action::MapPortal { guest: GuestPhys(portal), host: PORTAL_HOST, len: 0x1000 }]);
     // Find MSI-X, program vector 1 as Linux does, and enable it.
     let mut capability = rig.read(config + 0x34, 1);
     while rig.read(config + capability, 1) != 0x11 {
         capability = rig.read(config + capability + 1, 1);
     }
     let entry = registers + 0x2000 + 16;
-    for (offset, value) in [
-        (0, layout::MSI_DOORBELL),
-        (4, 0),
-        (8, u64::from(MSI + 3)),
-        (12, 0),
-    ] {
+    for (offset, value) in [(0, layout::MSI_DOORBELL), (4, 0), (8, u64::from(MSI + 3)), (12, 0)] {
         rig.write(entry + offset, 4, value);
     }
     rig.write(config + capability + 2, 2, 1 << 15);
     rig.platform.take_wakes();
-    rig.platform
-        .vdev_interrupt(slot, 1, &mut |action| panic!("{action:?}"));
+    rig.platform.vdev_interrupt(slot, 1, &mut |action| panic!("{action:?}"));
     assert!(rig.platform.take_wakes().contains(0));
     assert_eq!((rig.pending(), rig.platform.lost_messages()), (vec![MSI + 3], 0));
     // A message to somewhere else is nobody's.
     rig.write(entry, 4, layout::RAM_BASE);
-    rig.platform
-        .vdev_interrupt(slot, 1, &mut |action| panic!("{action:?}"));
+    rig.platform.vdev_interrupt(slot, 1, &mut |action| panic!("{action:?}"));
     assert_eq!(rig.platform.lost_messages(), 1);
 
     rig.seen.clear();
     let Rig { platform, seen } = &mut rig;
     assert!(platform.end_vdev(slot, &mut |action| seen.push(action)).is_some());
-    assert_eq!(
-        rig.seen,
-        [Action::UnmapPortal {
-            guest: GuestPhys(portal),
-            len: 0x1000
-        }]
-    );
+    assert_eq!(rig.seen, [Action::UnmapPortal { guest: GuestPhys(portal), len: 0x1000 }]);
     assert!(rig.platform.end_vdev(slot, &mut |_| {}).is_none());
     assert_eq!(rig.read(config, 4), 0x0b25_8086);
     assert_eq!(rig.read(portal, 4), 0x5555_5555);

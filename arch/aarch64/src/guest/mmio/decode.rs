@@ -79,11 +79,8 @@ pub fn decode(instruction: u32) -> Option<Transfer> {
 }
 
 fn pair(instruction: u32) -> Option<Transfer> {
-    let (opc, simd, load) = (
-        field(instruction, 30, 2),
-        field(instruction, 26, 1) != 0,
-        field(instruction, 22, 1) != 0,
-    );
+    let (opc, simd, load) =
+        (field(instruction, 30, 2), field(instruction, 26, 1) != 0, field(instruction, 22, 1) != 0);
     let mode = field(instruction, 23, 3);
     let (size, extension) = match (simd, opc) {
         (true, 0..=2) => (4 << opc, Extension::Zero),
@@ -115,11 +112,8 @@ fn pair(instruction: u32) -> Option<Transfer> {
 }
 
 fn single(instruction: u32) -> Option<Transfer> {
-    let (scale, simd, opc) = (
-        field(instruction, 30, 2),
-        field(instruction, 26, 1) != 0,
-        field(instruction, 22, 2),
-    );
+    let (scale, simd, opc) =
+        (field(instruction, 30, 2), field(instruction, 26, 1) != 0, field(instruction, 22, 2));
     let (log_size, load, extension) = match (simd, opc) {
         (_, 0b00) => (scale, false, Extension::Zero),
         (_, 0b01) => (scale, true, Extension::Zero),
@@ -132,15 +126,8 @@ fn single(instruction: u32) -> Option<Transfer> {
     };
     let unscaled = signed(instruction, 12, 9);
     let register_form = field(instruction, 21, 1) != 0;
-    let (offset, write_back) = match (
-        field(instruction, 24, 2),
-        register_form,
-        field(instruction, 10, 2),
-    ) {
-        (0b01, _, _) => (
-            Offset::Immediate(i64::from(field(instruction, 10, 12)) << log_size),
-            None,
-        ),
+    let (offset, write_back) = match (field(instruction, 24, 2), register_form, field(instruction, 10, 2)) {
+        (0b01, _, _) => (Offset::Immediate(i64::from(field(instruction, 10, 12)) << log_size), None),
         // Unscaled, and unprivileged (of which there are no SIMD forms).
         (0b00, false, 0b00) => (Offset::Immediate(unscaled), None),
         (0b00, false, 0b10) if !simd => (Offset::Immediate(unscaled), None),
@@ -152,16 +139,9 @@ fn single(instruction: u32) -> Option<Transfer> {
             if option & 2 == 0 {
                 return None;
             }
-            let shift = if field(instruction, 12, 1) != 0 {
-                log_size
-            } else {
-                0
-            };
-            let register = Offset::Register {
-                register: field(instruction, 16, 5) as u8,
-                option,
-                shift: shift as u8,
-            };
+            let shift = if field(instruction, 12, 1) != 0 { log_size } else { 0 };
+            let register =
+                Offset::Register { register: field(instruction, 16, 5) as u8, option, shift: shift as u8 };
             (register, None)
         }
         // Atomics, and what is not allocated.
@@ -202,17 +182,10 @@ mod tests {
     #[test]
     fn pairs() {
         // stp x1, x2, [x0]
-        let stp = Transfer {
-            second: Some(2),
-            ..plain(false, 8, 1, 0, 0)
-        };
+        let stp = Transfer { second: Some(2), ..plain(false, 8, 1, 0, 0) };
         assert_eq!(decode(0xa900_0801), Some(stp));
         // ldp w3, w4, [sp, #-16]!
-        let ldp = Transfer {
-            second: Some(4),
-            write_back: Some(-16),
-            ..plain(true, 4, 3, 31, -16)
-        };
+        let ldp = Transfer { second: Some(4), write_back: Some(-16), ..plain(true, 4, 3, 31, -16) };
         assert_eq!(decode(0x29fe_13e3), Some(ldp));
         // ldpsw x5, x6, [x7], #8
         let ldpsw = Transfer {
@@ -223,47 +196,27 @@ mod tests {
         };
         assert_eq!(decode(0x68c1_18e5), Some(ldpsw));
         // stnp q0, q1, [x2, #32]
-        let stnp = Transfer {
-            simd: true,
-            second: Some(1),
-            ..plain(false, 16, 0, 2, 32)
-        };
+        let stnp = Transfer { simd: true, second: Some(1), ..plain(false, 16, 0, 2, 32) };
         assert_eq!(decode(0xac01_0440), Some(stnp));
     }
 
     #[test]
     fn singles() {
         // ldr x1, [x2], #8
-        let post = Transfer {
-            write_back: Some(8),
-            ..plain(true, 8, 1, 2, 0)
-        };
+        let post = Transfer { write_back: Some(8), ..plain(true, 8, 1, 2, 0) };
         assert_eq!(decode(0xf840_8441), Some(post));
         // strb w3, [x4, #-1]!
-        let pre = Transfer {
-            write_back: Some(-1),
-            ..plain(false, 1, 3, 4, -1)
-        };
+        let pre = Transfer { write_back: Some(-1), ..plain(false, 1, 3, 4, -1) };
         assert_eq!(decode(0x381f_fc83), Some(pre));
         // str q5, [x6, #16]
-        let vector = Transfer {
-            simd: true,
-            ..plain(false, 16, 5, 6, 16)
-        };
+        let vector = Transfer { simd: true, ..plain(false, 16, 5, 6, 16) };
         assert_eq!(decode(0x3d80_04c5), Some(vector));
         // ldrsh w7, [x8, #6]
-        let sign = Transfer {
-            extension: Extension::Sign32,
-            ..plain(true, 2, 7, 8, 6)
-        };
+        let sign = Transfer { extension: Extension::Sign32, ..plain(true, 2, 7, 8, 6) };
         assert_eq!(decode(0x79c0_0d07), Some(sign));
         // ldr w9, [x10, w11, sxtw #2]
         let register = Transfer {
-            offset: Offset::Register {
-                register: 11,
-                option: 6,
-                shift: 2,
-            },
+            offset: Offset::Register { register: 11, option: 6, shift: 2 },
             ..plain(true, 4, 9, 10, 0)
         };
         assert_eq!(decode(0xb86b_d949), Some(register));

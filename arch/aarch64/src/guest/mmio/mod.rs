@@ -174,22 +174,14 @@ fn base(transfer: &Transfer, registers: &dyn Registers) -> u64 {
 }
 
 fn general(registers: &dyn Registers, number: u8) -> u64 {
-    if number == REGISTER_31 {
-        0
-    } else {
-        registers.x(number)
-    }
+    if number == REGISTER_31 { 0 } else { registers.x(number) }
 }
 
 fn address(transfer: &Transfer, registers: &dyn Registers) -> u64 {
     let base = base(transfer, registers);
     match transfer.offset {
         Offset::Immediate(offset) => base.wrapping_add_signed(offset),
-        Offset::Register {
-            register,
-            option,
-            shift,
-        } => {
+        Offset::Register { register, option, shift } => {
             let value = general(registers, register);
             let extended = match option {
                 2 => u64::from(value as u32),
@@ -219,11 +211,7 @@ fn transfer_all(
             let value = load(device, at, transfer.size);
             set(transfer, registers, number, value);
         } else {
-            let value = if transfer.simd {
-                registers.v(number)
-            } else {
-                general(registers, number).into()
-            };
+            let value = if transfer.simd { registers.v(number) } else { general(registers, number).into() };
             store(device, at, transfer.size, value);
         }
     }
@@ -235,11 +223,7 @@ const WIDEST: u8 = 8;
 
 fn load(device: &mut dyn FnMut(Access) -> u64, address: u64, size: u8) -> u128 {
     let mut read = |address, size| {
-        let value = device(Access {
-            address,
-            size,
-            kind: AccessKind::Read,
-        });
+        let value = device(Access { address, size, kind: AccessKind::Read });
         u128::from(value & mask(size))
     };
     if size <= WIDEST {
@@ -251,11 +235,7 @@ fn load(device: &mut dyn FnMut(Access) -> u64, address: u64, size: u8) -> u128 {
 
 fn store(device: &mut dyn FnMut(Access) -> u64, address: u64, size: u8, value: u128) {
     let mut write = |address, size, value: u128| {
-        device(Access {
-            address,
-            size,
-            kind: AccessKind::Write(value as u64 & mask(size)),
-        });
+        device(Access { address, size, kind: AccessKind::Write(value as u64 & mask(size)) });
     };
     write(address, size.min(WIDEST), value);
     if size > WIDEST {

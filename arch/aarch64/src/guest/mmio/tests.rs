@@ -62,10 +62,7 @@ fn run(guest: &mut Guest, abort: &DataAbort, instruction: Option<u32>) -> Result
         seen.push(access);
         ANSWER
     });
-    assert!(
-        result.is_ok() || seen.is_empty(),
-        "a refused access reached the device"
-    );
+    assert!(result.is_ok() || seen.is_empty(), "a refused access reached the device");
     result.map(|()| seen)
 }
 
@@ -79,19 +76,11 @@ fn described_access(load: bool, sas: u32, sse: bool, sf: bool, srt: u32) -> u32 
 }
 
 fn read(address: u64, size: u8) -> Access {
-    Access {
-        address,
-        size,
-        kind: AccessKind::Read,
-    }
+    Access { address, size, kind: AccessKind::Read }
 }
 
 fn write(address: u64, size: u8, value: u64) -> Access {
-    Access {
-        address,
-        size,
-        kind: AccessKind::Write(value),
-    }
+    Access { address, size, kind: AccessKind::Write(value) }
 }
 
 #[test]
@@ -116,10 +105,7 @@ fn a_described_load_fills_its_register_as_asked() {
 fn a_described_store_writes_its_register_or_zero() {
     let mut guest = Guest::new();
     let store = |srt| abort(described_access(false, 2, false, false, srt), 0);
-    assert_eq!(
-        run(&mut guest, &store(3), None),
-        Ok(vec![write(DEVICE, 4, 0x3333_3333)])
-    );
+    assert_eq!(run(&mut guest, &store(3), None), Ok(vec![write(DEVICE, 4, 0x3333_3333)]));
     assert_eq!(run(&mut guest, &store(31), None), Ok(vec![write(DEVICE, 4, 0)]));
     let before = guest.clone();
     let load = abort(described_access(true, 3, false, true, 31), 0);
@@ -134,20 +120,11 @@ fn pairs_and_write_back_are_decoded() {
     // stp x1, x2, [x0]
     let seen = run(&mut guest, &abort(iss::WNR, 0x7010), Some(0xa900_0801));
     let at = DEVICE + 0x10;
-    assert_eq!(
-        seen,
-        Ok(vec![
-            write(at, 8, 0x1111_1111_1111_1111),
-            write(at + 8, 8, 0x2222_2222_2222_2222)
-        ])
-    );
+    assert_eq!(seen, Ok(vec![write(at, 8, 0x1111_1111_1111_1111), write(at + 8, 8, 0x2222_2222_2222_2222)]));
     // ldp w3, w4, [sp, #-16]!
     let seen = run(&mut guest, &abort(0, 0x7ff0), Some(0x29fe_13e3));
     assert_eq!(seen, Ok(vec![read(DEVICE + 0xff0, 4), read(DEVICE + 0xff4, 4)]));
-    assert_eq!(
-        (guest.x[3], guest.x[4], guest.sp),
-        (0x8485_8687, 0x8485_8687, 0x7ff0)
-    );
+    assert_eq!((guest.x[3], guest.x[4], guest.sp), (0x8485_8687, 0x8485_8687, 0x7ff0));
     // ldr x1, [x2], #8
     guest.x[2] = 0x20;
     run(&mut guest, &abort(0, 0x20), Some(0xf840_8441)).unwrap();
@@ -213,10 +190,7 @@ fn cache_maintenance_is_done_without_the_device() {
 
 #[test]
 fn the_page_is_from_one_register_and_the_offset_from_the_other() {
-    assert_eq!(
-        guest_physical(0x9_0000 << 4 >> 4, 0xffff_0000_0000_0018),
-        0x900_0018
-    );
+    assert_eq!(guest_physical(0x9_0000 << 4 >> 4, 0xffff_0000_0000_0018), 0x900_0018);
     assert_eq!(guest_physical(u64::MAX, u64::MAX), 0xf_ffff_ffff_ffff);
 }
 

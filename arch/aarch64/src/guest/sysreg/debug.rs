@@ -161,12 +161,8 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    const PARTS: [Part; 4] = [
-        Part::BreakpointValue,
-        Part::BreakpointControl,
-        Part::WatchpointValue,
-        Part::WatchpointControl,
-    ];
+    const PARTS: [Part; 4] =
+        [Part::BreakpointValue, Part::BreakpointControl, Part::WatchpointValue, Part::WatchpointControl];
 
     #[test]
     fn there_are_as_many_as_the_processor_has() {
@@ -195,10 +191,7 @@ mod tests {
         assert!(debug.take_changed() && !debug.in_use());
         debug.write(Part::WatchpointControl, 1, counts, control);
         assert!(debug.take_changed() && debug.in_use() && !debug.take_changed());
-        let expected = Point {
-            value: address,
-            control,
-        };
+        let expected = Point { value: address, control };
         assert_eq!(debug.watchpoints(counts), [Point::default(), expected]);
         assert_eq!(debug.breakpoints(counts), [Point::default(); 2]);
     }

@@ -46,30 +46,15 @@ pub struct IdRegister {
 }
 
 const fn pass(shift: u8, name: &'static str, why: &'static str) -> Field {
-    Field {
-        shift,
-        name,
-        rule: Rule::Pass,
-        why,
-    }
+    Field { shift, name, rule: Rule::Pass, why }
 }
 
 const fn at_most(shift: u8, name: &'static str, most: u8, why: &'static str) -> Field {
-    Field {
-        shift,
-        name,
-        rule: Rule::AtMost(most),
-        why,
-    }
+    Field { shift, name, rule: Rule::AtMost(most), why }
 }
 
 const fn is(shift: u8, name: &'static str, value: u8, why: &'static str) -> Field {
-    Field {
-        shift,
-        name,
-        rule: Rule::Is(value),
-        why,
-    }
+    Field { shift, name, rule: Rule::Is(value), why }
 }
 
 const fn hide(shift: u8, name: &'static str, why: &'static str) -> Field {
@@ -112,16 +97,8 @@ pub const REGISTERS: [IdRegister; 9] = [
             hide(44, "AMU", "activity monitors show other guests' work"),
             hide(40, "MPAM", "partitioning is the machine's"),
             hide(36, "SEL2", "there is no Secure state"),
-            hide(
-                32,
-                "SVE",
-                "its registers are not switched; trapped by CPTR_EL2.TZ",
-            ),
-            hide(
-                28,
-                "RAS",
-                "error records are the machine's; trapped by HCR_EL2.TERR",
-            ),
+            hide(32, "SVE", "its registers are not switched; trapped by CPTR_EL2.TZ"),
+            hide(28, "RAS", "error records are the machine's; trapped by HCR_EL2.TERR"),
             is(24, "GIC", 1, "system registers of the GIC CPU interface"),
             pass(20, "AdvSIMD", "switched with the vCPU"),
             pass(16, "FP", "switched with the vCPU"),
@@ -141,23 +118,10 @@ pub const REGISTERS: [IdRegister; 9] = [
             hide(48, "THE", "needs registers that are not switched"),
             hide(44, "GCS", "needs registers that are not switched"),
             hide(40, "MTE_frac", "tags are not switched"),
-            hide(
-                36,
-                "NMI",
-                "the interrupt controller has no non-maskable interrupts",
-            ),
-            at_most(
-                32,
-                "CSV2_frac",
-                1,
-                "2 would add SCXTNUM_ELx, which are not switched",
-            ),
+            hide(36, "NMI", "the interrupt controller has no non-maskable interrupts"),
+            at_most(32, "CSV2_frac", 1, "2 would add SCXTNUM_ELx, which are not switched"),
             hide(28, "RNDR_trap", "for EL3"),
-            hide(
-                24,
-                "SME",
-                "its registers are not switched; trapped by CPTR_EL2.TSM",
-            ),
+            hide(24, "SME", "its registers are not switched; trapped by CPTR_EL2.TSM"),
             hide(20, "-", RESERVED),
             hide(16, "MPAM_frac", "partitioning is the machine's"),
             hide(12, "RAS_frac", "error records are the machine's"),
@@ -183,11 +147,7 @@ pub const REGISTERS: [IdRegister; 9] = [
             pass(20, "WRPs", POINTS),
             hide(16, "PMSS", "for profiling"),
             pass(12, "BRPs", POINTS),
-            hide(
-                8,
-                "PMUVer",
-                "performance counters are not offered; trapped by MDCR_EL2.TPM",
-            ),
+            hide(8, "PMUVer", "performance counters are not offered; trapped by MDCR_EL2.TPM"),
             hide(4, "TraceVer", "trace is the machine's"),
             is(0, "DebugVer", 6, "Armv8, the least that there may be"),
         ],
@@ -277,12 +237,7 @@ pub const REGISTERS: [IdRegister; 9] = [
             hide(12, "SNSMem", "there is no Secure state"),
             hide(8, "BigEnd", "device accesses are decoded as little-endian"),
             pass(4, "ASIDBits", TABLES),
-            at_most(
-                0,
-                "PARange",
-                PA_RANGE_40,
-                "the size of the guest's memory map, as power of two",
-            ),
+            at_most(0, "PARange", PA_RANGE_40, "the size of the guest's memory map, as power of two"),
         ],
     },
     IdRegister {
@@ -300,11 +255,7 @@ pub const REGISTERS: [IdRegister; 9] = [
             hide(28, "XNX", EL2),
             hide(24, "SpecSEI", "error reports are the machine's"),
             pass(20, "PAN", PSTATE),
-            hide(
-                16,
-                "LO",
-                "its registers are not switched; trapped by HCR_EL2.TLOR",
-            ),
+            hide(16, "LO", "its registers are not switched; trapped by HCR_EL2.TLOR"),
             pass(12, "HPDS", TABLES),
             hide(8, "VH", EL2),
             hide(4, "VMIDBits", EL2),
@@ -321,16 +272,8 @@ pub const REGISTERS: [IdRegister; 9] = [
             pass(48, "TTL", TABLES),
             hide(44, "-", RESERVED),
             hide(40, "FWB", EL2),
-            pass(
-                36,
-                "IDS",
-                "ID registers that do not exist are reported in a way of their own",
-            ),
-            pass(
-                32,
-                "AT",
-                "unaligned single-copy atomicity: a property of loads and stores",
-            ),
+            pass(36, "IDS", "ID registers that do not exist are reported in a way of their own"),
+            pass(32, "AT", "unaligned single-copy atomicity: a property of loads and stores"),
             pass(28, "ST", TABLES),
             hide(24, "NV", EL2),
             pass(20, "CCIDX", "the format of CCSIDR_EL1, which is not trapped"),
@@ -435,15 +378,7 @@ mod tests {
     fn the_rest_of_the_space_reads_as_zero_and_what_is_outside_is_not_here() {
         let ones = |_| u64::MAX;
         // ID_PFR0_EL1, MVFR0_EL1, ID_AA64ZFR0_EL1, ID_AA64SMFR0_EL1, ID_AA64DFR1_EL1, ID_AA64MMFR3_EL1.
-        for register in [
-            id(1, 0),
-            id(3, 0),
-            id(4, 4),
-            id(4, 5),
-            id(5, 1),
-            id(7, 3),
-            id(7, 7),
-        ] {
+        for register in [id(1, 0), id(3, 0), id(4, 4), id(4, 5), id(5, 1), id(7, 3), id(7, 7)] {
             assert_eq!(read(register, &ones), Some(0));
         }
         for register in [id(0, 0), id(8, 0), SystemRegister::new(3, 1, 0, 4, 0)] {

@@ -57,13 +57,8 @@ impl SystemRegister {
 impl fmt::Display for SystemRegister {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let bits = self.bits();
-        let (op0, op1, crn, crm, op2) = (
-            bits >> 14,
-            bits >> 11 & 7,
-            bits >> 7 & 0xf,
-            bits >> 3 & 0xf,
-            bits & 7,
-        );
+        let (op0, op1, crn, crm, op2) =
+            (bits >> 14, bits >> 11 & 7, bits >> 7 & 0xf, bits >> 3 & 0xf, bits & 7);
         write!(f, "S{op0}_{op1}_C{crn}_C{crm}_{op2}")
     }
 }
@@ -130,12 +125,7 @@ pub struct SystemRegisters {
 impl SystemRegisters {
     /// After reset. `vm` is the VM's name, for the log.
     pub fn new(vm: impl Into<String>) -> Self {
-        Self {
-            vm: vm.into(),
-            debug: Debug::default(),
-            unknown: 0,
-            logged: ArrayVec::new(),
-        }
+        Self { vm: vm.into(), debug: Debug::default(), unknown: 0, logged: ArrayVec::new() }
     }
 
     /// Breakpoints, watchpoints and MDSCR_EL1 for the hardware.
@@ -152,11 +142,7 @@ impl SystemRegisters {
     pub fn access(&mut self, trap: Trap, value: u64, hardware: &dyn Fn(SystemRegister) -> u64) -> Outcome {
         if let Some(shown) = id::read(trap.register, hardware) {
             // They are read-only: a write is undefined.
-            return if trap.read {
-                Outcome::Read(shown)
-            } else {
-                Outcome::Undefined
-            };
+            return if trap.read { Outcome::Read(shown) } else { Outcome::Undefined };
         }
         let Some(entry) = table::find(trap.register) else {
             self.note_unknown(trap);
@@ -225,23 +211,15 @@ mod tests {
         }
 
         fn write(&mut self, op: [u32; 5], value: u64) -> Outcome {
-            self.0
-                .access(Trap::from_iss(iss(op, false)), value, &|_| u64::MAX)
+            self.0.access(Trap::from_iss(iss(op, false)), value, &|_| u64::MAX)
         }
     }
 
     #[test]
     fn a_syndrome_names_its_register() {
         let trap = Trap::from_iss(iss([3, 3, 14, 2, 1], true));
-        let expected = Trap {
-            register: SystemRegister::new(3, 3, 14, 2, 1),
-            rt: 3,
-            read: true,
-        };
-        assert_eq!(
-            (trap, trap.register.to_string().as_str()),
-            (expected, "S3_3_C14_C2_1")
-        );
+        let expected = Trap { register: SystemRegister::new(3, 3, 14, 2, 1), rt: 3, read: true };
+        assert_eq!((trap, trap.register.to_string().as_str()), (expected, "S3_3_C14_C2_1"));
     }
 
     #[test]
@@ -276,10 +254,7 @@ mod tests {
     #[test]
     fn interrupts_are_sent_and_deactivated_by_writes_only() {
         let mut rig = Rig::new();
-        assert_eq!(
-            rig.write([3, 0, 12, 11, 5], 0x100_0001),
-            Outcome::Sgi(0x100_0001, SgiGroup::Group1)
-        );
+        assert_eq!(rig.write([3, 0, 12, 11, 5], 0x100_0001), Outcome::Sgi(0x100_0001, SgiGroup::Group1));
         assert_eq!(rig.write([3, 0, 12, 11, 7], 1), Outcome::Sgi(1, SgiGroup::Group0));
         assert_eq!(rig.write([3, 0, 12, 11, 1], 0xff00_001b), Outcome::Deactivate(27));
         assert_eq!(rig.read([3, 0, 12, 11, 5]), Outcome::Undefined);
@@ -289,20 +264,11 @@ mod tests {
     #[test]
     fn what_is_not_offered_is_undefined_without_a_word() {
         let mut rig = Rig::new();
-        for op in [
-            [3, 3, 9, 12, 0],
-            [3, 0, 2, 1, 0],
-            [3, 0, 1, 2, 0],
-            [3, 3, 14, 2, 1],
-        ] {
+        for op in [[3, 3, 9, 12, 0], [3, 0, 2, 1, 0], [3, 0, 1, 2, 0], [3, 3, 14, 2, 1]] {
             assert_eq!(rig.read(op), Outcome::Undefined);
             assert_eq!(rig.write(op, 0), Outcome::Undefined);
         }
-        assert_eq!(
-            rig.write([3, 0, 0, 4, 0], 0),
-            Outcome::Undefined,
-            "ID registers are read-only"
-        );
+        assert_eq!(rig.write([3, 0, 0, 4, 0], 0), Outcome::Undefined, "ID registers are read-only");
         assert_eq!(rig.0.unknown(), 0);
     }
 

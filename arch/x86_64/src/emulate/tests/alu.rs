@@ -70,23 +70,9 @@ macro_rules! bits_native {
 
 /// Values around the corners, and any.
 fn value() -> impl Strategy<Value = u64> {
-    let corners = [
-        0,
-        1,
-        0x7f,
-        0x80,
-        0xff,
-        0x7fff,
-        0x8000,
-        0xffff,
-        0x7fff_ffff,
-        0x8000_0000,
-    ];
+    let corners = [0, 1, 0x7f, 0x80, 0xff, 0x7fff, 0x8000, 0xffff, 0x7fff_ffff, 0x8000_0000];
     let more = [0xffff_ffff, i64::MAX as u64, 1 << 63, u64::MAX, 0x0f, 0x10];
-    prop_oneof![
-        proptest::sample::select([&corners[..], &more[..]].concat()),
-        any::<u64>()
-    ]
+    prop_oneof![proptest::sample::select([&corners[..], &more[..]].concat()), any::<u64>()]
 }
 
 proptest! {

@@ -105,11 +105,7 @@ fn code() -> impl Strategy<Value = Vec<u8>> {
         any::<bool>(),
     )
         .prop_map(|([a, b, c, _], opcode, rest, evex)| {
-            let prefix = if evex {
-                vec![0x62, a & 0xf0 | 1, b | 4, c]
-            } else {
-                vec![0xc5, a]
-            };
+            let prefix = if evex { vec![0x62, a & 0xf0 | 1, b | 4, c] } else { vec![0xc5, a] };
             [prefix, vec![opcode], rest].concat()
         });
     prop_oneof![

@@ -27,12 +27,7 @@ fn memory() -> TestMemory {
     TestMemory::new(0, DEVICE as usize)
 }
 
-const FLAT: SegmentState = SegmentState {
-    base: 0,
-    limit: u32::MAX,
-    long: false,
-    big: true,
-};
+const FLAT: SegmentState = SegmentState { base: 0, limit: u32::MAX, long: false, big: true };
 
 /// 64-bit code without paging: not a state a processor has, but one where addresses speak for themselves.
 fn long_state() -> CpuState {
@@ -61,10 +56,7 @@ fn protected_state() -> CpuState {
 
 /// 16-bit code in real mode, all segments at 0.
 fn real_state() -> CpuState {
-    let segment = SegmentState {
-        limit: 0xffff,
-        ..SegmentState::default()
-    };
+    let segment = SegmentState { limit: 0xffff, ..SegmentState::default() };
     CpuState {
         rip: CODE,
         rflags: RFLAGS_FIXED,
@@ -134,22 +126,11 @@ impl Machine {
     }
 
     fn device_u64(&self, offset: u64) -> u64 {
-        u64::from_le_bytes(
-            self.device[offset as usize..offset as usize + 8]
-                .try_into()
-                .unwrap(),
-        )
+        u64::from_le_bytes(self.device[offset as usize..offset as usize + 8].try_into().unwrap())
     }
 
     fn mmio(&mut self) -> Result<(), Failure> {
-        let Self {
-            state,
-            vectors,
-            ram,
-            device,
-            seen,
-            ..
-        } = self;
+        let Self { state, vectors, ram, device, seen, .. } = self;
         let done = super::mmio(state, vectors, ram, DEVICE, &mut |access: Access| {
             assert!(access.address.is_multiple_of(access.size.into()));
             let start = (access.address - DEVICE) as usize;

@@ -7,11 +7,7 @@ use crate::emulate::{
 };
 
 fn general_protection(error_code: Option<u32>) -> Exception {
-    Exception {
-        vector: 13,
-        error_code,
-        cr2: None,
-    }
+    Exception { vector: 13, error_code, cr2: None }
 }
 
 #[test]
@@ -49,11 +45,7 @@ fn stack_segment_has_its_own_fault() {
     let mut machine = Machine::new(protected_state(), &[0x89, 0x45, 0x00]);
     machine.state.ss.limit = 0xfff;
     machine.state.gpr[5] = DEVICE;
-    let expected = Exception {
-        vector: 12,
-        error_code: Some(0),
-        cr2: None,
-    };
+    let expected = Exception { vector: 12, error_code: Some(0), cr2: None };
     assert_eq!(machine.mmio(), Err(Failure::Exception(expected)));
 }
 
@@ -118,10 +110,7 @@ fn lengths_depend_on_the_mode() {
         assert_eq!(length(long_state(), code), Ok(len));
     }
     let too_long = [0x66; MAX_INSTRUCTION_LEN];
-    assert_eq!(
-        length(long_state(), &too_long),
-        Err(Failure::Unsupported(too_long.into()))
-    );
+    assert_eq!(length(long_state(), &too_long), Err(Failure::Unsupported(too_long.into())));
 }
 
 #[test]
@@ -132,10 +121,7 @@ fn fetch_ends_with_the_segment_and_with_ram() {
     machine.state.cs.limit = CODE as u32 + 3;
     assert_eq!(fetch(&machine.state, &machine.ram, &mut buffer), Ok(4));
     machine.state.cs.limit = CODE as u32 - 1;
-    assert_eq!(
-        fetch(&machine.state, &machine.ram, &mut buffer),
-        Err(general_protection(Some(0)))
-    );
+    assert_eq!(fetch(&machine.state, &machine.ram, &mut buffer), Err(general_protection(Some(0))));
     machine.state.cs.limit = u32::MAX;
     machine.state.rip = DEVICE - 2;
     assert_eq!(fetch(&machine.state, &machine.ram, &mut buffer), Ok(2));
@@ -159,8 +145,5 @@ fn operands_of_moves_to_control_registers_are_found() {
     // mov cr3, rax, and what the guest may have put there meanwhile
     assert_eq!(found(long_state(), &[0x0f, 0x22, 0xd8]), moved(3, true, 0));
     assert_eq!(found(long_state(), &[0x90]), Ok(None));
-    assert!(matches!(
-        found(long_state(), &[0x06]),
-        Err(Failure::Unsupported(_))
-    ));
+    assert!(matches!(found(long_state(), &[0x06]), Err(Failure::Unsupported(_))));
 }

@@ -22,19 +22,9 @@ fn rep_movs_from_ram_to_a_device() {
     machine.state.gpr[RDI] = DEVICE;
     machine.state.gpr[RCX] = 3;
     assert_eq!(machine.mmio(), Ok(()));
-    assert_eq!(
-        machine.seen,
-        [
-            (DEVICE, 4, Some(1)),
-            (DEVICE + 4, 4, Some(2)),
-            (DEVICE + 8, 4, Some(3))
-        ]
-    );
+    assert_eq!(machine.seen, [(DEVICE, 4, Some(1)), (DEVICE + 4, 4, Some(2)), (DEVICE + 8, 4, Some(3))]);
     let state = &machine.state;
-    assert_eq!(
-        (state.gpr[RSI], state.gpr[RDI], state.gpr[RCX]),
-        (0x200c, DEVICE + 12, 0)
-    );
+    assert_eq!((state.gpr[RSI], state.gpr[RDI], state.gpr[RCX]), (0x200c, DEVICE + 12, 0));
     assert_eq!(state.rip, CODE + 2);
 }
 
@@ -82,10 +72,7 @@ fn lods_loads() {
     machine.set_device(0, 0xbeef);
     machine.state.gpr[RSI] = DEVICE;
     assert_eq!(machine.mmio(), Ok(()));
-    assert_eq!(
-        (machine.state.gpr[0], machine.state.gpr[RSI]),
-        (0xbeef, DEVICE + 2)
-    );
+    assert_eq!((machine.state.gpr[0], machine.state.gpr[RSI]), (0xbeef, DEVICE + 2));
 }
 
 #[test]
@@ -106,10 +93,7 @@ fn comparisons_stop_at_their_condition() {
     assert_eq!(machine.mmio(), Ok(()));
     assert_eq!((machine.state.gpr[RSI], machine.state.gpr[RCX]), (0x2003, 5));
     // 0x34 is above 0x33: neither equal nor below.
-    assert_eq!(
-        machine.state.rflags & (RFlags::ZERO_FLAG | RFlags::CARRY_FLAG).bits(),
-        0
-    );
+    assert_eq!(machine.state.rflags & (RFlags::ZERO_FLAG | RFlags::CARRY_FLAG).bits(), 0);
     assert_eq!(machine.state.rip, CODE + 4);
 }
 
@@ -133,11 +117,7 @@ fn outs_and_ins() {
     assert_eq!(string_io(&mut machine.state, &machine.ram, &mut port), Ok(true));
     assert_eq!((machine.state.gpr[RDI], machine.state.rip), (0x3004, CODE + 5));
     assert_eq!(machine.ram.u64(0x3000), 0x1234_1234);
-    let access = |size, kind| Access {
-        address: 0x3f8,
-        size,
-        kind,
-    };
+    let access = |size, kind| Access { address: 0x3f8, size, kind };
     let (h, i) = (b'h'.into(), b'i'.into());
     assert_eq!(
         seen,
@@ -157,9 +137,8 @@ fn ports_and_device_memory_do_not_mix() {
         let mut machine = Machine::new(long_state(), code);
         machine.state.gpr[RSI] = DEVICE;
         machine.state.gpr[RDI] = DEVICE;
-        let result = string_io(&mut machine.state, &machine.ram, &mut |access| {
-            panic!("{access:?} reached the bus")
-        });
+        let result =
+            string_io(&mut machine.state, &machine.ram, &mut |access| panic!("{access:?} reached the bus"));
         assert!(matches!(result, Err(Failure::Unsupported(_))));
     }
 }

@@ -155,15 +155,8 @@ fn aligned_moves_fault_where_they_are_not() {
         let mut machine = machine(code);
         let before = (machine.state.clone(), machine.vectors.0);
         if aligned {
-            assert_eq!(
-                machine.mmio(),
-                exception(ExceptionVector::GeneralProtection),
-                "{code:x?}"
-            );
-            assert_eq!(
-                (machine.state, machine.vectors.0, machine.seen),
-                (before.0, before.1, vec![])
-            );
+            assert_eq!(machine.mmio(), exception(ExceptionVector::GeneralProtection), "{code:x?}");
+            assert_eq!((machine.state, machine.vectors.0, machine.seen), (before.0, before.1, vec![]));
         } else {
             assert_eq!(machine.mmio(), Ok(()), "{code:x?}");
         }
@@ -175,36 +168,11 @@ fn a_guest_that_has_not_turned_vectors_on_gets_the_processors_exception() {
     const SSE: &[u8] = &[0x0f, 0x10, 0x0b];
     const AVX: &[u8] = &[0xc5, 0xfe, 0x6f, 0x0b];
     let turned_off = [
-        (
-            SSE,
-            Cr4Flags::OSFXSR,
-            Cr0Flags::empty(),
-            ExceptionVector::InvalidOpcode,
-        ),
-        (
-            AVX,
-            Cr4Flags::OSXSAVE,
-            Cr0Flags::empty(),
-            ExceptionVector::InvalidOpcode,
-        ),
-        (
-            SSE,
-            Cr4Flags::empty(),
-            Cr0Flags::EMULATE_COPROCESSOR,
-            ExceptionVector::InvalidOpcode,
-        ),
-        (
-            SSE,
-            Cr4Flags::empty(),
-            Cr0Flags::TASK_SWITCHED,
-            ExceptionVector::DeviceNotAvailable,
-        ),
-        (
-            AVX,
-            Cr4Flags::empty(),
-            Cr0Flags::TASK_SWITCHED,
-            ExceptionVector::DeviceNotAvailable,
-        ),
+        (SSE, Cr4Flags::OSFXSR, Cr0Flags::empty(), ExceptionVector::InvalidOpcode),
+        (AVX, Cr4Flags::OSXSAVE, Cr0Flags::empty(), ExceptionVector::InvalidOpcode),
+        (SSE, Cr4Flags::empty(), Cr0Flags::EMULATE_COPROCESSOR, ExceptionVector::InvalidOpcode),
+        (SSE, Cr4Flags::empty(), Cr0Flags::TASK_SWITCHED, ExceptionVector::DeviceNotAvailable),
+        (AVX, Cr4Flags::empty(), Cr0Flags::TASK_SWITCHED, ExceptionVector::DeviceNotAvailable),
     ];
     for (code, cleared, set, vector) in turned_off {
         let mut machine = machine(code);

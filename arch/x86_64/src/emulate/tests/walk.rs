@@ -60,11 +60,7 @@ fn mapped(flags: u64) -> TestMemory {
 }
 
 fn page_fault(code: u32, linear: u64) -> Result<GuestPhys, Exception> {
-    Err(Exception {
-        vector: 14,
-        error_code: Some(code),
-        cr2: Some(linear),
-    })
+    Err(Exception { vector: 14, error_code: Some(code), cr2: Some(linear) })
 }
 
 const MAPPED: Result<GuestPhys, Exception> = Ok(GuestPhys(PAGE + 0xabc));
@@ -92,10 +88,7 @@ fn four_levels_set_accessed_and_dirty() {
 #[test]
 fn a_refused_access_leaves_no_flags() {
     let (state, ram) = (four_levels(), mapped(P | US));
-    assert_eq!(
-        translate(&state, &ram, LINEAR, AccessType::Write),
-        page_fault(PRESENT | WRITE, LINEAR)
-    );
+    assert_eq!(translate(&state, &ram, LINEAR, AccessType::Write), page_fault(PRESENT | WRITE, LINEAR));
     assert_eq!(ram.u64(slot(TABLE[3], LINEAR, 1)), PAGE | P | US);
 }
 
@@ -112,10 +105,7 @@ fn five_levels() {
     assert_eq!(translate(&state, &ram, linear, AccessType::Read), MAPPED);
     // The same address is not canonical with four levels.
     let exception = translate(&four_levels(), &ram, linear, AccessType::Read).unwrap_err();
-    assert_eq!(
-        (exception.vector, exception.error_code, exception.cr2),
-        (13, Some(0), None)
-    );
+    assert_eq!((exception.vector, exception.error_code, exception.cr2), (13, Some(0), None));
 }
 
 #[test]
@@ -130,18 +120,12 @@ fn large_pages_of_long_mode() {
         assert_eq!(address, Ok(GuestPhys(page + offset)));
         assert_eq!(ram.u64(entry) & (A | D), A | D);
         ram.put_u64(entry, page | ALL | PS | 1 << 13);
-        assert_eq!(
-            translate(&state, &ram, LINEAR, AccessType::Read),
-            page_fault(PRESENT | RESERVED, LINEAR)
-        );
+        assert_eq!(translate(&state, &ram, LINEAR, AccessType::Read), page_fault(PRESENT | RESERVED, LINEAR));
     }
     // No page is that large.
     let ram = mapped(ALL);
     ram.put_u64(slot(TABLE[0], LINEAR, 4), TABLE[1] | ALL | PS);
-    assert_eq!(
-        translate(&state, &ram, LINEAR, AccessType::Read),
-        page_fault(PRESENT | RESERVED, LINEAR)
-    );
+    assert_eq!(translate(&state, &ram, LINEAR, AccessType::Read), page_fault(PRESENT | RESERVED, LINEAR));
 }
 
 #[test]
@@ -204,10 +188,7 @@ fn rights_of_upper_levels_count() {
     ram.put_u64(slot(TABLE[1], LINEAR, 3), TABLE[2] | P | RW);
     let mut state = four_levels();
     state.cpl = 3;
-    assert_eq!(
-        translate(&state, &ram, LINEAR, AccessType::Read),
-        page_fault(PRESENT | USER, LINEAR)
-    );
+    assert_eq!(translate(&state, &ram, LINEAR, AccessType::Read), page_fault(PRESENT | USER, LINEAR));
     ram.put_u64(slot(TABLE[1], LINEAR, 3), TABLE[2] | ALL | NX);
     assert_eq!(
         translate(&state, &ram, LINEAR, AccessType::Execute),
@@ -219,10 +200,7 @@ fn rights_of_upper_levels_count() {
 fn tables_outside_ram_are_not_present() {
     let ram = mapped(ALL);
     ram.put_u64(slot(TABLE[1], LINEAR, 3), DEVICE | ALL);
-    assert_eq!(
-        translate(&four_levels(), &ram, LINEAR, AccessType::Read),
-        page_fault(0, LINEAR)
-    );
+    assert_eq!(translate(&four_levels(), &ram, LINEAR, AccessType::Read), page_fault(0, LINEAR));
 }
 
 #[test]
@@ -237,19 +215,10 @@ fn two_levels_and_four_mebibytes() {
     ram.put(TABLE[0] + 4, &(TABLE[1] as u32 | (ALL | PS) as u32).to_le_bytes());
     assert_eq!(translate(&state, &ram, linear, AccessType::Read), MAPPED);
     state.cr4 |= Cr4Flags::PAGE_SIZE_EXTENSION.bits();
-    ram.put(
-        TABLE[0] + 4,
-        &(0x0080_0000 | 5 << 13 | (ALL | PS) as u32).to_le_bytes(),
-    );
-    assert_eq!(
-        translate(&state, &ram, linear, AccessType::Read),
-        Ok(GuestPhys(0x5_0080_3abc))
-    );
+    ram.put(TABLE[0] + 4, &(0x0080_0000 | 5 << 13 | (ALL | PS) as u32).to_le_bytes());
+    assert_eq!(translate(&state, &ram, linear, AccessType::Read), Ok(GuestPhys(0x5_0080_3abc)));
     ram.put(TABLE[0] + 4, &(0x00a0_0000 | (ALL | PS) as u32).to_le_bytes());
-    assert_eq!(
-        translate(&state, &ram, linear, AccessType::Read),
-        page_fault(PRESENT | RESERVED, linear)
-    );
+    assert_eq!(translate(&state, &ram, linear, AccessType::Read), page_fault(PRESENT | RESERVED, linear));
 }
 
 #[test]
@@ -273,10 +242,7 @@ fn pae() {
     );
     ram.put_u64(pointer, TABLE[1] | P);
     ram.put_u64(TABLE[1] + 8, 0x60_0000 | ALL | PS);
-    assert_eq!(
-        translate(&state, &ram, linear, AccessType::Read),
-        Ok(GuestPhys(0x60_1abc))
-    );
+    assert_eq!(translate(&state, &ram, linear, AccessType::Read), Ok(GuestPhys(0x60_1abc)));
 }
 
 /// Maps the two pages of linear 0 and 0x1000 to the given frames (0: not present).
@@ -319,10 +285,7 @@ fn an_access_across_pages_is_split_and_precise() {
     machine.state.gpr[0] = 0x8877_6655_4433_2211;
     machine.state.gpr[3] = 0xffd;
     assert_eq!(machine.mmio(), Ok(()));
-    assert_eq!(
-        machine.seen,
-        [(DEVICE + 0xffd, 1, Some(0x11)), (DEVICE + 0xffe, 2, Some(0x3322))]
-    );
+    assert_eq!(machine.seen, [(DEVICE + 0xffd, 1, Some(0x11)), (DEVICE + 0xffe, 2, Some(0x3322))]);
     assert_eq!(machine.ram.u64(0xc000), 0x88_7766_5544);
     // The second page faults: nothing reaches the device.
     machine.ram.put_u64(TABLE[3] + 8, 0xc000 | P);

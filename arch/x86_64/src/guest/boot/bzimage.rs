@@ -120,19 +120,13 @@ fn place(header: &Header, need: u64, low_ram: u64) -> Option<u64> {
     let lowest = boot::KERNEL_MIN.checked_next_multiple_of(header.alignment);
     let fallback = lowest.filter(|_| header.relocatable);
     let fits = |at: &u64| *at >= boot::KERNEL_MIN && at.checked_add(need).is_some_and(|end| end <= low_ram);
-    [Some(header.preferred), fallback]
-        .into_iter()
-        .flatten()
-        .find(fits)
+    [Some(header.preferred), fallback].into_iter().flatten().find(fits)
 }
 
 /// The end of the kernel at the lowest of its places.
 fn least_end(header: &Header, need: u64) -> Option<u64> {
-    let lowest = if header.relocatable {
-        boot::KERNEL_MIN.checked_next_multiple_of(header.alignment)
-    } else {
-        None
-    };
+    let lowest =
+        if header.relocatable { boot::KERNEL_MIN.checked_next_multiple_of(header.alignment) } else { None };
     let preferred = Some(header.preferred).filter(|at| *at >= boot::KERNEL_MIN);
     [preferred, lowest].into_iter().flatten().min()?.checked_add(need)
 }
@@ -149,26 +143,17 @@ pub(super) fn load(memory: &dyn GuestMemory, image: &BootImage<'_>) -> Result<En
         )));
     }
     if !header.alignment.is_power_of_two() {
-        return Err(damaged(format!(
-            "its alignment {:#x} is no power of two",
-            header.alignment
-        )));
+        return Err(damaged(format!("its alignment {:#x} is no power of two", header.alignment)));
     }
     if image.cmdline.len() as u64 > header.cmdline_size {
         return Err(Refusal::new(
             "command line",
-            format!(
-                "{} bytes; the kernel takes {}",
-                image.cmdline.len(),
-                header.cmdline_size
-            ),
+            format!("{} bytes; the kernel takes {}", image.cmdline.len(), header.cmdline_size),
             "shorten it",
         ));
     }
     let start = usize::try_from(header.setup_len).ok();
-    let code = start
-        .and_then(|s| image.kernel.get(s..))
-        .filter(|c| c.len() as u64 > ENTRY_64);
+    let code = start.and_then(|s| image.kernel.get(s..)).filter(|c| c.len() as u64 > ENTRY_64);
     let code = code.ok_or_else(truncated)?;
     let need = header.init_size.max(code.len() as u64);
     let low_ram = layout::ram_split(memory.ram_size()).0;
@@ -179,11 +164,7 @@ pub(super) fn load(memory: &dyn GuestMemory, image: &BootImage<'_>) -> Result<En
             .and_then(more_memory);
         Refusal::new(
             "kernel image",
-            format!(
-                "it needs {} MiB from {:#x}",
-                need.div_ceil(1 << 20),
-                header.preferred
-            ),
+            format!("it needs {} MiB from {:#x}", need.div_ceil(1 << 20), header.preferred),
             remedy.unwrap_or_else(|| String::from("use a kernel that runs below 3 GiB")),
         )
     })?;
@@ -191,12 +172,7 @@ pub(super) fn load(memory: &dyn GuestMemory, image: &BootImage<'_>) -> Result<En
     let loaded = code.len() as u64;
     zero(memory, "kernel image", address + loaded, need - loaded)?;
     let initrd = write_initrd(memory, image.initrd, address + need, header.initrd_limit)?;
-    write(
-        memory,
-        "boot parameters",
-        boot::START_INFO,
-        &parameters(memory, image, &header, initrd)?,
-    )?;
+    write(memory, "boot parameters", boot::START_INFO, &parameters(memory, image, &header, initrd)?)?;
     write_gdt_and_page_tables(memory)?;
     Ok(EntryState {
         mode: EntryMode::Long64,
@@ -221,20 +197,14 @@ fn parameters(
 ) -> Result<Vec<u8>, Refusal> {
     let mut page = vec![0; params::LEN];
     let range = header::SETUP_SECTS as usize..header.end.min(header::MAX_END) as usize;
-    let copied = image
-        .kernel
-        .get(range.clone())
-        .ok_or_else(|| damaged("it ends inside of its header"))?;
+    let copied = image.kernel.get(range.clone()).ok_or_else(|| damaged("it ends inside of its header"))?;
     page[range].copy_from_slice(copied);
     let mut set = |at: usize, bytes: &[u8]| page[at..at + bytes.len()].copy_from_slice(bytes);
     set(header::TYPE_OF_LOADER as usize, &[LOADER_UNDEFINED]);
     // All of these lie below 4 GiB: they are in low RAM.
     set(header::RAMDISK_IMAGE as usize, &(initrd as u32).to_le_bytes());
     set(header::RAMDISK_SIZE as usize, &(initrd_len as u32).to_le_bytes());
-    set(
-        header::CMD_LINE_PTR as usize,
-        &(boot::CMDLINE as u32).to_le_bytes(),
-    );
+    set(header::CMD_LINE_PTR as usize, &(boot::CMDLINE as u32).to_le_bytes());
     set(params::ACPI_RSDP, &layout::ACPI_BASE.to_le_bytes());
     let map = layout::memory_map(memory.ram_size());
     let mut count = 0;

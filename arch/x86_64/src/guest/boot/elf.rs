@@ -188,44 +188,30 @@ pub(super) fn load(memory: &dyn GuestMemory, image: &BootImage<'_>) -> Result<En
 
     let low_ram = layout::ram_split(memory.ram_size()).0;
     let mut kernel_end = boot::KERNEL_MIN;
-    for segment in segments
-        .iter()
-        .filter(|s| s.kind == program::LOAD && s.memory_len > 0)
-    {
+    for segment in segments.iter().filter(|s| s.kind == program::LOAD && s.memory_len > 0) {
         let end = segment.address.checked_add(segment.memory_len);
-        let end = end
-            .filter(|e| segment.address >= boot::KERNEL_MIN && *e <= low_ram)
-            .ok_or_else(|| {
-                let remedy = match end {
-                    Some(end) if segment.address >= boot::KERNEL_MIN => more_memory(end),
-                    _ => None,
-                };
-                Refusal::new(
-                    "kernel image",
-                    format!(
-                        "{} bytes at {:#x} are not between 1 MiB and the end of low RAM",
-                        segment.memory_len, segment.address
-                    ),
-                    remedy.unwrap_or_else(|| {
-                        String::from("use a kernel that is loaded between 1 MiB and 3 GiB")
-                    }),
-                )
-            })?;
+        let end = end.filter(|e| segment.address >= boot::KERNEL_MIN && *e <= low_ram).ok_or_else(|| {
+            let remedy = match end {
+                Some(end) if segment.address >= boot::KERNEL_MIN => more_memory(end),
+                _ => None,
+            };
+            Refusal::new(
+                "kernel image",
+                format!(
+                    "{} bytes at {:#x} are not between 1 MiB and the end of low RAM",
+                    segment.memory_len, segment.address
+                ),
+                remedy.unwrap_or_else(|| String::from("use a kernel that is loaded between 1 MiB and 3 GiB")),
+            )
+        })?;
         let file = segment.file(image.kernel)?;
         write(memory, "kernel image", segment.address, file)?;
         let loaded = file.len() as u64;
-        zero(
-            memory,
-            "kernel image",
-            segment.address.saturating_add(loaded),
-            segment.memory_len - loaded,
-        )?;
+        zero(memory, "kernel image", segment.address.saturating_add(loaded), segment.memory_len - loaded)?;
         kernel_end = kernel_end.max(end);
     }
     if !(boot::KERNEL_MIN..kernel_end).contains(&u64::from(entry)) {
-        return Err(damaged(format!(
-            "its PVH entry {entry:#x} is outside of what it loads"
-        )));
+        return Err(damaged(format!("its PVH entry {entry:#x} is outside of what it loads")));
     }
     let initrd = write_initrd(memory, image.initrd, kernel_end, u64::MAX)?;
     write_start_info(memory, initrd)?;
@@ -246,9 +232,7 @@ pub(super) fn load(memory: &dyn GuestMemory, image: &BootImage<'_>) -> Result<En
 
 fn write_start_info(memory: &dyn GuestMemory, (initrd, initrd_len): (u64, u64)) -> Result<(), Refusal> {
     let mut map = Vec::new();
-    let entries = layout::memory_map(memory.ram_size())
-        .into_iter()
-        .filter(|e| e.len > 0);
+    let entries = layout::memory_map(memory.ram_size()).into_iter().filter(|e| e.len > 0);
     let mut count = 0u32;
     for entry in entries {
         map.extend_from_slice(&entry.start.to_le_bytes());

@@ -74,17 +74,7 @@ const RESET_CODE: [u8; 9] = {
     const OUT_DX_AL: u8 = 0xee;
     const HLT: u8 = 0xf4;
     const JMP_TO_HLT: [u8; 2] = [0xeb, 0xfd];
-    [
-        MOV_DX,
-        low,
-        high,
-        MOV_AL,
-        acpi::RESET_VALUE,
-        OUT_DX_AL,
-        HLT,
-        JMP_TO_HLT[0],
-        JMP_TO_HLT[1],
-    ]
+    [MOV_DX, low, high, MOV_AL, acpi::RESET_VALUE, OUT_DX_AL, HLT, JMP_TO_HLT[0], JMP_TO_HLT[1]]
 };
 
 /// Loads everything into `memory` and says how to start. Writes the ACPI tables and the code at the reset
@@ -95,11 +85,7 @@ pub fn load(memory: &dyn GuestMemory, image: &BootImage<'_>) -> Result<EntryStat
         return Err(Refusal::new(
             "memory",
             format!("{} MiB cannot be laid out as a PC", ram >> 20),
-            format!(
-                "use {} MiB to {} MiB",
-                layout::RAM_MIN >> 20,
-                layout::RAM_MAX >> 20
-            ),
+            format!("use {} MiB to {} MiB", layout::RAM_MIN >> 20, layout::RAM_MAX >> 20),
         ));
     }
     write(memory, "ACPI tables", layout::ACPI_BASE, &acpi::tables())?;
@@ -116,9 +102,7 @@ pub fn load(memory: &dyn GuestMemory, image: &BootImage<'_>) -> Result<EntryStat
 
 /// How much of a kernel's file [`load`] needs, by its first bytes; `None` for all of it.
 pub fn loaded_len(head: &[u8]) -> Option<u64> {
-    head.starts_with(elf::MAGIC)
-        .then(|| elf::loaded_len(head))
-        .flatten()
+    head.starts_with(elf::MAGIC).then(|| elf::loaded_len(head)).flatten()
 }
 
 /// What helps where something needs low RAM up to `end`: more memory, if there can be so much of it.
@@ -129,11 +113,7 @@ fn more_memory(end: u64) -> Option<String> {
 
 /// A refusal of the kernel image.
 fn damaged(why: impl Into<String>) -> Refusal {
-    Refusal::new(
-        "kernel image",
-        why,
-        "use an unmodified vmlinux with a PVH entry, or a bzImage, for x86-64",
-    )
+    Refusal::new("kernel image", why, "use an unmodified vmlinux with a PVH entry, or a bzImage, for x86-64")
 }
 
 fn write(memory: &dyn GuestMemory, what: &str, address: u64, bytes: &[u8]) -> Result<(), Refusal> {
@@ -148,12 +128,7 @@ fn zero(memory: &dyn GuestMemory, what: &str, address: u64, len: u64) -> Result<
     let mut done = 0;
     while done < len {
         let step = (len - done).min(ZEROS.len() as u64);
-        write(
-            memory,
-            what,
-            address.saturating_add(done),
-            &ZEROS[..step as usize],
-        )?;
+        write(memory, what, address.saturating_add(done), &ZEROS[..step as usize])?;
         done += step;
     }
     Ok(())
@@ -185,11 +160,8 @@ fn write_initrd(
     };
     let len = bytes.len() as u64;
     let top = layout::ram_split(memory.ram_size()).0.min(limit);
-    let start = top
-        .checked_sub(len)
-        .map(|s| s & !(PAGE_SIZE - 1))
-        .filter(|s| *s >= kernel_end)
-        .ok_or_else(|| {
+    let start =
+        top.checked_sub(len).map(|s| s & !(PAGE_SIZE - 1)).filter(|s| *s >= kernel_end).ok_or_else(|| {
             let first = kernel_end.saturating_add(PAGE_SIZE - 1) & !(PAGE_SIZE - 1);
             let end = first.saturating_add(len);
             let most = limit.min(layout::LOW_RAM_MAX);

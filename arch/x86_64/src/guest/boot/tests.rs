@@ -17,11 +17,7 @@ fn vmlinux() -> Vec<u8> {
     elf[0x20] = 0x40;
     elf[0x36] = 0x38;
     elf[0x38] = 2;
-    let note: Vec<u8> = [4u32, 4, 18]
-        .iter()
-        .flat_map(|w| w.to_le_bytes())
-        .chain(*b"Xen\0")
-        .collect();
+    let note: Vec<u8> = [4u32, 4, 18].iter().flat_map(|w| w.to_le_bytes()).chain(*b"Xen\0").collect();
     let header = |kind: u32, offset: u64, address: u64, file: u64, memory: u64| {
         let mut bytes: Vec<u8> = kind.to_le_bytes().into_iter().chain([0; 4]).collect();
         for field in [offset, 0, address, file, memory, 0] {
@@ -58,12 +54,7 @@ fn vmlinux_32(machine: u8) -> Vec<u8> {
 }
 
 fn image<'a>(kernel: &'a [u8], initrd: Option<&'a [u8]>) -> BootImage<'a> {
-    BootImage {
-        kernel,
-        initrd,
-        cmdline: "console=ttyS0",
-        seed: None,
-    }
+    BootImage { kernel, initrd, cmdline: "console=ttyS0", seed: None }
 }
 
 fn refusal(kernel: &[u8]) -> Refusal {
@@ -83,22 +74,12 @@ fn a_vmlinux_is_loaded_and_told_everything() {
         (EntryMode::Protected32, u64::from(ENTRY), boot::START_INFO)
     );
     assert_eq!(memory.bytes(0x10_0000, 0x20), [0xcc; 0x20]);
-    assert_eq!(
-        memory.bytes(0x10_0020, 0x100),
-        [0; 0x100],
-        "what is not in the file is zeroed"
-    );
+    assert_eq!(memory.bytes(0x10_0020, 0x100), [0; 0x100], "what is not in the file is zeroed");
     assert_eq!(memory.u32(boot::START_INFO), 0x336e_c578);
     assert_eq!(memory.u32(boot::START_INFO + 12), 1, "modules");
     let initrd = memory.u64(memory.u64(boot::START_INFO + 16));
-    assert_eq!(
-        (initrd, memory.bytes(initrd, 6)),
-        (RAM as u64 - 0x1000, b"initrd".to_vec())
-    );
-    assert_eq!(
-        memory.bytes(memory.u64(boot::START_INFO + 24), 14),
-        b"console=ttyS0\0"
-    );
+    assert_eq!((initrd, memory.bytes(initrd, 6)), (RAM as u64 - 0x1000, b"initrd".to_vec()));
+    assert_eq!(memory.bytes(memory.u64(boot::START_INFO + 24), 14), b"console=ttyS0\0");
     assert_eq!(memory.bytes(memory.u64(boot::START_INFO + 32), 8), b"RSD PTR ");
     assert_eq!(memory.u32(boot::START_INFO + 48), 4, "map entries");
     assert_eq!(memory.u64(boot::MEMORY_MAP + 8), 0xa_0000);
@@ -115,10 +96,7 @@ fn a_32_bit_file_with_a_pvh_entry_is_a_kernel() {
             (entry.mode, entry.rip, entry.rbx),
             (EntryMode::Protected32, u64::from(ENTRY), boot::START_INFO)
         );
-        assert_eq!(
-            memory.bytes(0x10_0000, 0x21),
-            [vec![0xcc; 0x20], vec![0]].concat()
-        );
+        assert_eq!(memory.bytes(0x10_0000, 0x21), [vec![0xcc; 0x20], vec![0]].concat());
     }
     // But not for another processor, nor a 64-bit file for i386.
     assert!(refusal(&vmlinux_32(40)).why.contains("not for x86-64"));
@@ -138,11 +116,7 @@ fn debug_information_is_not_needed() {
         // The first bytes tell, also when there are no more of them than the headers.
         let headers = if kernel[4] == 2 { 0xb0 } else { 0x74 };
         assert_eq!(loaded_len(&with_debug[..headers]), Some(wanted));
-        assert_eq!(
-            loaded_len(&with_debug[..headers - 1]),
-            None,
-            "the whole file then"
-        );
+        assert_eq!(loaded_len(&with_debug[..headers - 1]), None, "the whole file then");
         let (kept, whole) = (TestMemory::new(0, RAM), TestMemory::new(0, RAM));
         assert_eq!(
             load(&kept, &image(&with_debug[..wanted as usize], None)),
@@ -165,10 +139,7 @@ struct Sparse {
 
 impl Sparse {
     fn new(ram: u64) -> Self {
-        Self {
-            ram,
-            written: core::cell::RefCell::default(),
-        }
+        Self { ram, written: core::cell::RefCell::default() }
     }
 
     /// The ranges of one write each.
@@ -189,9 +160,7 @@ impl GuestMemory for Sparse {
             .iter()
             .any(|(start, size)| address.0 >= start.0 && address.0 + len <= start.0 + size);
         self.written.borrow_mut().push((address.0, len));
-        inside
-            .then_some(())
-            .ok_or(pasidon_kernel::memory::BadGuestAddress { address, len })
+        inside.then_some(()).ok_or(pasidon_kernel::memory::BadGuestAddress { address, len })
     }
 
     fn ram_size(&self) -> u64 {
@@ -269,10 +238,7 @@ fn the_reset_vector_holds_code_that_writes_the_reset_register() {
     let memory = TestMemory::new(0, RAM);
     load(&memory, &image(&vmlinux(), None)).unwrap();
     // mov dx, 0x602; mov al, 1; out dx, al; hlt; jmp to the hlt
-    assert_eq!(
-        memory.bytes(0xf_fff0, 9),
-        [0xba, 0x02, 0x06, 0xb0, 0x01, 0xee, 0xf4, 0xeb, 0xfd]
-    );
+    assert_eq!(memory.bytes(0xf_fff0, 9), [0xba, 0x02, 0x06, 0xb0, 0x01, 0xee, 0xf4, 0xeb, 0xfd]);
 }
 
 #[test]
@@ -308,16 +274,8 @@ fn memory_and_command_line_have_limits() {
     let error = load(&TestMemory::new(0, 1 << 20), &image(&kernel, None)).unwrap_err();
     assert_eq!(error.what, "memory");
     let long = "x".repeat(boot::CMDLINE_LEN as usize);
-    let boot_image = BootImage {
-        kernel: &kernel,
-        initrd: None,
-        cmdline: &long,
-        seed: None,
-    };
-    assert_eq!(
-        load(&TestMemory::new(0, RAM), &boot_image).unwrap_err().what,
-        "command line"
-    );
+    let boot_image = BootImage { kernel: &kernel, initrd: None, cmdline: &long, seed: None };
+    assert_eq!(load(&TestMemory::new(0, RAM), &boot_image).unwrap_err().what, "command line");
 }
 
 /// A bzImage of protocol 2.15 that prefers 16 MiB and needs 4 MiB.
@@ -344,28 +302,16 @@ fn a_bzimage_starts_in_long_mode_with_its_parameters() {
     let memory = TestMemory::new(0, RAM);
     let kernel = bz_image();
     let entry = load(&memory, &image(&kernel, Some(b"initrd"))).unwrap();
-    assert_eq!(
-        (entry.mode, entry.rip, entry.rsi),
-        (EntryMode::Long64, (16 << 20) + 0x200, boot::START_INFO)
-    );
+    assert_eq!((entry.mode, entry.rip, entry.rsi), (EntryMode::Long64, (16 << 20) + 0x200, boot::START_INFO));
     assert_eq!((entry.cr0, entry.cr4, entry.efer), (0x8000_0011, 0x20, 0x500));
-    assert_eq!(
-        memory.bytes(16 << 20, 0x301),
-        [vec![0xcc; 0x300], vec![0]].concat()
-    );
+    assert_eq!(memory.bytes(16 << 20, 0x301), [vec![0xcc; 0x300], vec![0]].concat());
     let zero_page = boot::START_INFO;
     assert_eq!(memory.bytes(zero_page + 0x202, 4), b"HdrS");
     assert_eq!(memory.bytes(zero_page + 0x1e8, 1), [4]);
     assert_eq!(memory.u64(zero_page + 0x2d0 + 8), 0xa_0000);
     assert_eq!(memory.bytes(memory.u64(zero_page + 0x70), 8), b"RSD PTR ");
-    assert_eq!(
-        memory.bytes(u64::from(memory.u32(zero_page + 0x228)), 14),
-        b"console=ttyS0\0"
-    );
-    assert_eq!(
-        memory.bytes(u64::from(memory.u32(zero_page + 0x218)), 6),
-        b"initrd"
-    );
+    assert_eq!(memory.bytes(u64::from(memory.u32(zero_page + 0x228)), 14), b"console=ttyS0\0");
+    assert_eq!(memory.bytes(u64::from(memory.u32(zero_page + 0x218)), 6), b"initrd");
     assert_eq!(memory.u32(zero_page + 0x21c), 6);
     // Walk the page tables to the last byte below 4 GiB.
     let address = 0xffff_ffffu64;

@@ -109,24 +109,15 @@ pub struct CpuidPolicy {
     apic_id: u32,
 }
 
-const ZERO: CpuidResult = CpuidResult {
-    eax: 0,
-    ebx: 0,
-    ecx: 0,
-    edx: 0,
-};
+const ZERO: CpuidResult = CpuidResult { eax: 0, ebx: 0, ecx: 0, edx: 0 };
 
 impl CpuidPolicy {
     /// Computes all leaves. `host` is the processor's CPUID: leaf and sub-leaf to result.
     pub fn new(config: &CpuidConfig, host: &dyn Fn(u32, u32) -> CpuidResult) -> Self {
         let max = host(leaf::VENDOR, 0).eax;
         let basic = |l: u32, s: u32| if l <= max { host(l, s) } else { ZERO };
-        let mut policy = Self {
-            entries: Vec::new(),
-            components: Vec::new(),
-            xcr0: 0,
-            apic_id: config.apic_id,
-        };
+        let mut policy =
+            Self { entries: Vec::new(), components: Vec::new(), xcr0: 0, apic_id: config.apic_id };
         let features = features(config, host(leaf::FEATURES, 0));
         let has_xsave = features.ecx & Leaf1Ecx::XSAVE.bits() != 0;
         if has_xsave {
@@ -136,14 +127,7 @@ impl CpuidPolicy {
         let xcr0 = policy.xcr0;
 
         let vendor = host(leaf::VENDOR, 0);
-        policy.add(
-            leaf::VENDOR,
-            None,
-            CpuidResult {
-                eax: leaf::FREQUENCY,
-                ..vendor
-            },
-        );
+        policy.add(leaf::VENDOR, None, CpuidResult { eax: leaf::FREQUENCY, ..vendor });
         policy.add(leaf::FEATURES, None, without_missing_avx(features, xcr0));
         // Leaf 4 ends at the first sub-leaf of type 0; its counts of sharing processors become "one".
         const CACHE_LEVELS: u32 = 4;
@@ -152,30 +136,14 @@ impl CpuidPolicy {
             if cache.eax & 0x1f == 0 {
                 break;
             }
-            policy.add(
-                leaf::CACHES,
-                Some(subleaf),
-                CpuidResult {
-                    eax: cache.eax & 0x3ff,
-                    ..cache
-                },
-            );
+            policy.add(leaf::CACHES, Some(subleaf), CpuidResult { eax: cache.eax & 0x3ff, ..cache });
         }
         policy.add(leaf::POWER, None, CpuidResult { eax: ARAT, ..ZERO });
-        policy.add(
-            leaf::STRUCTURED,
-            Some(0),
-            structured(config, xcr0, basic(leaf::STRUCTURED, 0)),
-        );
+        policy.add(leaf::STRUCTURED, Some(0), structured(config, xcr0, basic(leaf::STRUCTURED, 0)));
         const SMT: u32 = 1 << 8;
         const CORE: u32 = 2 << 8;
         for (subleaf, kind) in [(0, SMT), (1, CORE)] {
-            let topology = CpuidResult {
-                eax: 0,
-                ebx: 1,
-                ecx: kind | subleaf,
-                edx: config.apic_id,
-            };
+            let topology = CpuidResult { eax: 0, ebx: 1, ecx: kind | subleaf, edx: config.apic_id };
             policy.add(leaf::TOPOLOGY, Some(subleaf), topology);
         }
         if has_xsave {
@@ -188,11 +156,7 @@ impl CpuidPolicy {
     }
 
     fn add(&mut self, leaf: u32, subleaf: Option<u32>, result: CpuidResult) {
-        self.entries.push(Entry {
-            leaf,
-            subleaf,
-            result,
-        });
+        self.entries.push(Entry { leaf, subleaf, result });
     }
 
     fn add_xsave(&mut self, host: &dyn Fn(u32, u32) -> CpuidResult) {
@@ -209,22 +173,10 @@ impl CpuidPolicy {
                 offset: component.ebx,
                 aligned: component.ecx & 2 != 0,
             });
-            subleaves.push((
-                index,
-                CpuidResult {
-                    ecx: component.ecx & 2,
-                    edx: 0,
-                    ..component
-                },
-            ));
+            subleaves.push((index, CpuidResult { ecx: component.ecx & 2, edx: 0, ..component }));
         }
         let all = self.standard_size(xcr0);
-        let d0 = CpuidResult {
-            eax: xcr0 as u32,
-            ebx: all,
-            ecx: all,
-            edx: (xcr0 >> 32) as u32,
-        };
+        let d0 = CpuidResult { eax: xcr0 as u32, ebx: all, ecx: all, edx: (xcr0 >> 32) as u32 };
         self.add(leaf::XSAVE, Some(0), d0);
         let eax = host(leaf::XSAVE, 1).eax & XsaveFeatures::all().bits();
         self.add(leaf::XSAVE, Some(1), CpuidResult { eax, ..ZERO });
@@ -238,22 +190,12 @@ impl CpuidPolicy {
         const HZ_PER_MHZ: u64 = 1_000_000;
         let mhz = (config.tsc_hz / HZ_PER_MHZ) as u32 & 0xffff;
         let tsc = match u32::try_from(config.tsc_hz) {
-            Ok(ecx) => CpuidResult {
-                eax: 1,
-                ebx: 1,
-                ecx,
-                edx: 0,
-            },
+            Ok(ecx) => CpuidResult { eax: 1, ebx: 1, ecx, edx: 0 },
             // It cannot be said.
             Err(_) => ZERO,
         };
         self.add(leaf::TSC, None, tsc);
-        let frequency = CpuidResult {
-            eax: mhz,
-            ebx: mhz,
-            ecx: mhz,
-            edx: 0,
-        };
+        let frequency = CpuidResult { eax: mhz, ebx: mhz, ecx: mhz, edx: 0 };
         self.add(leaf::FREQUENCY, None, frequency);
     }
 
@@ -265,33 +207,19 @@ impl CpuidPolicy {
             edx: u32::from_le_bytes(*b"M\0\0\0"),
         };
         self.add(leaf::HYPERVISOR, None, signature);
-        let features = CpuidResult {
-            eax: ParavirtFeatures::all().bits(),
-            ..ZERO
-        };
+        let features = CpuidResult { eax: ParavirtFeatures::all().bits(), ..ZERO };
         self.add(leaf::HYPERVISOR_FEATURES, None, features);
         // Rates of the TSC and of the local APIC's timer in kHz, as several hypervisors tell them.
         const HZ_PER_KHZ: u64 = 1000;
         let khz = u32::try_from(config.tsc_hz / HZ_PER_KHZ).unwrap_or(0);
-        let timing = CpuidResult {
-            eax: khz,
-            ebx: khz,
-            ..ZERO
-        };
+        let timing = CpuidResult { eax: khz, ebx: khz, ..ZERO };
         self.add(leaf::HYPERVISOR_TIMING, None, timing);
     }
 
     fn add_extended(&mut self, config: &CpuidConfig, leaf1_edx: u32, host: &dyn Fn(u32, u32) -> CpuidResult) {
         let vendor = host(leaf::EXTENDED, 0);
         let extended = |l: u32| if l <= vendor.eax { host(l, 0) } else { ZERO };
-        self.add(
-            leaf::EXTENDED,
-            None,
-            CpuidResult {
-                eax: leaf::ADDRESS_SIZES,
-                ..vendor
-            },
-        );
+        self.add(leaf::EXTENDED, None, CpuidResult { eax: leaf::ADDRESS_SIZES, ..vendor });
         let features = extended(leaf::EXTENDED_FEATURES);
         let mut offered = ExtendedEdx::all();
         offered.set(ExtendedEdx::RDTSCP, config.tsc_aux);
@@ -326,26 +254,15 @@ impl CpuidPolicy {
     /// Size of a standard-format XSAVE area with the given components.
     fn standard_size(&self, xcr0: u64) -> u32 {
         let enabled = self.components.iter().filter(|c| xcr0 & c.bit != 0);
-        enabled
-            .map(|c| c.offset.saturating_add(c.size))
-            .max()
-            .unwrap_or(0)
-            .max(XSAVE_HEADER_END)
+        enabled.map(|c| c.offset.saturating_add(c.size)).max().unwrap_or(0).max(XSAVE_HEADER_END)
     }
 
     /// Size of a compacted XSAVE area with the given components.
     fn compacted_size(&self, xcr0: u64) -> u32 {
-        self.components
-            .iter()
-            .filter(|c| xcr0 & c.bit != 0)
-            .fold(XSAVE_HEADER_END, |end, c| {
-                let start = if c.aligned {
-                    end.saturating_add(63) & !63
-                } else {
-                    end
-                };
-                start.saturating_add(c.size)
-            })
+        self.components.iter().filter(|c| xcr0 & c.bit != 0).fold(XSAVE_HEADER_END, |end, c| {
+            let start = if c.aligned { end.saturating_add(63) & !63 } else { end };
+            start.saturating_add(c.size)
+        })
     }
 
     /// The components of XCR0 that the guest may enable; XSETBV of others is a general-protection fault.
@@ -359,11 +276,7 @@ impl CpuidPolicy {
         let Ok(at) = self.entries.binary_search_by(|e| key(e).cmp(&(leaf, subleaf))) else {
             return match leaf {
                 // Sub-leaves beyond the last name themselves and the processor.
-                leaf::TOPOLOGY => CpuidResult {
-                    ecx: subleaf & 0xff,
-                    edx: self.apic_id,
-                    ..ZERO
-                },
+                leaf::TOPOLOGY => CpuidResult { ecx: subleaf & 0xff, edx: self.apic_id, ..ZERO },
                 _ => ZERO,
             };
         };

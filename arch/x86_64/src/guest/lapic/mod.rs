@@ -175,10 +175,7 @@ impl LocalApic {
 
     /// Off, xAPIC or x2APIC.
     pub const fn mode(&self) -> ApicMode {
-        match (
-            self.base & apic_base::ENABLE != 0,
-            self.base & apic_base::X2APIC != 0,
-        ) {
+        match (self.base & apic_base::ENABLE != 0, self.base & apic_base::X2APIC != 0) {
             (false, _) => ApicMode::Disabled,
             (true, false) => ApicMode::XApic,
             (true, true) => ApicMode::X2Apic,
@@ -234,11 +231,7 @@ impl LocalApic {
 
     /// The highest vector waiting, whatever TPR says: what a TPR threshold is set from.
     pub fn highest_requested(&self) -> Option<u8> {
-        if self.software_enabled() {
-            self.irr.highest()
-        } else {
-            None
-        }
+        if self.software_enabled() { self.irr.highest() } else { None }
     }
 
     /// The processor took `vector`: it moves from IRR to ISR.
@@ -298,20 +291,14 @@ impl LocalApic {
     /// Processor priority.
     fn ppr(&self) -> u8 {
         let in_service = self.isr.highest().unwrap_or(0);
-        if self.tpr >> 4 >= in_service >> 4 {
-            self.tpr
-        } else {
-            in_service & 0xf0
-        }
+        if self.tpr >> 4 >= in_service >> 4 { self.tpr } else { in_service & 0xf0 }
     }
 
     /// Ends the interrupt in service with the highest priority.
     fn end_of_interrupt(&mut self) -> Option<ApicEvent> {
         let vector = self.isr.highest()?;
         self.isr.remove(vector);
-        self.tmr
-            .contains(vector)
-            .then_some(ApicEvent::EndOfInterrupt { vector })
+        self.tmr.contains(vector).then_some(ApicEvent::EndOfInterrupt { vector })
     }
 
     /// Notes an error and raises the error interrupt, once per bit until software looked.
@@ -343,11 +330,7 @@ impl LocalApic {
 
     /// Logical ID: programmed in xAPIC mode, derived from the ID in x2APIC mode.
     fn logical_id(&self) -> u32 {
-        if self.mode() == ApicMode::X2Apic {
-            (self.id >> 4) << 16 | 1 << (self.id & 0xf)
-        } else {
-            self.ldr
-        }
+        if self.mode() == ApicMode::X2Apic { (self.id >> 4) << 16 | 1 << (self.id & 0xf) } else { self.ldr }
     }
 
     fn is_destination(&self, destination: u32, logical: bool, broadcast: bool) -> bool {
@@ -396,13 +379,7 @@ impl LocalApic {
         if to_self {
             self.deliver(delivery_mode, vector, false);
         }
-        let ipi = Ipi {
-            vector,
-            delivery_mode: delivery_mode as u8,
-            logical,
-            destination,
-            all,
-        };
+        let ipi = Ipi { vector, delivery_mode: delivery_mode as u8, logical, destination, all };
         to_others.then_some(ApicEvent::Ipi(ipi))
     }
 }

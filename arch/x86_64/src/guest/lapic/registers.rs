@@ -81,10 +81,7 @@ impl LocalApic {
                     reg::ID => Ok(u64::from(self.id)),
                     reg::LDR => Ok(u64::from(self.logical_id())),
                     reg::ICR => Ok(self.icr),
-                    number => self
-                        .read_register(number, now)
-                        .map(u64::from)
-                        .ok_or(GeneralProtection),
+                    number => self.read_register(number, now).map(u64::from).ok_or(GeneralProtection),
                 }
             }
             _ => Err(GeneralProtection),
@@ -282,12 +279,7 @@ impl LocalApic {
             (_, false, true) | (ApicMode::Disabled, true, true) | (ApicMode::X2Apic, true, false) => {
                 return Err(GeneralProtection);
             }
-            (_, false, false) => {
-                *self = Self {
-                    nmi: self.nmi,
-                    ..Self::new(self.id)
-                }
-            }
+            (_, false, false) => *self = Self { nmi: self.nmi, ..Self::new(self.id) },
             (ApicMode::XApic, true, true) => self.icr = 0,
             _ => {}
         }

@@ -65,10 +65,7 @@ fn end_of_a_level_interrupt_is_told_to_the_io_apic_and_of_an_edge_is_not() {
     let mut apic = x2apic();
     apic.accept(0x45, true);
     take(&mut apic);
-    assert_eq!(
-        apic.write_msr(EOI, 0, 0),
-        Ok(Some(ApicEvent::EndOfInterrupt { vector: 0x45 }))
-    );
+    assert_eq!(apic.write_msr(EOI, 0, 0), Ok(Some(ApicEvent::EndOfInterrupt { vector: 0x45 })));
     apic.accept(0x45, false);
     take(&mut apic);
     assert_eq!(apic.write_msr(EOI, 0, 0), Ok(None));
@@ -93,18 +90,12 @@ fn tsc_deadline_fires_once_and_reads_as_zero_after() {
     let mut apic = x2apic();
     apic.write_msr(LVT_TIMER, 2 << 17 | 0xec, 0).unwrap();
     apic.write_msr(MSR_TSC_DEADLINE, 1000, 10).unwrap();
-    assert_eq!(
-        (apic.next_deadline(), apic.read_msr(MSR_TSC_DEADLINE, 10)),
-        (Some(1000), Ok(1000))
-    );
+    assert_eq!((apic.next_deadline(), apic.read_msr(MSR_TSC_DEADLINE, 10)), (Some(1000), Ok(1000)));
     apic.timer_expired(999);
     assert_eq!(apic.pending(), None);
     apic.timer_expired(1000);
     assert_eq!(take(&mut apic), Some(0xec));
-    assert_eq!(
-        (apic.next_deadline(), apic.read_msr(MSR_TSC_DEADLINE, 10)),
-        (None, Ok(0))
-    );
+    assert_eq!((apic.next_deadline(), apic.read_msr(MSR_TSC_DEADLINE, 10)), (None, Ok(0)));
     apic.write_msr(EOI, 0, 0).unwrap();
     apic.write_msr(MSR_TSC_DEADLINE, 5, 2000).unwrap();
     assert_eq!(apic.pending(), Some(0xec), "a deadline in the past fires at once");
@@ -172,13 +163,7 @@ fn interrupts_to_oneself_by_every_form() {
 fn interrupts_for_others_are_handed_out() {
     let mut apic = x2apic();
     let event = apic.write_msr(ICR, 7 << 32 | 0x45, 0).unwrap();
-    let ipi = Ipi {
-        vector: 0x45,
-        delivery_mode: 0,
-        logical: false,
-        destination: 7,
-        all: false,
-    };
+    let ipi = Ipi { vector: 0x45, delivery_mode: 0, logical: false, destination: 7, all: false };
     assert_eq!(event, Some(ApicEvent::Ipi(ipi)));
     assert_eq!(apic.pending(), None);
     let event = apic.write_msr(ICR, 3 << 18 | 0x45, 0).unwrap();
@@ -206,47 +191,25 @@ fn messages_find_their_destination() {
     assert!(apic.accept_message(msi(0xfee0_0000, 0x45)));
     assert_eq!(take(&mut apic), Some(0x45));
     assert!(!apic.accept_message(msi(0xfee0_1000, 0x46)), "APIC ID 1");
-    assert!(
-        !apic.accept_message(msi(0x1_fee0_0000, 0x46)),
-        "not an interrupt address"
-    );
+    assert!(!apic.accept_message(msi(0x1_fee0_0000, 0x46)), "not an interrupt address");
     assert!(apic.accept_message(msi(0xfeef_f000, 0xc0_47)), "everyone, level");
     apic.write_msr(EOI, 0, 0).unwrap();
     assert_eq!(take(&mut apic), Some(0x47));
-    assert_eq!(
-        apic.write_msr(EOI, 0, 0),
-        Ok(Some(ApicEvent::EndOfInterrupt { vector: 0x47 }))
-    );
+    assert_eq!(apic.write_msr(EOI, 0, 0), Ok(Some(ApicEvent::EndOfInterrupt { vector: 0x47 })));
 }
 
 #[test]
 fn modes_change_only_along_the_permitted_ways() {
     let mut apic = LocalApic::new(0);
     const OFF: u64 = 0xfee0_0000;
-    assert_eq!(
-        apic.read_msr(MSR_APIC_BASE, 0),
-        Ok(OFF | apic_base::ENABLE | apic_base::BSP)
-    );
-    assert_eq!(
-        apic.read_msr(SVR, 0),
-        Err(GeneralProtection),
-        "xAPIC mode has no MSRs"
-    );
+    assert_eq!(apic.read_msr(MSR_APIC_BASE, 0), Ok(OFF | apic_base::ENABLE | apic_base::BSP));
+    assert_eq!(apic.read_msr(SVR, 0), Err(GeneralProtection), "xAPIC mode has no MSRs");
     assert_eq!(apic.mmio_read(0x30, 4, 0), Some(0x5_0014));
-    assert_eq!(
-        apic.write_msr(MSR_APIC_BASE, 0xfed0_0000 | apic_base::ENABLE, 0),
-        Err(GeneralProtection)
-    );
-    assert_eq!(
-        apic.write_msr(MSR_APIC_BASE, OFF | apic_base::X2APIC, 0),
-        Err(GeneralProtection)
-    );
+    assert_eq!(apic.write_msr(MSR_APIC_BASE, 0xfed0_0000 | apic_base::ENABLE, 0), Err(GeneralProtection));
+    assert_eq!(apic.write_msr(MSR_APIC_BASE, OFF | apic_base::X2APIC, 0), Err(GeneralProtection));
     apic.write_msr(MSR_APIC_BASE, X2, 0).unwrap();
     assert_eq!(apic.mmio_read(0x30, 4, 0), None);
-    assert_eq!(
-        apic.write_msr(MSR_APIC_BASE, OFF | apic_base::ENABLE, 0),
-        Err(GeneralProtection)
-    );
+    assert_eq!(apic.write_msr(MSR_APIC_BASE, OFF | apic_base::ENABLE, 0), Err(GeneralProtection));
     apic.write_msr(MSR_APIC_BASE, OFF, 0).unwrap();
     assert_eq!(apic.mode(), ApicMode::Disabled);
     assert_eq!(apic.write_msr(MSR_APIC_BASE, X2, 0), Err(GeneralProtection));

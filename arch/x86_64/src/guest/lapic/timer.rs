@@ -40,12 +40,7 @@ pub(super) struct Timer {
 
 impl Timer {
     pub(super) const fn new() -> Self {
-        Self {
-            mode: Mode::OneShot,
-            deadline: None,
-            initial_count: 0,
-            divide_configuration: 0,
-        }
+        Self { mode: Mode::OneShot, deadline: None, initial_count: 0, divide_configuration: 0 }
     }
 
     /// log2 of the divide value: DCR bits 3, 1, 0 count 2, 4, … 128, 1.

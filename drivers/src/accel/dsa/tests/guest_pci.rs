@@ -20,22 +20,16 @@ impl Function {
     fn new(vdev: Box<dyn VdevModel>) -> Self {
         let mut bus = PciBus::new(&[PciWindow::prefetchable(0x20_0000_0000, 0x1_0000_0000)]);
         let slot = bus.add(vdev).unwrap();
-        Self {
-            bus,
-            slot,
-            actions: Vec::new(),
-        }
+        Self { bus, slot, actions: Vec::new() }
     }
 
     fn config(&mut self, offset: u64, size: u8) -> u64 {
-        self.bus
-            .ecam_read(u64::from(self.slot.device()) << 15 | offset, size)
+        self.bus.ecam_read(u64::from(self.slot.device()) << 15 | offset, size)
     }
 
     fn set_config(&mut self, offset: u64, size: u8, value: u64) {
         let at = u64::from(self.slot.device()) << 15 | offset;
-        self.bus
-            .ecam_write(at, size, value, &mut |action| self.actions.push(action));
+        self.bus.ecam_write(at, size, value, &mut |action| self.actions.push(action));
     }
 
     fn bar(&mut self, index: u64) -> u64 {
@@ -43,8 +37,7 @@ impl Function {
     }
 
     fn write(&mut self, address: u64, value: u32) {
-        self.bus
-            .mmio_write(address, 4, value.into(), &mut |action| self.actions.push(action));
+        self.bus.mmio_write(address, 4, value.into(), &mut |action| self.actions.push(action));
     }
 }
 
@@ -68,13 +61,7 @@ fn portals_commands_and_function_reset_through_the_bus() {
             _ => None,
         })
         .collect();
-    assert_eq!(
-        mapped,
-        [
-            (GuestPhys(portals), host, 0x1000),
-            (GuestPhys(portals + 0x1000), host, 0x1000)
-        ]
-    );
+    assert_eq!(mapped, [(GuestPhys(portals), host, 0x1000), (GuestPhys(portals + 0x1000), host, 0x1000)]);
 
     function.set_config(MSIX_CONTROL, 2, 0x8000);
     for vector in 0..2u64 {
@@ -87,26 +74,14 @@ fn portals_commands_and_function_reset_through_the_bus() {
     for (at, value) in CONFIGURATION.into_iter().chain(enable) {
         function.write(registers + at, value);
     }
-    let message = MsiMessage {
-        address: 0xfee0_0000,
-        data: 0x40,
-    };
-    assert_eq!(
-        function.actions,
-        [Action::Message(message)],
-        "the command's completion"
-    );
+    let message = MsiMessage { address: 0xfee0_0000, data: 0x40 };
+    assert_eq!(function.actions, [Action::Message(message)], "the command's completion");
     assert!(model.state.lock().queue_enabled(0));
 
     // Initiate Function Level Reset.
     function.actions.clear();
     function.set_config(0x48, 2, 0x8000);
-    assert!(
-        function
-            .actions
-            .iter()
-            .any(|action| matches!(action, Action::UnmapPortal { .. }))
-    );
+    assert!(function.actions.iter().any(|action| matches!(action, Action::UnmapPortal { .. })));
     assert!(!model.state.lock().queue_enabled(0));
     assert_eq!(model.state.lock().msixperm[1], 9 << 12 | 8, "the tag stays");
     assert!(function.bus.failed(function.slot).is_none());

@@ -90,9 +90,7 @@ fn run(guest: &mut Guest, step: &Step) {
         }
         Step::Write(bar, at, size, value) => {
             let raised = &mut guest.raised;
-            guest
-                .vdev
-                .write(bar, at, size, value, &mut |vector| raised.push(vector));
+            guest.vdev.write(bar, at, size, value, &mut |vector| raised.push(vector));
             assert!(raised.drain(..).all(|vector| vector == 0));
         }
         Step::BusMaster(on) => guest.set_bus_master(on),
@@ -129,10 +127,7 @@ proptest! {
 #[test]
 fn a_working_guest_touches_only_its_own_registers() {
     let (model, parent) = parent(&[]);
-    let mut guests = [
-        Guest::new(&parent, "alpha", None, 20),
-        Guest::new(&parent, "beta", None, 21),
-    ];
+    let mut guests = [Guest::new(&parent, "alpha", None, 20), Guest::new(&parent, "beta", None, 21)];
     for (wq, guest) in guests.iter_mut().enumerate() {
         model.state.lock().writes.clear();
         run(guest, &Step::Configure);
@@ -145,12 +140,7 @@ fn a_working_guest_touches_only_its_own_registers() {
     model.state.lock().writes.clear();
     guests[0].vdev.quiesce().unwrap();
     let state = model.state.lock();
-    assert!(
-        state
-            .writes
-            .iter()
-            .all(|&write| owned(0, write) || write == (MSIXPERM + 8, 0))
-    );
+    assert!(state.writes.iter().all(|&write| owned(0, write) || write == (MSIXPERM + 8, 0)));
     assert!(state.queue_enabled(1));
     assert_eq!(state.msixperm[2], 21 << 12 | 8);
 }
@@ -158,9 +148,7 @@ fn a_working_guest_touches_only_its_own_registers() {
 #[test]
 fn portals_are_the_page_of_the_own_queue_and_none_else() {
     let (_, parent) = parent(&[]);
-    let guests: Vec<Guest> = (0..8)
-        .map(|index| Guest::new(&parent, "alpha", None, 20 + index))
-        .collect();
+    let guests: Vec<Guest> = (0..8).map(|index| Guest::new(&parent, "alpha", None, 20 + index)).collect();
     for (wq, guest) in (0u64..).zip(&guests) {
         let portals = guest.vdev.portals();
         assert_eq!(portals.len(), 2);

@@ -61,11 +61,7 @@ fn step() -> impl Strategy<Value = Step> {
 
 fn make(model: &Model, state: State) {
     let mut device = model.state.lock();
-    device.hang = if state == State::Hanging {
-        (1..16).collect()
-    } else {
-        Vec::new()
-    };
+    device.hang = if state == State::Hanging { (1..16).collect() } else { Vec::new() };
     match state {
         // What hung is finished.
         State::Healthy => (device.gensts, device.cmdsts) = (1, 0),

@@ -216,16 +216,8 @@ fn what_programs_set_to_zero_can_be_set() {
     guest.probe();
     assert_eq!(guest.r64(GENCAP) & 1, 1, "block on fault");
     assert_eq!(guest.r64(0x20) >> 50 & 1, 1, "ATS control");
-    assert_eq!(
-        guest.r64(0x30) >> 8 & 0x3ff,
-        96 | 3 << 8,
-        "read buffers, their control and limit"
-    );
-    assert_eq!(
-        guest.r64(GRPCFG + 40) >> 20 & 0xff,
-        96,
-        "all allowed after a reset"
-    );
+    assert_eq!(guest.r64(0x30) >> 8 & 0x3ff, 96 | 3 << 8, "read buffers, their control and limit");
+    assert_eq!(guest.r64(GRPCFG + 40) >> 20 & 0xff, 96, "all allowed after a reset");
     // Limit, reserved, allowed.
     for (limit, reserved, allowed, error) in [
         (97, 0, 96, 0x18),
@@ -356,11 +348,10 @@ fn what_is_reset_while_bus_mastering_is_off_stays_disabled() {
 fn a_halt_that_something_else_needs_outlasts_bus_mastering() {
     let (model, parent) = parent(&[]);
     // The queue is changed meanwhile so that it may not be enabled; the device is reset; the device halts.
-    let meanwhile: [&dyn Fn(&mut Guest); 3] = [
-        &|guest| guest.w32(WQCFG + 8, 0),
-        &|_| recover(&parent).unwrap(),
-        &|_| model.state.lock().gensts = 3,
-    ];
+    let meanwhile: [&dyn Fn(&mut Guest); 3] =
+        [&|guest| guest.w32(WQCFG + 8, 0), &|_| recover(&parent).unwrap(), &|_| {
+            model.state.lock().gensts = 3
+        }];
     for meanwhile in meanwhile {
         let mut guest = Guest::new(&parent, "alpha", None, 5);
         let wq = usize::from(guest.vdev.interrupts()[0].physical) - 1;
@@ -400,24 +391,15 @@ fn what_remains_of_a_vdev_lets_a_driver_finish() {
         assert_eq!(remains.read(0, at, 8), value, "register {at:#x}");
     }
     let state = remains.read(0, 0x90, 4);
-    assert_eq!(
-        (state & 3, state >> 2),
-        (3, 3),
-        "halted, and no reset of the guest's helps"
-    );
+    assert_eq!((state & 3, state >> 2), (3, 3), "halted, and no reset of the guest's helps");
     assert_eq!(remains.read(0, WQCFG + 24, 4) >> 30, 0, "the queue is disabled");
     // As idxd takes its queue back: Release Interrupt Handle is polled.
-    remains.write(0, 0xa0, 4, u64::from(14 << 20 | handle), &mut |vector| {
-        raised.push(vector)
-    });
+    remains.write(0, 0xa0, 4, u64::from(14 << 20 | handle), &mut |vector| raised.push(vector));
     assert_eq!(remains.read(0, 0xa8, 4), 5, "not active, refused as halted");
     assert!(raised.is_empty());
     // A command that was on its way when the slice went: its end is interrupted for.
     remains.write(0, 0xa0, 4, 1 << 31 | 2 << 20, &mut |vector| raised.push(vector));
-    assert_eq!(
-        (raised.as_slice(), remains.read(0, 0x98, 4)),
-        ([MISC].as_slice(), 2)
-    );
+    assert_eq!((raised.as_slice(), remains.read(0, 0x98, 4)), ([MISC].as_slice(), 2));
     remains.write(0, 0x98, 4, 2, &mut |_| {});
     assert_eq!(remains.read(0, 0x98, 4), 0, "the handler's loop ends");
     assert_eq!(remains.read(2, 0x1000, 8), 0);
@@ -448,10 +430,7 @@ fn repeated_dword_reads_of_the_queue_table_match_wide_ones() {
     guest.bind_device(16);
     for at in (WQCFG..WQCFG + 32).step_by(8) {
         let wide = guest.r64(at);
-        assert_eq!(
-            wide,
-            u64::from(guest.r32(at)) | u64::from(guest.r32(at + 4)) << 32
-        );
+        assert_eq!(wide, u64::from(guest.r32(at)) | u64::from(guest.r32(at + 4)) << 32);
         for byte in 0..8 {
             assert_eq!(guest.vdev.read(0, at + byte, 1), wide >> (byte * 8) & 0xff);
         }

@@ -29,13 +29,7 @@ mod parent;
 mod slot;
 
 /// What a driver writes of a queue's configuration: offset and value.
-const CONFIGURATION: [(u64, u32); 5] = [
-    (0x800, 8),
-    (0x600, 1),
-    (0x620, 1),
-    (0x808, 1),
-    (0x80c, 21 | 5 << 5),
-];
+const CONFIGURATION: [(u64, u32); 5] = [(0x800, 8), (0x600, 1), (0x620, 1), (0x808, 1), (0x80c, 21 | 5 << 5)];
 
 type TestParent = DsaParent<Arc<Model>, Arc<ConfigModel>>;
 
@@ -59,9 +53,7 @@ fn parent_on(
         function,
         registers: Arc::clone(model),
         host,
-        partition: Partition {
-            queues: plan.to_vec(),
-        },
+        partition: Partition { queues: plan.to_vec() },
         options,
     })
 }
@@ -73,11 +65,7 @@ fn parent(plan: &[Option<u16>]) -> (Arc<Model>, Arc<TestParent>) {
 }
 
 fn create(parent: &TestParent, vm: &str, entries: Option<u16>) -> Result<Box<dyn VdevModel>, Refusal> {
-    parent.create(&VdevRequest {
-        vm,
-        type_name: TYPE_DWQ,
-        entries,
-    })
+    parent.create(&VdevRequest { vm, type_name: TYPE_DWQ, entries })
 }
 
 /// The parent is reset; no vdev of these tests has a portal mapped.
@@ -99,10 +87,7 @@ impl Guest {
     fn new(parent: &TestParent, vm: &str, entries: Option<u16>, tag: u32) -> Self {
         let mut vdev = create(parent, vm, entries).unwrap();
         vdev.attach(pasid(tag)).unwrap();
-        let mut guest = Self {
-            vdev,
-            raised: Vec::new(),
-        };
+        let mut guest = Self { vdev, raised: Vec::new() };
         guest.set_bus_master(true);
         guest
     }
@@ -122,14 +107,12 @@ impl Guest {
 
     fn w32(&mut self, offset: u64, value: u32) {
         let raised = &mut self.raised;
-        self.vdev
-            .write(0, offset, 4, value.into(), &mut |vector| raised.push(vector));
+        self.vdev.write(0, offset, 4, value.into(), &mut |vector| raised.push(vector));
     }
 
     fn w64(&mut self, offset: u64, value: u64) {
         let raised = &mut self.raised;
-        self.vdev
-            .write(0, offset, 8, value, &mut |vector| raised.push(vector));
+        self.vdev.write(0, offset, 8, value, &mut |vector| raised.push(vector));
     }
 
     /// Configures the queue as a driver does, before it is enabled.

@@ -107,13 +107,7 @@ impl State {
             }
         }
         for engine in 0..ENGINES {
-            if self
-                .grpcfg
-                .iter()
-                .filter(|group| group[4] >> engine & 1 != 0)
-                .count()
-                > 1
-            {
+            if self.grpcfg.iter().filter(|group| group[4] >> engine & 1 != 0).count() > 1 {
                 return 0x17;
             }
         }
@@ -362,10 +356,7 @@ impl Model {
             (QUEUES as u64) << 14,
             MSIX as u16,
         );
-        Arc::new(Self {
-            config,
-            state: Mutex::new(state),
-        })
+        Arc::new(Self { config, state: Mutex::new(state) })
     }
 
     fn locked(&self) -> spin::MutexGuard<'_, State> {
@@ -394,31 +385,20 @@ impl Model {
     /// The device reports an error of a queue.
     pub fn raise_error(&self, wq: u64, code: u64, pasid: u64, address: u64) {
         let mut state = self.state.lock();
-        state.swerr = [
-            1 | 1 << 3 | code << 8 | wq << 16 | 3 << 32 | pasid << 40,
-            0,
-            address,
-            0,
-        ];
+        state.swerr = [1 | 1 << 3 | code << 8 | wq << 16 | 3 << 32 | pasid << 40, 0, address, 0];
         state.intcause |= 1;
     }
 }
 
 impl Registers for Arc<Model> {
     fn read32(&self, offset: usize) -> u32 {
-        assert!(
-            !self.config.is_silent(),
-            "{offset:#x} read while the device is reset"
-        );
+        assert!(!self.config.is_silent(), "{offset:#x} read while the device is reset");
         assert!(offset.is_multiple_of(4) && offset + 4 <= WINDOW);
         self.locked().read(offset)
     }
 
     fn write32(&self, offset: usize, value: u32) {
-        assert!(
-            !self.config.is_silent(),
-            "{offset:#x} written while the device is reset"
-        );
+        assert!(!self.config.is_silent(), "{offset:#x} written while the device is reset");
         assert!(offset.is_multiple_of(4) && offset + 4 <= WINDOW);
         let mut state = self.locked();
         state.writes.push((offset, value.into()));
@@ -426,20 +406,14 @@ impl Registers for Arc<Model> {
     }
 
     fn read64(&self, offset: usize) -> u64 {
-        assert!(
-            !self.config.is_silent(),
-            "{offset:#x} read while the device is reset"
-        );
+        assert!(!self.config.is_silent(), "{offset:#x} read while the device is reset");
         assert!(offset.is_multiple_of(8) && offset + 8 <= WINDOW);
         let state = self.locked();
         u64::from(state.read(offset)) | u64::from(state.read(offset + 4)) << 32
     }
 
     fn write64(&self, offset: usize, value: u64) {
-        assert!(
-            !self.config.is_silent(),
-            "{offset:#x} written while the device is reset"
-        );
+        assert!(!self.config.is_silent(), "{offset:#x} written while the device is reset");
         assert!(offset.is_multiple_of(8) && offset + 8 <= WINDOW);
         let mut state = self.locked();
         state.writes.push((offset, value));

@@ -47,12 +47,8 @@ fn a_device_that_needs_more_than_a_software_reset_gets_it() {
 
 #[test]
 fn what_cannot_work_is_refused_with_the_reason() {
-    let why = |model: &Arc<Model>| {
-        try_parent(model, &[], Options::default())
-            .map(|_| ())
-            .unwrap_err()
-            .to_string()
-    };
+    let why =
+        |model: &Arc<Model>| try_parent(model, &[], Options::default()).map(|_| ()).unwrap_err().to_string();
     let model = Model::new(0x1234);
     assert!(
         why(&model).starts_with(
@@ -74,15 +70,8 @@ fn operations_beyond_the_first_version_need_opcfg() {
     for (word, operation) in [(0, 0x0a), (1, 0)] {
         let model = Model::new(0x11fb);
         model.state.lock().opcap[word] |= 1 << operation;
-        let refusal = try_parent(&model, &[], Options::default())
-            .map(|_| ())
-            .unwrap_err();
-        assert!(
-            refusal
-                .why
-                .contains(&format!("operation {:#04x}", word * 64 + operation)),
-            "{refusal}"
-        );
+        let refusal = try_parent(&model, &[], Options::default()).map(|_| ()).unwrap_err();
+        assert!(refusal.why.contains(&format!("operation {:#04x}", word * 64 + operation)), "{refusal}");
         assert!(!model.config.bus_master());
 
         // The same device with OPCFG.
@@ -141,17 +130,10 @@ fn the_ninth_queue_is_refused_until_one_is_free() {
 fn unknown_types_and_empty_queues_are_refused() {
     let (_, parent) = parent(&[]);
     let refusal = parent
-        .create(&VdevRequest {
-            vm: "beta",
-            type_name: "dsa-xyz",
-            entries: None,
-        })
+        .create(&VdevRequest { vm: "beta", type_name: "dsa-xyz", entries: None })
         .map(|_| ())
         .unwrap_err();
-    assert_eq!(
-        refusal.to_string(),
-        "vm beta: vdev dsa0/dsa-xyz: unknown type dsa-xyz; dsa0 offers dsa-dwq"
-    );
+    assert_eq!(refusal.to_string(), "vm beta: vdev dsa0/dsa-xyz: unknown type dsa-xyz; dsa0 offers dsa-dwq");
     assert_eq!(parent.available("dsa-xyz"), 0);
     assert!(create(&parent, "beta", Some(0)).is_err());
     assert_eq!(parent.available(TYPE_DWQ), 8);
@@ -168,10 +150,7 @@ fn silicon_without_the_fix_needs_the_opt_in() {
     assert!(refusal.remedy.contains("allow_unsafe_portals"));
 
     let model = Model::new(0x0b25);
-    let options = Options {
-        allow_unsafe_portals: true,
-        ..Options::default()
-    };
+    let options = Options { allow_unsafe_portals: true, ..Options::default() };
     let parent = try_parent(&model, &[], options).unwrap();
     assert!(parent.unsafe_portals());
     let portals = parent.describe().into_iter().find(|(name, _)| *name == "portals");
@@ -235,10 +214,7 @@ fn a_late_stop_gives_the_proof_and_revives_the_queue() {
     model.state.lock().writes.clear();
     guest.vdev.try_quiesce().unwrap();
     let given = model.state.lock().writes.iter().any(|(at, _)| *at == 0xa0);
-    assert!(
-        !given,
-        "the command that ended late is the proof, it is not given again"
-    );
+    assert!(!given, "the command that ended late is the proof, it is not given again");
     assert!(!parent.is_waiting());
     drop(guest);
     assert_eq!(parent.available(TYPE_DWQ), 8);
@@ -285,19 +261,13 @@ fn a_tag_is_attached_once_and_must_fit() {
     let (_, parent) = parent(&[]);
     let mut guest = Guest::new(&parent, "alpha", None, 10);
     let refusal = guest.vdev.attach(pasid(11)).unwrap_err();
-    assert_eq!(
-        refusal.to_string(),
-        "dsa0 WQ 0: PASID 10 is attached already; detach it first"
-    );
+    assert_eq!(refusal.to_string(), "dsa0 WQ 0: PASID 10 is attached already; detach it first");
 }
 
 #[test]
 fn interrupt_entries_are_written_while_masked() {
     let (model, parent) = parent(&[]);
-    let message = MsiMessage {
-        address: 0xfee0_1234,
-        data: 0x4021,
-    };
+    let message = MsiMessage { address: 0xfee0_1234, data: 0x4021 };
     parent.set_interrupt(3, Some(message));
     assert_eq!(model.state.lock().msix[3], [0xfee0_1234, 0, 0x4021, 0]);
     parent.set_interrupt(3, None);
@@ -305,12 +275,8 @@ fn interrupt_entries_are_written_while_masked() {
     parent.set_interrupt(MSIX as u16, Some(message));
     let state = model.state.lock();
     let table = 0x2000 + 3 * 16;
-    let controls: Vec<(usize, u64)> = state
-        .writes
-        .iter()
-        .copied()
-        .filter(|(offset, _)| (table..table + 16).contains(offset))
-        .collect();
+    let controls: Vec<(usize, u64)> =
+        state.writes.iter().copied().filter(|(offset, _)| (table..table + 16).contains(offset)).collect();
     // Bring-up masked it once.
     assert_eq!(controls[1], (table + 12, 1));
     assert_eq!(controls[5], (table + 12, 0));
@@ -320,10 +286,7 @@ fn interrupt_entries_are_written_while_masked() {
 #[test]
 fn an_interrupt_is_held_back_by_its_mask_alone() {
     let (model, parent) = parent(&[]);
-    let message = MsiMessage {
-        address: 0xfee0_1234,
-        data: 0x4021,
-    };
+    let message = MsiMessage { address: 0xfee0_1234, data: 0x4021 };
     assert!(!parent.hold_interrupt(3, true) && !parent.hold_interrupt(3, false));
     assert!(!parent.hold_interrupt(MSIX as u16, true));
     assert_eq!(model.state.lock().msix[3], [0, 0, 0, 1], "still masked");
@@ -416,10 +379,8 @@ fn an_overflow_is_told_to_everybody_it_may_have_hidden_something_from() {
     model.raise_error(1, 0x1a, 11, 0xdead_b000);
     model.state.lock().swerr[0] |= 2;
     let seen = events(&parent);
-    assert!(
-        matches!(&seen[..], [ParentEvent::Error { pasid: Some(tag), text }]
-            if *tag == pasid(11) && text.ends_with(", further errors, of whatever queue, were lost"))
-    );
+    assert!(matches!(&seen[..], [ParentEvent::Error { pasid: Some(tag), text }]
+            if *tag == pasid(11) && text.ends_with(", further errors, of whatever queue, were lost")));
     for guest in [&mut alpha, &mut beta] {
         guest.event();
     }
@@ -471,9 +432,7 @@ fn a_halt_is_reported_with_what_ends_it() {
     drop(state);
     assert_eq!(
         events(&parent),
-        [ParentEvent::Halted(
-            "the device halted and needs a function-level reset".into()
-        )]
+        [ParentEvent::Halted("the device halted and needs a function-level reset".into())]
     );
 }
 
@@ -482,10 +441,7 @@ fn recovery_ends_a_hang_and_is_announced_to_the_others() {
     let (model, parent) = parent(&[]);
     let mut alpha = Guest::new(&parent, "alpha", None, 10);
     let mut beta = Guest::new(&parent, "beta", None, 11);
-    let message = MsiMessage {
-        address: 0xfee0_0000,
-        data: 0x55,
-    };
+    let message = MsiMessage { address: 0xfee0_0000, data: 0x55 };
     parent.set_interrupt(2, Some(message));
     alpha.start();
     beta.start();
@@ -498,11 +454,7 @@ fn recovery_ends_a_hang_and_is_announced_to_the_others() {
         assert_eq!(model.config.resets.load(core::sync::atomic::Ordering::SeqCst), 1);
         assert_eq!((state.gensts, state.gencfg >> 12 & 1, state.genctrl), (1, 1, 3));
         assert!(!state.queue_enabled(0) && !state.queue_enabled(1));
-        assert_eq!(
-            state.msixperm[2],
-            11 << 12 | 8,
-            "the permission of the other is back"
-        );
+        assert_eq!(state.msixperm[2], 11 << 12 | 8, "the permission of the other is back");
         assert_eq!(state.msix[2], [0xfee0_0000, 0, 0x55, 0], "and its interrupt");
         assert_eq!(state.msix[3][3], 1, "the rest stays masked");
     }
@@ -515,11 +467,7 @@ fn recovery_ends_a_hang_and_is_announced_to_the_others() {
     beta.raised.clear();
     beta.event();
     assert_eq!(beta.raised, [0]);
-    assert_eq!(
-        (beta.r32(0x90), beta.r32(0x98)),
-        (3, 1 << 4),
-        "halted, software reset"
-    );
+    assert_eq!((beta.r32(0x90), beta.r32(0x98)), (3, 1 << 4), "halted, software reset");
     beta.w32(0x98, 1 << 4);
     beta.start();
     assert!(model.state.lock().queue_enabled(1));
@@ -564,11 +512,7 @@ fn a_queue_retired_by_a_lost_vdev_comes_back_with_a_recovery() {
     assert_eq!(parent.available(TYPE_DWQ), 7);
     recover(&parent).unwrap();
     assert_eq!(parent.available(TYPE_DWQ), 8);
-    assert_eq!(
-        model.state.lock().msixperm[1],
-        0,
-        "the old tag may send no interrupt"
-    );
+    assert_eq!(model.state.lock().msixperm[1], 0, "the old tag may send no interrupt");
 }
 
 #[test]
@@ -579,11 +523,7 @@ fn a_recovery_that_fails_leaves_the_device_without_dma() {
     model.state.lock().stays_stuck = true;
     model.state.lock().hang = Vec::from([1, 10]);
     let refusal = recover(&parent).unwrap_err();
-    assert!(
-        refusal
-            .to_string()
-            .starts_with("parent dsa0: Enable Device: not finished")
-    );
+    assert!(refusal.to_string().starts_with("parent dsa0: Enable Device: not finished"));
     assert!(!model.config.bus_master());
     guest.vdev.quiesce().unwrap_err();
     drop(guest);

@@ -119,11 +119,7 @@ fn a_neighbours_command_that_hangs_costs_a_bystander_time_and_nothing_else() {
     assert_eq!(alpha.r32(CMDSTS), HARDWARE, "its command failed");
     assert_eq!(beta.r32(CMDSTS), ACTIVE, "the turn of this one has not come");
     let failed = beta.vdev.quiesce().unwrap_err();
-    assert!(
-        failed
-            .why
-            .starts_with("Reset WQ 1: the device was busy with an earlier command")
-    );
+    assert!(failed.why.starts_with("Reset WQ 1: the device was busy with an earlier command"));
 
     model.finish();
     beta.vdev.try_quiesce().unwrap();

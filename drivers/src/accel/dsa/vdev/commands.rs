@@ -82,11 +82,7 @@ impl<R: Registers, C: ConfigSpace> DsaVdev<R, C> {
         self.notice_halt(raise);
         self.proceed();
         self.commands += 1;
-        if self
-            .pending
-            .as_ref()
-            .is_some_and(|pending| pending.value.is_some())
-        {
+        if self.pending.as_ref().is_some_and(|pending| pending.value.is_some()) {
             let record = swerr::VALID | swerr::CODE_COMMAND_BUSY << swerr::CODE_SHIFT;
             self.shadow.record_error([record, 0, 0, 0]);
             if self.shadow.error_interrupts() {
@@ -122,12 +118,7 @@ impl<R: Registers, C: ConfigSpace> DsaVdev<R, C> {
         if self.pending.is_some() {
             self.lease.withdraw();
         }
-        self.pending = Some(Pending {
-            value,
-            steps,
-            given: false,
-            since_ns: self.now_ns(),
-        });
+        self.pending = Some(Pending { value, steps, given: false, since_ns: self.now_ns() });
         self.proceed_briefly();
     }
 
@@ -263,9 +254,7 @@ impl<R: Registers, C: ConfigSpace> DsaVdev<R, C> {
                     self.lease.give(Command::EnableWq);
                 } else {
                     let queue = self.lease.queue().index;
-                    self.tell(format_args!(
-                        "WQ {queue} enabled by its guest before a PASID was attached"
-                    ));
+                    self.tell(format_args!("WQ {queue} enabled by its guest before a PASID was attached"));
                     self.end(Err(error::HARDWARE));
                 }
             }
@@ -403,10 +392,7 @@ impl<R: Registers, C: ConfigSpace> DsaVdev<R, C> {
     fn release_handle(&self, operand: u32) -> Outcome {
         // The specification wants the index, Linux gives the handle.
         let named = operand & HANDLE_INDEX_MASK;
-        let known = [
-            u32::from(VECTOR_COMPLETION),
-            u32::from(self.lease.queue().handle()),
-        ];
+        let known = [u32::from(VECTOR_COMPLETION), u32::from(self.lease.queue().handle())];
         if named != operand || !known.contains(&named) {
             return Err(error::HANDLE_INDEX);
         }

@@ -143,9 +143,7 @@ impl<R: Registers, C: ConfigSpace> DsaVdev<R, C> {
         self.abandon(Err(error::HARDWARE));
         self.completion_due = false;
         self.note_attention();
-        self.lease
-            .quiesce(patience_ns)
-            .map_err(|why| QuiesceFailed { why })?;
+        self.lease.quiesce(patience_ns).map_err(|why| QuiesceFailed { why })?;
         self.shadow.function_reset();
         Ok(DeviceQuiesced::confirmed_by_device())
     }
@@ -210,16 +208,8 @@ impl<R: Registers, C: ConfigSpace> VdevModel for DsaVdev<R, C> {
             revision: 0,
             class: CLASS_SYSTEM_PERIPHERAL_OTHER,
             bars: Vec::from([
-                Bar {
-                    index: BAR_REGISTERS,
-                    size: REGISTERS_SIZE,
-                    prefetchable: true,
-                },
-                Bar {
-                    index: BAR_PORTALS,
-                    size: PORTALS_SIZE,
-                    prefetchable: true,
-                },
+                Bar { index: BAR_REGISTERS, size: REGISTERS_SIZE, prefetchable: true },
+                Bar { index: BAR_PORTALS, size: PORTALS_SIZE, prefetchable: true },
             ]),
             msix_vectors: VECTORS,
             msix_bar: BAR_REGISTERS,
@@ -233,12 +223,7 @@ impl<R: Registers, C: ConfigSpace> VdevModel for DsaVdev<R, C> {
         // limited and the unlimited one do the same. The IMS portals of the guest lead nowhere.
         [portal::UNLIMITED_MSIX, portal::LIMITED_MSIX]
             .into_iter()
-            .map(|offset| Portal {
-                bar: BAR_PORTALS,
-                offset,
-                host: self.lease.portal(),
-                len: PAGE_SIZE,
-            })
+            .map(|offset| Portal { bar: BAR_PORTALS, offset, host: self.lease.portal(), len: PAGE_SIZE })
             .collect()
     }
 
@@ -262,10 +247,7 @@ impl<R: Registers, C: ConfigSpace> VdevModel for DsaVdev<R, C> {
         if pasid.value() >> device.pasid_bits() != 0 {
             return Err(Refusal::new(
                 what,
-                alloc::format!(
-                    "PASID {pasid} does not fit the device's {} bits",
-                    device.pasid_bits()
-                ),
+                alloc::format!("PASID {pasid} does not fit the device's {} bits", device.pasid_bits()),
                 "use a smaller PASID",
             ));
         }
@@ -355,12 +337,7 @@ impl<R: Registers, C: ConfigSpace> VdevModel for DsaVdev<R, C> {
             ("queue", alloc::format!("{} ({state})", queue.index)),
             ("entries", self.shadow.size().to_string()),
             ("device", self.shadow.state().to_string()),
-            (
-                "pasid",
-                queue
-                    .pasid()
-                    .map_or_else(|| "none".to_string(), |pasid| pasid.to_string()),
-            ),
+            ("pasid", queue.pasid().map_or_else(|| "none".to_string(), |pasid| pasid.to_string())),
             ("commands", self.commands.to_string()),
         ])
     }

@@ -49,10 +49,7 @@ impl Access {
         if !(1..=8).contains(&size) || end > len {
             return None;
         }
-        Some(Self {
-            offset: usize::try_from(offset).ok()?,
-            size: usize::from(size),
-        })
+        Some(Self { offset: usize::try_from(offset).ok()?, size: usize::from(size) })
     }
 
     /// The 32-bit registers it touches, each with the mask of the bits written and their value.
@@ -360,10 +357,7 @@ impl Shadow {
         if let Some(&word) = at(WQCFG).and_then(|word| self.work_queue.get(word)) {
             return word;
         }
-        at(GRPCFG)
-            .and_then(|word| self.group.get(word))
-            .copied()
-            .unwrap_or(0)
+        at(GRPCFG).and_then(|word| self.group.get(word)).copied().unwrap_or(0)
     }
 
     /// Writes a register that has no effect outside the shadow. CMD is not one of them.
@@ -389,11 +383,7 @@ impl Shadow {
 
     fn write_table(&mut self, offset: usize, mask: u32, value: u32, disabled: bool) {
         if let Some(vector) = permission_index(offset) {
-            merge(
-                &mut self.msix_permissions[vector],
-                mask & msixperm::WRITABLE,
-                value,
-            );
+            merge(&mut self.msix_permissions[vector], mask & msixperm::WRITABLE, value);
         } else if (GRPCFG..GRPCFG + grpcfg::STRIDE).contains(&offset) && disabled {
             let writable = match offset - GRPCFG {
                 grpcfg::WQS | grpcfg::ENGINES => 1,

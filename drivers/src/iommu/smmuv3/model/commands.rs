@@ -63,19 +63,9 @@ impl UnitModel {
             0x40 => ("device TLB", 0x700, 0xfc0),
             other => panic!("command {other:#x}"),
         };
-        assert_eq!(
-            (low & reserved_low, high & reserved_high),
-            (0, 0),
-            "{name} {low:#x} {high:#x}"
-        );
-        assert!(
-            low & 0xff != 0x20 || state.idr0 & IDR0_HYP != 0,
-            "TLBI_EL2_ALL without EL2"
-        );
-        assert!(
-            low & 0xff != 0x40 || state.idr0 & IDR0_ATS != 0,
-            "ATC_INV without ATS"
-        );
+        assert_eq!((low & reserved_low, high & reserved_high), (0, 0), "{name} {low:#x} {high:#x}");
+        assert!(low & 0xff != 0x20 || state.idr0 & IDR0_HYP != 0, "TLBI_EL2_ALL without EL2");
+        assert!(low & 0xff != 0x40 || state.idr0 & IDR0_ATS != 0, "ATC_INV without ATS");
         state.log.push(name);
     }
 
@@ -105,9 +95,7 @@ impl UnitModel {
             0x12 => {
                 let address = high & !(PAGE - 1);
                 state.tlb.remove(&(asid, address));
-                state
-                    .walks
-                    .retain(|key, _| key.0 != asid || key.2 != Self::above(address, key.1));
+                state.walks.retain(|key, _| key.0 != asid || key.2 != Self::above(address, key.1));
             }
             0x20 => {}
             0x30 => {

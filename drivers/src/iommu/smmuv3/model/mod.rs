@@ -111,11 +111,7 @@ impl UnitModel {
     pub fn new(memory: &Arc<ModelMemory>, idr0: u32, idr1: u32) -> Arc<Self> {
         let unit = Arc::new(Self {
             memory: Arc::clone(memory),
-            state: Mutex::new(State {
-                idr0,
-                idr1,
-                ..State::default()
-            }),
+            state: Mutex::new(State { idr0, idr1, ..State::default() }),
         });
         let watcher: Arc<dyn Watcher> = unit.clone();
         memory.watch(Arc::downgrade(&watcher));
@@ -137,16 +133,9 @@ impl UnitModel {
     /// Leaves entries in every cache, as firmware would that used the unit before.
     pub fn poison_caches(&self, stream: u32) {
         let mut state = self.state.lock().unwrap();
-        state
-            .stes
-            .insert(stream, Some([0xdead_b00b, 2, 0, 0, 0, 0, 0, 0]));
-        state
-            .cds
-            .insert((stream, 1), Some([1 << 31, 0xdead_b000, 0, 0, 0, 0, 0, 0]));
-        let translation = Translation {
-            host: 0xdead_b000,
-            writable: true,
-        };
+        state.stes.insert(stream, Some([0xdead_b00b, 2, 0, 0, 0, 0, 0, 0]));
+        state.cds.insert((stream, 1), Some([1 << 31, 0xdead_b000, 0, 0, 0, 0, 0, 0]));
+        let translation = Translation { host: 0xdead_b000, writable: true };
         state.tlb.insert((1, 0), translation);
         state.walks.insert((1, 1, 0), 0xdead_b000);
     }
@@ -175,19 +164,11 @@ impl Watcher for UnitModel {
         let freed = start..start + len;
         let tables = state.walks.values().copied();
         let valid = |cached: &Cached, bit: u32| cached.filter(|words| words[0] >> bit & 1 != 0);
-        let roots = state
-            .cds
-            .values()
-            .filter_map(|cached| Some(valid(cached, 31)?[1]));
-        let contexts = state
-            .stes
-            .values()
-            .filter_map(|cached| Some(valid(cached, 0)?[0] & 0x000f_ffff_ffff_ffc0));
+        let roots = state.cds.values().filter_map(|cached| Some(valid(cached, 31)?[1]));
+        let contexts =
+            state.stes.values().filter_map(|cached| Some(valid(cached, 0)?[0] & 0x000f_ffff_ffff_ffc0));
         for page in tables.chain(roots).chain(contexts) {
-            assert!(
-                !freed.contains(&page),
-                "{page:#x} is freed while the unit still leads to it"
-            );
+            assert!(!freed.contains(&page), "{page:#x} is freed while the unit still leads to it");
         }
     }
 }
@@ -237,11 +218,7 @@ impl State {
     }
 
     fn control(&mut self, value: u32) {
-        assert_eq!(
-            value & !0x1d,
-            0,
-            "CR0 {value:#x}: reserved, or a queue nobody made"
-        );
+        assert_eq!(value & !0x1d, 0, "CR0 {value:#x}: reserved, or a queue nobody made");
         if value & !self.cr0 & SMMUEN != 0 {
             assert_ne!(self.cr0 & CMDQEN, 0, "translation on before the command queue");
             assert_ne!(self.cr1, 0, "translation on with uncached table walks");
@@ -262,10 +239,7 @@ pub struct ModelRegisters(pub Arc<UnitModel>);
 
 impl Registers for ModelRegisters {
     fn read32(&self, offset: usize) -> u32 {
-        assert!(
-            !WIDE.contains(&offset),
-            "32-bit read of a 64-bit register {offset:#x}"
-        );
+        assert!(!WIDE.contains(&offset), "32-bit read of a 64-bit register {offset:#x}");
         let state = self.0.state.lock().unwrap();
         match offset {
             0x00 => state.idr0,
@@ -285,17 +259,10 @@ impl Registers for ModelRegisters {
     }
 
     fn write32(&self, offset: usize, value: u32) {
-        assert!(
-            !WIDE.contains(&offset),
-            "32-bit write of a 64-bit register {offset:#x}"
-        );
+        assert!(!WIDE.contains(&offset), "32-bit write of a 64-bit register {offset:#x}");
         let mut state = self.0.state.lock().unwrap();
         let off = |state: &State, bit: u32| {
-            assert_eq!(
-                state.cr0 & bit,
-                0,
-                "write of {offset:#x} while what it is for is on"
-            );
+            assert_eq!(state.cr0 & bit, 0, "write of {offset:#x} while what it is for is on");
         };
         match offset {
             0x20 if state.deaf => {}

@@ -21,11 +21,7 @@ impl UnitModel {
             let substream = tag.map_or(0, |tag| 1 << 11 | u64::from(tag) << 12);
             let low = u64::from(code) | substream | u64::from(stream) << 32;
             // Configuration errors carry no address and no direction.
-            let (direction, address) = if code >= 0x10 {
-                (u64::from(!write) << 35, iova)
-            } else {
-                (0, 0)
-            };
+            let (direction, address) = if code >= 0x10 { (u64::from(!write) << 35, iova) } else { (0, 0) };
             state.record(&self.memory, [low, direction, address, 0]);
         }
         result
@@ -40,11 +36,7 @@ impl UnitModel {
         write: bool,
     ) -> Result<u64, Code> {
         if state.cr0 & SMMUEN == 0 {
-            return if state.gbpa & GBPA_ABORT == 0 {
-                Ok(iova)
-            } else {
-                Err(0)
-            };
+            return if state.gbpa & GBPA_ABORT == 0 { Ok(iova) } else { Err(0) };
         }
         let ste = self.stream_entry(state, stream)?;
         let contexts = (ste[0] >> 59) as u32;
@@ -87,23 +79,12 @@ impl UnitModel {
         let contexts = ste[0] >> 59;
         assert_eq!(ste[0] >> 1 & 7, 5, "stage 1 only");
         assert!(format == 0 || format == 1 && state.idr0 & IDR0_CD2L != 0);
-        assert!(
-            contexts as u32 <= state.idr1 >> 6 & 0x1f && contexts > 0,
-            "S1CDMax"
-        );
-        assert_eq!(
-            ste[0] & 0x07f0_0000_0000_0000,
-            0,
-            "reserved, or an address too wide"
-        );
+        assert!(contexts as u32 <= state.idr1 >> 6 & 0x1f && contexts > 0, "S1CDMax");
+        assert_eq!(ste[0] & 0x07f0_0000_0000_0000, 0, "reserved, or an address too wide");
         assert_eq!(ste[1] & 3, 2, "S1DSS");
         assert_eq!(ste[1] >> 44 & 3, 1, "shareability as it comes");
         assert!(ste[1] >> 28 & 3 == 0 || state.idr0 & IDR0_ATS != 0, "EATS");
-        assert_eq!(
-            ste[1] & !(0xff | 3 << 28 | 3 << 44),
-            0,
-            "STRW, S1STALLD and the rest"
-        );
+        assert_eq!(ste[1] & !(0xff | 3 << 28 | 3 << 44), 0, "STRW, S1STALLD and the rest");
         assert_eq!(ste[2..], [0; 6], "nothing of stage 2");
         Ok(ste)
     }
@@ -131,11 +112,7 @@ impl UnitModel {
                 }
                 assert!(span <= split + 1, "Span {span}");
                 let leaf = descriptor & 0x000f_ffff_ffff_ffc0;
-                assert_eq!(
-                    leaf & ((64 << (span - 1)) - 1),
-                    0,
-                    "a table is aligned to its size"
-                );
+                assert_eq!(leaf & ((64 << (span - 1)) - 1), 0, "a table is aligned to its size");
                 leaf + below * 64
             }
             other => panic!("STRTAB_BASE_CFG.FMT {other}"),
@@ -176,11 +153,7 @@ impl UnitModel {
     fn fetch_context(&self, ste: u64, tag: u32) -> Cached {
         let base = ste & 0x000f_ffff_ffff_ffc0;
         if ste >> 4 & 3 == 0 {
-            assert_eq!(
-                base & ((64 << (ste >> 59)) - 1),
-                0,
-                "a table is aligned to its size"
-            );
+            assert_eq!(base & ((64 << (ste >> 59)) - 1), 0, "a table is aligned to its size");
             return Some(self.words(base + u64::from(tag) * 64));
         }
         let descriptor = self.read(base + u64::from(tag >> 6) * 8);
@@ -214,10 +187,7 @@ impl UnitModel {
                 level -= 1;
                 continue;
             }
-            assert!(
-                level < 4 && (level > 1 || entry & 2 != 0),
-                "a leaf of level {level}"
-            );
+            assert!(level < 4 && (level > 1 || entry & 2 != 0), "a leaf of level {level}");
             let span = (1 << shift) - 1;
             let host = entry & ADDRESS;
             assert_eq!(host & span, 0, "a leaf is aligned to its size");
@@ -226,10 +196,7 @@ impl UnitModel {
             assert_eq!(entry >> 6 & 1, 1, "unprivileged");
             assert_eq!(entry >> 8 & 3, 3, "inner shareable");
             assert_eq!(entry >> 53 & 3, 3, "not executable");
-            return Ok(Translation {
-                host: host | page & span,
-                writable: entry >> 7 & 1 == 0,
-            });
+            return Ok(Translation { host: host | page & span, writable: entry >> 7 & 1 == 0 });
         }
     }
 }

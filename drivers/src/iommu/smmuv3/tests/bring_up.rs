@@ -44,10 +44,7 @@ fn nothing_passes_while_a_running_unit_is_taken_over() {
         state.noisy = vec![(STREAM, None), (STREAM, Some(1))];
     }
     machine.smmu.take_over().unwrap();
-    assert_eq!(
-        machine.unit.take_log(),
-        ["STE range", "sync", "EL2", "sync", "all", "sync"]
-    );
+    assert_eq!(machine.unit.take_log(), ["STE range", "sync", "EL2", "sync", "all", "sync"]);
     machine.smmu.claim(DEVICE).unwrap();
     assert!(machine.unit.state.lock().unwrap().reached.is_empty());
 }
@@ -84,17 +81,8 @@ fn a_unit_that_does_not_answer_is_refused() {
 fn what_the_unit_can_do_is_what_is_offered() {
     let machine = Machine::new();
     let offered = machine.smmu.capabilities();
-    assert_eq!(
-        (offered.pasid_bits, offered.address_bits, offered.largest_page),
-        (20, 48, GIB)
-    );
-    assert_eq!(
-        Machine::with(IDR0 & !IDR0_CD2L, IDR1)
-            .smmu
-            .capabilities()
-            .pasid_bits,
-        10
-    );
+    assert_eq!((offered.pasid_bits, offered.address_bits, offered.largest_page), (20, 48, GIB));
+    assert_eq!(Machine::with(IDR0 & !IDR0_CD2L, IDR1).smmu.capabilities().pasid_bits, 10);
     let narrow = IDR1 & !(0x1f << 6) | 8 << 6;
     assert_eq!(Machine::with(IDR0, narrow).smmu.capabilities().pasid_bits, 8);
     let lines = machine.smmu.describe();
@@ -110,10 +98,7 @@ fn a_device_is_claimed_once_and_where_the_firmware_lets_go_of_it() {
     let elsewhere = Requester { segment: 3, rid: 0 };
     let refusal = machine.smmu.claim(elsewhere).unwrap_err();
     assert!(refusal.why.contains("no SMMU"), "{refusal}");
-    let refusal = machine
-        .smmu
-        .claim_with_device_tlb(Requester::new(0, 1, 0, 0), TLB)
-        .unwrap_err();
+    let refusal = machine.smmu.claim_with_device_tlb(Requester::new(0, 1, 0, 0), TLB).unwrap_err();
     assert!(refusal.why.contains("IDR0.ATS"), "{refusal}");
 
     let reserved = iort::tests::machine_with_reserved(STREAM);

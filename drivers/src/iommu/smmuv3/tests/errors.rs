@@ -26,10 +26,7 @@ fn a_refused_command_is_reported_and_the_queue_goes_on() {
         let refusal = machine.smmu.detach(DEVICE, tag(1)).unwrap_err();
         assert!(refusal.why.contains("refused command"), "{refusal}");
         assert!(machine.is_taken(1));
-        assert!(
-            machine.smmu.attach(DEVICE, tag(1), table).is_err(),
-            "its end is not confirmed"
-        );
+        assert!(machine.smmu.attach(DEVICE, tag(1), table).is_err(), "its end is not confirmed");
         assert!(machine.smmu.destroy_table(table).is_err());
     }
     machine.detach(1);
@@ -65,10 +62,7 @@ fn a_claim_that_cannot_be_announced_stays_blocked() {
 fn an_unmap_that_failed_is_made_up_for_by_the_next() {
     let machine = Machine::new();
     let table = machine.table(4 * GIB, 2 * MIB);
-    machine
-        .smmu
-        .map(table, Iova(GIB), HostPhys(8 * GIB), 2 * MIB, true)
-        .unwrap();
+    machine.smmu.map(table, Iova(GIB), HostPhys(8 * GIB), 2 * MIB, true).unwrap();
     machine.attach(1, table);
     assert!(machine.write(1, 0).is_ok());
     refuse(&machine, TLBI_ASID, 1);
@@ -128,10 +122,7 @@ fn a_device_that_does_not_answer_keeps_its_tag() {
 fn faults_say_who_tried_what() {
     let machine = Machine::new();
     let table = machine.smmu.create_table().unwrap();
-    machine
-        .smmu
-        .map(table, Iova(0), HostPhys(4 * GIB), PAGE, false)
-        .unwrap();
+    machine.smmu.map(table, Iova(0), HostPhys(4 * GIB), PAGE, false).unwrap();
     machine.attach(9, table);
     assert!(machine.write(9, 0x10).is_err());
     assert!(machine.read(9, 5 * PAGE + 3).is_err());
@@ -142,14 +133,7 @@ fn faults_say_who_tried_what() {
     let seen = look(&machine.smmu).complete();
     let words: Vec<_> = seen
         .iter()
-        .map(|fault| {
-            (
-                fault.pasid.map(Pasid::value),
-                fault.address,
-                fault.access,
-                fault.reason,
-            )
-        })
+        .map(|fault| (fault.pasid.map(Pasid::value), fault.address, fault.access, fault.reason))
         .collect();
     assert_eq!(
         words,
@@ -158,18 +142,8 @@ fn faults_say_who_tried_what() {
             (Some(9), 5 * PAGE, FaultAccess::Read, "not mapped for reading"),
             (Some(8), 0, FaultAccess::Write, "PASID not attached"),
             (Some(0xf_fff0), 0, FaultAccess::Write, "PASID not attached"),
-            (
-                None,
-                0x7000,
-                FaultAccess::Write,
-                "untagged DMA of a claimed device"
-            ),
-            (
-                Some(9),
-                0,
-                FaultAccess::Write,
-                "device not claimed (no stream table entry)"
-            ),
+            (None, 0x7000, FaultAccess::Write, "untagged DMA of a claimed device"),
+            (Some(9), 0, FaultAccess::Write, "device not claimed (no stream table entry)"),
         ]
     );
     assert!(seen[..5].iter().all(|fault| fault.requester == DEVICE));
@@ -197,10 +171,7 @@ fn lost_faults_are_told_and_the_queue_goes_on() {
     // A stream that no PCI function has.
     assert!(machine.unit.dma(0x1_2345, None, 0, true).is_err());
     let seen = look(&machine.smmu);
-    assert_eq!(
-        (seen.faults.len(), seen.lost, seen.strangers),
-        (0, false, vec![0x1_2345])
-    );
+    assert_eq!((seen.faults.len(), seen.lost, seen.strangers), (0, false, vec![0x1_2345]));
 }
 
 /// A unit that could not write an event says so by its global error, and does so each time.

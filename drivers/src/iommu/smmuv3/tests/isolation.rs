@@ -113,10 +113,7 @@ fn the_order_is_descriptor_then_translations_then_device_tlb() {
     hold();
     machine.unit.take_log();
     machine.unmap(table, 0, 2 * PAGE);
-    assert_eq!(
-        machine.unit.take_log(),
-        ["VA", "VA", "sync", "device TLB", "device TLB", "sync"]
-    );
+    assert_eq!(machine.unit.take_log(), ["VA", "VA", "sync", "device TLB", "device TLB", "sync"]);
     assert!(machine.unit.state.lock().unwrap().device_tlbs.is_empty());
     machine.map(table, 0, 4 * GIB, 2 * MIB);
     assert_eq!(machine.unit.take_log(), [""; 0], "a new mapping is seen at once");
@@ -124,10 +121,7 @@ fn the_order_is_descriptor_then_translations_then_device_tlb() {
     assert_eq!(machine.unit.take_log()[0], "ASID", "many pages at once");
     hold();
     machine.detach(1);
-    assert_eq!(
-        machine.unit.take_log(),
-        ["CD", "sync", "ASID", "sync", "device TLB", "sync"]
-    );
+    assert_eq!(machine.unit.take_log(), ["CD", "sync", "ASID", "sync", "device TLB", "sync"]);
     let state = machine.unit.state.lock().unwrap();
     assert!(state.device_tlbs.iter().eq([&(STREAM, 2)]), "its own tag only");
 }
@@ -162,10 +156,7 @@ fn a_device_that_keeps_sending_sees_whole_entries_only() {
     machine.smmu.claim(DEVICE).unwrap();
     suite::a_device_that_keeps_sending_sees_whole_entries_only(&machine, &[(0, PAGE), (MIB, PAGE)]);
     let state = machine.unit.state.lock().unwrap();
-    assert!(
-        !state.reached.contains_key(&None),
-        "untagged traffic reaches no memory"
-    );
+    assert!(!state.reached.contains_key(&None), "untagged traffic reaches no memory");
 }
 
 #[test]

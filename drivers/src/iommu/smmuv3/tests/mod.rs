@@ -45,16 +45,10 @@ impl Machine {
         let unit = UnitModel::new(&memory, idr0, idr1);
         let host = Box::leak(Box::new(ModelHost::default()));
         let registers = Arc::clone(&unit);
-        let smmu = Smmu::new(
-            iort,
-            Arc::clone(&memory),
-            host,
-            &[HostPhys(DOORBELL)],
-            &mut |_, len| {
-                assert_eq!(len, 0x2_0000);
-                Ok(ModelRegisters(Arc::clone(&registers)))
-            },
-        )?;
+        let smmu = Smmu::new(iort, Arc::clone(&memory), host, &[HostPhys(DOORBELL)], &mut |_, len| {
+            assert_eq!(len, 0x2_0000);
+            Ok(ModelRegisters(Arc::clone(&registers)))
+        })?;
         Ok(Self { smmu, unit, memory })
     }
 
@@ -100,10 +94,7 @@ impl Rig for Machine {
 
     fn is_taken(&self, tag: u32) -> bool {
         let inner = self.smmu.units()[0].inner.lock();
-        inner.devices[&STREAM]
-            .attachments
-            .check_free(suite::tag(tag))
-            .is_err()
+        inner.devices[&STREAM].attachments.check_free(suite::tag(tag)).is_err()
     }
 
     fn take_executed(&self) -> usize {

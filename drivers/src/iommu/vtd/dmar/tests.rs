@@ -34,9 +34,7 @@ fn drhd(flags: u8, size: u8, base: u64, scopes: &[u8]) -> Vec<u8> {
 
 #[test]
 fn a_table_with_everything() {
-    let scopes = [
-        1, 8, 0, 0, 0, 0x6a, 1, 0, 2, 10, 0, 0, 0, 0, 3, 0, 4, 1, 3, 8, 0, 0, 7, 0xff, 0, 0,
-    ];
+    let scopes = [1, 8, 0, 0, 0, 0x6a, 1, 0, 2, 10, 0, 0, 0, 0, 3, 0, 4, 1, 3, 8, 0, 0, 7, 0xff, 0, 0];
     let mut body = drhd(1, 0, 0xfed9_0000, &scopes);
     let mut rmrr = vec![0, 0, 2, 0];
     rmrr.extend(0x7000_0000u64.to_le_bytes());
@@ -54,22 +52,12 @@ fn a_table_with_everything() {
     assert_eq!(dmar.host_address_bits, 48);
     assert!(dmar.interrupt_remapping && dmar.x2apic_opt_out);
     let unit = &dmar.units[0];
-    assert_eq!(
-        (unit.registers, unit.registers_len, unit.segment),
-        (HostPhys(0xfed9_0000), 0x1000, 2)
-    );
+    assert_eq!((unit.registers, unit.registers_len, unit.segment), (HostPhys(0xfed9_0000), 0x1000, 2));
     assert!(unit.include_all);
     let seen: Vec<_> = unit
         .scopes
         .iter()
-        .map(|scope| {
-            (
-                scope.kind,
-                scope.enumeration,
-                scope.start_bus,
-                scope.path.as_slice(),
-            )
-        })
+        .map(|scope| (scope.kind, scope.enumeration, scope.start_bus, scope.path.as_slice()))
         .collect();
     assert_eq!(
         seen,
@@ -79,10 +67,7 @@ fn a_table_with_everything() {
             (ScopeKind::IoApic, 7, 0xff, &[(0, 0)]),
         ]
     );
-    assert_eq!(
-        (dmar.units[1].registers_len, dmar.units[1].include_all),
-        (0x2000, false)
-    );
+    assert_eq!((dmar.units[1].registers_len, dmar.units[1].include_all), (0x2000, false));
     assert_eq!(dmar.reserved[0].limit, HostPhys(0x7000_ffff));
     assert_eq!(dmar.reserved[0].scopes.len(), 1);
     assert!(dmar.ats_roots[0].all && dmar.ats_roots[0].scopes.is_empty());
@@ -122,12 +107,7 @@ fn what_does_not_fit_is_refused_with_its_place() {
     let mut wrong = whole.clone();
     wrong[50] ^= 1;
     assert!(parse(&wrong).unwrap_err().why.contains("checksum"));
-    assert!(
-        parse(&whole[..whole.len() - 1])
-            .unwrap_err()
-            .why
-            .contains("length")
-    );
+    assert!(parse(&whole[..whole.len() - 1]).unwrap_err().why.contains("length"));
     assert!(parse(b"APIC").unwrap_err().why.contains("signature"));
     assert!(parse(&[]).is_err());
 }

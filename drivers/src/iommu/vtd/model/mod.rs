@@ -139,12 +139,8 @@ impl UnitModel {
         let mut state = self.state.lock().unwrap();
         state.contexts.insert(rid, [0xdead_b009, 0, 0, 0]);
         state.pasids.insert((rid, 1), [0xdead_b089, 1, 0, 0, 0, 0, 0, 0]);
-        let translation = Translation {
-            host: Some(0xdead_b000),
-            writable: true,
-            readable: true,
-            walked: Vec::new(),
-        };
+        let translation =
+            Translation { host: Some(0xdead_b000), writable: true, readable: true, walked: Vec::new() };
         state.iotlb.insert((1, 1, 0), translation);
         state.interrupts.insert(0, [0x99_0001, 0]);
     }
@@ -171,17 +167,10 @@ impl Watcher for UnitModel {
         let state = self.state.lock().unwrap();
         let freed = start..start + len;
         let tables = state.iotlb.values().flat_map(|entry| &entry.walked).copied();
-        let roots = state
-            .pasids
-            .values()
-            .filter(|entry| entry[0] & 1 != 0)
-            .map(|entry| entry[0] & !0xfff);
+        let roots = state.pasids.values().filter(|entry| entry[0] & 1 != 0).map(|entry| entry[0] & !0xfff);
         let directories = state.contexts.values().map(|entry| entry[0] & !0xfff);
         for page in tables.chain(roots).chain(directories) {
-            assert!(
-                !freed.contains(&page),
-                "{page:#x} is freed while the unit still leads to it"
-            );
+            assert!(!freed.contains(&page), "{page:#x} is freed while the unit still leads to it");
         }
     }
 }
@@ -196,11 +185,7 @@ impl State {
         let levels = self.gsts & !ONE_SHOT;
         let changed = (value & !ONE_SHOT) ^ levels;
         let commands = changed.count_ones() + (value & ONE_SHOT).count_ones();
-        assert_eq!(
-            commands, 1,
-            "GCMD {value:#x} with GSTS {:#x}: one command at a time",
-            self.gsts
-        );
+        assert_eq!(commands, 1, "GCMD {value:#x} with GSTS {:#x}: one command at a time", self.gsts);
         if value & GSTS_RTPS != 0 {
             assert_eq!(self.rtaddr >> 10 & 3, 1, "RTADDR.TTM is scalable mode");
             self.root = self.rtaddr & !0xfff;
@@ -233,9 +218,8 @@ impl State {
     fn fault_status(&self) -> u32 {
         let count = self.records.len();
         let pending = |record: &[u64; 2]| record[1] >> 63 != 0;
-        let first = (0..count)
-            .map(|at| (self.next_record + at) % count)
-            .find(|&at| pending(&self.records[at]));
+        let first =
+            (0..count).map(|at| (self.next_record + at) % count).find(|&at| pending(&self.records[at]));
         match first {
             Some(first) => self.fsts | FSTS_PPF | (first as u32) << 8,
             None => self.fsts,
@@ -256,10 +240,7 @@ pub struct ModelRegisters(pub Arc<UnitModel>);
 
 impl Registers for ModelRegisters {
     fn read32(&self, offset: usize) -> u32 {
-        assert!(
-            !WIDE.contains(&offset),
-            "32-bit read of a 64-bit register {offset:#x}"
-        );
+        assert!(!WIDE.contains(&offset), "32-bit read of a 64-bit register {offset:#x}");
         let state = self.0.state.lock().unwrap();
         match offset {
             0x1c => state.gsts,
@@ -271,10 +252,7 @@ impl Registers for ModelRegisters {
     }
 
     fn write32(&self, offset: usize, value: u32) {
-        assert!(
-            !WIDE.contains(&offset),
-            "32-bit write of a 64-bit register {offset:#x}"
-        );
+        assert!(!WIDE.contains(&offset), "32-bit write of a 64-bit register {offset:#x}");
         let mut state = self.0.state.lock().unwrap();
         match offset {
             0x18 => {
@@ -300,11 +278,7 @@ impl Registers for ModelRegisters {
             0xa0 => {}
             _ => {
                 let at = offset - FAULT_RECORDS;
-                assert_eq!(
-                    (at % 16, value),
-                    (12, 1 << 31),
-                    "only F of a fault record is written"
-                );
+                assert_eq!((at % 16, value), (12, 1 << 31), "only F of a fault record is written");
                 state.records[at / 16][1] &= !(1 << 63);
             }
         }
@@ -329,10 +303,7 @@ impl Registers for ModelRegisters {
     }
 
     fn write64(&self, offset: usize, value: u64) {
-        assert!(
-            WIDE.contains(&offset),
-            "64-bit write of a 32-bit register {offset:#x}"
-        );
+        assert!(WIDE.contains(&offset), "64-bit write of a 32-bit register {offset:#x}");
         let mut state = self.0.state.lock().unwrap();
         match offset {
             0x20 => state.rtaddr = value,

@@ -13,11 +13,7 @@ impl UnitModel {
             return;
         }
         let bytes = DESCRIPTOR << ((state.iqa & 7) + 7);
-        assert!(
-            state.tail < bytes && state.tail.is_multiple_of(DESCRIPTOR),
-            "IQT {:#x}",
-            state.tail
-        );
+        assert!(state.tail < bytes && state.tail.is_multiple_of(DESCRIPTOR), "IQT {:#x}", state.tail);
         while state.head != state.tail && state.fsts & (FSTS_IQE | FSTS_ITE) == 0 {
             let start = (state.iqa & !0xfff) + state.head;
             let words: [u64; 4] =
@@ -63,9 +59,7 @@ impl UnitModel {
                         assert!(mask <= state.cap >> 48 & 0x3f, "mask {mask} beyond CAP.MAMV");
                         let (start, len) = (high & !0xfff, PAGE << mask);
                         assert!(start.is_multiple_of(len), "{start:#x} is not aligned to {len:#x}");
-                        state
-                            .iotlb
-                            .retain(|key, _| key.0 != did || !(start..start + len).contains(&key.2));
+                        state.iotlb.retain(|key, _| key.0 != did || !(start..start + len).contains(&key.2));
                     }
                     other => panic!("IOTLB granularity {other}"),
                 }

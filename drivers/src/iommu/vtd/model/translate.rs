@@ -52,10 +52,7 @@ impl UnitModel {
         let entry = match state.interrupts.get(&(index as u16)) {
             Some(&entry) => entry,
             None => {
-                let entry = [
-                    self.memory.device_read(base, view),
-                    self.memory.device_read(base + 8, view),
-                ];
+                let entry = [self.memory.device_read(base, view), self.memory.device_read(base + 8, view)];
                 if entry[0] & 1 != 0 || caches_absence {
                     state.interrupts.insert(index as u16, entry);
                 }
@@ -69,11 +66,7 @@ impl UnitModel {
             return Err((0x26, index));
         }
         let extended = state.interrupt_table >> 11 & 1 != 0;
-        let destination = if extended {
-            entry[0] >> 32
-        } else {
-            entry[0] >> 40 & 0xff
-        };
+        let destination = if extended { entry[0] >> 32 } else { entry[0] >> 40 & 0xff };
         Ok((destination as u32, (entry[0] >> 16 & 0xff) as u32))
     }
 
@@ -85,11 +78,7 @@ impl UnitModel {
         iova: u64,
         write: bool,
     ) -> Result<u64, Code> {
-        assert_ne!(
-            state.gsts & GSTS_TES,
-            0,
-            "translation is off: nothing is protected"
-        );
+        assert_ne!(state.gsts & GSTS_TES, 0, "translation is off: nothing is protected");
         let view = View::tables(state.ecap & super::ECAP_C != 0);
         let context = self.context(state, rid, view)?;
         if pasid.is_some() && context[0] >> 3 & 1 == 0 {
@@ -125,11 +114,7 @@ impl UnitModel {
                 translation
             }
         };
-        let allowed = if write {
-            translation.writable
-        } else {
-            translation.readable
-        };
+        let allowed = if write { translation.writable } else { translation.readable };
         match translation.host {
             Some(host) if allowed => Ok(host + iova % PAGE),
             _ if write => Err(0x85),
@@ -142,9 +127,7 @@ impl UnitModel {
         let entry = match state.contexts.get(&rid) {
             Some(&entry) => entry,
             None => {
-                let root = self
-                    .memory
-                    .device_read(state.root + u64::from(rid >> 7) * 8, view);
+                let root = self.memory.device_read(state.root + u64::from(rid >> 7) * 8, view);
                 if root & 1 == 0 {
                     if caches_absence {
                         state.contexts.insert(rid, [0; 4]);
@@ -199,20 +182,11 @@ impl UnitModel {
     /// Walks a second-stage table.
     fn walk(&self, state: &State, entry: [u64; 8], iova: u64, view: View) -> Result<Translation, Code> {
         let levels = (entry[0] >> 2 & 7) + 2;
-        assert_ne!(
-            state.cap >> (8 + levels - 2) & 1,
-            0,
-            "AW of a depth that CAP.SAGAW does not offer"
-        );
+        assert_ne!(state.cap >> (8 + levels - 2) & 1, 0, "AW of a depth that CAP.SAGAW does not offer");
         if iova >> (12 + 9 * levels) != 0 {
             return Err(0x84);
         }
-        let mut translation = Translation {
-            host: None,
-            writable: true,
-            readable: true,
-            walked: Vec::new(),
-        };
+        let mut translation = Translation { host: None, writable: true, readable: true, walked: Vec::new() };
         let mut table = entry[0] & !0xfff;
         for level in (1..=levels).rev() {
             translation.walked.push(table);

@@ -16,9 +16,8 @@ fn refused(cap: u64, ecap: u64, dmar: &Dmar) -> String {
     let memory = Arc::new(ModelMemory::new());
     let unit = UnitModel::new(&memory, cap, ecap);
     let host = Box::leak(Box::new(ModelHost::default()));
-    let result = Vtd::new(dmar, memory, host, true, &|_| None, &mut |_, _| {
-        Ok(ModelRegisters(Arc::clone(&unit)))
-    });
+    let result =
+        Vtd::new(dmar, memory, host, true, &|_| None, &mut |_, _| Ok(ModelRegisters(Arc::clone(&unit))));
     result.err().expect("a refusal").to_string()
 }
 
@@ -42,15 +41,9 @@ fn each_missing_capability_is_named() {
         (4, "ECAP.EIM"),
     ] {
         let line = refused(CAP, ECAP & !(1 << bit), &dmar());
-        assert!(
-            line.starts_with("vtd 0xfed90000: ") && line.contains(name),
-            "{line}"
-        );
+        assert!(line.starts_with("vtd 0xfed90000: ") && line.contains(name), "{line}");
         // What older and newer versions of QEMU call it.
-        for options in [
-            " scalable-mode=on,pasid-bits=20,",
-            " x-scalable-mode=on,x-pasid-mode=on,",
-        ] {
+        for options in [" scalable-mode=on,pasid-bits=20,", " x-scalable-mode=on,x-pasid-mode=on,"] {
             assert!(line.contains(options), "{line}");
         }
     }
@@ -58,15 +51,9 @@ fn each_missing_capability_is_named() {
     for name in ["CAP.SAGAW", "ECAP.SMTS", "ECAP.QI"] {
         assert!(line.contains(name), "{line}");
     }
-    let off = Dmar {
-        interrupt_remapping: false,
-        ..dmar()
-    };
+    let off = Dmar { interrupt_remapping: false, ..dmar() };
     assert!(refused(CAP, ECAP, &off).contains("interrupt remapping is off"));
-    let none = Dmar {
-        units: Vec::new(),
-        ..dmar()
-    };
+    let none = Dmar { units: Vec::new(), ..dmar() };
     assert!(refused(CAP, ECAP, &none).contains("no remapping unit"));
 }
 
@@ -115,10 +102,7 @@ fn a_device_the_firmware_uses_is_not_claimed() {
     let machine = Machine::found(CAP, ECAP, &dmar);
     machine.vtd.take_over().unwrap();
     let line = machine.vtd.claim(DEVICE).unwrap_err().to_string();
-    assert!(
-        line.contains("0000:6a:01.0") && line.contains("0x7000ffff (RMRR)"),
-        "{line}"
-    );
+    assert!(line.contains("0000:6a:01.0") && line.contains("0x7000ffff (RMRR)"), "{line}");
     machine.vtd.claim(Requester::new(0, 0x6a, 2, 0)).unwrap();
     assert_eq!(machine.vtd.topology().reserved.len(), 1);
 }
@@ -178,10 +162,7 @@ fn it_describes_itself() {
 #[test]
 fn faults_come_in_order_and_in_words() {
     let machine = Machine::new();
-    machine.vtd.set_fault_interrupt(HostVector {
-        vector: 0x52,
-        cpu: 0x103,
-    });
+    machine.vtd.set_fault_interrupt(HostVector { vector: 0x52, cpu: 0x103 });
     let table = machine.table(4 * GIB, 2 * MIB);
     machine.attach(0xabcde, table);
     machine.write(0xabcde, GIB).unwrap_err();
@@ -189,23 +170,12 @@ fn faults_come_in_order_and_in_words() {
     machine.unit.dma(DEVICE.rid, None, 0, false).unwrap_err();
     {
         let state = machine.unit.state.lock().unwrap();
-        assert_eq!(
-            state.events,
-            [(0x100_fee0_3000, 0x52)],
-            "one event, x2APIC destination"
-        );
+        assert_eq!(state.events, [(0x100_fee0_3000, 0x52)], "one event, x2APIC destination");
     }
     let faults = look(&machine.vtd).complete();
     let seen: Vec<_> = faults
         .iter()
-        .map(|fault| {
-            (
-                fault.pasid.map(Pasid::value),
-                fault.address,
-                fault.access,
-                fault.reason,
-            )
-        })
+        .map(|fault| (fault.pasid.map(Pasid::value), fault.address, fault.access, fault.reason))
         .collect();
     assert_eq!(
         seen,
@@ -275,31 +245,17 @@ fn an_error_that_somebody_waits_for_is_left_to_him() {
 fn an_interrupt_is_for_its_device_only() {
     for (cap, ecap) in [(CAP, ECAP), (CAP | CAP_CM, ECAP | ECAP_C)] {
         let machine = Machine::with(cap, ecap);
-        let target = HostVector {
-            vector: 0x41,
-            cpu: 0x1_0002,
-        };
+        let target = HostVector { vector: 0x41, cpu: 0x1_0002 };
         // What a unit in caching mode may remember.
         assert_eq!(machine.unit.message(DEVICE.rid, 0xfee0_0010, 0), Err(0x22));
         let interrupt = machine.vtd.map_interrupt(DEVICE, target).unwrap();
         let message = interrupt.message;
-        assert_eq!(
-            machine.unit.message(DEVICE.rid, message.address, message.data),
-            Ok((0x1_0002, 0x41))
-        );
-        assert_eq!(
-            machine
-                .unit
-                .message(DEVICE.rid + 1, message.address, message.data),
-            Err(0x26)
-        );
+        assert_eq!(machine.unit.message(DEVICE.rid, message.address, message.data), Ok((0x1_0002, 0x41)));
+        assert_eq!(machine.unit.message(DEVICE.rid + 1, message.address, message.data), Err(0x26));
         let other = machine.vtd.map_interrupt(DEVICE, target).unwrap();
         assert_ne!(other.handle, interrupt.handle);
         machine.vtd.unmap_interrupt(interrupt.handle).unwrap();
-        assert_eq!(
-            machine.unit.message(DEVICE.rid, message.address, message.data),
-            Err(0x22)
-        );
+        assert_eq!(machine.unit.message(DEVICE.rid, message.address, message.data), Err(0x22));
         assert!(machine.vtd.unmap_interrupt(interrupt.handle).is_err());
         let faults = look(&machine.vtd).faults;
         assert!(faults.iter().all(|fault| fault.access == FaultAccess::Interrupt));
@@ -320,14 +276,8 @@ fn interrupt_entries_run_out_with_a_refusal_and_come_back() {
     };
     assert_eq!(handles.len(), 2048);
     assert!(refusal.why.contains("all 2048 entries"), "{refusal}");
-    let beyond = HostVector {
-        vector: 0x141,
-        cpu: 0,
-    };
+    let beyond = HostVector { vector: 0x141, cpu: 0 };
     machine.vtd.unmap_interrupt(handles[77]).unwrap();
     assert!(machine.vtd.map_interrupt(DEVICE, beyond).is_err(), "not cut off");
-    assert_eq!(
-        machine.vtd.map_interrupt(DEVICE, target).unwrap().handle,
-        handles[77]
-    );
+    assert_eq!(machine.vtd.map_interrupt(DEVICE, target).unwrap().handle, handles[77]);
 }

@@ -38,13 +38,7 @@ fn a_refused_descriptor_ends_in_a_refusal_and_can_be_tried_again() {
     assert_eq!(machine.unit.state.lock().unwrap().fsts & FSTS_IQE, 0);
     // The tag is taken and the table in use until the end is confirmed.
     assert!(
-        machine
-            .vtd
-            .attach(DEVICE, tag(1), table)
-            .unwrap_err()
-            .refusal
-            .remedy
-            .contains("detach it again")
+        machine.vtd.attach(DEVICE, tag(1), table).unwrap_err().refusal.remedy.contains("detach it again")
     );
     assert!(machine.vtd.destroy_table(table).is_err());
     machine.detach(1);
@@ -56,10 +50,7 @@ fn a_refused_descriptor_ends_in_a_refusal_and_can_be_tried_again() {
 fn a_silent_device_ends_in_a_refusal_until_it_answers() {
     let machine = Machine::found(CAP, ECAP | ECAP_DT, &dmar());
     machine.vtd.take_over().unwrap();
-    machine
-        .vtd
-        .claim_with_device_tlb(DEVICE, DeviceTlb { queue_depth: 1 })
-        .unwrap();
+    machine.vtd.claim_with_device_tlb(DEVICE, DeviceTlb { queue_depth: 1 }).unwrap();
     let table = machine.table(4 * GIB, 2 * MIB);
     machine.attach(1, table);
     machine.unit.state.lock().unwrap().silent_devices = 1;
@@ -93,10 +84,7 @@ fn a_stuck_unit_ends_in_a_refusal() {
 fn a_failed_unmap_is_made_up_for() {
     let machine = Machine::new();
     let table = machine.vtd.create_table().unwrap();
-    machine
-        .vtd
-        .map(table, Iova(0), HostPhys(4 * GIB), PAGE, true)
-        .unwrap();
+    machine.vtd.map(table, Iova(0), HostPhys(4 * GIB), PAGE, true).unwrap();
     machine.attach(1, table);
     assert!(machine.write(1, 0).is_ok());
     let used = machine.memory.used();
@@ -119,12 +107,7 @@ fn a_mapping_without_memory_leaves_no_trace() {
         machine.memory.limit(left);
         // 2 MiB and a page, at a place that needs tables of all levels twice.
         let at = Iova(512 * GIB - 2 * MIB);
-        assert!(
-            machine
-                .vtd
-                .map(table, at, HostPhys(8 * GIB), 2 * MIB + PAGE, true)
-                .is_err()
-        );
+        assert!(machine.vtd.map(table, at, HostPhys(8 * GIB), 2 * MIB + PAGE, true).is_err());
         assert_eq!(machine.memory.used(), used);
         assert!(machine.write(1, at.0).is_err());
         assert!(machine.write(1, 0).is_ok());
@@ -145,22 +128,11 @@ fn requests_that_make_no_sense_are_refused() {
     let machine = Machine::new();
     let table = machine.table(4 * GIB, 2 * MIB);
     let map = |iova, host, len| {
-        machine
-            .vtd
-            .map(table, Iova(iova), HostPhys(host), len, true)
-            .map_err(|refusal| refusal.why)
+        machine.vtd.map(table, Iova(iova), HostPhys(host), len, true).map_err(|refusal| refusal.why)
     };
     assert!(map(PAGE, 8 * GIB, PAGE).unwrap_err().contains("mapped already"));
-    assert!(
-        map(0xfee0_0000, 8 * GIB, PAGE)
-            .unwrap_err()
-            .contains("interrupt range")
-    );
-    assert!(
-        map(2 * GIB, 8 * GIB, 4 * GIB)
-            .unwrap_err()
-            .contains("interrupt range")
-    );
+    assert!(map(0xfee0_0000, 8 * GIB, PAGE).unwrap_err().contains("interrupt range"));
+    assert!(map(2 * GIB, 8 * GIB, 4 * GIB).unwrap_err().contains("interrupt range"));
     for (iova, host, len) in [
         (4 * GIB, 8 * GIB, 0),
         (4 * GIB, 8 * GIB, 100),
@@ -172,37 +144,12 @@ fn requests_that_make_no_sense_are_refused() {
     ] {
         assert!(map(iova, host, len).is_err(), "{iova:#x} {host:#x} {len:#x}");
     }
-    assert!(
-        machine
-            .vtd
-            .claim(DEVICE)
-            .unwrap_err()
-            .why
-            .contains("claimed already")
-    );
-    assert!(
-        machine
-            .vtd
-            .attach(Requester::new(0, 1, 0, 0), tag(1), table)
-            .is_err()
-    );
+    assert!(machine.vtd.claim(DEVICE).unwrap_err().why.contains("claimed already"));
+    assert!(machine.vtd.attach(Requester::new(0, 1, 0, 0), tag(1), table).is_err());
     assert!(machine.vtd.attach(DEVICE, tag(1), TableId(99)).is_err());
-    assert!(
-        machine
-            .vtd
-            .attach(DEVICE, tag(1), TableId(0x1_0000 + table.0))
-            .is_err()
-    );
+    assert!(machine.vtd.attach(DEVICE, tag(1), TableId(0x1_0000 + table.0)).is_err());
     machine.attach(1, table);
-    assert!(
-        machine
-            .vtd
-            .attach(DEVICE, tag(1), table)
-            .unwrap_err()
-            .refusal
-            .why
-            .contains("attached already")
-    );
+    assert!(machine.vtd.attach(DEVICE, tag(1), table).unwrap_err().refusal.why.contains("attached already"));
     assert!(machine.vtd.unmap_interrupt(3).is_err());
     assert!(machine.vtd.unmap_interrupt(u32::MAX).is_err());
 }

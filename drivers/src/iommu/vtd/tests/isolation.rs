@@ -26,15 +26,7 @@ fn a_narrow_unit_refuses_wide_tags() {
     assert_eq!(machine.vtd.capabilities().pasid_bits, 1);
     let table = machine.table(4 * GIB, 2 * MIB);
     machine.attach(1, table);
-    assert!(
-        machine
-            .vtd
-            .attach(DEVICE, tag(2), table)
-            .unwrap_err()
-            .refusal
-            .why
-            .contains("ECAP.PSS")
-    );
+    assert!(machine.vtd.attach(DEVICE, tag(2), table).unwrap_err().refusal.why.contains("ECAP.PSS"));
 }
 
 #[test]
@@ -66,10 +58,7 @@ fn an_unmapped_range_is_gone_and_its_neighbours_are_not() {
 fn the_order_is_pasid_cache_then_iotlb_then_device_tlb() {
     let machine = Machine::found(CAP, ECAP | ECAP_DT, &dmar());
     machine.vtd.take_over().unwrap();
-    machine
-        .vtd
-        .claim_with_device_tlb(DEVICE, DeviceTlb { queue_depth: 32 })
-        .unwrap();
+    machine.vtd.claim_with_device_tlb(DEVICE, DeviceTlb { queue_depth: 32 }).unwrap();
     let table = machine.table(4 * GIB, 2 * MIB);
     machine.attach(1, table);
     machine.attach(2, table);
@@ -80,21 +69,12 @@ fn the_order_is_pasid_cache_then_iotlb_then_device_tlb() {
     hold();
     machine.unit.take_log();
     machine.unmap(table, 0, PAGE);
-    assert_eq!(
-        machine.unit.take_log(),
-        ["IOTLB", "fence", "device TLB", "device TLB", "fence"]
-    );
+    assert_eq!(machine.unit.take_log(), ["IOTLB", "fence", "device TLB", "device TLB", "fence"]);
     hold();
     machine.detach(1);
-    assert_eq!(
-        machine.unit.take_log(),
-        ["PASID cache", "fence", "IOTLB", "fence", "device TLB", "fence"]
-    );
+    assert_eq!(machine.unit.take_log(), ["PASID cache", "fence", "IOTLB", "fence", "device TLB", "fence"]);
     let state = machine.unit.state.lock().unwrap();
-    assert!(
-        state.device_tlbs.iter().eq([&(DEVICE.rid, 2)]),
-        "its own tag only"
-    );
+    assert!(state.device_tlbs.iter().eq([&(DEVICE.rid, 2)]), "its own tag only");
 }
 
 /// With and without coherency, caching mode, write buffers, page-selective invalidation, snoop control, 3 levels, no
@@ -112,22 +92,13 @@ fn one_life_on_every_kind_of_unit() {
         CAP & no_4_levels,
         CAP & no_4_levels | CAP_CM | CAP_RWBF,
     ] {
-        for extra in [
-            0,
-            ECAP_C,
-            ECAP_C | ECAP_SMPWCS,
-            ECAP_SC,
-            ECAP_DT | ECAP_SC | ECAP_C,
-        ] {
+        for extra in [0, ECAP_C, ECAP_C | ECAP_SMPWCS, ECAP_SC, ECAP_DT | ECAP_SC | ECAP_C] {
             let machine = Machine::found(cap, ECAP | extra, &dmar());
             machine.vtd.take_over().unwrap();
             // What a unit in caching mode may remember from before the claim.
             assert!(machine.write(3, 0).is_err());
             if extra & ECAP_DT != 0 {
-                machine
-                    .vtd
-                    .claim_with_device_tlb(DEVICE, DeviceTlb { queue_depth: 8 })
-                    .unwrap();
+                machine.vtd.claim_with_device_tlb(DEVICE, DeviceTlb { queue_depth: 8 }).unwrap();
             } else {
                 machine.vtd.claim(DEVICE).unwrap();
             }

@@ -93,10 +93,7 @@ impl Rig for Machine {
 
     fn is_taken(&self, tag: u32) -> bool {
         let inner = self.vtd.units()[0].inner.lock();
-        inner.devices[&DEVICE.rid]
-            .attachments
-            .check_free(suite::tag(tag))
-            .is_err()
+        inner.devices[&DEVICE.rid].attachments.check_free(suite::tag(tag)).is_err()
     }
 
     fn take_executed(&self) -> usize {

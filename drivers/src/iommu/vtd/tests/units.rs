@@ -43,10 +43,7 @@ fn two_units(first: (u64, u64), second: (u64, u64)) -> TwoUnits {
     ]);
     let host = Box::leak(Box::new(ModelHost::default()));
     let bridges = |bridge: Requester| {
-        (bridge == Requester::new(0, 0, 3, 0)).then_some(BusRange {
-            secondary: 5,
-            subordinate: 6,
-        })
+        (bridge == Requester::new(0, 0, 3, 0)).then_some(BusRange { secondary: 5, subordinate: 6 })
     };
     let vtd = Vtd::new(&dmar, memory, host, true, &bridges, &mut |base, _| {
         Ok(ModelRegisters(Arc::clone(&units[&base.0])))
@@ -63,10 +60,7 @@ fn one_table_serves_devices_of_two_units() {
     let machine = two_units((CAP, ECAP), (CAP, ECAP));
     let [first, second] = [&machine.units[&FIRST], &machine.units[&SECOND]];
     let table = machine.vtd.create_table().unwrap();
-    machine
-        .vtd
-        .map(table, Iova(0), HostPhys(4 * GIB), 2 * MIB, true)
-        .unwrap();
+    machine.vtd.map(table, Iova(0), HostPhys(4 * GIB), 2 * MIB, true).unwrap();
     machine.vtd.attach(DEVICE, tag(1), table).unwrap();
     machine.vtd.attach(BEHIND_BRIDGE, tag(1), table).unwrap();
     assert_eq!(first.dma(DEVICE.rid, Some(1), 0, true), Ok(4 * GIB));
@@ -95,25 +89,16 @@ fn unequal_units_share_what_both_can_do() {
     let narrow = (CAP & !one_gib | CAP_CM, ECAP & !(0x1f << 35) | 15 << 35);
     let machine = two_units(wide, narrow);
     let capabilities = machine.vtd.capabilities();
-    assert_eq!(
-        (capabilities.pasid_bits, capabilities.largest_page),
-        (16, 2 * MIB)
-    );
+    assert_eq!((capabilities.pasid_bits, capabilities.largest_page), (16, 2 * MIB));
     let table = machine.vtd.create_table().unwrap();
     machine.vtd.attach(DEVICE, tag(1), table).unwrap();
     machine.vtd.attach(BEHIND_BRIDGE, tag(1), table).unwrap();
     for (unit, device) in [(FIRST, DEVICE), (SECOND, BEHIND_BRIDGE)] {
         assert!(machine.units[&unit].dma(device.rid, Some(1), 0, true).is_err());
     }
-    machine
-        .vtd
-        .map(table, Iova(0), HostPhys(4 * GIB), GIB, true)
-        .unwrap();
+    machine.vtd.map(table, Iova(0), HostPhys(4 * GIB), GIB, true).unwrap();
     for (unit, device) in [(FIRST, DEVICE), (SECOND, BEHIND_BRIDGE)] {
-        assert_eq!(
-            machine.units[&unit].dma(device.rid, Some(1), 0, true),
-            Ok(4 * GIB)
-        );
+        assert_eq!(machine.units[&unit].dma(device.rid, Some(1), 0, true), Ok(4 * GIB));
     }
 }
 
@@ -127,10 +112,7 @@ fn handles_and_faults_belong_to_their_unit() {
     assert_ne!(near.handle, far.handle);
     machine.vtd.unmap_interrupt(near.handle).unwrap();
     assert!(first.message(DEVICE.rid, near.message.address, 0).is_err());
-    assert_eq!(
-        second.message(BEHIND_BRIDGE.rid, far.message.address, 0),
-        Ok((1, 0x41))
-    );
+    assert_eq!(second.message(BEHIND_BRIDGE.rid, far.message.address, 0), Ok((1, 0x41)));
     second.dma(BEHIND_BRIDGE.rid, Some(9), 0, true).unwrap_err();
     let faults = look(&machine.vtd).complete();
     let requesters: Vec<_> = faults.iter().map(|fault| fault.requester).collect();
@@ -172,24 +154,13 @@ fn domain_identifiers_go_round_and_run_out() {
     // CAP.ND = 0: 4 bits.
     let machine = Machine::with(CAP & !7, ECAP);
     let tables: Vec<_> = (0..15).map(|_| machine.vtd.create_table().unwrap()).collect();
-    assert!(
-        machine
-            .vtd
-            .create_table()
-            .unwrap_err()
-            .why
-            .contains("all 15 domain")
-    );
+    assert!(machine.vtd.create_table().unwrap_err().why.contains("all 15 domain"));
     for table in &tables[..2] {
         machine.vtd.destroy_table(*table).unwrap();
     }
     assert_eq!(machine.vtd.create_table().unwrap(), tables[0]);
     machine.vtd.destroy_table(tables[0]).unwrap();
-    assert_eq!(
-        machine.vtd.create_table().unwrap(),
-        tables[1],
-        "the longest unused"
-    );
+    assert_eq!(machine.vtd.create_table().unwrap(), tables[1], "the longest unused");
 }
 
 #[test]

@@ -49,10 +49,7 @@ impl ItsModel {
         if u64::from(event) >> bits != 0 {
             return Err("no such event");
         }
-        self.events
-            .get(&(device, event))
-            .copied()
-            .ok_or("the event is not mapped")
+        self.events.get(&(device, event)).copied().ok_or("the event is not mapped")
     }
 }
 
@@ -125,18 +122,13 @@ impl Gic {
             0x08 => self.map_device(state, unit, device, words)?,
             0x09 => self.map_collection(state, unit, words[2])?,
             0x0a => {
-                let translation = Translation {
-                    intid: (words[1] >> 32) as u32,
-                    collection: words[2] as u16,
-                };
+                let translation = Translation { intid: (words[1] >> 32) as u32, collection: words[2] as u16 };
                 self.map_event(state, unit, (device, event), translation)?;
             }
             0x0c => {
                 let translation = its.translation(device, event)?;
                 let at = its.collections[&translation.collection];
-                state.units[unit]
-                    .effects
-                    .push((at, Effect::ReadAgain(translation.intid)));
+                state.units[unit].effects.push((at, Effect::ReadAgain(translation.intid)));
             }
             0x0d => {
                 let collection = words[2] as u16;
@@ -188,11 +180,7 @@ impl Gic {
             let second = first & 0x000f_ffff_ffff_f000;
             assert_eq!(first & !VALID, second, "reserved bits of the first level");
             assert_eq!(second % table.page, 0, "a second level is not aligned");
-            if !its
-                .devices
-                .keys()
-                .any(|other| u64::from(*other) / entries == u64::from(device) / entries)
-            {
+            if !its.devices.keys().any(|other| u64::from(*other) / entries == u64::from(device) / entries) {
                 self.assert_zero(state, second, table.page, "a second level");
             }
             (second, u64::from(device) % entries)
@@ -202,13 +190,9 @@ impl Gic {
             }
             (table.start, u64::from(device))
         };
-        self.memory
-            .device_write32(start + index * table.entry, device | 1 << 31);
+        self.memory.device_write32(start + index * table.entry, device | 1 << 31);
         let translations = words[2] & !VALID;
-        assert!(
-            !its.events.keys().any(|&(other, _)| other == device),
-            "MAPD of a device with events"
-        );
+        assert!(!its.events.keys().any(|&(other, _)| other == device), "MAPD of a device with events");
         let len = (its.field(4, 4) + 1) << bits;
         self.assert_zero(state, translations, len, "a translation table");
         state.units[unit].devices.insert(device, (translations, bits));
@@ -219,11 +203,7 @@ impl Gic {
         let redistributor = target(state, unit, word & TARGET)?;
         let its = &state.units[unit];
         let collection = word as u16;
-        let bits = if its.field(36, 1) != 0 {
-            its.field(32, 4) + 1
-        } else {
-            16
-        };
+        let bits = if its.field(36, 1) != 0 { its.field(32, 4) + 1 } else { 16 };
         if word & VALID == 0 || u64::from(collection) >> bits != 0 {
             return Err("MAPC of nothing, or of too large a collection");
         }
@@ -258,18 +238,11 @@ impl Gic {
             return Err("no LPI");
         }
         assert!(
-            !state
-                .units
-                .iter()
-                .flat_map(|unit| unit.events.values())
-                .any(|other| other.intid == intid),
+            !state.units.iter().flat_map(|unit| unit.events.values()).any(|other| other.intid == intid),
             "LPI {intid} is mapped already"
         );
         for number in 0..state.redistributors.len() {
-            assert!(
-                !self.may_take(state, number, intid),
-                "mapped while LPI {intid} may be taken"
-            );
+            assert!(!self.may_take(state, number, intid), "mapped while LPI {intid} may be taken");
         }
         let its = &state.units[unit];
         let (translations, _) = its.devices[&device];
@@ -291,7 +264,5 @@ fn target(state: &State, unit: usize, word: u64) -> Result<usize, &'static str> 
             word >> 16 == u64::from(state.redistributors[number].number)
         }
     };
-    (0..state.redistributors.len())
-        .find(|&number| named(number))
-        .ok_or("no such redistributor")
+    (0..state.redistributors.len()).find(|&number| named(number)).ok_or("no such redistributor")
 }

@@ -137,10 +137,7 @@ impl ItsModel {
     }
 
     fn table(&self, kind: u64) -> Option<TableModel> {
-        let baser = self
-            .baser
-            .into_iter()
-            .find(|baser| baser >> 56 & 7 == kind && baser & VALID != 0)?;
+        let baser = self.baser.into_iter().find(|baser| baser >> 56 & 7 == kind && baser & VALID != 0)?;
         Some(table(baser))
     }
 
@@ -149,8 +146,7 @@ impl ItsModel {
         self.ctlr = 0x151;
         self.devices.insert(device, (0xdead_0000, 16));
         let collection = 0;
-        self.events
-            .insert((device, event), Translation { intid, collection });
+        self.events.insert((device, event), Translation { intid, collection });
         self.collections.insert(0, 0);
     }
 
@@ -227,11 +223,7 @@ impl Gic {
 
     fn assert_zero(&self, state: &State, start: u64, len: u64, what: &str) {
         for address in (start..start + len).step_by(8) {
-            assert_eq!(
-                self.read(state, address),
-                0,
-                "{what} at {address:#x} is not seen as zero"
-            );
+            assert_eq!(self.read(state, address), 0, "{what} at {address:#x} is not seen as zero");
         }
     }
 
@@ -302,23 +294,14 @@ impl Gic {
         let attributes = if state.snoops { 1 << 10 | 7 << 59 } else { 1 << 59 };
         let check = |register: u64, name: &str| {
             assert_ne!(register & VALID, 0, "{name} is not valid");
-            assert_eq!(
-                register & (0b11 << 10 | 7 << 59 | 7 << 53),
-                attributes,
-                "attributes of {name}"
-            );
+            assert_eq!(register & (0b11 << 10 | 7 << 59 | 7 << 53), attributes, "attributes of {name}");
         };
         check(its.cbaser, "GITS_CBASER");
         assert_eq!(its.writer, its.reader, "there are commands already");
         for baser in its.baser.into_iter().filter(|&baser| baser != 0) {
             check(baser, "GITS_BASER");
             let table = table(baser);
-            assert_eq!(
-                table.start % table.page,
-                0,
-                "a table at {:#x} is not aligned",
-                table.start
-            );
+            assert_eq!(table.start % table.page, 0, "a table at {:#x} is not aligned", table.start);
             self.assert_zero(state, table.start, table.pages * table.page, "a table");
         }
         let its = &mut state.units[unit];

@@ -29,11 +29,7 @@ pub struct RedistributorModel {
 impl RedistributorModel {
     /// Of the processor with that number, whose affinity is something else.
     pub fn new(number: u32) -> Self {
-        Self {
-            affinity: 0x8100_0000 | number << 8,
-            number,
-            ..Self::default()
-        }
+        Self { affinity: 0x8100_0000 | number << 8, number, ..Self::default() }
     }
 
     pub const fn takes_lpis(&self) -> bool {
@@ -65,19 +61,11 @@ impl RedistributorModel {
         let kept = if snoops { value } else { value & !(0b11 << 10) };
         match offset {
             0x70 => {
-                assert_eq!(
-                    value & !(attributes | 0x000f_ffff_ffff_f000 | 0x1f),
-                    0,
-                    "{value:#x}"
-                );
+                assert_eq!(value & !(attributes | 0x000f_ffff_ffff_f000 | 0x1f), 0, "{value:#x}");
                 self.propbaser = kept;
             }
             0x78 => {
-                assert_eq!(
-                    value & !(attributes | 0x000f_ffff_ffff_0000 | 1 << 62),
-                    0,
-                    "{value:#x}"
-                );
+                assert_eq!(value & !(attributes | 0x000f_ffff_ffff_0000 | 1 << 62), 0, "{value:#x}");
                 self.pendbaser = kept;
             }
             _ => panic!("write64 of a redistributor {offset:#x}"),
@@ -146,10 +134,7 @@ impl Gic {
     /// Reads the configuration of an LPI, where that is not held.
     pub(super) fn look_up(&self, state: &mut State, number: usize, intid: u32) {
         let configuration = self.configured(state, number, intid);
-        state.redistributors[number]
-            .configuration
-            .entry(intid)
-            .or_insert(configuration);
+        state.redistributors[number].configuration.entry(intid).or_insert(configuration);
     }
 
     pub(super) fn deliver(&self, state: &mut State, number: usize, intid: u32) {

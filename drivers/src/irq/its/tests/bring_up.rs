@@ -26,11 +26,7 @@ fn after_take_over_no_message_raises_anything() {
     assert_eq!(machine.message(ID, interrupt.message.data), [(0, 8)]);
     let old = machine.map(DEVICE, 108, 0);
     machine.gic.settle();
-    assert_eq!(
-        machine.arrived(),
-        [],
-        "what was pending before is not pending now"
-    );
+    assert_eq!(machine.arrived(), [], "what was pending before is not pending now");
     machine.unmap(old);
 }
 
@@ -50,10 +46,7 @@ fn nothing_is_written_before_take_over() {
 #[test]
 fn doorbells_are_the_translation_pages() {
     let machine = Machine::try_found(iort(), &[9, 7], |_| {}).unwrap();
-    assert_eq!(
-        machine.its.doorbells(),
-        [HostPhys(0x809_0000), HostPhys(0x819_0000)]
-    );
+    assert_eq!(machine.its.doorbells(), [HostPhys(0x809_0000), HostPhys(0x819_0000)]);
     let machine = Machine::new();
     assert_eq!(machine.map(DEVICE, 0, 0).message.address, 0x809_0040);
 }
@@ -117,10 +110,7 @@ fn tables_have_any_page_size_and_one_or_two_levels() {
             let described = format!("{:?}", machine.its.describe());
             assert_eq!(described.contains("two-level"), indirect, "{described}");
             works(&machine);
-            assert_eq!(
-                machine.gic.state.lock().unwrap().units[0].baser[0] >> 62 & 1,
-                u64::from(indirect)
-            );
+            assert_eq!(machine.gic.state.lock().unwrap().units[0].baser[0] >> 62 & 1, u64::from(indirect));
         }
     }
 }
@@ -139,11 +129,7 @@ fn a_second_level_costs_memory_once_a_device_needs_it() {
     }
     machine.unmap(interrupt);
     let _ = machine.map(DEVICE, 0, 1);
-    assert_eq!(
-        machine.memory.used(),
-        with_one,
-        "nothing more once a device is known"
-    );
+    assert_eq!(machine.memory.used(), with_one, "nothing more once a device is known");
     // 6a:00.0 is in the same second level.
     let _ = machine.map(Requester::new(0, 0x6a, 0, 0), 200, 0);
     assert_eq!(machine.memory.used(), with_one + 6);
@@ -158,16 +144,10 @@ fn a_table_that_cannot_be_large_enough_holds_the_first_devices() {
         // 32-byte entries: 256 pages of 128.
         its.baser[0] = 1 << 56 | 31 << 48;
     });
-    let last = Requester {
-        segment: 0,
-        rid: 0x7fff,
-    };
+    let last = Requester { segment: 0, rid: 0x7fff };
     let interrupt = machine.map(last, 0, 0);
     assert_eq!(machine.message(0x7fff, interrupt.message.data), [(0, 0)]);
-    let beyond = Requester {
-        segment: 0,
-        rid: 0x8000,
-    };
+    let beyond = Requester { segment: 0, rid: 0x8000 };
     let refusal = machine.its.map_interrupt(beyond, vector(1, 0)).unwrap_err();
     assert!(refusal.why.contains("place for 0x8000 devices"), "{refusal}");
     assert_eq!(machine.map(DEVICE, 1, 0).message.data, 0, "the LPI is still free");
@@ -226,10 +206,7 @@ fn refused(change: impl FnOnce(&Gic)) -> String {
 fn what_a_unit_lacks_is_said() {
     let changed = |change: fn(&mut ItsModel)| refused(|gic| change(&mut gic.state.lock().unwrap().units[0]));
     for (change, why) in [
-        (
-            (|its| its.pidr2 = 0x2b) as fn(&mut ItsModel),
-            "architecture version 2 is unknown",
-        ),
+        ((|its| its.pidr2 = 0x2b) as fn(&mut ItsModel), "architecture version 2 is unknown"),
         (|its| its.typer &= !1, "no physical LPIs"),
         (|its| its.typer &= !(15 << 32), "4 processors are more"),
         (|its| its.baser[0] = 0, "no device table"),
@@ -255,10 +232,7 @@ fn redistributors_that_cannot_be_used_are_refused() {
         redistributor.ctlr = 1;
         redistributor.sticky = true;
     });
-    assert!(
-        line.contains("redistributor 0x80c0000") && line.contains("do not go off"),
-        "{line}"
-    );
+    assert!(line.contains("redistributor 0x80c0000") && line.contains("do not go off"), "{line}");
 }
 
 #[test]
@@ -268,10 +242,7 @@ fn bad_firmware_values_are_refused_in_one_line() {
     let gic = Gic::new(&memory, vec![ItsModel::new()], 1);
     let attempt = |registers: Option<u64>, redistributor: Option<u64>| {
         let nodes: Vec<_> = registers
-            .map(|registers| ItsNode {
-                identifier: 0,
-                registers: HostPhys(registers),
-            })
+            .map(|registers| ItsNode { identifier: 0, registers: HostPhys(registers) })
             .into_iter()
             .collect();
         let redistributors = redistributor
@@ -281,14 +252,9 @@ fn bad_firmware_values_are_refused_in_one_line() {
             })
             .into_iter()
             .collect();
-        Its::new(
-            &nodes,
-            iort(),
-            redistributors,
-            Arc::clone(&memory),
-            host,
-            &mut |_, _| Ok(ModelRegisters::Its(Arc::clone(&gic), 0)),
-        )
+        Its::new(&nodes, iort(), redistributors, Arc::clone(&memory), host, &mut |_, _| {
+            Ok(ModelRegisters::Its(Arc::clone(&gic), 0))
+        })
     };
     assert!(attempt(Some(ITS), Some(REDISTRIBUTORS)).is_ok());
     for registers in [0, ITS + 0x1000, u64::MAX, !0xffff, 1 << 52] {
@@ -318,22 +284,14 @@ fn memory_that_is_short_is_said() {
     let gic = Gic::new(&memory, vec![ItsModel::new()], 1);
     for limit in 0..pages {
         memory.limit(limit);
-        let node = ItsNode {
-            identifier: 9,
-            registers: HostPhys(ITS),
-        };
+        let node = ItsNode { identifier: 9, registers: HostPhys(ITS) };
         let redistributors = vec![Redistributor {
             registers: ModelRegisters::Redistributor(Arc::clone(&gic), 0),
             base: HostPhys(REDISTRIBUTORS),
         }];
-        let made = Its::new(
-            &[node],
-            iort(),
-            redistributors,
-            Arc::clone(&memory),
-            host,
-            &mut |_, _| Ok(ModelRegisters::Its(Arc::clone(&gic), 0)),
-        );
+        let made = Its::new(&[node], iort(), redistributors, Arc::clone(&memory), host, &mut |_, _| {
+            Ok(ModelRegisters::Its(Arc::clone(&gic), 0))
+        });
         let mapped = made.and_then(|its| {
             its.take_over()?;
             its.map_interrupt(DEVICE, vector(0, 0))

@@ -147,11 +147,7 @@ fn a_unit_that_stops_while_mapping_never_gives_the_lpi_to_two() {
                     } else {
                         vec![]
                     };
-                    assert_eq!(
-                        machine.message(device, event),
-                        expected,
-                        "{after} {device:#x} {event}"
-                    );
+                    assert_eq!(machine.message(device, event), expected, "{after} {device:#x} {event}");
                 }
             }
             undisturbed(&machine);
@@ -191,8 +187,6 @@ fn a_take_over_that_the_unit_does_not_take_is_refused() {
         .unwrap();
         assert!(refusal.why.contains("did not take"), "{refusal}");
     }
-    let refusal = Machine::try_changed(|gic| gic.state.lock().unwrap().units[0].stuck = true)
-        .err()
-        .unwrap();
+    let refusal = Machine::try_changed(|gic| gic.state.lock().unwrap().units[0].stuck = true).err().unwrap();
     assert!(refusal.why.contains("not done within"), "{refusal}");
 }

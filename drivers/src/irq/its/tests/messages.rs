@@ -13,14 +13,9 @@ const DISCARD: u64 = 0x0f;
 #[test]
 fn messages_reach_their_lpi_at_their_processor() {
     let machine = Machine::new();
-    let interrupts: Vec<_> = (0..40)
-        .map(|lpi| machine.map(DEVICE, lpi, lpi % PROCESSORS))
-        .collect();
+    let interrupts: Vec<_> = (0..40).map(|lpi| machine.map(DEVICE, lpi, lpi % PROCESSORS)).collect();
     for (lpi, interrupt) in (0..).zip(&interrupts) {
-        assert_eq!(
-            machine.message(ID, interrupt.message.data),
-            [(lpi % PROCESSORS, lpi)]
-        );
+        assert_eq!(machine.message(ID, interrupt.message.data), [(lpi % PROCESSORS, lpi)]);
     }
     let last = machine.map(OTHER, 8191, 3);
     assert_eq!(machine.message(OTHER_ID, last.message.data), [(3, 8191)]);
@@ -70,9 +65,7 @@ fn after_an_unmap_nothing_is_raised() {
 #[test]
 fn unmapping_one_leaves_the_others_of_the_device_alone() {
     let machine = Machine::new();
-    let interrupts: Vec<_> = (0..8)
-        .map(|lpi| machine.map(DEVICE, lpi, lpi % PROCESSORS))
-        .collect();
+    let interrupts: Vec<_> = (0..8).map(|lpi| machine.map(DEVICE, lpi, lpi % PROCESSORS)).collect();
     for (at, interrupt) in interrupts.iter().enumerate() {
         // Messages of the others are under way meanwhile, and none is lost.
         for other in &interrupts[at + 1..] {
@@ -144,10 +137,7 @@ fn lpis_are_used_again_and_events_go_round() {
         let lpi = round % 3;
         let interrupt = machine.map(DEVICE, lpi, round % PROCESSORS);
         seen.push(interrupt.message.data);
-        assert_eq!(
-            machine.message(ID, interrupt.message.data),
-            [(round % PROCESSORS, lpi)]
-        );
+        assert_eq!(machine.message(ID, interrupt.message.data), [(round % PROCESSORS, lpi)]);
         machine.unmap(interrupt);
     }
     assert_eq!(seen[..8], [1, 2, 3, 4, 5, 6, 7, 1]);
@@ -177,30 +167,12 @@ fn events_and_lpis_run_out() {
     let refusal = machine.its.map_interrupt(OTHER, vector(0, 2)).unwrap_err();
     assert!(refusal.why.contains("already"), "{refusal}");
     for target in [
-        HostVector {
-            vector: 8191,
-            ..vector(0, 0)
-        },
-        HostVector {
-            vector: 16384,
-            ..vector(0, 0)
-        },
-        HostVector {
-            vector: 0,
-            ..vector(0, 0)
-        },
-        HostVector {
-            vector: u32::MAX,
-            ..vector(0, 0)
-        },
-        HostVector {
-            cpu: 0,
-            ..vector(9, 0)
-        },
-        HostVector {
-            cpu: affinity(PROCESSORS),
-            ..vector(9, 0)
-        },
+        HostVector { vector: 8191, ..vector(0, 0) },
+        HostVector { vector: 16384, ..vector(0, 0) },
+        HostVector { vector: 0, ..vector(0, 0) },
+        HostVector { vector: u32::MAX, ..vector(0, 0) },
+        HostVector { cpu: 0, ..vector(9, 0) },
+        HostVector { cpu: affinity(PROCESSORS), ..vector(9, 0) },
     ] {
         assert!(machine.its.map_interrupt(OTHER, target).is_err(), "{target:?}");
     }
@@ -280,16 +252,8 @@ fn two_devices_that_look_the_same_are_not_both_served() {
     machine.its.take_over().unwrap();
     let first = Requester::new(2, 0, 1, 0);
     let interrupt = machine.map(first, 0, 0);
-    let refusal = machine
-        .its
-        .map_interrupt(Requester::new(2, 0, 2, 0), vector(1, 0))
-        .unwrap_err();
-    assert!(
-        refusal
-            .why
-            .contains("cannot tell its messages from those of 0002:00:01.0"),
-        "{refusal}"
-    );
+    let refusal = machine.its.map_interrupt(Requester::new(2, 0, 2, 0), vector(1, 0)).unwrap_err();
+    assert!(refusal.why.contains("cannot tell its messages from those of 0002:00:01.0"), "{refusal}");
     assert_eq!(machine.message(0x77, interrupt.message.data), [(0, 0)]);
     let _ = machine.map(first, 1, 0);
 }
@@ -305,8 +269,5 @@ fn what_is_mapped_is_described() {
     assert_eq!(line("unit"), "its 0x8080000");
     assert_eq!(line("widths"), "device 16, event 16, collection 16 bits");
     assert_eq!(line("features"), "two-level device table");
-    assert_eq!(
-        line("device"),
-        "0000:6a:01.0 (DeviceID 0x6a08): 1 of 2048 events mapped"
-    );
+    assert_eq!(line("device"), "0000:6a:01.0 (DeviceID 0x6a08): 1 of 2048 events mapped");
 }

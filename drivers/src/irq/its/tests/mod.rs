@@ -43,10 +43,7 @@ fn affinity(processor: u32) -> u32 {
 }
 
 fn vector(lpi: u32, processor: u32) -> HostVector {
-    HostVector {
-        vector: 8192 + lpi,
-        cpu: affinity(processor),
-    }
+    HostVector { vector: 8192 + lpi, cpu: affinity(processor) }
 }
 
 impl Machine {
@@ -56,10 +53,7 @@ impl Machine {
         let nodes: Vec<_> = identifiers
             .iter()
             .enumerate()
-            .map(|(at, &identifier)| ItsNode {
-                identifier,
-                registers: HostPhys(ITS + at as u64 * 0x10_0000),
-            })
+            .map(|(at, &identifier)| ItsNode { identifier, registers: HostPhys(ITS + at as u64 * 0x10_0000) })
             .collect();
         let units = nodes.iter().map(|_| ItsModel::new()).collect();
         let gic = Gic::new(&memory, units, PROCESSORS);
@@ -71,18 +65,11 @@ impl Machine {
             })
             .collect();
         let host = Box::leak(Box::new(ModelHost::default()));
-        let its = Its::new(
-            &nodes,
-            iort,
-            redistributors,
-            Arc::clone(&memory),
-            host,
-            &mut |address, len| {
-                assert_eq!(len, 0x1_0000);
-                let unit = nodes.iter().position(|node| node.registers == address);
-                Ok(ModelRegisters::Its(Arc::clone(&gic), unit.unwrap()))
-            },
-        )?;
+        let its = Its::new(&nodes, iort, redistributors, Arc::clone(&memory), host, &mut |address, len| {
+            assert_eq!(len, 0x1_0000);
+            let unit = nodes.iter().position(|node| node.registers == address);
+            Ok(ModelRegisters::Its(Arc::clone(&gic), unit.unwrap()))
+        })?;
         Ok(Self { its, gic, memory })
     }
 
@@ -122,11 +109,7 @@ impl Machine {
 
     /// What arrived since the last call: processor and LPI.
     fn arrived(&self) -> Vec<(u32, u32)> {
-        self.gic
-            .arrived()
-            .into_iter()
-            .map(|(cpu, intid)| ((cpu & 0xffff) >> 8, intid - 8192))
-            .collect()
+        self.gic.arrived().into_iter().map(|(cpu, intid)| ((cpu & 0xffff) >> 8, intid - 8192)).collect()
     }
 
     /// Numbers of the commands of the first ITS since the last call.

@@ -7,11 +7,8 @@ use proptest::prelude::*;
 
 use super::*;
 
-const DEVICES: [(Requester, u32); 3] = [
-    (DEVICE, ID),
-    (OTHER, OTHER_ID),
-    (Requester::new(0, 0x6a, 1, 1), 0x6a09),
-];
+const DEVICES: [(Requester, u32); 3] =
+    [(DEVICE, ID), (OTHER, OTHER_ID), (Requester::new(0, 0x6a, 1, 1), 0x6a09)];
 /// Events of a device.
 const EVENTS: u32 = 8;
 

@@ -84,8 +84,7 @@ impl Cpu {
             Some(register) => {
                 *register &= !lr::ACTIVE;
                 if *register & lr::HW != 0 {
-                    self.deactivated
-                        .push((*register >> lr::PINTID_SHIFT & 0x1fff) as u16);
+                    self.deactivated.push((*register >> lr::PINTID_SHIFT & 0x1fff) as u16);
                 }
             }
             None => self.ended_elsewhere += 1,

@@ -70,27 +70,16 @@ pub(in crate::guest) fn ready(vcpus: u16, numbers: &[u32]) -> Gic {
         set_priority(&mut gic, *number, 0xa0);
     }
     // EDGE and up to 15 after it.
-    gic.write(
-        0,
-        Window::Distributor,
-        0xc00 + u64::from(EDGE / 4),
-        4,
-        0xaaaa_aaaa,
-    );
+    gic.write(0, Window::Distributor, 0xc00 + u64::from(EDGE / 4), 4, 0xaaaa_aaaa);
     gic
 }
 
 fn get_word(gic: &Gic, bank: u64, number: u32) -> u32 {
-    (0..32).fold(0, |word, bit| {
-        word | u32::from(get(gic, bank, number / 32 * 32 + bit)) << bit
-    })
+    (0..32).fold(0, |word, bit| word | u32::from(get(gic, bank, number / 32 * 32 + bit)) << bit)
 }
 
 fn msi(number: u32) -> MsiMessage {
-    MsiMessage {
-        address: MSI_DOORBELL,
-        data: number,
-    }
+    MsiMessage { address: MSI_DOORBELL, data: number }
 }
 
 #[test]
@@ -100,10 +89,7 @@ fn a_message_is_delivered_once() {
     cpu.enter(&mut gic);
     gic.take_wakes();
     assert!(gic.message(msi(EDGE)));
-    assert!(
-        gic.take_wakes().contains(0),
-        "the processor must come out to see it"
-    );
+    assert!(gic.take_wakes().contains(0), "the processor must come out to see it");
     cpu.exit(&mut gic);
     assert!(gic.has_pending(0, cpu.interface()));
     cpu.enter(&mut gic);
@@ -128,13 +114,7 @@ fn who_enters_need_not_be_woken_for_what_it_takes_along() {
     let mut gic = ready(2, &[EDGE]);
     gic.message(msi(EDGE));
     gic.send_sgi(0, u64::from(SGI) << 24 | 0b10, SgiGroup::Group1);
-    gic.write(
-        1,
-        Window::Redistributors,
-        layout::GICR_STRIDE + 0x1_0100,
-        4,
-        1 << SGI,
-    );
+    gic.write(1, Window::Redistributors, layout::GICR_STRIDE + 0x1_0100, 4, 1 << SGI);
     Cpu::new(0, 4).enter(&mut gic);
     assert_eq!(gic.take_wakes().iter().collect::<Vec<_>>(), [1]);
 }
@@ -143,10 +123,7 @@ fn who_enters_need_not_be_woken_for_what_it_takes_along() {
 fn messages_elsewhere_and_for_private_interrupts_are_nothing() {
     let mut gic = ready(1, &[SGI, EDGE]);
     gic.take_wakes();
-    assert!(!gic.message(MsiMessage {
-        address: MSI_DOORBELL + 4,
-        data: EDGE
-    }));
+    assert!(!gic.message(MsiMessage { address: MSI_DOORBELL + 4, data: EDGE }));
     for number in [SGI, intid::COUNT, 1023, u32::MAX] {
         assert!(!gic.message(msi(number)));
     }
@@ -212,15 +189,9 @@ fn a_mapped_interrupt_is_ended_by_the_hardware() {
     assert_eq!(cpu.acknowledge(), Some(TIMER));
     cpu.exit(&mut gic);
     cpu.enter(&mut gic);
-    assert_eq!(
-        cpu.registers[0] & (lr::PENDING | lr::ACTIVE | lr::HW),
-        lr::ACTIVE | lr::HW
-    );
+    assert_eq!(cpu.registers[0] & (lr::PENDING | lr::ACTIVE | lr::HW), lr::ACTIVE | lr::HW);
     cpu.end(TIMER);
-    assert_eq!(
-        (cpu.deactivated.as_slice(), cpu.maintenance()),
-        ([PHYSICAL].as_slice(), false)
-    );
+    assert_eq!((cpu.deactivated.as_slice(), cpu.maintenance()), ([PHYSICAL].as_slice(), false));
     cpu.exit(&mut gic);
     cpu.enter(&mut gic);
     assert_eq!(cpu.registers, [0; 4]);
@@ -241,11 +212,7 @@ fn a_mapped_interrupt_is_never_pending_and_active_at_once() {
     cpu.end(TIMER);
     cpu.exit(&mut gic);
     cpu.enter(&mut gic);
-    assert_eq!(
-        cpu.acknowledge(),
-        Some(TIMER),
-        "set by software, it comes after the end"
-    );
+    assert_eq!(cpu.acknowledge(), Some(TIMER), "set by software, it comes after the end");
 }
 
 #[test]
@@ -255,17 +222,12 @@ fn disabling_one_group_lets_the_other_have_its_list_registers() {
     // The last of them is in group 0.
     set(&mut gic, GROUP, EDGE, 0b0111);
     gic.write(0, Window::Distributor, 0, 4, 0x13);
-    numbers
-        .iter()
-        .for_each(|number| assert!(gic.message(msi(*number))));
+    numbers.iter().for_each(|number| assert!(gic.message(msi(*number))));
     let mut cpu = Cpu::new(0, 2);
     cpu.enter(&mut gic);
     assert!(!cpu.maintenance());
     cpu.vmcr &= !2;
-    assert!(
-        cpu.maintenance(),
-        "what is left out may be all that can be taken now"
-    );
+    assert!(cpu.maintenance(), "what is left out may be all that can be taken now");
     cpu.exit(&mut gic);
     cpu.enter(&mut gic);
     assert!(!cpu.maintenance());
@@ -362,10 +324,7 @@ fn software_generated_interrupts_reach_whom_they_name() {
     cpu.end(SGI);
     assert_eq!(cpu.acknowledge(), None);
     let others = Window::Redistributors;
-    assert_eq!(
-        gic.read(0, others, 0x1_0000 + SET_PENDING, 4),
-        1 << SGI | 1 << (SGI + 1)
-    );
+    assert_eq!(gic.read(0, others, 0x1_0000 + SET_PENDING, 4), 1 << SGI | 1 << (SGI + 1));
 }
 
 #[test]
@@ -417,8 +376,5 @@ fn only_what_could_be_taken_ends_a_wait() {
     assert!(!gic.has_pending(0, cpu.interface()), "the redistributor sleeps");
     gic.write(0, Window::Redistributors, 0x14, 4, 0);
     gic.write(0, Window::Distributor, 0, 4, 0x11);
-    assert!(
-        !gic.has_pending(0, cpu.interface()),
-        "the distributor has group 1 disabled"
-    );
+    assert!(!gic.has_pending(0, cpu.interface()), "the distributor has group 1 disabled");
 }

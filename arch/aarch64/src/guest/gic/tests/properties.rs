@@ -7,18 +7,7 @@ use super::super::list_registers::hcr;
 use super::model::{Interrupt, Model};
 use super::*;
 
-const NUMBERS: [u32; 10] = [
-    0,
-    SGI,
-    20,
-    TIMER,
-    LEVEL,
-    LEVEL + 1,
-    LEVEL + 2,
-    EDGE,
-    EDGE + 1,
-    EDGE + 2,
-];
+const NUMBERS: [u32; 10] = [0, SGI, 20, TIMER, LEVEL, LEVEL + 1, LEVEL + 2, EDGE, EDGE + 1, EDGE + 2];
 
 #[derive(Clone, Debug)]
 enum Op {
@@ -83,16 +72,8 @@ impl Rig {
     fn leave(&mut self) {
         self.cpu.exit(&mut self.gic);
         for (number, interrupt) in &self.model.interrupts {
-            assert_eq!(
-                get(&self.gic, SET_PENDING, *number),
-                interrupt.pending(),
-                "pending {number}"
-            );
-            assert_eq!(
-                get(&self.gic, SET_ACTIVE, *number),
-                interrupt.active,
-                "active {number}"
-            );
+            assert_eq!(get(&self.gic, SET_PENDING, *number), interrupt.pending(), "pending {number}");
+            assert_eq!(get(&self.gic, SET_ACTIVE, *number), interrupt.active, "active {number}");
         }
         let best = self.model.best(0x100, |group1| self.cpu.enables(group1));
         assert_eq!(self.gic.has_pending(0, self.cpu.interface()), best.is_some());
@@ -108,11 +89,7 @@ impl Rig {
         let running = self.cpu.running_priority();
         let best = self.model.best(running, |group1| self.cpu.enables(group1));
         let taken = self.cpu.acknowledge();
-        assert_eq!(
-            taken.map(|number| self.model.get(number).priority),
-            best,
-            "{taken:?}"
-        );
+        assert_eq!(taken.map(|number| self.model.get(number).priority), best, "{taken:?}");
         let number = taken?;
         let interrupt = *self.model.get(number);
         assert!(interrupt.pending() && interrupt.enabled && !interrupt.active);
@@ -151,8 +128,7 @@ impl Rig {
             }
             Op::Sgi(number) => {
                 self.leave();
-                self.gic
-                    .send_sgi(0, u64::from(number) << 24 | 1, SgiGroup::Group1);
+                self.gic.send_sgi(0, u64::from(number) << 24 | 1, SgiGroup::Group1);
                 self.model.get(number).latch = true;
                 return self.enter();
             }

@@ -29,10 +29,7 @@ fn redistributors_are_told_apart_by_affinity_and_end_with_the_last() {
         let typer = read(base + gicr::TYPER, 8);
         assert_eq!((typer >> 32, typer >> 8 & 0xffff), (vcpu, vcpu));
         assert_eq!(typer & 0x10 != 0, vcpu == 2);
-        assert_eq!(
-            read(base + gicr::TYPER, 4) | read(base + gicr::TYPER + 4, 4) << 32,
-            typer
-        );
+        assert_eq!(read(base + gicr::TYPER, 4) | read(base + gicr::TYPER + 4, 4) << 32, typer);
         assert_eq!(read(base + 0xffe8, 4) & 0xf0, 0x30);
         assert_eq!(read(base + gicr::WAKER, 4), 0, "awake");
     }
@@ -68,10 +65,7 @@ fn priorities_have_five_bits_and_take_bytes_and_words() {
     gic.write(0, Window::Distributor, 0x420, 4, 0xff0f_a7a0);
     assert_eq!(distributor(&gic, 0x420, 4), 0xf808_a0a0);
     gic.write(0, Window::Distributor, 0x421, 1, 0x50);
-    assert_eq!(
-        (distributor(&gic, 0x421, 1), distributor(&gic, 0x420, 4)),
-        (0x50, 0xf808_50a0)
-    );
+    assert_eq!((distributor(&gic, 0x421, 1), distributor(&gic, 0x420, 4)), (0x50, 0xf808_50a0));
     assert_eq!(distributor(&gic, 0x420, 2), 0);
 }
 
@@ -84,32 +78,20 @@ fn routes_take_words_and_halves_and_no_1_of_n() {
     gic.write(0, Window::Distributor, router + 4, 4, 0);
     gic.write(0, Window::Distributor, router, 4, 0x0203);
     assert_eq!(distributor(&gic, router, 8), 0x203);
-    assert_eq!(
-        (distributor(&gic, router, 4), distributor(&gic, router + 4, 4)),
-        (0x203, 0)
-    );
+    assert_eq!((distributor(&gic, router, 4), distributor(&gic, router + 4, 4)), (0x203, 0));
     gic.write(0, Window::Distributor, 0x6000, 8, 1);
-    assert_eq!(
-        distributor(&gic, 0x6000, 8),
-        0,
-        "private interrupts have no route"
-    );
+    assert_eq!(distributor(&gic, 0x6000, 8), 0, "private interrupts have no route");
 }
 
 #[test]
 fn set_and_clear_registers_show_the_same_state() {
     let mut gic = Gic::new(1).unwrap();
-    for (set_bank, clear_bank) in [
-        (SET_ENABLE, CLEAR_ENABLE),
-        (SET_PENDING, CLEAR_PENDING),
-        (SET_ACTIVE, CLEAR_ACTIVE),
-    ] {
+    for (set_bank, clear_bank) in
+        [(SET_ENABLE, CLEAR_ENABLE), (SET_PENDING, CLEAR_PENDING), (SET_ACTIVE, CLEAR_ACTIVE)]
+    {
         set(&mut gic, set_bank, EDGE, 0b111);
         set(&mut gic, clear_bank, EDGE, 0b010);
-        assert_eq!(
-            (get_word(&gic, set_bank, EDGE), get_word(&gic, clear_bank, EDGE)),
-            (0b101, 0b101)
-        );
+        assert_eq!((get_word(&gic, set_bank, EDGE), get_word(&gic, clear_bank, EDGE)), (0b101, 0b101));
     }
 }
 
