@@ -14,7 +14,7 @@ use serde::Serialize;
 
 use crate::allowance::Allowance;
 use crate::fault::{DmaFault, FaultAccess};
-use crate::monitor::vdev_name;
+use crate::info::vdev_name;
 use crate::system::VdevName;
 
 /// Records kept per vdev.

@@ -4,12 +4,18 @@
 //! **Principle.** Whoever renders these holds no lock and can change nothing. Taking a snapshot never
 //! waits for a device. Field names are the ones of `--json` and so part of the monitor's interface.
 
+use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
 
 use serde::Serialize;
 
 use crate::config::VmConfig;
+
+/// A vdev's name: `dsa0/dsa-dwq#3`.
+pub fn vdev_name(parent: &str, type_name: &str, id: u32) -> String {
+    format!("{parent}/{type_name}#{id}")
+}
 
 /// Name and value of something worth knowing that only its driver understands.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize)]

@@ -7,7 +7,7 @@
 //! ([`DeviceQuiesced`]) is what the IOMMU detach and the PASID's return ask for.
 
 use alloc::boxed::Box;
-use alloc::string::String;
+use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 
 use crate::addr::{HostPhys, Requester};
@@ -15,7 +15,6 @@ use crate::drained::Drained;
 use crate::exit::MsiMessage;
 use crate::pasid::Pasid;
 use crate::refusal::Refusal;
-use crate::vdev::ParentUnreached;
 
 /// A way to slice a parent.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -65,6 +64,24 @@ pub enum ParentEvent {
     },
     /// The device stopped and needs a reset; every vdev on it is affected.
     Halted(String),
+}
+
+/// Proof that no vCPU can reach a portal of any vdev on a parent, for as long as it lives.
+///
+/// Made by [`crate::system::System`] only, out of a [`PortalsUnmapped`](crate::vdev::PortalsUnmapped) for each vdev on the parent. Not `Clone`.
+#[derive(Debug)]
+pub struct ParentUnreached(String);
+
+impl ParentUnreached {
+    /// The system's word for the parent of that name.
+    pub fn confirmed_by_system(parent: &str) -> Self {
+        Self(parent.to_string())
+    }
+
+    /// Name of the parent.
+    pub fn parent(&self) -> &str {
+        &self.0
+    }
 }
 
 /// A physical device that can be shared, with its driver. Methods may be called from any processor.

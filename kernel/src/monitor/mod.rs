@@ -25,7 +25,7 @@ use serde::Serialize;
 
 use crate::config::ConsoleMode;
 use crate::console::{BadLine, Console, Sink};
-use crate::info::{SystemInfo, VmInfo};
+use crate::info::{SystemInfo, VmInfo, vdev_name};
 use crate::log::{LEVELS, level_name};
 use crate::nearest::nearest;
 use crate::refusal::Refusal;
@@ -35,7 +35,6 @@ use top::Sample;
 
 pub use commands::{COMMANDS, Command, command};
 pub use host::{HostPower, MonitorHost, NewVdev, VmControl};
-pub use show::vdev_name;
 
 /// The word that asks for JSON.
 const JSON_FLAG: &str = "--json";

@@ -9,16 +9,13 @@ use serde::Serialize;
 
 use crate::console::TypedInfo;
 use crate::fault_log::FaultsInfo;
-use crate::info::{AwayInfo, IommuInfo, ParentInfo, PasidInfo, RetiredInfo, SystemInfo, VdevInfo, VmInfo};
+use crate::info::{
+    AwayInfo, IommuInfo, ParentInfo, PasidInfo, RetiredInfo, SystemInfo, VdevInfo, VmInfo, vdev_name,
+};
 use crate::table::{Table, bytes, duration, pairs};
 
 /// Stands where there is no value.
 pub(super) const NONE: &str = "-";
-
-/// A vdev's name: `dsa0/dsa-dwq#3`.
-pub fn vdev_name(parent: &str, type_name: &str, id: u32) -> String {
-    format!("{parent}/{type_name}#{id}")
-}
 
 pub(super) fn or_none(value: Option<impl ToString>) -> String {
     value.map_or_else(|| NONE.to_string(), |value| value.to_string())

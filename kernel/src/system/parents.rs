@@ -9,10 +9,10 @@ use core::sync::atomic::{AtomicU64, Ordering};
 
 use crate::drained::Drained;
 use crate::irq::Route;
-use crate::parent::{DmaTag, Parent, ParentEvent};
+use crate::parent::{DmaTag, Parent, ParentEvent, ParentUnreached};
 use crate::refusal::Refusal;
+use crate::vdev::Vdev;
 use crate::vdev::interrupt::Interrupt;
-use crate::vdev::{ParentUnreached, Vdev};
 use crate::vm::{Vm, VmHost};
 
 use super::{ReclaimReport, System, VdevName};

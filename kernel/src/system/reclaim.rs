@@ -39,7 +39,7 @@ impl System {
 
     pub(super) fn retire(&self, retirement: Retirement, report: &mut EndReport) {
         let info = retirement.info();
-        log::error!("vm {}: {} {} is not used again: {}", info.vm, info.what, info.value, info.why);
+        log::error!("{info}");
         report.retired.push(info);
         self.retired.lock().push(retirement);
         *self.retry.lock() = Retry::soon(self.services.host.now_ns());

@@ -6,12 +6,11 @@ use crate::addr::{HostPhys, Requester};
 use crate::drained::Drained;
 use crate::exit::MsiMessage;
 use crate::parent::{
-    Bar, DeviceQuiesced, DmaTag, InterruptBinding, Parent, ParentEvent, PciIdentity, Portal, QuiesceFailed,
-    Remains, VdevModel, VdevRequest, VdevType,
+    Bar, DeviceQuiesced, DmaTag, InterruptBinding, Parent, ParentEvent, ParentUnreached, PciIdentity, Portal,
+    QuiesceFailed, Remains, VdevModel, VdevRequest, VdevType,
 };
 use crate::pasid::Pasid;
 use crate::refusal::Refusal;
-use crate::vdev::ParentUnreached;
 
 pub const PARENT: &str = "dsa0";
 pub const REQUESTER: Requester = Requester::new(0, 0, 4, 0);

@@ -71,24 +71,6 @@ impl PortalsUnmapped {
     }
 }
 
-/// Proof that no vCPU can reach a portal of any vdev on a parent, for as long as it lives.
-///
-/// Made by [`crate::system::System`] only, out of a [`PortalsUnmapped`] for each vdev on the parent. Not `Clone`.
-#[derive(Debug)]
-pub struct ParentUnreached(String);
-
-impl ParentUnreached {
-    /// The system's word for the parent of that name.
-    pub fn confirmed_by_system(parent: &str) -> Self {
-        Self(parent.to_string())
-    }
-
-    /// Name of the parent.
-    pub fn parent(&self) -> &str {
-        &self.0
-    }
-}
-
 /// What creating and ending vdevs works with.
 pub(crate) struct Services {
     pub(crate) host: &'static dyn Host,

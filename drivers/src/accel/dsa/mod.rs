@@ -14,9 +14,10 @@
 //! | `capabilities` | what the device can do, checked |
 //! | [`partition`] | sharing out of queue entries |
 //! | `bring_up` | bring-up and recovery |
-//! | `device` | commands, queue programming |
-//! | `queue` | queues and leases |
-//! | `interrupts` | MSI-X entries, events, errors |
+//! | `access`, `device` | who may touch the registers; queue programming |
+//! | `slot`, `dispatch` | commands on queues, one after another |
+//! | `queue`, `lease` | queues, and the right to one |
+//! | `interrupts`, `errors` | MSI-X entries, events; what the device reports of errors |
 //! | `parent` | the [`Parent`](pasidon_kernel::parent::Parent) made of all that |
 //! | [`vdev`] | what a guest sees |
 //!
@@ -34,7 +35,10 @@ mod bring_up;
 mod capabilities;
 pub mod commands;
 mod device;
+mod dispatch;
+mod errors;
 mod interrupts;
+mod lease;
 mod parent;
 pub mod partition;
 mod queue;

@@ -10,12 +10,14 @@ use core::sync::atomic::Ordering;
 use pasidon_kernel::addr::Requester;
 use pasidon_kernel::drained::Drained;
 use pasidon_kernel::exit::MsiMessage;
-use pasidon_kernel::parent::{DmaTag, Parent, ParentEvent, VdevModel, VdevRequest, VdevType};
+use pasidon_kernel::parent::{
+    DmaTag, Parent, ParentEvent, ParentUnreached, VdevModel, VdevRequest, VdevType,
+};
 use pasidon_kernel::refusal::Refusal;
-use pasidon_kernel::vdev::ParentUnreached;
 
 use super::device::Device;
-use super::queue::{Queue, QueueLease};
+use super::lease::QueueLease;
+use super::queue::Queue;
 use super::registers::{GENSTS, gensts};
 use super::vdev::DsaVdev;
 use super::{Capabilities, Setup, TYPE_DWQ};

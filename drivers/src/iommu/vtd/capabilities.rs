@@ -8,10 +8,7 @@ use pasidon_kernel::refusal::Refusal;
 use super::dmar::Dmar;
 use super::registers::{Capability, ExtendedCapability};
 use super::second_stage::{Geometry, SecondStageEntries};
-use super::unit::Unit;
 use crate::features;
-use crate::memory::DmaMemory;
-use crate::registers::Registers;
 
 /// Narrowest address width believed.
 const WIDTH_FLOOR: u8 = 32;
@@ -38,10 +35,10 @@ pub(super) fn missing(
     ])
 }
 
-/// The page-table form that all units take.
-pub(super) fn common_geometry<R: Registers, M: DmaMemory>(
+/// The page-table form that all units take, by what each can do.
+pub(super) fn common_geometry(
     dmar: &Dmar,
-    units: &[Unit<R, M>],
+    units: &[(Capability, ExtendedCapability)],
 ) -> Result<Geometry, Refusal> {
     if units.is_empty() {
         return Err(Refusal::new(
@@ -50,10 +47,10 @@ pub(super) fn common_geometry<R: Registers, M: DmaMemory>(
             "turn VT-d on in the firmware, or in QEMU use -device intel-iommu",
         ));
     }
-    let every = |has: fn(&Unit<R, M>) -> bool| units.iter().all(has);
-    let (levels, level_bits) = if every(|unit| unit.capability().second_stage_levels(4)) {
+    let every = |has: fn(Capability) -> bool| units.iter().all(|(capability, _)| has(*capability));
+    let (levels, level_bits) = if every(|capability| capability.second_stage_levels(4)) {
         (4, 48)
-    } else if every(|unit| unit.capability().second_stage_levels(3)) {
+    } else if every(|capability| capability.second_stage_levels(3)) {
         (3, 39)
     } else {
         return Err(Refusal::new(
@@ -62,19 +59,20 @@ pub(super) fn common_geometry<R: Registers, M: DmaMemory>(
             "share devices of one unit only; this machine is not supported yet",
         ));
     };
-    let leaf_levels = if !every(|unit| unit.capability().second_stage_2m()) {
+    let leaf_levels = if !every(Capability::second_stage_2m) {
         1
-    } else if !every(|unit| unit.capability().second_stage_1g()) {
+    } else if !every(Capability::second_stage_1g) {
         2
     } else {
         3
     };
-    let width = units.iter().map(|unit| unit.capability().address_bits()).min();
+    let width = units.iter().map(|(capability, _)| capability.address_bits()).min();
+    let snoop = units.iter().all(|(_, extended)| extended.snoop_control());
     Ok(Geometry {
         levels,
         address_bits: width.map_or(level_bits, |width| width.clamp(WIDTH_FLOOR, level_bits)),
         host_bits: dmar.host_address_bits.clamp(WIDTH_FLOOR, HOST_WIDTH_LIMIT),
         leaf_levels,
-        format: SecondStageEntries { snoop: every(|unit| unit.extended_capability().snoop_control()) },
+        format: SecondStageEntries { snoop },
     })
 }

@@ -87,7 +87,8 @@ impl<R: Registers, M: DmaMemory> Vtd<R, M> {
                 Unit::new(registers, Arc::clone(&memory), host, unit, x2apic)
             })
             .collect::<Result<Vec<_>, _>>()?;
-        let geometry = common_geometry(dmar, &units)?;
+        let abilities = units.iter().map(|unit| (unit.capability(), unit.extended_capability()));
+        let geometry = common_geometry(dmar, &Vec::from_iter(abilities))?;
         let walks_snoop = units.iter().all(|unit| unit.extended_capability().page_walk_coherent());
         let tables = TableMemory::new(memory, walks_snoop);
         Ok(Self::over(units, Coverage::new(dmar, bridges), tables, geometry))

@@ -16,7 +16,6 @@ use pasidon_kernel::host::Host;
 use pasidon_kernel::refusal::Refusal;
 
 use super::registers::{LPI, gicr};
-use super::unit::Event;
 use crate::memory::DmaMemory;
 use crate::registers::Registers;
 use crate::table_memory::TableMemory;
@@ -79,6 +78,13 @@ impl<R: Registers> Redistributor<R> {
             "turn off the firmware's use of message-signalled interrupts",
         ))
     }
+}
+
+/// An event of a device.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct Event {
+    pub(super) device: u32,
+    pub(super) number: u32,
 }
 
 /// The event that an LPI belongs to.

@@ -21,7 +21,7 @@ use pasidon_kernel::refusal::Refusal;
 
 use super::ItsNode;
 use super::commands::{Access, Command, Queue, Target};
-use super::lpis::Lpis;
+use super::lpis::{Event, Lpis};
 use super::registers::{Typer, gits};
 use super::tables::{self, DeviceTable};
 use crate::features;
@@ -40,13 +40,6 @@ const FRAME: u64 = 0x1_0000;
 const ADDRESS_END: u64 = 1 << 52;
 /// Place of RDbase, where it is a processor's number.
 const PROCESSOR_SHIFT: u32 = 16;
-
-/// An event of a device.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) struct Event {
-    pub(super) device: u32,
-    pub(super) number: u32,
-}
 
 /// An event that is taken.
 #[derive(Clone, Copy, Debug)]

@@ -8,10 +8,9 @@ use alloc::vec::Vec;
 use pasidon_kernel::addr::Requester;
 use pasidon_kernel::exit::MsiMessage;
 use pasidon_kernel::host::Host;
-use pasidon_kernel::parent::{Parent, ParentEvent, VdevModel, VdevRequest};
+use pasidon_kernel::parent::{Parent, ParentEvent, ParentUnreached, VdevModel, VdevRequest};
 use pasidon_kernel::pasid::Pasid;
 use pasidon_kernel::refusal::Refusal;
-use pasidon_kernel::vdev::ParentUnreached;
 use spin::Mutex;
 
 use self::model::Model;

@@ -26,7 +26,7 @@ use self::remains::DsaRemains;
 use self::shadow::{Access, Shadow};
 use super::Silicon;
 use super::commands::error;
-use super::queue::QueueLease;
+use super::lease::QueueLease;
 use super::registers::portal;
 use crate::pci::ConfigSpace;
 use crate::registers::Registers;

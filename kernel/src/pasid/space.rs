@@ -1,149 +1,18 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! PASIDs: the tag that selects an I/O address space, and who may use which.
+//! The namespace that all leases come from.
 //!
-//! **Principle.** A number is leased to one attachment and comes back only inside the proof
-//! ([`Quiesced`]) that nothing can send with it any more. A lease that is dropped in any other way is
-//! *retired*: its number is not used again and counted, because a PASID is not reused on hope.
-//!
-//! **Invariants.** No number is in two leases. PASID 0 is never leased: it stands for untagged DMA
-//! (RID_PASID of VT-d, Arm's traffic without SubstreamID). Numbers not yet used are preferred, then
-//! the one that has been back for longest.
-//!
-//! Source: PCIe 6.20 (PASID TLP prefix).
+//! **Invariant.** Numbers not yet used are preferred, then the one that has been back for longest.
 
 use alloc::collections::VecDeque;
 use alloc::format;
 use alloc::sync::Arc;
-use core::fmt;
-use core::sync::atomic::{AtomicU32, Ordering};
+use core::sync::atomic::Ordering;
 
+use super::Pasid;
+use super::lease::{Counters, PasidLease, PasidQuota};
 use crate::attachment::Quiesced;
-use crate::id::VmId;
 use crate::info::PasidSpaceInfo;
 use crate::refusal::Refusal;
-
-/// A process address space identifier (PCIe), the same thing as an Arm SubstreamID. 20 bits.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
-pub struct Pasid(u32);
-
-impl Pasid {
-    /// Width on the bus, in bits (PCIe 6.20).
-    pub const BITS: u32 = 20;
-
-    /// `None` where `value` does not fit in 20 bits.
-    pub const fn new(value: u32) -> Option<Self> {
-        if value < 1 << Self::BITS { Some(Self(value)) } else { None }
-    }
-
-    /// The number.
-    pub const fn value(self) -> u32 {
-        self.0
-    }
-}
-
-impl fmt::Display for Pasid {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}", self.0)
-    }
-}
-
-#[derive(Debug, Default)]
-struct Counters {
-    leased: AtomicU32,
-    retired: AtomicU32,
-}
-
-#[derive(Debug)]
-struct QuotaInner {
-    vm: VmId,
-    limit: u32,
-    counters: Counters,
-}
-
-/// How many PASIDs one VM may have. Retired ones count: a VM whose device would not stop cannot use up
-/// the namespace of the others.
-#[derive(Clone, Debug)]
-pub struct PasidQuota(Arc<QuotaInner>);
-
-impl PasidQuota {
-    /// A quota of `limit` PASIDs for `vm`.
-    pub fn new(vm: VmId, limit: u32) -> Self {
-        Self(Arc::new(QuotaInner { vm, limit, counters: Counters::default() }))
-    }
-
-    /// The most it may have.
-    pub fn limit(&self) -> u32 {
-        self.0.limit
-    }
-
-    /// How many it has now.
-    pub fn leased(&self) -> u32 {
-        self.0.counters.leased.load(Ordering::Relaxed)
-    }
-
-    /// How many of it are not used again, because their end was not confirmed.
-    pub fn retired(&self) -> u32 {
-        self.0.counters.retired.load(Ordering::Relaxed)
-    }
-}
-
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum LeaseState {
-    Leased,
-    Retired,
-    Returned,
-}
-
-/// The right to use one PASID for one attachment.
-///
-/// Not `Clone`. Dropping it retires the number; only [`PasidSpace::give_back`] returns it.
-#[derive(Debug)]
-pub struct PasidLease {
-    pasid: Pasid,
-    quota: PasidQuota,
-    space: Arc<Counters>,
-    state: LeaseState,
-}
-
-impl PasidLease {
-    /// The number.
-    pub fn pasid(&self) -> Pasid {
-        self.pasid
-    }
-
-    /// The VM on whose quota it is.
-    pub fn owner(&self) -> VmId {
-        self.quota.0.vm
-    }
-
-    /// Counts it as retired, while somebody keeps it for the case that its end can be confirmed later.
-    pub(crate) fn retire(&mut self) {
-        self.change(LeaseState::Retired);
-    }
-
-    fn change(&mut self, next: LeaseState) {
-        for counters in [&self.quota.0.counters, &*self.space] {
-            for (state, step) in [(self.state, u32::MAX), (next, 1)] {
-                let counter = match state {
-                    LeaseState::Leased => &counters.leased,
-                    LeaseState::Retired => &counters.retired,
-                    LeaseState::Returned => continue,
-                };
-                // Wraps: adding the largest number takes one away.
-                counter.fetch_add(step, Ordering::Relaxed);
-            }
-        }
-        self.state = next;
-    }
-}
-
-impl Drop for PasidLease {
-    fn drop(&mut self) {
-        if self.state == LeaseState::Leased {
-            self.retire();
-        }
-    }
-}
 
 /// The namespace that all leases come from. Leasing and returning take constant time.
 #[derive(Debug)]
@@ -209,27 +78,13 @@ impl PasidSpace {
                 )
             })?
         };
-        for counters in [&quota.0.counters, &*self.counters] {
-            counters.leased.fetch_add(1, Ordering::Relaxed);
-        }
-        Ok(PasidLease {
-            pasid: Pasid(number),
-            quota: quota.clone(),
-            space: self.counters.clone(),
-            state: LeaseState::Leased,
-        })
+        Ok(PasidLease::new(Pasid(number), quota, &self.counters))
     }
 
     /// Takes a number back from an attachment that has ended; it can be leased again. The proof carries
     /// the lease, so that the two cannot be mixed up.
     pub fn give_back(&mut self, ended: Quiesced) {
-        let mut lease = ended.into_lease();
-        if !Arc::ptr_eq(&lease.space, &self.counters) {
-            // A lease of another namespace: dropping it retires it there.
-            return;
-        }
-        lease.change(LeaseState::Returned);
-        self.returned.push_back(lease.pasid.value());
+        self.returned.extend(ended.into_lease().end(&self.counters).map(Pasid::value));
     }
 
     /// For the monitor.
@@ -254,6 +109,7 @@ fn of_which_retired(retired: u32) -> alloc::string::String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::id::VmId;
     use proptest::prelude::*;
     use std::collections::BTreeSet;
 
@@ -359,7 +215,7 @@ mod tests {
                 prop_assert_eq!(space.info().leased as usize, live.len());
                 prop_assert_eq!(space.info().retired as usize, retired.len());
                 for quota in &quotas {
-                    let held = live.iter().filter(|lease| lease.owner() == quota.0.vm).count();
+                    let held = live.iter().filter(|lease| lease.owner() == quota.owner()).count();
                     prop_assert_eq!(quota.leased() as usize, held);
                     prop_assert!(quota.leased() + quota.retired() <= quota.limit());
                 }
