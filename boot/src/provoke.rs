@@ -4,7 +4,8 @@
 
 use core::hint::black_box;
 
-use pasidon_arch::interrupts::{self, Vector, vector};
+use pasidon_arch::interrupts;
+use pasidon_arch::vector::{self, Vector};
 use pasidon_arch::{fault, pcpu};
 use pasidon_kernel::config::Config;
 use pasidon_kernel::system::System;

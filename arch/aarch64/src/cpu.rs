@@ -21,11 +21,11 @@ use pasidon_kernel::refusal::Refusal;
 
 pub use crate::features::{Features, Likeness};
 
+use crate::cache;
 use crate::el2::{identification, traps};
 use crate::features::{self, IdRegisters};
 use crate::guest::sysreg::id::ISAR0;
 use crate::stage1::{MAIR, Regime, SCTLR};
-use crate::{cache, interrupts};
 
 /// HCR_EL2 while the hypervisor runs: EL1 is AArch64; IRQs, FIQs and SErrors come to EL2.
 pub const HCR: u64 = {
@@ -102,7 +102,7 @@ impl Control {
             tcr: regime.tcr(features),
             ttbr0: root,
             sctlr: SCTLR,
-            vbar: interrupts::vectors(),
+            vbar: (&raw const VECTOR_TABLE) as u64,
         }
     }
 }
@@ -145,6 +145,9 @@ global_asm!(
 );
 
 unsafe extern "C" {
+    /// The first entry of the vector table, whose code stands in [`crate::interrupts`]; only its address is used.
+    #[link_name = "pasidon_vectors"]
+    static VECTOR_TABLE: u8;
     fn pasidon_switch(control: *const Control);
     /// Behind it; only its address is used.
     #[link_name = "pasidon_switch_end"]

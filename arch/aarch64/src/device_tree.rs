@@ -24,7 +24,7 @@ use acpi_tables::madt::{
 use acpi_tables::sdt::Sdt;
 use pasidon_kernel::refusal::Refusal;
 
-use crate::firmware_tables::{HEADER, Translated};
+use pasidon_arch_common::firmware_tables::{HEADER, Translated};
 use tree::{Cells, GIC_V2, GIC_V3, Interrupt, Tree};
 
 const OEM_ID: [u8; 6] = *b"PASIDN";

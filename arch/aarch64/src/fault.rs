@@ -19,9 +19,9 @@ use spin::Once;
 pub use pasidon_arch_common::report::Context;
 
 use crate::cause::{self, Cause, Kind};
-use crate::interrupts::TrapFrame;
 use crate::paging::Section;
 use crate::pcpu::{self, Pcpu};
+use crate::trap_frame::TrapFrame;
 use crate::unwind::{FP, Image, LR, Registers, X_NAMES};
 use crate::{cpu, gic, paging, serial, time};
 

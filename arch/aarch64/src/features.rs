@@ -8,8 +8,8 @@ use alloc::string::String;
 
 use pasidon_kernel::refusal::Refusal;
 
-use crate::guest::sysreg::SystemRegister;
 use crate::guest::sysreg::id::REGISTERS;
+use crate::system_register::SystemRegister;
 
 /// The registers that are looked at.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]

@@ -18,7 +18,7 @@ use pasidon_kernel::refusal::Refusal;
 use crate::el2::identification;
 use crate::el2::traps::{self, Control};
 use crate::firmware_tables::Madt;
-use crate::interrupts::vector;
+use crate::vector::{self, PPIS, PRIVATE};
 use crate::{cpu, paging, time};
 
 /// Registers of the distributor.
@@ -68,10 +68,6 @@ pub const LPI_FRAME_LEN: usize = gicr::SGI_FRAME as usize;
 const PRIORITY: u32 = 0xa0a0_a0a0;
 /// INTID of the maintenance interrupt where the firmware names none: that of the Base System Architecture.
 const USUAL_MAINTENANCE: u32 = 25;
-/// Private to each pCPU: SGIs and PPIs.
-const PRIVATE: u32 = 32;
-/// Private peripheral interrupts.
-pub(crate) const PPIS: core::ops::Range<u32> = 16..PRIVATE;
 /// INTIDs from here on are none that [`acknowledge`] hands out.
 const SPECIAL: u32 = 1020;
 /// The first INTID that is none of these: an LPI.

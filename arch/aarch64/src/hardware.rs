@@ -8,58 +8,26 @@ use pasidon_kernel::frames::Frames;
 use pasidon_kernel::memory::GuestMemory;
 use pasidon_kernel::ram::GuestRam;
 use pasidon_kernel::refusal::Refusal;
-use spin::{Mutex, Once};
 
 use crate::cpu::Features;
+use crate::el2::own_vmid::OwnVmid;
 use crate::el2::stage2::Stage2Tables;
-use crate::el2::vmid::{Vmid, Vmids};
-use crate::el2::{self, El2Pcpu, El2Vcpu};
+use crate::el2::{El2Pcpu, El2Vcpu};
 use crate::guest::machine::ArmPlatform;
 use crate::guest::smccc::Workarounds;
 use crate::guest::timer::VirtualCount;
 use crate::guest::{boot, layout};
-use crate::{cache, gic, interrupts, pcpu, run, time, vcpu};
-
-pub(crate) static WORLD: Once<run::World> = Once::new();
-static VMIDS: Mutex<Option<Vmids>> = Mutex::new(None);
+use crate::{cache, gic, interrupts, pcpu, time, vcpu};
 
 /// Arm with EL2.
 #[derive(Debug)]
 pub enum El2 {}
-
-/// A VMID that goes back when its VM is gone.
-#[derive(Debug)]
-pub struct OwnVmid(Option<Vmid>);
-
-impl OwnVmid {
-    fn take() -> Result<Self, Refusal> {
-        let mut vmids = VMIDS.lock();
-        let vmids = vmids.get_or_insert_with(|| Vmids::new(if Features::read().vmid_16 { 16 } else { 8 }));
-        Ok(Self(Some(vmids.take()?)))
-    }
-}
-
-impl Drop for OwnVmid {
-    fn drop(&mut self) {
-        let mut vmids = VMIDS.lock();
-        let (Some(vmid), Some(vmids)) = (self.0.take(), vmids.as_mut()) else {
-            return;
-        };
-        // SAFETY: at EL2; a machine is taken apart between turns, when no guest is loaded.
-        let forgotten = unsafe { el2::forget(&vmid) };
-        vmids.give_back(vmid, &forgotten);
-    }
-}
 
 impl Hardware for El2 {
     type Pcpu = El2Pcpu;
     type Core = vcpu::Core;
     type Platform = ArmPlatform;
     type Stage2 = Stage2Tables;
-
-    fn world() -> &'static Once<run::World> {
-        &WORLD
-    }
 
     fn enable(pcpu: u32, frames: &'static Frames) -> Result<El2Pcpu, Refusal> {
         let empty = frames.allocate_pages(1).ok_or_else(|| {
@@ -90,7 +58,7 @@ impl Hardware for El2 {
         let entry = boot::load(memory, image)?;
         let mut platform = ArmPlatform::new(1, memory.ram_size(), Workarounds::UNKNOWN, time::unix_seconds)?;
         let vmid = OwnVmid::take()?;
-        let Some(number) = &vmid.0 else {
+        let Some(number) = vmid.vmid() else {
             return Err(Refusal::new("VMID", "none was taken", ""));
         };
         let hardware = El2Vcpu::new(

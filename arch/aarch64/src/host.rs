@@ -13,9 +13,8 @@ use pasidon_kernel::irq::HostVector;
 use pasidon_kernel::refusal::Refusal;
 use spin::Mutex;
 
-use crate::hardware::El2;
-use crate::interrupts::{self, Handler, vector};
-use crate::{gic, pcpu, run, serial, time, vms};
+use crate::interrupts::{self, Handler};
+use crate::{gic, pcpu, run, serial, time, vector, vms};
 
 /// How many LPIs there are for devices.
 const DEVICES: usize = (vector::DEVICES.end - vector::DEVICES.start) as usize;
@@ -46,7 +45,7 @@ impl Host for MachineHost {
 
     fn allocate_vector(&self, vm: Option<VmId>) -> Option<HostVector> {
         let count = u32::try_from(pcpu::count()).ok()?;
-        candidates::<El2>(vm, count, |pcpu| LPIS.lock().used_by(pcpu)).find_map(take)
+        candidates(run::world(), vm, count, |pcpu| LPIS.lock().used_by(pcpu)).find_map(take)
     }
 
     fn free_vector(&self, vector: HostVector) {
@@ -85,5 +84,11 @@ pub fn connect_edge(intid: u32, handler: Handler) -> Result<(), Refusal> {
 /// When it cannot be; the line is then to be looked at from time to time.
 pub fn connect_serial(note: fn()) -> Result<(), Refusal> {
     let first = pcpu::get(0).map_or_else(|| pcpu::current().mpidr, |pcpu| pcpu.mpidr);
-    serial::announce_keys(first, note)
+    let intid = serial::interrupt().ok_or_else(|| {
+        Refusal::new("serial line", "the firmware does not state its interrupt (SPCR)", "update the firmware")
+    })?;
+    interrupts::install(intid, |_| serial::interrupt_came());
+    gic::route(intid, first, false)?;
+    serial::announce_keys(note);
+    Ok(())
 }

@@ -16,54 +16,12 @@ use core::mem::offset_of;
 use core::sync::atomic::{AtomicPtr, AtomicU64, Ordering};
 
 use crate::pcpu::{self, Pcpu};
+use crate::trap_frame::{FRAME, TrapFrame};
+use crate::vector::{self, Vector};
 use crate::{fault, gic};
-
-/// Interrupts by their use: INTIDs.
-pub mod vector {
-    use core::ops::Range;
-
-    /// Another pCPU wants something: an SGI.
-    pub const KICK: u32 = 0;
-    /// All is over, see [`crate::fault`]: an SGI, of group 0 where that exists.
-    pub const STOP: u32 = 15;
-    /// Messages of devices: the LPIs in use.
-    pub const DEVICES: Range<u32> = 8192..8192 + 1024;
-}
-
-/// What tells one interrupt from another: its INTID.
-pub type Vector = u32;
 
 /// INTIDs up to the last SPI.
 const VECTORS: usize = 1020;
-
-/// The registers when an exception or interrupt came, in the order in which they lie on the stack.
-#[repr(C)]
-#[derive(Clone, Copy, Debug)]
-pub struct TrapFrame {
-    /// X0 to X30.
-    pub x: [u64; 31],
-    /// SP_EL0, the hypervisor's stack pointer.
-    pub sp: u64,
-    /// Where it came.
-    pub elr: u64,
-    /// The state it came in.
-    pub spsr: u64,
-    /// What it was.
-    pub esr: u64,
-    /// The address it was about.
-    pub far: u64,
-    /// A frame record, so that a backtrace goes through here: X29 and the address.
-    record: [u64; 2],
-}
-
-const FRAME: usize = size_of::<TrapFrame>();
-const _: () = {
-    assert!(FRAME == 304 && FRAME.is_multiple_of(16));
-    assert!(offset_of!(TrapFrame, sp) == 248);
-    assert!(offset_of!(TrapFrame, elr) == 256);
-    assert!(offset_of!(TrapFrame, esr) == 272);
-    assert!(offset_of!(TrapFrame, record) == 288);
-};
 
 /// Set in the second argument of `trap` for an exception on the exception stack.
 const NESTED: u64 = 1 << 4;
@@ -196,17 +154,6 @@ global_asm!(
     from_guest = const FROM_GUEST,
     trap = sym trap,
 );
-
-unsafe extern "C" {
-    /// The first entry; only its address is used.
-    #[link_name = "pasidon_vectors"]
-    static VECTOR_TABLE: u8;
-}
-
-/// What VBAR_EL2 holds.
-pub(crate) fn vectors() -> u64 {
-    (&raw const VECTOR_TABLE) as u64
-}
 
 /// What handles an interrupt; called with its INTID, interrupts masked, on the pCPU that took it.
 pub type Handler = fn(Vector);

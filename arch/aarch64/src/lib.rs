@@ -17,6 +17,7 @@ pub mod features;
 pub mod firmware_tables;
 pub mod guest;
 pub mod stage1;
+pub mod system_register;
 pub mod unwind;
 
 #[cfg(target_arch = "aarch64")]
@@ -53,7 +54,9 @@ pub mod smp;
 pub mod stack;
 #[cfg(target_arch = "aarch64")]
 pub mod time;
+pub mod trap_frame;
 #[cfg(target_arch = "aarch64")]
 pub mod vcpu;
+pub mod vector;
 #[cfg(target_arch = "aarch64")]
 pub mod vms;

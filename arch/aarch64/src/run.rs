@@ -6,22 +6,32 @@ use core::convert::Infallible;
 use pasidon_arch_common::run::note_device_interrupt;
 use pasidon_kernel::irq::HostVector;
 use pasidon_kernel::refusal::Refusal;
+use spin::Once;
 
 pub use pasidon_arch_common::run::{has_parent_events, note_parent_event, rounds, take_parent_events};
 
-use crate::hardware::{El2, WORLD};
-use crate::interrupts::{self, vector};
-use crate::{gic, pcpu, time};
+use crate::hardware::El2;
+use crate::{gic, interrupts, pcpu, time, vector};
 
 /// What every pCPU works on.
 pub type World = pasidon_arch_common::run::World<El2>;
+
+static WORLD: Once<World> = Once::new();
+
+/// What every pCPU works on, once there is something.
+pub(crate) fn world() -> Option<&'static World> {
+    WORLD.get()
+}
 
 /// Makes the world known to all pCPUs and installs the handlers. To be called once, by the first pCPU, before
 /// any calls [`run`].
 pub fn install(world: World) {
     WORLD.call_once(|| world);
     interrupts::install(vector::DEVICES.start, |intid| {
-        note_device_interrupt::<El2>(HostVector { vector: intid, cpu: gic::affinity(pcpu::current().mpidr) });
+        let from = HostVector { vector: intid, cpu: gic::affinity(pcpu::current().mpidr) };
+        if let Some(world) = self::world() {
+            note_device_interrupt(world, from);
+        }
     });
     // The interrupt itself is the message: the loop looks at everything anyway.
     interrupts::install(vector::KICK, |_| {});
@@ -34,5 +44,6 @@ pub fn install(world: World) {
 /// Runs vCPUs on the pCPU that calls, for ever. Refused where the processor cannot; the world must be
 /// installed.
 pub fn run() -> Result<Infallible, Refusal> {
-    pasidon_arch_common::run::run::<El2>()
+    let none = || Refusal::new("run loop", "started before the world was installed", "");
+    pasidon_arch_common::run::run(world().ok_or_else(none)?)
 }

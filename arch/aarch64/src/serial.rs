@@ -16,7 +16,7 @@ use pasidon_kernel::dev::Received;
 use pasidon_kernel::refusal::Refusal;
 use spin::{Mutex, Once};
 
-use crate::{firmware_tables, gic, interrupts};
+use crate::firmware_tables;
 
 /// Data register.
 const UARTDR: u64 = 0x000;
@@ -145,34 +145,25 @@ pub fn read() -> Option<Received> {
     None
 }
 
-/// From now on `note` is called, as an interrupt handler on the pCPU with that MPIDR, when a byte came in that nobody
-/// has read yet. Once; it is called again only after [`read`] has found nothing.
-///
-/// # Errors
-/// When the firmware does not state the line's interrupt, or states one that cannot be.
-pub fn announce_keys(mpidr: u64, note: fn()) -> Result<(), Refusal> {
-    let (Some(base), Some(intid)) = (base(), interrupt()) else {
-        return Err(Refusal::new(
-            "serial line",
-            "the firmware does not state its interrupt (SPCR)",
-            "update the firmware",
-        ));
-    };
+/// From now on the line raises its [`interrupt`] when a byte came in that nobody has read yet, and `note` is called by
+/// [`interrupt_came`]. Once; it is called again only after [`read`] has found nothing.
+pub fn announce_keys(note: fn()) {
+    let Some(base) = base() else { return };
     NOTE.call_once(|| note);
-    interrupts::install(intid, |_| {
-        // The interrupt is a level, which stays until the bytes are read, and that is not done here.
-        if let Some(base) = self::base() {
-            write_register(base, UARTIMSC, 0);
-        }
-        if let Some(note) = NOTE.get() {
-            note();
-        }
-    });
-    gic::route(intid, mpidr, false)?;
     let _guard = LOCK.lock();
     write_register(base, UARTICR, IC_ALL);
     write_register(base, UARTIMSC, IM_RX | IM_RT);
-    Ok(())
+}
+
+/// The handler of the line's interrupt.
+pub fn interrupt_came() {
+    // The interrupt is a level, which stays until the bytes are read, and that is not done here.
+    if let Some(base) = base() {
+        write_register(base, UARTIMSC, 0);
+    }
+    if let Some(note) = NOTE.get() {
+        note();
+    }
 }
 
 /// Sends bytes without a lock, for a processor that will not run on. Gives bytes up that the line does not take.

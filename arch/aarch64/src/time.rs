@@ -10,8 +10,7 @@ use aarch64_cpu::registers::{CNTFRQ_EL0, Readable};
 use pasidon_arch_common::clock::{Clock, Counter};
 use pasidon_kernel::refusal::Refusal;
 
-use crate::gic;
-use crate::interrupts::Vector;
+use crate::vector::{PPIS, Vector};
 
 /// Rates that a count may have.
 const SANE_HZ: core::ops::RangeInclusive<u64> = 1_000_000..=20_000_000_000;
@@ -95,7 +94,7 @@ pub fn ticks(ns: u64) -> u64 {
 /// # Errors
 /// When they are none that can be.
 pub fn init(vector: Vector) -> Result<(), Refusal> {
-    if !gic::PPIS.contains(&vector) {
+    if !PPIS.contains(&vector) {
         return Err(Refusal::new(
             "clock",
             alloc::format!(

@@ -10,6 +10,7 @@
 use alloc::format;
 use alloc::string::String;
 
+use pasidon_arch_common::view::VmView;
 use pasidon_kernel::exit::{Access, Exit, MsiMessage};
 use pasidon_kernel::memory::GuestMemory;
 use pasidon_kernel::stats::ExitKind;
@@ -17,6 +18,7 @@ use pasidon_kernel::vm::VmEnd;
 
 use crate::el2::context::Registers;
 use crate::el2::exits::Reason;
+use crate::el2::own_vmid::OwnVmid;
 use crate::el2::{El2Pcpu, El2Vcpu, debug, identification};
 use crate::guest::exception::{self, Exception};
 use crate::guest::gic::{LIST_REGISTERS_MAX, VCpuInterface};
@@ -26,12 +28,13 @@ use crate::guest::mmio::{self, DataAbort};
 use crate::guest::sysreg::{Outcome, SystemRegisters, Trap};
 use crate::guest::timer::{self, Physical, VirtualTimer};
 use crate::guest::walk;
-use crate::hardware::{El2, OwnVmid};
-use crate::vms::Machine;
 use crate::{gic, power, time};
 
 /// The number of the only vCPU.
 const VCPU: u16 = 0;
+
+/// The VM as a vCPU sees it.
+pub type Vm<'a> = VmView<'a, ArmPlatform>;
 
 /// One vCPU.
 #[derive(Debug)]
@@ -93,17 +96,19 @@ fn apply(physical: Physical) {
     }
 }
 
-impl pasidon_arch_common::hardware::Core<El2> for Core {
+impl pasidon_arch_common::hardware::Core for Core {
+    type Pcpu = El2Pcpu;
+    type Platform = ArmPlatform;
     type Reason = Reason;
 
-    fn was_paused(&mut self, _machine: &Machine, total_ns: u64) {
+    fn was_paused(&mut self, _vm: &Vm<'_>, total_ns: u64) {
         self.hardware.stood_still(time::ticks(total_ns));
     }
 
-    fn load(&mut self, machine: &Machine, pcpu: &mut El2Pcpu) {
+    fn load(&mut self, vm: &Vm<'_>, pcpu: &mut El2Pcpu) {
         self.count = pcpu.list_registers();
         let physical = {
-            let mut board = machine.board.lock();
+            let mut board = vm.board.lock();
             self.timer.load(board.platform.gic())
         };
         apply(physical);
@@ -114,7 +119,7 @@ impl pasidon_arch_common::hardware::Core<El2> for Core {
         }
     }
 
-    fn unload(&mut self, _machine: &Machine, pcpu: &mut El2Pcpu) {
+    fn unload(&mut self, _vm: &Vm<'_>, pcpu: &mut El2Pcpu) {
         if core::mem::take(&mut self.points_loaded) {
             debug::clear();
         }
@@ -138,10 +143,10 @@ impl pasidon_arch_common::hardware::Core<El2> for Core {
         None
     }
 
-    fn is_waiting(&mut self, machine: &Machine) -> bool {
+    fn is_waiting(&mut self, vm: &Vm<'_>) -> bool {
         if self.waiting {
             let interface = self.interface();
-            let mut board = machine.board.lock();
+            let mut board = vm.board.lock();
             let pending = board.platform.gic().has_pending(VCPU, interface);
             self.waiting =
                 !pending && self.exception.is_none() && !timer::output(self.hardware.timer_control());
@@ -155,7 +160,7 @@ impl pasidon_arch_common::hardware::Core<El2> for Core {
         timer::deadline(control, compare, hardware.virtual_count()).map(time::ns_at)
     }
 
-    fn prepare(&mut self, machine: &Machine) {
+    fn prepare(&mut self, vm: &Vm<'_>) {
         if let Some(exception) = self.exception.take() {
             self.hardware.take_exception(exception);
         }
@@ -165,7 +170,7 @@ impl pasidon_arch_common::hardware::Core<El2> for Core {
         }
         let control = self.hardware.timer_control();
         let interface = self.interface();
-        let mut board = machine.board.lock();
+        let mut board = vm.board.lock();
         let gic = board.platform.gic();
         let physical = self.timer.check(gic, control);
         self.control = gic.fill(VCPU, &mut self.list_registers[..self.count], interface).0;
@@ -174,8 +179,8 @@ impl pasidon_arch_common::hardware::Core<El2> for Core {
         apply(physical);
     }
 
-    fn cancel(&mut self, machine: &Machine) {
-        self.take_back(machine);
+    fn cancel(&mut self, vm: &Vm<'_>) {
+        self.take_back(vm);
     }
 
     fn enter(&mut self, pcpu: &mut El2Pcpu, flush: bool) -> Reason {
@@ -190,10 +195,10 @@ impl pasidon_arch_common::hardware::Core<El2> for Core {
         reason
     }
 
-    fn left(&mut self, machine: &Machine) {
-        self.take_back(machine);
+    fn left(&mut self, vm: &Vm<'_>) {
+        self.take_back(vm);
         if timer::output(self.hardware.timer_control()) {
-            let mut board = machine.board.lock();
+            let mut board = vm.board.lock();
             let gic = board.platform.gic();
             let (pending, active) = gic.ppi_state(VCPU, intid::VIRTUAL_TIMER);
             if !pending && !active {
@@ -222,26 +227,26 @@ impl pasidon_arch_common::hardware::Core<El2> for Core {
         }
     }
 
-    fn handle(&mut self, machine: &Machine, reason: Reason) -> bool {
+    fn handle(&mut self, vm: &Vm<'_>, reason: Reason) -> bool {
         match reason {
             Reason::HostInterrupt => return false,
             Reason::Wait { event } => {
                 self.waiting = !event;
                 self.hardware.context.skip();
             }
-            Reason::Call { smc, immediate } => self.call(machine, smc, immediate),
-            Reason::SystemRegister(iss) => self.system_register(machine, Trap::from_iss(iss)),
+            Reason::Call { smc, immediate } => self.call(vm, smc, immediate),
+            Reason::SystemRegister(iss) => self.system_register(vm, Trap::from_iss(iss)),
             Reason::DataAbort { iss, address, hpfar } => self.data_abort(
-                machine,
+                vm,
                 &DataAbort { iss, address, guest_physical: mmio::guest_physical(hpfar, address) },
             ),
-            Reason::InstructionAbort { address, hpfar } => self.instruction_abort(machine, address, hpfar),
+            Reason::InstructionAbort { address, hpfar } => self.instruction_abort(vm, address, hpfar),
             Reason::Undefined => self.exception = Some(Exception::Undefined),
-            Reason::SystemError(esr) => machine.end(VmEnd::Crashed(format!(
+            Reason::SystemError(esr) => vm.end(VmEnd::Crashed(format!(
                 "a system error came while it ran (ESR {esr:#x}, PC {:#x})",
                 self.hardware.context.pc
             ))),
-            Reason::Unknown(esr) => machine.end(VmEnd::Crashed(format!(
+            Reason::Unknown(esr) => vm.end(VmEnd::Crashed(format!(
                 "an exception that nobody knows (ESR {esr:#x}, PC {:#x})",
                 self.hardware.context.pc
             ))),
@@ -258,18 +263,18 @@ impl Core {
     }
 
     /// The list registers go back to the interrupt controller.
-    fn take_back(&mut self, machine: &Machine) {
-        let mut board = machine.board.lock();
+    fn take_back(&mut self, vm: &Vm<'_>) {
+        let mut board = vm.board.lock();
         board.platform.gic().sync(VCPU, &self.list_registers[..self.count], self.control);
         let _ = board.platform.take_wakes();
     }
 
-    fn call(&mut self, machine: &Machine, smc: bool, immediate: u16) {
+    fn call(&mut self, vm: &Vm<'_>, smc: bool, immediate: u16) {
         let context = &mut self.hardware.context;
         let registers = [0, 1, 2, 3].map(|number| context.x(number));
         let (x0, after) = {
-            let mut board = machine.board.lock();
-            board.platform.call(VCPU, immediate, registers, &mut |action| machine.act(action))
+            let mut board = vm.board.lock();
+            board.platform.call(VCPU, immediate, registers, &mut |action| vm.act(action))
         };
         context.set_x(0, x0);
         if smc {
@@ -283,18 +288,18 @@ impl Core {
         }
     }
 
-    fn system_register(&mut self, machine: &Machine, trap: Trap) {
+    fn system_register(&mut self, vm: &Vm<'_>, trap: Trap) {
         let value = self.hardware.context.x(trap.rt);
         let outcome = self.system_registers.access(trap, value, &identification::read);
         match outcome {
             Outcome::Read(value) => self.hardware.context.set_x(trap.rt, value),
             Outcome::Written => {}
             Outcome::Sgi(value, group) => {
-                let mut board = machine.board.lock();
+                let mut board = vm.board.lock();
                 board.platform.gic().send_sgi(VCPU, value, group);
             }
             Outcome::Deactivate(intid) => {
-                let mut board = machine.board.lock();
+                let mut board = vm.board.lock();
                 board.platform.gic().deactivate(VCPU, intid);
             }
             Outcome::Undefined => {
@@ -306,30 +311,30 @@ impl Core {
     }
 
     /// A program that runs into a device's memory is told; only a kernel that does so ends its VM.
-    fn instruction_abort(&mut self, machine: &Machine, address: u64, hpfar: u64) {
+    fn instruction_abort(&mut self, vm: &Vm<'_>, address: u64, hpfar: u64) {
         if exception::is_user(self.hardware.context.pstate) {
             self.exception = Some(Exception::InstructionAbort { address });
         } else {
-            machine.end(VmEnd::Crashed(format!(
+            vm.end(VmEnd::Crashed(format!(
                 "it executed at guest-physical {:#x}, which is not RAM",
                 mmio::guest_physical(hpfar, address)
             )));
         }
     }
 
-    fn data_abort(&mut self, machine: &Machine, abort: &DataAbort) {
+    fn data_abort(&mut self, vm: &Vm<'_>, abort: &DataAbort) {
         let at = self.hardware.context.pc;
         let vhe = self.hardware.has_vhe();
         let a64 = exception::is_a64(self.hardware.context.pstate);
         let mut fetch = || {
             let mut word = [0; 4];
-            let place = a64.then(|| walk::instruction(&El2Vcpu::stage1(vhe), &machine.memory, at))??;
-            machine.memory.read(place, &mut word).ok()?;
+            let place = a64.then(|| walk::instruction(&El2Vcpu::stage1(vhe), vm.memory, at))??;
+            vm.memory.read(place, &mut word).ok()?;
             Some(u32::from_le_bytes(word))
         };
         let mut device = |access: Access| {
-            let mut board = machine.board.lock();
-            let answer = board.platform.exit(VCPU, &Exit::Mmio(access), &mut |action| machine.act(action));
+            let mut board = vm.board.lock();
+            let answer = board.platform.exit(VCPU, &Exit::Mmio(access), &mut |action| vm.act(action));
             answer.unwrap_or(0)
         };
         let before = self.hardware.sp_el1();
@@ -347,7 +352,7 @@ impl Core {
                 if self.refused.is_power_of_two() {
                     log::warn!(
                         "vm {}: an access at {at:#x} to guest-physical {:#x} was refused: {refused} ({} so far)",
-                        machine.vm.name(),
+                        vm.name,
                         abort.guest_physical,
                         self.refused
                     );

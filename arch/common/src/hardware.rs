@@ -16,12 +16,10 @@ use pasidon_kernel::parent::VdevModel;
 use pasidon_kernel::ram::GuestRam;
 use pasidon_kernel::refusal::Refusal;
 use pasidon_kernel::stats::ExitKind;
-use spin::Once;
 
 use crate::entropy::Seed;
 use crate::memory::RamView;
-use crate::run::World;
-use crate::vms::Machine;
+use crate::view::VmView;
 
 /// What a VM boots.
 #[derive(Clone, Copy, Debug)]
@@ -41,14 +39,11 @@ pub trait Hardware: Sized + 'static {
     /// What running guests needs once per pCPU.
     type Pcpu;
     /// The part of a vCPU that only its pCPU touches.
-    type Core: Core<Self>;
+    type Core: Core<Pcpu = Self::Pcpu, Platform = Self::Platform>;
     /// The devices of a VM.
     type Platform: Platform;
     /// The guest-physical memory of a VM.
     type Stage2: Stage2;
-
-    /// Where the world is kept that all pCPUs work on.
-    fn world() -> &'static Once<World<Self>>;
 
     /// Makes the pCPU that calls ready for guests. Once on each.
     fn enable(pcpu: u32, frames: &'static Frames) -> Result<Self::Pcpu, Refusal>;
@@ -90,20 +85,24 @@ pub trait Hardware: Sized + 'static {
 /// The part of a vCPU that only its pCPU touches. All calls come from the pCPU that runs it, in this order:
 /// `was_paused`, where that is so; `load`; any number of turns of `tick`, `is_waiting`, `prepare`, then either `cancel`,
 /// or `enter` and `left`, and `handle`; then `unload`.
-pub trait Core<H: Hardware>: Send {
+pub trait Core: Send {
+    /// What its processor needs once per pCPU.
+    type Pcpu;
+    /// The devices of its VM.
+    type Platform;
     /// Why the guest stopped running.
     type Reason;
 
     /// The VM was paused since the last turn; `total_ns` is what all pauses of this life took, in nanoseconds, each
     /// rounded in no other way than the host's clock is. A guest whose time can stand still meanwhile has it so; one
     /// that has a way to learn of the pause is told. Else it would take the time for a fault of its own.
-    fn was_paused(&mut self, machine: &Machine<H>, total_ns: u64);
+    fn was_paused(&mut self, vm: &VmView<'_, Self::Platform>, total_ns: u64);
 
     /// Puts the guest's state on the pCPU. Whoever ran there before has been unloaded.
-    fn load(&mut self, machine: &Machine<H>, pcpu: &mut H::Pcpu);
+    fn load(&mut self, vm: &VmView<'_, Self::Platform>, pcpu: &mut Self::Pcpu);
 
     /// Takes it off again.
-    fn unload(&mut self, machine: &Machine<H>, pcpu: &mut H::Pcpu);
+    fn unload(&mut self, vm: &VmView<'_, Self::Platform>, pcpu: &mut Self::Pcpu);
 
     /// An interrupt message came, where these come to vCPUs.
     fn accept(&mut self, message: MsiMessage);
@@ -119,7 +118,7 @@ pub trait Core<H: Hardware>: Send {
     fn deadline_ns(&self) -> Option<u64>;
 
     /// Whether it waits for an interrupt, and none is there.
-    fn is_waiting(&mut self, machine: &Machine<H>) -> bool;
+    fn is_waiting(&mut self, vm: &VmView<'_, Self::Platform>) -> bool;
 
     /// When something that no one will kick for ends the wait, in nanoseconds of the host's clock.
     fn wake_ns(&self) -> Option<u64> {
@@ -127,16 +126,16 @@ pub trait Core<H: Hardware>: Send {
     }
 
     /// Chooses what the guest is interrupted by at the next entry.
-    fn prepare(&mut self, machine: &Machine<H>);
+    fn prepare(&mut self, vm: &VmView<'_, Self::Platform>);
 
     /// The entry that was prepared does not come.
-    fn cancel(&mut self, _machine: &Machine<H>) {}
+    fn cancel(&mut self, _vm: &VmView<'_, Self::Platform>) {}
 
     /// Runs the guest until something happens. `flush` drops its translations first.
-    fn enter(&mut self, pcpu: &mut H::Pcpu, flush: bool) -> Self::Reason;
+    fn enter(&mut self, pcpu: &mut Self::Pcpu, flush: bool) -> Self::Reason;
 
     /// Takes back what `prepare` gave, before anything else looks at it.
-    fn left(&mut self, machine: &Machine<H>);
+    fn left(&mut self, vm: &VmView<'_, Self::Platform>);
 
     /// What the last exit was, for the exit history: code, two words about it, program counter.
     fn last_exit(&self) -> [u64; 4];
@@ -145,7 +144,7 @@ pub trait Core<H: Hardware>: Send {
     fn kind(reason: &Self::Reason) -> ExitKind;
 
     /// Answers what the guest did. False where the host has something to do first: an interrupt of its own.
-    fn handle(&mut self, machine: &Machine<H>, reason: Self::Reason) -> bool;
+    fn handle(&mut self, vm: &VmView<'_, Self::Platform>, reason: Self::Reason) -> bool;
 }
 
 /// The devices of a VM.

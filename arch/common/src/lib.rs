@@ -11,6 +11,7 @@
 extern crate alloc;
 
 pub mod backtrace;
+pub mod board;
 pub mod clock;
 pub mod denial;
 pub mod entropy;
@@ -31,4 +32,5 @@ pub mod symbols;
 pub mod testing;
 pub mod vcpu;
 pub mod vectors;
+pub mod view;
 pub mod vms;

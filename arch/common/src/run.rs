@@ -21,7 +21,7 @@ use spin::Mutex;
 use crate::hardware::{Core, Hardware};
 use crate::history;
 use crate::pcpus::MAX_PCPUS;
-use crate::vcpu::Vcpu;
+use crate::view::VmView;
 use crate::vms::{Machine, Vms};
 
 /// Device interrupts that may wait on one pCPU: one for each vector, as the same twice is one. No pCPU may be given
@@ -75,8 +75,7 @@ struct Local<H: Hardware> {
 
 /// A device of the machine raised this interrupt: remembers whose it is, for the loop of the pCPU that took it. For
 /// interrupt handlers.
-pub fn note_device_interrupt<H: Hardware>(from: HostVector) {
-    let Some(world) = H::world().get() else { return };
+pub fn note_device_interrupt<H: Hardware>(world: &World<H>, from: HostVector) {
     match world.system.routes().deliver(from) {
         Some(Route::ParentEvent(parent)) => {
             note_parent_event(parent);
@@ -116,12 +115,8 @@ pub fn rounds(pcpu: u32) -> u64 {
     ROUNDS.get(pcpu as usize).map_or(0, |rounds| rounds.load(Ordering::SeqCst))
 }
 
-/// Runs vCPUs on the pCPU that calls, for ever. Refused where the processor cannot; the world must be
-/// installed.
-pub fn run<H: Hardware>() -> Result<core::convert::Infallible, Refusal> {
-    let world = H::world()
-        .get()
-        .ok_or_else(|| Refusal::new("run loop", "started before the world was installed", ""))?;
+/// Runs vCPUs on the pCPU that calls, for ever. Refused where the processor cannot.
+pub fn run<H: Hardware>(world: &World<H>) -> Result<core::convert::Infallible, Refusal> {
     let index = H::this_pcpu();
     let mut local = Local::<H> {
         index,
@@ -294,14 +289,15 @@ impl<H: Hardware> Local<H> {
         let began = H::now_ns();
         machine.vm.stats().begin_run(began);
         {
+            let vm = machine.view();
             let mut core = vcpu.core.lock();
             let paused_ns = machine.pauses.total_ns();
             if vcpu.take_pause(paused_ns) {
-                core.was_paused(&machine, paused_ns);
+                core.was_paused(&vm, paused_ns);
             }
-            core.load(&machine, &mut self.pcpu);
-            self.run_vcpu(world, &machine, vcpu, &mut core, turn.until);
-            core.unload(&machine, &mut self.pcpu);
+            core.load(&vm, &mut self.pcpu);
+            self.run_vcpu(world, &machine, &vm, &mut core, turn.until);
+            core.unload(&vm, &mut self.pcpu);
         }
         machine.vm.stats().end_run(began, H::now_ns());
     }
@@ -311,11 +307,12 @@ impl<H: Hardware> Local<H> {
         &mut self,
         world: &World<H>,
         machine: &Machine<H>,
-        vcpu: &Vcpu<H::Core>,
+        vm: &VmView<'_, H::Platform>,
         core: &mut H::Core,
         until: Option<u64>,
     ) {
         let scheduler = &world.vms.scheduler;
+        let vcpu = &machine.vcpu;
         // The timer is set anew only when the guest has set its own.
         let mut timer_of = None;
         loop {
@@ -326,7 +323,7 @@ impl<H: Hardware> Local<H> {
             vcpu.take_mail(|message| core.accept(message));
             core.tick();
             let timer = core.timer();
-            if core.is_waiting(machine) {
+            if core.is_waiting(vm) {
                 if scheduler.halt(PcpuId(self.index)) {
                     if let Some(deadline) = core.wake_ns() {
                         self.sleepers.push((vcpu.seat, deadline));
@@ -340,19 +337,19 @@ impl<H: Hardware> Local<H> {
                 let own = core.deadline_ns();
                 self.arm(world, [own, until].into_iter().flatten().min());
             }
-            core.prepare(machine);
+            core.prepare(vm);
             vcpu.set_in_guest(true);
             if vcpu.has_mail() || vcpu.has_ended() {
                 vcpu.set_in_guest(false);
-                core.cancel(machine);
+                core.cancel(vm);
                 continue;
             }
             let reason = core.enter(&mut self.pcpu, vcpu.take_flush());
             vcpu.set_in_guest(false);
-            core.left(machine);
+            core.left(vm);
             machine.vm.stats().count_exit(H::Core::kind(&reason));
             history::record(self.index, machine.id.0, core.last_exit());
-            if !core.handle(machine, reason) {
+            if !core.handle(vm, reason) {
                 return;
             }
         }

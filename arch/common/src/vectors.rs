@@ -9,6 +9,7 @@ use pasidon_kernel::id::VmId;
 use pasidon_kernel::sched::PcpuId;
 
 use crate::hardware::Hardware;
+use crate::run::World;
 
 /// Rounds after which a number may be used again.
 const QUARANTINE: u64 = 2;
@@ -97,18 +98,17 @@ impl<const N: usize> Default for Vectors<N> {
 }
 
 /// The `count` pCPUs in the order in which one is to be looked for: the one that runs the VM, as soon as it is
-/// built, or else the one on which the fewest numbers are `used`; then the others.
+/// built, or else the one on which the fewest numbers are `used`; then the others. There is no
+/// `world` before guests run.
 pub fn candidates<H: Hardware>(
+    world: Option<&World<H>>,
     vm: Option<VmId>,
     count: u32,
     used: impl Fn(u32) -> usize,
 ) -> impl Iterator<Item = u32> {
-    let home = vm.and_then(|vm| Some(H::world().get()?.vms.machine(vm)?.vcpu.seat.pcpu.0));
+    let home = vm.and_then(|vm| Some(world?.vms.machine(vm)?.vcpu.seat.pcpu.0));
     // What is raised on one that is lost comes to nobody.
-    let answers = |pcpu: &u32| {
-        let world = H::world().get();
-        world.is_none_or(|world| !world.vms.scheduler.is_lost(PcpuId(*pcpu)))
-    };
+    let answers = move |pcpu: &u32| world.is_none_or(|world| !world.vms.scheduler.is_lost(PcpuId(*pcpu)));
     let first = home
         .filter(|pcpu| *pcpu < count)
         .or_else(|| (0..count).filter(answers).min_by_key(|pcpu| used(*pcpu)))

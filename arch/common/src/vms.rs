@@ -17,7 +17,6 @@ use alloc::vec::Vec;
 
 use pasidon_kernel::allowance::{Allowance, Withheld};
 use pasidon_kernel::dev::Received;
-use pasidon_kernel::dev::pci::Slot;
 use pasidon_kernel::exit::Action;
 use pasidon_kernel::frames::Frames;
 use pasidon_kernel::id::{VdevId, VmId};
@@ -26,10 +25,12 @@ use pasidon_kernel::sched::{PATIENCE_NS, PcpuId, Scheduler};
 use pasidon_kernel::vm::{Vm, VmEnd};
 use spin::{Mutex, MutexGuard, RwLock};
 
+use crate::board::Board;
 use crate::hardware::{BootImage, Hardware, Platform, Stage2};
 use crate::memory::RamView;
 use crate::pauses::Pauses;
 use crate::vcpu::Vcpu;
+use crate::view::{Sink, VmView};
 
 pub use builder::Builder;
 
@@ -52,21 +53,6 @@ pub trait Outside: Send + Sync {
 
     /// What a VM boots.
     fn image(&self, vm: &str) -> Result<BootImage<'static>, Refusal>;
-}
-
-/// The devices of one VM.
-#[derive(Debug)]
-pub struct Board<P> {
-    /// The devices.
-    pub platform: P,
-    slots: Vec<(VdevId, Slot)>,
-}
-
-impl<P> Board<P> {
-    /// Where a vdev is plugged.
-    pub fn slot(&self, vdev: VdevId) -> Option<Slot> {
-        self.slots.iter().find(|(id, _)| *id == vdev).map(|(_, slot)| *slot)
-    }
 }
 
 /// The machine around one VM, for one life of it.
@@ -127,9 +113,8 @@ fn wait_for<H: Hardware, T>(patience_ns: u64, mut look: impl FnMut() -> Option<T
     }
 }
 
-impl<H: Hardware> Machine<H> {
-    /// Carries out what a device model asks for. May be called with the board locked.
-    pub fn act(&self, action: Action) {
+impl<H: Hardware> Sink for Machine<H> {
+    fn act(&self, action: Action) {
         match action {
             Action::Message(message) => {
                 self.vcpu.post(message);
@@ -157,6 +142,19 @@ impl<H: Hardware> Machine<H> {
             // The platform keeps wired interrupts to itself.
             Action::Line { .. } => {}
         }
+    }
+
+    fn end(&self, end: VmEnd) {
+        self.vm.request(end);
+        self.vcpu.end();
+        self.vms.outside.wake();
+    }
+}
+
+impl<H: Hardware> Machine<H> {
+    /// The VM as its vCPU sees it.
+    pub fn view(&self) -> VmView<'_, H::Platform> {
+        VmView { name: self.vm.name(), memory: &self.memory, board: &self.board, sink: self }
     }
 
     /// Makes the vCPU look at what it was sent.
@@ -205,13 +203,6 @@ impl<H: Hardware> Machine<H> {
             scheduler.next(seat.pcpu, H::now_ns());
         }
         self.expect(|| (!scheduler.is_running(seat)).then_some(()))
-    }
-
-    /// The VM's life is over; the main loop does the rest.
-    pub fn end(&self, end: VmEnd) {
-        self.vm.request(end);
-        self.vcpu.end();
-        self.vms.outside.wake();
     }
 
     /// A byte typed on its console, or a BREAK; false where the guest has no room for it.

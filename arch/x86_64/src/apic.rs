@@ -7,8 +7,8 @@ use core::arch::asm;
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use crate::cpu::{self, Features, msr};
-use crate::interrupts::vector;
 use crate::time;
+use crate::vector;
 
 /// IA32_APIC_BASE: enabled.
 const APIC_BASE_EN: u64 = 1 << 11;

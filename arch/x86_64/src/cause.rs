@@ -8,7 +8,7 @@ use core::fmt;
 use bitflags::bitflags;
 use pasidon_arch_common::denial::{Access, Target, not_allowed, not_mapped};
 
-use crate::interrupts::vector;
+use crate::vector;
 
 /// #TS.
 const INVALID_TSS: u8 = 10;

@@ -18,8 +18,7 @@ use crate::guest::lapic::{ApicEvent, LocalApic};
 use crate::guest::moment::Moment;
 use crate::machine_check::{self, Verdict};
 use crate::time;
-use crate::vcpu::Core;
-use crate::vms::Machine;
+use crate::vcpu::{Core, Vm};
 
 /// Exception vectors.
 mod vector {
@@ -86,8 +85,8 @@ pub fn kind(reason: &Reason) -> ExitKind {
     }
 }
 
-/// Answers one exit of `machine`'s vCPU. [`Reason::HostInterrupt`] is the caller's.
-pub fn handle(core: &mut Core, machine: &Machine, reason: Reason) {
+/// Answers one exit of `vm`'s vCPU. [`Reason::HostInterrupt`] is the caller's.
+pub fn handle(core: &mut Core, vm: &Vm<'_>, reason: Reason) {
     match reason {
         Reason::HostInterrupt | Reason::InterruptWindow => {}
         Reason::Cpuid => {
@@ -103,31 +102,31 @@ pub fn handle(core: &mut Core, machine: &Machine, reason: Reason) {
             ] {
                 hardware.set_gpr(register, value.into());
             }
-            finish(core, machine, encoding::CPUID);
+            finish(core, vm, encoding::CPUID);
         }
         Reason::Halt => {
             core.halted = true;
-            finish(core, machine, encoding::HLT);
+            finish(core, vm, encoding::HLT);
         }
-        Reason::Io(io) if io.string => string_io(core, machine),
+        Reason::Io(io) if io.string => string_io(core, vm),
         Reason::Io(io) => {
-            port(core, machine, io);
-            finish(core, machine, encoding::VARIOUS);
+            port(core, vm, io);
+            finish(core, vm, encoding::VARIOUS);
         }
-        Reason::ReadMsr => read_msr(core, machine),
-        Reason::WriteMsr => write_msr(core, machine),
+        Reason::ReadMsr => read_msr(core, vm),
+        Reason::WriteMsr => write_msr(core, vm),
         // The instruction is not what touched the device: a stack, or a descriptor table, is there.
         Reason::Stage2 { address, .. } if core.hardware.has_event() => {
-            machine.end(VmEnd::Crashed(format!(
+            vm.end(VmEnd::Crashed(format!(
                 "it took an interrupt or exception through guest-physical {address:#x}, which is not RAM"
             )));
         }
-        Reason::Stage2 { address, fetch: false } => mmio(core, machine, address),
+        Reason::Stage2 { address, fetch: false } => mmio(core, vm, address),
         // A bus that nobody answers on reads as ones, and those are no instruction.
-        Reason::Stage2 { fetch: true, .. } => refuse(core, machine, &InstructionBytes::new()),
+        Reason::Stage2 { fetch: true, .. } => refuse(core, vm, &InstructionBytes::new()),
         Reason::Hypercall => {
             core.hardware.set_gpr(gpr::RAX, NO_SUCH_HYPERCALL);
-            finish(core, machine, encoding::VMMCALL);
+            finish(core, vm, encoding::VMMCALL);
         }
         Reason::Xsetbv => {
             let hardware = &core.hardware;
@@ -136,52 +135,52 @@ pub fn handle(core: &mut Core, machine: &Machine, reason: Reason) {
             if hardware.cr4() & CR4_OSXSAVE == 0 {
                 core.exception = Some(UNDEFINED);
             } else if allowed && core.extended.set_xcr0(value) {
-                finish(core, machine, encoding::XSETBV);
+                finish(core, vm, encoding::XSETBV);
             } else {
                 core.exception = Some(GENERAL_PROTECTION);
             }
         }
-        Reason::Cr4 { write, gpr } => cr4(core, machine, write, gpr),
+        Reason::Cr4 { write, gpr } => cr4(core, vm, write, gpr),
         Reason::Exception(exception) => core.reflect(exception),
-        Reason::Shutdown if let Some(verdict) = machine_check::undelivered() => lost(machine, verdict),
+        Reason::Shutdown if let Some(verdict) = machine_check::undelivered() => lost(vm, verdict),
         Reason::Shutdown => {
             let state = core.hardware.state();
             let (rip, rsp, cr3) = (state.rip, state.gpr[gpr::RSP], state.cr3);
             // A PC resets.
-            machine.end(VmEnd::FaultReset(format!(
+            vm.end(VmEnd::FaultReset(format!(
                 "triple fault (RIP {rip:#x}, RSP {rsp:#x}, CR3 {cr3:#x}, last page fault at {:#x})",
                 core.hardware.cr2()
             )));
         }
-        Reason::MachineCheck => lost(machine, machine_check::take()),
+        Reason::MachineCheck => lost(vm, machine_check::take()),
         Reason::Undefined => core.exception = Some(UNDEFINED),
         Reason::Forbidden => core.exception = Some(GENERAL_PROTECTION),
-        Reason::Ignored => finish(core, machine, encoding::INVD),
-        Reason::Failed(code) => machine.end(VmEnd::Crashed(format!(
+        Reason::Ignored => finish(core, vm, encoding::INVD),
+        Reason::Failed(code) => vm.end(VmEnd::Crashed(format!(
             "the processor refused its state (exit code {code:#x}, RIP {:#x})",
             core.hardware.rip()
         ))),
     }
 }
 
-/// What a machine check costs.
-fn lost(machine: &Machine, verdict: Verdict) {
+/// What a vm check costs.
+fn lost(vm: &Vm<'_>, verdict: Verdict) {
     match verdict {
-        Verdict::GuestLost(text) => machine.end(VmEnd::Crashed(text)),
+        Verdict::GuestLost(text) => vm.end(VmEnd::Crashed(text)),
         Verdict::HostLost(text) => panic!("{text}"),
     }
 }
 
 /// A move from or to CR4, whose general register the processor may have told.
-fn cr4(core: &mut Core, machine: &Machine, write: bool, told: Option<u8>) {
+fn cr4(core: &mut Core, vm: &Vm<'_>, write: bool, told: Option<u8>) {
     let state = core.hardware.state();
     let gpr = match told {
         Some(gpr) => gpr,
-        None => match emulate::control_move(&state, &machine.memory) {
+        None => match emulate::control_move(&state, vm.memory) {
             Ok(Some(found)) if (found.control, found.write) == (4, write) => found.gpr,
             // Another instruction by now: the processor tries again.
             Ok(_) => return,
-            Err(failure) => return fail(core, machine, &failure),
+            Err(failure) => return fail(core, vm, &failure),
         },
     };
     let mask = if state.is_64bit() { u64::MAX } else { LOW };
@@ -191,50 +190,50 @@ fn cr4(core: &mut Core, machine: &Machine, write: bool, told: Option<u8>) {
         core.exception = Some(GENERAL_PROTECTION);
         return;
     }
-    finish(core, machine, encoding::VARIOUS);
+    finish(core, vm, encoding::VARIOUS);
 }
 
 /// Goes on behind the current instruction, which is `encoding` unless it has prefixes.
-fn finish(core: &mut Core, machine: &Machine, encoding: &[u8]) {
+fn finish(core: &mut Core, vm: &Vm<'_>, encoding: &[u8]) {
     let length = match core.hardware.known_length() {
         Some(length) => Ok(length),
-        None => measure(&core.hardware.state(), machine, encoding),
+        None => measure(&core.hardware.state(), vm, encoding),
     };
     match length {
         Ok(length) => core.hardware.skip(length),
-        Err(failure) => fail(core, machine, &failure),
+        Err(failure) => fail(core, vm, &failure),
     }
 }
 
 /// Length of the current instruction, for processors that do not tell. Decoding is for those with prefixes.
-fn measure(state: &CpuState, machine: &Machine, encoding: &[u8]) -> Result<u8, Failure> {
+fn measure(state: &CpuState, vm: &Vm<'_>, encoding: &[u8]) -> Result<u8, Failure> {
     let mut bytes = [0; encoding::MAX];
-    let fetched = emulate::fetch(state, &machine.memory, &mut bytes)?;
+    let fetched = emulate::fetch(state, vm.memory, &mut bytes)?;
     if !encoding.is_empty() && bytes[..fetched].starts_with(encoding) {
         return Ok(encoding.len() as u8);
     }
-    emulate::instruction_length(state, &machine.memory)
+    emulate::instruction_length(state, vm.memory)
 }
 
-fn fail(core: &mut Core, machine: &Machine, failure: &Failure) {
+fn fail(core: &mut Core, vm: &Vm<'_>, failure: &Failure) {
     match failure {
         Failure::Exception(exception) => core.exception = Some(*exception),
-        Failure::Unsupported(bytes) => refuse(core, machine, bytes),
+        Failure::Unsupported(bytes) => refuse(core, vm, bytes),
     }
 }
 
-/// The guest's software used device memory as the machine cannot: that is an undefined instruction, for which a kernel
+/// The guest's software used device memory as the vm cannot: that is an undefined instruction, for which a kernel
 /// ends the program that did it, or itself.
-fn refuse(core: &mut Core, machine: &Machine, bytes: &InstructionBytes) {
+fn refuse(core: &mut Core, vm: &Vm<'_>, bytes: &InstructionBytes) {
     if !core::mem::replace(&mut core.refused_instruction, true) {
-        let (vm, rip, cpl) = (machine.vm.name(), core.hardware.rip(), core.hardware.cpl());
+        let (name, rip, cpl) = (vm.name, core.hardware.rip(), core.hardware.cpl());
         if bytes.is_empty() {
             log::info!(
-                "vm {vm}: executed at {rip:#x} (privilege level {cpl}), which is not RAM, and got #UD (said once)"
+                "vm {name}: executed at {rip:#x} (privilege level {cpl}), which is not RAM, and got #UD (said once)"
             );
         } else {
             log::info!(
-                "vm {vm}: an instruction at {rip:#x} (privilege level {cpl}) that device memory does not take got #UD: \
+                "vm {name}: an instruction at {rip:#x} (privilege level {cpl}) that device memory does not take got #UD: \
                  {bytes:02x?} (said once)"
             );
         }
@@ -242,7 +241,7 @@ fn refuse(core: &mut Core, machine: &Machine, bytes: &InstructionBytes) {
     core.exception = Some(UNDEFINED);
 }
 
-fn port(core: &mut Core, machine: &Machine, io: IoExit) {
+fn port(core: &mut Core, vm: &Vm<'_>, io: IoExit) {
     let rax = core.hardware.gpr(gpr::RAX);
     let mask = match io.size {
         1 => 0xff,
@@ -251,7 +250,7 @@ fn port(core: &mut Core, machine: &Machine, io: IoExit) {
     };
     let kind = if io.input { AccessKind::Read } else { AccessKind::Write(rax & mask) };
     let access = Access { address: io.port.into(), size: io.size, kind };
-    let value = access_device(&mut core.lapic, core.tsc_offset, machine, &Exit::Io(access));
+    let value = access_device(&mut core.lapic, core.tsc_offset, vm, &Exit::Io(access));
     if io.input {
         let keep = if io.size == 4 { 0 } else { rax & !mask };
         core.hardware.set_gpr(gpr::RAX, keep | value & mask);
@@ -259,26 +258,26 @@ fn port(core: &mut Core, machine: &Machine, io: IoExit) {
 }
 
 /// One access of the vCPU to its VM's devices.
-fn access_device(lapic: &mut LocalApic, tsc_offset: u64, machine: &Machine, exit: &Exit) -> u64 {
+fn access_device(lapic: &mut LocalApic, tsc_offset: u64, vm: &Vm<'_>, exit: &Exit) -> u64 {
     let now =
         Moment { tsc: time::tsc().wrapping_add(tsc_offset), ns: time::now_ns(), unix_ns: time::unix_ns() };
-    let mut board = machine.board.lock();
-    let answer = board.platform.exit(exit, lapic, &now, &mut |action| machine.act(action));
+    let mut board = vm.board.lock();
+    let answer = board.platform.exit(exit, lapic, &now, &mut |action| vm.act(action));
     // There is no other vCPU that an inter-processor interrupt could go to.
     answer.map_or(0, |answer| answer.value)
 }
 
-fn mmio(core: &mut Core, machine: &Machine, address: u64) {
+fn mmio(core: &mut Core, vm: &Vm<'_>, address: u64) {
     let mut state = core.hardware.state();
     let tsc_offset = core.tsc_offset;
     // SAFETY: this is the pCPU that the vCPU runs on, between two entries: its state was loaded before the first.
     let mut vectors = unsafe { core.extended.vectors() };
-    let result = emulate::mmio(&mut state, &mut vectors, &machine.memory, address, &mut |access| {
-        access_device(&mut core.lapic, tsc_offset, machine, &Exit::Mmio(access))
+    let result = emulate::mmio(&mut state, &mut vectors, vm.memory, address, &mut |access| {
+        access_device(&mut core.lapic, tsc_offset, vm, &Exit::Mmio(access))
     });
     match result {
         Ok(done) => emulated(core, &state, done),
-        Err(failure) => fail(core, machine, &failure),
+        Err(failure) => fail(core, vm, &failure),
     }
 }
 
@@ -290,18 +289,18 @@ fn emulated(core: &mut Core, state: &CpuState, done: bool) {
     }
 }
 
-fn string_io(core: &mut Core, machine: &Machine) {
+fn string_io(core: &mut Core, vm: &Vm<'_>) {
     let mut state = core.hardware.state();
-    let result = emulate::string_io(&mut state, &machine.memory, &mut |access| {
-        access_device(&mut core.lapic, core.tsc_offset, machine, &Exit::Io(access))
+    let result = emulate::string_io(&mut state, vm.memory, &mut |access| {
+        access_device(&mut core.lapic, core.tsc_offset, vm, &Exit::Io(access))
     });
     match result {
         Ok(done) => emulated(core, &state, done),
-        Err(failure) => fail(core, machine, &failure),
+        Err(failure) => fail(core, vm, &failure),
     }
 }
 
-fn read_msr(core: &mut Core, machine: &Machine) {
+fn read_msr(core: &mut Core, vm: &Vm<'_>) {
     let msr = core.hardware.gpr(gpr::RCX) as u32;
     let value = match msr {
         EFER => Ok(core.hardware.efer()),
@@ -313,13 +312,13 @@ fn read_msr(core: &mut Core, machine: &Machine) {
         Ok(value) => {
             core.hardware.set_gpr(gpr::RAX, value & LOW);
             core.hardware.set_gpr(gpr::RDX, value >> 32);
-            finish(core, machine, encoding::RDMSR);
+            finish(core, vm, encoding::RDMSR);
         }
         Err(GeneralProtection) => core.exception = Some(GENERAL_PROTECTION),
     }
 }
 
-fn write_msr(core: &mut Core, machine: &Machine) {
+fn write_msr(core: &mut Core, vm: &Vm<'_>) {
     let msr = core.hardware.gpr(gpr::RCX) as u32;
     let value = core.hardware.gpr(gpr::RDX) << 32 | core.hardware.gpr(gpr::RAX) & LOW;
     let now = core.guest_tsc();
@@ -328,20 +327,20 @@ fn write_msr(core: &mut Core, machine: &Machine) {
         IA32_PAT => core.hardware.set_pat(value),
         IA32_TSC_AUX => core.extended.set_tsc_aux(value),
         IA32_TSC => {
-            core.set_tsc(value, &machine.memory);
+            core.set_tsc(value, vm.memory);
             true
         }
         _ => {
-            let event = core.msrs.write(msr, value, &mut core.lapic, &core.clock, &machine.memory, now);
+            let event = core.msrs.write(msr, value, &mut core.lapic, &core.clock, vm.memory, now);
             if let Ok(Some(ApicEvent::EndOfInterrupt { vector })) = event {
-                let mut board = machine.board.lock();
-                board.platform.end_of_interrupt(vector, &mut |action| machine.act(action));
+                let mut board = vm.board.lock();
+                board.platform.end_of_interrupt(vector, &mut |action| vm.act(action));
             }
             event.is_ok()
         }
     };
     if done {
-        finish(core, machine, encoding::WRMSR);
+        finish(core, vm, encoding::WRMSR);
     } else {
         core.exception = Some(GENERAL_PROTECTION);
     }

@@ -19,9 +19,9 @@ use spin::Once;
 pub use pasidon_arch_common::report::Context;
 
 use crate::cause::{self, Cause};
-use crate::interrupts::TrapFrame;
 use crate::paging::Section;
 use crate::pcpu::{self, Pcpu};
+use crate::trap_frame::TrapFrame;
 use crate::unwind::{GPR_NAMES, Image, RSP, Registers};
 use crate::{apic, cpu, paging, serial, time};
 
@@ -234,9 +234,9 @@ mod tests {
             rsp: 101,
             ss: 0,
         };
-        frame.gpr[crate::interrupts::GPR_RBP] = 102;
+        frame.gpr[crate::trap_frame::GPR_RBP] = 102;
         let registers = registers_of(&frame);
-        for (name, value) in crate::interrupts::GPR_NAMES.iter().zip(frame.gpr) {
+        for (name, value) in crate::trap_frame::GPR_NAMES.iter().zip(frame.gpr) {
             let index = GPR_NAMES.iter().position(|known| known == name).unwrap();
             assert_eq!(registers.gpr[index], value, "{name}");
         }

@@ -8,17 +8,14 @@ use pasidon_kernel::frames::Frames;
 use pasidon_kernel::ram::GuestRam;
 use pasidon_kernel::refusal::Refusal;
 use pasidon_kernel::stats::ExitKind;
-use spin::Once;
 
 use crate::backend::{Backend, Reason};
 use crate::guest::boot;
 use crate::guest::machine::PcPlatform;
 use crate::svm::SvmPcpu;
 use crate::svm::npt::{self, NestedTable};
-use crate::vms::Machine;
-use crate::{apic, cpu, emulate, exit, extended, interrupts, machine_check, pcpu, run, time, vcpu};
-
-pub(crate) static WORLD: Once<run::World> = Once::new();
+use crate::vcpu::Vm;
+use crate::{apic, cpu, emulate, exit, extended, interrupts, machine_check, pcpu, time, vcpu};
 
 /// x86-64 with SVM.
 #[derive(Debug)]
@@ -29,10 +26,6 @@ impl Hardware for Svm {
     type Core = vcpu::Core;
     type Platform = PcPlatform;
     type Stage2 = NestedTable;
-
-    fn world() -> &'static Once<run::World> {
-        &WORLD
-    }
 
     fn enable(pcpu: u32, frames: &'static Frames) -> Result<SvmPcpu, Refusal> {
         // Its tables are made here, so that no exit allocates them.
@@ -89,20 +82,22 @@ impl Hardware for Svm {
     }
 }
 
-impl Core<Svm> for vcpu::Core {
+impl Core for vcpu::Core {
+    type Pcpu = SvmPcpu;
+    type Platform = PcPlatform;
     type Reason = Reason;
 
-    fn was_paused(&mut self, machine: &Machine, _total_ns: u64) {
-        self.msrs.was_paused(&self.clock, &machine.memory);
+    fn was_paused(&mut self, vm: &Vm<'_>, _total_ns: u64) {
+        self.msrs.was_paused(&self.clock, vm.memory);
     }
 
-    fn load(&mut self, _machine: &Machine, pcpu: &mut SvmPcpu) {
+    fn load(&mut self, _vm: &Vm<'_>, pcpu: &mut SvmPcpu) {
         self.hardware.load(pcpu);
         // SAFETY: SVM's pCPU was enabled after extended state; the last turn here saved its own.
         unsafe { self.extended.load() };
     }
 
-    fn unload(&mut self, _machine: &Machine, _pcpu: &mut SvmPcpu) {
+    fn unload(&mut self, _vm: &Vm<'_>, _pcpu: &mut SvmPcpu) {
         // SAFETY: loaded on this pCPU.
         unsafe { self.extended.save() };
     }
@@ -123,14 +118,14 @@ impl Core<Svm> for vcpu::Core {
         vcpu::Core::deadline_ns(self)
     }
 
-    fn is_waiting(&mut self, _machine: &Machine) -> bool {
+    fn is_waiting(&mut self, _vm: &Vm<'_>) -> bool {
         if self.halted && self.wakes() {
             self.halted = false;
         }
         self.halted
     }
 
-    fn prepare(&mut self, _machine: &Machine) {
+    fn prepare(&mut self, _vm: &Vm<'_>) {
         self.prepare_event();
     }
 
@@ -138,7 +133,7 @@ impl Core<Svm> for vcpu::Core {
         self.hardware.enter(pcpu, flush)
     }
 
-    fn left(&mut self, _machine: &Machine) {
+    fn left(&mut self, _vm: &Vm<'_>) {
         self.lapic.set_cr8(self.hardware.cr8());
     }
 
@@ -150,13 +145,13 @@ impl Core<Svm> for vcpu::Core {
         exit::kind(reason)
     }
 
-    fn handle(&mut self, machine: &Machine, reason: Reason) -> bool {
+    fn handle(&mut self, vm: &Vm<'_>, reason: Reason) -> bool {
         if reason == Reason::HostInterrupt {
             return false;
         }
         // An exit that comes again with each delivery of an event leaves the processor no moment for an interrupt.
         let delivering = self.hardware.has_event();
-        exit::handle(self, machine, reason);
+        exit::handle(self, vm, reason);
         !delivering
     }
 }

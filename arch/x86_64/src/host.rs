@@ -11,10 +11,9 @@ use pasidon_kernel::irq::HostVector;
 use pasidon_kernel::refusal::Refusal;
 use spin::{Mutex, Once};
 
-use crate::hardware::Svm;
-use crate::interrupts::{self, Handler, vector};
+use crate::interrupts::{self, Handler};
 use crate::pcpu::{self, MAX_PCPUS};
-use crate::{ioapic, run, serial, time, vms};
+use crate::{ioapic, run, serial, time, vector, vms};
 
 /// Largest APIC ID that an interrupt message holds without remapping.
 const MESSAGE_APIC_ID_MAX: u32 = 0xff;
@@ -99,7 +98,7 @@ impl Host for MachineHost {
 
     fn allocate_vector(&self, vm: Option<VmId>) -> Option<HostVector> {
         let count = u32::try_from(pcpu::count()).ok()?;
-        candidates::<Svm>(vm, count, used).find_map(take)
+        candidates(run::world(), vm, count, used).find_map(take)
     }
 
     fn unremapped_message(&self, vector: HostVector) -> Option<MsiMessage> {

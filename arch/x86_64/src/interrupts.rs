@@ -20,67 +20,13 @@ use x86_64::instructions::tables::lidt;
 use x86_64::structures::DescriptorTablePointer;
 
 use crate::descriptors::{CODE_SELECTOR, ist};
+use crate::trap_frame::TrapFrame;
+use crate::vector::{self, Vector};
 use crate::{apic, fault, pcpu};
-
-/// Vectors by their use.
-pub mod vector {
-    use core::ops::RangeInclusive;
-
-    /// Non-maskable interrupt.
-    pub const NMI: u8 = 2;
-    /// #DF.
-    pub const DOUBLE_FAULT: u8 = 8;
-    /// #MC.
-    pub const MACHINE_CHECK: u8 = 18;
-    /// First that is no exception's.
-    pub const FIRST_INTERRUPT: u8 = 0x20;
-    /// What the firmware's 8259s would use, which are masked.
-    pub const LEGACY: RangeInclusive<u8> = 0x20..=0x2f;
-    /// For devices.
-    pub const DEVICES: RangeInclusive<u8> = 0x30..=0xef;
-    /// Faults that the IOMMU reports.
-    pub const IOMMU_FAULT: u8 = 0xfb;
-    /// The serial line.
-    pub const SERIAL: u8 = 0xfc;
-    /// Another pCPU wants something.
-    pub const KICK: u8 = 0xfd;
-    /// The local APIC's timer.
-    pub const TIMER: u8 = 0xfe;
-    /// The local APIC's spurious interrupt, which is not ended.
-    pub const SPURIOUS: u8 = 0xff;
-}
 
 const VECTORS: usize = 256;
 /// Bytes from one entry stub to the next.
 const STUB_BYTES: u64 = 16;
-
-/// The registers when an exception or interrupt came, in the order in which they lie on the stack.
-#[repr(C)]
-#[derive(Clone, Copy, Debug)]
-pub struct TrapFrame {
-    /// r15, r14, r13, r12, r11, r10, r9, r8, rdi, rsi, rbp, rbx, rdx, rcx, rax; see [`GPR_NAMES`].
-    pub gpr: [u64; 15],
-    /// Vector.
-    pub vector: u64,
-    /// Error code; 0 where the vector has none.
-    pub error_code: u64,
-    /// Where it came.
-    pub rip: u64,
-    /// Code segment.
-    pub cs: u64,
-    /// Flags.
-    pub rflags: u64,
-    /// Stack pointer.
-    pub rsp: u64,
-    /// Stack segment.
-    pub ss: u64,
-}
-
-/// The names of [`TrapFrame::gpr`].
-pub const GPR_NAMES: [&str; 15] =
-    ["r15", "r14", "r13", "r12", "r11", "r10", "r9", "r8", "rdi", "rsi", "rbp", "rbx", "rdx", "rcx", "rax"];
-/// Index of rbp in [`TrapFrame::gpr`].
-pub const GPR_RBP: usize = 10;
 
 // One entry per vector, STUB_BYTES apart: a zero where the processor pushes no error code, the vector, and on
 // to the common part. The processor aligns the stack to 16 before it pushes 5 words; with these 2 and 15
@@ -200,9 +146,6 @@ impl Gate {
 }
 
 static IDT: Once<&'static [Gate; VECTORS]> = Once::new();
-
-/// What tells one interrupt from another.
-pub type Vector = u8;
 
 /// What handles an interrupt; called with its vector, interrupts off, on the pCPU that took it.
 pub type Handler = fn(Vector);

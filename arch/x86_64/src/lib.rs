@@ -37,6 +37,8 @@ pub mod smp;
 pub mod stack;
 pub mod svm;
 pub mod time;
+pub mod trap_frame;
 pub mod unwind;
 pub mod vcpu;
+pub mod vector;
 pub mod vms;

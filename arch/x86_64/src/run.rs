@@ -6,15 +6,22 @@ use core::convert::Infallible;
 use pasidon_arch_common::run::note_device_interrupt;
 use pasidon_kernel::irq::HostVector;
 use pasidon_kernel::refusal::Refusal;
+use spin::Once;
 
 pub use pasidon_arch_common::run::{has_parent_events, note_parent_event, rounds, take_parent_events};
 
-use crate::hardware::{Svm, WORLD};
-use crate::interrupts::{self, vector};
-use crate::pcpu;
+use crate::hardware::Svm;
+use crate::{interrupts, pcpu, vector};
 
 /// What every pCPU works on.
 pub type World = pasidon_arch_common::run::World<Svm>;
+
+static WORLD: Once<World> = Once::new();
+
+/// What every pCPU works on, once there is something.
+pub(crate) fn world() -> Option<&'static World> {
+    WORLD.get()
+}
 
 /// Makes the world known to all pCPUs and installs the handlers. To be called once, by the first pCPU, before
 /// any calls [`run`].
@@ -22,7 +29,10 @@ pub fn install(world: World) {
     WORLD.call_once(|| world);
     for vector in vector::DEVICES {
         interrupts::install(vector, |vector| {
-            note_device_interrupt::<Svm>(HostVector { vector: vector.into(), cpu: pcpu::current().apic_id });
+            let from = HostVector { vector: vector.into(), cpu: pcpu::current().apic_id };
+            if let Some(world) = self::world() {
+                note_device_interrupt(world, from);
+            }
         });
     }
     // The interrupt itself is the message: the loop looks at everything anyway.
@@ -33,5 +43,6 @@ pub fn install(world: World) {
 /// Runs vCPUs on the pCPU that calls, for ever. Refused where the processor cannot; the world must be
 /// installed.
 pub fn run() -> Result<Infallible, Refusal> {
-    pasidon_arch_common::run::run::<Svm>()
+    let none = || Refusal::new("run loop", "started before the world was installed", "");
+    pasidon_arch_common::run::run(world().ok_or_else(none)?)
 }

@@ -4,6 +4,7 @@
 
 use alloc::string::String;
 
+use pasidon_arch_common::view::VmView;
 use pasidon_kernel::addr::HostPhys;
 use pasidon_kernel::memory::GuestMemory;
 
@@ -13,10 +14,14 @@ use crate::extended::{Extended, ExtendedFeatures};
 use crate::guest::control::ControlPolicy;
 use crate::guest::cpuid::{CpuidConfig, CpuidPolicy};
 use crate::guest::lapic::LocalApic;
+use crate::guest::machine::PcPlatform;
 use crate::guest::msr::Msrs;
 use crate::guest::pvclock::GuestClock;
 use crate::svm::SvmVcpu;
 use crate::time;
+
+/// The VM as a vCPU sees it.
+pub type Vm<'a> = VmView<'a, PcPlatform>;
 
 /// The part of a vCPU that only its pCPU touches.
 pub struct Core {

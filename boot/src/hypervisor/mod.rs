@@ -39,12 +39,13 @@ use pasidon_kernel::refusal::Refusal;
 use pasidon_kernel::sched::{SLICE_NS, Scheduler};
 use pasidon_kernel::system::{ParentOptions, System, SystemParts};
 use pasidon_kernel::vm::Vm;
-use spin::Once;
+use spin::{Mutex, Once};
 
 use crate::pci::Pci;
 use crate::provoke;
 use crate::tables::Tables;
 use iommu::MachineIommu;
+use monitor::Controls;
 use work::Desk;
 
 /// The machine, and what it is to run.
@@ -69,13 +70,9 @@ pub struct Handover {
 static DESK: Once<Desk> = Once::new();
 static SYSTEM: Once<System> = Once::new();
 static VMS: Once<Vms> = Once::new();
+static HOST: Once<Mutex<Controls>> = Once::new();
 /// The other processors may go to work.
 static READY: AtomicBool = AtomicBool::new(false);
-
-/// The desk; it is there before anybody works.
-fn desk() -> &'static Desk {
-    DESK.wait()
-}
 
 /// Runs what the configuration asks for, for ever.
 pub fn run(handover: Handover) -> ! {
@@ -171,7 +168,8 @@ pub fn run(handover: Handover) -> ! {
             }
         })
         .collect();
-    desk.equip(system, vms, iommu.as_ref().map(MachineIommu::iommu));
+    let host = HOST.call_once(|| Mutex::new(Controls { system, vms, desk }));
+    desk.equip(system, vms, iommu.as_ref().map(MachineIommu::iommu), host);
     run::install(World { system, vms });
     provoke::lose_pcpu(system);
     connect_interrupts(iommu.as_ref(), &handover.platform, desk);

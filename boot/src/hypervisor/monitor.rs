@@ -149,13 +149,8 @@ impl MonitorHost for Controls {
         let stopped = || VmEnd::Stopped(String::from("stopped from the monitor"));
         match control {
             VmControl::Start => self.system.start_vm(&builder, &vm),
-            VmControl::Stop => {
-                self.system.end_vm(&builder, &vm, &stopped()).map(|report| super::work::tell_retired(&report))
-            }
-            VmControl::Restart => self
-                .system
-                .restart_vm(&builder, &vm, &stopped())
-                .map(|report| super::work::tell_retired(&report)),
+            VmControl::Stop => self.system.end_vm(&builder, &vm, &stopped()).map(drop),
+            VmControl::Restart => self.system.restart_vm(&builder, &vm, &stopped()).map(drop),
             VmControl::Pause => self.system.pause_vm(&builder, &vm),
             VmControl::Resume => self.system.resume_vm(&builder, &vm),
             VmControl::Break => self.send_break(&vm),
@@ -177,9 +172,7 @@ impl MonitorHost for Controls {
         let vm = self.owner(vdev).ok_or_else(|| {
             Refusal::new(format!("vdev #{vdev}"), "there is no such vdev", "`vdevs` lists them")
         })?;
-        let report = self.system.destroy_vdev(&self.builder(), &vm, VdevId(vdev))?;
-        super::work::tell_retired(&report);
-        Ok(())
+        self.system.destroy_vdev(&self.builder(), &vm, VdevId(vdev)).map(drop)
     }
 
     fn reset_parent(&mut self, parent: &str) -> Result<usize, Refusal> {

@@ -21,14 +21,13 @@ use pasidon_kernel::fault_log::{FaultLog, FaultOwner};
 use pasidon_kernel::id::VmId;
 use pasidon_kernel::info::{RetiredInfo, VmInfo};
 use pasidon_kernel::iommu::Iommu;
-use pasidon_kernel::monitor::{HostPower, Monitor};
+use pasidon_kernel::monitor::{HostPower, Monitor, MonitorHost};
 use pasidon_kernel::refusal::Refusal;
-use pasidon_kernel::system::{EndReport, ParentReport, System};
+use pasidon_kernel::system::{ParentReport, System};
 use pasidon_kernel::vm::VmEnd;
 use spin::{Mutex, Once};
 
 use super::line;
-use super::monitor::Controls;
 use super::power;
 
 /// How often the line is looked at while nothing else happens, in nanoseconds.
@@ -60,7 +59,11 @@ struct Parts {
     system: &'static System,
     vms: &'static Vms,
     iommu: Option<&'static dyn Iommu>,
+    host: &'static Host,
 }
+
+/// What the monitor's commands act on.
+pub type Host = Mutex<dyn MonitorHost + Send>;
 
 /// The desk at which the first pCPU does its work.
 pub struct Desk {
@@ -103,13 +106,6 @@ pub struct Desk {
     power: Mutex<Option<HostPower>>,
 }
 
-/// Says what had to be kept back because a device did not stop.
-pub fn tell_retired(report: &EndReport) {
-    for retired in &report.retired {
-        log::warn!("{retired}");
-    }
-}
-
 impl Desk {
     /// A desk for these VMs; `refused` are those of the configuration that could not be made.
     pub fn new(mode: ConsoleMode, images: Vec<Image>, refused: Vec<VmInfo>) -> Self {
@@ -138,13 +134,19 @@ impl Desk {
     }
 
     /// Names what the work is done with, once all of it is there.
-    pub fn equip(&self, system: &'static System, vms: &'static Vms, iommu: Option<&'static dyn Iommu>) {
+    pub fn equip(
+        &self,
+        system: &'static System,
+        vms: &'static Vms,
+        iommu: Option<&'static dyn Iommu>,
+        host: &'static Host,
+    ) {
         let consoles = system.vms().into_iter().filter_map(|vm| {
             let image = self.images.iter().find(|image| image.vm == vm.name())?;
             Some((vm.id(), image.console))
         });
         self.consoles.call_once(|| consoles.collect());
-        self.parts.call_once(|| Parts { system, vms, iommu });
+        self.parts.call_once(|| Parts { system, vms, iommu, host });
     }
 
     /// The VMs of the configuration that could not be made.
@@ -258,7 +260,7 @@ impl Desk {
             );
         }
         let mut monitor = self.monitor.lock();
-        if let Some(picture) = monitor.tick(&self.controls(parts)) {
+        if let Some(picture) = monitor.tick(&*parts.host.lock()) {
             line::with(|console, sink| console.live(&picture, sink));
         }
         let unannounced = self.faults_unannounced.load(Ordering::SeqCst);
@@ -277,8 +279,7 @@ impl Desk {
         match input {
             Input::Guest { vm, received } => self.typed.lock().push(vm, received, time::now_ns()),
             Input::Line(text) => {
-                let mut controls = self.controls(parts);
-                let reply = self.monitor.lock().command(&text, &mut controls);
+                let reply = self.monitor.lock().command(&text, &mut *parts.host.lock());
                 line::with(|console, sink| reply.show(console, sink));
             }
             Input::Refused(bad) => {
@@ -290,10 +291,6 @@ impl Desk {
                 line::with(|console, sink| console.answer("", sink));
             }
         }
-    }
-
-    fn controls(&self, parts: &Parts) -> Controls {
-        Controls { system: parts.system, vms: parts.vms, desk: super::desk() }
     }
 
     fn record_faults(&self, parts: &Parts) {
@@ -403,9 +400,8 @@ impl Desk {
                 VmEnd::Stopped(why) => log::info!("vm {name}: stopped: {why}"),
                 VmEnd::Crashed(why) | VmEnd::FaultReset(why) => log::error!("vm {name}: crashed: {why}"),
             }
-            match &served.result {
-                Ok(report) => tell_retired(report),
-                Err(refusal) => log::error!("{refusal}"),
+            if let Err(refusal) = &served.result {
+                log::error!("{refusal}");
             }
         }
     }

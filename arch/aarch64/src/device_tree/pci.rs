@@ -19,7 +19,7 @@ use pasidon_kernel::refusal::Refusal;
 
 use super::tree::{Cells, Tree};
 use super::{ITS, MOST, OEM_ID, OEM_REVISION, OEM_TABLE_ID, Written, few, halves, serialize, table, words};
-use crate::firmware_tables::HEADER;
+use pasidon_arch_common::firmware_tables::HEADER;
 
 /// PCI hosts with configuration space as MCFG describes it.
 const ECAM: &[&str] = &["pci-host-ecam-generic"];

@@ -20,7 +20,7 @@ use dtoolkit::{Node as _, Property as _};
 use pasidon_kernel::refusal::Refusal;
 
 use super::MOST;
-use crate::firmware_tables::MAX_DEVICE_TREE;
+use pasidon_arch_common::firmware_tables::MAX_DEVICE_TREE;
 
 /// Nodes within nodes.
 const MAX_DEPTH: usize = 32;

@@ -5,7 +5,7 @@
 
 use core::arch::asm;
 
-use crate::guest::sysreg::SystemRegister;
+use crate::system_register::SystemRegister;
 
 macro_rules! space {
     ($register:expr; $($crm:literal: $($op2:literal)*;)*) => {

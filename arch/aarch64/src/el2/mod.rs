@@ -18,7 +18,7 @@
 //! | `interface` | its virtual CPU interface: list registers |
 //! | `stage2` | what its memory looks like |
 //! | `identification` | what the processor says of itself |
-//! | `vmid` | whose translations are whose |
+//! | `vmid`, `own_vmid` | whose translations are whose |
 //!
 //! Source: Arm Architecture Reference Manual (DDI 0487), D1.2, D8.2 (stage 2), D19.2.
 
@@ -40,7 +40,9 @@ pub mod identification;
 #[cfg(target_arch = "aarch64")]
 pub mod interface;
 #[cfg(target_arch = "aarch64")]
+pub mod own_vmid;
+#[cfg(target_arch = "aarch64")]
 mod vcpu;
 
 #[cfg(target_arch = "aarch64")]
-pub use vcpu::{El2Pcpu, El2Vcpu, forget};
+pub use vcpu::{El2Pcpu, El2Vcpu};

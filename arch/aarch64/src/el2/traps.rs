@@ -11,7 +11,7 @@
 //! Source: Arm Architecture Reference Manual (DDI 0487), the page of each register; for MPAM2_EL2 Arm DDI 0598.
 
 use crate::guest::layout::IPA_BITS;
-use crate::guest::sysreg::SystemRegister;
+use crate::system_register::SystemRegister;
 
 /// A control register whose fields decide what is trapped. Two of them are laid out differently with HCR_EL2.E2H.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

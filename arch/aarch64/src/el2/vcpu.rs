@@ -13,9 +13,9 @@ use crate::features::Features;
 use crate::guest::boot::EntryState;
 use crate::guest::exception::{self, Exception, Interrupted};
 use crate::guest::gic::LIST_REGISTERS_MAX;
-use crate::guest::sysreg::SystemRegister;
 use crate::guest::timer::VirtualCount;
 use crate::guest::walk::Stage1;
+use crate::system_register::SystemRegister;
 
 /// The VMID that no VM has.
 const NOBODY: u16 = 0;

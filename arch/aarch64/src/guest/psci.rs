@@ -23,6 +23,8 @@ pub(super) mod function {
     pub const SYSTEM_OFF: u32 = 0x8400_0008;
     pub const SYSTEM_RESET: u32 = 0x8400_0009;
     pub const FEATURES: u32 = 0x8400_000a;
+    /// Of the SMC Calling Convention: PSCI_FEATURES tells whether it is there (5.16).
+    pub const SMCCC_VERSION: u32 = 0x8000_0000;
 }
 
 /// Version 1.1.
@@ -195,7 +197,7 @@ pub(super) fn offered(id: u32) -> bool {
 /// PSCI_FEATURES: 0 for what is there, without options. (CPU_SUSPEND: the original format of power_state, and
 /// no operating-system-initiated mode.)
 fn features(id: u32) -> i64 {
-    if offered(id) || id == super::smccc::function::VERSION { result::SUCCESS } else { result::NOT_SUPPORTED }
+    if offered(id) || id == function::SMCCC_VERSION { result::SUCCESS } else { result::NOT_SUPPORTED }
 }
 
 #[cfg(test)]

@@ -15,8 +15,8 @@
 use super::psci::{Psci, PsciEffect, result};
 
 /// Function identifiers of Arm architecture calls.
-pub(super) mod function {
-    pub const VERSION: u32 = 0x8000_0000;
+mod function {
+    pub use super::super::psci::function::SMCCC_VERSION as VERSION;
     pub const ARCH_FEATURES: u32 = 0x8000_0001;
     pub const ARCH_WORKAROUND_1: u32 = 0x8000_8000;
     pub const ARCH_WORKAROUND_2: u32 = 0x8000_7fff;

@@ -16,11 +16,13 @@ use pasidon_kernel::vdev::{PortalsUnmapped, Vdev};
 use pasidon_kernel::vm::{VcpusStopped, Vm, VmHost};
 use spin::Mutex;
 
-use super::{Board, Machine, Vms, wait_for};
+use super::{Machine, Vms, wait_for};
+use crate::board::Board;
 use crate::hardware::{Hardware, Platform, Stage2};
 use crate::memory::{self, RamView};
 use crate::pauses::Pauses;
 use crate::vcpu::Vcpu;
+use crate::view::Sink;
 
 /// Vms, as the kernel's operations see it.
 #[derive(Debug)]
@@ -65,7 +67,7 @@ impl<H: Hardware> VmHost for Builder<H> {
         stage2.map_ram(ram)?;
         let (core, platform) = H::build(vm.name(), &memory, &image, &stage2)?;
         H::release_ram(ram);
-        let board = Board { platform, slots: Vec::new() };
+        let board = Board::new(platform);
         let seat = vms.scheduler.assign(VcpuId { vm: id, index: 0 })?;
         let machine = Machine {
             id,

@@ -28,7 +28,7 @@ use crate::tables::Tables;
 type MachineIts = Its<Mmio, FrameMemory>;
 
 const _: () = {
-    let given = pasidon_arch::interrupts::vector::DEVICES;
+    let given = pasidon_arch::vector::DEVICES;
     assert!(LPIS.start <= given.start && given.end <= LPIS.end);
 };
 

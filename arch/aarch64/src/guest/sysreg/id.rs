@@ -8,7 +8,7 @@
 //!
 //! Source: Arm DDI 0487 (Arm ARM), section D17.2 (D19.2 in later issues), each register's page.
 
-use super::SystemRegister;
+use crate::system_register::SystemRegister;
 
 /// What a field shows.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

@@ -7,10 +7,10 @@
 //! Source: Arm DDI 0487 (Arm ARM), chapters D13 (debug) and D17 (D19 in later issues); Linux 6.1,
 //! `arch/arm64/kernel/{debug-monitors,hw_breakpoint}.c`, for those it touches without asking an ID register.
 
-use super::SystemRegister;
 use super::debug::Part;
 use crate::el2::traps::Trap;
 use crate::guest::gic::SgiGroup;
+use crate::system_register::SystemRegister;
 
 /// What an access does.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

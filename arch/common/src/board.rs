@@ -1,0 +1,27 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The devices of one VM, and which vdev is where among them.
+
+use alloc::vec::Vec;
+
+use pasidon_kernel::dev::pci::Slot;
+use pasidon_kernel::id::VdevId;
+
+/// The devices of one VM.
+#[derive(Debug)]
+pub struct Board<P> {
+    /// The devices.
+    pub platform: P,
+    pub(crate) slots: Vec<(VdevId, Slot)>,
+}
+
+impl<P> Board<P> {
+    /// With these devices, and no vdev among them.
+    pub fn new(platform: P) -> Self {
+        Self { platform, slots: Vec::new() }
+    }
+
+    /// Where a vdev is plugged.
+    pub fn slot(&self, vdev: VdevId) -> Option<Slot> {
+        self.slots.iter().find(|(id, _)| *id == vdev).map(|(_, slot)| *slot)
+    }
+}
