@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! `cargo xtask check`: what must hold for every change without running it.
 
-use crate::{command, uefi, workspace};
+use crate::{arrows, command, uefi, workspace};
 use anyhow::Result;
 use pasidon_harness::Arch;
 
@@ -17,6 +17,8 @@ pub fn run() -> Result<()> {
     let lib_or_bin = ["--package", UEFI_ONLY];
     say("formatting");
     command::run_visible(command::cargo().args(["fmt", "--all", "--check"]))?;
+    say("arrows between files");
+    arrows::check()?;
     say("clippy, host crates");
     let mut clippy = command::cargo();
     command::run_visible(clippy.arg("clippy").args(host).args(["--all-targets", "--", "-D", "warnings"]))?;

@@ -7,9 +7,11 @@
 #![forbid(unsafe_code)]
 
 mod apt;
+mod arrows;
 mod bench;
 mod cache;
 mod check;
+mod clean;
 mod command;
 mod guests;
 mod image;
@@ -52,7 +54,7 @@ enum Command {
     Test(Test),
     /// Lists the scenarios.
     List,
-    /// Formatting, clippy with warnings denied (host crates and the UEFI application), documentation without warnings.
+    /// Formatting, no circles among files, clippy with warnings denied (host crates and the UEFI application), documentation without warnings.
     Check,
     /// Runs the benchmarks, prints a table, and writes it as JSON to bench-ARCH.json in the target folder.
     Bench(Bench),
@@ -193,6 +195,6 @@ fn dispatch(command: Command) -> Result<()> {
             }
             Ok(())
         }
-        Command::Clean(clean) => workspace::clean(clean.cache),
+        Command::Clean(clean) => clean::run(clean.cache),
     }
 }

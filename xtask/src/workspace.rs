@@ -1,9 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Where things are in this checkout.
 
-use crate::cache::Cache;
-use crate::command;
-use anyhow::{Context, Result};
 use std::path::{Path, PathBuf};
 
 /// The top folder of the checkout this xtask was built from.
@@ -19,15 +16,4 @@ pub fn target_dir() -> PathBuf {
         Some(dir) => root().join(dir),
         None => root().join("target"),
     }
-}
-
-/// Deletes the target folder and, if `cache`, everything this project keeps in the user's cache folder.
-pub fn clean(cache: bool) -> Result<()> {
-    command::run_visible(command::cargo().arg("clean"))?;
-    if cache {
-        let root = Cache::open()?.root().to_path_buf();
-        std::fs::remove_dir_all(&root).with_context(|| format!("deleting {}", root.display()))?;
-        println!("deleted {}", root.display());
-    }
-    Ok(())
 }
