@@ -78,7 +78,7 @@ pub enum Action {
         /// Length in bytes.
         len: u64,
     },
-    /// A vdev's model waits for its device ([`VdevModel::is_waiting`](crate::parent::VdevModel::is_waiting)):
+    /// A vdev's model waits for its device ([`VdevRegisters::is_waiting`](crate::parent::VdevRegisters::is_waiting)):
     /// somebody is to look.
     Attend,
     /// A byte the guest printed on its console.

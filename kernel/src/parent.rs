@@ -123,7 +123,7 @@ pub trait Parent: Send + Sync {
     fn interrupt(&self, sink: &mut dyn FnMut(ParentEvent)) -> Drained;
 
     /// Whether something is under way on the device that nothing announces the end of: somebody is to call
-    /// [`Parent::look`], and [`VdevModel::device_event`] of each vdev on it, every few milliseconds. Takes no
+    /// [`Parent::look`], and [`VdevRegisters::device_event`] of each vdev on it, every few milliseconds. Takes no
     /// lock.
     fn is_waiting(&self) -> bool {
         false
@@ -136,7 +136,7 @@ pub trait Parent: Send + Sync {
     /// not stop. Nobody else touches the device until it returns: the driver keeps itself from it, and
     /// `unreached` stands for the guests. Every slice has stopped then, also where it refuses; tags, interrupts and
     /// reservations stay as they were. The caller announces it to each vdev with
-    /// [`VdevModel::device_event`], and may then quiesce those again that failed before. May take a second.
+    /// [`VdevRegisters::device_event`], and may then quiesce those again that failed before. May take a second.
     fn recover(&self, _unreached: &ParentUnreached) -> Result<(), Refusal> {
         Err(Refusal::new(
             alloc::format!("parent {}", self.name()),
@@ -230,22 +230,17 @@ pub struct QuiesceFailed {
     pub why: String,
 }
 
-/// The model of one slice: what the guest sees in its BARs, joined to its queue of the physical device.
+/// The guest's side of a slice: what its PCI function does behind its configuration space. The guest's bus holds no
+/// more of a slice than this.
 ///
 /// Called with the vdev's lock held, one call at a time. `raise` marks a virtual MSI-X vector of the
 /// vdev pending; the PCI function model delivers it or keeps it pending.
-pub trait VdevModel: Send {
+pub trait VdevRegisters: Send {
     /// Constant for the life of the model.
     fn identity(&self) -> PciIdentity;
 
     /// Windows the guest reaches directly; constant for the life of the model.
     fn portals(&self) -> Vec<Portal>;
-
-    /// The physical interrupts of this slice; constant for the life of the model.
-    fn interrupts(&self) -> Vec<InterruptBinding>;
-
-    /// Programs the queue's tag. Called once, after the IOMMU attached the table.
-    fn attach(&mut self, pasid: Pasid) -> Result<(), Refusal>;
 
     /// A read of the BAR outside of portals and MSI-X structures.
     fn read(&mut self, bar: u8, offset: u64, size: u8) -> u64;
@@ -260,15 +255,6 @@ pub trait VdevModel: Send {
     /// tag stays.
     fn reset(&mut self) -> Result<(), QuiesceFailed>;
 
-    /// Stops the queue for good within the driver's deadline.
-    fn quiesce(&mut self) -> Result<DeviceQuiesced, QuiesceFailed>;
-
-    /// [`VdevModel::quiesce`] without waiting: what has not stopped by now can be asked again. What was begun
-    /// goes on meanwhile.
-    fn try_quiesce(&mut self) -> Result<DeviceQuiesced, QuiesceFailed> {
-        self.quiesce()
-    }
-
     /// Whether the model waits for the device, so that [`Parent::is_waiting`] is true.
     fn is_waiting(&self) -> bool {
         false
@@ -282,6 +268,24 @@ pub trait VdevModel: Send {
     /// What the guest finds in the BARs from now on instead of the slice: the vdev is about to end, or did not stop.
     /// A driver that waits for an interrupt of the slice gets it here.
     fn remains(&mut self, raise: &mut dyn FnMut(u16)) -> Box<dyn Remains>;
+}
+
+/// The model of one slice, joined to its queue of the physical device: its owner's side, which begins and ends it.
+pub trait VdevModel: VdevRegisters {
+    /// The physical interrupts of this slice; constant for the life of the model.
+    fn interrupts(&self) -> Vec<InterruptBinding>;
+
+    /// Programs the queue's tag. Called once, after the IOMMU attached the table.
+    fn attach(&mut self, pasid: Pasid) -> Result<(), Refusal>;
+
+    /// Stops the queue for good within the driver's deadline.
+    fn quiesce(&mut self) -> Result<DeviceQuiesced, QuiesceFailed>;
+
+    /// [`VdevModel::quiesce`] without waiting: what has not stopped by now can be asked again. What was begun
+    /// goes on meanwhile.
+    fn try_quiesce(&mut self) -> Result<DeviceQuiesced, QuiesceFailed> {
+        self.quiesce()
+    }
 
     /// For the monitor: name and value of what is worth knowing (queue, state, submissions).
     fn describe(&self) -> Vec<(&'static str, String)>;
@@ -290,9 +294,9 @@ pub trait VdevModel: Send {
 /// The registers of a vdev that has no slice any more. They reach no device. A guest's driver must come to an end
 /// with them: what it polls for says "failed" or "done", never "not yet", which all ones would say.
 pub trait Remains: Send {
-    /// As [`VdevModel::read`].
+    /// As [`VdevRegisters::read`].
     fn read(&mut self, bar: u8, offset: u64, size: u8) -> u64;
 
-    /// As [`VdevModel::write`].
+    /// As [`VdevRegisters::write`].
     fn write(&mut self, bar: u8, offset: u64, size: u8, value: u64, raise: &mut dyn FnMut(u16));
 }

@@ -194,7 +194,7 @@ pub trait VmHost: Send + Sync {
     fn return_portals(&self, vm: &Vm, vdev: VdevId);
 
     /// Has the model of a plugged vdev take up what its parent found
-    /// ([`VdevModel::device_event`](crate::parent::VdevModel::device_event)), and delivers what it raises.
+    /// ([`VdevRegisters::device_event`](crate::parent::VdevRegisters::device_event)), and delivers what it raises.
     /// May come while an operation on the VM is under way; a vdev that is not plugged any more is left alone.
     /// False, with nothing done, where the VM's devices are in use: nobody waits for them here.
     fn device_event(&self, vm: &Vm, vdev: VdevId) -> bool;

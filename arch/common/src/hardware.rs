@@ -12,7 +12,7 @@ use pasidon_kernel::dev::Received;
 use pasidon_kernel::dev::pci::{PciBus, Slot};
 use pasidon_kernel::exit::{Actions, MsiMessage};
 use pasidon_kernel::frames::Frames;
-use pasidon_kernel::parent::VdevModel;
+use pasidon_kernel::parent::VdevRegisters;
 use pasidon_kernel::ram::GuestRam;
 use pasidon_kernel::refusal::Refusal;
 use pasidon_kernel::stats::ExitKind;
@@ -156,12 +156,12 @@ pub trait Platform: Send {
     fn pci(&mut self) -> &mut PciBus;
 
     /// Puts a vdev on the bus. Before the guest runs, or it may not look.
-    fn add_vdev(&mut self, model: Box<dyn VdevModel>) -> Result<Slot, Refusal> {
+    fn add_vdev(&mut self, model: Box<dyn VdevRegisters>) -> Result<Slot, Refusal> {
         self.pci().add(model)
     }
 
     /// Ends a vdev on the bus, its portals unmapped; the model comes back for its end.
-    fn end_vdev(&mut self, slot: Slot, actions: Actions<'_>) -> Option<Box<dyn VdevModel>>;
+    fn end_vdev(&mut self, slot: Slot, actions: Actions<'_>) -> Option<Box<dyn VdevRegisters>>;
 
     /// The physical device raised interrupt `vector` of the vdev in `slot`.
     fn vdev_interrupt(&mut self, slot: Slot, vector: u16, actions: Actions<'_>);

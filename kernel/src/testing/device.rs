@@ -7,7 +7,7 @@ use crate::drained::Drained;
 use crate::exit::MsiMessage;
 use crate::parent::{
     Bar, DeviceQuiesced, DmaTag, InterruptBinding, Parent, ParentEvent, ParentUnreached, PciIdentity, Portal,
-    QuiesceFailed, Remains, VdevModel, VdevRequest, VdevType,
+    QuiesceFailed, Remains, VdevModel, VdevRegisters, VdevRequest, VdevType,
 };
 use crate::pasid::Pasid;
 use crate::refusal::Refusal;
@@ -151,7 +151,7 @@ impl Remains for TestRemains {
     fn write(&mut self, _bar: u8, _offset: u64, _size: u8, _value: u64, _raise: &mut dyn FnMut(u16)) {}
 }
 
-impl VdevModel for TestModel {
+impl VdevRegisters for TestModel {
     fn identity(&self) -> PciIdentity {
         PciIdentity {
             vendor: 0x8086,
@@ -173,6 +173,26 @@ impl VdevModel for TestModel {
         self.direct.then_some(portal).into_iter().collect()
     }
 
+    fn read(&mut self, _bar: u8, offset: u64, _size: u8) -> u64 {
+        offset
+    }
+
+    fn write(&mut self, _bar: u8, _offset: u64, _size: u8, value: u64, raise: &mut dyn FnMut(u16)) {
+        raise(value as u16);
+    }
+
+    fn set_bus_master(&mut self, _enabled: bool, _raise: &mut dyn FnMut(u16)) {}
+
+    fn remains(&mut self, _raise: &mut dyn FnMut(u16)) -> Box<dyn Remains> {
+        Box::new(TestRemains)
+    }
+
+    fn reset(&mut self) -> Result<(), QuiesceFailed> {
+        Ok(())
+    }
+}
+
+impl VdevModel for TestModel {
     /// A trapped slice has none, so that it works where interrupts cannot be remapped.
     fn interrupts(&self) -> Vec<InterruptBinding> {
         let count = if self.direct { ENTRIES } else { 0 };
@@ -195,24 +215,6 @@ impl VdevModel for TestModel {
             return Err(Refusal::new("queue", "the test makes it fail", "none"));
         }
         truth.queues[self.queue].tag = Some(pasid);
-        Ok(())
-    }
-
-    fn read(&mut self, _bar: u8, offset: u64, _size: u8) -> u64 {
-        offset
-    }
-
-    fn write(&mut self, _bar: u8, _offset: u64, _size: u8, value: u64, raise: &mut dyn FnMut(u16)) {
-        raise(value as u16);
-    }
-
-    fn set_bus_master(&mut self, _enabled: bool, _raise: &mut dyn FnMut(u16)) {}
-
-    fn remains(&mut self, _raise: &mut dyn FnMut(u16)) -> Box<dyn Remains> {
-        Box::new(TestRemains)
-    }
-
-    fn reset(&mut self) -> Result<(), QuiesceFailed> {
         Ok(())
     }
 

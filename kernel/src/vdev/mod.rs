@@ -32,14 +32,14 @@ use crate::ioas::IoAddressSpace;
 use crate::iommu::Iommu;
 use crate::irq::{Route, RouteTable};
 use crate::msi::MsiController;
-use crate::parent::{DeviceQuiesced, Parent, QuiesceFailed, VdevModel, VdevRequest, VdevType};
+use crate::parent::{DeviceQuiesced, Parent, QuiesceFailed, VdevModel, VdevRegisters, VdevRequest, VdevType};
 use crate::pasid::{Pasid, PasidQuota, PasidSpace};
 use crate::ram::GuestRam;
 use crate::refusal::Refusal;
 use crate::retired::{Retired, Retirement, StuckSlice};
 use gate::{Came, Gate};
 use interrupt::Interrupt;
-use model::{GuestSide, SharedModel};
+use model::SharedModel;
 
 /// A vdev as it is asked for.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -125,7 +125,7 @@ struct Live {
     interrupts: Vec<Interrupt>,
 }
 
-/// One vdev. What the guest's bus needs of it is a [`GuestSide`].
+/// One vdev. What the guest's bus needs of it is [`Vdev::guest_side`].
 pub struct Vdev {
     id: VdevId,
     vm: VmId,
@@ -364,8 +364,8 @@ impl Vdev {
     }
 
     /// What to put on the guest's bus.
-    pub fn guest_side(&self) -> Box<dyn VdevModel> {
-        Box::new(GuestSide(self.model.clone()))
+    pub fn guest_side(&self) -> Box<dyn VdevRegisters> {
+        self.model.guest_side()
     }
 
     /// An interrupt came in another VM's turn of that number, and took that time.

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! The model of a vdev, shared between the guest's bus and the lifecycle.
 //!
-//! **Principle.** The bus serves the guest's accesses through a [`GuestSide`]; the lifecycle keeps the
+//! **Principle.** The bus serves the guest's accesses through [`SharedModel::guest_side`]; the lifecycle keeps the
 //! right to end the model. When the vdev ends, the bus has let go of it first and serves what remains of the
 //! registers; a side that is left over reads as all ones.
 
@@ -15,10 +15,8 @@ use spin::Mutex;
 
 use crate::dev::bus::all_ones;
 use crate::parent::{
-    DeviceQuiesced, InterruptBinding, PciIdentity, Portal, QuiesceFailed, Remains, VdevModel,
+    InterruptBinding, PciIdentity, Portal, QuiesceFailed, Remains, VdevModel, VdevRegisters,
 };
-use crate::pasid::Pasid;
-use crate::refusal::Refusal;
 
 /// A model, until the vdev ends.
 pub struct SharedModel {
@@ -29,13 +27,19 @@ pub struct SharedModel {
 }
 
 impl SharedModel {
-    pub(super) fn new(model: Box<dyn VdevModel>) -> Arc<Self> {
+    /// A model that has just been created.
+    pub fn new(model: Box<dyn VdevModel>) -> Arc<Self> {
         Arc::new(Self {
             identity: model.identity(),
             portals: model.portals(),
             interrupts: model.interrupts(),
             model: Mutex::new(Some(model)),
         })
+    }
+
+    /// What the guest's bus gets of it.
+    pub fn guest_side(self: &Arc<Self>) -> Box<dyn VdevRegisters> {
+        Box::new(GuestSide(self.clone()))
     }
 
     /// How it presents itself on the guest's bus.
@@ -76,29 +80,17 @@ impl fmt::Debug for SharedModel {
 
 /// What the guest's bus holds: everything of a model but its beginning and its end.
 #[derive(Debug)]
-pub struct GuestSide(pub(super) Arc<SharedModel>);
+struct GuestSide(Arc<SharedModel>);
 
 const ENDED: &str = "the vdev has ended";
 
-impl VdevModel for GuestSide {
+impl VdevRegisters for GuestSide {
     fn identity(&self) -> PciIdentity {
         self.0.identity.clone()
     }
 
     fn portals(&self) -> Vec<Portal> {
         self.0.portals.clone()
-    }
-
-    fn interrupts(&self) -> Vec<InterruptBinding> {
-        self.0.interrupts.clone()
-    }
-
-    fn attach(&mut self, pasid: Pasid) -> Result<(), Refusal> {
-        Err(Refusal::new(
-            alloc::format!("PASID {pasid}"),
-            "the guest's bus does not attach",
-            "create the vdev through the system",
-        ))
     }
 
     fn read(&mut self, bar: u8, offset: u64, size: u8) -> u64 {
@@ -117,10 +109,6 @@ impl VdevModel for GuestSide {
         self.0.with(|model| model.reset()).unwrap_or(Err(QuiesceFailed { why: ENDED.to_string() }))
     }
 
-    fn quiesce(&mut self) -> Result<DeviceQuiesced, QuiesceFailed> {
-        Err(QuiesceFailed { why: "the guest's bus does not end a vdev".to_string() })
-    }
-
     fn is_waiting(&self) -> bool {
         self.0.with(|model| model.is_waiting()).unwrap_or(false)
     }
@@ -131,10 +119,6 @@ impl VdevModel for GuestSide {
 
     fn remains(&mut self, raise: &mut dyn FnMut(u16)) -> Box<dyn Remains> {
         self.0.with(|model| model.remains(raise)).unwrap_or_else(|| Box::new(Nothing))
-    }
-
-    fn describe(&self) -> Vec<(&'static str, String)> {
-        self.0.describe()
     }
 }
 

@@ -18,7 +18,7 @@ use pasidon_kernel::dev::pci::{PciBus, Slot};
 use pasidon_kernel::dev::pl011::Pl011;
 use pasidon_kernel::dev::pl031::Pl031;
 use pasidon_kernel::exit::{AccessKind, Action, Actions, Device, Exit};
-use pasidon_kernel::parent::VdevModel;
+use pasidon_kernel::parent::VdevRegisters;
 use pasidon_kernel::refusal::Refusal;
 
 use super::gic::{Gic, VcpuSet, Window};
@@ -227,7 +227,7 @@ impl Platform for ArmPlatform {
         &mut self.pci
     }
 
-    fn end_vdev(&mut self, slot: Slot, actions: Actions<'_>) -> Option<Box<dyn VdevModel>> {
+    fn end_vdev(&mut self, slot: Slot, actions: Actions<'_>) -> Option<Box<dyn VdevRegisters>> {
         let Self { pci, gic, lost, .. } = self;
         pci.end(slot, &mut |action| route(gic, lost, action, actions))
     }

@@ -17,7 +17,7 @@ use pasidon_kernel::dev::mc146818::{self, Mc146818};
 use pasidon_kernel::dev::pci::{PciBus, Slot};
 use pasidon_kernel::dev::uart16550::{self, Uart16550};
 use pasidon_kernel::exit::{Access, AccessKind, Action, Actions, Device, Exit};
-use pasidon_kernel::parent::VdevModel;
+use pasidon_kernel::parent::VdevRegisters;
 use pasidon_kernel::refusal::Refusal;
 
 use super::ioapic::IoApic;
@@ -238,7 +238,7 @@ impl Platform for PcPlatform {
         &mut self.pci
     }
 
-    fn end_vdev(&mut self, slot: Slot, actions: Actions<'_>) -> Option<Box<dyn VdevModel>> {
+    fn end_vdev(&mut self, slot: Slot, actions: Actions<'_>) -> Option<Box<dyn VdevRegisters>> {
         self.pci.end(slot, actions)
     }
 

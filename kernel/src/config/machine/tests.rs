@@ -7,7 +7,7 @@ use crate::drained::Drained;
 use crate::exit::MsiMessage;
 use crate::parent::{
     DeviceQuiesced, DmaTag, InterruptBinding, ParentEvent, PciIdentity, Portal, QuiesceFailed, Remains,
-    VdevType,
+    VdevRegisters, VdevType,
 };
 use crate::pasid::Pasid;
 use std::sync::{Arc, Mutex};
@@ -117,17 +117,11 @@ impl Drop for Slice {
     }
 }
 
-impl VdevModel for Slice {
+impl VdevRegisters for Slice {
     fn identity(&self) -> PciIdentity {
         unreachable!("only reserved")
     }
     fn portals(&self) -> Vec<Portal> {
-        unreachable!("only reserved")
-    }
-    fn interrupts(&self) -> Vec<InterruptBinding> {
-        unreachable!("only reserved")
-    }
-    fn attach(&mut self, _: Pasid) -> Result<(), Refusal> {
         unreachable!("only reserved")
     }
     fn read(&mut self, _: u8, _: u64, _: u8) -> u64 {
@@ -143,6 +137,15 @@ impl VdevModel for Slice {
         unreachable!("only reserved")
     }
     fn reset(&mut self) -> Result<(), QuiesceFailed> {
+        unreachable!("only reserved")
+    }
+}
+
+impl VdevModel for Slice {
+    fn interrupts(&self) -> Vec<InterruptBinding> {
+        unreachable!("only reserved")
+    }
+    fn attach(&mut self, _: Pasid) -> Result<(), Refusal> {
         unreachable!("only reserved")
     }
     fn quiesce(&mut self) -> Result<DeviceQuiesced, QuiesceFailed> {

@@ -17,7 +17,7 @@ use super::msix::{self, Gate, Msix};
 use crate::addr::PAGE_SIZE;
 use crate::dev::bus::all_ones;
 use crate::exit::{Action, Actions};
-use crate::parent::{Bar, PciIdentity, Portal, QuiesceFailed, Remains, VdevModel};
+use crate::parent::{Bar, PciIdentity, Portal, QuiesceFailed, Remains, VdevRegisters};
 use crate::refusal::Refusal;
 
 /// Largest BAR: more would not fit any window.
@@ -38,7 +38,7 @@ pub(super) enum Change {
 /// One vdev on the guest's PCI bus.
 pub(super) struct VdevFunction {
     /// `None` after the end of the vdev.
-    model: Option<Box<dyn VdevModel>>,
+    model: Option<Box<dyn VdevRegisters>>,
     /// What answers instead of the model: after the end, or after a reset at which the slice did not stop.
     remains: Option<Box<dyn Remains>>,
     identity: PciIdentity,
@@ -99,7 +99,7 @@ fn check(identity: &PciIdentity, portals: &[Portal]) -> Result<(), Refusal> {
 impl VdevFunction {
     /// Checks the model. `homes` gives a BAR its address after reset.
     pub(super) fn new(
-        model: Box<dyn VdevModel>,
+        model: Box<dyn VdevRegisters>,
         mut homes: impl FnMut(&Bar) -> Option<u64>,
     ) -> Result<Self, Refusal> {
         let identity = model.identity();
@@ -133,7 +133,7 @@ impl VdevFunction {
 
     /// Lets go of the model, which comes back for the end of the vdev. The caller has the portals unmapped. `None`
     /// where that was done before.
-    pub(super) fn end(&mut self, actions: Actions<'_>) -> Option<Box<dyn VdevModel>> {
+    pub(super) fn end(&mut self, actions: Actions<'_>) -> Option<Box<dyn VdevRegisters>> {
         let mut model = self.model.take()?;
         if self.remains.is_none() {
             let (gate, msix) = (self.gate(), &mut self.msix);
@@ -147,7 +147,7 @@ impl VdevFunction {
         self.model.is_none()
     }
 
-    pub(super) fn model(&mut self) -> Option<&mut dyn VdevModel> {
+    pub(super) fn model(&mut self) -> Option<&mut dyn VdevRegisters> {
         match &mut self.model {
             Some(model) => Some(model.as_mut()),
             None => None,

@@ -23,7 +23,7 @@ use alloc::vec::Vec;
 use crate::addr::{GuestPhys, HostPhys};
 use crate::dev::bus::all_ones;
 use crate::exit::{Action, Actions};
-use crate::parent::{Bar, QuiesceFailed, VdevModel};
+use crate::parent::{Bar, QuiesceFailed, VdevRegisters};
 use crate::refusal::Refusal;
 
 use config::ConfigSpace;
@@ -113,7 +113,7 @@ impl PciBus {
 
     /// Puts a vdev into the first free slot, its BARs assigned, memory decoding off; where there is none, into that
     /// of a vdev that has ended. On refusal the model is dropped.
-    pub fn add(&mut self, model: Box<dyn VdevModel>) -> Result<Slot, Refusal> {
+    pub fn add(&mut self, model: Box<dyn VdevRegisters>) -> Result<Slot, Refusal> {
         let ended = |i: &usize| self.functions[*i].as_ref().is_some_and(VdevFunction::has_ended);
         let free = (1..DEVICES)
             .find(|i| self.functions[*i].is_none())
@@ -138,7 +138,7 @@ impl PciBus {
 
     /// Ends a vdev as far as the guest is concerned: its portals are unmapped, and the model comes back for its end.
     /// The function stays, with what the model says remains. `None` if the slot has no vdev.
-    pub fn end(&mut self, slot: Slot, actions: Actions<'_>) -> Option<Box<dyn VdevModel>> {
+    pub fn end(&mut self, slot: Slot, actions: Actions<'_>) -> Option<Box<dyn VdevRegisters>> {
         let model = self.function(slot)?.end(actions)?;
         self.update_decoding(actions);
         Some(model)
@@ -161,7 +161,7 @@ impl PciBus {
     }
 
     /// The model in a slot, for the lifecycle and the monitor.
-    pub fn model(&mut self, slot: Slot) -> Option<&mut dyn VdevModel> {
+    pub fn model(&mut self, slot: Slot) -> Option<&mut dyn VdevRegisters> {
         self.function(slot)?.model()
     }
 

@@ -5,8 +5,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::exit::MsiMessage;
-use crate::parent::{DeviceQuiesced, InterruptBinding, PciIdentity, Portal, Remains};
-use crate::pasid::Pasid;
+use crate::parent::{PciIdentity, Portal, Remains};
 
 const WINDOW32: PciWindow = PciWindow::fixed(0xe800_0000, 0x800_0000);
 const WINDOW64: PciWindow = PciWindow::prefetchable(0x20_0000_0000, 0x4_0000_0000);
@@ -34,7 +33,7 @@ impl Model {
     }
 }
 
-impl VdevModel for Model {
+impl VdevRegisters for Model {
     fn identity(&self) -> PciIdentity {
         let bar = |index, size| Bar { index, size, prefetchable: true };
         PciIdentity {
@@ -53,14 +52,6 @@ impl VdevModel for Model {
 
     fn portals(&self) -> Vec<Portal> {
         vec![Portal { bar: 2, offset: PORTAL, host: PORTAL_HOST, len: 0x1000 }]
-    }
-
-    fn interrupts(&self) -> Vec<InterruptBinding> {
-        Vec::new()
-    }
-
-    fn attach(&mut self, _: Pasid) -> Result<(), Refusal> {
-        Ok(())
     }
 
     fn read(&mut self, bar: u8, offset: u64, _: u8) -> u64 {
@@ -95,14 +86,6 @@ impl VdevModel for Model {
             true => Err(QuiesceFailed { why: "busy".into() }),
             false => Ok(()),
         }
-    }
-
-    fn quiesce(&mut self) -> Result<DeviceQuiesced, QuiesceFailed> {
-        Ok(DeviceQuiesced::confirmed_by_device())
-    }
-
-    fn describe(&self) -> Vec<(&'static str, String)> {
-        Vec::new()
     }
 }
 
@@ -472,18 +455,12 @@ fn thirty_one_vdevs_fit_apart_and_one_more_is_refused() {
 /// A model whose identity and portals are given.
 struct Shaped(PciIdentity, Vec<Portal>);
 
-impl VdevModel for Shaped {
+impl VdevRegisters for Shaped {
     fn identity(&self) -> PciIdentity {
         self.0.clone()
     }
     fn portals(&self) -> Vec<Portal> {
         self.1.clone()
-    }
-    fn interrupts(&self) -> Vec<InterruptBinding> {
-        Vec::new()
-    }
-    fn attach(&mut self, _: Pasid) -> Result<(), Refusal> {
-        Ok(())
     }
     fn read(&mut self, _: u8, _: u64, _: u8) -> u64 {
         0
@@ -495,12 +472,6 @@ impl VdevModel for Shaped {
     }
     fn reset(&mut self) -> Result<(), QuiesceFailed> {
         Ok(())
-    }
-    fn quiesce(&mut self) -> Result<DeviceQuiesced, QuiesceFailed> {
-        Ok(DeviceQuiesced::confirmed_by_device())
-    }
-    fn describe(&self) -> Vec<(&'static str, String)> {
-        Vec::new()
     }
 }
 

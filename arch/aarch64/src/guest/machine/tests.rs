@@ -1,13 +1,9 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-use alloc::string::String;
 
 use pasidon_kernel::addr::{GuestPhys, HostPhys};
 use pasidon_kernel::dev::Received;
 use pasidon_kernel::exit::Access;
-use pasidon_kernel::parent::{
-    Bar, DeviceQuiesced, InterruptBinding, PciIdentity, Portal, QuiesceFailed, Remains,
-};
-use pasidon_kernel::pasid::Pasid;
+use pasidon_kernel::parent::{Bar, PciIdentity, Portal, QuiesceFailed, Remains};
 use proptest::prelude::*;
 
 use super::*;
@@ -22,7 +18,7 @@ const OPEN: VCpuInterface = VCpuInterface { vmcr: 0xff << 24 | 1 << 1 };
 /// A vdev with BAR 0 for MSI-X and BAR 2 with one portal page.
 struct Model;
 
-impl VdevModel for Model {
+impl VdevRegisters for Model {
     fn identity(&self) -> PciIdentity {
         let bar = |index, size| Bar { index, size, prefetchable: true };
         PciIdentity {
@@ -43,14 +39,6 @@ impl VdevModel for Model {
         vec![Portal { bar: 2, offset: 0, host: PORTAL_HOST, len: 0x1000 }]
     }
 
-    fn interrupts(&self) -> Vec<InterruptBinding> {
-        Vec::new()
-    }
-
-    fn attach(&mut self, _: Pasid) -> Result<(), Refusal> {
-        Ok(())
-    }
-
     fn read(&mut self, _: u8, _: u64, _: u8) -> u64 {
         0
     }
@@ -67,14 +55,6 @@ impl VdevModel for Model {
 
     fn reset(&mut self) -> Result<(), QuiesceFailed> {
         Ok(())
-    }
-
-    fn quiesce(&mut self) -> Result<DeviceQuiesced, QuiesceFailed> {
-        Err(QuiesceFailed { why: String::new() })
-    }
-
-    fn describe(&self) -> Vec<(&'static str, String)> {
-        Vec::new()
     }
 }
 

@@ -4,6 +4,7 @@
 use pasidon_kernel::addr::{GuestPhys, HostPhys};
 use pasidon_kernel::dev::pci::{PciBus, PciWindow, Slot};
 use pasidon_kernel::exit::Action;
+use pasidon_kernel::vdev::model::SharedModel;
 
 use super::*;
 
@@ -17,9 +18,9 @@ struct Function {
 }
 
 impl Function {
-    fn new(vdev: Box<dyn VdevModel>) -> Self {
+    fn new(vdev: &Arc<SharedModel>) -> Self {
         let mut bus = PciBus::new(&[PciWindow::prefetchable(0x20_0000_0000, 0x1_0000_0000)]);
-        let slot = bus.add(vdev).unwrap();
+        let slot = bus.add(vdev.guest_side()).unwrap();
         Self { bus, slot, actions: Vec::new() }
     }
 
@@ -46,7 +47,8 @@ fn portals_commands_and_function_reset_through_the_bus() {
     let (model, parent) = parent(&[]);
     let mut vdev = create(&parent, "alpha", None).unwrap();
     vdev.attach(pasid(9)).unwrap();
-    let mut function = Function::new(vdev);
+    let vdev = SharedModel::new(vdev);
+    let mut function = Function::new(&vdev);
     assert_eq!(function.config(0, 4), 0x0b25_8086);
     assert_eq!(function.config(0x08, 4), 0x0880_0000);
 
@@ -86,8 +88,8 @@ fn portals_commands_and_function_reset_through_the_bus() {
     assert_eq!(model.state.lock().msixperm[1], 9 << 12 | 8, "the tag stays");
     assert!(function.bus.failed(function.slot).is_none());
 
-    let mut vdev = function.bus.end(function.slot, &mut |_| {}).unwrap();
-    vdev.quiesce().unwrap();
+    assert!(function.bus.end(function.slot, &mut |_| {}).is_some());
+    vdev.with(|vdev| vdev.quiesce()).unwrap().unwrap();
     drop(vdev);
     assert_eq!(parent.available(TYPE_DWQ), 8);
 }

@@ -17,6 +17,7 @@ use pasidon_kernel::addr::PAGE_SIZE;
 use pasidon_kernel::allowance::{Allowance, Withheld};
 use pasidon_kernel::parent::{
     Bar, DeviceQuiesced, InterruptBinding, PciIdentity, Portal, QuiesceFailed, Remains, VdevModel,
+    VdevRegisters,
 };
 use pasidon_kernel::pasid::Pasid;
 use pasidon_kernel::refusal::Refusal;
@@ -199,7 +200,7 @@ impl<R: Registers, C: ConfigSpace> Drop for DsaVdev<R, C> {
     }
 }
 
-impl<R: Registers, C: ConfigSpace> VdevModel for DsaVdev<R, C> {
+impl<R: Registers, C: ConfigSpace> VdevRegisters for DsaVdev<R, C> {
     fn identity(&self) -> PciIdentity {
         PciIdentity {
             vendor: Silicon::VENDOR,
@@ -225,34 +226,6 @@ impl<R: Registers, C: ConfigSpace> VdevModel for DsaVdev<R, C> {
             .into_iter()
             .map(|offset| Portal { bar: BAR_PORTALS, offset, host: self.lease.portal(), len: PAGE_SIZE })
             .collect()
-    }
-
-    fn interrupts(&self) -> Vec<InterruptBinding> {
-        Vec::from([InterruptBinding {
-            physical: self.lease.queue().interrupt_entry(),
-            virtual_vector: VECTOR_COMPLETION,
-        }])
-    }
-
-    fn attach(&mut self, pasid: Pasid) -> Result<(), Refusal> {
-        let device = self.lease.device();
-        let what = alloc::format!("{} WQ {}", device.name, self.lease.queue().index);
-        if let Some(present) = self.lease.queue().pasid() {
-            return Err(Refusal::new(
-                what,
-                alloc::format!("PASID {present} is attached already"),
-                "detach it first",
-            ));
-        }
-        if pasid.value() >> device.pasid_bits() != 0 {
-            return Err(Refusal::new(
-                what,
-                alloc::format!("PASID {pasid} does not fit the device's {} bits", device.pasid_bits()),
-                "use a smaller PASID",
-            ));
-        }
-        self.lease.attach(pasid);
-        Ok(())
     }
 
     fn read(&mut self, bar: u8, offset: u64, size: u8) -> u64 {
@@ -297,15 +270,6 @@ impl<R: Registers, C: ConfigSpace> VdevModel for DsaVdev<R, C> {
         Ok(())
     }
 
-    fn quiesce(&mut self) -> Result<DeviceQuiesced, QuiesceFailed> {
-        let patience = self.lease.device().options.command_deadline_ns;
-        self.quiesce_within(patience)
-    }
-
-    fn try_quiesce(&mut self) -> Result<DeviceQuiesced, QuiesceFailed> {
-        self.quiesce_within(0)
-    }
-
     fn is_waiting(&self) -> bool {
         self.attended || self.lease.is_waiting()
     }
@@ -324,6 +288,45 @@ impl<R: Registers, C: ConfigSpace> VdevModel for DsaVdev<R, C> {
         self.abandon(Err(error::HALTED));
         self.raise_completion(raise);
         Box::new(DsaRemains::of(&self.shadow))
+    }
+}
+
+impl<R: Registers, C: ConfigSpace> VdevModel for DsaVdev<R, C> {
+    fn interrupts(&self) -> Vec<InterruptBinding> {
+        Vec::from([InterruptBinding {
+            physical: self.lease.queue().interrupt_entry(),
+            virtual_vector: VECTOR_COMPLETION,
+        }])
+    }
+
+    fn attach(&mut self, pasid: Pasid) -> Result<(), Refusal> {
+        let device = self.lease.device();
+        let what = alloc::format!("{} WQ {}", device.name, self.lease.queue().index);
+        if let Some(present) = self.lease.queue().pasid() {
+            return Err(Refusal::new(
+                what,
+                alloc::format!("PASID {present} is attached already"),
+                "detach it first",
+            ));
+        }
+        if pasid.value() >> device.pasid_bits() != 0 {
+            return Err(Refusal::new(
+                what,
+                alloc::format!("PASID {pasid} does not fit the device's {} bits", device.pasid_bits()),
+                "use a smaller PASID",
+            ));
+        }
+        self.lease.attach(pasid);
+        Ok(())
+    }
+
+    fn quiesce(&mut self) -> Result<DeviceQuiesced, QuiesceFailed> {
+        let patience = self.lease.device().options.command_deadline_ns;
+        self.quiesce_within(patience)
+    }
+
+    fn try_quiesce(&mut self) -> Result<DeviceQuiesced, QuiesceFailed> {
+        self.quiesce_within(0)
     }
 
     fn describe(&self) -> Vec<(&'static str, String)> {
