@@ -387,6 +387,48 @@ mod tests {
         }
     }
 
+    /// As Linux does it: the crash kernel finds the interrupt in service, and nobody will end it.
+    #[test]
+    fn a_kernel_that_crashed_in_the_serial_ports_interrupt_leaves_it_to_the_next() {
+        const PIN: u64 = 0x18;
+        let mut rig = Rig::new();
+        let entry = |rig: &mut Rig, value| {
+            rig.run(&mmio(layout::IOAPIC_BASE, 4, AccessKind::Write(PIN)));
+            rig.run(&mmio(layout::IOAPIC_BASE + 0x10, 4, AccessKind::Write(value)));
+        };
+        let lapic = |rig: &mut Rig, offset, kind| rig.run(&mmio(layout::LAPIC_BASE + offset, 4, kind));
+        entry(&mut rig, 0x8031);
+        rig.run(&io(0x3f9, 1, AccessKind::Write(1)));
+        assert!(rig.platform.push_input(Received::Byte(b'c'), &mut |a| rig.seen.push(a)));
+        rig.deliver();
+        rig.lapic.acknowledge(0x31);
+        // The one that crashes: the pin masked, its remote IRR cleared by way of an edge, the local APIC disabled.
+        for value in [0x1_8031, 0x1_0031, 0x1_8031, 0x1_0000] {
+            entry(&mut rig, value);
+        }
+        lapic(&mut rig, 0xf0, AccessKind::Write(0xff));
+        // Somebody goes on typing.
+        assert!(rig.platform.push_input(Received::Byte(b'x'), &mut |a| rig.seen.push(a)));
+        rig.deliver();
+        assert_eq!(lapic(&mut rig, 0x110, AccessKind::Read), 1 << (0x31 - 0x20), "ISR: still in service");
+        // The next one: local APIC, then the port with its interrupt off, the pin, and the interrupt on.
+        lapic(&mut rig, 0xf0, AccessKind::Write(0x1ff));
+        lapic(&mut rig, 0xb0, AccessKind::Write(0));
+        assert_eq!(lapic(&mut rig, 0x110, AccessKind::Read), 0);
+        rig.deliver();
+        assert_eq!(rig.lapic.highest_requested(), None, "the pin is masked");
+        rig.run(&io(0x3f9, 1, AccessKind::Write(0)));
+        entry(&mut rig, 0x8021);
+        rig.deliver();
+        assert_eq!(rig.lapic.highest_requested(), None);
+        rig.run(&io(0x3f9, 1, AccessKind::Write(1)));
+        rig.deliver();
+        assert_eq!(rig.lapic.pending(), Some(0x21));
+        for byte in [b'c', b'x'] {
+            assert_eq!(rig.run(&io(0x3f8, 1, AccessKind::Read)), u64::from(byte), "nothing is lost");
+        }
+    }
+
     #[test]
     fn what_nobody_answers_reads_as_ones_and_is_counted() {
         let mut rig = Rig::new();

@@ -171,6 +171,30 @@ fn a_line_that_falls_takes_its_interrupt_back() {
     assert_eq!(cpu.registers, [0; 4]);
 }
 
+/// A crash kernel starts inside the interrupt in which the last one crashed, and nobody ends it.
+#[test]
+fn an_interrupt_that_a_kernel_left_active_comes_to_the_next_once_it_was_cleared() {
+    let mut gic = ready(1, &[LEVEL]);
+    let mut crashed = Cpu::new(0, 4);
+    gic.set_spi_line(LEVEL, true);
+    crashed.enter(&mut gic);
+    assert_eq!(crashed.acknowledge(), Some(LEVEL));
+    crashed.exit(&mut gic);
+    set_bit(&mut gic, CLEAR_ENABLE, LEVEL);
+    // The next one's CPU interface has no active priorities: it cleared ICC_AP1R0_EL1.
+    let mut next = Cpu::new(0, 4);
+    next.enter(&mut gic);
+    assert_eq!(next.registers[0] & lr::ACTIVE, lr::ACTIVE, "disabled, and active all the same");
+    next.exit(&mut gic);
+    set_bit(&mut gic, CLEAR_ACTIVE, LEVEL);
+    next.enter(&mut gic);
+    assert_eq!(next.registers, [0; 4]);
+    next.exit(&mut gic);
+    set_bit(&mut gic, SET_ENABLE, LEVEL);
+    next.enter(&mut gic);
+    assert_eq!(next.acknowledge(), Some(LEVEL), "the line is still high");
+}
+
 #[test]
 fn a_mapped_interrupt_is_ended_by_the_hardware() {
     const PHYSICAL: u16 = 27;
