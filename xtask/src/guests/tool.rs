@@ -23,6 +23,8 @@ pub struct Tool {
     packages: Vec<String>,
     /// File in the packages to path in the initrd; of a folder, all files in it.
     files: BTreeMap<String, String>,
+    /// Where the guest's own kernel lies in the initrd, as Debian ships it; nowhere when not given.
+    kernel: Option<String>,
 }
 
 impl Tool {
@@ -39,7 +41,10 @@ impl Tool {
         for (from, to) in &self.files {
             key = key.part(from).part(to);
         }
-        let both = key.clone().part(linux.initrd.as_os_str().as_encoded_bytes());
+        let mut all = key.clone().part(linux.initrd.as_os_str().as_encoded_bytes());
+        if let Some(target) = &self.kernel {
+            all = all.part(target).part(linux.vmlinuz.as_os_str().as_encoded_bytes());
+        }
         let debian = cache.entry(&format!("guest-tool-{name}-{arch}"), &key, |entry| {
             let step = Step::start(format!("fetching Debian's {name} for the guests"));
             let work = entry.join("work");
@@ -49,9 +54,13 @@ impl Tool {
             step.done();
             Ok(())
         })?;
-        let entry = cache.entry(&format!("guest-initrd-{name}-{arch}"), &both, |entry| {
+        let entry = cache.entry(&format!("guest-initrd-{name}-{arch}"), &all, |entry| {
             let more = initrd::read(&debian.join("files.img"))?;
-            let archive = initrd::joined(initrd::read(&linux.initrd)?, &more);
+            let mut archive = initrd::joined(initrd::read(&linux.initrd)?, &more);
+            if let Some(target) = &self.kernel {
+                let kernel = initrd::of_files(&[(target.clone(), initrd::read(&linux.vmlinuz)?)])?;
+                archive = initrd::joined(archive, &kernel);
+            }
             fs::write(entry.join("initrd.img"), archive).context("writing the initrd")
         })?;
         Ok(entry.join("initrd.img"))
