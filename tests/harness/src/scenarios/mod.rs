@@ -5,6 +5,7 @@ mod clocks;
 mod configuration;
 mod guests;
 mod inventory;
+mod kexec;
 mod lifecycle;
 mod lost;
 mod no_iommu;
@@ -39,6 +40,8 @@ pub const ALL: &[Scenario] = &[
     guests::ENDS,
     guests::RESTARTS,
     guests::WORDS,
+    kexec::KEXEC,
+    kexec::KDUMP,
     clocks::CLOCKS,
     clocks::PAUSE,
     sharing::BOTH,
