@@ -9,6 +9,7 @@ use alloc::format;
 use alloc::sync::Arc;
 
 use pasidon_kernel::addr::{HostPhys, PAGE_SIZE};
+use pasidon_kernel::page_table;
 use pasidon_kernel::refusal::Refusal;
 
 use crate::memory::DmaMemory;
@@ -18,6 +19,12 @@ use crate::memory::DmaMemory;
 pub struct TableMemory<M> {
     memory: Arc<M>,
     coherent: bool,
+}
+
+impl<M> Clone for TableMemory<M> {
+    fn clone(&self) -> Self {
+        Self { memory: Arc::clone(&self.memory), coherent: self.coherent }
+    }
 }
 
 impl<M: DmaMemory> TableMemory<M> {
@@ -60,6 +67,24 @@ impl<M: DmaMemory> TableMemory<M> {
         if !self.coherent {
             self.memory.flush(address, size_of::<u64>());
         }
+    }
+}
+
+impl<M: DmaMemory> page_table::Memory for TableMemory<M> {
+    fn alloc_table(&mut self) -> Result<HostPhys, Refusal> {
+        self.alloc(1, "I/O page table")
+    }
+
+    fn free_table(&mut self, table: HostPhys) {
+        self.free(table, 1);
+    }
+
+    fn read(&self, table: HostPhys, index: usize) -> u64 {
+        Self::read(self, table, index)
+    }
+
+    fn write(&mut self, table: HostPhys, index: usize, entry: u64) {
+        Self::write(self, table, index, entry);
     }
 }
 

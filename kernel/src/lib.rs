@@ -38,6 +38,7 @@ pub mod memory;
 pub mod monitor;
 pub mod msi;
 pub mod nearest;
+pub mod page_table;
 pub mod parent;
 pub mod pasid;
 pub mod ram;

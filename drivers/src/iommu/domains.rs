@@ -14,16 +14,15 @@ use pasidon_kernel::iommu::TableId;
 use pasidon_kernel::pasid::Pasid;
 use pasidon_kernel::refusal::Refusal;
 
-use super::page_table::PageTable;
 use crate::sparse::Sparse;
 
 /// What a unit tags its caches of one page table with: a domain identifier, an ASID.
 pub(super) type DomainId = u16;
 
 /// A page table and who uses it.
-pub(super) struct Domain<F> {
+pub(super) struct Domain<T> {
     pub(super) id: DomainId,
-    pub(super) stage: PageTable<F>,
+    pub(super) table: T,
     /// Number of attachments on each unit.
     users: Vec<usize>,
     /// Attachments of devices with TLBs of their own: unit, what the device is called there, tag.
@@ -34,7 +33,7 @@ pub(super) struct Domain<F> {
     pub(super) limbo: Vec<HostPhys>,
 }
 
-impl<F> Domain<F> {
+impl<T> Domain<T> {
     /// Number of attachments.
     pub(super) fn users(&self) -> usize {
         self.users.iter().sum()
@@ -66,8 +65,8 @@ impl<F> Domain<F> {
 }
 
 /// All of them. The outside knows a page table by its domain identifier.
-pub(super) struct Domains<F> {
-    entries: Sparse<Domain<F>>,
+pub(super) struct Domains<T> {
+    entries: Sparse<Domain<T>>,
     /// The last identifier given out: they go round, so that one is reused as late as possible.
     recent: DomainId,
     /// Identifiers that every unit has are 1 to this. 0 is reserved.
@@ -75,7 +74,7 @@ pub(super) struct Domains<F> {
     units: usize,
 }
 
-impl<F> Domains<F> {
+impl<T> Domains<T> {
     pub(super) fn new(limit: DomainId, units: usize) -> Self {
         let limit = if cfg!(feature = "few-domains") { 2 } else { limit };
         Self { entries: Sparse::default(), recent: 0, limit, units }
@@ -87,10 +86,7 @@ impl<F> Domains<F> {
     }
 
     /// Takes a free identifier for a table that `make` makes.
-    pub(super) fn create(
-        &mut self,
-        make: impl FnOnce() -> Result<PageTable<F>, Refusal>,
-    ) -> Result<TableId, Refusal> {
+    pub(super) fn create(&mut self, make: impl FnOnce() -> Result<T, Refusal>) -> Result<TableId, Refusal> {
         let free = |id: &DomainId| self.entries.get(usize::from(*id)).is_none();
         let after = (self.recent..self.limit).map(|before| before + 1);
         let id = after.chain(1..=self.recent).find(free).ok_or_else(|| {
@@ -102,7 +98,7 @@ impl<F> Domains<F> {
         })?;
         let domain = Domain {
             id,
-            stage: make()?,
+            table: make()?,
             users: vec![0; self.units],
             device_tlbs: BTreeSet::new(),
             stale: false,
@@ -114,7 +110,7 @@ impl<F> Domains<F> {
     }
 
     /// A table by the name the outside has for it.
-    pub(super) fn get(&mut self, table: TableId) -> Result<&mut Domain<F>, Refusal> {
+    pub(super) fn get(&mut self, table: TableId) -> Result<&mut Domain<T>, Refusal> {
         DomainId::try_from(table.0)
             .ok()
             .and_then(|id| self.entries.get_mut(id.into()))
@@ -122,12 +118,12 @@ impl<F> Domains<F> {
     }
 
     /// A table by its identifier.
-    pub(super) fn by_id(&mut self, id: DomainId) -> Option<&mut Domain<F>> {
+    pub(super) fn by_id(&mut self, id: DomainId) -> Option<&mut Domain<T>> {
         self.entries.get_mut(id.into())
     }
 
     /// Takes out a table that is attached nowhere.
-    pub(super) fn remove(&mut self, table: TableId) -> Result<Domain<F>, Refusal> {
+    pub(super) fn remove(&mut self, table: TableId) -> Result<Domain<T>, Refusal> {
         let domain = self.get(table)?;
         let (id, users) = (domain.id, domain.users());
         if users == 0

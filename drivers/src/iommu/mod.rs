@@ -1,15 +1,15 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! IOMMUs.
 //!
-//! What all makes of IOMMU do alike is here: page tables (a make says only what an entry looks like), who uses
-//! which, and the order in which units are made to forget. A make brings an [`IommuUnit`] and its [`Topology`].
+//! What all makes of IOMMU do alike is here: who uses which page table (trees are the kernel's, a make says only what an
+//! entry looks like), and the order in which units are made to forget. A make brings an [`IommuUnit`] and its
+//! [`Topology`].
 
 pub mod smmuv3;
 pub mod vtd;
 
 mod attachments;
 mod domains;
-mod page_table;
 mod spaces;
 #[cfg(test)]
 pub(crate) mod suite;

@@ -14,19 +14,23 @@ use alloc::format;
 use alloc::string::String;
 use alloc::vec;
 use alloc::vec::Vec;
+use core::ops::Range;
 
 use pasidon_kernel::addr::{HostPhys, Iova, Requester};
 use pasidon_kernel::drained::Drained;
 use pasidon_kernel::fault::Noted;
 use pasidon_kernel::iommu::{AttachFailed, Iommu, IommuCapabilities, TableId};
+use pasidon_kernel::page_table::{Geometry, PageTable, Removed};
 use pasidon_kernel::pasid::Pasid;
 use pasidon_kernel::refusal::Refusal;
 use spin::Mutex;
 
 use super::domains::{Domain, DomainId, Domains};
-use super::page_table::{Geometry, MapFailed, PageTable, Removed};
 use super::unit::{DeviceTlb, IommuUnit, Place, Topology};
 use crate::table_memory::TableMemory;
+
+/// A page table that a unit walks.
+type TableOf<U> = PageTable<<U as IommuUnit>::Entries, TableMemory<<U as IommuUnit>::Memory>>;
 
 /// All units of one make, and all page tables that they walk.
 pub struct Spaces<U: IommuUnit> {
@@ -35,7 +39,7 @@ pub struct Spaces<U: IommuUnit> {
     capabilities: IommuCapabilities,
     memory: TableMemory<U::Memory>,
     geometry: Geometry<U::Entries>,
-    domains: Mutex<Domains<U::Entries>>,
+    domains: Mutex<Domains<TableOf<U>>>,
 }
 
 impl<U: IommuUnit> Spaces<U> {
@@ -99,14 +103,14 @@ impl<U: IommuUnit> Spaces<U> {
     /// has worked they are kept.
     fn forget_removed(
         &self,
-        domain: &mut Domain<U::Entries>,
+        domain: &mut Domain<TableOf<U>>,
         start: u64,
         len: u64,
         removed: Removed,
     ) -> Result<(), Refusal> {
         domain.limbo.extend(removed.pages);
         if removed.changed || domain.stale {
-            let (start, len) = if domain.stale { (0, 1 << self.geometry.address_bits) } else { (start, len) };
+            let (start, len) = if domain.stale { (0, self.geometry.end()) } else { (start, len) };
             domain.stale = true;
             for (number, unit) in self.units.iter().enumerate() {
                 if domain.is_on(number) {
@@ -115,14 +119,12 @@ impl<U: IommuUnit> Spaces<U> {
             }
             domain.stale = false;
         }
-        for page in domain.limbo.drain(..) {
-            self.memory.free(page, 1);
-        }
+        domain.table.free(domain.limbo.drain(..));
         Ok(())
     }
 
     /// Lets all units see a new mapping.
-    fn publish(&self, domain: &Domain<U::Entries>, start: u64, len: u64) -> Result<(), Refusal> {
+    fn publish(&self, domain: &Domain<TableOf<U>>, start: u64, len: u64) -> Result<(), Refusal> {
         self.units
             .iter()
             .enumerate()
@@ -141,7 +143,7 @@ impl<U: IommuUnit> Iommu for Spaces<U> {
     }
 
     fn create_table(&self) -> Result<TableId, Refusal> {
-        self.domains.lock().create(|| PageTable::new(&self.memory, self.geometry))
+        self.domains.lock().create(|| PageTable::new(self.memory.clone(), self.geometry))
     }
 
     fn map(
@@ -152,37 +154,41 @@ impl<U: IommuUnit> Iommu for Spaces<U> {
         len: u64,
         writable: bool,
     ) -> Result<(), Refusal> {
+        let Range { start, end } = U::INTERRUPT_RANGE;
+        if iova.0 < end && start < iova.0.saturating_add(len) {
+            return Err(Refusal::new(
+                format!("I/O page table: {iova} + {len:#x}"),
+                format!("overlaps the interrupt range {start:#x}..{end:#x}, which is never translated"),
+                "leave that hole in the guest's memory map",
+            ));
+        }
         let mut domains = self.domains.lock();
         let domain = domains.get(table)?;
-        let failed = match domain.stage.map(&self.memory, iova, host, len, writable) {
-            Ok(()) => match self.publish(domain, iova.0, len) {
-                Ok(()) => return Ok(()),
-                Err(refusal) => MapFailed { refusal, removed: domain.stage.unmap(&self.memory, iova, len)? },
-            },
-            Err(failed) => failed,
+        domain.table.map(iova.0, host, len, writable)?;
+        let Err(refusal) = self.publish(domain, iova.0, len) else {
+            return Ok(());
         };
-        // What the roll-back took out may have been used meanwhile. Where the units cannot be made to
-        // forget it, the domain stays marked, and the next unmap has to make up for it.
-        if let Err(refusal) = self.forget_removed(domain, iova.0, len, failed.removed) {
+        // What is taken out again may have been used meanwhile. Where the units cannot be made to forget it, the domain
+        // stays marked, and the next unmap has to make up for it.
+        let removed = domain.table.unmap(iova.0, len)?;
+        if let Err(refusal) = self.forget_removed(domain, iova.0, len, removed) {
             log::error!("{refusal}");
         }
-        Err(failed.refusal)
+        Err(refusal)
     }
 
     fn unmap(&self, table: TableId, iova: Iova, len: u64) -> Result<(), Refusal> {
         let mut domains = self.domains.lock();
         let domain = domains.get(table)?;
-        let removed = domain.stage.unmap(&self.memory, iova, len)?;
+        let removed = domain.table.unmap(iova.0, len)?;
         self.forget_removed(domain, iova.0, len, removed)
     }
 
     fn destroy_table(&self, table: TableId) -> Result<(), Refusal> {
         // The last detach invalidated the whole domain on every unit that knew it.
-        let domain = self.domains.lock().remove(table)?;
-        for page in domain.limbo {
-            self.memory.free(page, 1);
-        }
-        domain.stage.destroy(&self.memory);
+        let Domain { mut table, limbo, .. } = self.domains.lock().remove(table)?;
+        table.free(limbo);
+        table.destroy();
         Ok(())
     }
 
@@ -195,7 +201,7 @@ impl<U: IommuUnit> Iommu for Spaces<U> {
         let unit = &self.units[number];
         let mut domains = self.domains.lock();
         let domain = domains.get(table).map_err(|refusal| refusal.within(requester))?;
-        let attached = unit.attach(device, pasid, domain.id, &domain.stage);
+        let attached = unit.attach(device, pasid, domain.id, domain.table.top());
         if attached.as_ref().err().is_none_or(|failed| failed.tag_kept) {
             domain.attached(number, device, pasid, unit.has_device_tlb(device));
         }

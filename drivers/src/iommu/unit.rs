@@ -6,27 +6,30 @@
 
 use alloc::string::String;
 use alloc::vec::Vec;
+use core::ops::Range;
 
 use pasidon_kernel::addr::Requester;
 use pasidon_kernel::drained::Drained;
 use pasidon_kernel::fault::Noted;
 use pasidon_kernel::iommu::AttachFailed;
+use pasidon_kernel::page_table::{Format, Top};
 use pasidon_kernel::pasid::Pasid;
 use pasidon_kernel::refusal::Refusal;
 
 use super::domains::DomainId;
-use super::page_table::{Format, PageTable};
 use crate::memory::DmaMemory;
 
 /// One unit. A device is called what it is called there. Every method returns when the unit has confirmed.
 pub trait IommuUnit: Send + Sync {
     /// Short name of the make, for people: `vtd`.
     const NAME: &'static str;
+    /// IOVAs that never reach a page table, because they are for interrupts. Nothing may be mapped there.
+    const INTERRUPT_RANGE: Range<u64>;
 
     /// What its tables and queues lie in.
     type Memory: DmaMemory;
-    /// The entries of the page tables that it walks.
-    type Entries: Format;
+    /// The entries of the page tables that it walks; a leaf says whether it may be written through.
+    type Entries: Format<Attributes = bool> + Send + Sync;
     /// Where devices are.
     type Topology: Topology;
 
@@ -45,13 +48,7 @@ pub trait IommuUnit: Send + Sync {
     fn claim(&self, device: u32, device_tlb: Option<DeviceTlb>) -> Result<(), Refusal>;
 
     /// Joins a tag of a claimed device to a table.
-    fn attach(
-        &self,
-        device: u32,
-        tag: Pasid,
-        domain: DomainId,
-        table: &PageTable<Self::Entries>,
-    ) -> Result<(), AttachFailed>;
+    fn attach(&self, device: u32, tag: Pasid, domain: DomainId, table: Top) -> Result<(), AttachFailed>;
 
     /// Parts a tag from its table, and forgets the whole domain. On a refusal the unit or the device may still use
     /// the old table: the tag stays taken, and the call may be repeated. Returns the domain it led to.

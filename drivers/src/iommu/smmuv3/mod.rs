@@ -14,7 +14,7 @@
 //! | `bring_up` | take-over from the firmware |
 //! | `stream_table` | StreamID to stream table entry |
 //! | `context` | SubstreamID to context descriptor |
-//! | `stage1` | entries of tables; the tree is shared with the other IOMMUs |
+//! | `stage1` | entries of tables; the tree is the kernel's [`page_table`](pasidon_kernel::page_table) |
 //! | `commands` | the command queue, and getting past its errors |
 //! | `events` | the event queue in words |
 //! | `unit` | the operations of one unit, in the right order |
@@ -36,12 +36,13 @@ use alloc::format;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 
-use pasidon_kernel::addr::{HostPhys, Iova, PAGE_SIZE, Requester};
+use pasidon_kernel::addr::{HostPhys, PAGE_SIZE, Requester};
 use pasidon_kernel::host::Host;
+use pasidon_kernel::page_table::PageTable;
 use pasidon_kernel::refusal::Refusal;
 
 use self::registers::{Identification, REGISTERS_LEN};
-use self::stage1::{Geometry, Stage1, Stage1Entries};
+use self::stage1::{Geometry, Stage1Entries};
 use super::spaces::Spaces;
 use super::unit::{Place, Topology};
 use crate::iort::{Iort, Stream};
@@ -82,7 +83,7 @@ impl<R: Registers, M: DmaMemory> Smmu<R, M> {
         let geometry = capabilities::geometry(registers.iter().map(Identification::read));
         // Whether walks are coherent is checked for each unit: one that does not is refused.
         let tables = TableMemory::new(Arc::clone(&memory), true);
-        let doorbell_root = doorbell_table(&tables, geometry, doorbells)?;
+        let doorbell_root = doorbell_table(tables.clone(), geometry, doorbells)?;
         let units = registers
             .into_iter()
             .enumerate()
@@ -138,17 +139,18 @@ impl Topology for Arc<Iort> {
 
 /// The table of untagged traffic: each doorbell under its own address, and nothing else.
 fn doorbell_table<M: DmaMemory>(
-    memory: &TableMemory<M>,
+    memory: TableMemory<M>,
     geometry: Geometry,
     doorbells: &[HostPhys],
 ) -> Result<HostPhys, Refusal> {
-    let table = Stage1::new(memory, Geometry { format: Stage1Entries { doorbell: true }, ..geometry })?;
+    let format = Stage1Entries { doorbell: true };
+    let mut table = PageTable::new(memory, Geometry { format, ..geometry })?;
     for &page in doorbells {
         table
-            .map(memory, Iova(page.0), page, PAGE_SIZE, true)
-            .map_err(|failed| failed.refusal.within(format!("doorbell {page}")))?;
+            .map(page.0, page, PAGE_SIZE, true)
+            .map_err(|refusal| refusal.within(format!("doorbell {page}")))?;
     }
-    Ok(table.root())
+    Ok(table.top().root)
 }
 
 #[cfg(test)]

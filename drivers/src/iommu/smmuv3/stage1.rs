@@ -6,7 +6,8 @@
 //! ones: the architecture asks for break-before-make there, which a device that keeps sending would notice.
 //! Source: Arm Architecture Reference Manual (DDI 0487), "VMSAv8-64 translation table format descriptors".
 
-use crate::iommu::page_table::{self, Format, PageTable};
+use pasidon_kernel::addr::HostPhys;
+use pasidon_kernel::page_table::{self, Entry, Format};
 
 /// Bit 0: the entry leads somewhere.
 const VALID: u64 = 1 << 0;
@@ -26,6 +27,7 @@ const ACCESSED: u64 = 1 << 10;
 const NOT_GLOBAL: u64 = 1 << 11;
 /// PXN and UXN: no execution.
 const EXECUTE_NEVER: u64 = 0b11 << 53;
+const ADDRESS: u64 = 0x000f_ffff_ffff_f000;
 
 /// Index 0 of [`MAIR`]: normal memory, write-back.
 const NORMAL: u64 = 0;
@@ -48,18 +50,19 @@ pub struct Stage1Entries {
 
 /// The form of stage-1 tables.
 pub type Geometry = page_table::Geometry<Stage1Entries>;
-/// One stage-1 table.
-pub type Stage1 = PageTable<Stage1Entries>;
 
 impl Format for Stage1Entries {
-    const SPLITS: bool = false;
-    const RESERVED: core::ops::Range<u64> = 0..0;
+    /// Whether it may be written through.
+    type Attributes = bool;
 
-    fn leaf(self, host: u64, writable: bool, level: u8) -> u64 {
+    const NAME: &'static str = "I/O page table";
+    const BREAK_BEFORE_MAKE: bool = true;
+
+    fn leaf(&self, to: HostPhys, writable: bool, level: u8) -> u64 {
         let page = if level == 1 { TABLE_OR_PAGE } else { 0 };
         let rights = if writable { 0 } else { READ_ONLY };
         let attribute = if self.doorbell { DEVICE } else { NORMAL };
-        host | VALID
+        to.0 | VALID
             | page
             | attribute << ATTRIBUTE_SHIFT
             | UNPRIVILEGED
@@ -70,19 +73,54 @@ impl Format for Stage1Entries {
             | EXECUTE_NEVER
     }
 
-    fn table(self, lower: u64) -> u64 {
-        lower | VALID | TABLE_OR_PAGE
+    fn table(&self, lower: HostPhys) -> u64 {
+        lower.0 | VALID | TABLE_OR_PAGE
     }
 
-    fn is_present(entry: u64) -> bool {
-        entry & VALID != 0
+    fn decode(&self, entry: u64, level: u8) -> Entry<bool> {
+        let address = HostPhys(entry & ADDRESS);
+        if entry & VALID == 0 {
+            Entry::Nothing
+        } else if level > 1 && entry & TABLE_OR_PAGE != 0 {
+            Entry::Table(address)
+        } else {
+            Entry::Leaf(address, Some(entry & READ_ONLY == 0))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use pasidon_kernel::page_table::testing::equals_a_plain_map;
+    use proptest::prelude::*;
+
+    #[test]
+    fn entries_are_as_the_manual_has_them() {
+        let memory = Stage1Entries { doorbell: false };
+        assert_eq!(memory.table(HostPhys(0x4000_1000)), 0x4000_1003);
+        assert_eq!(memory.leaf(HostPhys(0x4000_1000), true, 1), 0x0060_0000_4000_1f43);
+        assert_eq!(memory.leaf(HostPhys(0x4020_0000), false, 2), 0x0060_0000_4020_0fc1);
+        assert_eq!(Stage1Entries { doorbell: true }.leaf(HostPhys(0x1000), true, 1), 0x0060_0000_0000_1f47);
+        assert_eq!(memory.decode(0x4000_1003, 2), Entry::Table(HostPhys(0x4000_1000)));
+        assert_eq!(memory.decode(0x4000_1f43, 1), Entry::Leaf(HostPhys(0x4000_1000), Some(true)));
+        assert_eq!(memory.decode(0x4020_0fc1, 2), Entry::Leaf(HostPhys(0x4020_0000), Some(false)));
+        assert_eq!(memory.decode(0x4020_0fc0, 2), Entry::Nothing);
     }
 
-    fn is_leaf(entry: u64, level: u8) -> bool {
-        level == 1 || entry & TABLE_OR_PAGE == 0
-    }
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(48))]
 
-    fn is_writable(entry: u64) -> bool {
-        entry & READ_ONLY == 0
+        #[test]
+        fn a_table_equals_a_plain_map(
+            steps in prop::collection::vec(any::<[u64; 6]>(), 1..24),
+            leaf_levels in 1u8..=3,
+            doorbell in any::<bool>(),
+        ) {
+            let (levels, address_bits) = (LEVELS, ADDRESS_BITS);
+            let format = Stage1Entries { doorbell };
+            let geometry = Geometry { levels, address_bits, host_bits: 46, leaf_levels, format };
+            equals_a_plain_map(geometry, &[false, true], &steps);
+        }
     }
 }

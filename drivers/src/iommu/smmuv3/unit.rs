@@ -13,6 +13,7 @@ use alloc::format;
 use alloc::string::String;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
+use core::ops::Range;
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use pasidon_kernel::addr::{HostPhys, PAGE_SIZE};
@@ -20,6 +21,7 @@ use pasidon_kernel::drained::Drained;
 use pasidon_kernel::fault::Noted;
 use pasidon_kernel::host::Host;
 use pasidon_kernel::iommu::AttachFailed;
+use pasidon_kernel::page_table::Top;
 use pasidon_kernel::pasid::Pasid;
 use pasidon_kernel::refusal::Refusal;
 use spin::Mutex;
@@ -29,7 +31,7 @@ use super::commands::{Access, Command, Queue, acknowledge, active_errors};
 use super::context::{Context, ContextTable};
 use super::events::EventQueue;
 use super::registers::{GlobalError, Identification};
-use super::stage1::{Stage1, Stage1Entries};
+use super::stage1::Stage1Entries;
 use super::stream_table::StreamTable;
 use crate::features;
 use crate::iommu::attachments::{Attachments, not_claimed};
@@ -182,6 +184,7 @@ impl<R: Registers, M: DmaMemory> Unit<R, M> {
 
 impl<R: Registers, M: DmaMemory> IommuUnit for Unit<R, M> {
     const NAME: &'static str = "smmuv3";
+    const INTERRUPT_RANGE: Range<u64> = 0..0;
 
     type Memory = M;
     type Entries = Stage1Entries;
@@ -239,8 +242,8 @@ impl<R: Registers, M: DmaMemory> IommuUnit for Unit<R, M> {
         self.execute(queue, &[Command::ForgetStream { stream }])
     }
 
-    fn attach(&self, stream: u32, tag: Pasid, asid: DomainId, table: &Stage1) -> Result<(), AttachFailed> {
-        let context = Context { asid, root: table.root() };
+    fn attach(&self, stream: u32, tag: Pasid, asid: DomainId, table: Top) -> Result<(), AttachFailed> {
+        let context = Context { asid, root: table.root };
         let mut inner = self.inner.lock();
         let Inner { queue, devices, .. } = &mut *inner;
         let device = devices.get_mut(&stream).ok_or_else(not_claimed)?;

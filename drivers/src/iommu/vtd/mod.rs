@@ -12,7 +12,7 @@
 //! | `dmar`, `scope` | which units there are, and whom each serves |
 //! | `bring_up` | take-over from the firmware |
 //! | `tables` | root, context and PASID tables |
-//! | `second_stage` | entries of page tables; the tree is in [`page_table`](super) |
+//! | `second_stage` | entries of page tables; the tree is the kernel's [`page_table`](pasidon_kernel::page_table) |
 //! | `invalidation` | the queue, and getting past its errors |
 //! | `interrupt_remapping` | who may raise which vector |
 //! | `fault` | fault records in words |

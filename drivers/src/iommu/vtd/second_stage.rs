@@ -3,7 +3,8 @@
 //!
 //! Source: Intel VT-d specification, "Second-Stage Paging Entries".
 
-use crate::iommu::page_table::{self, Format, PageTable};
+use pasidon_kernel::addr::HostPhys;
+use pasidon_kernel::page_table::{self, Entry, Format};
 
 /// R: readable.
 const READ: u64 = 1 << 0;
@@ -13,10 +14,7 @@ const WRITE: u64 = 1 << 1;
 const PAGE_SIZE_BIT: u64 = 1 << 7;
 /// SNP: accesses snoop the processor's caches whatever the device says.
 const SNOOP: u64 = 1 << 11;
-
-/// The interrupt address range: requests to it never reach a page table (and with a PASID are faults), so
-/// nothing may be mapped there.
-const INTERRUPT_RANGE: core::ops::Range<u64> = 0xfee0_0000..0xfef0_0000;
+const ADDRESS: u64 = 0x000f_ffff_ffff_f000;
 
 /// Second-stage entries.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -27,33 +25,68 @@ pub struct SecondStageEntries {
 
 /// What form of tables every unit of the machine takes.
 pub type Geometry = page_table::Geometry<SecondStageEntries>;
-/// One second-stage table.
-pub type SecondStage = PageTable<SecondStageEntries>;
 
 impl Format for SecondStageEntries {
-    const SPLITS: bool = true;
-    const RESERVED: core::ops::Range<u64> = INTERRUPT_RANGE;
+    /// Whether it may be written through.
+    type Attributes = bool;
 
-    fn leaf(self, host: u64, writable: bool, level: u8) -> u64 {
+    const NAME: &'static str = "I/O page table";
+    const BREAK_BEFORE_MAKE: bool = false;
+
+    fn leaf(&self, to: HostPhys, writable: bool, level: u8) -> u64 {
         let rights = if writable { READ | WRITE } else { READ };
         let large = if level > 1 { PAGE_SIZE_BIT } else { 0 };
         let snoop = if self.snoop { SNOOP } else { 0 };
-        host | rights | large | snoop
+        to.0 | rights | large | snoop
     }
 
-    fn table(self, lower: u64) -> u64 {
-        lower | READ | WRITE
+    fn table(&self, lower: HostPhys) -> u64 {
+        lower.0 | READ | WRITE
     }
 
-    fn is_present(entry: u64) -> bool {
-        entry & (READ | WRITE) != 0
+    fn decode(&self, entry: u64, level: u8) -> Entry<bool> {
+        let address = HostPhys(entry & ADDRESS);
+        if entry & (READ | WRITE) == 0 {
+            Entry::Nothing
+        } else if level > 1 && entry & PAGE_SIZE_BIT == 0 {
+            Entry::Table(address)
+        } else {
+            Entry::Leaf(address, Some(entry & WRITE != 0))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use pasidon_kernel::page_table::testing::equals_a_plain_map;
+    use proptest::prelude::*;
+
+    #[test]
+    fn entries_are_as_the_specification_has_them() {
+        let snooped = SecondStageEntries { snoop: true };
+        assert_eq!(snooped.table(HostPhys(0x1000)), 0x1003);
+        assert_eq!(snooped.leaf(HostPhys(0x1000), true, 1), 0x1803);
+        assert_eq!(snooped.leaf(HostPhys(0x20_0000), false, 2), 0x20_0881);
+        assert_eq!(SecondStageEntries { snoop: false }.leaf(HostPhys(0x4000_0000), true, 3), 0x4000_0083);
+        assert_eq!(snooped.decode(0x1803, 2), Entry::Table(HostPhys(0x1000)));
+        assert_eq!(snooped.decode(0x1803, 1), Entry::Leaf(HostPhys(0x1000), Some(true)));
+        assert_eq!(snooped.decode(0x1880, 2), Entry::Nothing);
     }
 
-    fn is_leaf(entry: u64, level: u8) -> bool {
-        level == 1 || entry & PAGE_SIZE_BIT != 0
-    }
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(48))]
 
-    fn is_writable(entry: u64) -> bool {
-        entry & WRITE != 0
+        #[test]
+        fn a_table_equals_a_plain_map(
+            steps in prop::collection::vec(any::<[u64; 6]>(), 1..24),
+            (levels, address_bits) in prop_oneof![Just((3, 39)), Just((4, 48))],
+            leaf_levels in 1u8..=3,
+            snoop in any::<bool>(),
+        ) {
+            let format = SecondStageEntries { snoop };
+            let geometry = Geometry { levels, address_bits, host_bits: 46, leaf_levels, format };
+            equals_a_plain_map(geometry, &[false, true], &steps);
+        }
     }
 }

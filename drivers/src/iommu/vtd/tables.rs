@@ -7,10 +7,10 @@
 //! Source: Intel VT-d specification, "Scalable-Mode Root/Context/PASID Entry".
 
 use pasidon_kernel::addr::{HostPhys, PAGE_SIZE};
+use pasidon_kernel::page_table::Top;
 use pasidon_kernel::pasid::Pasid;
 use pasidon_kernel::refusal::Refusal;
 
-use super::second_stage::SecondStage;
 use crate::iommu::domains::DomainId;
 use crate::memory::DmaMemory;
 use crate::sparse::Sparse;
@@ -209,8 +209,8 @@ pub struct PasidEntry {
 
 impl PasidEntry {
     /// An entry for a page table.
-    pub fn new(stage: &SecondStage, domain: DomainId, walk_snoops: bool) -> Self {
-        Self { root: stage.root(), levels: stage.levels(), domain, walk_snoops }
+    pub fn new(Top { root, levels }: Top, domain: DomainId, walk_snoops: bool) -> Self {
+        Self { root, levels, domain, walk_snoops }
     }
 
     fn words(self) -> [u64; PASID_ENTRY_WORDS] {

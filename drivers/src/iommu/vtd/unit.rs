@@ -11,6 +11,7 @@ use alloc::format;
 use alloc::string::String;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
+use core::ops::Range;
 use core::sync::atomic::{AtomicU64, Ordering};
 
 use pasidon_kernel::addr::{HostPhys, PAGE_SIZE, Requester};
@@ -19,6 +20,7 @@ use pasidon_kernel::fault::Noted;
 use pasidon_kernel::host::Host;
 use pasidon_kernel::iommu::AttachFailed;
 use pasidon_kernel::irq::HostVector;
+use pasidon_kernel::page_table::Top;
 use pasidon_kernel::pasid::Pasid;
 use pasidon_kernel::refusal::Refusal;
 use spin::Mutex;
@@ -30,7 +32,7 @@ use super::interrupt_remapping::InterruptTable;
 use super::invalidation::{self, Invalidation, Queue};
 use super::registers::{Capability, ExtendedCapability, Global, command, offset};
 use super::scope::Coverage;
-use super::second_stage::{SecondStage, SecondStageEntries};
+use super::second_stage::SecondStageEntries;
 use super::tables::{ContextTables, PasidDirectory, PasidEntry, RID_PASID};
 use crate::features;
 use crate::iommu::attachments::{Attachments, not_claimed};
@@ -221,6 +223,8 @@ impl<R: Registers, M: DmaMemory> Unit<R, M> {
 
 impl<R: Registers, M: DmaMemory> IommuUnit for Unit<R, M> {
     const NAME: &'static str = "vtd";
+    /// With a PASID, requests to it are faults ("Interrupt Address Range").
+    const INTERRUPT_RANGE: Range<u64> = 0xfee0_0000..0xfef0_0000;
 
     type Memory = M;
     type Entries = SecondStageEntries;
@@ -273,13 +277,7 @@ impl<R: Registers, M: DmaMemory> IommuUnit for Unit<R, M> {
         )
     }
 
-    fn attach(
-        &self,
-        device: u32,
-        pasid: Pasid,
-        domain: DomainId,
-        table: &SecondStage,
-    ) -> Result<(), AttachFailed> {
+    fn attach(&self, device: u32, pasid: Pasid, domain: DomainId, table: Top) -> Result<(), AttachFailed> {
         let mut inner = self.inner.lock();
         let Inner { queue, devices, .. } = &mut *inner;
         let device = devices.get_mut(&rid(device)).ok_or_else(not_claimed)?;
