@@ -11,7 +11,7 @@ use pasidon_kernel::refusal::Refusal;
 
 use crate::cpu::Features;
 use crate::el2::own_vmid::OwnVmid;
-use crate::el2::stage2::Stage2Tables;
+use crate::el2::stage2::{GEOMETRY, Stage2Tables};
 use crate::el2::{El2Pcpu, El2Vcpu};
 use crate::guest::machine::ArmPlatform;
 use crate::guest::smccc::Workarounds;
@@ -46,7 +46,7 @@ impl Hardware for El2 {
     }
 
     fn stage2(frames: &'static Frames) -> Result<Stage2Tables, Refusal> {
-        Stage2Tables::new(frames)
+        Stage2Tables::new(frames, GEOMETRY)
     }
 
     fn build(

@@ -37,7 +37,7 @@ impl Hardware for Svm {
     }
 
     fn stage2(frames: &'static Frames) -> Result<NestedTable, Refusal> {
-        NestedTable::new(frames, cpu::five_levels())
+        NestedTable::new(frames, npt::geometry(cpu::five_levels()))
     }
 
     fn build(

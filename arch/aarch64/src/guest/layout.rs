@@ -63,7 +63,7 @@ pub const RAM_MIN: u64 = 16 << 20;
 /// The most RAM, so that it ends below the 64-bit PCI window.
 pub const RAM_MAX: u64 = PCI64_BASE - RAM_BASE;
 /// Bits of a guest-physical address that stage 2 translates.
-pub const IPA_BITS: u32 = 39;
+pub const IPA_BITS: u8 = 39;
 
 const _: () = assert!(PCI64_BASE + PCI64_LEN <= 1 << (IPA_BITS - 1));
 

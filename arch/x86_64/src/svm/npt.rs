@@ -8,13 +8,9 @@
 //! Source: AMD APM volume 2, 15.25 "Nested Paging", 15.25.3 (the host's paging mode), 5.4. Nested walks count as user
 //! accesses, so every level has the U bit.
 
-use pasidon_arch_common::hardware::Stage2;
-use pasidon_arch_common::memory;
-use pasidon_arch_common::stage2::{Entry, Format, Tables};
-use pasidon_kernel::addr::{GuestPhys, HostPhys, PAGE_SIZE};
-use pasidon_kernel::frames::Frames;
-use pasidon_kernel::ram::GuestRam;
-use pasidon_kernel::refusal::Refusal;
+use pasidon_arch_common::stage2::{Content, LEAF_LEVELS, Tables};
+use pasidon_kernel::addr::HostPhys;
+use pasidon_kernel::page_table::{Entry, Format, Geometry};
 
 const PRESENT: u64 = 1 << 0;
 const WRITE: u64 = 1 << 1;
@@ -29,102 +25,58 @@ const TABLE: u64 = PRESENT | WRITE | USER;
 const DEVICE: u64 = TABLE | WRITE_THROUGH | CACHE_DISABLE | NO_EXECUTE;
 
 /// Bits of a guest-physical address that the tables translate, whatever the host walks.
-pub const PHYSICAL_BITS: u8 = Nested::LIMIT.ilog2() as u8;
+pub const PHYSICAL_BITS: u8 = 48;
 
 /// The nested page table of one VM.
-#[derive(Debug)]
-pub struct NestedTable {
-    tables: Tables<Nested>,
-    top: Option<Top>,
+pub type NestedTable = Tables<Nested>;
+
+/// The form for a host that walks four levels, or `five`.
+pub const fn geometry(five: bool) -> Geometry<Nested> {
+    let levels = if five { 5 } else { 4 };
+    let (address_bits, leaf_levels) = (PHYSICAL_BITS, LEAF_LEVELS);
+    Geometry { levels, address_bits, host_bits: 52, leaf_levels, format: Nested }
 }
 
-/// A table above the root, which its first entry leads to.
-#[derive(Debug)]
-struct Top {
-    page: HostPhys,
-    frames: &'static Frames,
-}
-
-impl Drop for Top {
-    fn drop(&mut self) {
-        self.frames.free_pages(self.page, 1);
-    }
-}
-
-impl NestedTable {
-    /// An empty one, for a host that walks four levels, or `five`. `frames` gives memory that is mapped at its
-    /// physical address.
-    pub fn new(frames: &'static Frames, five: bool) -> Result<Self, Refusal> {
-        let tables = Tables::new(frames)?;
-        let top = five.then(|| Top::new(frames, tables.root())).transpose()?;
-        Ok(Self { tables, top })
-    }
-
-    /// Physical address of the table that a walk begins with.
-    pub fn root(&self) -> HostPhys {
-        self.top.as_ref().map_or(self.tables.root(), |top| top.page)
-    }
-}
-
-impl Top {
-    fn new(frames: &'static Frames, root: HostPhys) -> Result<Self, Refusal> {
-        let page = frames
-            .allocate_pages(1)
-            .ok_or_else(|| Refusal::new("stage 2", "no memory left for tables", "give VMs less memory"))?;
-        // SAFETY: the page was just taken for us, and RAM is mapped at its physical address.
-        unsafe {
-            memory::zero(page, PAGE_SIZE);
-            (page.0 as *mut u64).write_volatile(Nested::table(root));
-        }
-        Ok(Self { page, frames })
-    }
-}
-
-impl Stage2 for NestedTable {
-    fn map_ram(&mut self, ram: &GuestRam) -> Result<(), Refusal> {
-        self.tables.map_ram(ram)
-    }
-
-    fn map_portal(&mut self, guest: GuestPhys, host: HostPhys, len: u64) -> Result<(), Refusal> {
-        self.tables.map_portal(guest, host, len)
-    }
-
-    fn unmap_portal(&mut self, guest: GuestPhys, len: u64) {
-        self.tables.unmap_portal(guest, len);
-    }
-
-    fn bytes(&self) -> u64 {
-        self.tables.bytes() + if self.top.is_some() { PAGE_SIZE } else { 0 }
-    }
-}
-
-/// Entries of nested page tables; 48 bits of guest-physical address.
-#[derive(Debug)]
-pub enum Nested {}
+/// Entries of nested page tables.
+#[derive(Clone, Copy, Debug)]
+pub struct Nested;
 
 impl Format for Nested {
-    const LEVELS: u32 = 4;
+    type Attributes = Content;
 
-    fn table(at: HostPhys) -> u64 {
-        at.0 | TABLE
+    const NAME: &'static str = "stage 2";
+    const BREAK_BEFORE_MAKE: bool = false;
+
+    fn leaf(&self, to: HostPhys, content: Content, level: u8) -> u64 {
+        let large = if level > 1 { LARGE } else { 0 };
+        let bits = match content {
+            Content::Ram => TABLE,
+            Content::Device => DEVICE,
+        };
+        to.0 | bits | large
     }
 
-    fn ram(host: HostPhys) -> u64 {
-        host.0 | TABLE | LARGE
+    fn table(&self, lower: HostPhys) -> u64 {
+        lower.0 | TABLE
     }
 
-    fn device(host: HostPhys) -> u64 {
-        host.0 | DEVICE
-    }
-
-    fn decode(entry: u64, level: u32) -> Entry {
+    fn decode(&self, entry: u64, level: u8) -> Entry<Content> {
+        let address = HostPhys(entry & ADDRESS);
         if entry & PRESENT == 0 {
-            Entry::Nothing
-        } else if level == 0 || entry & LARGE != 0 {
-            Entry::Page
-        } else {
-            Entry::Table(HostPhys(entry & ADDRESS))
+            return Entry::Nothing;
         }
+        if level > 1 && entry & LARGE == 0 {
+            return Entry::Table(address);
+        }
+        // The processor's own marks (accessed, dirty) are left out.
+        Entry::Leaf(
+            address,
+            match entry & DEVICE {
+                TABLE => Some(Content::Ram),
+                DEVICE => Some(Content::Device),
+                _ => None,
+            },
+        )
     }
 }
 
@@ -132,20 +84,27 @@ impl Format for Nested {
 mod tests {
     use super::*;
     use alloc::boxed::Box;
-    use pasidon_kernel::addr::LARGE_PAGE_SIZE;
+    use pasidon_arch_common::hardware::Stage2;
+    use pasidon_kernel::addr::{GuestPhys, LARGE_PAGE_SIZE};
+    use pasidon_kernel::frames::Frames;
     use pasidon_kernel::id::VmId;
-    use pasidon_kernel::ram::RamRange;
+    use pasidon_kernel::page_table::testing::equals_a_plain_map;
+    use pasidon_kernel::ram::{GuestRam, RamRange};
+    use proptest::prelude::*;
 
     #[test]
     fn entries_are_as_the_manual_has_them() {
-        assert_eq!(Nested::table(HostPhys(0x1000)), 0x1007, "nested walks are user accesses");
-        assert_eq!(Nested::ram(HostPhys(0x20_0000)), 0x20_0087);
-        assert_eq!(Nested::device(HostPhys(0xe000_0000)), 0x8000_0000_e000_001f);
-        assert_eq!(Nested::decode(0x1007, 1), Entry::Table(HostPhys(0x1000)));
-        assert_eq!(Nested::decode(0x1007, 0), Entry::Page);
-        assert_eq!(Nested::decode(0x20_0087, 1), Entry::Page);
-        assert_eq!(Nested::decode(0x20_0086, 1), Entry::Nothing);
-        assert_eq!(Nested::LIMIT, 1 << 48);
+        let (ram, device) = (Some(Content::Ram), Some(Content::Device));
+        assert_eq!(Nested.table(HostPhys(0x1000)), 0x1007, "nested walks are user accesses");
+        assert_eq!(Nested.leaf(HostPhys(0x20_0000), Content::Ram, 2), 0x20_0087);
+        assert_eq!(Nested.leaf(HostPhys(0xe000_0000), Content::Device, 1), 0x8000_0000_e000_001f);
+        assert_eq!(Nested.decode(0x1007, 2), Entry::Table(HostPhys(0x1000)));
+        assert_eq!(Nested.decode(0x1007, 1), Entry::Leaf(HostPhys(0x1000), ram));
+        assert_eq!(Nested.decode(0x20_0087, 2), Entry::Leaf(HostPhys(0x20_0000), ram));
+        assert_eq!(Nested.decode(0x20_00e7, 2), Entry::Leaf(HostPhys(0x20_0000), ram), "accessed, dirty");
+        assert_eq!(Nested.decode(0x8000_0000_e000_001f, 1), Entry::Leaf(HostPhys(0xe000_0000), device));
+        assert_eq!(Nested.decode(0x20_0086, 2), Entry::Nothing);
+        assert_eq!(geometry(true).end(), 1 << 48);
     }
 
     /// Where a processor finds `guest` that walks so many levels, as it does it: by the bits, whatever the tables were
@@ -178,7 +137,7 @@ mod tests {
         let frames: &'static Frames = Box::leak(Box::new(Frames::new([(HostPhys(start), len)])));
         let before = frames.counts();
         for (five, levels) in [(false, 4), (true, 5)] {
-            let mut table = NestedTable::new(frames, five).unwrap();
+            let mut table = NestedTable::new(frames, geometry(five)).unwrap();
             // Only named, never touched.
             let host = Frames::new([(HostPhys(HOST), RAM)]);
             let taken = host.allocate_guest(RAM).unwrap().scrub(&mut |_, _| {});
@@ -191,11 +150,23 @@ mod tests {
             assert_eq!(reached(0xe000_0010), Some(0xd000_0010));
             for beyond in [RAM, 0x3000_0000, 1 << 30, 1 << 39, 1 << 48] {
                 // What four levels do not translate they do not look at.
-                if levels == 5 || beyond < Nested::LIMIT {
+                if levels == 5 || beyond < geometry(five).end() {
                     assert_eq!(reached(beyond), None, "{levels} levels, {beyond:#x}");
                 }
             }
         }
         assert_eq!(frames.counts(), before, "all tables came back");
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(32))]
+
+        #[test]
+        fn a_table_equals_a_plain_map(
+            steps in prop::collection::vec(any::<[u64; 6]>(), 1..24),
+            five in any::<bool>(),
+        ) {
+            equals_a_plain_map(geometry(five), &[Content::Ram, Content::Device], &steps);
+        }
     }
 }
