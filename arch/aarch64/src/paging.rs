@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The hypervisor's own page tables: a physical address is a pointer. The tree and its invariants are those of
-//! [`pasidon_arch_common::paging`], the bits of an entry those of [`crate::stage1`]; here is the processor.
+//! The hypervisor's own page tables: a physical address is a pointer. What is mapped, and its invariants, are those
+//! of [`pasidon_arch_common::paging`], the bits of an entry those of [`crate::stage1`]; here is the processor.
 //!
 //! **Invariant.** Only changes that need no break-before-make are made once other pCPUs run: a page that was not
 //! mapped is mapped, or a guard page is taken out of memory that is mapped by small pages.
@@ -11,7 +11,7 @@ use core::arch::asm;
 use core::sync::atomic::{AtomicU64, Ordering};
 
 use aarch64_cpu::asm::barrier;
-use pasidon_arch_common::paging::{self as tree, Format, Tree};
+use pasidon_arch_common::paging::{self as tree, Tree};
 use pasidon_kernel::addr::{HostPhys, PAGE_SIZE};
 use pasidon_kernel::refusal::Refusal;
 use spin::Mutex;
@@ -20,7 +20,7 @@ pub use pasidon_arch_common::image::{Kind, Section, sections_of_image};
 
 use crate::cpu::{self, Control, Features};
 use crate::serial;
-use crate::stage1::Regime;
+use crate::stage1::{ADDRESS_BITS, Regime};
 
 static TABLES: Mutex<Option<Tree<Regime>>> = Mutex::new(None);
 /// TTBR0_EL2 of every pCPU.
@@ -42,14 +42,14 @@ pub unsafe fn install(
     image: &[Section],
 ) -> Result<(), Refusal> {
     let features = Features::read();
-    let mut tables = Tree::new(Regime::of(&features))?;
     let (start, length) = guarded;
-    tables.fill(&tree::merged(ram), (start.0, start.0 + length), image)?;
+    let guarded = (start.0, start.0 + length);
+    let mut tables = Tree::new(Regime::of(&features).geometry(), &tree::merged(ram), guarded, image)?;
     if let Some((base, len)) = serial::registers() {
-        let (start, end) = tree::device_pages(base, len, Regime::END)?;
+        let (start, end) = tree::device_pages(base, len, 1 << ADDRESS_BITS)?;
         tables.map_device(start, end)?;
     }
-    ROOT.store(tables.top() as u64, Ordering::Release);
+    ROOT.store(tables.root().0, Ordering::Release);
     *TABLES.lock() = Some(tables);
     // SAFETY: the new tables map all that is in use, at the same addresses.
     unsafe { cpu::switch(&Control::new(&features, root())) };
@@ -71,10 +71,9 @@ fn with_tables<T>(change: impl FnOnce(&mut Tree<Regime>) -> Result<T, Refusal>) 
 /// # Errors
 /// When the range is none, or overlaps memory.
 pub fn map_device(base: HostPhys, len: u64) -> Result<*mut u8, Refusal> {
-    let (start, end) = tree::device_pages(base, len, Regime::END)?;
+    let (start, end) = tree::device_pages(base, len, 1 << ADDRESS_BITS)?;
     with_tables(|tables| tables.map_device(start, end))?;
-    // The walker sees the entries before they are used.
-    barrier::dsb(barrier::ISHST);
+    // What follows is walked with the entries, which are published.
     barrier::isb(barrier::SY);
     Ok(base.0 as *mut u8)
 }
@@ -84,11 +83,11 @@ pub fn map_device(base: HostPhys, len: u64) -> Result<*mut u8, Refusal> {
 /// # Safety
 /// Nobody may have a use for the page.
 pub(crate) unsafe fn unmap_guard(address: u64) -> Result<(), Refusal> {
-    with_tables(|tables| tables.set(address, address + PAGE_SIZE, None))?;
+    with_tables(|tables| tables.unmap(address))?;
     let page = address / PAGE_SIZE;
     // SAFETY: forgetting a translation is always allowed.
     unsafe {
-        asm!("dsb ishst", "tlbi vae2is, {}", "dsb ish", "isb", in(reg) page, options(nostack, preserves_flags));
+        asm!("tlbi vae2is, {}", "dsb ish", "isb", in(reg) page, options(nostack, preserves_flags));
     }
     Ok(())
 }
@@ -96,7 +95,5 @@ pub(crate) unsafe fn unmap_guard(address: u64) -> Result<(), Refusal> {
 /// Whether an address is mapped, for who walks memory that may be broken.
 pub fn is_mapped(address: u64) -> bool {
     // A panic may come while the tables are being changed; then nothing is known.
-    TABLES.try_lock().is_some_and(|tables| {
-        address < Regime::END && tables.as_ref().is_some_and(|t| t.leaf(address).is_some())
-    })
+    TABLES.try_lock().is_some_and(|tables| tables.as_ref().is_some_and(|t| t.is_mapped(address)))
 }

@@ -9,7 +9,9 @@
 //! (MAIR_EL2, SCTLR_EL2, TCR_EL2).
 
 use bitflags::bitflags;
-use pasidon_arch_common::paging::{Decoded, Format, Kind, Size};
+use pasidon_arch_common::paging::{Kind, LEAF_LEVELS};
+use pasidon_kernel::addr::HostPhys;
+use pasidon_kernel::page_table::{self, Format, Geometry};
 
 use crate::features::Features;
 
@@ -40,6 +42,8 @@ bitflags! {
 
 /// The address in an entry.
 const ADDRESS: u64 = 0x0000_ffff_ffff_f000;
+/// Width of the addresses, in bits: all that four levels reach.
+pub const ADDRESS_BITS: u8 = 48;
 /// AttrIndx of device memory.
 const ATTR_DEVICE: u64 = 1;
 
@@ -81,13 +85,19 @@ impl Regime {
         }
     }
 
+    /// The form of the tables.
+    pub fn geometry(self) -> Geometry<Self> {
+        let (address_bits, host_bits) = (ADDRESS_BITS, ADDRESS_BITS);
+        Geometry { levels: 4, address_bits, host_bits, leaf_levels: LEAF_LEVELS, format: self }
+    }
+
     /// TCR_EL2: 4 KiB pages, 48 bits, tables in inner-shareable write-back memory.
     pub fn tcr(self, features: &Features) -> u64 {
-        const T0SZ_48_BITS: u64 = 64 - 48;
+        const T0SZ: u64 = 64 - ADDRESS_BITS as u64;
         const IRGN0_WRITE_BACK: u64 = 1 << 8;
         const ORGN0_WRITE_BACK: u64 = 1 << 10;
         const SH0_INNER: u64 = 0b11 << 12;
-        let common = T0SZ_48_BITS | IRGN0_WRITE_BACK | ORGN0_WRITE_BACK | SH0_INNER;
+        let common = T0SZ | IRGN0_WRITE_BACK | ORGN0_WRITE_BACK | SH0_INNER;
         match self {
             Regime::El2 => {
                 const PS_SHIFT: u32 = 16;
@@ -120,38 +130,46 @@ pub const SCTLR: u64 = {
 const KINDS: [Kind; 4] = [Kind::Data, Kind::Constants, Kind::Code, Kind::Device];
 
 impl Format for Regime {
-    const END: u64 = 1 << 48;
+    type Attributes = Kind;
 
-    fn table(&self, address: u64) -> u64 {
-        address | (Entry::VALID | Entry::TABLE_OR_PAGE).bits()
+    const NAME: &'static str = "page tables";
+    const BREAK_BEFORE_MAKE: bool = true;
+
+    fn leaf(&self, to: HostPhys, kind: Kind, level: u8) -> u64 {
+        let page = if level == 1 { Entry::TABLE_OR_PAGE } else { Entry::empty() };
+        to.0 | (self.bits(kind) | page).bits()
     }
 
-    fn page(&self, address: u64, kind: Kind, size: Size) -> u64 {
-        let page = match size {
-            Size::Large => Entry::empty(),
-            Size::Small => Entry::TABLE_OR_PAGE,
-        };
-        address | (self.bits(kind) | page).bits()
+    fn table(&self, lower: HostPhys) -> u64 {
+        lower.0 | (Entry::VALID | Entry::TABLE_OR_PAGE).bits()
     }
 
-    fn decode(&self, entry: u64, last: bool) -> Decoded {
+    fn decode(&self, entry: u64, level: u8) -> page_table::Entry<Kind> {
         let bits = Entry::from_bits_truncate(entry & !ADDRESS);
-        let address = entry & ADDRESS;
+        let address = HostPhys(entry & ADDRESS);
         // A block in the last level is as good as nothing.
-        if !bits.contains(Entry::VALID) || last && !bits.contains(Entry::TABLE_OR_PAGE) {
-            return Decoded::Nothing;
+        if !bits.contains(Entry::VALID) || level == 1 && !bits.contains(Entry::TABLE_OR_PAGE) {
+            return page_table::Entry::Nothing;
         }
-        if !last && bits.contains(Entry::TABLE_OR_PAGE) {
-            return Decoded::Table(address);
+        if level > 1 && bits.contains(Entry::TABLE_OR_PAGE) {
+            return page_table::Entry::Table(address);
         }
         let kind = KINDS.into_iter().find(|kind| self.bits(*kind) == bits - Entry::TABLE_OR_PAGE);
-        Decoded::Page(address, kind)
+        page_table::Entry::Leaf(address, kind)
+    }
+
+    fn publish(&self) {
+        #[cfg(target_arch = "aarch64")]
+        aarch64_cpu::asm::barrier::dsb(aarch64_cpu::asm::barrier::ISHST);
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use pasidon_kernel::page_table::Entry::{Leaf, Nothing, Table};
+    use pasidon_kernel::page_table::testing::equals_a_plain_map;
+    use proptest::prelude::*;
 
     const REGIMES: [Regime; 2] = [Regime::El2, Regime::El2And0];
 
@@ -159,15 +177,15 @@ mod tests {
     fn what_is_written_is_what_is_read() {
         for regime in REGIMES {
             for kind in KINDS {
-                let page = regime.page(0x5000, kind, Size::Small);
-                assert_eq!(regime.decode(page, true), Decoded::Page(0x5000, Some(kind)));
-                let large = regime.page(0x4020_0000, kind, Size::Large);
-                assert_eq!(regime.decode(large, false), Decoded::Page(0x4020_0000, Some(kind)));
-                assert_eq!(regime.decode(large, true), Decoded::Nothing);
+                let page = regime.leaf(HostPhys(0x5000), kind, 1);
+                assert_eq!(regime.decode(page, 1), Leaf(HostPhys(0x5000), Some(kind)));
+                let large = regime.leaf(HostPhys(0x4020_0000), kind, 2);
+                assert_eq!(regime.decode(large, 2), Leaf(HostPhys(0x4020_0000), Some(kind)));
+                assert_eq!(regime.decode(large, 1), Nothing);
             }
-            assert_eq!(regime.decode(regime.table(0x7000), false), Decoded::Table(0x7000));
-            assert_eq!(regime.decode(0, false), Decoded::Nothing);
-            assert_eq!(regime.decode(0, true), Decoded::Nothing);
+            assert_eq!(regime.decode(regime.table(HostPhys(0x7000)), 2), Table(HostPhys(0x7000)));
+            assert_eq!(regime.decode(0, 2), Nothing);
+            assert_eq!(regime.decode(0, 1), Nothing);
         }
     }
 
@@ -192,6 +210,18 @@ mod tests {
         assert_eq!(Regime::El2And0.tcr(&features) >> 32 & 7, 2);
         for regime in REGIMES {
             assert_eq!(regime.tcr(&features) & 0x3f, 16);
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(32))]
+
+        #[test]
+        fn a_table_equals_a_plain_map(
+            steps in prop::collection::vec(any::<[u64; 6]>(), 1..24),
+            regime in prop::sample::select(REGIMES.to_vec()),
+        ) {
+            equals_a_plain_map(regime.geometry(), &KINDS, &steps);
         }
     }
 }

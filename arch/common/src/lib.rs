@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! What the crates for the processors have in common: page-table trees, stacks, the loaded image, backtraces,
-//! the report of a fault, access to physical memory; and above that, machines around VMs and the loop that runs
-//! their vCPUs ([`vms`], [`run`]).
+//! What the crates for the processors have in common: the hypervisor's own page tables, stacks, the loaded image,
+//! backtraces, the report of a fault, access to physical memory; and above that, machines around VMs and the loop that
+//! runs their vCPUs ([`vms`], [`run`]).
 //!
 //! **Principle.** A physical address is a pointer, on every architecture. What differs is passed in: the bits
-//! of a page-table entry ([`paging::Format`]), how a frame is unwound ([`backtrace::Unwind`]), how the other
-//! processors are stopped ([`report::Hooks`]). No instruction and no register of any processor is in here.
+//! of a page-table entry ([`Format`](pasidon_kernel::page_table::Format)), how a frame is unwound
+//! ([`backtrace::Unwind`]), how the other processors are stopped ([`report::Hooks`]). No instruction and no register of any processor is in here.
 #![cfg_attr(not(test), no_std)]
 
 extern crate alloc;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! A tree of page tables that maps each physical address to itself. What an entry looks like is said by a
-//! [`Format`]; that levels decode nine bits each, over pages of 4 KiB and large pages of 2 MiB, is common.
+//! The hypervisor's own page tables, which map each physical address to itself: a
+//! [page table](pasidon_kernel::page_table) whose entries are the architecture's.
 //!
 //! **Principle.** RAM is mapped by large pages, writable and not executable; the image by its sections;
 //! devices only when somebody asks for them, uncached. What nobody mapped faults.
@@ -8,239 +8,134 @@
 //! A table is never freed. Memory in which guard pages are taken out later is mapped by small pages from the
 //! beginning, so that no large page in use is ever split.
 
-use alloc::alloc::alloc_zeroed;
+use alloc::alloc::{alloc_zeroed, dealloc};
 use alloc::format;
 use alloc::vec::Vec;
 use core::alloc::Layout;
 
-use pasidon_kernel::addr::{HostPhys, LARGE_PAGE_SIZE, PAGE_SIZE};
+use pasidon_kernel::addr::{HostPhys, PAGE_SIZE};
+use pasidon_kernel::page_table::{Format, Geometry, Memory, PageTable};
 use pasidon_kernel::refusal::Refusal;
 
 pub use crate::image::{Kind, Section};
 
-const ENTRIES: usize = 512;
-/// Address bits below those that index a table of large pages.
-const LARGE_SHIFT: u32 = 21;
-/// Address bits that one level decodes.
-const LEVEL_BITS: u32 = 9;
+/// Highest level of leaves: 2 MiB.
+pub const LEAF_LEVELS: u8 = 2;
 
-/// What maps the memory behind an entry.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Size {
-    /// A large page, 2 MiB.
-    Large,
-    /// A page, 4 KiB.
-    Small,
-}
+/// The heap as memory of tables.
+#[derive(Debug)]
+struct Heap;
 
-/// An entry, understood.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Decoded {
-    /// Nothing is mapped.
-    Nothing,
-    /// A table of the next level at this address.
-    Table(u64),
-    /// Memory at this address; `None` for a way of mapping it that no [`Kind`] stands for.
-    Page(u64, Option<Kind>),
-}
+const TABLE: Layout = match Layout::from_size_align(PAGE_SIZE as usize, PAGE_SIZE as usize) {
+    Ok(layout) => layout,
+    Err(_) => panic!("a page has a layout"),
+};
 
-/// What entries look like.
-pub trait Format {
-    /// First address that four levels do not reach.
-    const END: u64;
-
-    /// The entry for the table at `address`.
-    fn table(&self, address: u64) -> u64;
-
-    /// The entry for a page at `address`.
-    fn page(&self, address: u64, kind: Kind, size: Size) -> u64;
-
-    /// What an entry says. `last`: it is in a table of the last level, whose pages are small.
-    fn decode(&self, entry: u64, last: bool) -> Decoded;
-}
-
-/// A page table.
-pub type Table = [u64; ENTRIES];
-
-/// A tree of four levels.
-pub struct Tree<F> {
-    format: F,
-    /// The table whose entries cover 512 GiB each.
-    top: *mut Table,
-}
-
-// SAFETY: the tables belong to the value alone, on whichever processor it is.
-unsafe impl<F: Send> Send for Tree<F> {}
-
-/// A new table without entries, for ever in memory.
-///
-/// # Errors
-/// When the heap is used up.
-pub fn new_table() -> Result<*mut Table, Refusal> {
-    const LAYOUT: Layout = match Layout::from_size_align(PAGE_SIZE as usize, PAGE_SIZE as usize) {
-        Ok(layout) => layout,
-        Err(_) => panic!("a page has a layout"),
-    };
-    // SAFETY: the layout has a size.
-    let table = unsafe { alloc_zeroed(LAYOUT) };
-    if table.is_null() {
-        return Err(Refusal::new(
-            "page tables",
-            "the hypervisor's heap is used up",
-            "give the hypervisor a larger heap (HEAP_BYTES in boot/src/heap.rs)",
-        ));
-    }
-    Ok(table.cast())
-}
-
-impl<F: Format> Tree<F> {
-    /// One that maps nothing.
-    ///
-    /// # Errors
-    /// When the heap is used up.
-    pub fn new(format: F) -> Result<Self, Refusal> {
-        Ok(Self { format, top: new_table()? })
-    }
-
-    /// Its top table.
-    pub fn top(&self) -> *mut Table {
-        self.top
-    }
-
-    /// The table behind an entry that is not of the last level, made if it is not there; a large page is
-    /// split into what it maps.
-    fn table_behind(&self, entry: &mut u64) -> Result<*mut Table, Refusal> {
-        let large = match self.format.decode(*entry, false) {
-            Decoded::Table(address) => return Ok(address as *mut Table),
-            Decoded::Nothing => None,
-            Decoded::Page(address, Some(kind)) => Some((address, kind)),
-            Decoded::Page(address, None) => {
-                return Err(Refusal::new(
-                    "page tables",
-                    format!("{address:#x} is mapped in a way that nobody asked for"),
-                    "report this with the machine's memory map",
-                ));
-            }
-        };
-        let table = new_table()?;
-        if let Some((address, kind)) = large {
-            for (index, page) in (0u64..).zip(0..ENTRIES) {
-                let small = self.format.page(address + index * PAGE_SIZE, kind, Size::Small);
-                // SAFETY: a new table of this function's.
-                unsafe { (*table)[page] = small };
-            }
-        }
-        *entry = self.format.table(table as u64);
-        Ok(table)
-    }
-
-    /// The entry for the large page at `address`.
-    fn large_entry(&mut self, address: u64) -> Result<*mut u64, Refusal> {
-        let mut table = self.top;
-        for level in [2, 1] {
-            let index = address >> (LARGE_SHIFT + LEVEL_BITS * level) & (ENTRIES as u64 - 1);
-            // SAFETY: a table of this tree, or the root; `self` is the only one to use it.
-            table = self.table_behind(unsafe { &mut (*table)[index as usize] })?;
-        }
-        let index = address >> LARGE_SHIFT & (ENTRIES as u64 - 1);
-        // SAFETY: as above.
-        Ok(unsafe { &raw mut (*table)[index as usize] })
-    }
-
-    /// Maps the pages of `start..end`, or unmaps them, whatever was there before.
-    ///
-    /// # Errors
-    /// When the range cannot be, or the heap is used up.
-    pub fn set(&mut self, start: u64, end: u64, kind: Option<Kind>) -> Result<(), Refusal> {
-        self.set_by(start, end, kind, true)
-    }
-
-    /// As [`Tree::set`]; by large pages where that goes, if `large`.
-    fn set_by(&mut self, start: u64, end: u64, kind: Option<Kind>, large: bool) -> Result<(), Refusal> {
-        if start > end || end > F::END || !start.is_multiple_of(PAGE_SIZE) || !end.is_multiple_of(PAGE_SIZE) {
+impl Memory for Heap {
+    fn alloc_table(&mut self) -> Result<HostPhys, Refusal> {
+        // SAFETY: the layout has a size.
+        let table = unsafe { alloc_zeroed(TABLE) };
+        if table.is_null() {
             return Err(Refusal::new(
                 "page tables",
-                format!("{start:#x}..{end:#x} cannot be mapped"),
-                "report this with the machine's memory map",
+                "the hypervisor's heap is used up",
+                "give the hypervisor a larger heap (HEAP_BYTES in boot/src/heap.rs)",
             ));
         }
-        let mut at = start;
-        while at < end {
-            // SAFETY: the entry is part of this tree, which `self` alone uses.
-            let entry = unsafe { &mut *self.large_entry(at)? };
-            let is_table = matches!(self.format.decode(*entry, false), Decoded::Table(_));
-            if large && at.is_multiple_of(LARGE_PAGE_SIZE) && end - at >= LARGE_PAGE_SIZE && !is_table {
-                *entry = kind.map_or(0, |kind| self.format.page(at, kind, Size::Large));
-                at += LARGE_PAGE_SIZE;
-                continue;
-            }
-            let table = self.table_behind(entry)?;
-            let stop = end.min((at / LARGE_PAGE_SIZE + 1) * LARGE_PAGE_SIZE);
-            while at < stop {
-                let index = at / PAGE_SIZE % ENTRIES as u64;
-                let page = kind.map_or(0, |kind| self.format.page(at, kind, Size::Small));
-                // SAFETY: a table of this tree.
-                unsafe { (*table)[index as usize] = page };
-                at += PAGE_SIZE;
-            }
-        }
-        Ok(())
+        Ok(HostPhys(table as u64))
     }
 
-    /// How an address is mapped, if it is; `Some(None)` for a way that no [`Kind`] stands for.
-    pub fn leaf(&self, address: u64) -> Option<Option<Kind>> {
-        let mut table = self.top;
-        for level in [2, 1, 0] {
-            let index = address >> (LARGE_SHIFT + LEVEL_BITS * level) & (ENTRIES as u64 - 1);
-            // SAFETY: a table of this tree.
-            match self.format.decode(unsafe { (*table)[index as usize] }, false) {
-                Decoded::Nothing => return None,
-                Decoded::Page(_, kind) => return Some(kind),
-                Decoded::Table(next) => table = next as *mut Table,
-            }
-        }
-        // SAFETY: as above.
-        let entry = unsafe { (*table)[(address / PAGE_SIZE) as usize % ENTRIES] };
-        match self.format.decode(entry, true) {
-            Decoded::Page(_, kind) => Some(kind),
-            Decoded::Nothing | Decoded::Table(_) => None,
-        }
+    fn free_table(&mut self, table: HostPhys) {
+        // SAFETY: the engine gives tables back that are from `alloc_table`, and that nothing leads to.
+        unsafe { dealloc(table.0 as *mut u8, TABLE) };
     }
 
-    /// RAM, by small pages in `guarded` (start and end), then the image in it, then page 0.
+    fn read(&self, table: HostPhys, index: usize) -> u64 {
+        // SAFETY: the engine reads tables of ours, which are pages of 512 entries.
+        unsafe { (table.0 as *const u64).wrapping_add(index).read_volatile() }
+    }
+
+    fn write(&mut self, table: HostPhys, index: usize, entry: u64) {
+        // SAFETY: as in `read`. The processor reads entries in one access.
+        unsafe { (table.0 as *mut u64).wrapping_add(index).write_volatile(entry) }
+    }
+}
+
+/// How a range is to be mapped, above what was said of it before.
+struct Layer {
+    start: u64,
+    end: u64,
+    kind: Option<Kind>,
+    /// By small pages.
+    small: bool,
+}
+
+/// The tables of the hypervisor.
+#[derive(Debug)]
+pub struct Tree<F>(PageTable<F, Heap>);
+
+impl<F: Format<Attributes = Kind>> Tree<F> {
+    /// RAM, by small pages in `guarded` (start and end), then the image in it; but not page 0.
     ///
     /// # Errors
-    /// As [`Tree::set`].
-    pub fn fill(
-        &mut self,
+    /// When a range cannot be, or the heap is used up.
+    pub fn new(
+        geometry: Geometry<F>,
         ram: &[(u64, u64)],
         guarded: (u64, u64),
         image: &[Section],
-    ) -> Result<(), Refusal> {
-        for &(start, end) in ram {
-            self.set(start, end, Some(Kind::Data))?;
+    ) -> Result<Self, Refusal> {
+        let data = |&(start, end)| Layer { start, end, kind: Some(Kind::Data), small: false };
+        let section = |&Section { start, end, kind }| Layer { start, end, kind: Some(kind), small: false };
+        let mut layers: Vec<Layer> = ram.iter().map(data).collect();
+        layers.push(Layer { small: true, ..data(&guarded) });
+        layers.extend(image.iter().map(section));
+        layers.push(Layer { start: 0, end: PAGE_SIZE, kind: None, small: true });
+        Self::of(geometry, &layers)
+    }
+
+    /// What the last layer says of each page. So none is mapped twice, and no large page is split.
+    fn of(geometry: Geometry<F>, layers: &[Layer]) -> Result<Self, Refusal> {
+        let mut table = PageTable::new(Heap, geometry)?;
+        let mut borders: Vec<u64> = layers.iter().flat_map(|layer| [layer.start, layer.end]).collect();
+        borders.sort_unstable();
+        borders.dedup();
+        for piece in borders.windows(2) {
+            let &[start, end] = piece else { continue };
+            let last = layers.iter().rfind(|layer| layer.start <= start && end <= layer.end);
+            let Some(&Layer { kind: Some(kind), small, .. }) = last else { continue };
+            let map = if small { PageTable::map_small } else { PageTable::map };
+            map(&mut table, start, HostPhys(start), end - start, kind)?;
         }
-        let (start, end) = guarded;
-        self.set_by(start, end, Some(Kind::Data), false)?;
-        for section in image {
-            self.set(section.start, section.end, Some(section.kind))?;
-        }
-        self.set(0, PAGE_SIZE, None)
+        Ok(Self(table))
+    }
+
+    /// Physical address of the table that a walk begins with.
+    pub fn root(&self) -> HostPhys {
+        self.0.top().root
+    }
+
+    /// Whether an address is mapped.
+    pub fn is_mapped(&self, address: u64) -> bool {
+        self.0.lookup(address).is_some()
     }
 
     /// Maps registers where nothing is mapped yet, or registers already.
     ///
     /// # Errors
-    /// When the range overlaps memory, and as [`Tree::set`].
+    /// When the range cannot be or overlaps memory, or the heap is used up.
     pub fn map_device(&mut self, start: u64, end: u64) -> Result<(), Refusal> {
+        let map = |table: &mut PageTable<F, Heap>, from, to| {
+            table.map(from, HostPhys(from), to - from, Kind::Device)
+        };
         let mut missing: Option<u64> = None;
         let mut at = start;
         while at < end {
-            match self.leaf(at) {
+            match self.0.lookup(at).map(|mapped| mapped.attributes) {
                 None => missing = missing.or(Some(at)),
                 Some(Some(Kind::Device)) => {
                     if let Some(from) = missing.take() {
-                        self.set(from, at, Some(Kind::Device))?;
+                        map(&mut self.0, from, at)?;
                     }
                 }
                 Some(_) => {
@@ -253,7 +148,24 @@ impl<F: Format> Tree<F> {
             }
             at += PAGE_SIZE;
         }
-        missing.map_or(Ok(()), |from| self.set(from, end, Some(Kind::Device)))
+        missing.map_or(Ok(()), |from| map(&mut self.0, from, end))
+    }
+
+    /// Takes a page out. The caller has its translation dropped.
+    ///
+    /// # Errors
+    /// When it is part of a large page that cannot be split.
+    pub fn unmap(&mut self, page: u64) -> Result<(), Refusal> {
+        // A table that it was the last one of would be lost: no other processor is told.
+        self.0.unmap(page, PAGE_SIZE).map(drop)
+    }
+
+    /// Maps a page that is mapped as another kind. The caller has its translation dropped.
+    ///
+    /// # Errors
+    /// As [`Tree::unmap`], and where the architecture wants a break in between.
+    pub fn protect(&mut self, page: u64, kind: Kind) -> Result<(), Refusal> {
+        self.0.protect(page, PAGE_SIZE, kind).map(drop)
     }
 }
 
@@ -303,48 +215,60 @@ pub fn merged(ranges: &[(HostPhys, u64)]) -> Vec<(u64, u64)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use pasidon_kernel::page_table::Entry;
     use proptest::prelude::*;
 
     const MIB: u64 = 1 << 20;
 
-    /// Bit 0: valid; bits 1 to 3: table, large or small; bits 4 and 5: kind.
+    /// Bit 0: valid; bit 1: table; bits 4 and 5: kind.
+    #[derive(Clone, Copy)]
     struct Plain;
 
     const KINDS: [Kind; 4] = [Kind::Data, Kind::Constants, Kind::Code, Kind::Device];
+    const END: u64 = 1 << 47;
+    const GEOMETRY: Geometry<Plain> =
+        Geometry { levels: 4, address_bits: 47, host_bits: 47, leaf_levels: LEAF_LEVELS, format: Plain };
 
     impl Format for Plain {
-        const END: u64 = 1 << 47;
+        type Attributes = Kind;
 
-        fn table(&self, address: u64) -> u64 {
-            address | 0b11
+        const NAME: &'static str = "page tables";
+        const BREAK_BEFORE_MAKE: bool = true;
+
+        fn leaf(&self, to: HostPhys, kind: Kind, _level: u8) -> u64 {
+            to.0 | (KINDS.iter().position(|known| *known == kind).unwrap() as u64) << 4 | 0b01
         }
 
-        fn page(&self, address: u64, kind: Kind, size: Size) -> u64 {
-            let kind = KINDS.iter().position(|known| *known == kind).unwrap() as u64;
-            address | kind << 4 | if size == Size::Large { 0b101 } else { 0b1001 }
+        fn table(&self, lower: HostPhys) -> u64 {
+            lower.0 | 0b11
         }
 
-        fn decode(&self, entry: u64, last: bool) -> Decoded {
-            let address = entry & !(PAGE_SIZE - 1);
+        fn decode(&self, entry: u64, _level: u8) -> Entry<Kind> {
+            let address = HostPhys(entry & !(PAGE_SIZE - 1));
             match entry & 0xf {
-                0 => Decoded::Nothing,
-                0b11 if !last => Decoded::Table(address),
-                0b101 if !last => Decoded::Page(address, Some(KINDS[(entry >> 4 & 3) as usize])),
-                0b1001 if last => Decoded::Page(address, Some(KINDS[(entry >> 4 & 3) as usize])),
+                0 => Entry::Nothing,
+                0b11 => Entry::Table(address),
+                0b01 => Entry::Leaf(address, Some(KINDS[(entry >> 4 & 3) as usize])),
                 _ => panic!("{entry:#x}"),
             }
         }
     }
 
     fn kind(tree: &Tree<Plain>, address: u64) -> Option<Kind> {
-        tree.leaf(address).map(Option::unwrap)
+        let mapped = tree.0.lookup(address)?;
+        assert_eq!(mapped.to.0, address, "a physical address is a pointer");
+        mapped.attributes
+    }
+
+    fn is_large(tree: &Tree<Plain>, address: u64) -> bool {
+        tree.0.lookup(address).unwrap().level == LEAF_LEVELS
     }
 
     #[test]
     fn ram_image_and_null_page() {
-        let mut tree = Tree::new(Plain).unwrap();
         let code = Section { start: 5 * MIB, end: 5 * MIB + 2 * PAGE_SIZE, kind: Kind::Code };
-        tree.fill(&[(0, 0xa0000), (MIB, 64 * MIB)], (32 * MIB, 34 * MIB), &[code]).unwrap();
+        let ram = [(0, 0xa0000), (MIB, 64 * MIB)];
+        let mut tree = Tree::new(GEOMETRY, &ram, (32 * MIB, 34 * MIB), &[code]).unwrap();
         assert_eq!(kind(&tree, 0), None);
         assert_eq!(kind(&tree, PAGE_SIZE), Some(Kind::Data));
         assert_eq!(kind(&tree, 0xa0000), None);
@@ -353,20 +277,17 @@ mod tests {
         assert_eq!(kind(&tree, 5 * MIB + 2 * PAGE_SIZE), Some(Kind::Data));
         assert_eq!(kind(&tree, 64 * MIB - 1), Some(Kind::Data));
         assert_eq!(kind(&tree, 64 * MIB), None);
-        let is_table = |tree: &mut Tree<Plain>, at| {
-            let entry = tree.large_entry(at).unwrap();
-            // SAFETY: an entry of this tree.
-            matches!(Plain.decode(unsafe { *entry }, false), Decoded::Table(_))
-        };
-        assert!(is_table(&mut tree, 32 * MIB), "guards are taken out here later");
-        assert!(!is_table(&mut tree, 34 * MIB));
+        assert!(!is_large(&tree, 32 * MIB), "guards are taken out here later");
+        assert!(is_large(&tree, 34 * MIB));
         assert_eq!(kind(&tree, 33 * MIB), Some(Kind::Data));
+        tree.unmap(33 * MIB).unwrap();
+        assert_eq!([32 * MIB, 33 * MIB].map(|at| kind(&tree, at)), [Some(Kind::Data), None]);
+        assert!(tree.unmap(34 * MIB).is_err(), "no large page in use is split");
     }
 
     #[test]
     fn devices_never_cover_memory() {
-        let mut tree = Tree::new(Plain).unwrap();
-        tree.fill(&[(0, 16 * MIB)], (0, 0), &[]).unwrap();
+        let mut tree = Tree::new(GEOMETRY, &[(0, 16 * MIB)], (0, 0), &[]).unwrap();
         let device = 0xfed9_0000;
         tree.map_device(device, device + 0x1000).unwrap();
         tree.map_device(device - 0x1000, device + 0x2000).unwrap();
@@ -375,10 +296,11 @@ mod tests {
         let refusal = tree.map_device(15 * MIB, 17 * MIB).unwrap_err();
         assert!(refusal.to_string().contains("overlaps memory"), "{refusal}");
         assert_eq!(kind(&tree, 15 * MIB), Some(Kind::Data));
-        assert!(tree.set(0, Plain::END + PAGE_SIZE, None).is_err());
-        assert_eq!(device_pages(HostPhys(0x1234), 0x1000, Plain::END), Ok((0x1000, 0x3000)));
-        assert!(device_pages(HostPhys(0x10), 1, Plain::END).is_err());
-        assert!(device_pages(HostPhys(u64::MAX), 2, Plain::END).is_err());
+        assert!(tree.map_device(END - PAGE_SIZE, END + PAGE_SIZE).is_err());
+        assert!(Tree::new(GEOMETRY, &[(0, END + PAGE_SIZE)], (0, 0), &[]).is_err());
+        assert_eq!(device_pages(HostPhys(0x1234), 0x1000, END), Ok((0x1000, 0x3000)));
+        assert!(device_pages(HostPhys(0x10), 1, END).is_err());
+        assert!(device_pages(HostPhys(u64::MAX), 2, END).is_err());
     }
 
     #[test]
@@ -399,16 +321,18 @@ mod tests {
             settings in prop::collection::vec((0u64..2048, 0u64..1100, 0u8..4, any::<bool>()), 1..12),
             probe in 0u64..3200,
         ) {
-            let mut tree = Tree::new(Plain).unwrap();
             let mut wanted = None;
-            for (start, pages, choice, large) in settings {
+            let layers: Vec<Layer> = settings.into_iter().map(|(start, pages, choice, small)| {
                 let kind = [None, Some(Kind::Data), Some(Kind::Code), Some(Kind::Device)][usize::from(choice)];
-                tree.set_by(start * PAGE_SIZE, (start + pages) * PAGE_SIZE, kind, large).unwrap();
                 if (start..start + pages).contains(&probe) {
-                    wanted = kind;
+                    wanted = kind.map(|kind| (kind, small));
                 }
-            }
-            prop_assert_eq!(kind(&tree, probe * PAGE_SIZE), wanted);
+                Layer { start: start * PAGE_SIZE, end: (start + pages) * PAGE_SIZE, kind, small }
+            }).collect();
+            let tree = Tree::of(GEOMETRY, &layers).unwrap();
+            let at = probe * PAGE_SIZE;
+            prop_assert_eq!(kind(&tree, at), wanted.map(|(kind, _)| kind));
+            prop_assert!(wanted.is_none_or(|(_, small)| !small || !is_large(&tree, at)));
         }
     }
 }

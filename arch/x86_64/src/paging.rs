@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The hypervisor's own page tables: a physical address is a pointer. The tree and its invariants are those of
+//! The hypervisor's own page tables: a physical address is a pointer. What is mapped, and its invariants, are those of
 //! [`pasidon_arch_common::paging`]; here are the bits of an entry, and the processor.
 //!
 //! **Invariant.** Only changes that need no TLB shootdown are made once other pCPUs run: a page that was not
@@ -11,8 +11,9 @@ use core::arch::asm;
 use core::sync::atomic::{AtomicU64, Ordering};
 
 use bitflags::bitflags;
-use pasidon_arch_common::paging::{self as tree, Decoded, Format, Size, Tree};
-use pasidon_kernel::addr::{HostPhys, PAGE_SIZE};
+use pasidon_arch_common::paging::{self as tree, LEAF_LEVELS, Tree};
+use pasidon_kernel::addr::HostPhys;
+use pasidon_kernel::page_table::{self, Format, Geometry};
 use pasidon_kernel::refusal::Refusal;
 use spin::Mutex;
 
@@ -42,7 +43,11 @@ bitflags! {
 /// The address in an entry.
 const ADDRESS: u64 = 0x000f_ffff_ffff_f000;
 
+/// Bits of the lower half of the addresses that four levels reach.
+const ADDRESS_BITS: u8 = 47;
+
 /// The entries of long mode.
+#[derive(Clone, Copy, Debug)]
 struct LongMode;
 
 const KINDS: [Kind; 4] = [Kind::Data, Kind::Constants, Kind::Code, Kind::Device];
@@ -59,33 +64,43 @@ impl LongMode {
 }
 
 impl Format for LongMode {
-    /// What the lower half of four levels reaches.
-    const END: u64 = 1 << 47;
+    type Attributes = Kind;
 
-    fn table(&self, address: u64) -> u64 {
-        address | (Entry::P | Entry::RW).bits()
+    const NAME: &'static str = "page tables";
+    const BREAK_BEFORE_MAKE: bool = false;
+
+    fn leaf(&self, to: HostPhys, kind: Kind, level: u8) -> u64 {
+        let large = if level > 1 { Entry::PS } else { Entry::empty() };
+        to.0 | (Self::bits(kind) | large).bits()
     }
 
-    fn page(&self, address: u64, kind: Kind, size: Size) -> u64 {
-        let large = match size {
-            Size::Large => Entry::PS,
-            Size::Small => Entry::empty(),
-        };
-        address | (Self::bits(kind) | large).bits()
+    fn table(&self, lower: HostPhys) -> u64 {
+        lower.0 | (Entry::P | Entry::RW).bits()
     }
 
-    fn decode(&self, entry: u64, last: bool) -> Decoded {
+    fn decode(&self, entry: u64, level: u8) -> page_table::Entry<Kind> {
         // The processor's own marks (accessed, dirty) are left out.
         let bits = Entry::from_bits_truncate(entry);
-        let address = entry & ADDRESS;
+        let address = HostPhys(entry & ADDRESS);
         if !bits.contains(Entry::P) {
-            return Decoded::Nothing;
+            return page_table::Entry::Nothing;
         }
-        if !last && !bits.contains(Entry::PS) {
-            return Decoded::Table(address);
+        if level > 1 && !bits.contains(Entry::PS) {
+            return page_table::Entry::Table(address);
         }
         let kind = KINDS.into_iter().find(|kind| Self::bits(*kind) == bits - Entry::PS);
-        Decoded::Page(address, kind)
+        page_table::Entry::Leaf(address, kind)
+    }
+}
+
+/// The form of the tables. Where firmware left five levels on, there is one more above the four.
+fn geometry(five: bool) -> Geometry<LongMode> {
+    Geometry {
+        levels: if five { 5 } else { 4 },
+        address_bits: ADDRESS_BITS,
+        host_bits: ADDRESS_BITS,
+        leaf_levels: LEAF_LEVELS,
+        format: LongMode,
     }
 }
 
@@ -108,17 +123,10 @@ pub unsafe fn install(
     guarded: (HostPhys, u64),
     image: &[Section],
 ) -> Result<(), Refusal> {
-    let mut tables = Tree::new(LongMode)?;
     let (start, length) = guarded;
-    tables.fill(&tree::merged(ram), (start.0, start.0 + length), image)?;
-    let mut root = tables.top();
-    if cpu::five_levels() {
-        // The firmware left five levels on: one more above.
-        root = tree::new_table()?;
-        // SAFETY: a new table of this function's.
-        unsafe { (*root)[0] = LongMode.table(tables.top() as u64) };
-    }
-    ROOT.store(root as u64, Ordering::Release);
+    let guarded = (start.0, start.0 + length);
+    let tables = Tree::new(geometry(cpu::five_levels()), &tree::merged(ram), guarded, image)?;
+    ROOT.store(tables.root().0, Ordering::Release);
     *TABLES.lock() = Some(tables);
     // SAFETY: the new tables map all that is in use, at the same addresses.
     unsafe { activate() };
@@ -149,7 +157,7 @@ fn with_tables<T>(change: impl FnOnce(&mut Tree<LongMode>) -> Result<T, Refusal>
 /// # Errors
 /// When the range is none, or overlaps memory.
 pub fn map_device(base: HostPhys, len: u64) -> Result<*mut u8, Refusal> {
-    let (start, end) = tree::device_pages(base, len, LongMode::END)?;
+    let (start, end) = tree::device_pages(base, len, 1 << ADDRESS_BITS)?;
     with_tables(|tables| tables.map_device(start, end))?;
     Ok(base.0 as *mut u8)
 }
@@ -159,7 +167,7 @@ pub fn map_device(base: HostPhys, len: u64) -> Result<*mut u8, Refusal> {
 /// # Safety
 /// Nobody may have a use for the page, and no other pCPU may have touched it.
 pub(crate) unsafe fn unmap_guard(address: u64) -> Result<(), Refusal> {
-    with_tables(|tables| tables.set(address, address + PAGE_SIZE, None))?;
+    with_tables(|tables| tables.unmap(address))?;
     flush(address);
     Ok(())
 }
@@ -169,7 +177,7 @@ pub(crate) unsafe fn unmap_guard(address: u64) -> Result<(), Refusal> {
 /// # Safety
 /// Nobody writes to it from here on; no other pCPU has touched it.
 pub(crate) unsafe fn make_code(address: u64) -> Result<(), Refusal> {
-    with_tables(|tables| tables.set(address, address + PAGE_SIZE, Some(Kind::Code)))?;
+    with_tables(|tables| tables.protect(address, Kind::Code))?;
     flush(address);
     Ok(())
 }
@@ -177,9 +185,7 @@ pub(crate) unsafe fn make_code(address: u64) -> Result<(), Refusal> {
 /// Whether an address is mapped, for who walks memory that may be broken.
 pub fn is_mapped(address: u64) -> bool {
     // A panic may come while the tables are being changed; then nothing is known.
-    TABLES.try_lock().is_some_and(|tables| {
-        address < LongMode::END && tables.as_ref().is_some_and(|t| t.leaf(address).is_some())
-    })
+    TABLES.try_lock().is_some_and(|tables| tables.as_ref().is_some_and(|t| t.is_mapped(address)))
 }
 
 fn flush(address: u64) {
@@ -190,20 +196,23 @@ fn flush(address: u64) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use pasidon_kernel::page_table::Entry::{Leaf, Nothing, Table};
+    use pasidon_kernel::page_table::testing::equals_a_plain_map;
+    use proptest::prelude::*;
 
     #[test]
     fn what_is_written_is_what_is_read() {
         const ACCESSED_AND_DIRTY: u64 = 1 << 5 | 1 << 6;
         for kind in KINDS {
-            let page = LongMode.page(0x5000, kind, Size::Small) | ACCESSED_AND_DIRTY;
-            assert_eq!(LongMode.decode(page, true), Decoded::Page(0x5000, Some(kind)));
-            let large = LongMode.page(0x20_0000, kind, Size::Large);
-            assert_eq!(LongMode.decode(large, false), Decoded::Page(0x20_0000, Some(kind)));
+            let page = LongMode.leaf(HostPhys(0x5000), kind, 1) | ACCESSED_AND_DIRTY;
+            assert_eq!(LongMode.decode(page, 1), Leaf(HostPhys(0x5000), Some(kind)));
+            let large = LongMode.leaf(HostPhys(0x20_0000), kind, 2);
+            assert_eq!(LongMode.decode(large, 2), Leaf(HostPhys(0x20_0000), Some(kind)));
         }
-        assert_eq!(LongMode.decode(LongMode.table(0x7000), false), Decoded::Table(0x7000));
-        assert_eq!(LongMode.decode(0, false), Decoded::Nothing);
+        assert_eq!(LongMode.decode(LongMode.table(HostPhys(0x7000)), 2), Table(HostPhys(0x7000)));
+        assert_eq!(LongMode.decode(0, 2), Nothing);
         let odd = (Entry::P | Entry::RW).bits();
-        assert_eq!(LongMode.decode(odd, true), Decoded::Page(0, None), "W and X");
+        assert_eq!(LongMode.decode(odd, 1), Leaf(HostPhys(0), None), "W and X");
     }
 
     #[test]
@@ -211,6 +220,18 @@ mod tests {
         for kind in KINDS {
             let bits = LongMode::bits(kind);
             assert!(!bits.contains(Entry::RW) || bits.contains(Entry::NX), "{kind:?}");
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(32))]
+
+        #[test]
+        fn a_table_equals_a_plain_map(
+            steps in prop::collection::vec(any::<[u64; 6]>(), 1..24),
+            five in any::<bool>(),
+        ) {
+            equals_a_plain_map(geometry(five), &KINDS, &steps);
         }
     }
 }

@@ -2,27 +2,28 @@
 //! Page tables: one engine for whoever walks them, a processor for itself, a processor for a guest, an IOMMU.
 //!
 //! ```text
-//! address   …│ index 3 │ index 2 │ index 1 │ offset in the page │      levels count from 1, the last one
+//! address    │ index 3 │ index 2 │ index 1 │ offset │
 //!                 │         │         │
-//!           root  ▼  table  ▼  table  ▼
+//!  level    root  ▼3  table ▼2  table ▼1              the last level is 1
 //!          ┌───────┐ ┌───────┐ ┌───────┐
-//!          │ Table ├►│ Table ├►│ Leaf  ├► 4 KiB
-//!          │ Leaf  │ │ Leaf  ├────────────► 2 MiB
-//!          │Nothing│ └───────┘
+//!          │ Table ├►│ Table ├►│ Leaf  ├─► 4 KiB
+//!          │Nothing│ │ Leaf  ├─┼───────┼─► 2 MiB
+//!          └───────┘ └───────┘ └───────┘
 //! ```
 //!
 //! **Principle.** What an entry looks like is a matter of its [`Format`], what tables lie in of a [`Memory`]. What may
 //! become of an entry is decided here, once for all:
 //!
-//! | Policy | |
-//! |---|---|
-//! | Order | An entry changes in one store. What it leads to is complete, and [published](Format::publish), before it is written |
-//! | Refusals | Memory is taken before the first entry in use is written: a refusal changes no translation |
-//! | Occupied | [`PageTable::map`] takes an entry from nothing to something. It never replaces what is there |
-//! | Leaves | The largest that fit, or only the smallest ([`PageTable::map_small`]) where pages of them go alone later |
-//! | Splitting, rights | A leaf in use becomes a table of smaller ones, or gets other rights, where the format lets one entry follow another. Where it wants a [break](Format::BREAK_BEFORE_MAKE) between them, that is refused |
-//! | Widening | More rights are a change like fewer: a device that met the old ones does not try again |
-//! | Freeing | A page that left the tree is the caller's ([`Removed`]), who frees it when no walker can know it any more |
+//! - *Order.* An entry changes in one store. What it leads to is complete, and [published](Format::publish), before it
+//!   is written.
+//! - *Refusals.* Memory is taken before the first entry in use is written: a refusal changes no translation.
+//! - *Occupied.* [`PageTable::map`] takes an entry from nothing to something. It never replaces what is there.
+//! - *Leaves.* The largest that fit, or only the smallest ([`PageTable::map_small`]) where pages go alone later.
+//! - *Splitting, rights.* A leaf in use becomes a table of smaller ones, or gets other rights, where the format lets one
+//!   entry follow another. Where it wants a [break](Format::BREAK_BEFORE_MAKE) between them, that is refused.
+//! - *Widening.* More rights are a change like fewer: a device that met the old ones does not try again.
+//! - *Freeing.* A page that left the tree is the caller's ([`Removed`]), who frees it when no walker can know it any
+//!   more.
 //!
 //! **Invariant.** Every table below the root has an entry that is not [`Entry::Nothing`]; so where there is nothing,
 //! nothing below it is mapped.

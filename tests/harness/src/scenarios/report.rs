@@ -87,7 +87,7 @@ impl Words {
                 registers: r"^  x0  [0-9a-f]{16} ",
                 null_read: "data abort",
                 overflow: "data abort",
-                syndrome: r"^  esr 0x96000007  far 0x18  spsr 0x",
+                syndrome: r"^  esr 0x96000006  far 0x18  spsr 0x",
             },
         }
     }
