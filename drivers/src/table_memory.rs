@@ -61,6 +61,7 @@ impl<M: DmaMemory> TableMemory<M> {
 
     /// Writes the 64-bit word `index` words after `table`, visible to the unit and ordered after all
     /// earlier writes when it returns.
+    #[inline]
     pub fn write(&self, table: HostPhys, index: usize, value: u64) {
         let address = word(table, index);
         self.memory.write64(address, value);
