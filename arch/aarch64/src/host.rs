@@ -19,7 +19,7 @@ use crate::{gic, pcpu, run, serial, time, vector, vms};
 /// How many LPIs there are for devices.
 const DEVICES: usize = (vector::DEVICES.end - vector::DEVICES.start) as usize;
 /// How many of them are raised on one pCPU at most: as many as may wait there for the loop.
-const ON_ONE_PCPU: usize = pasidon_arch_common::run::NOTES;
+const ON_ONE_PCPU: usize = pasidon_arch_common::notes::NOTES;
 
 static LPIS: Mutex<Vectors<DEVICES>> = Mutex::new(Vectors::new());
 
@@ -32,7 +32,7 @@ fn take(pcpu: u32) -> Option<HostVector> {
     if lpis.used_by(pcpu) >= ON_ONE_PCPU {
         return None;
     }
-    let taken = lpis.take(pcpu, run::rounds);
+    let taken = lpis.take(pcpu, |pcpu| run::NOTES.rounds(pcpu));
     drop(lpis);
     let place = taken.map_err(|none| none.hurry(vms::kick)).ok()?;
     Some(HostVector { vector: vector::DEVICES.start + place as u32, cpu: cpu_of(pcpu)? })
@@ -50,7 +50,7 @@ impl Host for MachineHost {
 
     fn free_vector(&self, vector: HostVector) {
         let place = vector.vector.wrapping_sub(vector::DEVICES.start) as usize;
-        let raised_on = LPIS.lock().give_back(place, run::rounds);
+        let raised_on = LPIS.lock().give_back(place, |pcpu| run::NOTES.rounds(pcpu));
         if let Some(pcpu) = raised_on {
             // One that sleeps goes round once more.
             vms::kick(pcpu);

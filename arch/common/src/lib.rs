@@ -20,6 +20,7 @@ pub mod hardware;
 pub mod history;
 pub mod image;
 pub mod memory;
+pub mod notes;
 pub mod paging;
 pub mod pauses;
 pub mod pcpus;

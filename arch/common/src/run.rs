@@ -8,25 +8,19 @@
 //! interrupts off since.
 
 use alloc::vec::Vec;
-use core::sync::atomic::{AtomicU64, Ordering};
 
-use arrayvec::ArrayVec;
 use pasidon_kernel::id::{VdevId, VmId};
 use pasidon_kernel::irq::{HostVector, Route};
 use pasidon_kernel::refusal::Refusal;
 use pasidon_kernel::sched::{PcpuId, SLICE_NS, Seat, Turn};
 use pasidon_kernel::system::System;
-use spin::Mutex;
 
 use crate::hardware::{Core, Hardware};
 use crate::history;
+use crate::notes::Notes;
 use crate::pcpus::MAX_PCPUS;
 use crate::view::VmView;
 use crate::vms::{Machine, Vms};
-
-/// Device interrupts that may wait on one pCPU: one for each vector, as the same twice is one. No pCPU may be given
-/// more vectors.
-pub const NOTES: usize = 256;
 
 /// The turn that a guest gets between two rounds of the hypervisor's own work, in nanoseconds: whatever causes that
 /// work, guests on the pCPU that does it go on.
@@ -45,17 +39,9 @@ pub struct World<H: Hardware> {
     pub system: &'static System,
     /// The machines.
     pub vms: &'static Vms<H>,
+    /// What interrupt handlers leave.
+    pub notes: &'static Notes,
 }
-
-/// Device interrupts that came on each pCPU. Only that pCPU touches its own.
-static NOTED: [Mutex<ArrayVec<Route, NOTES>>; MAX_PCPUS] =
-    [const { Mutex::new(ArrayVec::new_const()) }; MAX_PCPUS];
-/// Parents whose event interrupt came, a bit each.
-static PARENT_EVENTS: AtomicU64 = AtomicU64::new(0);
-const _: () = assert!(Route::PARENTS as u32 == u64::BITS);
-/// How often each pCPU has gone round its loop: after two more rounds, every interrupt that it had accepted
-/// before has been handled.
-static ROUNDS: [AtomicU64; MAX_PCPUS] = [const { AtomicU64::new(0) }; MAX_PCPUS];
 
 /// What one pCPU keeps to itself.
 struct Local<H: Hardware> {
@@ -71,6 +57,17 @@ struct Local<H: Hardware> {
     held: Vec<(VmId, u64)>,
     /// When to look at the other pCPUs; for the first.
     watch_due: u64,
+    /// A round went by without a turn for a guest.
+    owed: bool,
+}
+
+/// What comes after a round.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Next {
+    /// Another one.
+    Round,
+    /// An interrupt.
+    Wait,
 }
 
 /// A device of the machine raised this interrupt: remembers whose it is, for the loop of the pCPU that took it. For
@@ -78,111 +75,29 @@ struct Local<H: Hardware> {
 pub fn note_device_interrupt<H: Hardware>(world: &World<H>, from: HostVector) {
     match world.system.routes().deliver(from) {
         Some(Route::ParentEvent(parent)) => {
-            note_parent_event(parent);
+            world.notes.leave_parent(parent);
             world.vms.outside().wake();
         }
-        Some(route) => {
-            if let Some(notes) = NOTED.get(H::this_pcpu() as usize) {
-                let mut notes = notes.lock();
-                if !notes.contains(&route) {
-                    // There are no more routes to a pCPU than it has vectors.
-                    let _ = notes.try_push(route);
-                }
-            }
-        }
+        Some(route) => world.notes.leave(H::this_pcpu(), route),
         None => {}
     }
 }
 
-/// A parent may have events: its interrupt came, or not all were taken.
-pub fn note_parent_event(parent: u16) {
-    PARENT_EVENTS.fetch_or(1 << (parent % Route::PARENTS), Ordering::SeqCst);
-}
-
-/// Parents whose event interrupt came since the last call.
-pub fn take_parent_events() -> impl Iterator<Item = u16> {
-    let bits = PARENT_EVENTS.swap(0, Ordering::SeqCst);
-    (0..Route::PARENTS).filter(move |bit| bits & 1 << bit != 0)
-}
-
-/// Whether there are any.
-pub fn has_parent_events() -> bool {
-    PARENT_EVENTS.load(Ordering::SeqCst) != 0
-}
-
-/// How often the pCPU has gone round its loop.
-pub fn rounds(pcpu: u32) -> u64 {
-    ROUNDS.get(pcpu as usize).map_or(0, |rounds| rounds.load(Ordering::SeqCst))
-}
-
 /// Runs vCPUs on the pCPU that calls, for ever. Refused where the processor cannot.
 pub fn run<H: Hardware>(world: &World<H>) -> Result<core::convert::Infallible, Refusal> {
-    let index = H::this_pcpu();
-    let mut local = Local::<H> {
-        index,
-        pcpu: H::enable(index, world.vms.frames())?,
-        sleepers: Vec::new(),
-        armed: None,
-        last: (None, 0),
-        held: Vec::new(),
-        watch_due: 0,
-    };
-    // Whether a round went by without a turn for a guest.
-    let mut owed = false;
+    let mut local = Local::new(world)?;
     loop {
-        let mut began = H::now_ns();
-        H::window();
-        if let Some(rounds) = ROUNDS.get(index as usize) {
-            rounds.fetch_add(1, Ordering::SeqCst);
-        }
-        deliver_notes(world, index, &mut |machine, vdev| {
-            began = local.charge(machine, vdev, began);
-        });
-        if index == 0 {
-            world.vms.outside().work();
-            local.watch(world);
-        }
-        // What came meanwhile; nothing else would end the sleep, or the turn.
-        let more = has_notes(index) || (index == 0 && world.vms.outside().is_woken());
-        if more && !core::mem::replace(&mut owed, true) {
-            continue;
-        }
-        let now = H::now_ns();
-        local.wake_sleepers(world, now);
-        local.let_through(world, now);
-        match world.vms.scheduler.next(PcpuId(index), now) {
-            Some(mut turn) => {
-                owed = false;
-                if more {
-                    let soon = now.saturating_add(BETWEEN_NS);
-                    turn.until = Some(turn.until.map_or(soon, |until| until.min(soon)));
-                }
-                local.run_turn(world, turn);
-            }
-            None if more => {}
-            None => {
-                local.arm(world, None);
-                H::wait();
-            }
+        if local.round(world) == Next::Wait {
+            H::wait();
         }
     }
-}
-
-/// Whether device interrupts wait for [`deliver_notes`] on this pCPU.
-fn has_notes(index: u32) -> bool {
-    NOTED.get(index as usize).is_some_and(|notes| !notes.lock().is_empty())
 }
 
 /// Hands device interrupts to the vdevs that they belong to, and says which each was. Those of a VM whose devices are
 /// in use stay noted.
 fn deliver_notes<H: Hardware>(world: &World<H>, index: u32, charge: &mut dyn FnMut(&Machine<H>, VdevId)) {
-    let Some(notes) = NOTED.get(index as usize) else {
-        return;
-    };
-    let count = notes.lock().len();
-    for _ in 0..count {
-        let note = notes.lock().pop_at(0);
-        let Some(route @ Route::Vdev { vm, vdev, vector }) = note else {
+    for _ in 0..world.notes.waiting(index) {
+        let Some(route @ Route::Vdev { vm, vdev, vector }) = world.notes.take(index) else {
             continue;
         };
         let Some(machine) = world.vms.machine(vm) else {
@@ -191,16 +106,66 @@ fn deliver_notes<H: Hardware>(world: &World<H>, index: u32, charge: &mut dyn FnM
         if machine.interrupt(vdev, vector) {
             charge(&machine, vdev);
         } else {
-            let mut notes = notes.lock();
-            if !notes.contains(&route) {
-                // There are no more routes to a pCPU than it has vectors.
-                let _ = notes.try_push(route);
-            }
+            world.notes.leave(index, route);
         }
     }
 }
 
 impl<H: Hardware> Local<H> {
+    /// What the pCPU that calls needs; once on each.
+    fn new(world: &World<H>) -> Result<Self, Refusal> {
+        let index = H::this_pcpu();
+        Ok(Self {
+            index,
+            pcpu: H::enable(index, world.vms.frames())?,
+            sleepers: Vec::new(),
+            armed: None,
+            last: (None, 0),
+            held: Vec::new(),
+            watch_due: 0,
+            owed: false,
+        })
+    }
+
+    /// Once round the loop: the notes, the first pCPU's other work, then a turn for a guest.
+    fn round(&mut self, world: &World<H>) -> Next {
+        let index = self.index;
+        let mut began = H::now_ns();
+        H::window();
+        world.notes.count_round(index);
+        deliver_notes(world, index, &mut |machine, vdev| {
+            began = self.charge(machine, vdev, began);
+        });
+        if index == 0 {
+            world.vms.outside().work();
+            self.watch(world);
+        }
+        // What came meanwhile; nothing else would end the sleep, or the turn.
+        let more = world.notes.waiting(index) > 0 || (index == 0 && world.vms.outside().is_woken());
+        if more && !core::mem::replace(&mut self.owed, true) {
+            return Next::Round;
+        }
+        let now = H::now_ns();
+        self.wake_sleepers(world, now);
+        self.let_through(world, now);
+        match world.vms.scheduler.next(PcpuId(index), now) {
+            Some(mut turn) => {
+                self.owed = false;
+                if more {
+                    let soon = now.saturating_add(BETWEEN_NS);
+                    turn.until = Some(turn.until.map_or(soon, |until| until.min(soon)));
+                }
+                self.run_turn(world, turn);
+                Next::Round
+            }
+            None if more => Next::Round,
+            None => {
+                self.arm(world, None);
+                Next::Wait
+            }
+        }
+    }
+
     /// Has the interrupts of a VM let through at that time, whoever runs then.
     fn hold(&mut self, vm: VmId, due: u64) {
         if self.held.iter().all(|(other, _)| *other != vm) {

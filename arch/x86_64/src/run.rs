@@ -3,12 +3,11 @@
 
 use core::convert::Infallible;
 
+use pasidon_arch_common::notes::Notes;
 use pasidon_arch_common::run::note_device_interrupt;
 use pasidon_kernel::irq::HostVector;
 use pasidon_kernel::refusal::Refusal;
 use spin::Once;
-
-pub use pasidon_arch_common::run::{has_parent_events, note_parent_event, rounds, take_parent_events};
 
 use crate::hardware::Svm;
 use crate::{interrupts, pcpu, vector};
@@ -17,6 +16,8 @@ use crate::{interrupts, pcpu, vector};
 pub type World = pasidon_arch_common::run::World<Svm>;
 
 static WORLD: Once<World> = Once::new();
+/// What interrupt handlers leave on this machine.
+pub static NOTES: Notes = Notes::new();
 
 /// What every pCPU works on, once there is something.
 pub(crate) fn world() -> Option<&'static World> {

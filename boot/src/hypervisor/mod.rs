@@ -170,7 +170,7 @@ pub fn run(handover: Handover) -> ! {
         .collect();
     let host = HOST.call_once(|| Mutex::new(Controls { system, vms, desk }));
     desk.equip(system, vms, iommu.as_ref().map(MachineIommu::iommu), host);
-    run::install(World { system, vms });
+    run::install(World { system, vms, notes: &run::NOTES });
     provoke::lose_pcpu(system);
     connect_interrupts(iommu.as_ref(), &handover.platform, desk);
 

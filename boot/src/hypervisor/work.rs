@@ -317,11 +317,11 @@ impl Desk {
     }
 
     fn take_events(&self, parts: &Parts) {
-        for parent in run::take_parent_events() {
+        for parent in run::NOTES.take_parents() {
             let builder = parts.vms.builder();
             let tell = &mut |report| self.tell_event(&report);
             if parts.system.parent_event(&builder, parent, tell) == Drained::Again {
-                run::note_parent_event(parent);
+                run::NOTES.leave_parent(parent);
             }
         }
     }
@@ -377,7 +377,7 @@ impl Desk {
 
     /// Whether faults or events of devices wait to be looked at.
     fn events_wait(&self) -> bool {
-        self.faulted.load(Ordering::SeqCst) || run::has_parent_events()
+        self.faulted.load(Ordering::SeqCst) || run::NOTES.has_parents()
     }
 
     /// When the line is to be looked at although nobody pressed a key.
