@@ -15,6 +15,8 @@ pub mod board;
 pub mod clock;
 pub mod denial;
 pub mod entropy;
+#[cfg(test)]
+mod fake;
 pub mod firmware_tables;
 pub mod hardware;
 pub mod history;

@@ -320,3 +320,6 @@ impl<H: Hardware> Local<H> {
         }
     }
 }
+
+#[cfg(test)]
+pub(crate) mod tests;

@@ -1,0 +1,181 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! A machine of two pCPUs for tests, in which the test says who goes on when.
+//!
+//! **Principle.** Each pCPU is a thread, and one of them runs at a time. At every call of [`Hardware`] that others can
+//! come between ([`Sim::step`]) the next byte of the schedule says which one goes on, or has a device interrupt come.
+//! When all sleep, the clock goes on to the next timer; when there is none, the machine is at rest, and
+//! [`Rig::check`] says what must be true then.
+//!
+//! [`Hardware`]: crate::hardware::Hardware
+
+mod device;
+mod hardware;
+mod outside;
+mod sim;
+
+use std::sync::Arc;
+
+use pasidon_kernel::addr::{GuestPhys, HostPhys, LARGE_PAGE_SIZE};
+use pasidon_kernel::frames::Frames;
+use pasidon_kernel::ram::RamRange;
+use pasidon_kernel::sched::{PcpuId, SLICE_NS, Scheduler};
+use pasidon_kernel::system::{ParentOptions, System, SystemParts};
+use pasidon_kernel::vdev::VdevSpec;
+use pasidon_kernel::vm::{VmSpec, VmState};
+
+use self::device::{FakeHost, FakeParent};
+use self::outside::Desk;
+use self::sim::Sim;
+use crate::notes::Notes;
+use crate::run::{World, tests::Loop};
+use crate::vms::Vms;
+
+pub use self::hardware::Fake;
+pub use self::sim::{PCPUS, settle};
+
+/// VMs of the machine: `vm0`, `vm1`, ….
+pub const VMS: usize = 4;
+
+std::thread_local! {
+    /// RAM for the guests of the machines that this thread makes, one after the other.
+    static RAM: &'static [u8] = Vec::leak(vec![0; (VMS + 2) * LARGE_PAGE_SIZE as usize]);
+}
+
+/// The machine.
+pub struct Rig {
+    pub sim: Arc<Sim>,
+    pub world: &'static World<Fake>,
+    frames: &'static Frames,
+    host: &'static FakeHost,
+}
+
+/// What the test decides.
+#[derive(Clone, Debug, Default)]
+pub struct Script {
+    /// Who goes on, and when a device raises an interrupt: see [`Sim::step`].
+    pub schedule: Vec<u8>,
+    /// What the monitor is told to do: see [`Desk`].
+    pub commands: Vec<u8>,
+    /// What each guest does: see [`Fake`].
+    pub guests: Vec<Vec<u8>>,
+    /// The first pCPU's other work never ends.
+    pub busy: bool,
+    /// How many VMs run on each pCPU at most: it says how late an interrupt may come.
+    pub share: u64,
+}
+
+impl Rig {
+    /// A machine with [`VMS`] VMs that have a vdev each, none of them started.
+    pub fn new(script: Script) -> Self {
+        let sim = Arc::new(Sim::new(script));
+        settle(&sim, 0);
+        let start = RAM.with(|ram| (ram.as_ptr() as u64).next_multiple_of(LARGE_PAGE_SIZE));
+        let bytes = VMS as u64 * LARGE_PAGE_SIZE;
+        let frames: &'static Frames = Box::leak(Box::new(Frames::new([(HostPhys(start), bytes)])));
+        let host: &'static FakeHost = Box::leak(Box::new(FakeHost::new(sim.clone())));
+        let parent: &'static FakeParent = Box::leak(Box::new(FakeParent(sim.clone())));
+        let mut system = System::new(SystemParts {
+            host,
+            iommu: None,
+            msi: None,
+            frames,
+            cpus: (0..PCPUS).collect(),
+            vectors: device::VECTORS,
+            last_pasid: None,
+        })
+        .expect("a system");
+        let options = ParentOptions { iommu: false, unsafe_portals: false };
+        system.add_parent(parent, options).expect("a parent");
+        for number in 0..VMS {
+            system.define_vm(spec(number)).expect("a VM");
+        }
+        let system: &'static System = Box::leak(Box::new(system));
+        let desk: &'static Desk = Box::leak(Box::new(Desk::new(sim.clone())));
+        let find = Box::leak(Box::new(|id| system.vm(id)));
+        let scheduler = Scheduler::new(PCPUS as usize, SLICE_NS);
+        let vms: &'static Vms<Fake> = Box::leak(Box::new(Vms::new(frames, scheduler, desk, find)));
+        let notes: &'static Notes = Box::leak(Box::default());
+        let world: &'static World<Fake> = Box::leak(Box::new(World { system, vms, notes }));
+        host.meet(world);
+        desk.meet(world);
+        sim.meet(world);
+        Self { sim, world, frames, host }
+    }
+
+    /// Lets the pCPUs run until the machine is at rest; false where it is not after `limit` steps.
+    pub fn run(&self, limit: usize) -> bool {
+        self.sim.begin(limit);
+        std::thread::scope(|scope| {
+            for pcpu in 0..PCPUS {
+                let (sim, world) = (self.sim.clone(), self.world);
+                scope.spawn(move || {
+                    settle(&sim, pcpu);
+                    sim.start(pcpu);
+                    let _ends = sim.ends_on_panic();
+                    let mut local = Loop::new(world);
+                    while !sim.is_over() {
+                        local.round(world);
+                    }
+                });
+            }
+        });
+        self.sim.is_at_rest()
+    }
+
+    /// What is not as it must be while nothing happens any more.
+    pub fn check(&self) -> Vec<String> {
+        let mut wrong = self.sim.violations();
+        for pcpu in 0..PCPUS {
+            if self.world.vms.scheduler.is_lost(PcpuId(pcpu)) {
+                wrong.push(format!("pCPU {pcpu} is taken for lost"));
+            }
+        }
+        for vm in self.world.system.vms() {
+            match vm.state() {
+                VmState::Running => wrong.extend(self.sim.owed_to(vm.name())),
+                VmState::Paused | VmState::Created | VmState::Stopped | VmState::Crashed => {}
+                other => wrong.push(format!("{} is {} for ever", vm.name(), other.name())),
+            }
+        }
+        wrong
+    }
+
+    /// Ends what is left, and says what does not come back.
+    pub fn end(&self) -> Vec<String> {
+        self.sim.begin(usize::MAX);
+        settle(&self.sim, 0);
+        let builder = self.world.vms.builder();
+        let mut wrong = Vec::new();
+        for vm in self.world.system.vms() {
+            if vm.state().is_alive() {
+                let end = pasidon_kernel::vm::VmEnd::Stopped("the test is over".to_string());
+                wrong.extend(
+                    self.world.system.end_vm(&builder, &vm, &end).err().map(|refusal| refusal.to_string()),
+                );
+            }
+        }
+        let counts = self.frames.counts();
+        if counts.free != counts.total {
+            wrong.push(format!("{} of {} bytes are free", counts.free, counts.total));
+        }
+        wrong.extend(self.host.taken().map(|vector| format!("{vector:?} was not given back")));
+        wrong.extend(self.sim.violations());
+        wrong
+    }
+}
+
+fn spec(number: usize) -> VmSpec {
+    VmSpec {
+        name: format!("vm{number}"),
+        ram: vec![RamRange { start: GuestPhys(0), len: LARGE_PAGE_SIZE }],
+        vcpus: 1,
+        pasid_quota: 0,
+        restart_on_reset: true,
+        vdevs: vec![vdev()],
+    }
+}
+
+/// A vdev as the configuration asks for it.
+fn vdev() -> VdevSpec {
+    VdevSpec { parent: device::PARENT.to_string(), type_name: device::TYPE.to_string(), entries: None }
+}

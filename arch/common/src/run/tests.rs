@@ -1,0 +1,115 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The loop on a machine whose every step the test chooses.
+
+use super::{Local, Next, World};
+use crate::fake::{Fake, Rig, Script, VMS};
+use crate::hardware::Hardware;
+use pasidon_kernel::sched::SLICE_NS;
+use proptest::prelude::*;
+
+/// One pCPU's loop.
+pub struct Loop(Local<Fake>);
+
+impl Loop {
+    pub fn new(world: &World<Fake>) -> Self {
+        Self(Local::new(world).expect("a pCPU"))
+    }
+
+    pub fn round(&mut self, world: &World<Fake>) {
+        if self.0.round(world) == Next::Wait {
+            Fake::wait();
+        }
+    }
+}
+
+/// More than any script needs.
+const STEPS: usize = 200_000;
+
+fn start_all() -> Vec<u8> {
+    (0..VMS as u8).collect()
+}
+
+/// Runs it to its rest; what was wrong.
+fn run(script: Script) -> Vec<String> {
+    let rig = Rig::new(script);
+    let rests = rig.run(STEPS);
+    let mut wrong = rig.check();
+    if !rests {
+        wrong.push(format!("it does not come to rest in {STEPS} steps"));
+    }
+    wrong.extend(rig.end());
+    wrong
+}
+
+/// Anything, or much of the same: of one of these.
+fn bytes(same: &'static [u8], most: usize) -> impl Strategy<Value = Vec<u8>> {
+    let much = proptest::sample::select(same).prop_flat_map(move |same| {
+        proptest::collection::vec(prop_oneof![9 => Just(same), 1 => any::<u8>()], 0..most)
+    });
+    prop_oneof![proptest::collection::vec(any::<u8>(), 0..most), much]
+}
+
+/// Guests that compute for long, print much, print and then compute for long, or do anything.
+fn programs() -> impl Strategy<Value = Vec<Vec<u8>>> {
+    let strides = (0usize..8).prop_map(|count| [vec![5], vec![2; 30]].concat().repeat(count));
+    proptest::collection::vec(prop_oneof![2 => bytes(&[0, 2, 5], 200), 1 => strides], VMS)
+}
+
+/// Interrupts come one after the other, or now and then.
+fn schedules() -> impl Strategy<Value = Vec<u8>> {
+    bytes(&[192], 600)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 96, ..ProptestConfig::default() })]
+
+    #[test]
+    fn nothing_is_lost_or_late_whatever_comes_between(
+        schedule in schedules(),
+        commands in bytes(&[4], 24),
+        guests in programs(),
+    ) {
+        let commands = [start_all(), commands].concat();
+        let wrong = run(Script { schedule, commands, guests, busy: false, share: VMS as u64 });
+        prop_assert!(wrong.is_empty(), "{:#?}", wrong);
+    }
+
+    /// Nobody's interrupt has to wait for another's turn.
+    #[test]
+    fn a_guest_alone_on_its_pcpu_is_interrupted_at_once(
+        schedule in schedules(),
+        commands in bytes(&[4, 5, 28, 29], 24),
+        guests in programs(),
+    ) {
+        let only_two = commands.into_iter().map(|byte| byte & !2);
+        let commands = [0, 1].into_iter().chain(only_two).collect();
+        let wrong = run(Script { schedule, commands, guests, busy: false, share: 1 });
+        prop_assert!(wrong.is_empty(), "{:#?}", wrong);
+    }
+}
+
+#[test]
+fn guests_that_never_wait_share_their_pcpu() {
+    let computes = vec![2; 1000];
+    let rig = Rig::new(Script { commands: start_all(), guests: vec![computes; VMS], ..Script::default() });
+    rig.run(20_000);
+    let state = rig.sim.lock();
+    let turns: Vec<usize> = state.turns.values().copied().collect();
+    assert_eq!(turns.len(), VMS);
+    let (least, most) = (turns.iter().min().unwrap(), turns.iter().max().unwrap());
+    assert!(*least > 10 && most - least <= most / 20, "{turns:?} turns of {SLICE_NS} ns");
+}
+
+#[test]
+fn guests_go_on_beside_work_that_never_ends() {
+    let computes = vec![0; 1000];
+    let rig = Rig::new(Script {
+        commands: start_all(),
+        guests: vec![computes; VMS],
+        busy: true,
+        ..Script::default()
+    });
+    rig.run(20_000);
+    let state = rig.sim.lock();
+    assert!(state.turns.len() == VMS && state.turns.values().all(|turns| *turns > 10), "{:?}", state.turns);
+}
