@@ -1,23 +1,28 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Arm with EL2, for the loop that runs guests.
 
-use pasidon_arch_common::hardware::{BootImage, Hardware};
+use pasidon_arch_common::hardware::{BootImage, Core, Hardware};
 use pasidon_arch_common::memory::{self, RamView};
 use pasidon_kernel::addr::PAGE_SIZE;
+use pasidon_kernel::exit::MsiMessage;
 use pasidon_kernel::frames::Frames;
 use pasidon_kernel::memory::GuestMemory;
 use pasidon_kernel::ram::GuestRam;
 use pasidon_kernel::refusal::Refusal;
+use pasidon_kernel::stats::ExitKind;
 
 use crate::cpu::Features;
+use crate::el2::exits::Reason;
 use crate::el2::own_vmid::OwnVmid;
 use crate::el2::stage2::{GEOMETRY, Stage2Tables};
-use crate::el2::{El2Pcpu, El2Vcpu};
+use crate::el2::{El2Pcpu, El2Vcpu, debug};
+use crate::guest::layout::intid;
 use crate::guest::machine::ArmPlatform;
 use crate::guest::smccc::Workarounds;
-use crate::guest::timer::VirtualCount;
+use crate::guest::timer::{self, Physical, VirtualCount};
 use crate::guest::{boot, layout};
-use crate::{cache, gic, interrupts, pcpu, time, vcpu};
+use crate::vcpu::Vm;
+use crate::{cache, exit, gic, interrupts, pcpu, time, vcpu};
 
 /// Arm with EL2.
 #[derive(Debug)]
@@ -104,5 +109,146 @@ impl Hardware for El2 {
 
     fn arm_timer(deadline_ns: Option<u64>) {
         time::arm_timer(deadline_ns);
+    }
+}
+
+/// Makes the virtual timer's physical interrupt active on this pCPU, or inactive.
+fn apply(physical: Physical) {
+    match physical {
+        Physical::Nothing => {}
+        Physical::Activate => gic::set_active(time::virtual_timer(), true),
+        Physical::Deactivate => gic::set_active(time::virtual_timer(), false),
+    }
+}
+
+impl Core for vcpu::Core {
+    type Pcpu = El2Pcpu;
+    type Platform = ArmPlatform;
+    type Reason = Reason;
+
+    fn was_paused(&mut self, _vm: &Vm<'_>, total_ns: u64) {
+        self.hardware.stood_still(time::ticks(total_ns));
+    }
+
+    fn load(&mut self, vm: &Vm<'_>, pcpu: &mut El2Pcpu) {
+        self.count = pcpu.list_registers();
+        let physical = {
+            let mut board = vm.board.lock();
+            self.timer.load(board.platform.gic())
+        };
+        apply(physical);
+        // SAFETY: the loop unloads each vCPU before it loads another.
+        unsafe { self.hardware.load(pcpu) };
+        if self.system_registers.debug().in_use() {
+            self.load_points();
+        }
+    }
+
+    fn unload(&mut self, _vm: &Vm<'_>, pcpu: &mut El2Pcpu) {
+        if core::mem::take(&mut self.points_loaded) {
+            debug::clear();
+        }
+        // SAFETY: it was loaded.
+        unsafe { self.hardware.unload(pcpu) };
+        apply(self.timer.unload());
+    }
+
+    fn accept(&mut self, _message: MsiMessage) {
+        // Messages end in the interrupt controller, which is the machine's.
+    }
+
+    fn tick(&mut self) {}
+
+    fn timer(&self) -> Option<u64> {
+        // The hardware's own interrupt ends the guest's run.
+        None
+    }
+
+    fn deadline_ns(&self) -> Option<u64> {
+        None
+    }
+
+    fn is_waiting(&mut self, vm: &Vm<'_>) -> bool {
+        if self.waiting {
+            let interface = self.interface();
+            let mut board = vm.board.lock();
+            let pending = board.platform.gic().has_pending(vcpu::VCPU, interface);
+            self.waiting =
+                !pending && self.exception.is_none() && !timer::output(self.hardware.timer_control());
+        }
+        self.waiting
+    }
+
+    fn wake_ns(&self) -> Option<u64> {
+        let hardware = &self.hardware;
+        let (control, compare) = (hardware.timer_control(), hardware.timer_compare());
+        timer::deadline(control, compare, hardware.virtual_count()).map(time::ns_at)
+    }
+
+    fn prepare(&mut self, vm: &Vm<'_>) {
+        if let Some(exception) = self.exception.take() {
+            self.hardware.take_exception(exception);
+        }
+        self.hardware.set_debug_control(self.system_registers.debug().control());
+        if self.system_registers.debug().take_changed() {
+            self.load_points();
+        }
+        let control = self.hardware.timer_control();
+        let interface = self.interface();
+        let mut board = vm.board.lock();
+        let gic = board.platform.gic();
+        let physical = self.timer.check(gic, control);
+        self.control = gic.fill(vcpu::VCPU, &mut self.list_registers[..self.count], interface).0;
+        let _ = board.platform.take_wakes();
+        drop(board);
+        apply(physical);
+    }
+
+    fn cancel(&mut self, vm: &Vm<'_>) {
+        self.take_back(vm);
+    }
+
+    fn enter(&mut self, pcpu: &mut El2Pcpu, flush: bool) -> Reason {
+        // SAFETY: the loop has loaded it here, with IRQs masked.
+        let (reason, control) = unsafe {
+            if flush {
+                self.hardware.forget_translations();
+            }
+            self.hardware.enter(pcpu, &mut self.list_registers, self.control)
+        };
+        self.control = control;
+        reason
+    }
+
+    fn left(&mut self, vm: &Vm<'_>) {
+        self.take_back(vm);
+        if timer::output(self.hardware.timer_control()) {
+            let mut board = vm.board.lock();
+            let gic = board.platform.gic();
+            let (pending, active) = gic.ppi_state(vcpu::VCPU, intid::VIRTUAL_TIMER);
+            if !pending && !active {
+                self.timer.taken(gic);
+                drop(board);
+                // Instead of acknowledging it: from here on it is the guest's to end.
+                apply(Physical::Activate);
+            }
+        }
+    }
+
+    fn last_exit(&self) -> [u64; 4] {
+        let context = &self.hardware.context;
+        [context.esr, context.far, context.hpfar, context.pc]
+    }
+
+    fn kind(reason: &Reason) -> ExitKind {
+        exit::kind(reason)
+    }
+
+    fn handle(&mut self, vm: &Vm<'_>, reason: Reason) -> bool {
+        if reason == Reason::HostInterrupt {
+            return false;
+        }
+        exit::handle(self, vm, reason);
+        true
     }
 }
