@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! A refusal: one line that says what was refused, why, and what would help (invariant 7 of the design).
+//! A refusal: one line that says what was refused, why, and what would help (promise 7 of `docs/src/security.md`).
 
 use alloc::string::String;
 use core::fmt;

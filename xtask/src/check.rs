@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! `cargo xtask check`: what must hold for every change without running it.
 
-use crate::{arrows, command, uefi, workspace};
+use crate::{arrows, command, docs, uefi, workspace};
 use anyhow::Result;
 use pasidon_harness::Arch;
 
@@ -19,6 +19,8 @@ pub fn run() -> Result<()> {
     command::run_visible(command::cargo().args(["fmt", "--all", "--check"]))?;
     say("arrows between files");
     arrows::check()?;
+    say("what the documentation names");
+    docs::check()?;
     say("clippy, host crates");
     let mut clippy = command::cargo();
     command::run_visible(clippy.arg("clippy").args(host).args(["--all-targets", "--", "-D", "warnings"]))?;

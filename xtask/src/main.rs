@@ -13,6 +13,7 @@ mod cache;
 mod check;
 mod clean;
 mod command;
+mod docs;
 mod guests;
 mod image;
 mod platform;

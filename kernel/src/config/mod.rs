@@ -9,7 +9,7 @@
 //! What the text alone cannot tell (whether there is that much memory, whether the files are there, what
 //! the parents offer) is checked by those who know it, later. Each value keeps its [`Position`] for them.
 //!
-//! Source: the configuration section of the design; TOML 1.0.
+//! Source: TOML 1.0. What each key means is in `docs/src/configuration.md`.
 
 mod error;
 mod machine;

@@ -6,7 +6,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::addr::Requester;
 
-/// The example of the design, with every key given.
+/// Every key given.
 pub(super) const FULL: &str = r#"
 [host]
 log = "debug"

@@ -2,7 +2,7 @@
 //! The whole: parents, IOMMU, PASIDs, memory and VMs, and the operations that need several of them.
 //!
 //! **Principle.** Everything a monitor command or a guest's end comes down to is one method here, with
-//! the order of the design written out once. Nothing here knows how a processor or a device does it.
+//! the order of a VM's life written out once. Nothing here knows how a processor or a device does it.
 //!
 //! **Locks.** Each protects one list, is held for a few steps, and never while a device, the IOMMU or the
 //! architecture is waited for; the exception is one I/O address space's own lock, which only operations

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Random lives: VMs, vdevs, address spaces, faults, and hardware that fails in between. After every step
-//! the truth about the hardware is compared with the invariants of the design, and at the end everything
+//! the truth about the hardware is compared with the promises of `docs/src/security.md`, and at the end everything
 //! is back where it was, but for what a failed stop has cost.
 
 use proptest::prelude::*;

@@ -3,7 +3,7 @@
 //!
 //! **Principle.** Creation joins four things that belong to different owners: a slice of the parent, a
 //! PASID with its table, interrupts, and the tag in the device. It gives all or leaves no trace. The end
-//! is the same way back, in the order of the design: portals unmapped → queue stopped → interrupts masked
+//! is the same way back, in this order: portals unmapped → queue stopped → interrupts masked
 //! and gone → tag detached → PASID returned → slice returned. What does not confirm is retired.
 //!
 //! **Invariants.** The device is given a tag only when the table behind it stands. A type that maps a page
@@ -147,7 +147,7 @@ pub(crate) fn title(vm: &str, parent: &str, type_name: &str) -> String {
     format!("vm {vm}: vdev {parent}/{type_name}")
 }
 
-/// Whether a type may be used on a parent, with or without an IOMMU (invariant 8 of the design).
+/// Whether a type may be used on a parent, with or without an IOMMU (promise 8 of `docs/src/security.md`).
 pub(crate) fn check_type<'a>(
     parent: &'a dyn Parent,
     type_name: &str,
