@@ -113,3 +113,21 @@ fn guests_go_on_beside_work_that_never_ends() {
     let state = rig.sim.lock();
     assert!(state.turns.len() == VMS && state.turns.values().all(|turns| *turns > 10), "{:?}", state.turns);
 }
+
+/// An interrupt of `vm1`, whose pCPU is the second one, comes on the first; wherever both are, in every order of the
+/// next steps.
+#[test]
+fn an_interrupt_comes_through_in_every_order_of_steps() {
+    const ORDERED: u32 = 7;
+    /// Has the second vdev raise its interrupt.
+    const RAISE: u8 = 193;
+    for before in 0..48 {
+        for order in 0..1u8 << ORDERED {
+            let turns = (0..ORDERED).map(|step| order >> step & 1);
+            let schedule = (0..before).map(|step| step % 2).chain([RAISE]).chain(turns).collect();
+            let guests = vec![vec![5], [vec![5; 3], vec![2; 40]].concat()];
+            let wrong = run(Script { schedule, commands: vec![0, 1], guests, busy: false, share: 1 });
+            assert!(wrong.is_empty(), "after {before} steps, in order {order:#09b}: {wrong:#?}");
+        }
+    }
+}
