@@ -51,8 +51,8 @@ pub trait Format: Copy {
     /// What an entry of `level` says. 0 says nothing.
     fn decode(&self, entry: u64, level: u8) -> Entry<Self::Attributes>;
 
-    /// Lets walkers see what was written, before what is written from here on. Nothing to do where [`Memory::write`](super::Memory::write)
-    /// does that already.
+    /// Lets walkers see what was written, before what is written from here on. Nothing to do where
+    /// [`Memory::write`](super::Memory::write) does that already.
     fn publish(&self) {}
 }
 
