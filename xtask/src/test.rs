@@ -24,10 +24,12 @@ const MOST_AT_ONCE: NonZero<usize> = NonZero::new(4).unwrap();
 pub fn run(names: &[String], arch: Arch, at_once: NonZero<usize>) -> Result<()> {
     let host = names.is_empty() || names.iter().any(|name| name == HOST);
     let wanted: Vec<String> = names.iter().filter(|name| *name != HOST).cloned().collect();
-    let chosen = match names.is_empty() || !wanted.is_empty() {
+    let mut chosen = match names.is_empty() || !wanted.is_empty() {
         true => scenario::select(scenarios::ALL, &wanted, arch)?,
         false => Vec::new(),
     };
+    let rank = |name| scenarios::LONGEST.iter().position(|longest| *longest == name);
+    chosen.sort_by_key(|scenario| rank(scenario.name).unwrap_or(usize::MAX));
     let mut total = Outcome::default();
     let mut failed = 0;
     if host {

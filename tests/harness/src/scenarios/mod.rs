@@ -62,3 +62,20 @@ pub const ALL: &[Scenario] = &[
     no_iommu::REFUSED,
     no_iommu::BYPASSED,
 ];
+
+/// Those that take longest, the longest first: they are started before all others, so that none of them is left at the
+/// end with a processor that has nothing to do beside it.
+pub const LONGEST: &[&str] =
+    &["stale-pasid-cache", "killed-in-dma", "inventory", "guest-kexec", "panic-report", "device-tree"];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_started_first_is_there() {
+        for name in LONGEST {
+            assert!(ALL.iter().any(|scenario| scenario.name == *name), "{name}");
+        }
+    }
+}
