@@ -22,6 +22,10 @@ fn the_configuration_reference_is_up_to_date() {
         }
         page.push('\n');
     }
-    page += &format!("### Every key once\n\n```toml\n{}\n```\n\n", FULL.trim());
+    page += &format!(
+        "### Every key once\nIt shows how each is written, and does not start as it stands: its files and devices are \
+         made up. One that does is `pasidon.toml` at the top of the checkout.\n\n```toml\n{}\n```\n\n",
+        FULL.trim()
+    );
     check_page("configuration.md", &page);
 }
