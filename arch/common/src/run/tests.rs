@@ -121,7 +121,7 @@ fn an_interrupt_comes_through_in_every_order_of_steps() {
     const ORDERED: u32 = 7;
     /// Has the second vdev raise its interrupt.
     const RAISE: u8 = 193;
-    for before in 0..48 {
+    for before in (16..48).step_by(2) {
         for order in 0..1u8 << ORDERED {
             let turns = (0..ORDERED).map(|step| order >> step & 1);
             let schedule = (0..before).map(|step| step % 2).chain([RAISE]).chain(turns).collect();
