@@ -10,8 +10,8 @@ use alloc::vec;
 use alloc::vec::Vec;
 
 use pasidon_arch::guest::boot::loaded_len;
+use pasidon_kernel::base::refusal::Refusal;
 use pasidon_kernel::config::{self, ConfigError, Parsed};
-use pasidon_kernel::refusal::Refusal;
 use uefi::boot::{self, AllocateType, MemoryType, PAGE_SIZE, ScopedProtocol};
 use uefi::proto::media::file::{Directory, File, FileAttribute, FileInfo, FileMode, FileType, RegularFile};
 use uefi::proto::media::fs::SimpleFileSystem;

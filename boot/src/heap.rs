@@ -2,7 +2,7 @@
 //! The hypervisor's heap: one piece of memory taken from the firmware in the beginning, never returned.
 
 use linked_list_allocator::LockedHeap;
-use pasidon_kernel::addr::HostPhys;
+use pasidon_kernel::base::addr::HostPhys;
 use uefi::Status;
 use uefi::boot::{self, AllocateType, MemoryType, PAGE_SIZE};
 

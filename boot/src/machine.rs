@@ -6,8 +6,8 @@ use alloc::boxed::Box;
 
 use pasidon_arch::stack::{self, STACK_BYTES, Stack};
 use pasidon_arch::{cpu, firmware_tables, interrupts, paging, time};
-use pasidon_kernel::calendar::Utc;
-use pasidon_kernel::refusal::Refusal;
+use pasidon_kernel::base::calendar::Utc;
+use pasidon_kernel::base::refusal::Refusal;
 
 use crate::firmware::{self, Memory, Prepared};
 use crate::hypervisor::{self, Handover};

@@ -36,7 +36,7 @@ mod tables;
 use core::panic::PanicInfo;
 
 use pasidon_arch::{cpu, fault};
-use pasidon_kernel::refusal::Refusal;
+use pasidon_kernel::base::refusal::Refusal;
 use tables::Tables;
 use uefi::Status;
 

@@ -6,7 +6,7 @@ use core::fmt::Write;
 use core::sync::atomic::{AtomicU8, Ordering};
 
 use pasidon_arch::{serial, time};
-use pasidon_kernel::log::{LogSink, Logger};
+use pasidon_kernel::console::log::{LogSink, Logger};
 use spin::Once;
 use uefi::system;
 

@@ -7,7 +7,7 @@ use core::ops::RangeInclusive;
 
 use pasidon_drivers::pci::{Ecam, Identity, enumerate};
 use pasidon_drivers::registers::Mmio;
-use pasidon_kernel::addr::{HostPhys, Requester};
+use pasidon_kernel::base::addr::{HostPhys, Requester};
 use pasidon_kernel::config::PciDevice;
 
 use crate::registers;

@@ -3,8 +3,8 @@
 
 use pasidon_arch::paging;
 use pasidon_drivers::registers::Mmio;
-use pasidon_kernel::addr::HostPhys;
-use pasidon_kernel::refusal::Refusal;
+use pasidon_kernel::base::addr::HostPhys;
+use pasidon_kernel::base::refusal::Refusal;
 
 /// Maps registers that one driver has for itself, uncached and for good.
 ///

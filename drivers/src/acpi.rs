@@ -6,7 +6,7 @@
 
 use alloc::format;
 
-use pasidon_kernel::refusal::Refusal;
+use pasidon_kernel::base::refusal::Refusal;
 
 /// Offset of the table length.
 const LENGTH: usize = 4;

@@ -9,17 +9,17 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
-use pasidon_kernel::addr::{GuestPhys, HostPhys, LARGE_PAGE_SIZE, Requester};
+use pasidon_kernel::base::addr::{GuestPhys, HostPhys, LARGE_PAGE_SIZE, Requester};
+use pasidon_kernel::base::id::{VdevId, VmId};
+use pasidon_kernel::base::refusal::Refusal;
 use pasidon_kernel::dev::pci::{PciBus, PciWindow, Slot};
-use pasidon_kernel::exit::{Action, MsiMessage};
-use pasidon_kernel::frames::{Frames, GuestGone};
-use pasidon_kernel::host::Host;
-use pasidon_kernel::id::{VdevId, VmId};
+use pasidon_kernel::irq::host::Host;
 use pasidon_kernel::irq::{HostVector, Route};
-use pasidon_kernel::ram::{GuestRam, RamRange};
-use pasidon_kernel::refusal::Refusal;
+use pasidon_kernel::memory::frames::{Frames, GuestGone};
+use pasidon_kernel::memory::ram::{GuestRam, RamRange};
 use pasidon_kernel::system::{ParentOptions, System, SystemParts};
 use pasidon_kernel::vdev::{PortalsUnmapped, Vdev, VdevSpec};
+use pasidon_kernel::vm::exit::{Action, MsiMessage};
 use pasidon_kernel::vm::{VcpusStopped, Vm, VmEnd, VmHost, VmSpec, VmState};
 
 use crate::accel::dsa::tests::model::Model;

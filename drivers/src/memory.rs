@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Memory that devices read and write: tables, queues, status words.
 
-use pasidon_kernel::addr::HostPhys;
+use pasidon_kernel::base::addr::HostPhys;
 
 /// Source of, and access to, memory shared with a device. Implemented on physical frames by the
 /// hypervisor and on a map of pages in host tests.

@@ -14,9 +14,9 @@ use alloc::vec::Vec;
 use core::fmt;
 use core::ops::RangeInclusive;
 
-use pasidon_kernel::addr::{HostPhys, Requester};
-use pasidon_kernel::host::Host;
-use pasidon_kernel::refusal::Refusal;
+use pasidon_kernel::base::addr::{HostPhys, Requester};
+use pasidon_kernel::base::refusal::Refusal;
+use pasidon_kernel::irq::host::Host;
 
 mod capabilities;
 mod ecam;

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Register access of a device, real or modelled.
 
-use pasidon_kernel::addr::HostPhys;
-use pasidon_kernel::refusal::Refusal;
+use pasidon_kernel::base::addr::HostPhys;
+use pasidon_kernel::base::refusal::Refusal;
 
 /// Maps a window of device registers: its address, which the firmware named, and its length in bytes. Refused where
 /// no registers can be there.

@@ -8,9 +8,9 @@
 use alloc::format;
 use alloc::sync::Arc;
 
-use pasidon_kernel::addr::{HostPhys, PAGE_SIZE};
-use pasidon_kernel::page_table;
-use pasidon_kernel::refusal::Refusal;
+use pasidon_kernel::base::addr::{HostPhys, PAGE_SIZE};
+use pasidon_kernel::base::refusal::Refusal;
+use pasidon_kernel::memory::page_table;
 
 use crate::memory::DmaMemory;
 

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Waiting for a unit, with a limit.
 
-use pasidon_kernel::host::Host;
+use pasidon_kernel::irq::host::Host;
 
 /// How long a unit may take to carry out a command before it is given up, in nanoseconds.
 pub(crate) const COMMAND_LIMIT_NS: u64 = 1_000_000_000;

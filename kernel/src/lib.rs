@@ -3,10 +3,24 @@
 //! interrupts, scheduling, configuration, monitor.
 //!
 //! **Principle.** This crate is a state machine. Exits and device events go in as plain values
-//! ([`exit::Exit`]), actions come out ([`exit::Action`]). It knows no register, no instruction set and
-//! no IOMMU model: those sit behind the traits [`iommu::Iommu`], [`parent::Parent`],
-//! [`parent::VdevModel`] and [`host::Host`]. Whatever a guest can provoke is therefore a function call
-//! in a host test.
+//! ([`vm::exit::Exit`]), actions come out ([`vm::exit::Action`]). It knows no register, no instruction set
+//! and no IOMMU model: those sit behind the traits [`dma::iommu::Iommu`], [`vdev::parent::Parent`],
+//! [`vdev::parent::VdevModel`] and [`irq::host::Host`]. Whatever a guest can provoke is therefore a
+//! function call in a host test.
+//!
+//! | Wing | What is there |
+//! |---|---|
+//! | [`base`] | addresses, numbers of things, refusals, tables for people |
+//! | [`memory`] | guest memory, frames, a VM's RAM, page tables of every form |
+//! | [`dma`] | PASIDs, I/O address spaces, what an IOMMU must do, faults |
+//! | [`irq`] | where an interrupt goes, what isolates messages, vectors of the machine |
+//! | [`dev`] | models of devices every guest has |
+//! | [`vdev`] | slices of a shared device, and the device itself |
+//! | [`vm`] | VMs, their exits, turns and counters |
+//! | [`system`] | operations that need several of these |
+//! | [`config`] | `pasidon.toml` |
+//! | [`console`] | the serial line, the log |
+//! | [`monitor`] | commands, and what they show |
 #![cfg_attr(not(test), no_std)]
 #![forbid(unsafe_code)]
 
@@ -15,39 +29,15 @@ extern crate alloc;
 #[cfg(test)]
 mod generated;
 
-pub mod addr;
-pub mod allowance;
-pub mod attachment;
-pub mod calendar;
+pub mod base;
 pub mod config;
 pub mod console;
 pub mod dev;
-pub mod drained;
-pub mod exit;
-pub mod fault;
-pub mod fault_log;
-pub mod frames;
-pub mod host;
-pub mod id;
-pub mod info;
-pub mod ioas;
-pub mod iommu;
+pub mod dma;
 pub mod irq;
-pub mod log;
 pub mod memory;
 pub mod monitor;
-pub mod msi;
-pub mod nearest;
-pub mod page_table;
-pub mod parent;
-pub mod pasid;
-pub mod ram;
-pub mod refusal;
-pub mod retired;
-pub mod sched;
-pub mod stats;
 pub mod system;
-pub mod table;
 pub mod vdev;
 pub mod vm;
 

@@ -17,7 +17,7 @@ use aarch64_cpu::registers::{
     CurrentEL, ID_AA64MMFR0_EL1, ID_AA64MMFR1_EL1, ID_AA64PFR0_EL1, MIDR_EL1, MPIDR_EL1, Readable,
 };
 use pasidon_arch_common::entropy::{KEY_LEN, Key};
-use pasidon_kernel::refusal::Refusal;
+use pasidon_kernel::base::refusal::Refusal;
 
 pub use crate::features::{Features, Likeness};
 

@@ -22,7 +22,7 @@ use acpi_tables::madt::{
     EnabledStatus, GicIts, GicVersion, Gicc, Gicd, Gicr, LocalInterruptController, MADT, Trigger,
 };
 use acpi_tables::sdt::Sdt;
-use pasidon_kernel::refusal::Refusal;
+use pasidon_kernel::base::refusal::Refusal;
 
 use pasidon_arch_common::firmware_tables::{HEADER, Translated};
 use tree::{Cells, GIC_V2, GIC_V3, Interrupt, Tree};

@@ -8,10 +8,10 @@
 
 use alloc::format;
 
-use pasidon_kernel::exit::{Access, Exit};
 use pasidon_kernel::memory::GuestMemory;
-use pasidon_kernel::stats::ExitKind;
 use pasidon_kernel::vm::VmEnd;
+use pasidon_kernel::vm::exit::{Access, Exit};
+use pasidon_kernel::vm::stats::ExitKind;
 
 use crate::el2::context::Registers;
 use crate::el2::exits::Reason;

@@ -6,7 +6,7 @@
 use alloc::format;
 use alloc::string::String;
 
-use pasidon_kernel::refusal::Refusal;
+use pasidon_kernel::base::refusal::Refusal;
 
 use crate::guest::sysreg::id::REGISTERS;
 use crate::system_register::SystemRegister;

@@ -12,8 +12,8 @@ use core::arch::asm;
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use aarch64_cpu::asm::barrier;
-use pasidon_kernel::addr::HostPhys;
-use pasidon_kernel::refusal::Refusal;
+use pasidon_kernel::base::addr::HostPhys;
+use pasidon_kernel::base::refusal::Refusal;
 
 use crate::el2::identification;
 use crate::el2::traps::{self, Control};

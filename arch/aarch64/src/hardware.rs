@@ -3,13 +3,13 @@
 
 use pasidon_arch_common::hardware::{BootImage, Core, Hardware};
 use pasidon_arch_common::memory::{self, RamView};
-use pasidon_kernel::addr::PAGE_SIZE;
-use pasidon_kernel::exit::MsiMessage;
-use pasidon_kernel::frames::Frames;
+use pasidon_kernel::base::addr::PAGE_SIZE;
+use pasidon_kernel::base::refusal::Refusal;
 use pasidon_kernel::memory::GuestMemory;
-use pasidon_kernel::ram::GuestRam;
-use pasidon_kernel::refusal::Refusal;
-use pasidon_kernel::stats::ExitKind;
+use pasidon_kernel::memory::frames::Frames;
+use pasidon_kernel::memory::ram::GuestRam;
+use pasidon_kernel::vm::exit::MsiMessage;
+use pasidon_kernel::vm::stats::ExitKind;
 
 use crate::cpu::Features;
 use crate::el2::exits::Reason;

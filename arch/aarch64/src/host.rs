@@ -7,10 +7,10 @@
 use core::ops::Range;
 
 use pasidon_arch_common::vectors::{Vectors, candidates};
-use pasidon_kernel::host::Host;
-use pasidon_kernel::id::VmId;
+use pasidon_kernel::base::id::VmId;
+use pasidon_kernel::base::refusal::Refusal;
 use pasidon_kernel::irq::HostVector;
-use pasidon_kernel::refusal::Refusal;
+use pasidon_kernel::irq::host::Host;
 use spin::Mutex;
 
 use crate::interrupts::{self, Handler};

@@ -12,8 +12,8 @@ use core::sync::atomic::{AtomicU64, Ordering};
 
 use aarch64_cpu::asm::barrier;
 use pasidon_arch_common::paging::{self as tree, Tree};
-use pasidon_kernel::addr::{HostPhys, PAGE_SIZE};
-use pasidon_kernel::refusal::Refusal;
+use pasidon_kernel::base::addr::{HostPhys, PAGE_SIZE};
+use pasidon_kernel::base::refusal::Refusal;
 use spin::Mutex;
 
 pub use pasidon_arch_common::image::{Kind, Section, sections_of_image};

@@ -6,8 +6,8 @@ use alloc::vec::Vec;
 
 use pasidon_arch_common::firmware_tables::Find;
 use pasidon_arch_common::pcpus::Processors;
-use pasidon_kernel::addr::HostPhys;
-use pasidon_kernel::refusal::Refusal;
+use pasidon_kernel::base::addr::HostPhys;
+use pasidon_kernel::base::refusal::Refusal;
 
 use crate::cpu::{self, Features};
 use crate::firmware_tables::{self, Its, Madt, Timers};

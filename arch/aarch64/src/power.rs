@@ -6,8 +6,8 @@
 //! Source: Arm Power State Coordination Interface (DEN 0022), 5.1; SMC Calling Convention (DEN 0028).
 
 use pasidon_arch_common::firmware_tables::Find;
+use pasidon_kernel::base::refusal::Refusal;
 use pasidon_kernel::monitor::HostPower;
-use pasidon_kernel::refusal::Refusal;
 use smccc::{Smc, psci};
 use spin::Once;
 

@@ -11,9 +11,9 @@
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use pasidon_arch_common::firmware_tables::Find;
-use pasidon_kernel::addr::HostPhys;
+use pasidon_kernel::base::addr::HostPhys;
+use pasidon_kernel::base::refusal::Refusal;
 use pasidon_kernel::dev::Received;
-use pasidon_kernel::refusal::Refusal;
 use spin::{Mutex, Once};
 
 use crate::firmware_tables;

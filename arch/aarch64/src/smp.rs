@@ -16,8 +16,8 @@ use core::mem::offset_of;
 use core::sync::atomic::Ordering;
 
 use pasidon_arch_common::pcpus::Trampoline;
-use pasidon_kernel::addr::HostPhys;
-use pasidon_kernel::refusal::Refusal;
+use pasidon_kernel::base::addr::HostPhys;
+use pasidon_kernel::base::refusal::Refusal;
 use spin::Once;
 
 use crate::cpu::{self, Control, Features, Likeness};

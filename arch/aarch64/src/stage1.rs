@@ -10,8 +10,8 @@
 
 use bitflags::bitflags;
 use pasidon_arch_common::paging::{Kind, LEAF_LEVELS};
-use pasidon_kernel::addr::HostPhys;
-use pasidon_kernel::page_table::{self, Format, Geometry};
+use pasidon_kernel::base::addr::HostPhys;
+use pasidon_kernel::memory::page_table::{self, Format, Geometry};
 
 use crate::features::Features;
 
@@ -167,8 +167,8 @@ impl Format for Regime {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use pasidon_kernel::page_table::Entry::{Leaf, Nothing, Table};
-    use pasidon_kernel::page_table::testing::equals_a_plain_map;
+    use pasidon_kernel::memory::page_table::Entry::{Leaf, Nothing, Table};
+    use pasidon_kernel::memory::page_table::testing::equals_a_plain_map;
     use proptest::prelude::*;
 
     const REGIMES: [Regime; 2] = [Regime::El2, Regime::El2And0];

@@ -8,7 +8,7 @@ use core::sync::atomic::{AtomicU32, Ordering};
 
 use aarch64_cpu::registers::{CNTFRQ_EL0, Readable};
 use pasidon_arch_common::clock::{Clock, Counter};
-use pasidon_kernel::refusal::Refusal;
+use pasidon_kernel::base::refusal::Refusal;
 
 use crate::vector::{PPIS, Vector};
 

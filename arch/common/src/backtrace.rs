@@ -90,7 +90,7 @@ impl StackRanges {
 
     /// Before there are pCPUs: what is mapped from `sp` on.
     pub fn from(sp: u64, is_mapped: impl Fn(u64) -> bool) -> Self {
-        const PAGE_MASK: u64 = pasidon_kernel::addr::PAGE_SIZE - 1;
+        const PAGE_MASK: u64 = pasidon_kernel::base::addr::PAGE_SIZE - 1;
         let end = sp.saturating_add(STACK_BYTES);
         let mut top = sp;
         while top < end && is_mapped(top) {

@@ -3,8 +3,8 @@
 
 use alloc::vec::Vec;
 
+use pasidon_kernel::base::id::VdevId;
 use pasidon_kernel::dev::pci::Slot;
-use pasidon_kernel::id::VdevId;
 
 /// The devices of one VM.
 #[derive(Debug)]

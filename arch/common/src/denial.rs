@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Why an access of the hypervisor's own was denied, in words. Values only.
 
-use pasidon_kernel::addr::PAGE_SIZE;
+use pasidon_kernel::base::addr::PAGE_SIZE;
 
 use crate::image::{Kind, Section};
 use crate::stack::Stack;

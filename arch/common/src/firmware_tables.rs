@@ -8,7 +8,7 @@
 
 use alloc::vec::Vec;
 
-use pasidon_kernel::refusal::Refusal;
+use pasidon_kernel::base::refusal::Refusal;
 
 /// Gives the whole table of that name ("MADT", not its signature "APIC"), if the firmware has it.
 pub type Find<'a> = &'a dyn Fn(&str) -> Option<&'a [u8]>;

@@ -7,15 +7,15 @@
 
 use alloc::boxed::Box;
 
-use pasidon_kernel::addr::{GuestPhys, HostPhys};
+use pasidon_kernel::base::addr::{GuestPhys, HostPhys};
+use pasidon_kernel::base::refusal::Refusal;
 use pasidon_kernel::dev::Received;
 use pasidon_kernel::dev::pci::{PciBus, Slot};
-use pasidon_kernel::exit::{Actions, MsiMessage};
-use pasidon_kernel::frames::Frames;
-use pasidon_kernel::parent::VdevRegisters;
-use pasidon_kernel::ram::GuestRam;
-use pasidon_kernel::refusal::Refusal;
-use pasidon_kernel::stats::ExitKind;
+use pasidon_kernel::memory::frames::Frames;
+use pasidon_kernel::memory::ram::GuestRam;
+use pasidon_kernel::vdev::parent::VdevRegisters;
+use pasidon_kernel::vm::exit::{Actions, MsiMessage};
+use pasidon_kernel::vm::stats::ExitKind;
 
 use crate::entropy::Seed;
 use crate::memory::RamView;

@@ -7,8 +7,8 @@
 
 use alloc::vec::Vec;
 
-use pasidon_kernel::addr::PAGE_SIZE;
-use pasidon_kernel::refusal::Refusal;
+use pasidon_kernel::base::addr::PAGE_SIZE;
+use pasidon_kernel::base::refusal::Refusal;
 
 /// How memory is mapped.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

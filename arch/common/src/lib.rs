@@ -4,7 +4,7 @@
 //! runs their vCPUs ([`vms`], [`run`]).
 //!
 //! **Principle.** A physical address is a pointer, on every architecture. What differs is passed in: the bits
-//! of a page-table entry ([`Format`](pasidon_kernel::page_table::Format)), how a frame is unwound
+//! of a page-table entry ([`Format`](pasidon_kernel::memory::page_table::Format)), how a frame is unwound
 //! ([`backtrace::Unwind`]), how the other processors are stopped ([`report::Hooks`]). No instruction and no register of any processor is in here.
 #![cfg_attr(not(test), no_std)]
 

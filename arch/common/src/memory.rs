@@ -6,9 +6,9 @@
 
 use alloc::sync::Arc;
 
-use pasidon_kernel::addr::{GuestPhys, HostPhys};
+use pasidon_kernel::base::addr::{GuestPhys, HostPhys};
+use pasidon_kernel::memory::ram::GuestRam;
 use pasidon_kernel::memory::{BadGuestAddress, GuestMemory};
-use pasidon_kernel::ram::GuestRam;
 
 /// The RAM of one VM, as loaders, device models and the emulator see it.
 #[derive(Debug)]
@@ -91,10 +91,10 @@ pub unsafe fn zero(start: HostPhys, len: u64) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use pasidon_kernel::addr::LARGE_PAGE_SIZE;
-    use pasidon_kernel::frames::{Frames, GuestGone};
-    use pasidon_kernel::id::VmId;
-    use pasidon_kernel::ram::RamRange;
+    use pasidon_kernel::base::addr::LARGE_PAGE_SIZE;
+    use pasidon_kernel::base::id::VmId;
+    use pasidon_kernel::memory::frames::{Frames, GuestGone};
+    use pasidon_kernel::memory::ram::RamRange;
 
     #[test]
     fn reads_and_writes_reach_ram_and_nothing_else() {
@@ -125,7 +125,7 @@ mod tests {
         frames.give_back(unscrubbed.scrub(&mut |_, _| {}));
     }
 
-    fn ram_frames(ram: Arc<GuestRam>) -> pasidon_kernel::frames::GuestFrames {
+    fn ram_frames(ram: Arc<GuestRam>) -> pasidon_kernel::memory::frames::GuestFrames {
         GuestRam::into_frames(ram).unwrap()
     }
 }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! The hypervisor's own page tables, which map each physical address to itself: a
-//! [page table](pasidon_kernel::page_table) whose entries are the architecture's.
+//! [page table](pasidon_kernel::memory::page_table) whose entries are the architecture's.
 //!
 //! **Principle.** RAM is mapped by large pages, writable and not executable; the image by its sections;
 //! devices only when somebody asks for them, uncached. What nobody mapped faults.
@@ -13,9 +13,9 @@ use alloc::format;
 use alloc::vec::Vec;
 use core::alloc::Layout;
 
-use pasidon_kernel::addr::{HostPhys, PAGE_SIZE};
-use pasidon_kernel::page_table::{Format, Geometry, Memory, PageTable};
-use pasidon_kernel::refusal::Refusal;
+use pasidon_kernel::base::addr::{HostPhys, PAGE_SIZE};
+use pasidon_kernel::base::refusal::Refusal;
+use pasidon_kernel::memory::page_table::{Format, Geometry, Memory, PageTable};
 
 pub use crate::image::{Kind, Section};
 
@@ -215,7 +215,7 @@ pub fn merged(ranges: &[(HostPhys, u64)]) -> Vec<(u64, u64)> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use pasidon_kernel::page_table::Entry;
+    use pasidon_kernel::memory::page_table::Entry;
     use proptest::prelude::*;
 
     const MIB: u64 = 1 << 20;

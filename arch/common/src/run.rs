@@ -9,11 +9,11 @@
 
 use alloc::vec::Vec;
 
-use pasidon_kernel::id::{VdevId, VmId};
+use pasidon_kernel::base::id::{VdevId, VmId};
+use pasidon_kernel::base::refusal::Refusal;
 use pasidon_kernel::irq::{HostVector, Route};
-use pasidon_kernel::refusal::Refusal;
-use pasidon_kernel::sched::{PcpuId, SLICE_NS, Seat, Turn};
 use pasidon_kernel::system::System;
+use pasidon_kernel::vm::sched::{PcpuId, SLICE_NS, Seat, Turn};
 
 use crate::hardware::{Core, Hardware};
 use crate::history;

@@ -4,8 +4,8 @@
 use alloc::alloc::alloc_zeroed;
 use core::alloc::Layout;
 
-use pasidon_kernel::addr::PAGE_SIZE;
-use pasidon_kernel::refusal::Refusal;
+use pasidon_kernel::base::addr::PAGE_SIZE;
+use pasidon_kernel::base::refusal::Refusal;
 
 /// Bytes of the stack a pCPU runs on.
 pub const STACK_BYTES: u64 = 256 << 10;

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The guest-physical memory of a VM: its stage 2, a [page table](pasidon_kernel::page_table) whose entries are the
+//! The guest-physical memory of a VM: its stage 2, a [page table](pasidon_kernel::memory::page_table) whose entries are the
 //! architecture's.
 //!
 //! **Principle.** Guest RAM is mapped once, in 2 MiB pages, before the guest runs; after that only portals
@@ -10,11 +10,11 @@
 
 use alloc::vec::Vec;
 
-use pasidon_kernel::addr::{GuestPhys, HostPhys, PAGE_SIZE};
-use pasidon_kernel::frames::Frames;
-use pasidon_kernel::page_table::{Format, Geometry, Memory, PageTable};
-use pasidon_kernel::ram::GuestRam;
-use pasidon_kernel::refusal::Refusal;
+use pasidon_kernel::base::addr::{GuestPhys, HostPhys, PAGE_SIZE};
+use pasidon_kernel::base::refusal::Refusal;
+use pasidon_kernel::memory::frames::Frames;
+use pasidon_kernel::memory::page_table::{Format, Geometry, Memory, PageTable};
+use pasidon_kernel::memory::ram::GuestRam;
 
 use crate::hardware::Stage2;
 
@@ -135,8 +135,8 @@ impl Drop for TableFrames {
 mod tests {
     use super::*;
     use alloc::boxed::Box;
-    use pasidon_kernel::addr::LARGE_PAGE_SIZE;
-    use pasidon_kernel::page_table::{Entry, index};
+    use pasidon_kernel::base::addr::LARGE_PAGE_SIZE;
+    use pasidon_kernel::memory::page_table::{Entry, index};
 
     /// An easily read format of four levels: bit 0 table, bit 1 RAM, bit 2 device.
     #[derive(Clone, Copy, Debug)]

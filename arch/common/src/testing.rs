@@ -4,7 +4,7 @@
 use alloc::vec;
 use alloc::vec::Vec;
 
-use pasidon_kernel::addr::GuestPhys;
+use pasidon_kernel::base::addr::GuestPhys;
 use pasidon_kernel::memory::{BadGuestAddress, GuestMemory};
 use spin::Mutex;
 

@@ -10,8 +10,8 @@
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use arrayvec::ArrayVec;
-use pasidon_kernel::exit::MsiMessage;
-use pasidon_kernel::sched::Seat;
+use pasidon_kernel::vm::exit::MsiMessage;
+use pasidon_kernel::vm::sched::Seat;
 use spin::Mutex;
 
 /// Different messages that can wait at once. A guest has one per interrupt source; two of the same are one.
@@ -134,8 +134,8 @@ impl<C> Vcpu<C> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use pasidon_kernel::id::VmId;
-    use pasidon_kernel::sched::{PcpuId, VcpuId};
+    use pasidon_kernel::base::id::VmId;
+    use pasidon_kernel::vm::sched::{PcpuId, VcpuId};
 
     fn vcpu() -> Vcpu<()> {
         let id = VcpuId { vm: VmId(0), index: 0 };

@@ -5,8 +5,8 @@
 //! twice: by then every interrupt that the pCPU had accepted with it has been handled. So nobody waits, and a
 //! late interrupt of one owner never reaches the next.
 
-use pasidon_kernel::id::VmId;
-use pasidon_kernel::sched::PcpuId;
+use pasidon_kernel::base::id::VmId;
+use pasidon_kernel::vm::sched::PcpuId;
 
 use crate::hardware::Hardware;
 use crate::run::World;

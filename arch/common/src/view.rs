@@ -6,8 +6,8 @@
 
 use core::fmt;
 
-use pasidon_kernel::exit::Action;
 use pasidon_kernel::vm::VmEnd;
+use pasidon_kernel::vm::exit::Action;
 use spin::Mutex;
 
 use crate::board::Board;

@@ -15,13 +15,13 @@ use alloc::string::{String, ToString};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 
-use pasidon_kernel::allowance::{Allowance, Withheld};
+use pasidon_kernel::base::allowance::{Allowance, Withheld};
+use pasidon_kernel::base::id::{VdevId, VmId};
+use pasidon_kernel::base::refusal::Refusal;
 use pasidon_kernel::dev::Received;
-use pasidon_kernel::exit::Action;
-use pasidon_kernel::frames::Frames;
-use pasidon_kernel::id::{VdevId, VmId};
-use pasidon_kernel::refusal::Refusal;
-use pasidon_kernel::sched::{PATIENCE_NS, PcpuId, Scheduler};
+use pasidon_kernel::memory::frames::Frames;
+use pasidon_kernel::vm::exit::Action;
+use pasidon_kernel::vm::sched::{PATIENCE_NS, PcpuId, Scheduler};
 use pasidon_kernel::vm::{Vm, VmEnd};
 use spin::{Mutex, MutexGuard, RwLock};
 

@@ -13,7 +13,7 @@ use core::arch::x86_64::{__cpuid_count, CpuidResult};
 
 use bitflags::bitflags;
 use pasidon_arch_common::entropy::{KEY_LEN, Key};
-use pasidon_kernel::refusal::Refusal;
+use pasidon_kernel::base::refusal::Refusal;
 use x86_64::instructions::random::RdRand;
 
 /// Model-specific registers by their specification names.

@@ -6,9 +6,9 @@
 
 use alloc::format;
 
-use pasidon_kernel::exit::{Access, AccessKind, Exit};
-use pasidon_kernel::stats::ExitKind;
 use pasidon_kernel::vm::VmEnd;
+use pasidon_kernel::vm::exit::{Access, AccessKind, Exit};
+use pasidon_kernel::vm::stats::ExitKind;
 
 use crate::backend::{Backend, IoExit, Reason};
 use crate::emulate::{self, CpuState, Exception, Failure, InstructionBytes};

@@ -3,11 +3,11 @@
 
 use pasidon_arch_common::hardware::{BootImage, Core, Hardware};
 use pasidon_arch_common::memory::RamView;
-use pasidon_kernel::exit::MsiMessage;
-use pasidon_kernel::frames::Frames;
-use pasidon_kernel::ram::GuestRam;
-use pasidon_kernel::refusal::Refusal;
-use pasidon_kernel::stats::ExitKind;
+use pasidon_kernel::base::refusal::Refusal;
+use pasidon_kernel::memory::frames::Frames;
+use pasidon_kernel::memory::ram::GuestRam;
+use pasidon_kernel::vm::exit::MsiMessage;
+use pasidon_kernel::vm::stats::ExitKind;
 
 use crate::backend::{Backend, Reason};
 use crate::guest::boot;

@@ -6,8 +6,8 @@
 use alloc::format;
 use alloc::vec::Vec;
 
-use pasidon_kernel::addr::HostPhys;
-use pasidon_kernel::refusal::Refusal;
+use pasidon_kernel::base::addr::HostPhys;
+use pasidon_kernel::base::refusal::Refusal;
 use spin::Mutex;
 
 use crate::firmware_tables::IoApic;

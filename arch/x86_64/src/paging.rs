@@ -12,9 +12,9 @@ use core::sync::atomic::{AtomicU64, Ordering};
 
 use bitflags::bitflags;
 use pasidon_arch_common::paging::{self as tree, LEAF_LEVELS, Tree};
-use pasidon_kernel::addr::HostPhys;
-use pasidon_kernel::page_table::{self, Format, Geometry};
-use pasidon_kernel::refusal::Refusal;
+use pasidon_kernel::base::addr::HostPhys;
+use pasidon_kernel::base::refusal::Refusal;
+use pasidon_kernel::memory::page_table::{self, Format, Geometry};
 use spin::Mutex;
 
 pub use pasidon_arch_common::image::{Kind, Section, sections_of_image};
@@ -196,8 +196,8 @@ fn flush(address: u64) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use pasidon_kernel::page_table::Entry::{Leaf, Nothing, Table};
-    use pasidon_kernel::page_table::testing::equals_a_plain_map;
+    use pasidon_kernel::memory::page_table::Entry::{Leaf, Nothing, Table};
+    use pasidon_kernel::memory::page_table::testing::equals_a_plain_map;
     use proptest::prelude::*;
 
     #[test]

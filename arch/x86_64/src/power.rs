@@ -2,8 +2,8 @@
 //! Switching the machine off, or resetting it, as the FADT says.
 
 use pasidon_arch_common::firmware_tables::Find;
+use pasidon_kernel::base::refusal::Refusal;
 use pasidon_kernel::monitor::HostPower;
-use pasidon_kernel::refusal::Refusal;
 use spin::Once;
 use x86_64::instructions::port::Port;
 

@@ -5,8 +5,8 @@ use core::convert::Infallible;
 
 use pasidon_arch_common::notes::Notes;
 use pasidon_arch_common::run::note_device_interrupt;
+use pasidon_kernel::base::refusal::Refusal;
 use pasidon_kernel::irq::HostVector;
-use pasidon_kernel::refusal::Refusal;
 use spin::Once;
 
 use crate::hardware::Svm;

@@ -7,8 +7,8 @@
 use core::sync::atomic::{AtomicBool, Ordering};
 
 use pasidon_arch_common::firmware_tables::Find;
+use pasidon_kernel::base::refusal::Refusal;
 use pasidon_kernel::dev::Received;
-use pasidon_kernel::refusal::Refusal;
 use spin::Mutex;
 use uart_16550::backend::PioBackend;
 use uart_16550::spec::registers::{IER, LSR};

@@ -14,8 +14,8 @@ use core::arch::global_asm;
 use core::sync::atomic::{AtomicUsize, Ordering};
 
 use pasidon_arch_common::pcpus::Trampoline;
-use pasidon_kernel::addr::{HostPhys, PAGE_SIZE};
-use pasidon_kernel::refusal::Refusal;
+use pasidon_kernel::base::addr::{HostPhys, PAGE_SIZE};
+use pasidon_kernel::base::refusal::Refusal;
 use spin::Once;
 
 use crate::cpu::{self, Cr4, Features};

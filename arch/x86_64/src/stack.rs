@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Stacks, and going on on one.
 
-use pasidon_kernel::refusal::Refusal;
+use pasidon_kernel::base::refusal::Refusal;
 
 pub use pasidon_arch_common::stack::{EXCEPTION_STACK_BYTES, STACK_BYTES, Stack};
 

@@ -9,8 +9,8 @@
 use core::arch::x86_64::_rdtsc;
 
 use pasidon_arch_common::clock::{Clock, Counter};
-use pasidon_kernel::addr::HostPhys;
-use pasidon_kernel::refusal::Refusal;
+use pasidon_kernel::base::addr::HostPhys;
+use pasidon_kernel::base::refusal::Refusal;
 use x86_64::instructions::port::PortReadOnly;
 
 use crate::firmware_tables::ReferenceClock;

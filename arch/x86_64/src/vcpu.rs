@@ -5,7 +5,7 @@
 use alloc::string::String;
 
 use pasidon_arch_common::view::VmView;
-use pasidon_kernel::addr::HostPhys;
+use pasidon_kernel::base::addr::HostPhys;
 use pasidon_kernel::memory::GuestMemory;
 
 use crate::backend::{Backend, Event, Window};

@@ -9,9 +9,9 @@ use alloc::vec::Vec;
 use pasidon_arch::host::MachineHost;
 use pasidon_drivers::accel::dsa::{DsaParent, Options, Partition, Setup, Silicon};
 use pasidon_drivers::pci::Function;
+use pasidon_kernel::base::refusal::Refusal;
 use pasidon_kernel::config::{Config, ParentConfig, PciDevice};
-use pasidon_kernel::parent::Parent;
-use pasidon_kernel::refusal::Refusal;
+use pasidon_kernel::vdev::parent::Parent;
 
 use crate::pci::Pci;
 use crate::registers;

@@ -7,11 +7,11 @@ use alloc::vec::Vec;
 
 use pasidon_arch::guest::boot::{self, BootImage};
 use pasidon_arch::guest::layout;
-use pasidon_kernel::addr::GuestPhys;
+use pasidon_kernel::base::addr::GuestPhys;
 use pasidon_kernel::config::{Config, ConfigError, OnReboot, Scope, VmConfig};
-use pasidon_kernel::info::VmInfo;
+use pasidon_kernel::memory::ram::RamRange;
 use pasidon_kernel::memory::{BadGuestAddress, GuestMemory};
-use pasidon_kernel::ram::RamRange;
+use pasidon_kernel::monitor::info::VmInfo;
 use pasidon_kernel::vdev::VdevSpec;
 use pasidon_kernel::vm::VmSpec;
 

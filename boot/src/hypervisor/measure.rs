@@ -9,11 +9,11 @@
 
 use pasidon_arch::marker::mark;
 use pasidon_arch::{cpu, memory};
-use pasidon_kernel::addr::{HostPhys, Iova, LARGE_PAGE_SIZE, Requester};
-use pasidon_kernel::frames::Frames;
-use pasidon_kernel::iommu::{Iommu, TableId};
-use pasidon_kernel::pasid::Pasid;
-use pasidon_kernel::refusal::Refusal;
+use pasidon_kernel::base::addr::{HostPhys, Iova, LARGE_PAGE_SIZE, Requester};
+use pasidon_kernel::base::refusal::Refusal;
+use pasidon_kernel::dma::iommu::{Iommu, TableId};
+use pasidon_kernel::dma::pasid::Pasid;
+use pasidon_kernel::memory::frames::Frames;
 
 /// Whether this build measures, instead of running guests.
 pub const ON: bool = cfg!(feature = "measure-attach");

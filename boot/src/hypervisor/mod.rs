@@ -27,18 +27,18 @@ use pasidon_arch::platform::Platform;
 use pasidon_arch::run::{self, World};
 use pasidon_arch::vms::{Vms, kick};
 use pasidon_arch::{fault, history, pcpu};
-use pasidon_kernel::addr::HostPhys;
+use pasidon_kernel::base::addr::HostPhys;
+use pasidon_kernel::base::id::VmId;
+use pasidon_kernel::base::refusal::Refusal;
 use pasidon_kernel::config::{
     Config, ConfigError, ConsoleMode, Parsed, PciDevice, check_memory, check_vdevs, resolve_parents,
 };
-use pasidon_kernel::frames::Frames;
-use pasidon_kernel::id::VmId;
-use pasidon_kernel::parent::Parent;
-use pasidon_kernel::pasid::Pasid;
-use pasidon_kernel::refusal::Refusal;
-use pasidon_kernel::sched::{SLICE_NS, Scheduler};
+use pasidon_kernel::dma::pasid::Pasid;
+use pasidon_kernel::memory::frames::Frames;
 use pasidon_kernel::system::{ParentOptions, System, SystemParts};
+use pasidon_kernel::vdev::parent::Parent;
 use pasidon_kernel::vm::Vm;
+use pasidon_kernel::vm::sched::{SLICE_NS, Scheduler};
 use spin::{Mutex, Once};
 
 use crate::pci::Pci;

@@ -10,14 +10,14 @@ use core::sync::atomic::{AtomicU64, Ordering};
 use log::LevelFilter;
 use pasidon_arch::time;
 use pasidon_arch::vms::{Builder, Vms};
+use pasidon_kernel::base::id::VdevId;
+use pasidon_kernel::base::refusal::Refusal;
 use pasidon_kernel::console::TypedInfo;
-use pasidon_kernel::fault_log::FaultsInfo;
-use pasidon_kernel::id::VdevId;
-use pasidon_kernel::info::{
+use pasidon_kernel::dma::fault_log::FaultsInfo;
+use pasidon_kernel::monitor::info::{
     HypervisorMemory, ParentInfo, PasidInfo, PcpuInfo, RetiredInfo, SystemInfo, VmInfo,
 };
 use pasidon_kernel::monitor::{HostPower, MonitorHost, NewVdev, VmControl};
-use pasidon_kernel::refusal::Refusal;
 use pasidon_kernel::system::System;
 use pasidon_kernel::vdev::VdevSpec;
 use pasidon_kernel::vm::{Vm, VmEnd};

@@ -6,9 +6,9 @@
 
 use alloc::format;
 
-use pasidon_kernel::iommu::AttachFailed;
-use pasidon_kernel::pasid::Pasid;
-use pasidon_kernel::refusal::Refusal;
+use pasidon_kernel::base::refusal::Refusal;
+use pasidon_kernel::dma::iommu::AttachFailed;
+use pasidon_kernel::dma::pasid::Pasid;
 
 use super::domains::DomainId;
 use crate::sparse::Sparse;

@@ -9,10 +9,10 @@ use alloc::format;
 use alloc::vec;
 use alloc::vec::Vec;
 
-use pasidon_kernel::addr::HostPhys;
-use pasidon_kernel::iommu::TableId;
-use pasidon_kernel::pasid::Pasid;
-use pasidon_kernel::refusal::Refusal;
+use pasidon_kernel::base::addr::HostPhys;
+use pasidon_kernel::base::refusal::Refusal;
+use pasidon_kernel::dma::iommu::TableId;
+use pasidon_kernel::dma::pasid::Pasid;
 
 use crate::sparse::Sparse;
 

@@ -16,13 +16,13 @@ use alloc::vec;
 use alloc::vec::Vec;
 use core::ops::Range;
 
-use pasidon_kernel::addr::{HostPhys, Iova, Requester};
-use pasidon_kernel::drained::Drained;
-use pasidon_kernel::fault::Noted;
-use pasidon_kernel::iommu::{AttachFailed, Iommu, IommuCapabilities, TableId};
-use pasidon_kernel::page_table::{Geometry, PageTable, Removed};
-use pasidon_kernel::pasid::Pasid;
-use pasidon_kernel::refusal::Refusal;
+use pasidon_kernel::base::addr::{HostPhys, Iova, Requester};
+use pasidon_kernel::base::drained::Drained;
+use pasidon_kernel::base::refusal::Refusal;
+use pasidon_kernel::dma::fault::Noted;
+use pasidon_kernel::dma::iommu::{AttachFailed, Iommu, IommuCapabilities, TableId};
+use pasidon_kernel::dma::pasid::Pasid;
+use pasidon_kernel::memory::page_table::{Geometry, PageTable, Removed};
 use spin::Mutex;
 
 use super::domains::{Domain, DomainId, Domains};

@@ -4,11 +4,11 @@
 //! A new driver implements [`Rig`] for its model, writes `isolation_tests!(Machine)` in its tests, and calls the other
 //! functions here for each kind of unit that its make knows.
 
-use pasidon_kernel::addr::{HostPhys, Iova, Requester};
-use pasidon_kernel::drained::Drained;
-use pasidon_kernel::fault::{DmaFault, Noted};
-use pasidon_kernel::iommu::{Iommu, TableId};
-use pasidon_kernel::pasid::Pasid;
+use pasidon_kernel::base::addr::{HostPhys, Iova, Requester};
+use pasidon_kernel::base::drained::Drained;
+use pasidon_kernel::dma::fault::{DmaFault, Noted};
+use pasidon_kernel::dma::iommu::{Iommu, TableId};
+use pasidon_kernel::dma::pasid::Pasid;
 
 use crate::testing::ModelMemory;
 

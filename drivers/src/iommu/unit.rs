@@ -8,13 +8,13 @@ use alloc::string::String;
 use alloc::vec::Vec;
 use core::ops::Range;
 
-use pasidon_kernel::addr::Requester;
-use pasidon_kernel::drained::Drained;
-use pasidon_kernel::fault::Noted;
-use pasidon_kernel::iommu::AttachFailed;
-use pasidon_kernel::page_table::{Format, Top};
-use pasidon_kernel::pasid::Pasid;
-use pasidon_kernel::refusal::Refusal;
+use pasidon_kernel::base::addr::Requester;
+use pasidon_kernel::base::drained::Drained;
+use pasidon_kernel::base::refusal::Refusal;
+use pasidon_kernel::dma::fault::Noted;
+use pasidon_kernel::dma::iommu::AttachFailed;
+use pasidon_kernel::dma::pasid::Pasid;
+use pasidon_kernel::memory::page_table::{Format, Top};
 
 use super::domains::DomainId;
 use crate::memory::DmaMemory;
@@ -70,7 +70,7 @@ pub trait IommuUnit: Send + Sync {
     /// Whether a device was claimed with a TLB of its own.
     fn has_device_tlb(&self, device: u32) -> bool;
 
-    /// Reads and clears recorded faults, as [`Iommu::drain_faults`](pasidon_kernel::iommu::Iommu::drain_faults).
+    /// Reads and clears recorded faults, as [`Iommu::drain_faults`](pasidon_kernel::dma::iommu::Iommu::drain_faults).
     fn drain_faults(&self, sink: &mut dyn FnMut(Noted)) -> Drained;
 
     /// Commands handed over so far.

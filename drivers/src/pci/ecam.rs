@@ -4,7 +4,7 @@
 
 use core::ops::RangeInclusive;
 
-use pasidon_kernel::addr::Requester;
+use pasidon_kernel::base::addr::Requester;
 
 use super::{ABSENT, ConfigSpace};
 use crate::registers::Registers;

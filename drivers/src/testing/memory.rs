@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 use std::sync::{Mutex, Weak};
 
-use pasidon_kernel::addr::{HostPhys, PAGE_SIZE};
+use pasidon_kernel::base::addr::{HostPhys, PAGE_SIZE};
 
 use crate::memory::DmaMemory;
 

@@ -5,9 +5,9 @@ mod memory;
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use pasidon_kernel::host::Host;
-use pasidon_kernel::id::VmId;
+use pasidon_kernel::base::id::VmId;
 use pasidon_kernel::irq::HostVector;
+use pasidon_kernel::irq::host::Host;
 
 pub use self::memory::{ModelMemory, View, Watcher};
 

@@ -6,7 +6,7 @@ use core::fmt;
 use core::ops::Deref;
 
 use super::FILE_NAME;
-use crate::refusal::Refusal;
+use crate::base::refusal::Refusal;
 
 /// A place in the file, both numbers counted from 1; columns count characters.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]

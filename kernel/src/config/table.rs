@@ -13,7 +13,7 @@ use toml::de::{DeTable, DeValue};
 
 use super::error::{ConfigError, Position, Scope, Spanned, quoted, shortened};
 use super::schema::{Key, Section};
-use crate::nearest::nearest;
+use crate::base::nearest::nearest;
 
 /// A value of the document tree.
 pub(super) type Value<'t> = toml::Spanned<DeValue<'t>>;

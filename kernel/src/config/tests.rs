@@ -4,7 +4,7 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::addr::Requester;
+use crate::base::addr::Requester;
 
 /// Every key given.
 pub(super) const FULL: &str = r#"

@@ -7,8 +7,8 @@ use alloc::string::String;
 use alloc::vec::Vec;
 
 use super::error::{ConfigError, Position, Scope, Spanned};
-use crate::addr::Requester;
-use crate::refusal::Refusal;
+use crate::base::addr::Requester;
+use crate::base::refusal::Refusal;
 
 /// The whole file. Everything in it is consistent as far as the text alone can tell.
 #[derive(Clone, PartialEq, Eq, Debug)]

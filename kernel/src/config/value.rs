@@ -3,7 +3,7 @@
 
 use alloc::string::String;
 
-use crate::addr::{LARGE_PAGE_SIZE, Requester};
+use crate::base::addr::{LARGE_PAGE_SIZE, Requester};
 
 /// Smallest memory of a VM, in bytes.
 pub const MIN_MEMORY: u64 = 16 << 20;

@@ -11,8 +11,8 @@ use alloc::collections::VecDeque;
 use alloc::format;
 use alloc::string::String;
 
+use crate::base::refusal::Refusal;
 use crate::dev::Received;
-use crate::refusal::Refusal;
 
 /// Longest line, in characters. A longer one is refused.
 pub const MAX_LINE: usize = 256;

@@ -24,6 +24,7 @@
 mod backlog;
 mod editor;
 pub mod framing;
+pub mod log;
 mod typed;
 
 #[cfg(test)]
@@ -39,9 +40,9 @@ use backlog::Backlog;
 use editor::{Edit, Editor};
 use framing::{Decoder, Encoder, MONITOR_CHANNEL};
 
+use crate::base::refusal::Refusal;
 use crate::config::ConsoleMode;
 use crate::dev::Received;
-use crate::refusal::Refusal;
 
 pub use editor::{BadLine, MAX_LINE};
 pub use typed::{TYPED_MAX, Typed, TypedInfo};

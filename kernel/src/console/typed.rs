@@ -14,7 +14,7 @@ use alloc::vec::Vec;
 
 use serde::Serialize;
 
-use crate::allowance::Allowance;
+use crate::base::allowance::Allowance;
 use crate::dev::Received;
 
 /// What is kept per guest.
@@ -154,7 +154,7 @@ mod tests {
     use super::*;
     use crate::dev::pl011::Pl011;
     use crate::dev::uart16550::Uart16550;
-    use crate::exit::Device;
+    use crate::vm::exit::Device;
 
     /// Milliseconds.
     const MS: u64 = 1_000_000;

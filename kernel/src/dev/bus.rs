@@ -8,8 +8,8 @@
 use alloc::format;
 use alloc::vec::Vec;
 
-use crate::exit::Access;
-use crate::refusal::Refusal;
+use crate::base::refusal::Refusal;
+use crate::vm::exit::Access;
 
 /// What a read of `size` bytes returns when no device answers.
 pub const fn all_ones(size: u8) -> u64 {
@@ -132,7 +132,7 @@ impl<T: Copy> Default for GuestBus<T> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::exit::AccessKind;
+    use crate::vm::exit::AccessKind;
     use proptest::prelude::*;
 
     fn read(address: u64, size: u8) -> Access {

@@ -8,7 +8,7 @@
 //!
 //! Source: Motorola MC146818A data sheet; Intel ICH10 datasheet, "Real Time Clock Registers".
 
-use crate::calendar::{date_of, days_of};
+use crate::base::calendar::{date_of, days_of};
 
 /// Ports: index and data.
 pub const PORTS: u16 = 2;

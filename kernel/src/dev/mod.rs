@@ -2,7 +2,7 @@
 //! Device models that do not depend on an architecture.
 //!
 //! **Principle.** A model is a value with methods: an access or an event goes in, an answer and
-//! [`Action`](crate::exit::Action)s come out. It has no lock, no time and no memory of the guest unless
+//! [`Action`](crate::vm::exit::Action)s come out. It has no lock, no time and no memory of the guest unless
 //! it is handed one, so that everything a guest can do to it is a function call in a test.
 
 pub mod bus;

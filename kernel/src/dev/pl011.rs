@@ -17,7 +17,7 @@ use bitflags::bitflags;
 
 use crate::dev::Received;
 use crate::dev::bus::all_ones;
-use crate::exit::{Action, Actions, Device};
+use crate::vm::exit::{Action, Actions, Device};
 
 /// Bytes of input that wait for the guest at most.
 const INPUT_DEPTH: usize = 4096;

@@ -14,7 +14,7 @@ use bitflags::bitflags;
 
 use crate::dev::Received;
 use crate::dev::bus::all_ones;
-use crate::exit::{Action, Actions, Device};
+use crate::vm::exit::{Action, Actions, Device};
 
 /// Number of byte registers.
 pub const REGISTERS: u64 = 8;

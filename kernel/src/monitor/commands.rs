@@ -5,7 +5,7 @@
 use alloc::format;
 use alloc::string::String;
 
-use crate::refusal::Refusal;
+use crate::base::refusal::Refusal;
 
 /// One command.
 #[derive(Debug)]

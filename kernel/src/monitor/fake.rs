@@ -2,16 +2,16 @@
 //! A hypervisor of two VMs that share a device, for tests and for the examples in the documentation.
 
 use super::{HostPower, MonitorHost, NewVdev, VmControl};
-use crate::addr::Requester;
+use crate::base::addr::Requester;
+use crate::base::refusal::Refusal;
 use crate::console::{TYPED_MAX, TypedInfo};
-use crate::fault::{DmaFault, FaultAccess};
-use crate::fault_log::{FaultLog, FaultOwner, FaultsInfo};
-use crate::info::{
+use crate::dma::fault::{DmaFault, FaultAccess};
+use crate::dma::fault_log::{FaultLog, FaultOwner, FaultsInfo};
+use crate::dma::pasid::Pasid;
+use crate::monitor::info::{
     AwayInfo, Detail, ExitCount, HypervisorMemory, InterruptInfo, IoasInfo, IommuInfo, MemoryInfo,
     ParentInfo, PasidInfo, PasidSpaceInfo, PcpuInfo, SystemInfo, TypeInfo, VdevInfo, VmInfo,
 };
-use crate::pasid::Pasid;
-use crate::refusal::Refusal;
 use log::LevelFilter;
 
 /// What came in turns of others.

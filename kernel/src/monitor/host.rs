@@ -5,10 +5,10 @@ use alloc::vec::Vec;
 
 use log::LevelFilter;
 
+use crate::base::refusal::Refusal;
 use crate::console::TypedInfo;
-use crate::fault_log::FaultsInfo;
-use crate::info::{ParentInfo, PasidInfo, PcpuInfo, SystemInfo, VmInfo};
-use crate::refusal::Refusal;
+use crate::dma::fault_log::FaultsInfo;
+use crate::monitor::info::{ParentInfo, PasidInfo, PcpuInfo, SystemInfo, VmInfo};
 
 /// What can be done to a VM.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

@@ -7,6 +7,7 @@
 
 mod commands;
 mod host;
+pub mod info;
 mod show;
 mod top;
 
@@ -23,13 +24,13 @@ use alloc::vec::Vec;
 
 use serde::Serialize;
 
+use crate::base::nearest::nearest;
+use crate::base::refusal::Refusal;
+use crate::base::table::Table;
 use crate::config::ConsoleMode;
+use crate::console::log::{LEVELS, level_name};
 use crate::console::{BadLine, Console, Sink};
-use crate::info::{SystemInfo, VmInfo, vdev_name};
-use crate::log::{LEVELS, level_name};
-use crate::nearest::nearest;
-use crate::refusal::Refusal;
-use crate::table::Table;
+use crate::monitor::info::{SystemInfo, VmInfo, vdev_name};
 use show::VdevRow;
 use top::Sample;
 
@@ -362,7 +363,7 @@ fn find_vm(host: &dyn MonitorHost, name: &str) -> Result<VmInfo, Refusal> {
 
 /// Every vdev, in the order of the VMs.
 fn vdev_rows(vms: &[VmInfo], host: &dyn MonitorHost) -> Vec<VdevRow> {
-    let row = |info: &crate::info::VdevInfo| VdevRow {
+    let row = |info: &crate::monitor::info::VdevInfo| VdevRow {
         name: vdev_name(&info.parent, &info.type_name, info.id),
         submission_exits: host.submission_exits(info.id),
         info: info.clone(),

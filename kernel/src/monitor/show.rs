@@ -7,12 +7,12 @@ use alloc::vec::Vec;
 
 use serde::Serialize;
 
+use crate::base::table::{Table, bytes, duration, pairs};
 use crate::console::TypedInfo;
-use crate::fault_log::FaultsInfo;
-use crate::info::{
+use crate::dma::fault_log::FaultsInfo;
+use crate::monitor::info::{
     AwayInfo, IommuInfo, ParentInfo, PasidInfo, RetiredInfo, SystemInfo, VdevInfo, VmInfo, vdev_name,
 };
-use crate::table::{Table, bytes, duration, pairs};
 
 /// Stands where there is no value.
 pub(super) const NONE: &str = "-";
@@ -320,7 +320,7 @@ pub(super) struct InterruptRow {
 
 pub(super) fn interrupt_rows(vdevs: &[VdevRow]) -> Vec<InterruptRow> {
     let rows = |vdev: &VdevRow| {
-        let line = |line: &crate::info::InterruptInfo| InterruptRow {
+        let line = |line: &crate::monitor::info::InterruptInfo| InterruptRow {
             vdev: vdev.name.clone(),
             vm: vdev.info.vm.clone(),
             parent: vdev.info.parent.clone(),
@@ -359,7 +359,7 @@ pub(super) struct ExitsRow<'a> {
     pub vm: &'a str,
     pub run_ns: u64,
     pub total: u64,
-    pub exits: &'a [crate::info::ExitCount],
+    pub exits: &'a [crate::monitor::info::ExitCount],
 }
 
 pub(super) fn exits_rows(vms: &[VmInfo]) -> Vec<ExitsRow<'_>> {

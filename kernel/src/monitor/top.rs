@@ -9,8 +9,8 @@ use serde::Serialize;
 
 use super::host::MonitorHost;
 use super::show::{self, NONE, VdevRow};
-use crate::info::{PcpuInfo, SystemInfo, VmInfo};
-use crate::table::{Table, bytes, duration};
+use crate::base::table::{Table, bytes, duration};
+use crate::monitor::info::{PcpuInfo, SystemInfo, VmInfo};
 
 /// Time between two pictures.
 pub(super) const INTERVAL_NS: u64 = 1_000_000_000;

@@ -9,11 +9,11 @@ use alloc::string::ToString;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 
-use crate::frames::{GuestFrames, GuestGone};
-use crate::id::VmId;
-use crate::ram::{GuestRam, check_layout};
-use crate::refusal::Refusal;
-use crate::retired::{Retired, Retry};
+use crate::base::id::VmId;
+use crate::base::refusal::Refusal;
+use crate::memory::frames::{GuestFrames, GuestGone};
+use crate::memory::ram::{GuestRam, check_layout};
+use crate::vdev::retired::{Retired, Retry};
 use crate::vm::{Operation, Vm, VmEnd, VmHost, VmState};
 
 use super::{EndReport, System};

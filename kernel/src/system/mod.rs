@@ -29,17 +29,17 @@ use core::sync::atomic::{AtomicU32, AtomicU64};
 
 use spin::{Mutex, RwLock};
 
-use crate::addr::Requester;
-use crate::frames::Frames;
-use crate::host::Host;
-use crate::id::{VdevId, VmId};
-use crate::iommu::Iommu;
+use crate::base::addr::Requester;
+use crate::base::id::{VdevId, VmId};
+use crate::base::refusal::Refusal;
+use crate::dma::iommu::Iommu;
+use crate::dma::pasid::{Pasid, PasidSpace};
 use crate::irq::RouteTable;
-use crate::msi::MsiController;
-use crate::pasid::{Pasid, PasidSpace};
-use crate::ram::check_layout;
-use crate::refusal::Refusal;
-use crate::retired::{Retirement, Retry};
+use crate::irq::host::Host;
+use crate::irq::msi::MsiController;
+use crate::memory::frames::Frames;
+use crate::memory::ram::check_layout;
+use crate::vdev::retired::{Retirement, Retry};
 use crate::vdev::{Services, Vdev};
 use crate::vm::{Vm, VmEnd, VmSpec};
 

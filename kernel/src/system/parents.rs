@@ -7,12 +7,12 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicU64, Ordering};
 
-use crate::drained::Drained;
+use crate::base::drained::Drained;
+use crate::base::refusal::Refusal;
 use crate::irq::Route;
-use crate::parent::{DmaTag, Parent, ParentEvent, ParentUnreached};
-use crate::refusal::Refusal;
 use crate::vdev::Vdev;
 use crate::vdev::interrupt::Interrupt;
+use crate::vdev::parent::{DmaTag, Parent, ParentEvent, ParentUnreached};
 use crate::vm::{Vm, VmHost};
 
 use super::{ReclaimReport, System, VdevName};

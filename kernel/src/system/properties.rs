@@ -7,10 +7,10 @@ use proptest::prelude::*;
 use proptest::sample::Index;
 
 use super::*;
-use crate::addr::{GuestPhys, Iova, LARGE_PAGE_SIZE};
-use crate::drained::Drained;
-use crate::fault::DmaFault;
-use crate::fault::FaultAccess;
+use crate::base::addr::{GuestPhys, Iova, LARGE_PAGE_SIZE};
+use crate::base::drained::Drained;
+use crate::dma::fault::DmaFault;
+use crate::dma::fault::FaultAccess;
 use crate::irq::HostVector;
 use crate::irq::Route;
 use crate::testing::{CPUS, Fail, Machine, PARENT, REQUESTER, TRAPPED, VECTORS, vdev_spec, vm_spec};

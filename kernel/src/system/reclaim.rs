@@ -5,9 +5,9 @@ use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 use core::sync::atomic::Ordering;
 
-use crate::info::RetiredInfo;
-use crate::parent::{DeviceQuiesced, QuiesceFailed, VdevModel};
-use crate::retired::{Retired, Retirement, Retry};
+use crate::monitor::info::RetiredInfo;
+use crate::vdev::parent::{DeviceQuiesced, QuiesceFailed, VdevModel};
+use crate::vdev::retired::{Retired, Retirement, Retry};
 use crate::vm::{Vm, VmHost};
 
 use super::System;

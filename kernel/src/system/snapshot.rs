@@ -5,14 +5,14 @@ use alloc::string::ToString;
 use alloc::vec::Vec;
 use core::sync::atomic::Ordering;
 
-use crate::info::{
+use crate::base::refusal::Refusal;
+use crate::monitor::info::{
     HypervisorMemory, IommuInfo, MemoryInfo, ParentInfo, PasidInfo, RetiredInfo, SystemInfo, TypeInfo,
     VdevInfo, VmInfo,
 };
-use crate::parent::Parent;
-use crate::refusal::Refusal;
-use crate::retired::{Retired, Retirement};
 use crate::vdev::details;
+use crate::vdev::parent::Parent;
+use crate::vdev::retired::{Retired, Retirement};
 use crate::vm::Vm;
 
 use super::System;

@@ -7,13 +7,13 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicU32, Ordering};
 
-use crate::addr::Requester;
-use crate::fault::DmaFault;
-use crate::id::{IoasId, VdevId, VmId};
-use crate::ioas::IoAddressSpace;
-use crate::pasid::Pasid;
-use crate::refusal::Refusal;
-use crate::retired::Retired;
+use crate::base::addr::Requester;
+use crate::base::id::{IoasId, VdevId, VmId};
+use crate::base::refusal::Refusal;
+use crate::dma::fault::DmaFault;
+use crate::dma::ioas::IoAddressSpace;
+use crate::dma::pasid::Pasid;
+use crate::vdev::retired::Retired;
 use crate::vdev::{Owner, PortalsUnmapped, Space, Vdev, VdevSpec, title};
 use crate::vm::{Vm, VmHost};
 

@@ -2,15 +2,15 @@
 //! A parent with a few queues, and the models of its slices.
 
 use super::truth::{Fail, Queue, SharedTruth, Step};
-use crate::addr::{HostPhys, Requester};
-use crate::drained::Drained;
-use crate::exit::MsiMessage;
-use crate::parent::{
+use crate::base::addr::{HostPhys, Requester};
+use crate::base::drained::Drained;
+use crate::base::refusal::Refusal;
+use crate::dma::pasid::Pasid;
+use crate::vdev::parent::{
     Bar, DeviceQuiesced, DmaTag, InterruptBinding, Parent, ParentEvent, ParentUnreached, PciIdentity, Portal,
     QuiesceFailed, Remains, VdevModel, VdevRegisters, VdevRequest, VdevType,
 };
-use crate::pasid::Pasid;
-use crate::refusal::Refusal;
+use crate::vm::exit::MsiMessage;
 
 pub const PARENT: &str = "dsa0";
 pub const REQUESTER: Requester = Requester::new(0, 0, 4, 0);

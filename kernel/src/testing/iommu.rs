@@ -4,15 +4,15 @@
 use std::collections::BTreeMap;
 
 use super::truth::{Fail, SharedTruth, Step};
-use crate::addr::{HostPhys, Iova, Requester};
-use crate::drained::Drained;
-use crate::exit::MsiMessage;
-use crate::fault::Noted;
-use crate::iommu::{AttachFailed, Iommu, IommuCapabilities, TableId};
+use crate::base::addr::{HostPhys, Iova, Requester};
+use crate::base::drained::Drained;
+use crate::base::refusal::Refusal;
+use crate::dma::fault::Noted;
+use crate::dma::iommu::{AttachFailed, Iommu, IommuCapabilities, TableId};
+use crate::dma::pasid::Pasid;
 use crate::irq::HostVector;
-use crate::msi::{MsiController, RemappedInterrupt};
-use crate::pasid::Pasid;
-use crate::refusal::Refusal;
+use crate::irq::msi::{MsiController, RemappedInterrupt};
+use crate::vm::exit::MsiMessage;
 
 fn fault(what: &str) -> Refusal {
     Refusal::new(what, "the test makes it fail", "none")

@@ -16,16 +16,16 @@ use std::collections::BTreeSet;
 pub use device::{PARENT, REQUESTER, TRAPPED, TestParent};
 pub use truth::{Fail, Step};
 
-use crate::addr::{GuestPhys, HostPhys, LARGE_PAGE_SIZE, Requester};
-use crate::frames::Frames;
-use crate::iommu::Iommu;
+use crate::base::addr::{GuestPhys, HostPhys, LARGE_PAGE_SIZE, Requester};
+use crate::dma::iommu::Iommu;
+use crate::dma::pasid::Pasid;
 use crate::irq::Route;
-use crate::msi::MsiController;
-use crate::pasid::Pasid;
-use crate::ram::RamRange;
-use crate::retired::Retired;
+use crate::irq::msi::MsiController;
+use crate::memory::frames::Frames;
+use crate::memory::ram::RamRange;
 use crate::system::{ParentOptions, System, SystemParts};
 use crate::vdev::VdevSpec;
+use crate::vdev::retired::Retired;
 use crate::vm::VmSpec;
 pub use truth::SharedTruth;
 
@@ -74,7 +74,7 @@ impl Machine {
         machine
     }
 
-    pub fn with(options: Options) -> (Self, Result<(), crate::refusal::Refusal>) {
+    pub fn with(options: Options) -> (Self, Result<(), crate::base::refusal::Refusal>) {
         let truth: &'static SharedTruth = Box::leak(Box::new(SharedTruth::new(options.queues)));
         truth.lock().tagged_by_requester = options.tagged_by_requester;
         let start = 64 * LARGE_PAGE_SIZE;

@@ -6,13 +6,13 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use spin::{Mutex, MutexGuard};
 
-use crate::addr::{HostPhys, LARGE_PAGE_SIZE, Requester};
-use crate::exit::MsiMessage;
-use crate::host::Host;
-use crate::id::{VdevId, VmId};
-use crate::iommu::TableId;
+use crate::base::addr::{HostPhys, LARGE_PAGE_SIZE, Requester};
+use crate::base::id::{VdevId, VmId};
+use crate::dma::iommu::TableId;
+use crate::dma::pasid::Pasid;
 use crate::irq::HostVector;
-use crate::pasid::Pasid;
+use crate::irq::host::Host;
+use crate::vm::exit::MsiMessage;
 
 /// A step that can be told to fail, once.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]

@@ -4,11 +4,11 @@
 use std::sync::Arc;
 
 use super::truth::{Fail, SharedTruth, Step, Truth};
-use crate::addr::HostPhys;
-use crate::frames::GuestGone;
-use crate::id::VdevId;
-use crate::ram::GuestRam;
-use crate::refusal::Refusal;
+use crate::base::addr::HostPhys;
+use crate::base::id::VdevId;
+use crate::base::refusal::Refusal;
+use crate::memory::frames::GuestGone;
+use crate::memory::ram::GuestRam;
 use crate::vdev::{PortalsUnmapped, Vdev};
 use crate::vm::{VcpusStopped, Vm, VmHost};
 

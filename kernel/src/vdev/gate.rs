@@ -14,8 +14,8 @@ use core::sync::atomic::{AtomicU64, Ordering};
 
 use spin::Mutex;
 
-use crate::info::AwayInfo;
-use crate::parent::Parent;
+use crate::monitor::info::AwayInfo;
+use crate::vdev::parent::Parent;
 
 /// Interrupts of one vdev that reach a pCPU in one turn of another VM.
 pub const ALLOWANCE: u32 = 32;

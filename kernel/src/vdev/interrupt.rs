@@ -8,10 +8,10 @@
 use alloc::format;
 
 use super::Services;
+use crate::base::refusal::Refusal;
+use crate::irq::msi::RemappedInterrupt;
 use crate::irq::{HostVector, Route, RouteHandle};
-use crate::msi::RemappedInterrupt;
-use crate::parent::Parent;
-use crate::refusal::Refusal;
+use crate::vdev::parent::Parent;
 
 /// A connected interrupt.
 #[derive(Debug)]

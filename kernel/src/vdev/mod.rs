@@ -12,6 +12,8 @@
 pub(crate) mod gate;
 pub mod interrupt;
 pub mod model;
+pub mod parent;
+pub mod retired;
 
 use alloc::boxed::Box;
 use alloc::format;
@@ -23,20 +25,22 @@ use core::sync::atomic::{AtomicU64, Ordering};
 
 use spin::Mutex;
 
-use crate::addr::Requester;
-use crate::attachment::{Attachment, Quiesced, RetiredAttachment};
-use crate::host::Host;
-use crate::id::{IoasId, VdevId, VmId};
-use crate::info::{Detail, InterruptInfo, VdevInfo};
-use crate::ioas::IoAddressSpace;
-use crate::iommu::Iommu;
+use crate::base::addr::Requester;
+use crate::base::id::{IoasId, VdevId, VmId};
+use crate::base::refusal::Refusal;
+use crate::dma::attachment::{Attachment, Quiesced, RetiredAttachment};
+use crate::dma::ioas::IoAddressSpace;
+use crate::dma::iommu::Iommu;
+use crate::dma::pasid::{Pasid, PasidQuota, PasidSpace};
+use crate::irq::host::Host;
+use crate::irq::msi::MsiController;
 use crate::irq::{Route, RouteTable};
-use crate::msi::MsiController;
-use crate::parent::{DeviceQuiesced, Parent, QuiesceFailed, VdevModel, VdevRegisters, VdevRequest, VdevType};
-use crate::pasid::{Pasid, PasidQuota, PasidSpace};
-use crate::ram::GuestRam;
-use crate::refusal::Refusal;
-use crate::retired::{Retired, Retirement, StuckSlice};
+use crate::memory::ram::GuestRam;
+use crate::monitor::info::{Detail, InterruptInfo, VdevInfo};
+use crate::vdev::parent::{
+    DeviceQuiesced, Parent, QuiesceFailed, VdevModel, VdevRegisters, VdevRequest, VdevType,
+};
+use crate::vdev::retired::{Retired, Retirement, StuckSlice};
 use gate::{Came, Gate};
 use interrupt::Interrupt;
 use model::SharedModel;

@@ -14,7 +14,7 @@ use core::fmt;
 use spin::Mutex;
 
 use crate::dev::bus::all_ones;
-use crate::parent::{
+use crate::vdev::parent::{
     InterruptBinding, PciIdentity, Portal, QuiesceFailed, Remains, VdevModel, VdevRegisters,
 };
 

@@ -15,7 +15,7 @@ use alloc::vec::Vec;
 use core::ops::Range;
 
 use acpi_tables::mcfg::MCFG;
-use pasidon_kernel::refusal::Refusal;
+use pasidon_kernel::base::refusal::Refusal;
 
 use super::tree::{Cells, Tree};
 use super::{ITS, MOST, OEM_ID, OEM_REVISION, OEM_TABLE_ID, Written, few, halves, serialize, table, words};

@@ -17,7 +17,7 @@ use alloc::vec::Vec;
 
 use dtoolkit::fdt::{Fdt, FdtNode};
 use dtoolkit::{Node as _, Property as _};
-use pasidon_kernel::refusal::Refusal;
+use pasidon_kernel::base::refusal::Refusal;
 
 use super::MOST;
 use pasidon_arch_common::firmware_tables::MAX_DEVICE_TREE;

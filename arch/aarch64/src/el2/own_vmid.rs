@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! The VMIDs of this machine, and who has which.
 
-use pasidon_kernel::refusal::Refusal;
+use pasidon_kernel::base::refusal::Refusal;
 use spin::Mutex;
 
 use super::vcpu::forget;

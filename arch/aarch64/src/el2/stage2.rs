@@ -5,8 +5,8 @@
 //! D8.5.5 (stage 2 memory types).
 
 use pasidon_arch_common::stage2::{Content, LEAF_LEVELS, Tables};
-use pasidon_kernel::addr::HostPhys;
-use pasidon_kernel::page_table::{Entry, Format, Geometry};
+use pasidon_kernel::base::addr::HostPhys;
+use pasidon_kernel::memory::page_table::{Entry, Format, Geometry};
 
 use crate::guest::layout::IPA_BITS;
 
@@ -88,7 +88,7 @@ impl Format for El2Format {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use pasidon_kernel::page_table::testing::equals_a_plain_map;
+    use pasidon_kernel::memory::page_table::testing::equals_a_plain_map;
     use proptest::prelude::*;
 
     #[test]

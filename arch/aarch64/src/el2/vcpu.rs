@@ -3,7 +3,7 @@
 
 use core::arch::asm;
 
-use pasidon_kernel::addr::HostPhys;
+use pasidon_kernel::base::addr::HostPhys;
 
 use super::context::{Context, Stage1Loaded, SystemContext};
 use super::interface::{Capabilities, Interface};

@@ -12,7 +12,7 @@
 use alloc::vec;
 use alloc::vec::Vec;
 
-use pasidon_kernel::refusal::Refusal;
+use pasidon_kernel::base::refusal::Refusal;
 
 /// Says that every processor has dropped the translations of a VMID: TLBI VMALLS12E1IS and DSB are done.
 #[derive(Debug)]

@@ -15,7 +15,7 @@
 //! **Invariant.** Nothing shares a 2 MiB block with RAM, so stage 2 maps RAM in blocks only, and everything
 //! ends within 38 bits, so one level-1 table is the root of a 39-bit stage 2.
 
-use pasidon_kernel::addr::{GuestPhys, LARGE_PAGE_SIZE};
+use pasidon_kernel::base::addr::{GuestPhys, LARGE_PAGE_SIZE};
 use pasidon_kernel::dev::pci::PciWindow;
 
 /// The most vCPUs of one VM: as many redistributors fit their window.

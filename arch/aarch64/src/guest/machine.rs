@@ -12,14 +12,14 @@ use alloc::boxed::Box;
 use core::fmt;
 
 use pasidon_arch_common::hardware::Platform;
+use pasidon_kernel::base::refusal::Refusal;
 use pasidon_kernel::dev::Received;
 use pasidon_kernel::dev::bus::{GuestBus, all_ones};
 use pasidon_kernel::dev::pci::{PciBus, Slot};
 use pasidon_kernel::dev::pl011::Pl011;
 use pasidon_kernel::dev::pl031::Pl031;
-use pasidon_kernel::exit::{AccessKind, Action, Actions, Device, Exit};
-use pasidon_kernel::parent::VdevRegisters;
-use pasidon_kernel::refusal::Refusal;
+use pasidon_kernel::vdev::parent::VdevRegisters;
+use pasidon_kernel::vm::exit::{AccessKind, Action, Actions, Device, Exit};
 
 use super::gic::{Gic, VcpuSet, Window};
 use super::layout::{self, intid};

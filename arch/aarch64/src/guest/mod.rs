@@ -2,7 +2,7 @@
 //! The Arm machine that a guest sees: platform devices, firmware calls, system registers and the loader.
 //!
 //! **Principle.** Safe code without registers: everything here is a value that the vCPU loop calls with what
-//! the guest did, and that answers with values and [`Action`](pasidon_kernel::exit::Action)s. What belongs to
+//! the guest did, and that answers with values and [`Action`](pasidon_kernel::vm::exit::Action)s. What belongs to
 //! one vCPU ([`sysreg::SystemRegisters`]) needs no lock; what belongs to the VM ([`machine::ArmPlatform`], the
 //! interrupt controller included) lives behind the VM's. `docs/src/guest.md` describes the machine on one page.
 //!
@@ -10,7 +10,7 @@
 //!
 //! **Building a VM.** [`layout::ram_ranges`] says where RAM is; [`boot::load`] fills it and returns the first
 //! vCPU's registers; [`machine::ArmPlatform::new`] makes the devices; each vCPU has [`layout::mpidr`] as
-//! VMPIDR_EL2. Stage 2 maps RAM and, at [`Action::MapPortal`](pasidon_kernel::exit::Action::MapPortal),
+//! VMPIDR_EL2. Stage 2 maps RAM and, at [`Action::MapPortal`](pasidon_kernel::vm::exit::Action::MapPortal),
 //! portals; all else is unmapped. It translates [`layout::IPA_BITS`] bits.
 //!
 //! **Entering.** With the VM's lock held: [`gic::Gic::fill`] of [`machine::ArmPlatform::gic`] gives all list
@@ -27,7 +27,7 @@
 //! | WFI, WFE (0x01) | [`gic::Gic::has_pending`], [`timer::deadline`] | WFI: wait unless it is true or that has come; skip the instruction either way |
 //! | HVC (0x16), SMC (0x17) | [`machine::ArmPlatform::call`] | X0; do as [`machine::AfterCall`] says; skip the instruction for SMC only |
 //! | system register (0x18) | [`sysreg::Trap::from_iss`], [`sysreg::SystemRegisters::access`] | do as [`sysreg::Outcome`] says; skip unless undefined |
-//! | data abort (0x24) | [`mmio::perform`], whose device is [`machine::ArmPlatform::exit`], and whose instruction [`walk::instruction`] finds | skip; or [`exception::Exception::DataAbort`] and the line of [`mmio::Refused`], within an [`Allowance`](pasidon_kernel::allowance::Allowance) |
+//! | data abort (0x24) | [`mmio::perform`], whose device is [`machine::ArmPlatform::exit`], and whose instruction [`walk::instruction`] finds | skip; or [`exception::Exception::DataAbort`] and the line of [`mmio::Refused`], within an [`Allowance`](pasidon_kernel::base::allowance::Allowance) |
 //! | instruction abort (0x20) | none | at EL0 [`exception::Exception::InstructionAbort`]; at EL1 the VM ends: its kernel executed where there is no RAM |
 //! | SVE, SME, pointer authentication, AArch32, … | none | [`exception::Exception::Undefined`] |
 //! | IRQ | none | the host's; the virtual timer's goes to [`timer::VirtualTimer::taken`] |

@@ -11,7 +11,7 @@
 //! Source: Arm Architecture Reference Manual (DDI 0487), D8.2 (address size and level of the walk), D8.3 (descriptor
 //! formats), TCR_EL1, TTBR0_EL1.
 
-use pasidon_kernel::addr::GuestPhys;
+use pasidon_kernel::base::addr::GuestPhys;
 use pasidon_kernel::memory::GuestMemory;
 
 /// Levels -1 to 3.

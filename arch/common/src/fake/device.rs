@@ -6,18 +6,18 @@ use core::sync::atomic::{AtomicU64, Ordering};
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, OnceLock};
 
-use pasidon_kernel::addr::Requester;
-use pasidon_kernel::drained::Drained;
-use pasidon_kernel::exit::MsiMessage;
-use pasidon_kernel::host::Host;
-use pasidon_kernel::id::VmId;
+use pasidon_kernel::base::addr::Requester;
+use pasidon_kernel::base::drained::Drained;
+use pasidon_kernel::base::id::VmId;
+use pasidon_kernel::base::refusal::Refusal;
+use pasidon_kernel::dma::pasid::Pasid;
 use pasidon_kernel::irq::HostVector;
-use pasidon_kernel::parent::{
+use pasidon_kernel::irq::host::Host;
+use pasidon_kernel::vdev::parent::{
     Bar, DeviceQuiesced, DmaTag, InterruptBinding, Parent, ParentEvent, PciIdentity, Portal, QuiesceFailed,
     Remains, VdevModel, VdevRegisters, VdevRequest, VdevType,
 };
-use pasidon_kernel::pasid::Pasid;
-use pasidon_kernel::refusal::Refusal;
+use pasidon_kernel::vm::exit::MsiMessage;
 
 use super::hardware::Fake;
 use super::sim::{PCPUS, Sim};

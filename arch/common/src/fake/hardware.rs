@@ -18,15 +18,15 @@ use std::boxed::Box;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use pasidon_kernel::addr::{GuestPhys, HostPhys, PAGE_SIZE};
+use pasidon_kernel::base::addr::{GuestPhys, HostPhys, PAGE_SIZE};
+use pasidon_kernel::base::refusal::Refusal;
 use pasidon_kernel::dev::Received;
 use pasidon_kernel::dev::pci::{PciBus, PciWindow, Slot};
-use pasidon_kernel::exit::{Action, Actions, MsiMessage};
-use pasidon_kernel::frames::Frames;
-use pasidon_kernel::parent::VdevRegisters;
-use pasidon_kernel::ram::GuestRam;
-use pasidon_kernel::refusal::Refusal;
-use pasidon_kernel::stats::ExitKind;
+use pasidon_kernel::memory::frames::Frames;
+use pasidon_kernel::memory::ram::GuestRam;
+use pasidon_kernel::vdev::parent::VdevRegisters;
+use pasidon_kernel::vm::exit::{Action, Actions, MsiMessage};
+use pasidon_kernel::vm::stats::ExitKind;
 
 use super::sim::here;
 use crate::hardware::{BootImage, Core, Hardware, Platform, Stage2};

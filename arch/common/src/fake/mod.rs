@@ -15,12 +15,12 @@ mod sim;
 
 use std::sync::Arc;
 
-use pasidon_kernel::addr::{GuestPhys, HostPhys, LARGE_PAGE_SIZE};
-use pasidon_kernel::frames::Frames;
-use pasidon_kernel::ram::RamRange;
-use pasidon_kernel::sched::{PcpuId, SLICE_NS, Scheduler};
+use pasidon_kernel::base::addr::{GuestPhys, HostPhys, LARGE_PAGE_SIZE};
+use pasidon_kernel::memory::frames::Frames;
+use pasidon_kernel::memory::ram::RamRange;
 use pasidon_kernel::system::{ParentOptions, System, SystemParts};
 use pasidon_kernel::vdev::VdevSpec;
+use pasidon_kernel::vm::sched::{PcpuId, SLICE_NS, Scheduler};
 use pasidon_kernel::vm::{VmSpec, VmState};
 
 use self::device::{FakeHost, FakeParent};

@@ -7,9 +7,9 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 
+use pasidon_kernel::base::id::VmId;
+use pasidon_kernel::base::refusal::Refusal;
 use pasidon_kernel::dev::Received;
-use pasidon_kernel::id::VmId;
-use pasidon_kernel::refusal::Refusal;
 use pasidon_kernel::vm::VmEnd;
 
 use super::hardware::{Fake, Life};

@@ -5,9 +5,9 @@ use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock};
 
-use pasidon_kernel::exit::MsiMessage;
 use pasidon_kernel::irq::HostVector;
-use pasidon_kernel::sched::SLICE_NS;
+use pasidon_kernel::vm::exit::MsiMessage;
+use pasidon_kernel::vm::sched::SLICE_NS;
 
 use super::device::Device;
 use super::hardware::{Fake, KEY, Life, TIMER};

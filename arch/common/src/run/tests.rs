@@ -4,7 +4,7 @@
 use super::{Local, Next, World};
 use crate::fake::{Fake, Rig, Script, VMS};
 use crate::hardware::Hardware;
-use pasidon_kernel::sched::SLICE_NS;
+use pasidon_kernel::vm::sched::SLICE_NS;
 use proptest::prelude::*;
 
 /// One pCPU's loop.

@@ -5,14 +5,14 @@ use alloc::format;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 
-use pasidon_kernel::addr::HostPhys;
-use pasidon_kernel::allowance::Allowance;
-use pasidon_kernel::frames::GuestGone;
-use pasidon_kernel::id::VdevId;
-use pasidon_kernel::ram::GuestRam;
-use pasidon_kernel::refusal::Refusal;
-use pasidon_kernel::sched::{PATIENCE_NS, VcpuId};
+use pasidon_kernel::base::addr::HostPhys;
+use pasidon_kernel::base::allowance::Allowance;
+use pasidon_kernel::base::id::VdevId;
+use pasidon_kernel::base::refusal::Refusal;
+use pasidon_kernel::memory::frames::GuestGone;
+use pasidon_kernel::memory::ram::GuestRam;
 use pasidon_kernel::vdev::{PortalsUnmapped, Vdev};
+use pasidon_kernel::vm::sched::{PATIENCE_NS, VcpuId};
 use pasidon_kernel::vm::{VcpusStopped, Vm, VmHost};
 use spin::Mutex;
 

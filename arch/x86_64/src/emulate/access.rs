@@ -2,9 +2,9 @@
 //! Translated operands, and how they reach RAM or the bus.
 
 use arrayvec::ArrayVec;
-use pasidon_kernel::addr::{GuestPhys, PAGE_SIZE};
-use pasidon_kernel::exit::{Access, AccessKind};
+use pasidon_kernel::base::addr::{GuestPhys, PAGE_SIZE};
 use pasidon_kernel::memory::GuestMemory;
+use pasidon_kernel::vm::exit::{Access, AccessKind};
 
 use super::walk::translate;
 use super::{AccessType, CpuState, Exception};

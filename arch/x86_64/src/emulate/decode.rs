@@ -7,7 +7,7 @@
 
 use arrayvec::ArrayVec;
 use iced_x86::{Code, Decoder, DecoderError, DecoderOptions, Instruction};
-use pasidon_kernel::addr::PAGE_SIZE;
+use pasidon_kernel::base::addr::PAGE_SIZE;
 use pasidon_kernel::memory::GuestMemory;
 use x86_64::registers::rflags::RFlags;
 

@@ -6,8 +6,8 @@
 //! Source: Intel SDM volume 2.
 
 use iced_x86::{Instruction, Mnemonic, OpKind, Register};
-use pasidon_kernel::exit::Access;
 use pasidon_kernel::memory::GuestMemory;
+use pasidon_kernel::vm::exit::Access;
 use x86_64::registers::control::Cr4Flags;
 use x86_64::registers::rflags::RFlags;
 

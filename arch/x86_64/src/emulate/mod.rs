@@ -37,9 +37,9 @@ mod vector;
 mod walk;
 
 use arrayvec::ArrayVec;
-use pasidon_kernel::addr::GuestPhys;
-use pasidon_kernel::exit::Access;
+use pasidon_kernel::base::addr::GuestPhys;
 use pasidon_kernel::memory::GuestMemory;
+use pasidon_kernel::vm::exit::Access;
 use x86_64::structures::idt::ExceptionVector;
 
 pub use decode::{ControlMove, control_move, fetch, instruction_length};

@@ -9,8 +9,8 @@
 //! Source: Intel SDM volume 2, "REP/REPE/REPZ/REPNE/REPNZ" and the instructions' pages.
 
 use iced_x86::{Code, Instruction, Register};
-use pasidon_kernel::exit::{Access, AccessKind};
 use pasidon_kernel::memory::GuestMemory;
+use pasidon_kernel::vm::exit::{Access, AccessKind};
 use x86_64::registers::rflags::RFlags;
 
 use super::access::{Bus, Target};

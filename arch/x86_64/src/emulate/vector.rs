@@ -8,8 +8,8 @@
 //! Source: Intel SDM volume 2, the pages of the instructions, and 2.4 "Instruction Exception Specification".
 
 use iced_x86::{EncodingKind, Instruction, Mnemonic, OpKind, Register};
-use pasidon_kernel::exit::Access;
 use pasidon_kernel::memory::GuestMemory;
+use pasidon_kernel::vm::exit::Access;
 use x86_64::registers::control::{Cr0Flags, Cr4Flags};
 use x86_64::registers::xcontrol::XCr0Flags;
 

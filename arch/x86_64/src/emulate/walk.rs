@@ -13,7 +13,7 @@
 //! 5.8 (accessed and dirty flags).
 
 use arrayvec::ArrayVec;
-use pasidon_kernel::addr::GuestPhys;
+use pasidon_kernel::base::addr::GuestPhys;
 use pasidon_kernel::memory::GuestMemory;
 use x86_64::registers::control::{Cr0Flags, Cr4Flags, EferFlags};
 use x86_64::registers::rflags::RFlags;

@@ -8,7 +8,7 @@
 //! Source: Intel 82093AA data sheet, section 3.
 
 use pasidon_kernel::dev::bus::all_ones;
-use pasidon_kernel::exit::{Action, Actions, MsiMessage};
+use pasidon_kernel::vm::exit::{Action, Actions, MsiMessage};
 
 /// Number of pins.
 pub const PINS: usize = 24;

@@ -12,7 +12,7 @@
 //! 0x20_0000_0000 64-bit prefetchable PCI window, 16 GiB
 //! ```
 
-use pasidon_kernel::addr::GuestPhys;
+use pasidon_kernel::base::addr::GuestPhys;
 use pasidon_kernel::dev::pci::PciWindow;
 
 /// The most RAM below the hole.

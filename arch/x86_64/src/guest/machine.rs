@@ -10,15 +10,15 @@ use alloc::boxed::Box;
 use core::fmt;
 
 use pasidon_arch_common::hardware::Platform;
+use pasidon_kernel::base::refusal::Refusal;
 use pasidon_kernel::dev::Received;
 use pasidon_kernel::dev::bus::{GuestBus, all_ones};
 use pasidon_kernel::dev::i8254::{self, I8254};
 use pasidon_kernel::dev::mc146818::{self, Mc146818};
 use pasidon_kernel::dev::pci::{PciBus, Slot};
 use pasidon_kernel::dev::uart16550::{self, Uart16550};
-use pasidon_kernel::exit::{Access, AccessKind, Action, Actions, Device, Exit};
-use pasidon_kernel::parent::VdevRegisters;
-use pasidon_kernel::refusal::Refusal;
+use pasidon_kernel::vdev::parent::VdevRegisters;
+use pasidon_kernel::vm::exit::{Access, AccessKind, Action, Actions, Device, Exit};
 
 use super::ioapic::IoApic;
 use super::lapic::{ApicEvent, Ipi, LocalApic};
@@ -284,7 +284,7 @@ fn bytes_of(size: u8, mut read: impl FnMut(u16) -> u8) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use pasidon_kernel::exit::MsiMessage;
+    use pasidon_kernel::vm::exit::MsiMessage;
     use proptest::prelude::*;
 
     fn io(address: u64, size: u8, kind: AccessKind) -> Exit {

@@ -3,7 +3,7 @@
 //!
 //! **Principle.** Safe code without registers: everything here is a value that the vCPU loop calls with
 //! what the guest did, and that answers with values and
-//! [`Action`](pasidon_kernel::exit::Action)s. What belongs to one vCPU ([`lapic`], [`msr`]) needs no
+//! [`Action`](pasidon_kernel::vm::exit::Action)s. What belongs to one vCPU ([`lapic`], [`msr`]) needs no
 //! lock; what belongs to the VM ([`machine`]) lives behind the VM's. `docs/src/guest.md` describes the
 //! machine on one page.
 #![forbid(unsafe_code)]

@@ -10,7 +10,7 @@
 use alloc::string::String;
 
 use arrayvec::ArrayVec;
-use pasidon_kernel::addr::GuestPhys;
+use pasidon_kernel::base::addr::GuestPhys;
 use pasidon_kernel::memory::GuestMemory;
 
 use super::GeneralProtection;

@@ -5,7 +5,7 @@
 //! Source: ACPI specification 6.5, 4.8.3.6 and 4.8.3.7; Intel 300 Series PCH datasheet volume 2, "Reset Control
 //! Register" (CF9h); IBM PC AT Technical Reference, keyboard controller command FEh.
 
-use pasidon_kernel::exit::{Action, Actions};
+use pasidon_kernel::vm::exit::{Action, Actions};
 
 use super::acpi::{RESET_VALUE, SLEEP_TYPE_S5};
 use super::layout;

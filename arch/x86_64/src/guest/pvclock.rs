@@ -9,7 +9,7 @@
 //!
 //! Source: Linux `Documentation/virt/kvm/x86/msr.rst` and `pvclock-abi.h` (the interface, not the code).
 
-use pasidon_kernel::addr::GuestPhys;
+use pasidon_kernel::base::addr::GuestPhys;
 use pasidon_kernel::memory::{BadGuestAddress, GuestMemory};
 
 const NANOSECONDS_PER_SECOND: u64 = 1_000_000_000;

@@ -22,7 +22,7 @@ mod vmcb;
 
 use alloc::boxed::Box;
 
-use pasidon_kernel::addr::HostPhys;
+use pasidon_kernel::base::addr::HostPhys;
 
 use crate::backend::{Backend, Event, Reason, Window};
 use crate::emulate::{CpuState, SegmentState};

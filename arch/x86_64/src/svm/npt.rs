@@ -9,8 +9,8 @@
 //! accesses, so every level has the U bit.
 
 use pasidon_arch_common::stage2::{Content, LEAF_LEVELS, Tables};
-use pasidon_kernel::addr::HostPhys;
-use pasidon_kernel::page_table::{Entry, Format, Geometry};
+use pasidon_kernel::base::addr::HostPhys;
+use pasidon_kernel::memory::page_table::{Entry, Format, Geometry};
 
 const PRESENT: u64 = 1 << 0;
 const WRITE: u64 = 1 << 1;
@@ -85,11 +85,11 @@ mod tests {
     use super::*;
     use alloc::boxed::Box;
     use pasidon_arch_common::hardware::Stage2;
-    use pasidon_kernel::addr::{GuestPhys, LARGE_PAGE_SIZE};
-    use pasidon_kernel::frames::Frames;
-    use pasidon_kernel::id::VmId;
-    use pasidon_kernel::page_table::testing::equals_a_plain_map;
-    use pasidon_kernel::ram::{GuestRam, RamRange};
+    use pasidon_kernel::base::addr::{GuestPhys, LARGE_PAGE_SIZE};
+    use pasidon_kernel::base::id::VmId;
+    use pasidon_kernel::memory::frames::Frames;
+    use pasidon_kernel::memory::page_table::testing::equals_a_plain_map;
+    use pasidon_kernel::memory::ram::{GuestRam, RamRange};
     use proptest::prelude::*;
 
     #[test]

@@ -9,9 +9,9 @@
 
 use core::arch::x86_64::__cpuid;
 
-use pasidon_kernel::addr::{HostPhys, PAGE_SIZE};
-use pasidon_kernel::frames::Frames;
-use pasidon_kernel::refusal::Refusal;
+use pasidon_kernel::base::addr::{HostPhys, PAGE_SIZE};
+use pasidon_kernel::base::refusal::Refusal;
+use pasidon_kernel::memory::frames::Frames;
 use x86_64::registers::model_specific::Msr;
 
 use super::enter;

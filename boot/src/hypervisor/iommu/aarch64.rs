@@ -14,11 +14,11 @@ use pasidon_drivers::iommu::smmuv3::Smmu;
 use pasidon_drivers::iort::{self, Iort};
 use pasidon_drivers::irq::its::{Its, ItsNode, LPIS, Redistributor};
 use pasidon_drivers::registers::Mmio;
-use pasidon_kernel::addr::{HostPhys, Requester};
-use pasidon_kernel::frames::Frames;
-use pasidon_kernel::iommu::Iommu;
-use pasidon_kernel::msi::MsiController;
-use pasidon_kernel::refusal::Refusal;
+use pasidon_kernel::base::addr::{HostPhys, Requester};
+use pasidon_kernel::base::refusal::Refusal;
+use pasidon_kernel::dma::iommu::Iommu;
+use pasidon_kernel::irq::msi::MsiController;
+use pasidon_kernel::memory::frames::Frames;
 
 use super::{FrameMemory, Without};
 use crate::pci::Pci;

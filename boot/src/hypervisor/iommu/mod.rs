@@ -18,9 +18,9 @@ use pasidon_arch::platform::Platform;
 use pasidon_arch::{cache, memory};
 use pasidon_drivers::memory::DmaMemory;
 use pasidon_drivers::pci::Function;
-use pasidon_kernel::addr::{HostPhys, PAGE_SIZE};
-use pasidon_kernel::frames::Frames;
-use pasidon_kernel::refusal::Refusal;
+use pasidon_kernel::base::addr::{HostPhys, PAGE_SIZE};
+use pasidon_kernel::base::refusal::Refusal;
+use pasidon_kernel::memory::frames::Frames;
 
 use crate::pci::Pci;
 use crate::tables::Tables;

@@ -5,7 +5,7 @@
 //! never while the device is waited for, or through [`Closed`], while the device is being set up or reset. The
 //! two exclude each other: whoever asks for an access meanwhile gets none, and does not wait.
 
-use pasidon_kernel::parent::ParentUnreached;
+use pasidon_kernel::vdev::parent::ParentUnreached;
 use spin::{Mutex, MutexGuard};
 
 use super::slot::Slot;

@@ -10,8 +10,8 @@ use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
-use pasidon_kernel::parent::ParentUnreached;
-use pasidon_kernel::refusal::Refusal;
+use pasidon_kernel::base::refusal::Refusal;
+use pasidon_kernel::vdev::parent::ParentUnreached;
 
 use super::access::{Closed, Gate, Unreached};
 use super::capabilities::{Capabilities, OPCAP_WORDS};

@@ -10,9 +10,9 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
-use pasidon_kernel::addr::{HostPhys, Requester};
-use pasidon_kernel::host::Host;
-use pasidon_kernel::pasid::Pasid;
+use pasidon_kernel::base::addr::{HostPhys, Requester};
+use pasidon_kernel::dma::pasid::Pasid;
+use pasidon_kernel::irq::host::Host;
 
 use super::access::{Closed, Gate};
 use super::capabilities::{Capabilities, OPCAP_WORDS};

@@ -3,7 +3,7 @@
 
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use pasidon_kernel::pasid::Pasid;
+use pasidon_kernel::dma::pasid::Pasid;
 
 use super::registers::{SWERR_WORDS, swerr};
 

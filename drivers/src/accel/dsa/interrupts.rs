@@ -5,9 +5,9 @@
 //! carries the guest's numbers. The device has one record for all queues, which holds the first error until it
 //! is taken: when it says that further ones were lost, each queue may have lost one, and is told.
 
-use pasidon_kernel::drained::Drained;
-use pasidon_kernel::exit::MsiMessage;
-use pasidon_kernel::parent::ParentEvent;
+use pasidon_kernel::base::drained::Drained;
+use pasidon_kernel::vdev::parent::ParentEvent;
+use pasidon_kernel::vm::exit::MsiMessage;
 
 use super::device::Device;
 use super::errors::{ErrorRecord, describe};

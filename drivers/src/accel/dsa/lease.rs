@@ -9,8 +9,8 @@ use alloc::string::{String, ToString};
 use alloc::sync::Arc;
 use core::sync::atomic::Ordering;
 
-use pasidon_kernel::addr::HostPhys;
-use pasidon_kernel::pasid::Pasid;
+use pasidon_kernel::base::addr::HostPhys;
+use pasidon_kernel::dma::pasid::Pasid;
 
 use super::commands::{Command, CommandFailure};
 use super::device::{Device, Limits};

@@ -18,7 +18,7 @@
 //! | `slot`, `dispatch` | commands on queues, one after another |
 //! | `queue`, `lease` | queues, and the right to one |
 //! | `interrupts`, `errors` | MSI-X entries, events; what the device reports of errors |
-//! | `parent` | the [`Parent`](pasidon_kernel::parent::Parent) made of all that |
+//! | `parent` | the [`Parent`](pasidon_kernel::vdev::parent::Parent) made of all that |
 //! | [`vdev`] | what a guest sees |
 //!
 //! Source: Intel DSA Architecture Specification 341204-006; Intel security advisory INTEL-SA-01084.
@@ -26,7 +26,7 @@
 use alloc::string::String;
 use alloc::sync::Arc;
 
-use pasidon_kernel::host::Host;
+use pasidon_kernel::irq::host::Host;
 
 use crate::pci::Function;
 

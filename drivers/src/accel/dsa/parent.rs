@@ -7,13 +7,13 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::sync::atomic::Ordering;
 
-use pasidon_kernel::addr::Requester;
-use pasidon_kernel::drained::Drained;
-use pasidon_kernel::exit::MsiMessage;
-use pasidon_kernel::parent::{
+use pasidon_kernel::base::addr::Requester;
+use pasidon_kernel::base::drained::Drained;
+use pasidon_kernel::base::refusal::Refusal;
+use pasidon_kernel::vdev::parent::{
     DmaTag, Parent, ParentEvent, ParentUnreached, VdevModel, VdevRequest, VdevType,
 };
-use pasidon_kernel::refusal::Refusal;
+use pasidon_kernel::vm::exit::MsiMessage;
 
 use super::device::Device;
 use super::lease::QueueLease;

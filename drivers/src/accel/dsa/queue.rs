@@ -4,7 +4,7 @@
 use alloc::string::String;
 use core::sync::atomic::{AtomicU16, AtomicU32, Ordering};
 
-use pasidon_kernel::pasid::Pasid;
+use pasidon_kernel::dma::pasid::Pasid;
 use spin::Mutex;
 
 use super::errors::ErrorMailbox;

@@ -5,7 +5,7 @@
 use alloc::collections::VecDeque;
 use alloc::vec::Vec;
 
-use pasidon_kernel::exit::MsiMessage;
+use pasidon_kernel::vm::exit::MsiMessage;
 
 use super::commands::{Command, CommandFailure};
 

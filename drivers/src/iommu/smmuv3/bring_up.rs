@@ -9,7 +9,7 @@
 
 use alloc::format;
 
-use pasidon_kernel::refusal::Refusal;
+use pasidon_kernel::base::refusal::Refusal;
 
 use super::commands::Command;
 use super::registers::{

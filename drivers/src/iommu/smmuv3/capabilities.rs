@@ -3,7 +3,7 @@
 
 use alloc::vec::Vec;
 
-use pasidon_kernel::pasid::Pasid;
+use pasidon_kernel::dma::pasid::Pasid;
 
 use super::registers::Identification;
 use super::stage1::{ADDRESS_BITS, Geometry, LEVELS, Stage1Entries};

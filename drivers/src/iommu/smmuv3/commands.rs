@@ -10,10 +10,10 @@ use alloc::format;
 
 use core::sync::atomic::{Ordering, fence};
 
-use pasidon_kernel::addr::{HostPhys, PAGE_SIZE};
-use pasidon_kernel::host::Host;
-use pasidon_kernel::pasid::Pasid;
-use pasidon_kernel::refusal::Refusal;
+use pasidon_kernel::base::addr::{HostPhys, PAGE_SIZE};
+use pasidon_kernel::base::refusal::Refusal;
+use pasidon_kernel::dma::pasid::Pasid;
+use pasidon_kernel::irq::host::Host;
 use spin::Mutex;
 
 use super::registers::{GlobalError, Identification, offset};

@@ -7,9 +7,9 @@
 
 use alloc::vec::Vec;
 
-use pasidon_kernel::addr::{HostPhys, PAGE_SIZE};
-use pasidon_kernel::pasid::Pasid;
-use pasidon_kernel::refusal::Refusal;
+use pasidon_kernel::base::addr::{HostPhys, PAGE_SIZE};
+use pasidon_kernel::base::refusal::Refusal;
+use pasidon_kernel::dma::pasid::Pasid;
 
 use super::registers::Identification;
 use super::stage1::{ADDRESS_BITS, MAIR};

@@ -5,11 +5,11 @@
 //! so that the event interrupt may come while a mapping is under way.
 //! Source: SMMUv3 specification, "Event records".
 
-use pasidon_kernel::addr::{HostPhys, PAGE_SIZE, Requester};
-use pasidon_kernel::drained::Drained;
-use pasidon_kernel::fault::{DmaFault, FaultAccess, Noted};
-use pasidon_kernel::pasid::Pasid;
-use pasidon_kernel::refusal::Refusal;
+use pasidon_kernel::base::addr::{HostPhys, PAGE_SIZE, Requester};
+use pasidon_kernel::base::drained::Drained;
+use pasidon_kernel::base::refusal::Refusal;
+use pasidon_kernel::dma::fault::{DmaFault, FaultAccess, Noted};
+use pasidon_kernel::dma::pasid::Pasid;
 
 use super::registers::{Identification, OVERFLOW, offset};
 use crate::memory::DmaMemory;

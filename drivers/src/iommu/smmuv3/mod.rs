@@ -14,7 +14,7 @@
 //! | `bring_up` | take-over from the firmware |
 //! | `stream_table` | StreamID to stream table entry |
 //! | `context` | SubstreamID to context descriptor |
-//! | `stage1` | entries of tables; the tree is the kernel's [`page_table`](pasidon_kernel::page_table) |
+//! | `stage1` | entries of tables; the tree is the kernel's [`page_table`](pasidon_kernel::memory::page_table) |
 //! | `commands` | the command queue, and getting past its errors |
 //! | `events` | the event queue in words |
 //! | `unit` | the operations of one unit, in the right order |
@@ -36,10 +36,10 @@ use alloc::format;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 
-use pasidon_kernel::addr::{HostPhys, PAGE_SIZE, Requester};
-use pasidon_kernel::host::Host;
-use pasidon_kernel::page_table::PageTable;
-use pasidon_kernel::refusal::Refusal;
+use pasidon_kernel::base::addr::{HostPhys, PAGE_SIZE, Requester};
+use pasidon_kernel::base::refusal::Refusal;
+use pasidon_kernel::irq::host::Host;
+use pasidon_kernel::memory::page_table::PageTable;
 
 use self::registers::{Identification, REGISTERS_LEN};
 use self::stage1::{Geometry, Stage1Entries};
@@ -96,7 +96,7 @@ impl<R: Registers, M: DmaMemory> Smmu<R, M> {
     }
 
     /// Lets all units raise their wired interrupts for events and global errors ([`crate::iort::Gsivs`]), whose
-    /// handler has [`Iommu::drain_faults`](pasidon_kernel::iommu::Iommu::drain_faults) called. After
+    /// handler has [`Iommu::drain_faults`](pasidon_kernel::dma::iommu::Iommu::drain_faults) called. After
     /// [`Smmu::take_over`].
     pub fn enable_fault_interrupts(&self) -> Result<(), Refusal> {
         self.units.iter().try_for_each(Unit::enable_fault_interrupt)

@@ -4,7 +4,7 @@
 //! Source: SMMUv3 specification, "Memory map and registers".
 
 use bitflags::bitflags;
-use pasidon_kernel::host::Host;
+use pasidon_kernel::irq::host::Host;
 
 use crate::registers::Registers;
 use crate::wait::{COMMAND_LIMIT_NS, wait_until};

@@ -6,8 +6,8 @@
 //! ones: the architecture asks for break-before-make there, which a device that keeps sending would notice.
 //! Source: Arm Architecture Reference Manual (DDI 0487), "VMSAv8-64 translation table format descriptors".
 
-use pasidon_kernel::addr::HostPhys;
-use pasidon_kernel::page_table::{self, Entry, Format};
+use pasidon_kernel::base::addr::HostPhys;
+use pasidon_kernel::memory::page_table::{self, Entry, Format};
 
 /// Bit 0: the entry leads somewhere.
 const VALID: u64 = 1 << 0;
@@ -92,7 +92,7 @@ impl Format for Stage1Entries {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use pasidon_kernel::page_table::testing::equals_a_plain_map;
+    use pasidon_kernel::memory::page_table::testing::equals_a_plain_map;
     use proptest::prelude::*;
 
     #[test]

@@ -7,8 +7,8 @@
 
 use alloc::format;
 
-use pasidon_kernel::addr::{HostPhys, PAGE_SIZE};
-use pasidon_kernel::refusal::Refusal;
+use pasidon_kernel::base::addr::{HostPhys, PAGE_SIZE};
+use pasidon_kernel::base::refusal::Refusal;
 
 use super::context::ContextTable;
 use super::registers::{Identification, STRTAB_SPLIT_SHIFT, STRTAB_TWO_LEVEL};

@@ -10,8 +10,8 @@
 
 use alloc::format;
 
+use pasidon_kernel::base::refusal::Refusal;
 use pasidon_kernel::irq::HostVector;
-use pasidon_kernel::refusal::Refusal;
 
 use super::fault;
 use super::invalidation::Invalidation;

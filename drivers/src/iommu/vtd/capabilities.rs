@@ -3,7 +3,7 @@
 
 use alloc::vec::Vec;
 
-use pasidon_kernel::refusal::Refusal;
+use pasidon_kernel::base::refusal::Refusal;
 
 use super::dmar::Dmar;
 use super::registers::{Capability, ExtendedCapability};

@@ -8,8 +8,8 @@
 use alloc::format;
 use alloc::vec::Vec;
 
-use pasidon_kernel::addr::{HostPhys, PAGE_SIZE};
-use pasidon_kernel::refusal::Refusal;
+use pasidon_kernel::base::addr::{HostPhys, PAGE_SIZE};
+use pasidon_kernel::base::refusal::Refusal;
 
 use crate::acpi::{self, Bytes};
 

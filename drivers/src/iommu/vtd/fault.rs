@@ -4,10 +4,10 @@
 //! The faults have a lock of their own, so that the fault interrupt may come while a mapping is under way.
 //! Source: Intel VT-d specification, "Fault Recording Registers" and "Fault Reasons".
 
-use pasidon_kernel::addr::Requester;
-use pasidon_kernel::drained::Drained;
-use pasidon_kernel::fault::{DmaFault, FaultAccess, Noted};
-use pasidon_kernel::pasid::Pasid;
+use pasidon_kernel::base::addr::Requester;
+use pasidon_kernel::base::drained::Drained;
+use pasidon_kernel::dma::fault::{DmaFault, FaultAccess, Noted};
+use pasidon_kernel::dma::pasid::Pasid;
 
 use super::registers::{Capability, FaultStatus, offset};
 use crate::registers::Registers;

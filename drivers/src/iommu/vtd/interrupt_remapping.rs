@@ -9,10 +9,10 @@
 use alloc::vec;
 use alloc::vec::Vec;
 
-use pasidon_kernel::addr::HostPhys;
-use pasidon_kernel::exit::MsiMessage;
+use pasidon_kernel::base::addr::HostPhys;
+use pasidon_kernel::base::refusal::Refusal;
 use pasidon_kernel::irq::HostVector;
-use pasidon_kernel::refusal::Refusal;
+use pasidon_kernel::vm::exit::MsiMessage;
 
 use super::registers::IRTA_EIME;
 use crate::memory::DmaMemory;

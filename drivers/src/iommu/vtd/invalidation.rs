@@ -10,10 +10,10 @@
 use alloc::format;
 use alloc::vec::Vec;
 
-use pasidon_kernel::addr::HostPhys;
-use pasidon_kernel::host::Host;
-use pasidon_kernel::pasid::Pasid;
-use pasidon_kernel::refusal::Refusal;
+use pasidon_kernel::base::addr::HostPhys;
+use pasidon_kernel::base::refusal::Refusal;
+use pasidon_kernel::dma::pasid::Pasid;
+use pasidon_kernel::irq::host::Host;
 
 use super::registers::{Capability, FaultStatus, IQA_DW, offset};
 use crate::iommu::domains::DomainId;

@@ -12,7 +12,7 @@
 //! | `dmar`, `scope` | which units there are, and whom each serves |
 //! | `bring_up` | take-over from the firmware |
 //! | `tables` | root, context and PASID tables |
-//! | `second_stage` | entries of page tables; the tree is the kernel's [`page_table`](pasidon_kernel::page_table) |
+//! | `second_stage` | entries of page tables; the tree is the kernel's [`page_table`](pasidon_kernel::memory::page_table) |
 //! | `invalidation` | the queue, and getting past its errors |
 //! | `interrupt_remapping` | who may raise which vector |
 //! | `fault` | fault records in words |
@@ -37,11 +37,11 @@ use alloc::format;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 
-use pasidon_kernel::addr::Requester;
-use pasidon_kernel::host::Host;
+use pasidon_kernel::base::addr::Requester;
+use pasidon_kernel::base::refusal::Refusal;
 use pasidon_kernel::irq::HostVector;
-use pasidon_kernel::msi::{MsiController, RemappedInterrupt};
-use pasidon_kernel::refusal::Refusal;
+use pasidon_kernel::irq::host::Host;
+use pasidon_kernel::irq::msi::{MsiController, RemappedInterrupt};
 
 use self::capabilities::common_geometry;
 use self::dmar::Dmar;
@@ -95,7 +95,7 @@ impl<R: Registers, M: DmaMemory> Vtd<R, M> {
     }
 
     /// Sends the fault events of all units to a vector of the hypervisor, whose handler calls
-    /// [`Iommu::drain_faults`](pasidon_kernel::iommu::Iommu::drain_faults). After [`Vtd::take_over`].
+    /// [`Iommu::drain_faults`](pasidon_kernel::dma::iommu::Iommu::drain_faults). After [`Vtd::take_over`].
     pub fn set_fault_interrupt(&self, target: HostVector) {
         for unit in &self.units {
             unit.set_fault_interrupt(target);

@@ -5,7 +5,7 @@
 //! some implementations take nothing else. Source: Intel VT-d specification, "Register Descriptions".
 
 use bitflags::bitflags;
-use pasidon_kernel::host::Host;
+use pasidon_kernel::irq::host::Host;
 
 use crate::registers::Registers;
 use crate::wait::{COMMAND_LIMIT_NS, wait_until};

@@ -10,8 +10,8 @@ use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 use core::fmt;
 
-use pasidon_kernel::addr::{HostPhys, Requester};
-use pasidon_kernel::refusal::Refusal;
+use pasidon_kernel::base::addr::{HostPhys, Requester};
+use pasidon_kernel::base::refusal::Refusal;
 
 use super::dmar::{DeviceScope, Dmar, ScopeKind};
 use crate::iommu::unit::{Place, Topology};

@@ -3,8 +3,8 @@
 //!
 //! Source: Intel VT-d specification, "Second-Stage Paging Entries".
 
-use pasidon_kernel::addr::HostPhys;
-use pasidon_kernel::page_table::{self, Entry, Format};
+use pasidon_kernel::base::addr::HostPhys;
+use pasidon_kernel::memory::page_table::{self, Entry, Format};
 
 /// R: readable.
 const READ: u64 = 1 << 0;
@@ -59,7 +59,7 @@ impl Format for SecondStageEntries {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use pasidon_kernel::page_table::testing::equals_a_plain_map;
+    use pasidon_kernel::memory::page_table::testing::equals_a_plain_map;
     use proptest::prelude::*;
 
     #[test]

@@ -6,10 +6,10 @@
 //! is filled from its far end and made present by the last store, and loses `P` first when it goes.
 //! Source: Intel VT-d specification, "Scalable-Mode Root/Context/PASID Entry".
 
-use pasidon_kernel::addr::{HostPhys, PAGE_SIZE};
-use pasidon_kernel::page_table::Top;
-use pasidon_kernel::pasid::Pasid;
-use pasidon_kernel::refusal::Refusal;
+use pasidon_kernel::base::addr::{HostPhys, PAGE_SIZE};
+use pasidon_kernel::base::refusal::Refusal;
+use pasidon_kernel::dma::pasid::Pasid;
+use pasidon_kernel::memory::page_table::Top;
 
 use crate::iommu::domains::DomainId;
 use crate::memory::DmaMemory;

@@ -14,15 +14,15 @@ use alloc::vec::Vec;
 use core::ops::Range;
 use core::sync::atomic::{AtomicU64, Ordering};
 
-use pasidon_kernel::addr::{HostPhys, PAGE_SIZE, Requester};
-use pasidon_kernel::drained::Drained;
-use pasidon_kernel::fault::Noted;
-use pasidon_kernel::host::Host;
-use pasidon_kernel::iommu::AttachFailed;
+use pasidon_kernel::base::addr::{HostPhys, PAGE_SIZE, Requester};
+use pasidon_kernel::base::drained::Drained;
+use pasidon_kernel::base::refusal::Refusal;
+use pasidon_kernel::dma::fault::Noted;
+use pasidon_kernel::dma::iommu::AttachFailed;
+use pasidon_kernel::dma::pasid::Pasid;
 use pasidon_kernel::irq::HostVector;
-use pasidon_kernel::page_table::Top;
-use pasidon_kernel::pasid::Pasid;
-use pasidon_kernel::refusal::Refusal;
+use pasidon_kernel::irq::host::Host;
+use pasidon_kernel::memory::page_table::Top;
 use spin::Mutex;
 
 use super::capabilities;

@@ -14,9 +14,9 @@ use alloc::format;
 use alloc::vec::Vec;
 use core::sync::atomic::{Ordering, fence};
 
-use pasidon_kernel::addr::{HostPhys, PAGE_SIZE};
-use pasidon_kernel::host::Host;
-use pasidon_kernel::refusal::Refusal;
+use pasidon_kernel::base::addr::{HostPhys, PAGE_SIZE};
+use pasidon_kernel::base::refusal::Refusal;
+use pasidon_kernel::irq::host::Host;
 
 use super::registers::{ITS, gits};
 use crate::memory::DmaMemory;

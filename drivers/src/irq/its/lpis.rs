@@ -11,9 +11,9 @@ use alloc::vec;
 use alloc::vec::Vec;
 use core::ops::Range;
 
-use pasidon_kernel::addr::{HostPhys, PAGE_SIZE};
-use pasidon_kernel::host::Host;
-use pasidon_kernel::refusal::Refusal;
+use pasidon_kernel::base::addr::{HostPhys, PAGE_SIZE};
+use pasidon_kernel::base::refusal::Refusal;
+use pasidon_kernel::irq::host::Host;
 
 use super::registers::{LPI, gicr};
 use crate::memory::DmaMemory;

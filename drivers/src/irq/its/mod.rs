@@ -36,12 +36,12 @@ use alloc::sync::Arc;
 use alloc::vec;
 use alloc::vec::Vec;
 
-use pasidon_kernel::addr::{HostPhys, PAGE_SIZE, Requester};
-use pasidon_kernel::exit::MsiMessage;
-use pasidon_kernel::host::Host;
+use pasidon_kernel::base::addr::{HostPhys, PAGE_SIZE, Requester};
+use pasidon_kernel::base::refusal::Refusal;
 use pasidon_kernel::irq::HostVector;
-use pasidon_kernel::msi::{MsiController, RemappedInterrupt};
-use pasidon_kernel::refusal::Refusal;
+use pasidon_kernel::irq::host::Host;
+use pasidon_kernel::irq::msi::{MsiController, RemappedInterrupt};
+use pasidon_kernel::vm::exit::MsiMessage;
 use spin::Mutex;
 
 use self::lpis::{Lpis, Owner};

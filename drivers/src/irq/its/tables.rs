@@ -9,8 +9,8 @@
 
 use alloc::format;
 
-use pasidon_kernel::addr::{HostPhys, PAGE_SIZE};
-use pasidon_kernel::refusal::Refusal;
+use pasidon_kernel::base::addr::{HostPhys, PAGE_SIZE};
+use pasidon_kernel::base::refusal::Refusal;
 
 use super::registers::{ITS, TableKind, Typer, gits, table};
 use crate::memory::DmaMemory;

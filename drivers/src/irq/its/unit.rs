@@ -15,9 +15,9 @@ use alloc::string::String;
 use alloc::vec;
 use alloc::vec::Vec;
 
-use pasidon_kernel::addr::{HostPhys, PAGE_SIZE, Requester};
-use pasidon_kernel::host::Host;
-use pasidon_kernel::refusal::Refusal;
+use pasidon_kernel::base::addr::{HostPhys, PAGE_SIZE, Requester};
+use pasidon_kernel::base::refusal::Refusal;
+use pasidon_kernel::irq::host::Host;
 
 use super::ItsNode;
 use super::commands::{Access, Command, Queue, Target};

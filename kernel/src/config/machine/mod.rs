@@ -18,11 +18,11 @@ use alloc::vec::Vec;
 
 use super::error::ConfigError;
 use super::types::{Config, ParentConfig, ParentSelector, VdevConfig, VmConfig};
-use crate::addr::{LARGE_PAGE_SIZE, Requester};
-use crate::nearest::nearest;
-use crate::parent::{Parent, VdevModel, VdevRequest};
-use crate::refusal::Refusal;
-use crate::table::bytes;
+use crate::base::addr::{LARGE_PAGE_SIZE, Requester};
+use crate::base::nearest::nearest;
+use crate::base::refusal::Refusal;
+use crate::base::table::bytes;
+use crate::vdev::parent::{Parent, VdevModel, VdevRequest};
 
 /// A PCI function that the machine has.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

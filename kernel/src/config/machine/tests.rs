@@ -2,14 +2,14 @@
 //! The checks against machines that have too little.
 
 use super::*;
+use crate::base::drained::Drained;
 use crate::config::parse;
-use crate::drained::Drained;
-use crate::exit::MsiMessage;
-use crate::parent::{
+use crate::dma::pasid::Pasid;
+use crate::vdev::parent::{
     DeviceQuiesced, DmaTag, InterruptBinding, ParentEvent, PciIdentity, Portal, QuiesceFailed, Remains,
     VdevRegisters, VdevType,
 };
-use crate::pasid::Pasid;
+use crate::vm::exit::MsiMessage;
 use std::sync::{Arc, Mutex};
 
 fn config(text: &str) -> Config {
@@ -317,7 +317,7 @@ fn what_the_loader_refuses_keeps_its_remedy() {
     assert!(said("memory").contains("vm a: memory: it needs"));
     assert!(said("command line").contains("vm a: cmdline: it needs"));
 
-    let known = crate::info::VmInfo::refused(vm, kernel.clone());
+    let known = crate::monitor::info::VmInfo::refused(vm, kernel.clone());
     assert_eq!((known.name.as_str(), known.state, known.reason), ("a", "refused", Some(kernel)));
     assert_eq!((known.memory, known.memory_in_use), (vm.memory.value, 0));
 }

@@ -17,7 +17,7 @@ use crate::config::schema;
 use crate::config::table::{Table, Value, unknown_key_remedy};
 use crate::config::types::{Config, ConsoleMode, HostConfig};
 use crate::config::value::Misfit;
-use crate::log::LEVELS;
+use crate::console::log::LEVELS;
 
 /// Longest file that is read, in bytes. Far above any sensible configuration, far below what would hurt.
 pub const MAX_FILE: usize = 256 << 10;

@@ -8,12 +8,12 @@ use alloc::vec::Vec;
 use toml::de::DeTable;
 
 use super::{converted, misfitting, wrong_section};
+use crate::base::nearest::nearest;
 use crate::config::error::{ConfigError, Position, Scope, Spanned, quoted, shortened};
 use crate::config::schema;
 use crate::config::table::Table;
 use crate::config::types::{ParentConfig, ParentSelector};
 use crate::config::value;
-use crate::nearest::nearest;
 
 /// A `[parent.NAME]`, sound or not.
 pub(super) struct NamedParent {

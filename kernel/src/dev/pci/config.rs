@@ -7,7 +7,7 @@
 //! Source: PCI Local Bus 3.0, section 6.1; PCI Express Base 5.0, sections 7.5.3 (PCI Express capability)
 //! and 7.7.2 (MSI-X capability).
 
-use crate::parent::{Bar, PciIdentity};
+use crate::vdev::parent::{Bar, PciIdentity};
 
 /// Bytes of the part that holds registers. The extended part above reads as zero: no extended
 /// capabilities.

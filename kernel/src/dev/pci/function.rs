@@ -14,11 +14,11 @@ use alloc::vec::Vec;
 
 use super::config::ConfigSpace;
 use super::msix::{self, Gate, Msix};
-use crate::addr::PAGE_SIZE;
+use crate::base::addr::PAGE_SIZE;
+use crate::base::refusal::Refusal;
 use crate::dev::bus::all_ones;
-use crate::exit::{Action, Actions};
-use crate::parent::{Bar, PciIdentity, Portal, QuiesceFailed, Remains, VdevRegisters};
-use crate::refusal::Refusal;
+use crate::vdev::parent::{Bar, PciIdentity, Portal, QuiesceFailed, Remains, VdevRegisters};
+use crate::vm::exit::{Action, Actions};
 
 /// Largest BAR: more would not fit any window.
 const BAR_SIZE_MAX: u64 = 1 << 40;

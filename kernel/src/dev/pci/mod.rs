@@ -20,11 +20,11 @@ mod tests;
 use alloc::boxed::Box;
 use alloc::vec::Vec;
 
-use crate::addr::{GuestPhys, HostPhys};
+use crate::base::addr::{GuestPhys, HostPhys};
+use crate::base::refusal::Refusal;
 use crate::dev::bus::all_ones;
-use crate::exit::{Action, Actions};
-use crate::parent::{Bar, QuiesceFailed, VdevRegisters};
-use crate::refusal::Refusal;
+use crate::vdev::parent::{Bar, QuiesceFailed, VdevRegisters};
+use crate::vm::exit::{Action, Actions};
 
 use config::ConfigSpace;
 use function::{Change, VdevFunction};

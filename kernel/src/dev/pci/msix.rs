@@ -8,7 +8,7 @@
 
 use alloc::vec::Vec;
 
-use crate::exit::{Action, Actions, MsiMessage};
+use crate::vm::exit::{Action, Actions, MsiMessage};
 
 /// Bytes of a table entry.
 pub(super) const ENTRY_LEN: u64 = 16;

@@ -4,8 +4,8 @@ use std::sync::{Arc, Mutex};
 use proptest::prelude::*;
 
 use super::*;
-use crate::exit::MsiMessage;
-use crate::parent::{PciIdentity, Portal, Remains};
+use crate::vdev::parent::{PciIdentity, Portal, Remains};
+use crate::vm::exit::MsiMessage;
 
 const WINDOW32: PciWindow = PciWindow::fixed(0xe800_0000, 0x800_0000);
 const WINDOW64: PciWindow = PciWindow::prefetchable(0x20_0000_0000, 0x4_0000_0000);

@@ -2,7 +2,7 @@
 //! Interrupts that come while their owner is away.
 
 use super::*;
-use crate::info::AwayInfo;
+use crate::monitor::info::AwayInfo;
 use crate::vdev::gate::{ALLOWANCE, Came};
 
 /// A storm in others' turns ends at the device after a few, and begins anew at the owner's turn.

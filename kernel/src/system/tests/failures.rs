@@ -38,7 +38,7 @@ fn a_second_interrupt_that_fails_takes_the_first_back() {
     machine.system.start_vm(machine.truth, &alpha).unwrap();
     // One more vector than nothing is left.
     let spare: Vec<_> =
-        (0..10).filter_map(|_| crate::host::Host::allocate_vector(machine.truth, None)).collect();
+        (0..10).filter_map(|_| crate::irq::host::Host::allocate_vector(machine.truth, None)).collect();
     let refusal = machine.system.create_vdev(machine.truth, &alpha, &vdev_spec(), None).unwrap_err();
     assert_eq!(
         refusal.to_string(),
@@ -46,7 +46,7 @@ fn a_second_interrupt_that_fails_takes_the_first_back() {
          vdev, or use more processors"
     );
     for vector in spare {
-        crate::host::Host::free_vector(machine.truth, vector);
+        crate::irq::host::Host::free_vector(machine.truth, vector);
     }
     machine.system.end_vm(machine.truth, &alpha, &POWER_OFF).unwrap();
     machine.assert_as_at_start();

@@ -6,11 +6,11 @@ mod failures;
 mod refusals;
 
 use super::*;
-use crate::addr::{GuestPhys, Iova, LARGE_PAGE_SIZE};
-use crate::drained::Drained;
-use crate::fault::DmaFault;
-use crate::fault::FaultAccess;
-use crate::id::VdevId;
+use crate::base::addr::{GuestPhys, Iova, LARGE_PAGE_SIZE};
+use crate::base::drained::Drained;
+use crate::base::id::VdevId;
+use crate::dma::fault::DmaFault;
+use crate::dma::fault::FaultAccess;
 use crate::irq::Route;
 use crate::testing::{Fail, Machine, Options, REQUESTER, Step, TRAPPED, vdev_spec, vm_spec};
 use crate::vdev::VdevSpec;

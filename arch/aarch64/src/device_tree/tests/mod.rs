@@ -7,7 +7,7 @@ mod sketch;
 use super::*;
 use crate::firmware_tables::{self, Conduit, Ecam, Its, Timers, Uart, mcfg};
 use pasidon_drivers::iort::{self, Gsivs, Iort, MessageSource, Stream};
-use pasidon_kernel::addr::{HostPhys, Requester};
+use pasidon_kernel::base::addr::{HostPhys, Requester};
 use sketch::*;
 
 fn requester(rid: u16) -> Requester {

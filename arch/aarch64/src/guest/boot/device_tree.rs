@@ -14,7 +14,7 @@ use alloc::string::ToString;
 use alloc::vec;
 use alloc::vec::Vec;
 
-use pasidon_kernel::refusal::Refusal;
+use pasidon_kernel::base::refusal::Refusal;
 use vm_fdt::{Error, FdtWriter};
 
 use super::{Initrd, Seed};

@@ -6,8 +6,8 @@
 use alloc::format;
 use alloc::string::String;
 
+use pasidon_kernel::base::refusal::Refusal;
 use pasidon_kernel::memory::GuestMemory;
-use pasidon_kernel::refusal::Refusal;
 
 use super::write;
 use crate::guest::layout;
@@ -24,7 +24,7 @@ mod header {
 const MAGIC: [u8; 4] = *b"ARM\x64";
 const FLAG_BIG_ENDIAN: u64 = 1;
 /// Kernels of which a 2 MiB aligned base may be followed by this much at most: text_offset is below.
-const TEXT_OFFSET_MAX: u64 = pasidon_kernel::addr::LARGE_PAGE_SIZE;
+const TEXT_OFFSET_MAX: u64 = pasidon_kernel::base::addr::LARGE_PAGE_SIZE;
 
 /// Compressed kernels and how to unpack them: where the magic is, the magic, what it is, and the remedy.
 const PACKED: [(usize, &[u8], &str, &str); 6] = [

@@ -33,8 +33,8 @@ use alloc::format;
 use alloc::vec;
 use alloc::vec::Vec;
 
-use pasidon_kernel::exit::MsiMessage;
-use pasidon_kernel::refusal::Refusal;
+use pasidon_kernel::base::refusal::Refusal;
+use pasidon_kernel::vm::exit::MsiMessage;
 
 use super::layout::{self, intid};
 use registers::ctlr;

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
-use pasidon_kernel::addr::{GuestPhys, HostPhys};
+use pasidon_kernel::base::addr::{GuestPhys, HostPhys};
 use pasidon_kernel::dev::Received;
-use pasidon_kernel::exit::Access;
-use pasidon_kernel::parent::{Bar, PciIdentity, Portal, QuiesceFailed, Remains};
+use pasidon_kernel::vdev::parent::{Bar, PciIdentity, Portal, QuiesceFailed, Remains};
+use pasidon_kernel::vm::exit::Access;
 use proptest::prelude::*;
 
 use super::*;

@@ -14,7 +14,7 @@ pub mod decode;
 
 use core::fmt;
 
-use pasidon_kernel::exit::{Access, AccessKind};
+use pasidon_kernel::vm::exit::{Access, AccessKind};
 
 use decode::{Extension, Offset, Transfer};
 
@@ -96,7 +96,7 @@ impl fmt::Display for Refused {
     }
 }
 
-const PAGE: u64 = pasidon_kernel::addr::PAGE_SIZE;
+const PAGE: u64 = pasidon_kernel::base::addr::PAGE_SIZE;
 /// XZR, or the stack pointer.
 const REGISTER_31: u8 = 31;
 

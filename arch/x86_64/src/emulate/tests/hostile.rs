@@ -177,7 +177,7 @@ proptest! {
         }
         state.rip &= if state.rip < 0x1100 { !15 } else { u64::MAX };
         let mut accesses = 0;
-        let mut bus = |access: pasidon_kernel::exit::Access| {
+        let mut bus = |access: pasidon_kernel::vm::exit::Access| {
             accesses += 1;
             assert!(matches!(access.size, 1 | 2 | 4 | 8));
             assert!(access.address.is_multiple_of(access.size.into()));

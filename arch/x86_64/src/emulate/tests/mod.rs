@@ -10,7 +10,7 @@ mod vectors;
 mod walk;
 
 use pasidon_arch_common::testing::TestMemory;
-use pasidon_kernel::exit::{Access, AccessKind};
+use pasidon_kernel::vm::exit::{Access, AccessKind};
 use x86_64::registers::control::{Cr0Flags, EferFlags};
 
 use super::{CpuState, Failure, SegmentState, VECTOR_LEN, Vector, VectorRegisters};

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! String instructions, on a device and between ports and RAM.
 
-use pasidon_kernel::exit::{Access, AccessKind};
+use pasidon_kernel::vm::exit::{Access, AccessKind};
 use x86_64::registers::rflags::RFlags;
 
 use super::{CODE, DEVICE, Machine, long_state};

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! The page walk: formats, rights, error codes, accessed and dirty flags.
 
-use pasidon_kernel::addr::GuestPhys;
+use pasidon_kernel::base::addr::GuestPhys;
 use x86_64::registers::control::{Cr0Flags, Cr4Flags, EferFlags};
 use x86_64::registers::rflags::RFlags;
 

@@ -10,8 +10,8 @@ use alloc::string::String;
 use alloc::vec;
 use alloc::vec::Vec;
 
+use pasidon_kernel::base::refusal::Refusal;
 use pasidon_kernel::memory::GuestMemory;
-use pasidon_kernel::refusal::Refusal;
 
 use super::{
     BootImage, CR0_PROTECTED, EntryMode, EntryState, bytes_at, damaged, more_memory, u16_at, u32_at, u64_at,
@@ -226,7 +226,7 @@ fn write_gdt_and_page_tables(memory: &dyn GuestMemory) -> Result<(), Refusal> {
     const DIRECTORIES: u64 = 4;
     const PRESENT_WRITABLE: u64 = 3;
     const LARGE: u64 = 1 << 7;
-    const LARGE_PAGE: u64 = pasidon_kernel::addr::LARGE_PAGE_SIZE;
+    const LARGE_PAGE: u64 = pasidon_kernel::base::addr::LARGE_PAGE_SIZE;
     let pdpt = boot::PAGE_TABLES + TABLE_LEN;
     let directories = pdpt + TABLE_LEN;
     let table = |entries: &mut dyn Iterator<Item = u64>| {

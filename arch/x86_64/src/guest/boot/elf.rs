@@ -9,8 +9,8 @@ use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
 
+use pasidon_kernel::base::refusal::Refusal;
 use pasidon_kernel::memory::GuestMemory;
-use pasidon_kernel::refusal::Refusal;
 
 use super::{
     BootImage, CR0_PROTECTED, EntryMode, EntryState, damaged, more_memory, slice_at, u16_at, u32_at, u64_at,

@@ -15,9 +15,9 @@ use alloc::format;
 use alloc::string::String;
 
 pub use pasidon_arch_common::hardware::BootImage;
-use pasidon_kernel::addr::{GuestPhys, LARGE_PAGE_SIZE, PAGE_SIZE};
+use pasidon_kernel::base::addr::{GuestPhys, LARGE_PAGE_SIZE, PAGE_SIZE};
+use pasidon_kernel::base::refusal::Refusal;
 use pasidon_kernel::memory::GuestMemory;
-use pasidon_kernel::refusal::Refusal;
 
 use super::{acpi, layout};
 

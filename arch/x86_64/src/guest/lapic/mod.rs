@@ -15,7 +15,7 @@ mod timer;
 #[cfg(test)]
 mod tests;
 
-use pasidon_kernel::exit::MsiMessage;
+use pasidon_kernel::vm::exit::MsiMessage;
 
 pub use registers::{MSR_APIC_BASE, MSR_TSC_DEADLINE, X2APIC_MSR_FIRST, X2APIC_MSR_LAST};
 use timer::Timer;

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! The vdev behind the kernel's PCI function model, as a guest meets it.
 
-use pasidon_kernel::addr::{GuestPhys, HostPhys};
+use pasidon_kernel::base::addr::{GuestPhys, HostPhys};
 use pasidon_kernel::dev::pci::{PciBus, PciWindow, Slot};
-use pasidon_kernel::exit::Action;
 use pasidon_kernel::vdev::model::SharedModel;
+use pasidon_kernel::vm::exit::Action;
 
 use super::*;
 

@@ -3,8 +3,8 @@
 
 use core::cell::Cell;
 
-use pasidon_kernel::allowance::BURST;
-use pasidon_kernel::host::Host;
+use pasidon_kernel::base::allowance::BURST;
+use pasidon_kernel::irq::host::Host;
 use proptest::prelude::*;
 
 use super::*;

@@ -5,12 +5,12 @@ use alloc::boxed::Box;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 
-use pasidon_kernel::addr::Requester;
-use pasidon_kernel::exit::MsiMessage;
-use pasidon_kernel::host::Host;
-use pasidon_kernel::parent::{Parent, ParentEvent, ParentUnreached, VdevModel, VdevRequest};
-use pasidon_kernel::pasid::Pasid;
-use pasidon_kernel::refusal::Refusal;
+use pasidon_kernel::base::addr::Requester;
+use pasidon_kernel::base::refusal::Refusal;
+use pasidon_kernel::dma::pasid::Pasid;
+use pasidon_kernel::irq::host::Host;
+use pasidon_kernel::vdev::parent::{Parent, ParentEvent, ParentUnreached, VdevModel, VdevRequest};
+use pasidon_kernel::vm::exit::MsiMessage;
 use spin::Mutex;
 
 use self::model::Model;

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Bring-up, partition, creation, refusals, quiesce and events of the parent.
 
-use pasidon_kernel::drained::Drained;
+use pasidon_kernel::base::drained::Drained;
 
 use super::model::{MSIX, QUEUES};
 use super::*;

@@ -3,7 +3,7 @@
 
 use core::sync::atomic::{AtomicU64, Ordering};
 
-use pasidon_kernel::id::VmId;
+use pasidon_kernel::base::id::VmId;
 use pasidon_kernel::irq::HostVector;
 use proptest::prelude::*;
 

@@ -13,14 +13,14 @@ use alloc::vec::Vec;
 use core::fmt;
 use core::sync::atomic::Ordering;
 
-use pasidon_kernel::addr::PAGE_SIZE;
-use pasidon_kernel::allowance::{Allowance, Withheld};
-use pasidon_kernel::parent::{
+use pasidon_kernel::base::addr::PAGE_SIZE;
+use pasidon_kernel::base::allowance::{Allowance, Withheld};
+use pasidon_kernel::base::refusal::Refusal;
+use pasidon_kernel::dma::pasid::Pasid;
+use pasidon_kernel::vdev::parent::{
     Bar, DeviceQuiesced, InterruptBinding, PciIdentity, Portal, QuiesceFailed, Remains, VdevModel,
     VdevRegisters,
 };
-use pasidon_kernel::pasid::Pasid;
-use pasidon_kernel::refusal::Refusal;
 
 use self::commands::Pending;
 use self::remains::DsaRemains;

@@ -6,7 +6,7 @@
 //! first, and reads INTCAUSE until it is 0. All ones, as from a device that was pulled out, would keep it there for
 //! ever. Commands end at once with the error of a halted device, for drivers that give them all the same.
 
-use pasidon_kernel::parent::Remains;
+use pasidon_kernel::vdev::parent::Remains;
 
 use super::super::commands::error;
 use super::super::registers::{CMD, cmd, intcause};

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Commands that are refused, units that stop, devices that do not answer, and faults in words.
 
-use pasidon_kernel::drained::Drained;
-use pasidon_kernel::fault::FaultAccess;
+use pasidon_kernel::base::drained::Drained;
+use pasidon_kernel::dma::fault::FaultAccess;
 
 use super::super::model::IDR0_ATS;
 use super::*;

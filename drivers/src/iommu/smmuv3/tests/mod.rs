@@ -7,10 +7,10 @@ mod isolation;
 
 use std::sync::Arc;
 
-use pasidon_kernel::addr::{HostPhys, Iova, Requester};
-use pasidon_kernel::iommu::Iommu;
-use pasidon_kernel::pasid::Pasid;
-use pasidon_kernel::refusal::Refusal;
+use pasidon_kernel::base::addr::{HostPhys, Iova, Requester};
+use pasidon_kernel::base::refusal::Refusal;
+use pasidon_kernel::dma::iommu::Iommu;
+use pasidon_kernel::dma::pasid::Pasid;
 
 use super::Smmu;
 use super::model::{IDR0, IDR1, ModelRegisters, UnitModel};

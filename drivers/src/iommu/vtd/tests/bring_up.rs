@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Take-over, faults and interrupts.
 
-use pasidon_kernel::drained::Drained;
-use pasidon_kernel::fault::FaultAccess;
-use pasidon_kernel::msi::MsiController;
+use pasidon_kernel::base::drained::Drained;
+use pasidon_kernel::dma::fault::FaultAccess;
+use pasidon_kernel::irq::msi::MsiController;
 
 use super::super::dmar::{DeviceList, DeviceScope, Rmrr, ScopeKind};
 use super::super::model::{

@@ -2,7 +2,7 @@
 //! Units and devices that do not do what they should: a refusal within its time, never a hang, and nothing
 //! reused that may still be in use.
 
-use pasidon_kernel::msi::MsiController;
+use pasidon_kernel::irq::msi::MsiController;
 
 use super::super::model::{ECAP_DT, FSTS_IQE, FSTS_ITE};
 use super::*;

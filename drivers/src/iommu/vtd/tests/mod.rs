@@ -8,11 +8,11 @@ mod units;
 
 use std::sync::Arc;
 
-use pasidon_kernel::addr::{HostPhys, Iova, Requester};
-use pasidon_kernel::iommu::{Iommu, TableId};
+use pasidon_kernel::base::addr::{HostPhys, Iova, Requester};
+use pasidon_kernel::base::refusal::Refusal;
+use pasidon_kernel::dma::iommu::{Iommu, TableId};
+use pasidon_kernel::dma::pasid::Pasid;
 use pasidon_kernel::irq::HostVector;
-use pasidon_kernel::pasid::Pasid;
-use pasidon_kernel::refusal::Refusal;
 
 use super::Vtd;
 use super::dmar::{Dmar, Drhd};

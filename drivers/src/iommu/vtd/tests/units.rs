@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use pasidon_kernel::irq::HostVector;
-use pasidon_kernel::msi::MsiController;
+use pasidon_kernel::irq::msi::MsiController;
 
 use super::super::dmar::{DeviceScope, ScopeKind};
 use super::super::model::{CAP_CM, ECAP_C, ECAP_SC, ECAP_SMPWCS};

@@ -8,10 +8,10 @@ mod properties;
 
 use std::sync::Arc;
 
-use pasidon_kernel::addr::{HostPhys, Requester};
+use pasidon_kernel::base::addr::{HostPhys, Requester};
+use pasidon_kernel::base::refusal::Refusal;
 use pasidon_kernel::irq::HostVector;
-use pasidon_kernel::msi::{MsiController, RemappedInterrupt};
-use pasidon_kernel::refusal::Refusal;
+use pasidon_kernel::irq::msi::{MsiController, RemappedInterrupt};
 
 use super::model::{Gic, ItsModel, ModelRegisters, REDISTRIBUTOR, REDISTRIBUTORS};
 use super::{Its, ItsNode, Redistributor};

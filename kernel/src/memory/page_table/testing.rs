@@ -13,8 +13,8 @@ use core::fmt::Debug;
 use spin::Mutex;
 
 use super::{ENTRIES, Entry, Format, Geometry, Memory, PageTable, span};
-use crate::addr::{HostPhys, PAGE_SIZE};
-use crate::refusal::Refusal;
+use crate::base::addr::{HostPhys, PAGE_SIZE};
+use crate::base::refusal::Refusal;
 
 /// Where allocation starts. Addresses are never used twice, so that a use after a free is seen.
 const FIRST_PAGE: u64 = 0x10_0000;

@@ -9,7 +9,7 @@ use core::sync::atomic::{AtomicU64, Ordering};
 
 use spin::Mutex;
 
-use crate::info::ExitCount;
+use crate::monitor::info::ExitCount;
 use crate::vdev::gate::Away;
 
 macro_rules! exit_kinds {

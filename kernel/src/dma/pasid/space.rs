@@ -10,9 +10,9 @@ use core::sync::atomic::Ordering;
 
 use super::Pasid;
 use super::lease::{Counters, PasidLease, PasidQuota};
-use crate::attachment::Quiesced;
-use crate::info::PasidSpaceInfo;
-use crate::refusal::Refusal;
+use crate::base::refusal::Refusal;
+use crate::dma::attachment::Quiesced;
+use crate::monitor::info::PasidSpaceInfo;
 
 /// The namespace that all leases come from. Leasing and returning take constant time.
 #[derive(Debug)]
@@ -109,7 +109,7 @@ fn of_which_retired(retired: u32) -> alloc::string::String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::id::VmId;
+    use crate::base::id::VmId;
     use proptest::prelude::*;
     use std::collections::BTreeSet;
 

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! What the machine itself offers to the hypervisor: time, and interrupt vectors of its own.
 
-use crate::exit::MsiMessage;
-use crate::id::VmId;
+use crate::base::id::VmId;
 use crate::irq::HostVector;
+use crate::vm::exit::MsiMessage;
 
 /// Services of the processor the hypervisor runs on; implemented by `arch`.
 pub trait Host: Send + Sync {

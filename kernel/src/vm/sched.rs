@@ -23,9 +23,9 @@ use alloc::vec::Vec;
 
 use spin::Mutex;
 
-use crate::id::VmId;
-use crate::info::PcpuInfo;
-use crate::refusal::Refusal;
+use crate::base::id::VmId;
+use crate::base::refusal::Refusal;
+use crate::monitor::info::PcpuInfo;
 
 /// Length of a turn where several vCPUs are ready, in nanoseconds.
 pub const SLICE_NS: u64 = 10_000_000;

@@ -11,10 +11,10 @@ use alloc::format;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 
-use crate::addr::{GuestPhys, HostPhys, LARGE_PAGE_SIZE};
-use crate::frames::{GuestFrames, Scrubbed};
-use crate::id::VmId;
-use crate::refusal::Refusal;
+use crate::base::addr::{GuestPhys, HostPhys, LARGE_PAGE_SIZE};
+use crate::base::id::VmId;
+use crate::base::refusal::Refusal;
+use crate::memory::frames::{GuestFrames, Scrubbed};
 
 /// A range of guest-physical addresses that is RAM.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -166,7 +166,7 @@ impl GuestRam {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::frames::Frames;
+    use crate::memory::frames::Frames;
     use proptest::prelude::*;
 
     const PAGE: u64 = LARGE_PAGE_SIZE;

@@ -5,7 +5,7 @@ use alloc::sync::Arc;
 use core::sync::atomic::{AtomicU32, Ordering};
 
 use super::Pasid;
-use crate::id::VmId;
+use crate::base::id::VmId;
 
 /// How many numbers are leased, and how many will not be used again; of one VM, or of a namespace.
 #[derive(Debug, Default)]

@@ -32,8 +32,8 @@ use alloc::format;
 use alloc::vec::Vec;
 use core::ops::Range;
 
-use crate::addr::{HostPhys, PAGE_SIZE};
-use crate::refusal::Refusal;
+use crate::base::addr::{HostPhys, PAGE_SIZE};
+use crate::base::refusal::Refusal;
 
 mod format;
 #[cfg(any(test, feature = "testing"))]

@@ -10,11 +10,11 @@ use alloc::boxed::Box;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 
-use crate::addr::{HostPhys, Requester};
-use crate::drained::Drained;
-use crate::exit::MsiMessage;
-use crate::pasid::Pasid;
-use crate::refusal::Refusal;
+use crate::base::addr::{HostPhys, Requester};
+use crate::base::drained::Drained;
+use crate::base::refusal::Refusal;
+use crate::dma::pasid::Pasid;
+use crate::vm::exit::MsiMessage;
 
 /// A way to slice a parent.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

@@ -12,9 +12,9 @@ use alloc::vec::Vec;
 
 use serde::Serialize;
 
-use crate::allowance::Allowance;
-use crate::fault::{DmaFault, FaultAccess};
-use crate::info::vdev_name;
+use crate::base::allowance::Allowance;
+use crate::dma::fault::{DmaFault, FaultAccess};
+use crate::monitor::info::vdev_name;
 use crate::system::VdevName;
 
 /// Records kept per vdev.
@@ -248,9 +248,9 @@ impl Owner {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::addr::Requester;
-    use crate::allowance::BURST;
-    use crate::pasid::Pasid;
+    use crate::base::addr::Requester;
+    use crate::base::allowance::BURST;
+    use crate::dma::pasid::Pasid;
 
     const SECOND: u64 = 1_000_000_000;
 

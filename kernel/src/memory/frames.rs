@@ -21,8 +21,8 @@ use alloc::vec::Vec;
 
 use spin::Mutex;
 
-use crate::addr::{HostPhys, LARGE_PAGE_SIZE, PAGE_SIZE};
-use crate::refusal::Refusal;
+use crate::base::addr::{HostPhys, LARGE_PAGE_SIZE, PAGE_SIZE};
+use crate::base::refusal::Refusal;
 
 /// Small pages in a frame.
 const PAGES: usize = (LARGE_PAGE_SIZE / PAGE_SIZE) as usize;

@@ -8,6 +8,10 @@
 //!
 //! **Invariant.** The state changes along the arrows of [`VmState::may_become`] only.
 
+pub mod exit;
+pub mod sched;
+pub mod stats;
+
 use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::sync::Arc;
@@ -16,18 +20,18 @@ use core::sync::atomic::{AtomicBool, Ordering};
 
 use spin::Mutex;
 
-use crate::addr::HostPhys;
-use crate::frames::GuestGone;
-use crate::id::{VdevId, VmId};
-use crate::info::VmInfo;
-use crate::ioas::IoAddressSpace;
+use crate::base::addr::HostPhys;
+use crate::base::id::{VdevId, VmId};
+use crate::base::refusal::Refusal;
+use crate::dma::ioas::IoAddressSpace;
+use crate::dma::pasid::PasidQuota;
 use crate::irq::RouteTable;
-use crate::pasid::PasidQuota;
-use crate::ram::{GuestRam, RamRange};
-use crate::refusal::Refusal;
-use crate::stats::VmStats;
+use crate::memory::frames::GuestGone;
+use crate::memory::ram::{GuestRam, RamRange};
+use crate::monitor::info::VmInfo;
 use crate::vdev::gate::Came;
 use crate::vdev::{PortalsUnmapped, Vdev, VdevSpec};
+use crate::vm::stats::VmStats;
 
 /// A VM as it is asked for.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -194,7 +198,7 @@ pub trait VmHost: Send + Sync {
     fn return_portals(&self, vm: &Vm, vdev: VdevId);
 
     /// Has the model of a plugged vdev take up what its parent found
-    /// ([`VdevRegisters::device_event`](crate::parent::VdevRegisters::device_event)), and delivers what it raises.
+    /// ([`VdevRegisters::device_event`](crate::vdev::parent::VdevRegisters::device_event)), and delivers what it raises.
     /// May come while an operation on the VM is under way; a vdev that is not plugged any more is left alone.
     /// False, with nothing done, where the VM's devices are in use: nobody waits for them here.
     fn device_event(&self, vm: &Vm, vdev: VdevId) -> bool;

@@ -8,10 +8,10 @@
 //! **Contract.** Every method returns only when its effect is complete in the hardware: after
 //! [`MsiController::unmap_interrupt`] no new message of the device raises the interrupt.
 
-use crate::addr::Requester;
-use crate::exit::MsiMessage;
+use crate::base::addr::Requester;
+use crate::base::refusal::Refusal;
 use crate::irq::HostVector;
-use crate::refusal::Refusal;
+use crate::vm::exit::MsiMessage;
 
 /// A remapped interrupt of a physical device: what to write into its MSI-X table, and the handle to free
 /// it with.

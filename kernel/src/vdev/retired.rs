@@ -11,14 +11,14 @@ use alloc::string::{String, ToString};
 use alloc::sync::Arc;
 use core::fmt;
 
-use crate::attachment::RetiredAttachment;
-use crate::frames::GuestGone;
-use crate::id::VdevId;
-use crate::info::RetiredInfo;
-use crate::ioas::IoAddressSpace;
-use crate::parent::VdevModel;
-use crate::ram::GuestRam;
+use crate::base::id::VdevId;
+use crate::dma::attachment::RetiredAttachment;
+use crate::dma::ioas::IoAddressSpace;
+use crate::memory::frames::GuestGone;
+use crate::memory::ram::GuestRam;
+use crate::monitor::info::RetiredInfo;
 use crate::vdev::interrupt::LostVector;
+use crate::vdev::parent::VdevModel;
 
 /// A slice whose queue did not stop, with the model that can be asked again.
 pub struct StuckSlice(pub(crate) Box<dyn VdevModel>);

@@ -163,7 +163,7 @@ pub struct VmInfo {
     pub interrupts: u64,
     /// Interrupts that came in turns of other VMs, in all lives and with those of vdevs that have ended.
     pub away: AwayInfo,
-    /// Records of DMA faults of its vdevs; see [`crate::fault_log::FaultsInfo::records`].
+    /// Records of DMA faults of its vdevs; see [`crate::dma::fault_log::FaultsInfo::records`].
     pub fault_records: u64,
     /// Its vdevs.
     pub vdevs: Vec<VdevInfo>,

@@ -4,7 +4,7 @@
 //! **Principle.** The order is in the types. An [`Attachment`] is made from a [`PasidLease`] by
 //! [`Attachment::attach`] and consumed by [`Attachment::end`], which asks for the device's word that the
 //! queue has stopped ([`DeviceQuiesced`]) and makes [`Quiesced`] only after the IOMMU has confirmed the
-//! detach. [`crate::pasid::PasidSpace::give_back`] takes nothing but that proof. Forgetting a step does
+//! detach. [`crate::dma::pasid::PasidSpace::give_back`] takes nothing but that proof. Forgetting a step does
 //! not compile; a step that fails retires the PASID.
 //!
 //! **Invariant.** An attachment whose end was not confirmed stays listed in its I/O address space, which
@@ -15,13 +15,13 @@ use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::sync::Arc;
 
-use crate::addr::Requester;
-use crate::id::VdevId;
-use crate::ioas::IoAddressSpace;
-use crate::iommu::AttachFailed;
-use crate::parent::DeviceQuiesced;
-use crate::pasid::{Pasid, PasidLease};
-use crate::refusal::Refusal;
+use crate::base::addr::Requester;
+use crate::base::id::VdevId;
+use crate::base::refusal::Refusal;
+use crate::dma::ioas::IoAddressSpace;
+use crate::dma::iommu::AttachFailed;
+use crate::dma::pasid::{Pasid, PasidLease};
+use crate::vdev::parent::DeviceQuiesced;
 
 /// Proof that nothing can send with a PASID any more: its queue has stopped and the IOMMU has forgotten
 /// it. Carries the lease, for return or for another attachment.
@@ -193,9 +193,9 @@ impl Attachment {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::id::{IoasId, VmId};
-    use crate::iommu::Iommu;
-    use crate::pasid::{PasidQuota, PasidSpace};
+    use crate::base::id::{IoasId, VmId};
+    use crate::dma::iommu::Iommu;
+    use crate::dma::pasid::{PasidQuota, PasidSpace};
     use crate::testing::{Fail, REQUESTER, SharedTruth};
 
     struct Fixture {

@@ -16,13 +16,13 @@ use core::fmt;
 
 use spin::Mutex;
 
-use crate::addr::{GuestPhys, HostPhys, Iova, PAGE_SIZE, Requester};
-use crate::id::{IoasId, VmId};
-use crate::info::IoasInfo;
-use crate::iommu::{AttachFailed, Iommu, TableId};
-use crate::pasid::Pasid;
-use crate::ram::GuestRam;
-use crate::refusal::Refusal;
+use crate::base::addr::{GuestPhys, HostPhys, Iova, PAGE_SIZE, Requester};
+use crate::base::id::{IoasId, VmId};
+use crate::base::refusal::Refusal;
+use crate::dma::iommu::{AttachFailed, Iommu, TableId};
+use crate::dma::pasid::Pasid;
+use crate::memory::ram::GuestRam;
+use crate::monitor::info::IoasInfo;
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum State {
@@ -267,9 +267,9 @@ impl fmt::Debug for IoAddressSpace {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::addr::LARGE_PAGE_SIZE;
-    use crate::frames::Frames;
-    use crate::ram::RamRange;
+    use crate::base::addr::LARGE_PAGE_SIZE;
+    use crate::memory::frames::Frames;
+    use crate::memory::ram::RamRange;
     use crate::testing::{Fail, SharedTruth};
 
     /// RAM of two large pages that are apart in host memory.

@@ -8,13 +8,16 @@
 //!
 //! **Invariant.** A vector of a processor leads to at most one place.
 
+pub mod host;
+pub mod msi;
+
 use alloc::boxed::Box;
 use alloc::format;
 use core::ops::Range;
 use core::sync::atomic::{AtomicU64, Ordering};
 
-use crate::id::{VdevId, VmId};
-use crate::refusal::Refusal;
+use crate::base::id::{VdevId, VmId};
+use crate::base::refusal::Refusal;
 
 /// Where a physical interrupt goes.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! DMA faults, in the same words whatever IOMMU recorded them.
 
-use crate::addr::Requester;
-use crate::pasid::Pasid;
+use crate::base::addr::Requester;
+use crate::dma::pasid::Pasid;
 
 /// What an IOMMU tells of requests that it refused.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

@@ -5,9 +5,13 @@
 //! [`GuestMemory`], which checks it against the VM's own RAM; whoever holds a `&dyn GuestMemory` can
 //! touch nothing else.
 
+pub mod frames;
+pub mod page_table;
+pub mod ram;
+
 use core::fmt;
 
-use crate::addr::GuestPhys;
+use crate::base::addr::GuestPhys;
 
 /// An access that does not lie wholly in the VM's RAM. Nothing was read or written.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

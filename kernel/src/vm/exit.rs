@@ -4,7 +4,7 @@
 //! Architecture code turns a hardware exit into an [`Exit`]; the VM's devices answer through an
 //! [`Actions`] sink; architecture code carries the actions out. Nothing here names a processor.
 
-use crate::addr::{GuestPhys, HostPhys};
+use crate::base::addr::{GuestPhys, HostPhys};
 
 /// What a guest did that needs an answer.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -78,7 +78,7 @@ pub enum Action {
         /// Length in bytes.
         len: u64,
     },
-    /// A vdev's model waits for its device ([`VdevRegisters::is_waiting`](crate::parent::VdevRegisters::is_waiting)):
+    /// A vdev's model waits for its device ([`VdevRegisters::is_waiting`](crate::vdev::parent::VdevRegisters::is_waiting)):
     /// somebody is to look.
     Attend,
     /// A byte the guest printed on its console.

@@ -9,11 +9,11 @@ use alloc::string::String;
 use alloc::vec::Vec;
 use core::fmt::Display;
 
-use crate::addr::{HostPhys, Iova, Requester};
-use crate::drained::Drained;
-use crate::fault::Noted;
-use crate::pasid::Pasid;
-use crate::refusal::Refusal;
+use crate::base::addr::{HostPhys, Iova, Requester};
+use crate::base::drained::Drained;
+use crate::base::refusal::Refusal;
+use crate::dma::fault::Noted;
+use crate::dma::pasid::Pasid;
 
 /// Names one I/O page table of a driver. Chosen by the driver, never reused while attached.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]

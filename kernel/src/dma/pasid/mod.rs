@@ -2,7 +2,7 @@
 //! PASIDs: the tag that selects an I/O address space, and who may use which.
 //!
 //! **Principle.** A number is leased ([`PasidLease`]) to one attachment and comes back only inside the proof
-//! ([`Quiesced`](crate::attachment::Quiesced)) that nothing can send with it any more. A lease that is dropped in any
+//! ([`Quiesced`](crate::dma::attachment::Quiesced)) that nothing can send with it any more. A lease that is dropped in any
 //! other way is *retired*: its number is not used again and counted, because a PASID is not reused on hope.
 //!
 //! **Invariants.** No number is in two leases. PASID 0 is never leased: it stands for untagged DMA

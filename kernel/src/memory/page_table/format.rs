@@ -2,7 +2,7 @@
 //! What a page table looks like to whoever walks it: its form and its entries. All decode nine bits of an address per
 //! level, over pages of 4 KiB.
 
-use crate::addr::{HostPhys, PAGE_SIZE};
+use crate::base::addr::{HostPhys, PAGE_SIZE};
 
 /// Entries in a table.
 pub const ENTRIES: usize = 512;
