@@ -6,6 +6,7 @@
 
 use core::ops::Range;
 
+use pasidon_arch_common::notes::Notes;
 use pasidon_arch_common::vectors::{Vectors, candidates};
 use pasidon_kernel::base::id::VmId;
 use pasidon_kernel::base::refusal::Refusal;
@@ -18,8 +19,6 @@ use crate::{gic, pcpu, run, serial, time, vector, vms};
 
 /// How many LPIs there are for devices.
 const DEVICES: usize = (vector::DEVICES.end - vector::DEVICES.start) as usize;
-/// How many of them are raised on one pCPU at most: as many as may wait there for the loop.
-const ON_ONE_PCPU: usize = pasidon_arch_common::notes::NOTES;
 
 static LPIS: Mutex<Vectors<DEVICES>> = Mutex::new(Vectors::new());
 
@@ -29,10 +28,11 @@ pub struct MachineHost;
 
 fn take(pcpu: u32) -> Option<HostVector> {
     let mut lpis = LPIS.lock();
-    if lpis.used_by(pcpu) >= ON_ONE_PCPU {
+    // As many as may wait there for the loop.
+    if lpis.used_by(pcpu) >= Notes::ON_ONE_PCPU {
         return None;
     }
-    let taken = lpis.take(pcpu, |pcpu| run::NOTES.rounds(pcpu));
+    let taken = lpis.take(pcpu, run::rounds);
     drop(lpis);
     let place = taken.map_err(|none| none.hurry(vms::kick)).ok()?;
     Some(HostVector { vector: vector::DEVICES.start + place as u32, cpu: cpu_of(pcpu)? })
@@ -50,7 +50,7 @@ impl Host for MachineHost {
 
     fn free_vector(&self, vector: HostVector) {
         let place = vector.vector.wrapping_sub(vector::DEVICES.start) as usize;
-        let raised_on = LPIS.lock().give_back(place, |pcpu| run::NOTES.rounds(pcpu));
+        let raised_on = LPIS.lock().give_back(place, run::rounds);
         if let Some(pcpu) = raised_on {
             // One that sleeps goes round once more.
             vms::kick(pcpu);

@@ -24,6 +24,11 @@ pub(crate) fn world() -> Option<&'static World> {
     WORLD.get()
 }
 
+/// How often a pCPU has gone round its loop.
+pub(crate) fn rounds(pcpu: u32) -> u64 {
+    NOTES.rounds(pcpu)
+}
+
 /// Makes the world known to all pCPUs and installs the handlers. To be called once, by the first pCPU, before
 /// any calls [`run`].
 pub fn install(world: World) {

@@ -11,13 +11,23 @@ use pasidon_kernel::dev::pci::Slot;
 pub struct Board<P> {
     /// The devices.
     pub platform: P,
-    pub(crate) slots: Vec<(VdevId, Slot)>,
+    slots: Vec<(VdevId, Slot)>,
 }
 
 impl<P> Board<P> {
     /// With these devices, and no vdev among them.
     pub fn new(platform: P) -> Self {
         Self { platform, slots: Vec::new() }
+    }
+
+    /// A vdev was put into a slot.
+    pub(crate) fn plug(&mut self, vdev: VdevId, slot: Slot) {
+        self.slots.push((vdev, slot));
+    }
+
+    /// A vdev was ended in its slot.
+    pub(crate) fn unplug(&mut self, vdev: VdevId) {
+        self.slots.retain(|(id, _)| *id != vdev);
     }
 
     /// Where a vdev is plugged.

@@ -11,15 +11,11 @@ use spin::Mutex;
 
 use crate::pcpus::MAX_PCPUS;
 
-/// Device interrupts that may wait on one pCPU: one for each vector, as the same twice is one. No pCPU may be given
-/// more vectors.
-pub const NOTES: usize = 256;
-
 /// What handlers leave on each pCPU.
 #[derive(Debug)]
 pub struct Notes {
     /// Device interrupts that came. Only that pCPU touches its own.
-    routes: [Mutex<ArrayVec<Route, NOTES>>; MAX_PCPUS],
+    routes: [Mutex<ArrayVec<Route, { Notes::ON_ONE_PCPU }>>; MAX_PCPUS],
     /// Parents whose event interrupt came, a bit each.
     parents: AtomicU64,
     /// How often each pCPU has gone round its loop.
@@ -29,6 +25,10 @@ pub struct Notes {
 const _: () = assert!(Route::PARENTS as u32 == u64::BITS);
 
 impl Notes {
+    /// Device interrupts that may wait on one pCPU: one for each vector, as the same twice is one. No pCPU may be given
+    /// more vectors.
+    pub const ON_ONE_PCPU: usize = 256;
+
     /// None yet.
     pub const fn new() -> Self {
         Self {

@@ -86,7 +86,7 @@ fn used(pcpu: u32) -> usize {
 }
 
 fn take(pcpu: u32) -> Option<HostVector> {
-    let taken = PCPUS.get(pcpu as usize)?.lock().take(pcpu, |pcpu| run::NOTES.rounds(pcpu));
+    let taken = PCPUS.get(pcpu as usize)?.lock().take(pcpu, run::rounds);
     let place = taken.map_err(|none| none.hurry(vms::kick)).ok()?;
     Some(HostVector { vector: device_vectors().start + place as u32, cpu: pcpu::apic_id_of(pcpu)? })
 }
@@ -115,7 +115,7 @@ impl Host for MachineHost {
         };
         if let Some(vectors) = PCPUS.get(pcpu as usize) {
             let place = vector.vector.wrapping_sub(device_vectors().start) as usize;
-            vectors.lock().give_back(place, |pcpu| run::NOTES.rounds(pcpu));
+            vectors.lock().give_back(place, run::rounds);
         }
         // One that sleeps goes round once more.
         vms::kick(pcpu);

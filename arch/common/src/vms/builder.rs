@@ -95,7 +95,7 @@ impl<H: Hardware> VmHost for Builder<H> {
         })?;
         let mut board = machine.lock_board()?;
         let slot = board.platform.add_vdev(vdev.guest_side())?;
-        board.slots.push((vdev.id(), slot));
+        board.plug(vdev.id(), slot);
         Ok(())
     }
 
@@ -104,7 +104,7 @@ impl<H: Hardware> VmHost for Builder<H> {
             machine.with_board(|board| {
                 if let Some(slot) = board.slot(vdev) {
                     board.platform.end_vdev(slot, &mut |action| machine.act(action));
-                    board.slots.retain(|(id, _)| *id != vdev);
+                    board.unplug(vdev);
                 }
             })?;
             machine.forget_translations()?;
