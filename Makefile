@@ -1,9 +1,10 @@
 # Every target is one line onto `cargo xtask`; `cargo xtask help` says what each does. ARCH is x86_64 or aarch64.
 ARCH ?= x86_64
-.PHONY: run test check bench image build setup list clean help
+.PHONY: run test check book bench image build setup list clean help
 run:    ; cargo xtask run --arch $(ARCH)
 test:   ; cargo xtask test --arch $(ARCH) $(SCENARIO)
 check:  ; cargo xtask check
+book:   ; cargo xtask book
 bench:  ; cargo xtask bench --arch $(ARCH)
 image:  ; cargo xtask image --arch $(ARCH)
 build:  ; cargo xtask build --arch $(ARCH)

@@ -1,14 +1,14 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! `cargo xtask check`: what must hold for every change without running it.
 
-use crate::{arrows, command, docs, uefi, workspace};
+use crate::{arrows, book, command, docs, uefi, workspace};
 use anyhow::Result;
 use pasidon_harness::Arch;
 
 /// The crate that only builds for UEFI targets; every other one builds on the host.
 pub const UEFI_ONLY: &str = "pasidon";
 
-/// Runs formatting, clippy and rustdoc over the host crates and the UEFI application.
+/// Runs formatting, clippy and rustdoc over the host crates and the UEFI application, and builds the book.
 ///
 /// # Errors
 /// At the first of them that finds something.
@@ -21,6 +21,8 @@ pub fn run() -> Result<()> {
     arrows::check()?;
     say("what the documentation names");
     docs::check()?;
+    say("the book");
+    book::build()?;
     say("clippy, host crates");
     let mut clippy = command::cargo();
     command::run_visible(clippy.arg("clippy").args(host).args(["--all-targets", "--", "-D", "warnings"]))?;

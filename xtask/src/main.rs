@@ -9,6 +9,7 @@
 mod apt;
 mod arrows;
 mod bench;
+mod book;
 mod cache;
 mod check;
 mod clean;
@@ -55,8 +56,10 @@ enum Command {
     Test(Test),
     /// Lists the scenarios.
     List,
-    /// Formatting, no circles among files, clippy with warnings denied (host crates and the UEFI application), documentation without warnings.
+    /// Formatting, no circles among files, the book, clippy with warnings denied (host crates and the UEFI application), documentation without warnings.
     Check,
+    /// Builds the book out of docs/, prints where it is, and shows it in a browser where there is a desktop.
+    Book,
     /// Runs the benchmarks, prints a table, and writes it as JSON to bench-ARCH.json in the target folder.
     Bench(Bench),
     /// Makes the boot disk and prints its path.
@@ -180,6 +183,7 @@ fn dispatch(command: Command) -> Result<()> {
         }
         Command::Bench(options) => bench::run(options.arch, &options.names),
         Command::Check => check::run(),
+        Command::Book => book::open(),
         Command::Build(build) => {
             println!("{}", uefi::build(build.arch, &build.features)?.efi.display());
             Ok(())
