@@ -9,103 +9,40 @@ use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
 
+use elf::abi;
+use elf::endian::LittleEndian;
+use elf::file::{Class, FileHeader, parse_ident};
+use elf::note::{Note, NoteIterator};
+use elf::parse::ParseAt;
+use elf::segment::{ProgramHeader, SegmentTable};
 use pasidon_kernel::base::refusal::Refusal;
 use pasidon_kernel::memory::GuestMemory;
 
 use super::{
-    BootImage, CR0_PROTECTED, EntryMode, EntryState, damaged, more_memory, slice_at, u16_at, u32_at, u64_at,
-    write, write_initrd, zero,
+    BootImage, CR0_PROTECTED, EntryMode, EntryState, damaged, more_memory, slice_at, u32_at, write,
+    write_initrd, zero,
 };
 use crate::guest::layout::{self, boot};
 
 /// How every ELF file starts.
 pub(super) const MAGIC: &[u8] = b"\x7fELF";
 
-/// ELF header fields that both classes have at the same place.
-mod header {
-    pub const CLASS: usize = 4;
-    pub const DATA: usize = 5;
-    pub const MACHINE: u64 = 0x12;
-    pub const CLASS_32: u8 = 1;
-    pub const CLASS_64: u8 = 2;
-    pub const DATA_LITTLE: u8 = 1;
-    pub const MACHINE_386: u16 = 3;
-    pub const MACHINE_X86_64: u16 = 62;
-}
-
-/// What program headers are for.
-mod program {
-    pub const TYPE: u64 = 0;
-    pub const LOAD: u32 = 1;
-    pub const NOTE: u32 = 4;
-}
-
-/// Where a class of ELF has its fields.
-struct Class {
-    /// Reads an address, offset or size.
-    word: fn(&[u8], u64) -> Option<u64>,
-    /// In the ELF header: e_phoff, e_phentsize, e_phnum.
-    table: u64,
-    entry_len: u64,
-    entries: u64,
-    /// In a program header: p_offset, p_paddr, p_filesz, p_memsz; and its length.
-    offset: u64,
-    address: u64,
-    file_len: u64,
-    memory_len: u64,
-    len: u64,
-}
-
-const CLASS_32: Class = Class {
-    word: |bytes, at| u32_at(bytes, at).map(u64::from),
-    table: 0x1c,
-    entry_len: 0x2a,
-    entries: 0x2c,
-    offset: 0x04,
-    address: 0x0c,
-    file_len: 0x10,
-    memory_len: 0x14,
-    len: 0x20,
-};
-
-const CLASS_64: Class = Class {
-    word: u64_at,
-    table: 0x20,
-    entry_len: 0x36,
-    entries: 0x38,
-    offset: 0x08,
-    address: 0x18,
-    file_len: 0x20,
-    memory_len: 0x28,
-    len: 0x38,
-};
-
 /// Type of the note that holds the PVH entry (XEN_ELFNOTE_PHYS32_ENTRY), and its owner.
-const NOTE_PHYS32_ENTRY: u32 = 18;
+const NOTE_PHYS32_ENTRY: u64 = 18;
 const NOTE_OWNER: &[u8] = b"Xen\0";
 
 /// Magic and version of the start info; version 1 has a memory map.
 const START_INFO_MAGIC: u32 = 0x336e_c578;
 const START_INFO_VERSION: u32 = 1;
 
-/// One program header.
-struct Segment {
-    kind: u32,
-    offset: u64,
-    file_len: u64,
-    address: u64,
-    memory_len: u64,
+/// Whether it is loaded, or may hold the note.
+fn is_wanted(segment: &ProgramHeader) -> bool {
+    matches!(segment.p_type, abi::PT_LOAD | abi::PT_NOTE)
 }
 
-impl Segment {
-    fn is_wanted(&self) -> bool {
-        matches!(self.kind, program::LOAD | program::NOTE)
-    }
-
-    /// Its bytes in the file.
-    fn file<'a>(&self, image: &'a [u8]) -> Result<&'a [u8], Refusal> {
-        slice_at(image, self.offset, self.file_len).ok_or_else(beyond_end)
-    }
+/// Its bytes in the file.
+fn file<'a>(segment: &ProgramHeader, image: &'a [u8]) -> Result<&'a [u8], Refusal> {
+    slice_at(image, segment.p_offset, segment.p_filesz).ok_or_else(beyond_end)
 }
 
 fn beyond_end() -> Refusal {
@@ -113,101 +50,82 @@ fn beyond_end() -> Refusal {
 }
 
 /// The program headers. A kernel with a 32-bit entry may be of either class.
-fn segments(image: &[u8]) -> Result<Vec<Segment>, Refusal> {
+fn segments(image: &[u8]) -> Result<Vec<ProgramHeader>, Refusal> {
     let truncated = || damaged("it ends inside of its ELF header");
-    let machine = u16_at(image, header::MACHINE).ok_or_else(truncated)?;
-    let class = match (image.get(header::CLASS), machine) {
-        (Some(&header::CLASS_64), header::MACHINE_X86_64) => CLASS_64,
-        (Some(&header::CLASS_32), header::MACHINE_386 | header::MACHINE_X86_64) => CLASS_32,
-        _ => return Err(damaged("its ELF header is not for x86-64 or i386")),
-    };
-    if image.get(header::DATA) != Some(&header::DATA_LITTLE) {
-        return Err(damaged("its ELF header is not for x86-64 or i386"));
+    let foreign = || damaged("its ELF header is not for x86-64 or i386");
+    let (ident, tail) = image.split_at_checked(abi::EI_NIDENT).ok_or_else(truncated)?;
+    let ident = parse_ident::<LittleEndian>(ident).map_err(|_| foreign())?;
+    let header = FileHeader::parse_tail(ident, tail).map_err(|_| truncated())?;
+    if !matches!(
+        (header.class, header.e_machine),
+        (Class::ELF64, abi::EM_X86_64) | (Class::ELF32, abi::EM_386 | abi::EM_X86_64)
+    ) {
+        return Err(foreign());
     }
-    let table = (class.word)(image, class.table).ok_or_else(truncated)?;
-    let entry_len = u64::from(u16_at(image, class.entry_len).ok_or_else(truncated)?);
-    let count = u64::from(u16_at(image, class.entries).ok_or_else(truncated)?);
-    if entry_len < class.len {
-        return Err(damaged("its ELF header gives a wrong size of program headers"));
-    }
-    (0..count)
-        .map(|i| {
-            let at = table.checked_add(i * entry_len)?;
-            let entry = slice_at(image, at, class.len)?;
-            let field = |at| (class.word)(entry, at);
-            let file_len = field(class.file_len)?;
-            Some(Segment {
-                kind: u32_at(entry, program::TYPE)?,
-                offset: field(class.offset)?,
-                file_len,
-                address: field(class.address)?,
-                memory_len: field(class.memory_len)?.max(file_len),
-            })
-        })
-        .collect::<Option<_>>()
-        .ok_or_else(beyond_end)
+    let entry_len = ProgramHeader::validate_entsize(header.class, header.e_phentsize.into())
+        .map_err(|_| damaged("its ELF header gives a wrong size of program headers"))?;
+    let len = entry_len as u64 * u64::from(header.e_phnum);
+    let table = slice_at(image, header.e_phoff, len).ok_or_else(beyond_end)?;
+    let segments = SegmentTable::new(LittleEndian, header.class, table).iter();
+    // What is in the file is in memory, whatever the header says.
+    Ok(segments
+        .map(|segment| ProgramHeader { p_memsz: segment.p_memsz.max(segment.p_filesz), ..segment })
+        .collect())
 }
 
 /// How much of a file is loaded: up to the end of the last segment, without the sections behind it (symbols, debug
 /// information). `None` where the first bytes, `head`, do not tell.
 pub(super) fn loaded_len(head: &[u8]) -> Option<u64> {
     let segments = segments(head).ok()?;
-    let ends = segments.iter().filter(|segment| segment.is_wanted());
-    ends.map(|segment| segment.offset.checked_add(segment.file_len))
+    let ends = segments.iter().filter(|segment| is_wanted(segment));
+    ends.map(|segment| segment.p_offset.checked_add(segment.p_filesz))
         .try_fold(head.len() as u64, |longest, end| Some(longest.max(end?)))
 }
 
-/// The PVH entry in a note segment, if it is there.
+/// The PVH entry in a note segment, if it is there. Notes are words of 4 bytes in files of both classes.
 fn pvh_entry(notes: &[u8]) -> Option<u32> {
-    const HEADER_LEN: u64 = 12;
-    let mut at = 0u64;
-    loop {
-        let name_len = u64::from(u32_at(notes, at)?);
-        let value_len = u64::from(u32_at(notes, at.checked_add(4)?)?);
-        let kind = u32_at(notes, at.checked_add(8)?)?;
-        let name = at.checked_add(HEADER_LEN)?;
-        let value = name.checked_add(name_len.next_multiple_of(4))?;
-        if kind == NOTE_PHYS32_ENTRY && slice_at(notes, name, name_len)? == NOTE_OWNER {
-            return u32_at(notes, value);
+    NoteIterator::new(LittleEndian, Class::ELF32, 4, notes).find_map(|note| match note {
+        Note::Unknown(note) if note.n_type == NOTE_PHYS32_ENTRY && note.name == NOTE_OWNER => {
+            u32_at(note.desc, 0)
         }
-        at = value.checked_add(value_len.next_multiple_of(4))?;
-    }
+        _ => None,
+    })
 }
 
 pub(super) fn load(memory: &dyn GuestMemory, image: &BootImage<'_>) -> Result<EntryState, Refusal> {
     let segments = segments(image.kernel)?;
     // All that is wanted is there, before anything is done.
-    for segment in segments.iter().filter(|segment| segment.is_wanted()) {
-        segment.file(image.kernel)?;
+    for segment in segments.iter().filter(|segment| is_wanted(segment)) {
+        file(segment, image.kernel)?;
     }
-    let notes = segments.iter().filter(|s| s.kind == program::NOTE);
+    let notes = segments.iter().filter(|s| s.p_type == abi::PT_NOTE);
     let entry = notes
-        .filter_map(|s| pvh_entry(s.file(image.kernel).ok()?))
+        .filter_map(|s| pvh_entry(file(s, image.kernel).ok()?))
         .next()
         .ok_or_else(|| damaged("it has no PVH entry (CONFIG_PVH)"))?;
 
     let low_ram = layout::ram_split(memory.ram_size()).0;
     let mut kernel_end = boot::KERNEL_MIN;
-    for segment in segments.iter().filter(|s| s.kind == program::LOAD && s.memory_len > 0) {
-        let end = segment.address.checked_add(segment.memory_len);
-        let end = end.filter(|e| segment.address >= boot::KERNEL_MIN && *e <= low_ram).ok_or_else(|| {
+    for segment in segments.iter().filter(|s| s.p_type == abi::PT_LOAD && s.p_memsz > 0) {
+        let end = segment.p_paddr.checked_add(segment.p_memsz);
+        let end = end.filter(|e| segment.p_paddr >= boot::KERNEL_MIN && *e <= low_ram).ok_or_else(|| {
             let remedy = match end {
-                Some(end) if segment.address >= boot::KERNEL_MIN => more_memory(end),
+                Some(end) if segment.p_paddr >= boot::KERNEL_MIN => more_memory(end),
                 _ => None,
             };
             Refusal::new(
                 "kernel image",
                 format!(
                     "{} bytes at {:#x} are not between 1 MiB and the end of low RAM",
-                    segment.memory_len, segment.address
+                    segment.p_memsz, segment.p_paddr
                 ),
                 remedy.unwrap_or_else(|| String::from("use a kernel that is loaded between 1 MiB and 3 GiB")),
             )
         })?;
-        let file = segment.file(image.kernel)?;
-        write(memory, "kernel image", segment.address, file)?;
-        let loaded = file.len() as u64;
-        zero(memory, "kernel image", segment.address.saturating_add(loaded), segment.memory_len - loaded)?;
+        let bytes = file(segment, image.kernel)?;
+        write(memory, "kernel image", segment.p_paddr, bytes)?;
+        let loaded = bytes.len() as u64;
+        zero(memory, "kernel image", segment.p_paddr.saturating_add(loaded), segment.p_memsz - loaded)?;
         kernel_end = kernel_end.max(end);
     }
     if !(boot::KERNEL_MIN..kernel_end).contains(&u64::from(entry)) {

@@ -12,7 +12,7 @@ const ENTRY: u32 = 0x10_0010;
 /// An ELF with one load segment at 1 MiB and the PVH note.
 fn vmlinux() -> Vec<u8> {
     let mut elf = vec![0; 0x40];
-    elf[..6].copy_from_slice(b"\x7fELF\x02\x01");
+    elf[..7].copy_from_slice(b"\x7fELF\x02\x01\x01");
     elf[0x12] = 62;
     elf[0x20] = 0x40;
     elf[0x36] = 0x38;
