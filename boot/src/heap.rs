@@ -16,7 +16,7 @@ static HEAP: LockedHeap = LockedHeap::empty();
 /// Gets the heap from the firmware. Once, before the first allocation.
 ///
 /// # Errors
-/// The firmware's status, when there is not that much memory in one piece.
+/// When there is not that much memory in one piece: the firmware's status.
 pub fn init() -> Result<(), Status> {
     let pages = HEAP_BYTES / PAGE_SIZE;
     let start = boot::allocate_pages(AllocateType::AnyPages, MemoryType::LOADER_DATA, pages)

@@ -251,6 +251,9 @@ impl Iort {
 }
 
 /// Reads the table from its first byte (the ACPI header) on.
+///
+/// # Errors
+/// When a length or a reference in it is wrong, or it is another table.
 pub fn parse(bytes: &[u8]) -> Result<Iort, Refusal> {
     let table = acpi::table(bytes, SIGNATURE, HEADER)?;
     let nodes = nodes(table)?;

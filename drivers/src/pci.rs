@@ -152,7 +152,10 @@ pub struct Function<C> {
 }
 
 impl<C: ConfigSpace> Function<C> {
-    /// The function at `requester`; refused where none answers.
+    /// The function at `requester`.
+    ///
+    /// # Errors
+    /// When none answers there.
     pub fn new(config: C, requester: Requester) -> Result<Self, Refusal> {
         match identify(&config, requester) {
             Some(identity) => Ok(Self { config, identity }),
@@ -241,7 +244,10 @@ impl<C: ConfigSpace> Function<C> {
         })
     }
 
-    /// The memory BAR with this register index; refused where it is missing or firmware gave it no address.
+    /// The memory BAR with this register index.
+    ///
+    /// # Errors
+    /// When there is none, or the firmware gave it no address.
     pub fn memory_bar(&self, index: u8) -> Result<MemoryBar, Refusal> {
         let bar = self.memory_bars().into_iter().find(|bar| bar.index == index);
         match bar {
@@ -263,7 +269,10 @@ impl<C: ConfigSpace> Function<C> {
 
     /// Allows DMA and MSIs of the function, all of which look into the processors' caches: No Snoop, on after
     /// every reset, goes off first. Accesses past the caches would see what RAM held before it was scrubbed, on
-    /// IOMMUs that do not overrule them. Refused where it does not go off.
+    /// IOMMUs that do not overrule them.
+    ///
+    /// # Errors
+    /// When No Snoop does not go off.
     pub fn allow_dma(&self) -> Result<(), Refusal> {
         if !self.disable_no_snoop() {
             return Err(self.refusal(
@@ -283,6 +292,9 @@ impl<C: ConfigSpace> Function<C> {
     /// Resets the function (FLR) and waits until it answers again. BARs and decoding come back as they
     /// were; bus mastering, MSI-X, PASID, ATS and PRI are off until they are switched on anew. Takes at least 100 ms, in which the function
     /// must not be touched by anyone.
+    ///
+    /// # Errors
+    /// When it has no such reset, or does not answer again within a second.
     pub fn function_level_reset(&self, host: &dyn Host) -> Result<(), Refusal> {
         let (control, supported) = self.device_control();
         let Some(control) = control.filter(|_| supported) else {

@@ -46,7 +46,7 @@ pub fn build() -> Result<PathBuf> {
 /// Builds the book, prints where it is, and shows it where there is a desktop.
 ///
 /// # Errors
-/// Those of [`build`], and when the browser cannot be started.
+/// As [`build`], and when the browser cannot be started.
 pub fn open() -> Result<()> {
     let page = build()?;
     println!("{}", page.display());

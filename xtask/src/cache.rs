@@ -110,7 +110,7 @@ impl Cache {
     /// it is not there yet.
     ///
     /// # Errors
-    /// Those of `make`, after which nothing of the attempt is left, and failures of the file system.
+    /// When `make` fails, after which nothing of the attempt is left, or the file system does.
     pub fn entry(&self, name: &str, key: &Key, make: impl FnOnce(&Path) -> Result<()>) -> Result<PathBuf> {
         let kind = name;
         let name = format!("{kind}-{}", key.digits());
@@ -139,7 +139,7 @@ impl Cache {
     /// whose lock somebody holds.
     ///
     /// # Errors
-    /// Failures of the file system.
+    /// When the file system fails.
     pub fn prune(&self, dir: &Path, kind: &str, kept: usize) -> Result<()> {
         let mut found = Vec::new();
         for entry in fs::read_dir(dir)? {

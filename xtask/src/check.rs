@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! `cargo xtask check`: what must hold for every change without running it.
 
-use crate::{arrows, book, command, docs, uefi, workspace};
+use crate::{arrows, book, command, comments, docs, uefi, workspace};
 use anyhow::Result;
 use pasidon_harness::Arch;
 
@@ -11,7 +11,7 @@ pub const UEFI_ONLY: &str = "pasidon";
 /// Runs formatting, clippy and rustdoc over the host crates and the UEFI application, and builds the book.
 ///
 /// # Errors
-/// At the first of them that finds something.
+/// When one of them finds something: the first.
 pub fn run() -> Result<()> {
     let host = ["--workspace", "--exclude", UEFI_ONLY];
     let lib_or_bin = ["--package", UEFI_ONLY];
@@ -19,6 +19,8 @@ pub fn run() -> Result<()> {
     command::run_visible(command::cargo().args(["fmt", "--all", "--check"]))?;
     say("arrows between files");
     arrows::check()?;
+    say("sections of errors");
+    comments::check()?;
     say("what the documentation names");
     docs::check()?;
     say("the book");

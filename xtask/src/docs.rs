@@ -7,7 +7,7 @@
 //! - A link that is no address on the web leads to a file, and to a heading of it where it names one.
 //! - Each page of the book is in its summary, and links to pages of the book only.
 
-use crate::workspace;
+use crate::workspace::{self, MADE};
 use anyhow::{Context, Result, bail};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Component, Path, PathBuf};
@@ -17,15 +17,13 @@ const PLACES: [&str; 4] = ["", "docs", "docs/src", "docs/decisions"];
 /// The folder that the book is made of, and its table of contents.
 const BOOK: &str = "docs";
 const SUMMARY: &str = "docs/SUMMARY.md";
-/// Folders at the top that are made and not written.
-const MADE: [&str; 2] = ["target", ".git"];
 
 /// Looks at every Markdown file of the checkout.
 ///
 /// # Errors
-/// Names each path and link that leads nowhere, with the file that has it.
+/// When a path or a link leads nowhere: names each, with the file that has it.
 pub fn check() -> Result<()> {
-    let checkout = Checkout::read(workspace::root())?;
+    let checkout = Checkout::read()?;
     let wrong = checkout.wrong();
     if !wrong.is_empty() {
         bail!("the documentation names what is not there:\n{}", Vec::from_iter(wrong).join("\n"));
@@ -45,28 +43,17 @@ struct Checkout {
 }
 
 impl Checkout {
-    fn read(root: &Path) -> Result<Self> {
+    fn read() -> Result<Self> {
         let mut checkout = Checkout::default();
-        let mut folders = vec![PathBuf::new()];
-        while let Some(folder) = folders.pop() {
-            let place = root.join(&folder);
-            for entry in place.read_dir().with_context(|| format!("reading {}", place.display()))? {
-                let entry = entry?;
-                let path = folder.join(entry.file_name());
-                if MADE.iter().any(|made| path == Path::new(made)) {
-                    continue;
-                }
-                if entry.file_type()?.is_dir() {
-                    folders.push(path.clone());
-                } else if path.extension().is_some_and(|end| end == "md")
-                    && PLACES.iter().any(|place| folder == Path::new(place))
-                {
-                    let text = std::fs::read_to_string(entry.path());
-                    let text = text.with_context(|| format!("reading {}", entry.path().display()))?;
-                    checkout.pages.insert(path.clone(), text);
-                }
-                checkout.add(path);
+        for path in workspace::paths()? {
+            let folder = path.parent().unwrap_or(Path::new(""));
+            let is_page = path.extension().is_some_and(|end| end == "md");
+            if is_page && PLACES.iter().any(|place| folder == Path::new(place)) {
+                let text = std::fs::read_to_string(workspace::root().join(&path));
+                let text = text.with_context(|| format!("reading {}", path.display()))?;
+                checkout.pages.insert(path.clone(), text);
             }
+            checkout.add(path);
         }
         Ok(checkout)
     }

@@ -14,6 +14,7 @@ mod cache;
 mod check;
 mod clean;
 mod command;
+mod comments;
 mod docs;
 mod guests;
 mod image;

@@ -9,7 +9,7 @@ use pasidon_harness::{Arch, Workshop};
 /// Makes it all for `arch`, and returns the workshop that has it.
 ///
 /// # Errors
-/// At the first part that cannot be made.
+/// When a part cannot be made: the first.
 pub fn prepare(arch: Arch) -> Result<Shop> {
     let shop = Shop::new(arch);
     // Asking for a cargo of the target completes the toolchain.
@@ -22,7 +22,7 @@ pub fn prepare(arch: Arch) -> Result<Shop> {
 /// Makes it all, and prints where it lies.
 ///
 /// # Errors
-/// At the first part that cannot be made.
+/// When a part cannot be made: the first.
 pub fn run(arch: Arch) -> Result<()> {
     let shop = prepare(arch)?;
     let linux = shop.linux()?;

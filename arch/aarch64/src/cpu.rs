@@ -60,7 +60,7 @@ impl Likeness {
 /// What this processor has, when Pasidon can run on it.
 ///
 /// # Errors
-/// What is missing, or what the firmware has switched off.
+/// When something is missing, or the firmware has switched it off.
 pub fn check() -> Result<Features, Refusal> {
     let features = Features::read();
     features.check()?;

@@ -75,7 +75,7 @@ impl Features {
     /// Whether Pasidon can run here.
     ///
     /// # Errors
-    /// What is missing. Without EL2 that is all that is said: what else there is cannot be told then.
+    /// When something is missing. Without EL2 that is all that is said: what else there is cannot be told then.
     pub fn check(&self) -> Result<(), Refusal> {
         if !self.el2 {
             return Err(Refusal::new(

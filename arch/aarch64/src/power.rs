@@ -71,7 +71,7 @@ pub(crate) fn call_workaround(function: u32, argument: u32) {
 /// Starts a processor at `entry`, a physical address, at EL2 with the MMU off and `context` in X0.
 ///
 /// # Errors
-/// What PSCI says.
+/// When PSCI refuses.
 ///
 /// # Safety
 /// What is at `entry` must be made for that.

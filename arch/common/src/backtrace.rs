@@ -121,7 +121,7 @@ impl StackRanges {
 /// Prints the frames from `registers` on.
 ///
 /// # Errors
-/// Those of `out`.
+/// When `out` cannot be written to.
 pub fn print<U: Unwind>(
     out: &mut dyn Write,
     image: &U,

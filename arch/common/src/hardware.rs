@@ -46,12 +46,21 @@ pub trait Hardware: Sized + 'static {
     type Stage2: Stage2;
 
     /// Makes the pCPU that calls ready for guests. Once on each.
+    ///
+    /// # Errors
+    /// When it lacks what guests need, or there is no memory for it.
     fn enable(pcpu: u32, frames: &'static Frames) -> Result<Self::Pcpu, Refusal>;
 
     /// An empty stage 2, its tables from `frames`.
+    ///
+    /// # Errors
+    /// When there is no memory for it.
     fn stage2(frames: &'static Frames) -> Result<Self::Stage2, Refusal>;
 
     /// Loads the image into the VM's RAM; makes its devices and its vCPU, before its first instruction.
+    ///
+    /// # Errors
+    /// When the image is no kernel for the VM, does not fit its RAM, or there is no memory for a vCPU.
     fn build(
         vm: &str,
         memory: &RamView,
@@ -156,6 +165,9 @@ pub trait Platform: Send {
     fn pci(&mut self) -> &mut PciBus;
 
     /// Puts a vdev on the bus. Before the guest runs, or it may not look.
+    ///
+    /// # Errors
+    /// When no slot is free, or a BAR finds no room.
     fn add_vdev(&mut self, model: Box<dyn VdevRegisters>) -> Result<Slot, Refusal> {
         self.pci().add(model)
     }
@@ -176,9 +188,15 @@ pub trait Platform: Send {
 /// The guest-physical memory of a VM.
 pub trait Stage2: Send {
     /// Maps a VM's RAM, writable and executable.
+    ///
+    /// # Errors
+    /// When there is no memory for tables, or something is mapped there.
     fn map_ram(&mut self, ram: &GuestRam) -> Result<(), Refusal>;
 
     /// Maps a window of a device: uncached, not executable.
+    ///
+    /// # Errors
+    /// When there is no memory for tables, or something is mapped there.
     fn map_portal(&mut self, guest: GuestPhys, host: HostPhys, len: u64) -> Result<(), Refusal>;
 
     /// Removes a window of a device. The caller has the translations dropped.

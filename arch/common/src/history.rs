@@ -38,6 +38,9 @@ pub fn record(pcpu: u32, vm: u16, exit: [u64; 4]) {
 }
 
 /// Prints the last exits of the pCPU with this index, newest first.
+///
+/// # Errors
+/// When `out` cannot be written to.
 pub fn print(out: &mut dyn Write, index: u32) -> fmt::Result {
     let Some(ring) = RINGS.get(index as usize) else {
         return Ok(());

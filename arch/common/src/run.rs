@@ -83,7 +83,10 @@ pub fn note_device_interrupt<H: Hardware>(world: &World<H>, from: HostVector) {
     }
 }
 
-/// Runs vCPUs on the pCPU that calls, for ever. Refused where the processor cannot.
+/// Runs vCPUs on the pCPU that calls, for ever.
+///
+/// # Errors
+/// When the processor cannot run guests.
 pub fn run<H: Hardware>(world: &World<H>) -> Result<core::convert::Infallible, Refusal> {
     let mut local = Local::new(world)?;
     loop {

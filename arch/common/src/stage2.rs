@@ -36,6 +36,9 @@ pub struct Tables<F>(PageTable<F, TableFrames>);
 
 impl<F: Format<Attributes = Content>> Tables<F> {
     /// Empty ones. `frames` gives memory that is mapped at its physical address.
+    ///
+    /// # Errors
+    /// When there is no memory for the first table.
     pub fn new(frames: &'static Frames, geometry: Geometry<F>) -> Result<Self, Refusal> {
         let memory = TableFrames { frames, tables: Vec::new(), spare: Vec::new() };
         Ok(Self(PageTable::new(memory, geometry)?))

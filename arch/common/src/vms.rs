@@ -52,6 +52,9 @@ pub trait Outside: Send + Sync {
     fn next_work(&self) -> Option<u64>;
 
     /// What a VM boots.
+    ///
+    /// # Errors
+    /// When it is not there.
     fn image(&self, vm: &str) -> Result<BootImage<'static>, Refusal>;
 }
 

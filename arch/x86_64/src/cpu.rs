@@ -245,7 +245,7 @@ impl Features {
     /// Whether Pasidon can run here. Two things are looked for in one go, so that one line says all.
     ///
     /// # Errors
-    /// What is missing.
+    /// When something is missing.
     pub fn check(&self) -> Result<(), Refusal> {
         let wanted = [
             (self.long_mode, "64-bit mode"),
@@ -275,7 +275,7 @@ impl Features {
 /// What this processor has, when Pasidon can run on it.
 ///
 /// # Errors
-/// What is missing, or what the firmware has switched off.
+/// When something is missing, or the firmware has switched it off.
 pub fn check() -> Result<Features, Refusal> {
     let features = Features::read();
     features.check()?;

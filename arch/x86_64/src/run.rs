@@ -46,8 +46,10 @@ pub fn install(world: World) {
     interrupts::install(vector::TIMER, |_| {});
 }
 
-/// Runs vCPUs on the pCPU that calls, for ever. Refused where the processor cannot; the world must be
-/// installed.
+/// Runs vCPUs on the pCPU that calls, for ever.
+///
+/// # Errors
+/// When the processor cannot run guests, or the world is not installed yet.
 pub fn run() -> Result<Infallible, Refusal> {
     let none = || Refusal::new("run loop", "started before the world was installed", "");
     pasidon_arch_common::run::run(world().ok_or_else(none)?)

@@ -69,6 +69,9 @@ impl<U: IommuUnit> Spaces<U> {
     /// Takes every unit over from the firmware. When it returns `Ok`, everything that the units confine is blocked
     /// until its device is claimed: DMA, and where they confine them interrupt messages. Called once, on one
     /// processor, with interrupts off.
+    ///
+    /// # Errors
+    /// When a unit does not do in time what it is told; nothing may then be taken for blocked.
     pub fn take_over(&self) -> Result<(), Refusal> {
         self.units.iter().try_for_each(U::take_over)
     }
@@ -90,6 +93,9 @@ impl<U: IommuUnit> Spaces<U> {
 
     /// [`Iommu::claim`] for a device that may use ATS: its own TLB is then invalidated too. Its driver
     /// turns ATS on only after this returned.
+    ///
+    /// # Errors
+    /// When no unit is on its way to memory, it may not use ATS, it is claimed already, or the unit does not confirm.
     pub fn claim_with_device_tlb(&self, requester: Requester, tlb: DeviceTlb) -> Result<(), Refusal> {
         self.claim_device(requester, Some(tlb))
     }

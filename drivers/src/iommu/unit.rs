@@ -41,24 +41,42 @@ pub trait IommuUnit: Send + Sync {
 
     /// Takes the unit over from the firmware. When it returns `Ok`, everything that the unit confines is blocked
     /// until it is claimed. Called once, on one processor, with interrupts off.
+    ///
+    /// # Errors
+    /// When the unit does not do in time what it is told; nothing may then be taken for blocked.
     fn take_over(&self) -> Result<(), Refusal>;
 
     /// Takes a device: PASIDs on and none attached, so that all its DMA is still blocked. With `device_tlb` it may
-    /// ask for translations (ATS). Refused where it is claimed already. On a refusal it stays blocked.
+    /// ask for translations (ATS).
+    ///
+    /// # Errors
+    /// When it is claimed already, there is no memory for its tables, or the unit does not confirm; it stays blocked.
     fn claim(&self, device: u32, device_tlb: Option<DeviceTlb>) -> Result<(), Refusal>;
 
     /// Joins a tag of a claimed device to a table.
+    ///
+    /// # Errors
+    /// When the device is not claimed, the tag is in use, or the unit does not confirm.
     fn attach(&self, device: u32, tag: Pasid, domain: DomainId, table: Top) -> Result<(), AttachFailed>;
 
-    /// Parts a tag from its table, and forgets the whole domain. On a refusal the unit or the device may still use
-    /// the old table: the tag stays taken, and the call may be repeated. Returns the domain it led to.
+    /// Parts a tag from its table, and forgets the whole domain. Returns the domain it led to.
+    ///
+    /// # Errors
+    /// When there is no such attachment, or the unit or the device does not confirm. It may still use the old table: the
+    /// tag stays taken, and the call may be repeated.
     fn detach(&self, device: u32, tag: Pasid) -> Result<DomainId, Refusal>;
 
     /// Lets the unit see a new mapping.
+    ///
+    /// # Errors
+    /// When the unit does not confirm.
     fn publish(&self, domain: DomainId, start: u64, len: u64) -> Result<(), Refusal>;
 
     /// Forgets the translations of a range of a domain, and of the devices with TLBs of their own that are
     /// attached to it.
+    ///
+    /// # Errors
+    /// When the unit or a device does not confirm: they may still use what was forgotten.
     fn forget_range(
         &self,
         domain: DomainId,
@@ -82,11 +100,16 @@ pub trait IommuUnit: Send + Sync {
 
 /// Where devices are, as the firmware's tables say it.
 pub trait Topology: Send + Sync {
-    /// The place of a device. Refused where no unit is on its way to memory.
+    /// The place of a device.
+    ///
+    /// # Errors
+    /// When no unit is on its way to memory.
     fn place(&self, requester: Requester) -> Result<Place, Refusal>;
 
-    /// The place of a device that is to be claimed, with a TLB of its own or without. Refused as well where the
-    /// firmware uses the device, or does not let it do that.
+    /// The place of a device that is to be claimed, with a TLB of its own or without.
+    ///
+    /// # Errors
+    /// When no unit is on its way to memory, the firmware uses the device, or does not let it have a TLB.
     fn claimable(&self, requester: Requester, device_tlb: bool) -> Result<Place, Refusal>;
 
     /// For the monitor: name and value of what is worth knowing beside the units.

@@ -236,7 +236,7 @@ impl Console {
     /// [`Console::answer`].
     ///
     /// # Errors
-    /// In framed mode, where every guest has its channel all the time, and for an unknown VM.
+    /// When the mode is framed, where every guest has its channel all the time, and for an unknown VM.
     pub fn enter(&mut self, vm: usize, sink: Sink<'_>) -> Result<(), Refusal> {
         let Some(guest) = self.guests.get_mut(vm) else {
             return Err(Refusal::new("console", "there is no such VM", "see vms"));

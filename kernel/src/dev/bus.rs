@@ -98,11 +98,17 @@ impl<T: Copy> GuestBus<T> {
     }
 
     /// Claims `len` bytes of guest-physical addresses from `start` for `target`.
+    ///
+    /// # Errors
+    /// When the range is empty, goes beyond the address space, or is claimed in part.
     pub fn claim_mmio(&mut self, start: u64, len: u64, target: T) -> Result<(), BadWindow> {
         self.mmio.claim(start, len, target)
     }
 
     /// Claims `len` ports from `start` for `target`.
+    ///
+    /// # Errors
+    /// When the range is empty, or claimed in part.
     pub fn claim_io(&mut self, start: u16, len: u16, target: T) -> Result<(), BadWindow> {
         self.io.claim(u64::from(start), u64::from(len), target)
     }

@@ -75,6 +75,9 @@ pub struct RetiredAttachment {
 impl RetiredAttachment {
     /// Tries once more to part tag and table: with the device's word, if it has stopped since, or without
     /// where it was only the IOMMU that had failed.
+    ///
+    /// # Errors
+    /// When the device still may send, or the IOMMU does not confirm.
     pub fn end(mut self, stopped: Option<DeviceQuiesced>) -> Result<Quiesced, Self> {
         self.stopped |= stopped.is_some();
         if !self.stopped {
@@ -102,7 +105,8 @@ pub struct Attachment {
 impl Attachment {
     /// Joins them in the IOMMU. The queue must not have been given the tag yet.
     ///
-    /// Refused where lease and address space belong to different VMs, and where the IOMMU refuses.
+    /// # Errors
+    /// When lease and address space belong to different VMs, or the IOMMU refuses.
     pub fn attach(
         requester: Requester,
         vdev: VdevId,
@@ -149,6 +153,9 @@ impl Attachment {
     }
 
     /// Parts tag and table, after the device has stopped.
+    ///
+    /// # Errors
+    /// When the IOMMU does not confirm.
     pub fn end(self, stopped: DeviceQuiesced) -> Result<Quiesced, RetiredAttachment> {
         let DeviceQuiesced { .. } = stopped;
         match self.ioas.detach(self.requester, self.lease.pasid()) {
@@ -157,8 +164,11 @@ impl Attachment {
         }
     }
 
-    /// Puts another address space of the same VM behind the same tag, while the device is stopped. On
-    /// refusal the tag is detached from both, unless it had to be retired.
+    /// Puts another address space of the same VM behind the same tag, while the device is stopped.
+    ///
+    /// # Errors
+    /// When the end of the old or the beginning of the new one fails. The tag is then detached from both, unless it had
+    /// to be retired.
     pub fn replace(self, stopped: DeviceQuiesced, ioas: &Arc<IoAddressSpace>) -> Result<Self, NotAttached> {
         let (requester, vdev) = (self.requester, self.vdev);
         match self.end(stopped) {

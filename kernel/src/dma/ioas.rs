@@ -55,6 +55,9 @@ pub struct IoAddressSpace {
 
 impl IoAddressSpace {
     /// An empty address space of a VM. `id` is not used for any other, ever.
+    ///
+    /// # Errors
+    /// When the IOMMU has no table for it.
     pub fn create(id: IoasId, owner: VmId, iommu: &'static dyn Iommu) -> Result<Self, Refusal> {
         Ok(Self {
             id,
@@ -81,7 +84,11 @@ impl IoAddressSpace {
     }
 
     /// Maps `len` bytes of the owner's RAM from guest-physical `guest` at `iova`. Everything is a multiple
-    /// of the page size. All or nothing: on refusal what was mapped of it is unmapped again.
+    /// of the page size. All or nothing.
+    ///
+    /// # Errors
+    /// When it is not whole pages of the owner's RAM, part of the range is mapped or beyond the IOMMU's width, the address
+    /// space is being destroyed, or the IOMMU refuses. What was mapped of it is unmapped again.
     pub fn map(
         &self,
         ram: &Arc<GuestRam>,
@@ -154,6 +161,9 @@ impl IoAddressSpace {
     }
 
     /// Maps all RAM of the owner at the addresses at which the guest sees it.
+    ///
+    /// # Errors
+    /// As [`IoAddressSpace::map`].
     pub fn map_all(&self, ram: &Arc<GuestRam>) -> Result<(), Refusal> {
         ram.ranges()
             .iter()
@@ -162,6 +172,9 @@ impl IoAddressSpace {
 
     /// Removes one whole mapping, as it was mapped. The owner's RAM stays held until the address space is
     /// destroyed.
+    ///
+    /// # Errors
+    /// When nothing was mapped so, or the IOMMU does not confirm; it then counts as mapped.
     pub fn unmap(&self, iova: Iova, len: u64) -> Result<(), Refusal> {
         let mut inner = self.inner.lock();
         if inner.state != State::Live || inner.mappings.get(&iova.0) != Some(&len) {
@@ -216,8 +229,11 @@ impl IoAddressSpace {
         Ok(())
     }
 
-    /// Destroys the table and lets go of the RAM. Refused while a tag may reach it. Destroying twice is
+    /// Destroys the table and lets go of the RAM. Destroying twice is
     /// no error.
+    ///
+    /// # Errors
+    /// When a tag may reach it, or the IOMMU refuses.
     pub fn destroy(&self) -> Result<(), Refusal> {
         let mut inner = self.inner.lock();
         if inner.state == State::Destroyed {

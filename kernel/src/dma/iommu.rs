@@ -63,10 +63,16 @@ pub trait Iommu: Send + Sync {
     fn capabilities(&self) -> IommuCapabilities;
 
     /// Makes an empty I/O page table.
+    ///
+    /// # Errors
+    /// When there is no memory for it.
     fn create_table(&self) -> Result<TableId, Refusal>;
 
     /// Maps `len` bytes (page multiples) readable, and writable where `writable`. Uses the largest
     /// leaves that fit. The range must not be mapped yet.
+    ///
+    /// # Errors
+    /// When part of the range is mapped, there is no memory for tables, or a unit does not confirm.
     fn map(
         &self,
         table: TableId,
@@ -76,21 +82,36 @@ pub trait Iommu: Send + Sync {
         writable: bool,
     ) -> Result<(), Refusal>;
 
-    /// Removes a range, invalidates it on every attachment of the table, and waits. A border inside what was mapped
-    /// in one piece may be refused: not every format of tables can take a large leaf apart while it is in use.
+    /// Removes a range, invalidates it on every attachment of the table, and waits.
+    ///
+    /// # Errors
+    /// When a unit does not confirm, or a border lies inside of what was mapped in one piece: not every format of tables can
+    /// take a large leaf apart while it is in use.
     fn unmap(&self, table: TableId, iova: Iova, len: u64) -> Result<(), Refusal>;
 
-    /// Frees a table. Refused while it is attached anywhere.
+    /// Frees a table.
+    ///
+    /// # Errors
+    /// When it is attached anywhere.
     fn destroy_table(&self, table: TableId) -> Result<(), Refusal>;
 
     /// Takes a device: its untagged DMA is blocked, its tagged DMA too until a PASID is attached.
+    ///
+    /// # Errors
+    /// When no unit stands in front of it, the firmware uses it, it is claimed already, or the unit does not confirm.
     fn claim(&self, requester: Requester) -> Result<(), Refusal>;
 
-    /// Joins tag and table for a claimed device. Refused where the tag is in use on that device.
+    /// Joins tag and table for a claimed device.
+    ///
+    /// # Errors
+    /// When the tag is in use on that device, or the IOMMU does not confirm.
     fn attach(&self, requester: Requester, pasid: Pasid, table: TableId) -> Result<(), AttachFailed>;
 
     /// Parts tag and table: entry cleared, PASID cache, IOTLB and device TLB invalidated and waited
     /// for. The device must not send with that tag any more.
+    ///
+    /// # Errors
+    /// When there is no such attachment, or the IOMMU does not confirm.
     fn detach(&self, requester: Requester, pasid: Pasid) -> Result<(), Refusal>;
 
     /// Reads and clears recorded faults, oldest first, and at most so many that a flood does not hold the

@@ -145,7 +145,10 @@ impl RouteTable {
         self.cpus.get(index)?.slots.get(slot as usize)
     }
 
-    /// Registers a route. Refused for a processor or vector the table does not know and for a vector in use.
+    /// Registers a route.
+    ///
+    /// # Errors
+    /// When the table does not know the processor or the vector, the vector is in use, or a number of the route is too large.
     pub fn register(&self, vector: HostVector, route: Route) -> Result<RouteHandle, Refusal> {
         let refuse = |why: &str, remedy: &str| {
             Refusal::new(

@@ -26,12 +26,16 @@ pub struct RemappedInterrupt {
 /// What isolates interrupt messages (or several such behind one interface). All methods may be called from
 /// any processor.
 pub trait MsiController: Send + Sync {
-    /// Lets exactly `requester` raise `target`. Refused where there is no entry left, or where the
-    /// controller cannot reach the target.
+    /// Lets exactly `requester` raise `target`.
+    ///
+    /// # Errors
+    /// When no entry is left, or the controller cannot reach the target.
     fn map_interrupt(&self, requester: Requester, target: HostVector) -> Result<RemappedInterrupt, Refusal>;
 
-    /// Takes that back: entry removed, caches invalidated and waited for. Refused for a handle that is not
-    /// in use, and where the hardware does not confirm; the entry then stays taken and the call may be
+    /// Takes that back: entry removed, caches invalidated and waited for.
+    ///
+    /// # Errors
+    /// When the handle is not in use, or the hardware does not confirm; the entry then stays taken and the call may be
     /// repeated.
     fn unmap_interrupt(&self, handle: u32) -> Result<(), Refusal>;
 }

@@ -211,8 +211,10 @@ impl Frames {
         }
     }
 
-    /// Takes frames for a guest, as contiguous as there are. `bytes` is a multiple of 2 MiB. Refused,
-    /// with what there is, where that is less.
+    /// Takes frames for a guest, as contiguous as there are. `bytes` is a multiple of 2 MiB.
+    ///
+    /// # Errors
+    /// When there is less; the refusal says how much.
     pub fn allocate_guest(&self, bytes: u64) -> Result<Unscrubbed, Refusal> {
         let mut inner = self.inner.lock();
         let free = inner.free as u64 * LARGE_PAGE_SIZE;

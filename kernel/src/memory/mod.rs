@@ -33,9 +33,15 @@ impl core::error::Error for BadGuestAddress {}
 /// The RAM of one VM. Calls may race with the guest's own accesses; each byte is then either old or new.
 pub trait GuestMemory {
     /// Fills `buffer` from guest memory, or changes nothing.
+    ///
+    /// # Errors
+    /// When not all of it is RAM.
     fn read(&self, address: GuestPhys, buffer: &mut [u8]) -> Result<(), BadGuestAddress>;
 
     /// Copies `bytes` to guest memory, or changes nothing.
+    ///
+    /// # Errors
+    /// When not all of it is RAM.
     fn write(&self, address: GuestPhys, bytes: &[u8]) -> Result<(), BadGuestAddress>;
 
     /// Bytes of RAM, whatever holes the platform's layout puts between them.

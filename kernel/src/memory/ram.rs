@@ -47,6 +47,9 @@ pub struct GuestRam {
 }
 
 /// Checks a layout: whole large pages, ascending, without overlap. Returns its size in bytes.
+///
+/// # Errors
+/// When it is not that.
 pub fn check_layout(ranges: &[RamRange]) -> Result<u64, Refusal> {
     let refuse = |range: &RamRange, why: &str| {
         Refusal::new(
@@ -73,8 +76,10 @@ pub fn check_layout(ranges: &[RamRange]) -> Result<u64, Refusal> {
 }
 
 impl GuestRam {
-    /// Lays `frames` out over `ranges`, in order. The frames come back where the sizes differ or the
-    /// layout is not sound.
+    /// Lays `frames` out over `ranges`, in order.
+    ///
+    /// # Errors
+    /// When the sizes differ or the layout is not sound; the frames come back.
     pub fn new(owner: VmId, frames: Scrubbed, ranges: &[RamRange]) -> Result<Self, (Scrubbed, Refusal)> {
         match check_layout(ranges) {
             Ok(total) if total == frames.bytes() => {}
@@ -157,7 +162,10 @@ impl GuestRam {
         (offset < segment.len).then(|| (HostPhys(segment.host.0 + offset), segment.len - offset))
     }
 
-    /// The frames, from the last reference. Gives the others their reference back while there are some.
+    /// The frames, from the last reference.
+    ///
+    /// # Errors
+    /// When there are others; the reference comes back.
     pub fn into_frames(self: Arc<Self>) -> Result<GuestFrames, Arc<Self>> {
         Arc::try_unwrap(self).map(|ram| ram.frames)
     }

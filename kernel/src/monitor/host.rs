@@ -93,17 +93,32 @@ pub trait MonitorHost {
     fn set_log_level(&mut self, level: LevelFilter);
 
     /// Starts, stops, pauses a VM.
+    ///
+    /// # Errors
+    /// When there is no such VM, or its state does not allow it.
     fn control(&mut self, vm: &str, control: VmControl) -> Result<(), Refusal>;
 
     /// Creates a vdev, attaches it and plugs it into its VM. Returns its number.
+    ///
+    /// # Errors
+    /// When there is no such VM, parent or type, a quota or the parent has nothing left, or a step fails.
     fn create_vdev(&mut self, vdev: NewVdev<'_>) -> Result<u32, Refusal>;
 
     /// Ends a vdev in order.
+    ///
+    /// # Errors
+    /// When there is no such vdev, or its portals may still be in reach.
     fn destroy_vdev(&mut self, vdev: u32) -> Result<(), Refusal>;
 
     /// Resets a parent as a whole. Returns how many things are still not proven quiet.
+    ///
+    /// # Errors
+    /// When there is no such parent, guests may still reach it, or it does not come back.
     fn reset_parent(&mut self, parent: &str) -> Result<usize, Refusal>;
 
     /// Begins to switch the machine off. The answer is still shown.
+    ///
+    /// # Errors
+    /// When the machine has no way to do it.
     fn power(&mut self, power: HostPower) -> Result<(), Refusal>;
 }

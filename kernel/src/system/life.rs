@@ -33,6 +33,9 @@ pub struct Served {
 
 impl System {
     /// Starts a VM: memory, address space, machine, vdevs, vCPUs. All or nothing.
+    ///
+    /// # Errors
+    /// When another operation changes the VM, its state does not allow it, or a step fails; nothing is left of the attempt.
     pub fn start_vm(&self, vm_host: &dyn VmHost, vm: &Vm) -> Result<(), Refusal> {
         let operation = vm.begin()?;
         vm.restarts.lock().begin(self.services.host.now_ns(), false);
@@ -89,6 +92,9 @@ impl System {
     }
 
     /// Ends a VM's life: vCPUs, vdevs, address spaces and memory, in that order. The definition stays.
+    ///
+    /// # Errors
+    /// When another operation changes the VM, its state does not allow it, or its end cannot be proven: it is then held.
     pub fn end_vm(&self, vm_host: &dyn VmHost, vm: &Vm, end: &VmEnd) -> Result<EndReport, Refusal> {
         let operation = vm.begin()?;
         self.take_down(vm_host, vm, &operation, end)
@@ -166,6 +172,9 @@ impl System {
     }
 
     /// Ends a VM and starts it again, with fresh memory.
+    ///
+    /// # Errors
+    /// As [`System::end_vm`], then as [`System::start_vm`].
     pub fn restart_vm(&self, vm_host: &dyn VmHost, vm: &Vm, end: &VmEnd) -> Result<EndReport, Refusal> {
         let operation = vm.begin()?;
         let report = self.take_down(vm_host, vm, &operation, end)?;
@@ -175,6 +184,9 @@ impl System {
     }
 
     /// Makes a running VM stand still. Its vdevs go on with what was submitted.
+    ///
+    /// # Errors
+    /// When another operation changes the VM, it does not run, or a vCPU does not stand still.
     pub fn pause_vm(&self, vm_host: &dyn VmHost, vm: &Vm) -> Result<(), Refusal> {
         let operation = vm.begin()?;
         vm.become_state(&operation, VmState::Paused, None)?;
@@ -186,6 +198,9 @@ impl System {
     }
 
     /// Lets a paused VM go on.
+    ///
+    /// # Errors
+    /// When another operation changes the VM, it is not paused, or its vCPUs cannot run.
     pub fn resume_vm(&self, vm_host: &dyn VmHost, vm: &Vm) -> Result<(), Refusal> {
         let operation = vm.begin()?;
         if vm.state() != VmState::Paused {

@@ -89,7 +89,10 @@ pub struct System {
 }
 
 impl System {
-    /// A system without parents and VMs. Refused where the IOMMU understands no PASIDs.
+    /// A system without parents and VMs.
+    ///
+    /// # Errors
+    /// When the IOMMU understands no PASIDs.
     pub fn new(parts: SystemParts) -> Result<Self, Refusal> {
         let bits = parts
             .iommu
@@ -127,6 +130,9 @@ impl System {
     }
 
     /// Defines a VM. It is started by [`System::start_vm`].
+    ///
+    /// # Errors
+    /// When there is one of that name, its RAM is not laid out soundly, or there are too many.
     pub fn define_vm(&self, spec: VmSpec) -> Result<Arc<Vm>, Refusal> {
         let what = format!("vm {}", spec.name);
         check_layout(&spec.ram).map_err(|refusal| refusal.within(&what))?;

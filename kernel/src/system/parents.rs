@@ -63,6 +63,9 @@ impl core::fmt::Display for ParentReport {
 impl System {
     /// Takes a parent into use: claims it at the IOMMU and connects its event interrupt.
     ///
+    /// # Errors
+    /// When its name or device is taken, nothing confines its DMA or its messages, or the IOMMU refuses the claim.
+    ///
     /// A parent that is refused is listed all the same, so that vdevs on it are refused with the reason.
     pub fn add_parent(&mut self, parent: &'static dyn Parent, options: ParentOptions) -> Result<(), Refusal> {
         let result = self.take_parent(parent, options);
@@ -239,6 +242,9 @@ impl System {
     /// it stops and is told; what is retired is reclaimed as far as it is then proven quiet. Meanwhile no guest
     /// reaches the device, and none again where the reset fails, until one succeeds. Not while a guest depends on
     /// it: it is for a person to decide.
+    ///
+    /// # Errors
+    /// When there is no such parent, guests may still reach its portals, or the reset fails.
     pub fn recover_parent(&self, vm_host: &dyn VmHost, name: &str) -> Result<ReclaimReport, Refusal> {
         let entry = self.parents.iter().find(|entry| entry.parent.name() == name);
         let entry = entry

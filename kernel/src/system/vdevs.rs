@@ -55,6 +55,9 @@ impl System {
 
     /// Makes another, empty address space for a running VM; it lives as long as this life of the VM, or
     /// until [`System::destroy_space`].
+    ///
+    /// # Errors
+    /// When another operation changes the VM, it does not run, or the IOMMU has no table for it.
     pub fn create_space(&self, vm: &Vm) -> Result<Arc<IoAddressSpace>, Refusal> {
         let _operation = vm.begin()?;
         self.check_alive(vm)?;
@@ -62,6 +65,9 @@ impl System {
     }
 
     /// Destroys an address space that no tag can reach.
+    ///
+    /// # Errors
+    /// When another operation changes the VM, it has no such address space, or a tag may reach it.
     pub fn destroy_space(&self, vm: &Vm, space: IoasId) -> Result<(), Refusal> {
         let _operation = vm.begin()?;
         let found = vm.life.lock().spaces.iter().find(|s| s.id() == space).cloned();
@@ -84,6 +90,10 @@ impl System {
     }
 
     /// Creates a vdev of a running or paused VM, on its default address space or another one.
+    ///
+    /// # Errors
+    /// When another operation changes the VM, it does not run, there is no such parent, type or address space, or a step
+    /// fails; nothing is left of the attempt but what had to be retired.
     pub fn create_vdev(
         &self,
         vm_host: &dyn VmHost,
@@ -166,6 +176,9 @@ impl System {
     }
 
     /// Ends a vdev of a running or paused VM.
+    ///
+    /// # Errors
+    /// When another operation changes the VM, it has no such vdev, or a vCPU may still reach its portals.
     pub fn destroy_vdev(&self, vm_host: &dyn VmHost, vm: &Vm, vdev: VdevId) -> Result<EndReport, Refusal> {
         let _operation = vm.begin()?;
         let Some(found) = vm.vdev(vdev) else {

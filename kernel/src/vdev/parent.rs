@@ -101,8 +101,11 @@ pub trait Parent: Send + Sync {
     /// How many more instances of a type could be created now; 0 for an unknown type.
     fn available(&self, type_name: &str) -> u16;
 
-    /// Reserves one slice. Atomic: on refusal nothing is kept. Dropping the model without a PASID
+    /// Reserves one slice. Atomic. Dropping the model without a PASID
     /// attached gives the reservation back.
+    ///
+    /// # Errors
+    /// When there is no such type, or no slice that suits; nothing is kept.
     fn create(&self, request: &VdevRequest<'_>) -> Result<Box<dyn VdevModel>, Refusal>;
 
     /// Programs (and unmasks) or clears (and masks) one MSI-X entry of the physical device.
@@ -137,6 +140,9 @@ pub trait Parent: Send + Sync {
     /// `unreached` stands for the guests. Every slice has stopped then, also where it refuses; tags, interrupts and
     /// reservations stay as they were. The caller announces it to each vdev with
     /// [`VdevRegisters::device_event`], and may then quiesce those again that failed before. May take a second.
+    ///
+    /// # Errors
+    /// When the device does not come back.
     fn recover(&self, _unreached: &ParentUnreached) -> Result<(), Refusal> {
         Err(Refusal::new(
             alloc::format!("parent {}", self.name()),
@@ -253,6 +259,9 @@ pub trait VdevRegisters: Send {
 
     /// The guest (or a VM reset) resets the function: queue stopped, registers back to their start. The
     /// tag stays.
+    ///
+    /// # Errors
+    /// When the queue does not stop in time.
     fn reset(&mut self) -> Result<(), QuiesceFailed>;
 
     /// Whether the model waits for the device, so that [`Parent::is_waiting`] is true.
@@ -276,13 +285,22 @@ pub trait VdevModel: VdevRegisters {
     fn interrupts(&self) -> Vec<InterruptBinding>;
 
     /// Programs the queue's tag. Called once, after the IOMMU attached the table.
+    ///
+    /// # Errors
+    /// When the device does not take it.
     fn attach(&mut self, pasid: Pasid) -> Result<(), Refusal>;
 
     /// Stops the queue for good within the driver's deadline.
+    ///
+    /// # Errors
+    /// When it does not stop in time.
     fn quiesce(&mut self) -> Result<DeviceQuiesced, QuiesceFailed>;
 
     /// [`VdevModel::quiesce`] without waiting: what has not stopped by now can be asked again. What was begun
     /// goes on meanwhile.
+    ///
+    /// # Errors
+    /// When it has not stopped by now.
     fn try_quiesce(&mut self) -> Result<DeviceQuiesced, QuiesceFailed> {
         self.quiesce()
     }

@@ -180,18 +180,29 @@ pub trait VmHost: Send + Sync {
 
     /// Makes the machine around `ram`: stage 2, devices, kernel image loaded, vCPUs that do not run yet.
     /// May keep a reference to `ram` until [`VmHost::tear_down`].
+    ///
+    /// # Errors
+    /// When the image is no kernel for the VM, or there is no memory for tables.
     fn build(&self, vm: &Vm, ram: &Arc<GuestRam>) -> Result<(), Refusal>;
 
     /// Puts a vdev ([`Vdev::guest_side`]) on the VM's bus. Its interrupts arrive as
     /// [`crate::irq::Route::Vdev`].
+    ///
+    /// # Errors
+    /// When the bus has no room for it.
     fn plug(&self, vm: &Vm, vdev: &Vdev) -> Result<(), Refusal>;
 
-    /// Takes a vdev off the bus; from then on no vCPU can reach its portals. Refused where a pCPU does not come back
-    /// from the guest, which may then reach them; to be called again.
+    /// Takes a vdev off the bus; from then on no vCPU can reach its portals.
+    ///
+    /// # Errors
+    /// When a pCPU does not come back from the guest, which may then reach them; to be called again.
     fn unplug(&self, vm: &Vm, vdev: VdevId) -> Result<PortalsUnmapped, Refusal>;
 
     /// Takes a plugged vdev's portals out of stage 2, wherever the guest puts its BARs, until
-    /// [`VmHost::return_portals`]. No vCPU can reach them from then on. Refused as [`VmHost::unplug`] is.
+    /// [`VmHost::return_portals`]. No vCPU can reach them from then on.
+    ///
+    /// # Errors
+    /// As [`VmHost::unplug`].
     fn withhold_portals(&self, vm: &Vm, vdev: VdevId) -> Result<PortalsUnmapped, Refusal>;
 
     /// The end of [`VmHost::withhold_portals`].
@@ -204,18 +215,28 @@ pub trait VmHost: Send + Sync {
     fn device_event(&self, vm: &Vm, vdev: VdevId) -> bool;
 
     /// Lets the vCPUs run, for the first time or after a pause.
+    ///
+    /// # Errors
+    /// When no pCPU can take them.
     fn run(&self, vm: &Vm) -> Result<(), Refusal>;
 
-    /// Makes the vCPUs stand still; none runs from then on. Refused where a pCPU does not come back from the guest;
-    /// they are then to be let [`run`](VmHost::run) again.
+    /// Makes the vCPUs stand still; none runs from then on.
+    ///
+    /// # Errors
+    /// When a pCPU does not come back from the guest; they are then to be let [`run`](VmHost::run) again.
     fn pause(&self, vm: &Vm) -> Result<(), Refusal>;
 
-    /// Stops the vCPUs for good; none runs from then on. Refused where a pCPU does not come back from the guest; to be
-    /// called again.
+    /// Stops the vCPUs for good; none runs from then on.
+    ///
+    /// # Errors
+    /// When a pCPU does not come back from the guest; to be called again.
     fn stop(&self, vm: &Vm) -> Result<VcpusStopped, Refusal>;
 
     /// Takes the machine apart: stage 2 is gone from every processor, and every reference to the RAM is
-    /// dropped. Refused where a pCPU keeps one; [`VmHost::stop`] comes first again.
+    /// dropped.
+    ///
+    /// # Errors
+    /// When a pCPU keeps one; [`VmHost::stop`] comes first again.
     fn tear_down(&self, vm: &Vm, stopped: VcpusStopped) -> Result<GuestGone, Refusal>;
 }
 

@@ -130,6 +130,9 @@ impl Scheduler {
     }
 
     /// Seats a vCPU on the pCPU that has the fewest, of those that are not lost. It starts out halted.
+    ///
+    /// # Errors
+    /// When it has a seat, or no pCPU answers.
     pub fn assign(&self, vcpu: VcpuId) -> Result<Seat, Refusal> {
         let refuse =
             |why, remedy| Refusal::new(format!("vCPU {} of VM {}", vcpu.index, vcpu.vm), why, remedy);

@@ -222,7 +222,7 @@ impl Console<'_> {
     /// Types a command at the guest's shell prompt, waits for the next prompt, and returns what the command printed.
     ///
     /// # Errors
-    /// Like [`Console::expect`].
+    /// As [`Console::expect`].
     pub fn command(&self, command: &str, timeout: Duration) -> Result<String> {
         // Longer lines come back broken by the guest's line editor.
         ensure!(

@@ -33,7 +33,7 @@ const CRATES: &[&str] = &[
 /// Looks at all crates.
 ///
 /// # Errors
-/// Names every circle of files, with the arrows that close it.
+/// When there are circles of files: names each, with the arrows that close it.
 pub fn check() -> Result<()> {
     let mut found = Vec::new();
     for folder in CRATES {

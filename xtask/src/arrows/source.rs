@@ -30,7 +30,7 @@ impl Crate {
     /// Reads `main.rs` or `lib.rs` of that folder, and what it declares.
     ///
     /// # Errors
-    /// A file cannot be read, or is not Rust.
+    /// When a file cannot be read, or is not Rust.
     pub fn read(folder: &Path) -> Result<Self> {
         let root = ["lib.rs", "main.rs"].map(|name| folder.join(name)).into_iter().find(|path| path.exists());
         let root = root.with_context(|| format!("{} has no lib.rs or main.rs", folder.display()))?;

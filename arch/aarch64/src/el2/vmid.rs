@@ -58,6 +58,9 @@ impl Vmids {
     }
 
     /// Takes one.
+    ///
+    /// # Errors
+    /// When all are taken.
     pub fn take(&mut self) -> Result<Vmid, Refusal> {
         let free = self.taken.iter_mut().enumerate().find(|(_, word)| **word != u64::MAX);
         let Some((index, word)) = free else {

@@ -79,6 +79,9 @@ impl fmt::Debug for ArmPlatform {
 impl ArmPlatform {
     /// The machine after power-on, with `vcpus` (1..= [`layout::VCPUS_MAX`]) and `ram_size` bytes of RAM.
     /// `workarounds` is what the machine's firmware says of its processors, `clock` the time in seconds since 1970.
+    ///
+    /// # Errors
+    /// When `vcpus` is outside of that.
     pub fn new(
         vcpus: u16,
         ram_size: u64,

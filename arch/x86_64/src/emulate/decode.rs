@@ -88,7 +88,7 @@ impl CpuState {
 /// is not RAM.
 ///
 /// # Errors
-/// The exception of the first byte's fetch.
+/// When the fetch of the first byte gives an exception.
 pub fn fetch(
     state: &CpuState,
     memory: &dyn GuestMemory,
@@ -153,7 +153,7 @@ pub(super) fn decode(state: &CpuState, memory: &dyn GuestMemory) -> Result<Instr
 /// Length in bytes, 1 to 15, of the instruction at CS:RIP: for exits where the processor does not tell it.
 ///
 /// # Errors
-/// The exception of the fetch, or [`Failure::Unsupported`] for bytes that are no instruction.
+/// When the fetch gives an exception, or the bytes are no instruction ([`Failure::Unsupported`]).
 pub fn instruction_length(state: &CpuState, memory: &dyn GuestMemory) -> Result<u8, Failure> {
     decode(state, memory).map(|instruction| instruction.len() as u8)
 }
@@ -173,7 +173,7 @@ pub struct ControlMove {
 /// `None` where by now it is another instruction.
 ///
 /// # Errors
-/// The exception of the fetch, or [`Failure::Unsupported`] for bytes that are no instruction.
+/// When the fetch gives an exception, or the bytes are no instruction ([`Failure::Unsupported`]).
 pub fn control_move(state: &CpuState, memory: &dyn GuestMemory) -> Result<Option<ControlMove>, Failure> {
     let instruction = decode(state, memory)?;
     let (control, gpr, write) = match instruction.code() {

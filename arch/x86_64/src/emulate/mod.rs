@@ -199,8 +199,9 @@ impl From<Exception> for Failure {
 /// after one where the guest steps.
 ///
 /// # Errors
-/// [`Failure::Exception`] for the guest; [`Failure::Unsupported`] for what is not emulated: vector instructions that
-/// do more than move, x87, multiplication and division, far transfers, loads of segment registers.
+/// When it ends in an exception for the guest ([`Failure::Exception`]), or is not emulated ([`Failure::Unsupported`]):
+/// vector instructions that do more than move, x87, multiplication and division, far transfers, loads of segment
+/// registers.
 pub fn mmio(
     state: &mut CpuState,
     vectors: &mut dyn VectorRegisters,
@@ -231,8 +232,8 @@ pub fn mmio(
 /// The processor has checked the I/O privilege before the exit; it is not checked again.
 ///
 /// # Errors
-/// [`Failure::Exception`] for the guest; [`Failure::Unsupported`] when the instruction is another one (the
-/// guest changed it meanwhile) or its memory operand is not RAM.
+/// When it ends in an exception for the guest ([`Failure::Exception`]), or the instruction is another one (the guest
+/// changed it meanwhile) or its memory operand is not RAM ([`Failure::Unsupported`]).
 pub fn string_io(
     state: &mut CpuState,
     memory: &dyn GuestMemory,

@@ -96,7 +96,8 @@ impl CpuState {
 /// address is the linear one, 32 bits wide. The address returned need not be RAM.
 ///
 /// # Errors
-/// The page fault with its error code and CR2, or #GP(0) for an address that is not canonical.
+/// When the guest may not do it: the page fault with its error code and CR2, or #GP(0) for an address that is not
+/// canonical.
 pub fn translate(
     state: &CpuState,
     memory: &dyn GuestMemory,

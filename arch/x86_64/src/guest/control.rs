@@ -162,7 +162,7 @@ impl ControlPolicy {
     /// A write of CR4.
     ///
     /// # Errors
-    /// For reserved bits, and for changes that the mode does not allow.
+    /// When reserved bits are set, or a change is one that the mode does not allow.
     pub fn cr4(&self, value: u64, now: &ControlState) -> Result<Cr4, GeneralProtection> {
         let cr4 = Cr4::from_bits(value).filter(|bits| self.cr4.contains(*bits)).ok_or(GeneralProtection)?;
         let long = now.efer & Efer::LMA.bits() != 0;
@@ -176,7 +176,7 @@ impl ControlPolicy {
     /// A write of EFER.
     ///
     /// # Errors
-    /// For reserved bits, for a change of LMA, and for one of LME while the guest pages.
+    /// When reserved bits are set, LMA changes, or LME does while the guest pages.
     pub fn efer(&self, value: u64, now: &ControlState) -> Result<Efer, GeneralProtection> {
         let efer = Efer::from_bits(value)
             .filter(|bits| (self.efer | Efer::LMA).contains(*bits))

@@ -70,6 +70,9 @@ impl fmt::Debug for PcPlatform {
 
 impl PcPlatform {
     /// The machine after power-on, at that time since 1970.
+    ///
+    /// # Errors
+    /// When two devices of the board claim the same addresses.
     pub fn new(unix_ns: u64) -> Result<Self, Refusal> {
         let mut bus = GuestBus::new();
         bus.claim_mmio(layout::LAPIC_BASE, layout::LAPIC_LEN, Target::LocalApic)?;

@@ -97,6 +97,9 @@ impl Msrs {
     }
 
     /// RDMSR. `now` is the guest's TSC.
+    ///
+    /// # Errors
+    /// When the guest has no such MSR.
     pub fn read(&mut self, msr: u32, lapic: &LocalApic, now: u64) -> Result<u64, GeneralProtection> {
         match msr {
             MSR_APIC_BASE | MSR_TSC_DEADLINE | X2APIC_MSR_FIRST..=X2APIC_MSR_LAST => lapic.read_msr(msr, now),
@@ -122,6 +125,9 @@ impl Msrs {
     }
 
     /// WRMSR. `now` is the guest's TSC; the clock structures are written to `memory`.
+    ///
+    /// # Errors
+    /// When the guest has no such MSR, or it does not take the value.
     pub fn write(
         &mut self,
         msr: u32,

@@ -92,6 +92,9 @@ impl GuestClock {
     }
 
     /// Fills the system-time structure at `address`.
+    ///
+    /// # Errors
+    /// When the structure is not all in RAM.
     pub fn write_system_time(
         &self,
         memory: &dyn GuestMemory,
@@ -109,12 +112,18 @@ impl GuestClock {
     }
 
     /// Says in the system-time structure at `address` that the guest stood still. The guest does not run meanwhile.
+    ///
+    /// # Errors
+    /// When the structure is not all in RAM.
     pub fn tell_stopped(&self, memory: &dyn GuestMemory, address: GuestPhys) -> Result<(), BadGuestAddress> {
         let flags = GuestPhys(address.0.saturating_add(FLAGS_OFFSET));
         memory.write(flags, &[FLAG_TSC_STABLE | FLAG_GUEST_STOPPED])
     }
 
     /// Fills the wall-clock structure at `address`: Unix time when the guest's time was zero.
+    ///
+    /// # Errors
+    /// When the structure is not all in RAM.
     pub fn write_wall_clock(
         &self,
         memory: &dyn GuestMemory,

@@ -105,6 +105,9 @@ pub struct SvmPcpu {
 
 impl SvmPcpu {
     /// Turns SVM on for the pCPU that calls. Its descriptor tables and GS base must be final.
+    ///
+    /// # Errors
+    /// When there is no nested paging, the firmware has locked SVM off, or there is no memory for the save areas.
     pub fn enable(index: u32, frames: &Frames) -> Result<Self, Refusal> {
         let refuse = |why: &str, remedy: &str| Refusal::new(alloc::format!("pCPU {index}"), why, remedy);
         let svm = __cpuid(CPUID_SVM);

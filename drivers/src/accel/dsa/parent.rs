@@ -36,6 +36,9 @@ pub struct DsaParent<R, C> {
 impl<R: Registers, C: ConfigSpace> DsaParent<R, C> {
     /// Takes the device over: resets it, shares out its queues and enables it. Its requester must already
     /// be claimed from the IOMMU, so that whatever firmware left running reaches nothing.
+    ///
+    /// # Errors
+    /// When the device lacks what Pasidon needs of it, or does not do in time what it is told.
     pub fn new(setup: Setup<R, C>) -> Result<Arc<Self>, Refusal> {
         let device = Arc::new(Device::bring_up(setup)?);
         let usable = device.queues.iter().filter(|queue| queue.size > 0).count() as u16;

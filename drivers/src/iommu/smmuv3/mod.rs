@@ -60,6 +60,9 @@ impl<R: Registers, M: DmaMemory> Smmu<R, M> {
     /// that devices write their interrupt messages to, which untagged traffic reaches under their own
     /// addresses. Each must be that of GITS_TRANSLATER of an ITS: behind a doorbell that does not tell devices
     /// apart, one could raise the interrupts of another. `map_registers` maps as device memory.
+    ///
+    /// # Errors
+    /// When there is no unit, one lacks what Pasidon needs of it, or there is no memory for tables.
     pub fn new(
         iort: Iort,
         memory: Arc<M>,
@@ -98,6 +101,9 @@ impl<R: Registers, M: DmaMemory> Smmu<R, M> {
     /// Lets all units raise their wired interrupts for events and global errors ([`crate::iort::Gsivs`]), whose
     /// handler has [`Iommu::drain_faults`](pasidon_kernel::dma::iommu::Iommu::drain_faults) called. After
     /// [`Smmu::take_over`].
+    ///
+    /// # Errors
+    /// When a unit does not confirm in time.
     pub fn enable_fault_interrupts(&self) -> Result<(), Refusal> {
         self.units.iter().try_for_each(Unit::enable_fault_interrupt)
     }

@@ -133,6 +133,9 @@ pub struct DeviceScope {
 }
 
 /// Reads the table from its first byte (the ACPI header) on.
+///
+/// # Errors
+/// When a length in it is wrong, or it is another table.
 pub fn parse(bytes: &[u8]) -> Result<Dmar, Refusal> {
     let table = acpi::table(bytes, SIGNATURE, STRUCTURES)?;
     let bytes = table.0;

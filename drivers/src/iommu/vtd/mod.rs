@@ -64,6 +64,10 @@ impl<R: Registers, M: DmaMemory> Vtd<R, M> {
     /// Finds out what the units can do and makes empty tables; writes no register. `x2apic`: interrupt
     /// destinations are 32-bit APIC identifiers. `bridges` reads the bus numbers behind a bridge from its
     /// configuration space. `map_registers` maps uncached.
+    ///
+    /// # Errors
+    /// When the firmware has interrupt remapping off, a unit lacks what Pasidon needs of it, or there is no memory for
+    /// tables.
     pub fn new(
         dmar: &Dmar,
         memory: Arc<M>,

@@ -95,6 +95,9 @@ struct Inner<R> {
 impl<R: Registers, M: DmaMemory> Its<R, M> {
     /// Finds out what they can do and makes tables; writes no register. `redistributors`: those of all
     /// processors that shall take interrupts of devices. `map_registers` maps as device memory.
+    ///
+    /// # Errors
+    /// When there is no ITS or no redistributor, one lacks what Pasidon needs of it, or there is no memory for tables.
     pub fn new(
         nodes: &[ItsNode],
         iort: Iort,
@@ -132,6 +135,9 @@ impl<R: Registers, M: DmaMemory> Its<R, M> {
 
     /// Takes all of them over from the firmware. When it returns `Ok`, no message of any device raises anything
     /// until it is mapped. Called once, on one processor, with interrupts off.
+    ///
+    /// # Errors
+    /// When an ITS or a redistributor does not do in time what it is told.
     pub fn take_over(&self) -> Result<(), Refusal> {
         let mut inner = self.inner.lock();
         let Inner { units, lpis } = &mut *inner;

@@ -34,7 +34,7 @@ pub struct Parsed {
 /// Reads and checks a whole file.
 ///
 /// # Errors
-/// All errors found, in the order of the file, when one of them stops everything or no VM is left.
+/// When an error stops everything, or no VM is left: all errors found, in the order of the file.
 pub fn parse(file: &[u8]) -> Result<Parsed, Vec<ConfigError>> {
     let mut errors = Vec::new();
     let config = match text_of(file) {

@@ -112,7 +112,10 @@ impl PciBus {
     }
 
     /// Puts a vdev into the first free slot, its BARs assigned, memory decoding off; where there is none, into that
-    /// of a vdev that has ended. On refusal the model is dropped.
+    /// of a vdev that has ended.
+    ///
+    /// # Errors
+    /// When no slot is free, or a BAR finds no room in the windows; the model is dropped.
     pub fn add(&mut self, model: Box<dyn VdevRegisters>) -> Result<Slot, Refusal> {
         let ended = |i: &usize| self.functions[*i].as_ref().is_some_and(VdevFunction::has_ended);
         let free = (1..DEVICES)

@@ -28,6 +28,9 @@ pub struct PasidSpace {
 
 impl PasidSpace {
     /// All PASIDs from `first` to `last`, both included. `first` is at least 1.
+    ///
+    /// # Errors
+    /// When there is none among them, or PASID 0, which stands for untagged DMA.
     pub fn new(first: Pasid, last: Pasid) -> Result<Self, Refusal> {
         if first.value() == 0 || first > last {
             return Err(Refusal::new(
@@ -45,7 +48,10 @@ impl PasidSpace {
         })
     }
 
-    /// Leases one number on a VM's quota. Refused where the quota or the namespace is used up.
+    /// Leases one number on a VM's quota.
+    ///
+    /// # Errors
+    /// When the quota or the namespace is used up.
     pub fn lease(&mut self, quota: &PasidQuota) -> Result<PasidLease, Refusal> {
         let taken = quota.leased() + quota.retired();
         if taken >= quota.limit() {

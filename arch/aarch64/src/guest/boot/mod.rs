@@ -63,6 +63,9 @@ struct Initrd {
 }
 
 /// Loads everything into `memory` for a VM with one vCPU, and says how that starts.
+///
+/// # Errors
+/// When the image is no kernel for this machine, or does not fit into the RAM with what goes beside it.
 pub fn load(memory: &dyn GuestMemory, image: &BootImage<'_>) -> Result<EntryState, Refusal> {
     const VCPUS: u16 = 1;
     let ram = memory.ram_size();

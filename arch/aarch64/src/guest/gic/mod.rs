@@ -169,6 +169,9 @@ pub struct Gic {
 impl Gic {
     /// After reset: nothing enabled, every SPI routed to the first vCPU. `vcpus` is 1..=
     /// [`layout::VCPUS_MAX`].
+    ///
+    /// # Errors
+    /// When `vcpus` is outside of that.
     pub fn new(vcpus: u16) -> Result<Self, Refusal> {
         if vcpus == 0 || vcpus > layout::VCPUS_MAX {
             return Err(Refusal::new(

@@ -103,6 +103,9 @@ const REGISTER_31: u8 = 31;
 /// Makes the access: `device` answers each part of it (the value of a write is ignored), in ascending order.
 /// `fetch` reads the instruction at ELR_EL2 as the guest would; it is called only where the syndrome is not
 /// enough. Afterwards the guest goes on behind the instruction.
+///
+/// # Errors
+/// When the fault is not that of an access to a device, or its instruction is none that can be carried out.
 pub fn perform(
     abort: &DataAbort,
     registers: &mut dyn Registers,

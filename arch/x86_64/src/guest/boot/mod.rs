@@ -79,6 +79,9 @@ const RESET_CODE: [u8; 9] = {
 
 /// Loads everything into `memory` and says how to start. Writes the ACPI tables and the code at the reset
 /// vector too.
+///
+/// # Errors
+/// When the image is no kernel for this machine, or does not fit into the RAM with what goes beside it.
 pub fn load(memory: &dyn GuestMemory, image: &BootImage<'_>) -> Result<EntryState, Refusal> {
     let ram = memory.ram_size();
     if !(layout::RAM_MIN..=layout::RAM_MAX).contains(&ram) {

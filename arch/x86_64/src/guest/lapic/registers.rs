@@ -71,6 +71,9 @@ fn lvt_writable(index: usize) -> u32 {
 
 impl LocalApic {
     /// Reads one of IA32_APIC_BASE, IA32_TSC_DEADLINE and the x2APIC MSRs; `now` is the guest's TSC.
+    ///
+    /// # Errors
+    /// When there is no such MSR in the present mode, or it cannot be read.
     pub fn read_msr(&self, msr: u32, now: u64) -> Result<u64, GeneralProtection> {
         match msr {
             MSR_APIC_BASE => Ok(self.base),
@@ -89,6 +92,9 @@ impl LocalApic {
     }
 
     /// Writes one of these MSRs; `now` is the guest's TSC.
+    ///
+    /// # Errors
+    /// When there is no such MSR in the present mode, or it does not take the value.
     pub fn write_msr(
         &mut self,
         msr: u32,
