@@ -12,11 +12,13 @@ use std::sync::{Arc, Mutex};
 use pasidon_kernel::base::addr::{GuestPhys, HostPhys, LARGE_PAGE_SIZE, Requester};
 use pasidon_kernel::base::id::{VdevId, VmId};
 use pasidon_kernel::base::refusal::Refusal;
+use pasidon_kernel::dev::Received;
 use pasidon_kernel::dev::pci::{PciBus, PciWindow, Slot};
 use pasidon_kernel::irq::host::Host;
 use pasidon_kernel::irq::{HostVector, Route};
 use pasidon_kernel::memory::frames::{Frames, GuestGone};
 use pasidon_kernel::memory::ram::{GuestRam, RamRange};
+use pasidon_kernel::monitor::info::PcpuInfo;
 use pasidon_kernel::system::{ParentOptions, System, SystemParts};
 use pasidon_kernel::vdev::{PortalsUnmapped, Vdev, VdevSpec};
 use pasidon_kernel::vm::exit::{Action, MsiMessage};
@@ -52,6 +54,8 @@ impl Host for TestHost {
     fn now_ns(&self) -> u64 {
         self.now.fetch_add(1_000_000, Ordering::Relaxed)
     }
+
+    fn wake_first(&self) {}
 
     fn allocate_vector(&self, _vm: Option<VmId>) -> Option<HostVector> {
         let mut taken = self.vectors.lock().unwrap();
@@ -105,6 +109,18 @@ impl Boards {
 }
 
 impl VmHost for Boards {
+    fn push_input(&self, _vm: &Vm, _received: Received) -> bool {
+        true
+    }
+
+    fn portal_traps(&self, vm: &Vm, vdev: VdevId) -> u64 {
+        self.on(vm, |board| board.bus.portal_traps(board.slots[&vdev]))
+    }
+
+    fn pcpus(&self) -> Vec<PcpuInfo> {
+        Vec::new()
+    }
+
     fn scrub(&self, _start: HostPhys, _len: u64) {}
 
     fn build(&self, vm: &Vm, _ram: &Arc<GuestRam>) -> Result<(), Refusal> {

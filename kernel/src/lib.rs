@@ -21,6 +21,7 @@
 //! | [`config`] | `pasidon.toml` |
 //! | [`console`] | the serial line, the log |
 //! | [`monitor`] | commands, and what they show |
+//! | [`housekeeping`] | what the first processor does besides running guests |
 #![cfg_attr(not(test), no_std)]
 #![forbid(unsafe_code)]
 
@@ -34,6 +35,7 @@ pub mod config;
 pub mod console;
 pub mod dev;
 pub mod dma;
+pub mod housekeeping;
 pub mod irq;
 pub mod memory;
 pub mod monitor;

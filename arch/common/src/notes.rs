@@ -16,13 +16,9 @@ use crate::pcpus::MAX_PCPUS;
 pub struct Notes {
     /// Device interrupts that came. Only that pCPU touches its own.
     routes: [Mutex<ArrayVec<Route, { Notes::ON_ONE_PCPU }>>; MAX_PCPUS],
-    /// Parents whose event interrupt came, a bit each.
-    parents: AtomicU64,
     /// How often each pCPU has gone round its loop.
     rounds: [AtomicU64; MAX_PCPUS],
 }
-
-const _: () = assert!(Route::PARENTS as u32 == u64::BITS);
 
 impl Notes {
     /// Device interrupts that may wait on one pCPU: one for each vector, as the same twice is one. No pCPU may be given
@@ -33,7 +29,6 @@ impl Notes {
     pub const fn new() -> Self {
         Self {
             routes: [const { Mutex::new(ArrayVec::new_const()) }; MAX_PCPUS],
-            parents: AtomicU64::new(0),
             rounds: [const { AtomicU64::new(0) }; MAX_PCPUS],
         }
     }
@@ -57,22 +52,6 @@ impl Notes {
     /// How many wait on a pCPU.
     pub fn waiting(&self, pcpu: u32) -> usize {
         self.routes.get(pcpu as usize).map_or(0, |notes| notes.lock().len())
-    }
-
-    /// A parent may have events: its interrupt came, or not all were taken.
-    pub fn leave_parent(&self, parent: u16) {
-        self.parents.fetch_or(1 << (parent % Route::PARENTS), Ordering::SeqCst);
-    }
-
-    /// Parents that were left since the last call.
-    pub fn take_parents(&self) -> impl Iterator<Item = u16> + use<> {
-        let bits = self.parents.swap(0, Ordering::SeqCst);
-        (0..Route::PARENTS).filter(move |bit| bits & 1 << bit != 0)
-    }
-
-    /// Whether there are any.
-    pub fn has_parents(&self) -> bool {
-        self.parents.load(Ordering::SeqCst) != 0
     }
 
     /// How often the pCPU has gone round its loop: after two more rounds, every interrupt that it had accepted before

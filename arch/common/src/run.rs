@@ -74,10 +74,7 @@ enum Next {
 /// interrupt handlers.
 pub fn note_device_interrupt<H: Hardware>(world: &World<H>, from: HostVector) {
     match world.system.routes().deliver(from) {
-        Some(Route::ParentEvent(parent)) => {
-            world.notes.leave_parent(parent);
-            world.vms.outside().wake();
-        }
+        Some(Route::ParentEvent(parent)) => world.vms.outside().parent_event(parent),
         Some(route) => world.notes.leave(H::this_pcpu(), route),
         None => {}
     }
@@ -140,7 +137,7 @@ impl<H: Hardware> Local<H> {
             began = self.charge(machine, vdev, began);
         });
         if index == 0 {
-            world.vms.outside().work();
+            world.vms.outside().work(&world.vms.builder());
             self.watch(world);
         }
         // What came meanwhile; nothing else would end the sleep, or the turn.

@@ -19,10 +19,12 @@ use pasidon_kernel::base::allowance::{Allowance, Withheld};
 use pasidon_kernel::base::id::{VdevId, VmId};
 use pasidon_kernel::base::refusal::Refusal;
 use pasidon_kernel::dev::Received;
+use pasidon_kernel::housekeeping::Housekeeping;
 use pasidon_kernel::memory::frames::Frames;
+use pasidon_kernel::system::System;
 use pasidon_kernel::vm::exit::Action;
 use pasidon_kernel::vm::sched::{PATIENCE_NS, PcpuId, Scheduler};
-use pasidon_kernel::vm::{Vm, VmEnd};
+use pasidon_kernel::vm::{Vm, VmEnd, VmHost};
 use spin::{Mutex, MutexGuard, RwLock};
 
 use crate::board::Board;
@@ -42,21 +44,48 @@ pub trait Outside: Send + Sync {
     /// There is something for [`Outside::work`]; to be called from any pCPU, also from interrupt handlers.
     fn wake(&self);
 
+    /// The event interrupt of a parent came, by its number in [`Route::ParentEvent`](pasidon_kernel::irq::Route); else
+    /// as [`Outside::wake`].
+    fn parent_event(&self, parent: u16);
+
     /// What the first pCPU does besides running guests: called between turns, with no lock held.
-    fn work(&self);
+    fn work(&self, vm_host: &dyn VmHost);
 
     /// Whether [`Outside::wake`] was called, or a key pressed, since [`Outside::work`] last looked.
     fn is_woken(&self) -> bool;
 
     /// When [`Outside::work`] wants to be called at the latest, in nanoseconds of the host's clock.
     fn next_work(&self) -> Option<u64>;
-
-    /// What a VM boots.
-    ///
-    /// # Errors
-    /// When it is not there.
-    fn image(&self, vm: &str) -> Result<BootImage<'static>, Refusal>;
 }
+
+impl Outside for Housekeeping {
+    fn console(&self, vm: VmId, byte: u8) {
+        self.guest_output(vm, byte);
+    }
+
+    fn wake(&self) {
+        Housekeeping::wake(self);
+    }
+
+    fn parent_event(&self, parent: u16) {
+        self.note_parent(parent);
+    }
+
+    fn work(&self, vm_host: &dyn VmHost) {
+        Housekeeping::work(self, vm_host);
+    }
+
+    fn is_woken(&self) -> bool {
+        Housekeeping::is_woken(self)
+    }
+
+    fn next_work(&self) -> Option<u64> {
+        Housekeeping::next_work(self)
+    }
+}
+
+/// Finds what a VM of that name boots.
+pub type Images = dyn Fn(&str) -> Result<BootImage<'static>, Refusal> + Send + Sync;
 
 /// The machine around one VM, for one life of it.
 pub struct Machine<H: Hardware> {
@@ -92,8 +121,8 @@ pub struct Vms<H: Hardware> {
     outside: &'static dyn Outside,
     /// By number of the VM.
     machines: RwLock<Vec<Option<Arc<Machine<H>>>>>,
-    /// Finds a VM by number.
-    find: &'static (dyn Fn(VmId) -> Option<Arc<Vm>> + Send + Sync),
+    system: &'static System,
+    images: &'static Images,
 }
 
 impl<H: Hardware> core::fmt::Debug for Vms<H> {
@@ -283,9 +312,10 @@ impl<H: Hardware> Vms<H> {
         frames: &'static Frames,
         scheduler: Scheduler,
         outside: &'static dyn Outside,
-        find: &'static (dyn Fn(VmId) -> Option<Arc<Vm>> + Send + Sync),
+        system: &'static System,
+        images: &'static Images,
     ) -> Self {
-        Self { frames, scheduler, outside, machines: RwLock::new(Vec::new()), find }
+        Self { frames, scheduler, outside, machines: RwLock::new(Vec::new()), system, images }
     }
 
     /// The rest of the hypervisor.
@@ -300,7 +330,7 @@ impl<H: Hardware> Vms<H> {
 
     /// Names a VM for the scheduler's list.
     pub fn name_of(&self, id: VmId) -> String {
-        (self.find)(id).map_or_else(|| id.to_string(), |vm| vm.name().to_string())
+        self.system.vm(id).map_or_else(|| id.to_string(), |vm| vm.name().to_string())
     }
 
     /// Memory for tables.

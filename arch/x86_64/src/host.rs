@@ -96,6 +96,10 @@ impl Host for MachineHost {
         time::now_ns()
     }
 
+    fn wake_first(&self) {
+        vms::kick(0);
+    }
+
     fn allocate_vector(&self, vm: Option<VmId>) -> Option<HostVector> {
         let count = u32::try_from(pcpu::count()).ok()?;
         candidates(run::world(), vm, count, used).find_map(take)

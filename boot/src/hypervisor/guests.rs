@@ -15,7 +15,13 @@ use pasidon_kernel::monitor::info::VmInfo;
 use pasidon_kernel::vdev::VdevSpec;
 use pasidon_kernel::vm::VmSpec;
 
-use super::work::Image;
+/// What a VM boots, as named by the configuration.
+pub struct Image {
+    /// The VM's name.
+    pub vm: String,
+    /// What it boots.
+    pub boot: BootImage<'static>,
+}
 
 /// What was read from the boot disk: the path in the configuration, and the bytes or why there are none.
 pub type Files = [(String, Result<&'static [u8], String>)];
@@ -94,7 +100,6 @@ pub fn images(config: &Config, files: &Files) -> Vec<Image> {
     let image = |vm: &VmConfig| {
         Some(Image {
             vm: vm.name.value.clone(),
-            console: vm.index,
             boot: BootImage {
                 kernel: file(files, &vm.kernel.value).ok()?,
                 initrd: match &vm.initrd {

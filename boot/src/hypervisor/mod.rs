@@ -6,12 +6,9 @@
 
 mod devices;
 mod guests;
+mod host_machine;
 mod iommu;
-mod line;
 mod measure;
-mod monitor;
-mod power;
-mod work;
 
 use alloc::boxed::Box;
 use alloc::collections::BTreeMap;
@@ -21,32 +18,34 @@ use alloc::vec::Vec;
 use core::fmt::Write;
 use core::sync::atomic::{AtomicBool, Ordering};
 
+use pasidon_arch::guest::boot::BootImage;
 use pasidon_arch::host::{self, MachineHost};
 use pasidon_arch::interrupts;
 use pasidon_arch::platform::Platform;
 use pasidon_arch::run::{self, World};
 use pasidon_arch::vms::{Vms, kick};
-use pasidon_arch::{fault, history, pcpu};
+use pasidon_arch::{fault, history, pcpu, time};
+use pasidon_arch_common::entropy;
 use pasidon_kernel::base::addr::HostPhys;
-use pasidon_kernel::base::id::VmId;
 use pasidon_kernel::base::refusal::Refusal;
 use pasidon_kernel::config::{
     Config, ConfigError, ConsoleMode, Parsed, PciDevice, check_memory, check_vdevs, resolve_parents,
 };
+use pasidon_kernel::console::Console;
 use pasidon_kernel::dma::pasid::Pasid;
+use pasidon_kernel::housekeeping::Housekeeping;
 use pasidon_kernel::memory::frames::Frames;
 use pasidon_kernel::system::{ParentOptions, System, SystemParts};
 use pasidon_kernel::vdev::parent::Parent;
 use pasidon_kernel::vm::Vm;
 use pasidon_kernel::vm::sched::{SLICE_NS, Scheduler};
-use spin::{Mutex, Once};
+use spin::Once;
 
+use crate::output;
 use crate::pci::Pci;
 use crate::provoke;
 use crate::tables::Tables;
 use iommu::MachineIommu;
-use monitor::Controls;
-use work::Desk;
 
 /// The machine, and what it is to run.
 pub struct Handover {
@@ -67,10 +66,10 @@ pub struct Handover {
     pub tables: Tables,
 }
 
-static DESK: Once<Desk> = Once::new();
+static HOUSEKEEPING: Once<Housekeeping> = Once::new();
 static SYSTEM: Once<System> = Once::new();
 static VMS: Once<Vms> = Once::new();
-static HOST: Once<Mutex<Controls>> = Once::new();
+static IMAGES: Once<Vec<guests::Image>> = Once::new();
 /// The other processors may go to work.
 static READY: AtomicBool = AtomicBool::new(false);
 
@@ -79,7 +78,6 @@ pub fn run(handover: Handover) -> ! {
     if !fault::add_context(print_history) {
         log::warn!("a fault report will not show the last exits: too many want to add to it");
     }
-    monitor::set_image_bytes(handover.image_bytes);
     let (mut config, errors) = match handover.parsed {
         Ok(parsed) => (parsed.config, parsed.errors),
         Err(errors) => {
@@ -146,17 +144,12 @@ pub fn run(handover: Handover) -> ! {
     }
 
     let system: &'static System = SYSTEM.call_once(|| system);
-    let images = guests::images(&config, &handover.files);
+    IMAGES.call_once(|| guests::images(&config, &handover.files));
     let places = config.vms.iter().map(|vm| vm.index + 1).max().unwrap_or(0);
     let mut names = vec![String::from("(refused)"); places];
     for vm in &config.vms {
         names[vm.index] = vm.name.value.clone();
     }
-    let mode = config.host.console.value;
-    let known_refused = guests::refused(&wanted, &refused);
-    let desk = DESK.call_once(|| Desk::new(mode, images, known_refused));
-    let scheduler = Scheduler::new(count, SLICE_NS);
-    let vms = VMS.call_once(|| Vms::new(frames, scheduler, desk, &|id: VmId| SYSTEM.get()?.vm(id)));
     let defined: Vec<_> = config
         .vms
         .iter()
@@ -168,13 +161,21 @@ pub fn run(handover: Handover) -> ! {
             }
         })
         .collect();
-    let host = HOST.call_once(|| Mutex::new(Controls { system, vms, desk }));
-    desk.equip(system, vms, iommu.as_ref().map(MachineIommu::iommu), host);
+    let mode = config.host.console.value;
+    let consoles = defined.iter().map(|(config, vm)| (vm.id(), config.index)).collect();
+    let known_refused = guests::refused(&wanted, &refused);
+    let housekeeping = HOUSEKEEPING.call_once(|| {
+        let machine = host_machine::host_machine(handover.image_bytes);
+        Housekeeping::new(system, machine, Console::new(mode, names, mark()), consoles, known_refused)
+    });
+    let scheduler = Scheduler::new(count, SLICE_NS);
+    let vms = VMS.call_once(|| Vms::new(frames, scheduler, housekeeping, system, &image));
     run::install(World { system, vms, notes: &run::NOTES });
     provoke::lose_pcpu(system);
-    connect_interrupts(iommu.as_ref(), &handover.platform, desk);
+    connect_interrupts(iommu.as_ref(), &handover.platform, housekeeping);
 
-    line::open(mode, names);
+    output::CONSOLE.call_once(|| show_log);
+    show_log();
     let builder = vms.builder();
     let (mut running, mut waiting) = (0, 0);
     for (config, vm) in &defined {
@@ -199,13 +200,34 @@ pub fn run(handover: Handover) -> ! {
     if mode == ConsoleMode::Plain {
         log::info!("`console NAME` goes to a guest, Ctrl-] comes back; `help` lists the commands");
     }
-    // The prompt.
-    line::with(|console, sink| console.answer("", sink));
+    housekeeping.prompt();
     READY.store(true, Ordering::Release);
     for pcpu in 1..count as u32 {
         kick(pcpu);
     }
     run_forever()
+}
+
+/// What a VM of the configuration boots.
+fn image(vm: &str) -> Result<BootImage<'static>, Refusal> {
+    let found = IMAGES.get().and_then(|images| images.iter().find(|image| image.vm == vm));
+    found
+        .map(|image| BootImage { seed: entropy::seed(), ..image.boot })
+        .ok_or_else(|| Refusal::new("kernel", "the configuration names none", "correct pasidon.toml"))
+}
+
+fn show_log() {
+    if let Some(housekeeping) = HOUSEKEEPING.get() {
+        housekeeping.show_log();
+    }
+}
+
+/// A number that no guest knows: made of the clocks, which did not run for any guest yet.
+fn mark() -> u16 {
+    /// Mixes all bits into the upper ones (Fibonacci hashing).
+    const FACTOR: u64 = 0x9e37_79b9_7f4a_7c15;
+    let count = time::now_ns() ^ time::unix_ns().rotate_left(32);
+    (count.wrapping_mul(FACTOR) >> 48) as u16
 }
 
 /// Adds the last exits to a fault report.
@@ -235,28 +257,28 @@ fn run_forever() -> ! {
 }
 
 /// Faults and keys reach the first pCPU by interrupt. Where that is not possible, they are looked for.
-fn connect_interrupts(iommu: Option<&MachineIommu>, platform: &Platform, desk: &Desk) {
+fn connect_interrupts(iommu: Option<&MachineIommu>, platform: &Platform, housekeeping: &Housekeeping) {
     const INSTEAD: &str = "looked for a hundred times a second instead";
     if let Some(iommu) = iommu {
         let connected = iommu.connect_faults(|_| {
-            if let Some(desk) = DESK.get() {
-                desk.note_fault();
+            if let Some(housekeeping) = HOUSEKEEPING.get() {
+                housekeeping.note_fault();
             }
         });
         if let Err(refusal) = connected {
             log::warn!("{refusal}; DMA faults are {INSTEAD}");
-            desk.look_for_faults();
+            housekeeping.look_for_faults();
         }
         // What was recorded before the interrupt was connected is announced by none.
-        desk.note_fault();
+        housekeeping.note_fault();
     }
     let connected = iommu::connect_keys(iommu, platform, || {
-        if let Some(desk) = DESK.get() {
-            desk.note_key();
+        if let Some(housekeeping) = HOUSEKEEPING.get() {
+            housekeeping.note_key();
         }
     });
     match connected {
-        Ok(()) => desk.keys_interrupt(),
+        Ok(()) => housekeeping.keys_interrupt(),
         Err(refusal) => log::warn!("{refusal}; keys are {INSTEAD}"),
     }
 }

@@ -32,6 +32,8 @@ impl Host for TestHost {
         self.0.fetch_add(1_000_000, Ordering::Relaxed)
     }
 
+    fn wake_first(&self) {}
+
     fn allocate_vector(&self, _vm: Option<VmId>) -> Option<HostVector> {
         None
     }

@@ -20,6 +20,8 @@ impl Host for ModelHost {
         self.0.fetch_add(100_000, Ordering::Relaxed)
     }
 
+    fn wake_first(&self) {}
+
     fn allocate_vector(&self, _vm: Option<VmId>) -> Option<HostVector> {
         None
     }

@@ -115,6 +115,11 @@ impl Logger {
         self.waiting() > 0
     }
 
+    /// Whether messages wait.
+    pub fn is_waiting(&self) -> bool {
+        self.waiting() > 0
+    }
+
     /// How many messages wait.
     fn waiting(&self) -> usize {
         self.lock().map_or(0, |ring| ring.count)

@@ -24,6 +24,7 @@
 mod backlog;
 mod editor;
 pub mod framing;
+pub mod line;
 pub mod log;
 mod typed;
 

@@ -10,6 +10,10 @@ pub trait Host: Send + Sync {
     /// Monotonic time since boot, in nanoseconds.
     fn now_ns(&self) -> u64;
 
+    /// Has the first processor look at what was left for it; nothing where that is the caller, which looks by itself.
+    /// From any processor, also from interrupt handlers.
+    fn wake_first(&self);
+
     /// Takes a free interrupt vector: for a VM on the processor that runs it, where there is one left, so
     /// that its devices interrupt nobody else. The route that the vector leads to is registered by the
     /// caller before the device is given the message.

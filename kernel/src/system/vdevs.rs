@@ -8,9 +8,10 @@ use alloc::vec::Vec;
 use core::sync::atomic::{AtomicU32, Ordering};
 
 use crate::base::addr::Requester;
+use crate::base::drained::Drained;
 use crate::base::id::{IoasId, VdevId, VmId};
 use crate::base::refusal::Refusal;
-use crate::dma::fault::DmaFault;
+use crate::dma::fault::{DmaFault, Noted};
 use crate::dma::ioas::IoAddressSpace;
 use crate::dma::pasid::Pasid;
 use crate::vdev::retired::Retired;
@@ -232,6 +233,11 @@ impl System {
             parent: vdev.parent().to_string(),
             type_name: vdev.type_name().to_string(),
         })
+    }
+
+    /// Reads and clears what the IOMMU recorded ([`Iommu::drain_faults`](crate::dma::iommu::Iommu::drain_faults)).
+    pub fn drain_faults(&self, sink: &mut dyn FnMut(Noted)) -> Drained {
+        self.services.iommu.map_or(Drained::Empty, |iommu| iommu.drain_faults(sink))
     }
 
     /// Counts a DMA fault on the vdev and the VM that caused it, and names them. Not to be called from an

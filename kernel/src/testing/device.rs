@@ -101,6 +101,7 @@ impl Parent for TestParent {
     fn interrupt(&self, sink: &mut dyn FnMut(ParentEvent)) -> Drained {
         let (tags, halted): (Vec<Pasid>, bool) = {
             let mut truth = self.0.lock();
+            truth.event_looks += 1;
             let tags = truth.queues.iter().filter_map(|queue| queue.tag).collect();
             (tags, core::mem::take(&mut truth.halted))
         };
@@ -112,7 +113,20 @@ impl Parent for TestParent {
         if halted {
             sink(ParentEvent::Halted("overheated".to_string()));
         }
-        Drained::Empty
+        let mut truth = self.0.lock();
+        if truth.more_events == 0 {
+            return Drained::Empty;
+        }
+        truth.more_events -= 1;
+        Drained::Again
+    }
+
+    fn is_waiting(&self) -> bool {
+        self.0.lock().waiting
+    }
+
+    fn look(&self) {
+        self.0.lock().looks += 1;
     }
 
     fn recover(&self, unreached: &ParentUnreached) -> Result<(), Refusal> {

@@ -120,8 +120,12 @@ impl Iommu for SharedTruth {
         Ok(())
     }
 
-    fn drain_faults(&self, _sink: &mut dyn FnMut(Noted)) -> Drained {
-        Drained::Empty
+    fn drain_faults(&self, sink: &mut dyn FnMut(Noted)) -> Drained {
+        let mut truth = self.lock();
+        truth.fault_looks += 1;
+        let some = truth.at_once.min(truth.faults.len());
+        truth.faults.drain(..some).for_each(sink);
+        if truth.faults.is_empty() { Drained::Empty } else { Drained::Again }
     }
 
     fn commands_issued(&self) -> u64 {

@@ -27,7 +27,7 @@ use crate::system::{ParentOptions, System, SystemParts};
 use crate::vdev::VdevSpec;
 use crate::vdev::retired::Retired;
 use crate::vm::VmSpec;
-pub use truth::SharedTruth;
+pub use truth::{SharedTruth, Truth};
 
 /// Processors of the machine.
 pub const CPUS: [u32; 2] = [0, 8];

@@ -1,13 +1,15 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! What the hardware really holds, and which of its steps fail.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use spin::{Mutex, MutexGuard};
 
 use crate::base::addr::{HostPhys, LARGE_PAGE_SIZE, Requester};
 use crate::base::id::{VdevId, VmId};
+use crate::dev::Received;
+use crate::dma::fault::Noted;
 use crate::dma::iommu::TableId;
 use crate::dma::pasid::Pasid;
 use crate::irq::HostVector;
@@ -110,6 +112,22 @@ pub struct Truth {
     /// What stage 2 maps.
     pub stage2: BTreeMap<VmId, Vec<(u64, u64)>>,
     pub running: BTreeSet<VmId>,
+    /// What each VM got on its console, and how much of it goes in before its port is full.
+    pub typed: BTreeMap<VmId, Vec<Received>>,
+    pub room: usize,
+    /// What the IOMMU recorded, and how much of that it gives at once.
+    pub faults: VecDeque<Noted>,
+    pub at_once: usize,
+    /// How often faults, and events of the parent, were looked at.
+    pub fault_looks: usize,
+    pub event_looks: usize,
+    /// Events that the parent still has behind those that it gives at once.
+    pub more_events: usize,
+    /// Something is under way on the parent, and how often that was looked at.
+    pub waiting: bool,
+    pub looks: usize,
+    /// How often the first processor was woken.
+    pub wakes: usize,
     /// Whose bytes a frame holds; absent where it is zero.
     pub bytes: BTreeMap<u64, VmId>,
     pub fail: BTreeSet<Fail>,
@@ -158,6 +176,8 @@ impl SharedTruth {
         Self {
             truth: Mutex::new(Truth {
                 queues: (0..queues).map(|_| Queue::default()).collect(),
+                room: 16,
+                at_once: 8,
                 ..Truth::default()
             }),
             now: AtomicU64::new(7),
@@ -180,6 +200,10 @@ impl SharedTruth {
 impl Host for SharedTruth {
     fn now_ns(&self) -> u64 {
         self.now.load(Ordering::Relaxed)
+    }
+
+    fn wake_first(&self) {
+        self.lock().wakes += 1;
     }
 
     /// The lowest free one, so that a vector is used again as soon as possible.

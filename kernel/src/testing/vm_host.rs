@@ -7,8 +7,10 @@ use super::truth::{Fail, SharedTruth, Step, Truth};
 use crate::base::addr::HostPhys;
 use crate::base::id::VdevId;
 use crate::base::refusal::Refusal;
+use crate::dev::Received;
 use crate::memory::frames::GuestGone;
 use crate::memory::ram::GuestRam;
+use crate::monitor::info::PcpuInfo;
 use crate::vdev::{PortalsUnmapped, Vdev};
 use crate::vm::{VcpusStopped, Vm, VmHost};
 
@@ -103,6 +105,28 @@ impl VmHost for SharedTruth {
         }
         truth.steps.push(Step::Announced(vdev));
         true
+    }
+
+    fn push_input(&self, vm: &Vm, received: Received) -> bool {
+        let mut truth = self.lock();
+        if !vm.state().is_alive() {
+            return true;
+        }
+        let room = truth.room;
+        let typed = truth.typed.entry(vm.id()).or_default();
+        let taken = typed.len() < room;
+        if taken {
+            typed.push(received);
+        }
+        taken
+    }
+
+    fn portal_traps(&self, _vm: &Vm, _vdev: VdevId) -> u64 {
+        0
+    }
+
+    fn pcpus(&self) -> Vec<PcpuInfo> {
+        Vec::new()
     }
 
     fn run(&self, vm: &Vm) -> Result<(), Refusal> {

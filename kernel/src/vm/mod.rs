@@ -23,12 +23,13 @@ use spin::Mutex;
 use crate::base::addr::HostPhys;
 use crate::base::id::{VdevId, VmId};
 use crate::base::refusal::Refusal;
+use crate::dev::Received;
 use crate::dma::ioas::IoAddressSpace;
 use crate::dma::pasid::PasidQuota;
 use crate::irq::RouteTable;
 use crate::memory::frames::GuestGone;
 use crate::memory::ram::{GuestRam, RamRange};
-use crate::monitor::info::VmInfo;
+use crate::monitor::info::{PcpuInfo, VmInfo};
 use crate::vdev::gate::Came;
 use crate::vdev::{PortalsUnmapped, Vdev, VdevSpec};
 use crate::vm::stats::VmStats;
@@ -213,6 +214,16 @@ pub trait VmHost: Send + Sync {
     /// May come while an operation on the VM is under way; a vdev that is not plugged any more is left alone.
     /// False, with nothing done, where the VM's devices are in use: nobody waits for them here.
     fn device_event(&self, vm: &Vm, vdev: VdevId) -> bool;
+
+    /// Something typed on the VM's console. False where the guest has no room for it; where there is no guest, it is
+    /// taken and goes nowhere.
+    fn push_input(&self, vm: &Vm, received: Received) -> bool;
+
+    /// How many exits accesses to a vdev's portals have caused; 0 where there is no such vdev.
+    fn portal_traps(&self, vm: &Vm, vdev: VdevId) -> u64;
+
+    /// Every pCPU, for the monitor.
+    fn pcpus(&self) -> Vec<PcpuInfo>;
 
     /// Lets the vCPUs run, for the first time or after a pause.
     ///

@@ -287,6 +287,10 @@ impl Host for FakeHost {
         self.sim.lock().now
     }
 
+    fn wake_first(&self) {
+        vms::kick::<Fake>(0);
+    }
+
     fn allocate_vector(&self, vm: Option<VmId>) -> Option<HostVector> {
         let used = |pcpu| self.of(pcpu).used_by(pcpu);
         let mut order: Vec<u32> = candidates(self.world.get().copied(), vm, PCPUS, used).collect();

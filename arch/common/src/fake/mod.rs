@@ -91,9 +91,9 @@ impl Rig {
         }
         let system: &'static System = Box::leak(Box::new(system));
         let desk: &'static Desk = Box::leak(Box::new(Desk::new(sim.clone())));
-        let find = Box::leak(Box::new(|id| system.vm(id)));
         let scheduler = Scheduler::new(PCPUS as usize, SLICE_NS);
-        let vms: &'static Vms<Fake> = Box::leak(Box::new(Vms::new(frames, scheduler, desk, find)));
+        let vms: &'static Vms<Fake> =
+            Box::leak(Box::new(Vms::new(frames, scheduler, desk, system, &outside::image)));
         let notes: &'static Notes = Box::leak(Box::default());
         let world: &'static World<Fake> = Box::leak(Box::new(World { system, vms, notes }));
         host.meet(world);

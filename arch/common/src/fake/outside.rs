@@ -10,7 +10,7 @@ use std::sync::{Arc, OnceLock};
 use pasidon_kernel::base::id::VmId;
 use pasidon_kernel::base::refusal::Refusal;
 use pasidon_kernel::dev::Received;
-use pasidon_kernel::vm::VmEnd;
+use pasidon_kernel::vm::{VmEnd, VmHost};
 
 use super::hardware::{Fake, Life};
 use super::sim::{Sim, here};
@@ -103,7 +103,11 @@ impl Outside for Desk {
         }
     }
 
-    fn work(&self) {
+    fn parent_event(&self, _parent: u16) {
+        self.wake();
+    }
+
+    fn work(&self, _vm_host: &dyn VmHost) {
         self.woken.store(false, Ordering::SeqCst);
         let Some(world) = self.world.get() else { return };
         let builder = world.vms.builder();
@@ -132,8 +136,9 @@ impl Outside for Desk {
         let state = self.sim.lock();
         (!state.commands.is_empty()).then(|| state.now + PAUSE_NS)
     }
+}
 
-    fn image(&self, _vm: &str) -> Result<BootImage<'static>, Refusal> {
-        Ok(BootImage { kernel: &[], initrd: None, cmdline: "", seed: None })
-    }
+/// What VMs boot: nothing.
+pub fn image(_vm: &str) -> Result<BootImage<'static>, Refusal> {
+    Ok(BootImage { kernel: &[], initrd: None, cmdline: "", seed: None })
 }

@@ -9,8 +9,10 @@ use pasidon_kernel::base::addr::HostPhys;
 use pasidon_kernel::base::allowance::Allowance;
 use pasidon_kernel::base::id::VdevId;
 use pasidon_kernel::base::refusal::Refusal;
+use pasidon_kernel::dev::Received;
 use pasidon_kernel::memory::frames::GuestGone;
 use pasidon_kernel::memory::ram::GuestRam;
+use pasidon_kernel::monitor::info::PcpuInfo;
 use pasidon_kernel::vdev::{PortalsUnmapped, Vdev};
 use pasidon_kernel::vm::sched::{PATIENCE_NS, VcpuId};
 use pasidon_kernel::vm::{VcpusStopped, Vm, VmHost};
@@ -60,8 +62,8 @@ impl<H: Hardware> VmHost for Builder<H> {
     fn build(&self, vm: &Vm, ram: &Arc<GuestRam>) -> Result<(), Refusal> {
         let vms = self.0;
         let id = vm.id();
-        let shared = (vms.find)(id).ok_or_else(|| Refusal::new("vm", "not defined", "define it first"))?;
-        let image = vms.outside.image(vm.name())?;
+        let shared = vms.system.vm(id).ok_or_else(|| Refusal::new("vm", "not defined", "define it first"))?;
+        let image = (vms.images)(vm.name())?;
         let memory = RamView::new(ram);
         let mut stage2 = H::stage2(vms.frames)?;
         stage2.map_ram(ram)?;
@@ -138,6 +140,18 @@ impl<H: Hardware> VmHost for Builder<H> {
             }
         });
         done.is_some()
+    }
+
+    fn push_input(&self, vm: &Vm, received: Received) -> bool {
+        self.0.machine(vm.id()).is_none_or(|machine| machine.push_input(received))
+    }
+
+    fn portal_traps(&self, vm: &Vm, vdev: VdevId) -> u64 {
+        self.0.machine(vm.id()).and_then(|machine| machine.portal_traps(vdev)).unwrap_or(0)
+    }
+
+    fn pcpus(&self) -> Vec<PcpuInfo> {
+        self.0.scheduler.infos(&|id| self.0.name_of(id))
     }
 
     fn run(&self, vm: &Vm) -> Result<(), Refusal> {

@@ -225,6 +225,8 @@ impl Host for BusyHost {
         self.now.fetch_add(1_000_000, Ordering::Relaxed)
     }
 
+    fn wake_first(&self) {}
+
     fn allocate_vector(&self, _vm: Option<VmId>) -> Option<HostVector> {
         None
     }

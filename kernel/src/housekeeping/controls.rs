@@ -5,48 +5,34 @@ use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
-use core::sync::atomic::{AtomicU64, Ordering};
 
 use log::LevelFilter;
-use pasidon_arch::time;
-use pasidon_arch::vms::{Builder, Vms};
-use pasidon_kernel::base::id::VdevId;
-use pasidon_kernel::base::refusal::Refusal;
-use pasidon_kernel::console::TypedInfo;
-use pasidon_kernel::dma::fault_log::FaultsInfo;
-use pasidon_kernel::monitor::info::{
-    HypervisorMemory, ParentInfo, PasidInfo, PcpuInfo, RetiredInfo, SystemInfo, VmInfo,
-};
-use pasidon_kernel::monitor::{HostPower, MonitorHost, NewVdev, VmControl};
-use pasidon_kernel::system::System;
-use pasidon_kernel::vdev::VdevSpec;
-use pasidon_kernel::vm::{Vm, VmEnd};
 
-use super::power;
-use super::work::Desk;
-use crate::heap;
+use crate::base::id::VdevId;
+use crate::base::refusal::Refusal;
+use crate::console::TypedInfo;
+use crate::dma::fault_log::FaultsInfo;
+use crate::monitor::info::{ParentInfo, PasidInfo, PcpuInfo, RetiredInfo, SystemInfo, VmInfo};
+use crate::monitor::{HostPower, MonitorHost, NewVdev, VmControl};
+use crate::system::System;
+use crate::vdev::VdevSpec;
+use crate::vm::{Vm, VmEnd, VmHost};
 
-/// Size of the loaded image.
-static IMAGE_BYTES: AtomicU64 = AtomicU64::new(0);
+use super::Housekeeping;
 
-/// Says how large the loaded image is.
-pub fn set_image_bytes(bytes: u64) {
-    IMAGE_BYTES.store(bytes, Ordering::Relaxed);
-}
-
-/// The hypervisor as the monitor sees it.
-pub struct Controls {
+/// The hypervisor as the monitor sees it, while one command is carried out.
+pub struct Controls<'a> {
+    /// Where what comes later is left.
+    pub keeper: &'a Housekeeping,
     /// The system.
     pub system: &'static System,
-    /// The machines.
-    pub vms: &'static Vms,
-    /// Faults, and the VMs' places in the configuration.
-    pub desk: &'static Desk,
+    /// How VMs are built and run.
+    pub vm_host: &'a dyn VmHost,
 }
 
-impl Controls {
+impl Controls<'_> {
     fn vm(&self, name: &str) -> Result<Arc<Vm>, Refusal> {
-        let missing = || match self.desk.refused().iter().find(|vm| vm.name == name) {
+        let missing = || match self.keeper.refused.iter().find(|vm| vm.name == name) {
             Some(vm) => Refusal::new(
                 format!("vm {name}"),
                 format!("it was refused at boot: {}", vm.reason.as_deref().unwrap_or_default()),
@@ -57,17 +43,13 @@ impl Controls {
         self.system.vm_named(name).ok_or_else(missing)
     }
 
-    fn builder(&self) -> Builder {
-        self.vms.builder()
-    }
-
     fn send_break(&self, vm: &Vm) -> Result<(), Refusal> {
         let what = format!("vm {}", vm.name());
-        if self.vms.machine(vm.id()).is_none() {
+        if !vm.state().is_alive() {
             return Err(Refusal::new(what, "it does not run, so nobody receives a BREAK", "start it"));
         }
-        match self.desk.console_of(vm.id()) {
-            Some(console) if self.desk.send_break(console) => Ok(()),
+        match self.keeper.console_of(vm.id()) {
+            Some(console) if self.keeper.send_break(console) => Ok(()),
             Some(_) => Err(Refusal::new(
                 what,
                 "its console has no room for a BREAK",
@@ -83,24 +65,20 @@ impl Controls {
     }
 }
 
-impl MonitorHost for Controls {
+impl MonitorHost for Controls<'_> {
     fn now_ns(&self) -> u64 {
-        time::now_ns()
+        self.keeper.now_ns()
     }
 
     fn system(&self) -> SystemInfo {
-        let mut system = self.system.info();
-        system.memory.hypervisor = HypervisorMemory {
-            image: IMAGE_BYTES.load(Ordering::Relaxed),
-            heap: heap::HEAP_BYTES as u64,
-            heap_used: heap::used() as u64,
-        };
-        system
+        let mut info = self.system.info();
+        info.memory.hypervisor = (self.keeper.machine.memory)();
+        info
     }
 
     fn vms(&self) -> Vec<VmInfo> {
         let mut vms = self.system.vm_infos();
-        vms.extend_from_slice(self.desk.refused());
+        vms.extend_from_slice(&self.keeper.refused);
         vms
     }
 
@@ -113,26 +91,23 @@ impl MonitorHost for Controls {
     }
 
     fn pcpus(&self) -> Vec<PcpuInfo> {
-        self.vms.scheduler.infos(&|id| self.vms.name_of(id))
+        self.vm_host.pcpus()
     }
 
     fn faults(&self) -> FaultsInfo {
-        self.desk.faults.lock().snapshot()
+        self.keeper.events.faults()
     }
 
     fn submission_exits(&self, vdev: u32) -> u64 {
-        self.owner(vdev)
-            .and_then(|vm| self.vms.machine(vm.id()))
-            .and_then(|machine| machine.portal_traps(VdevId(vdev)))
-            .unwrap_or(0)
+        self.owner(vdev).map_or(0, |vm| self.vm_host.portal_traps(&vm, VdevId(vdev)))
     }
 
     fn console_of(&self, vm: &str) -> Option<usize> {
-        self.desk.console_of(self.system.vm_named(vm)?.id())
+        self.keeper.console_of(self.system.vm_named(vm)?.id())
     }
 
     fn typed(&self, vm: &str) -> Option<TypedInfo> {
-        self.console_of(vm).map(|console| self.desk.typed_for(console))
+        self.console_of(vm).map(|console| self.keeper.typed_for(console))
     }
 
     fn log_level(&self) -> LevelFilter {
@@ -144,15 +119,15 @@ impl MonitorHost for Controls {
     }
 
     fn control(&mut self, vm: &str, control: VmControl) -> Result<(), Refusal> {
+        let (system, vm_host) = (self.system, self.vm_host);
         let vm = self.vm(vm)?;
-        let builder = self.builder();
-        let stopped = || VmEnd::Stopped(String::from("stopped from the monitor"));
+        let stopped = VmEnd::Stopped(String::from("stopped from the monitor"));
         match control {
-            VmControl::Start => self.system.start_vm(&builder, &vm),
-            VmControl::Stop => self.system.end_vm(&builder, &vm, &stopped()).map(drop),
-            VmControl::Restart => self.system.restart_vm(&builder, &vm, &stopped()).map(drop),
-            VmControl::Pause => self.system.pause_vm(&builder, &vm),
-            VmControl::Resume => self.system.resume_vm(&builder, &vm),
+            VmControl::Start => system.start_vm(vm_host, &vm),
+            VmControl::Stop => system.end_vm(vm_host, &vm, &stopped).map(drop),
+            VmControl::Restart => system.restart_vm(vm_host, &vm, &stopped).map(drop),
+            VmControl::Pause => system.pause_vm(vm_host, &vm),
+            VmControl::Resume => system.resume_vm(vm_host, &vm),
             VmControl::Break => self.send_break(&vm),
         }
     }
@@ -164,7 +139,7 @@ impl MonitorHost for Controls {
             type_name: vdev.type_name.to_string(),
             entries: vdev.entries,
         };
-        let vdev = self.system.create_vdev(&self.builder(), &vm, &spec, None)?;
+        let vdev = self.system.create_vdev(self.vm_host, &vm, &spec, None)?;
         Ok(vdev.0)
     }
 
@@ -172,13 +147,12 @@ impl MonitorHost for Controls {
         let vm = self.owner(vdev).ok_or_else(|| {
             Refusal::new(format!("vdev #{vdev}"), "there is no such vdev", "`vdevs` lists them")
         })?;
-        self.system.destroy_vdev(&self.builder(), &vm, VdevId(vdev)).map(drop)
+        self.system.destroy_vdev(self.vm_host, &vm, VdevId(vdev)).map(drop)
     }
 
     fn reset_parent(&mut self, parent: &str) -> Result<usize, Refusal> {
-        let report = self.system.recover_parent(&self.builder(), parent)?;
-        for reclaimed in &report.reclaimed {
-            let RetiredInfo { what, vm, value, .. } = reclaimed;
+        let report = self.system.recover_parent(self.vm_host, parent)?;
+        for RetiredInfo { what, vm, value, .. } in &report.reclaimed {
             log::info!("parent {parent}: {what} {value} of vm {vm} is free again");
         }
         for left in &report.left {
@@ -188,8 +162,8 @@ impl MonitorHost for Controls {
     }
 
     fn power(&mut self, power: HostPower) -> Result<(), Refusal> {
-        power::check(power)?;
-        self.desk.request_power(power);
+        self.keeper.machine.power.check(power)?;
+        self.keeper.request_power(power);
         Ok(())
     }
 }
