@@ -25,6 +25,13 @@ impl RamView {
         &self.0
     }
 
+    /// Where `len` bytes from `address` are, if they lie in one piece.
+    #[inline]
+    fn whole(&self, address: GuestPhys, len: u64) -> Option<*mut u8> {
+        let (host, run) = self.0.translate(address)?;
+        (len <= run).then_some(host.0 as *mut u8)
+    }
+
     /// Calls `piece` with each contiguous piece of `len` bytes from `address`: host pointer, offset and
     /// length. Calls nothing unless all of it is RAM.
     fn pieces(
@@ -46,9 +53,6 @@ impl RamView {
                 let (host, run) = contiguous(done).ok_or(bad)?;
                 if act {
                     piece(host.0 as *mut u8, done, run);
-                } else if run == len {
-                    piece(host.0 as *mut u8, 0, len);
-                    return Ok(());
                 }
                 done += run;
             }
@@ -60,6 +64,12 @@ impl RamView {
 impl GuestMemory for RamView {
     fn read(&self, address: GuestPhys, buffer: &mut [u8]) -> Result<(), BadGuestAddress> {
         let to = buffer.as_mut_ptr();
+        if let Some(host) = self.whole(address, buffer.len() as u64) {
+            // SAFETY: host memory of this VM's RAM, mapped, as long as the buffer, which is the hypervisor's: the two
+            // do not overlap.
+            unsafe { core::ptr::copy_nonoverlapping(host.cast_const(), to, buffer.len()) }
+            return Ok(());
+        }
         self.pieces(address, buffer.len(), &mut |host, offset, len| {
             // SAFETY: `pieces` gives host memory of this VM's RAM, mapped, and `offset + len` lies within the
             // buffer. The two do not overlap: the buffer is the hypervisor's.
@@ -68,10 +78,33 @@ impl GuestMemory for RamView {
     }
 
     fn write(&self, address: GuestPhys, bytes: &[u8]) -> Result<(), BadGuestAddress> {
+        if let Some(host) = self.whole(address, bytes.len() as u64) {
+            // SAFETY: as in `read`, the other way round.
+            unsafe { core::ptr::copy_nonoverlapping(bytes.as_ptr(), host, bytes.len()) }
+            return Ok(());
+        }
         self.pieces(address, bytes.len(), &mut |host, offset, len| {
             // SAFETY: as in `read`, the other way round.
             unsafe { core::ptr::copy_nonoverlapping(bytes.as_ptr().add(offset), host, len) }
         })
+    }
+
+    fn read_u64(&self, address: GuestPhys) -> Option<u64> {
+        if !address.is_aligned(size_of::<u64>() as u64) {
+            return None;
+        }
+        // Pieces are whole pages, so what is aligned lies in one.
+        let host = self.whole(address, size_of::<u64>() as u64)?.cast::<u64>();
+        // SAFETY: 8 bytes of this VM's RAM, mapped, and aligned, since pieces begin at pages on both sides. The guest
+        // may write to it meanwhile.
+        Some(u64::from_le(unsafe { host.read_volatile() }))
+    }
+
+    fn is_ram(&self, address: GuestPhys, len: usize) -> bool {
+        match self.0.translate(address) {
+            None => len == 0,
+            Some((_, run)) => len as u64 <= run || self.pieces(address, len, &mut |_, _, _| {}).is_ok(),
+        }
     }
 
     fn ram_size(&self) -> u64 {

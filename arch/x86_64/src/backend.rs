@@ -6,7 +6,7 @@
 //! controllers or VMs. It runs the guest until something happens and says what, in terms that both
 //! extensions share.
 
-use crate::emulate::{CpuState, Exception};
+use crate::emulate::{CpuState, Exception, Fault};
 use crate::guest::boot::EntryState;
 
 /// Why the guest stopped running.
@@ -26,8 +26,8 @@ pub enum Reason {
     WriteMsr,
     /// An access that stage 2 does not allow.
     Stage2 {
-        /// Guest-physical address.
-        address: u64,
+        /// Where, and what it wanted.
+        fault: Fault,
         /// An instruction fetch.
         fetch: bool,
     },

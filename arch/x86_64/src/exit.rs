@@ -11,7 +11,7 @@ use pasidon_kernel::vm::exit::{Access, AccessKind, Exit};
 use pasidon_kernel::vm::stats::ExitKind;
 
 use crate::backend::{Backend, IoExit, Reason};
-use crate::emulate::{self, CpuState, Exception, Failure, InstructionBytes};
+use crate::emulate::{self, CpuState, Exception, Failure, Fault, InstructionBytes};
 use crate::guest::GeneralProtection;
 use crate::guest::cpuid::CpuidState;
 use crate::guest::lapic::{ApicEvent, LocalApic};
@@ -50,8 +50,6 @@ const GENERAL_PROTECTION: Exception =
 
 /// Instructions that exit, without prefixes (APM 3).
 mod encoding {
-    /// Longest instruction.
-    pub const MAX: usize = 15;
     pub const CPUID: &[u8] = &[0x0f, 0xa2];
     pub const HLT: &[u8] = &[0xf4];
     pub const INVD: &[u8] = &[0x0f, 0x08];
@@ -116,12 +114,12 @@ pub fn handle(core: &mut Core, vm: &Vm<'_>, reason: Reason) {
         Reason::ReadMsr => read_msr(core, vm),
         Reason::WriteMsr => write_msr(core, vm),
         // The instruction is not what touched the device: a stack, or a descriptor table, is there.
-        Reason::Stage2 { address, .. } if core.hardware.has_event() => {
+        Reason::Stage2 { fault: Fault { address, .. }, .. } if core.hardware.has_event() => {
             vm.end(VmEnd::Crashed(format!(
                 "it took an interrupt or exception through guest-physical {address:#x}, which is not RAM"
             )));
         }
-        Reason::Stage2 { address, fetch: false } => mmio(core, vm, address),
+        Reason::Stage2 { fault, fetch: false } => mmio(core, vm, fault),
         // A bus that nobody answers on reads as ones, and those are no instruction.
         Reason::Stage2 { fetch: true, .. } => refuse(core, vm, &InstructionBytes::new()),
         Reason::Hypercall => {
@@ -207,9 +205,7 @@ fn finish(core: &mut Core, vm: &Vm<'_>, encoding: &[u8]) {
 
 /// Length of the current instruction, for processors that do not tell. Decoding is for those with prefixes.
 fn measure(state: &CpuState, vm: &Vm<'_>, encoding: &[u8]) -> Result<u8, Failure> {
-    let mut bytes = [0; encoding::MAX];
-    let fetched = emulate::fetch(state, vm.memory, &mut bytes)?;
-    if !encoding.is_empty() && bytes[..fetched].starts_with(encoding) {
+    if !encoding.is_empty() && emulate::fetch(state, vm.memory)?.starts_with(encoding) {
         return Ok(encoding.len() as u8);
     }
     emulate::instruction_length(state, vm.memory)
@@ -260,21 +256,22 @@ fn port(core: &mut Core, vm: &Vm<'_>, io: IoExit) {
 /// One access of the vCPU to its VM's devices.
 fn access_device(lapic: &mut LocalApic, tsc_offset: u64, vm: &Vm<'_>, exit: &Exit) -> u64 {
     let now =
-        Moment { tsc: time::tsc().wrapping_add(tsc_offset), ns: time::now_ns(), unix_ns: time::unix_ns() };
+        || Moment { tsc: time::tsc().wrapping_add(tsc_offset), ns: time::now_ns(), unix_ns: time::unix_ns() };
     let mut board = vm.board.lock();
     let answer = board.platform.exit(exit, lapic, &now, &mut |action| vm.act(action));
     // There is no other vCPU that an inter-processor interrupt could go to.
     answer.map_or(0, |answer| answer.value)
 }
 
-fn mmio(core: &mut Core, vm: &Vm<'_>, address: u64) {
+fn mmio(core: &mut Core, vm: &Vm<'_>, fault: Fault) {
     let mut state = core.hardware.state();
     let tsc_offset = core.tsc_offset;
     // SAFETY: this is the pCPU that the vCPU runs on, between two entries: its state was loaded before the first.
     let mut vectors = unsafe { core.extended.vectors() };
-    let result = emulate::mmio(&mut state, &mut vectors, vm.memory, address, &mut |access| {
-        access_device(&mut core.lapic, tsc_offset, vm, &Exit::Mmio(access))
-    });
+    let result =
+        emulate::mmio(&mut state, &mut vectors, vm.memory, &mut core.decoded, fault, &mut |access| {
+            access_device(&mut core.lapic, tsc_offset, vm, &Exit::Mmio(access))
+        });
     match result {
         Ok(done) => emulated(core, &state, done),
         Err(failure) => fail(core, vm, &failure),
@@ -291,7 +288,7 @@ fn emulated(core: &mut Core, state: &CpuState, done: bool) {
 
 fn string_io(core: &mut Core, vm: &Vm<'_>) {
     let mut state = core.hardware.state();
-    let result = emulate::string_io(&mut state, vm.memory, &mut |access| {
+    let result = emulate::string_io(&mut state, vm.memory, &mut core.decoded, &mut |access| {
         access_device(&mut core.lapic, core.tsc_offset, vm, &Exit::Io(access))
     });
     match result {

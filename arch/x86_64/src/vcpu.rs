@@ -9,7 +9,7 @@ use pasidon_kernel::base::addr::HostPhys;
 use pasidon_kernel::memory::GuestMemory;
 
 use crate::backend::{Backend, Event, Window};
-use crate::emulate::Exception;
+use crate::emulate::{DecodeCache, Exception};
 use crate::extended::{Extended, ExtendedFeatures};
 use crate::guest::control::ControlPolicy;
 use crate::guest::cpuid::{CpuidConfig, CpuidPolicy};
@@ -37,6 +37,8 @@ pub struct Core {
     pub clock: GuestClock,
     /// Floating point and the like.
     pub extended: Extended,
+    /// What it used on devices.
+    pub decoded: DecodeCache,
     /// Added to the host's TSC.
     pub tsc_offset: u64,
     /// It waits for an interrupt.
@@ -80,6 +82,7 @@ impl Core {
             cpuid,
             clock: GuestClock::new(time::tsc_hz(), time::unix_ns(), 0),
             extended: Extended::new(features),
+            decoded: DecodeCache::new(),
             tsc_offset,
             halted: false,
             exception: None,
@@ -157,12 +160,13 @@ impl Core {
                 self.lapic.acknowledge(vector);
             }
         }
-        let window = if self.lapic.pending().is_some() {
-            Some(Window::Enabled)
-        } else {
-            let class = self.lapic.highest_requested().map(|vector| vector >> 4);
-            class.filter(|class| *class <= self.lapic.cr8()).map(Window::Class)
-        };
+        let window = self.lapic.highest_requested().and_then(|vector| {
+            let class = vector >> 4;
+            match self.lapic.pending() {
+                Some(_) => Some(Window::Enabled),
+                None => (class <= self.lapic.cr8()).then_some(Window::Class(class)),
+            }
+        });
         self.hardware.request_window(window);
         self.hardware.set_cr8(self.lapic.cr8());
     }

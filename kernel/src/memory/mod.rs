@@ -44,6 +44,25 @@ pub trait GuestMemory {
     /// When not all of it is RAM.
     fn write(&self, address: GuestPhys, bytes: &[u8]) -> Result<(), BadGuestAddress>;
 
+    /// The number that lies at `address`, which is a multiple of 8, the lowest byte first; `None` unless all of it is
+    /// RAM. Where the memory is shared with a running guest it is read at once, as a processor reads an entry of its
+    /// page tables.
+    fn read_u64(&self, address: GuestPhys) -> Option<u64> {
+        let mut bytes = [0; 8];
+        self.read(address, &mut bytes).ok()?;
+        Some(u64::from_le_bytes(bytes))
+    }
+
+    /// Whether all of the `len` bytes from `address` are RAM.
+    fn is_ram(&self, address: GuestPhys, len: usize) -> bool {
+        let mut probe = [0; 64];
+        let step = probe.len();
+        (0..len).step_by(step).all(|at| {
+            let from = address.checked_add(at as u64);
+            from.is_some_and(|from| self.read(from, &mut probe[..step.min(len - at)]).is_ok())
+        })
+    }
+
     /// Bytes of RAM, whatever holes the platform's layout puts between them.
     fn ram_size(&self) -> u64;
 }

@@ -36,6 +36,15 @@ pub struct RamSegment {
     pub len: u64,
 }
 
+impl RamSegment {
+    /// The host address behind a guest-physical one in it, and how many bytes follow.
+    #[inline]
+    fn translate(&self, address: GuestPhys) -> Option<(HostPhys, u64)> {
+        let offset = address.0.checked_sub(self.guest.0)?;
+        (offset < self.len).then(|| (HostPhys(self.host.0 + offset), self.len - offset))
+    }
+}
+
 /// Frames laid out as one VM's RAM.
 #[derive(Debug)]
 pub struct GuestRam {
@@ -44,6 +53,8 @@ pub struct GuestRam {
     ranges: Vec<RamRange>,
     /// Ascending by guest address, without holes inside a range.
     segments: Vec<RamSegment>,
+    /// The one of them in which most addresses are.
+    largest: RamSegment,
 }
 
 /// Checks a layout: whole large pages, ascending, without overlap. Returns its size in bytes.
@@ -110,7 +121,9 @@ impl GuestRam {
                 done += len;
             }
         }
-        Ok(Self { owner, frames, ranges: ranges.to_vec(), segments })
+        let nowhere = RamSegment { guest: GuestPhys(0), host: HostPhys(0), len: 0 };
+        let largest = segments.iter().max_by_key(|segment| segment.len).copied().unwrap_or(nowhere);
+        Ok(Self { owner, frames, ranges: ranges.to_vec(), segments, largest })
     }
 
     /// The VM whose RAM it is.
@@ -155,11 +168,12 @@ impl GuestRam {
     }
 
     /// The host address behind a guest-physical one, and how many bytes follow it contiguously.
+    #[inline]
     pub fn translate(&self, address: GuestPhys) -> Option<(HostPhys, u64)> {
-        let index = self.segments.partition_point(|s| s.guest.0 <= address.0).checked_sub(1)?;
-        let segment = self.segments.get(index)?;
-        let offset = address.0 - segment.guest.0;
-        (offset < segment.len).then(|| (HostPhys(segment.host.0 + offset), segment.len - offset))
+        self.largest.translate(address).or_else(|| {
+            let index = self.segments.partition_point(|s| s.guest.0 <= address.0).checked_sub(1)?;
+            self.segments.get(index)?.translate(address)
+        })
     }
 
     /// The frames, from the last reference.

@@ -7,7 +7,7 @@ use pasidon_kernel::memory::GuestMemory;
 use pasidon_kernel::vm::exit::{Access, AccessKind};
 
 use super::walk::translate;
-use super::{AccessType, CpuState, Exception};
+use super::{AccessType, CpuState, Exception, Fault};
 
 /// Largest operand: a descriptor of MOVDIR64B.
 pub(super) const MAX_OPERAND: usize = 64;
@@ -19,6 +19,8 @@ const MAX_BUS_ACCESS: usize = 8;
 struct Piece {
     address: GuestPhys,
     len: usize,
+    /// It is RAM, which stays where it is as long as the VM runs.
+    ram: bool,
 }
 
 /// An operand whose translation succeeded.
@@ -53,12 +55,31 @@ impl Bus<'_> {
                 continue;
             }
             let address = translate(state, self.memory, linear.wrapping_add(offset as u64), access)?;
-            let mut probe = [0; MAX_OPERAND];
-            target.device |= self.memory.read(address, &mut probe[..len]).is_err();
+            let ram = self.memory.is_ram(address, len);
+            target.device |= !ram;
             // Cannot be full: two rounds.
-            let _ = target.pieces.try_push(Piece { address, len });
+            let _ = target.pieces.try_push(Piece { address, len, ram });
         }
         Ok(target)
+    }
+
+    /// The `len` bytes at `linear`, if they begin at the access that the processor translated for this instruction:
+    /// that had the rights, and its accessed and dirty flags are set.
+    pub(super) fn translated(
+        &self,
+        fault: Fault,
+        linear: u64,
+        len: usize,
+        access: AccessType,
+    ) -> Option<Target> {
+        let offset = linear % PAGE_SIZE;
+        let allowed = access == AccessType::Read || (access == AccessType::Write && fault.write);
+        let same =
+            fault.translated && fault.address % PAGE_SIZE == offset && offset + len as u64 <= PAGE_SIZE;
+        (allowed && same).then(|| {
+            let piece = Piece { address: GuestPhys(fault.address), len, ram: false };
+            Target { pieces: ArrayVec::from_iter([piece]), device: true }
+        })
     }
 
     /// Fills the front of `buffer` with the operand.
@@ -66,7 +87,7 @@ impl Bus<'_> {
         let mut rest = buffer;
         for piece in &target.pieces {
             let (bytes, after) = rest.split_at_mut(piece.len.min(rest.len()));
-            if self.memory.read(piece.address, bytes).is_err() {
+            if !piece.ram || self.memory.read(piece.address, bytes).is_err() {
                 self.read_device(piece.address, bytes);
             }
             rest = after;
@@ -78,7 +99,7 @@ impl Bus<'_> {
         let mut rest = bytes;
         for piece in &target.pieces {
             let (bytes, after) = rest.split_at(piece.len.min(rest.len()));
-            if self.memory.write(piece.address, bytes).is_err() {
+            if !piece.ram || self.memory.write(piece.address, bytes).is_err() {
                 self.write_device(piece.address, bytes);
             }
             rest = after;

@@ -5,7 +5,6 @@
 //!
 //! Source: Intel SDM volume 3A, 3.4 (segments).
 
-use arrayvec::ArrayVec;
 use iced_x86::{Code, Decoder, DecoderError, DecoderOptions, Instruction};
 use pasidon_kernel::base::addr::PAGE_SIZE;
 use pasidon_kernel::memory::GuestMemory;
@@ -46,13 +45,7 @@ pub(super) fn finish(
 }
 
 fn unsupported(state: &CpuState, memory: &dyn GuestMemory) -> Failure {
-    let mut buffer = [0; MAX_INSTRUCTION_LEN];
-    let (len, _) = fetch_bytes(state, memory, &mut buffer);
-    Failure::Unsupported(bytes_for_log(&buffer[..len]))
-}
-
-fn bytes_for_log(bytes: &[u8]) -> InstructionBytes {
-    bytes.iter().copied().take(MAX_INSTRUCTION_LEN).collect::<ArrayVec<_, MAX_INSTRUCTION_LEN>>()
+    Failure::Unsupported(Fetched::new(state, memory).for_log())
 }
 
 impl CpuState {
@@ -83,71 +76,137 @@ impl CpuState {
     }
 }
 
-/// Reads what lies at CS:RIP, at most an instruction's length, which may cross a page. Returns the number of
-/// bytes: fewer than 15 where the segment ends, the next page faults, or RAM ends, and 0 where CS:RIP itself
-/// is not RAM.
+/// Reads what lies at CS:RIP, at most an instruction's length, which may cross a page: fewer than 15 bytes where the
+/// segment ends, the next page faults, or RAM ends, and none where CS:RIP itself is not RAM.
 ///
 /// # Errors
 /// When the fetch of the first byte gives an exception.
-pub fn fetch(
-    state: &CpuState,
-    memory: &dyn GuestMemory,
-    buffer: &mut [u8; MAX_INSTRUCTION_LEN],
-) -> Result<usize, Exception> {
-    match fetch_bytes(state, memory, buffer) {
-        (0, Some(exception)) => Err(exception),
-        (len, _) => Ok(len),
+pub fn fetch(state: &CpuState, memory: &dyn GuestMemory) -> Result<InstructionBytes, Exception> {
+    let fetched = Fetched::new(state, memory);
+    match fetched.stopped_by {
+        Some(exception) if fetched.len == 0 => Err(exception),
+        _ => Ok(fetched.for_log()),
     }
 }
 
-/// The number of bytes, and the exception that the byte after them would raise.
-fn fetch_bytes(
-    state: &CpuState,
-    memory: &dyn GuestMemory,
-    buffer: &mut [u8; MAX_INSTRUCTION_LEN],
-) -> (usize, Option<Exception>) {
-    let (start, available) = if state.is_64bit() {
-        (state.rip, MAX_INSTRUCTION_LEN)
-    } else {
-        let limit = u64::from(state.cs.limit);
-        let left = match limit.checked_sub(state.rip & 0xffff_ffff) {
-            Some(left) => left.saturating_add(1).min(MAX_INSTRUCTION_LEN as u64),
-            None => 0,
+/// What lies at CS:RIP.
+struct Fetched {
+    /// Zeros behind `len`.
+    bytes: [u8; 16],
+    /// 15 at most.
+    len: usize,
+    /// What the fetch of the byte behind them would raise.
+    stopped_by: Option<Exception>,
+}
+
+impl Fetched {
+    fn new(state: &CpuState, memory: &dyn GuestMemory) -> Self {
+        let (start, available) = if state.is_64bit() {
+            (state.rip, MAX_INSTRUCTION_LEN)
+        } else {
+            let limit = u64::from(state.cs.limit);
+            let left = match limit.checked_sub(state.rip & 0xffff_ffff) {
+                Some(left) => left.saturating_add(1).min(MAX_INSTRUCTION_LEN as u64),
+                None => 0,
+            };
+            (state.cs.base.wrapping_add(state.rip & 0xffff_ffff), left as usize)
         };
-        (state.cs.base.wrapping_add(state.rip & 0xffff_ffff), left as usize)
-    };
-    let mut filled = 0;
-    while filled < available {
-        let linear = start.wrapping_add(filled as u64);
-        let address = match translate(state, memory, linear, AccessType::Execute) {
-            Ok(address) => address,
-            Err(exception) => return (filled, Some(exception)),
-        };
-        let page_rest = (PAGE_SIZE - address.0 % PAGE_SIZE) as usize;
-        let len = page_rest.min(available - filled);
-        if memory.read(address, &mut buffer[filled..filled + len]).is_err() {
-            return (filled, None);
+        let mut fetched = Self { bytes: [0; 16], len: 0, stopped_by: None };
+        while fetched.len < available {
+            let linear = start.wrapping_add(fetched.len as u64);
+            let address = match translate(state, memory, linear, AccessType::Execute) {
+                Ok(address) => address,
+                Err(exception) => {
+                    fetched.stopped_by = Some(exception);
+                    return fetched;
+                }
+            };
+            let page_rest = (PAGE_SIZE - address.0 % PAGE_SIZE) as usize;
+            let end = fetched.len + page_rest.min(available - fetched.len);
+            if memory.read(address, &mut fetched.bytes[fetched.len..end]).is_err() {
+                return fetched;
+            }
+            fetched.len = end;
         }
-        filled += len;
+        // Past the segment's limit. (Past 15 bytes the decoder does not ask for more.)
+        fetched.stopped_by = Some(Exception::general_protection(state));
+        fetched
     }
-    // Past the segment's limit. (Past 15 bytes the decoder does not ask for more.)
-    (filled, Some(Exception::general_protection(state)))
+
+    fn for_log(&self) -> InstructionBytes {
+        self.bytes[..self.len].iter().copied().take(MAX_INSTRUCTION_LEN).collect()
+    }
+
+    fn decode(&self, state: &CpuState) -> Result<Instruction, Failure> {
+        let unsupported = || Failure::Unsupported(self.for_log());
+        let bytes = &self.bytes[..self.len];
+        let mut decoder = Decoder::try_with_ip(state.bitness(), bytes, state.rip, DecoderOptions::NONE)
+            .map_err(|_| unsupported())?;
+        let instruction = decoder.decode();
+        match decoder.last_error() {
+            DecoderError::None if !instruction.is_invalid() => Ok(instruction),
+            DecoderError::NoMoreBytes => Err(self.stopped_by.map_or_else(unsupported, Failure::Exception)),
+            _ => Err(unsupported()),
+        }
+    }
+}
+
+/// Instructions that were decoded before: a driver reads and writes its device with the same few all the time. One
+/// counts as the same where address, mode and bytes are, so there is nothing to invalidate.
+#[derive(Debug)]
+pub struct DecodeCache([Decoded; Self::ENTRIES]);
+
+#[derive(Clone, Copy, Debug)]
+struct Decoded {
+    rip: u64,
+    bitness: u32,
+    /// Its bytes, zeros behind them.
+    bytes: u128,
+    /// Ones where its bytes are.
+    mask: u128,
+    instruction: Instruction,
+}
+
+impl DecodeCache {
+    const ENTRIES: usize = 16;
+
+    /// An empty one.
+    pub fn new() -> Self {
+        // Its mask fits all bytes, but no decoder has that bitness.
+        let nothing = Decoded { rip: 0, bitness: 0, bytes: 0, mask: 0, instruction: Instruction::default() };
+        Self([nothing; Self::ENTRIES])
+    }
+
+    /// The instruction at CS:RIP.
+    pub(super) fn decode(
+        &mut self,
+        state: &CpuState,
+        memory: &dyn GuestMemory,
+    ) -> Result<&Instruction, Failure> {
+        let fetched = Fetched::new(state, memory);
+        let (bitness, bytes) = (state.bitness(), u128::from_le_bytes(fetched.bytes));
+        // Instructions are three to four bytes long on average.
+        let entry = &mut self.0[(state.rip >> 2) as usize % Self::ENTRIES];
+        let known = (entry.rip, entry.bitness, entry.bytes) == (state.rip, bitness, bytes & entry.mask)
+            && entry.instruction.len() <= fetched.len;
+        if !known {
+            let instruction = fetched.decode(state)?;
+            let mask = (1 << (8 * instruction.len())) - 1;
+            *entry = Decoded { rip: state.rip, bitness, bytes: bytes & mask, mask, instruction };
+        }
+        Ok(&entry.instruction)
+    }
+}
+
+impl Default for DecodeCache {
+    fn default() -> Self {
+        Self::new()
+    }
 }
 
 /// The instruction at CS:RIP.
-pub(super) fn decode(state: &CpuState, memory: &dyn GuestMemory) -> Result<Instruction, Failure> {
-    let mut buffer = [0; MAX_INSTRUCTION_LEN];
-    let (len, stopped_by) = fetch_bytes(state, memory, &mut buffer);
-    let bytes = &buffer[..len];
-    let unsupported = || Failure::Unsupported(bytes_for_log(bytes));
-    let mut decoder = Decoder::try_with_ip(state.bitness(), bytes, state.rip, DecoderOptions::NONE)
-        .map_err(|_| unsupported())?;
-    let instruction = decoder.decode();
-    match decoder.last_error() {
-        DecoderError::None if !instruction.is_invalid() => Ok(instruction),
-        DecoderError::NoMoreBytes => Err(stopped_by.map_or_else(unsupported, Failure::Exception)),
-        _ => Err(unsupported()),
-    }
+fn decode(state: &CpuState, memory: &dyn GuestMemory) -> Result<Instruction, Failure> {
+    Fetched::new(state, memory).decode(state)
 }
 
 /// Length in bytes, 1 to 15, of the instruction at CS:RIP: for exits where the processor does not tell it.

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Instructions with a memory operand that is a device, all but the string instructions.
 //!
-//! The instruction runs on a copy of the state, which replaces the original when it is complete.
+//! An instruction changes general registers and flags only. They are put back where it does not complete.
 //!
 //! Source: Intel SDM volume 2.
 
@@ -16,7 +16,7 @@ use super::address::address_size;
 use super::alu::{self, Binary, Bit};
 use super::decode::Stop;
 use super::registers::{RAX, RBX, RCX, RDX, RSP, Slot, mask, sign_extend};
-use super::{AccessType, CpuState, Exception, condition};
+use super::{AccessType, CpuState, Exception, Fault, condition};
 
 /// Carries out `instruction`; changes `state` on success only.
 pub(super) fn run(
@@ -24,19 +24,27 @@ pub(super) fn run(
     memory: &dyn GuestMemory,
     device: &mut dyn FnMut(Access) -> u64,
     instruction: &Instruction,
+    fault: Fault,
 ) -> Result<(), Stop> {
+    let (gpr, rflags) = (state.gpr, state.rflags);
     let mut execution = Execution {
         next_rip: state.next_rip(instruction.len()),
-        cpu: state.clone(),
+        cpu: state,
         bus: Bus { memory, device },
         instruction,
+        fault: None,
         device: false,
     };
-    execution.run()?;
-    let Execution { mut cpu, next_rip, .. } = execution;
-    cpu.complete(next_rip);
-    *state = cpu;
-    Ok(())
+    if moves(instruction) {
+        execution.fault = Some(fault);
+    }
+    let result = execution.run();
+    let Execution { cpu, next_rip, .. } = execution;
+    match result {
+        Ok(()) => cpu.complete(next_rip),
+        Err(_) => (cpu.gpr, cpu.rflags) = (gpr, rflags),
+    }
+    result
 }
 
 /// Where an operand is.
@@ -59,10 +67,12 @@ impl Place {
 }
 
 struct Execution<'a> {
-    cpu: CpuState,
+    cpu: &'a mut CpuState,
     next_rip: u64,
     bus: Bus<'a>,
     instruction: &'a Instruction,
+    /// The access that the processor has translated, where the instruction has one operand in memory.
+    fault: Option<Fault>,
     /// An operand that was resolved is a device.
     device: bool,
 }
@@ -101,7 +111,7 @@ impl Execution<'_> {
             Mnemonic::Jmp if self.instruction.is_jmp_near_indirect() => self.jmp(),
             Mnemonic::Movdir64b => self.movdir64b(),
             Mnemonic::Enqcmd => self.enqcmd(),
-            Mnemonic::Enqcmds if self.cpu.cpl != 0 => Err(Exception::general_protection(&self.cpu).into()),
+            Mnemonic::Enqcmds if self.cpu.cpl != 0 => Err(Exception::general_protection(self.cpu).into()),
             Mnemonic::Enqcmds => self.enqcmd(),
             // A device has no lines in a cache.
             Mnemonic::Clflush | Mnemonic::Clflushopt | Mnemonic::Clwb | Mnemonic::Cldemote => Ok(()),
@@ -156,7 +166,10 @@ impl Execution<'_> {
         access: AccessType,
     ) -> Result<Target, Stop> {
         let linear = self.cpu.linear(segment, offset, size)?;
-        let target = self.bus.resolve(&self.cpu, linear, size, access)?;
+        let target = match self.fault.and_then(|fault| self.bus.translated(fault, linear, size, access)) {
+            Some(target) => target,
+            None => self.bus.resolve(self.cpu, linear, size, access)?,
+        };
         self.device |= target.device;
         Ok(target)
     }
@@ -238,8 +251,8 @@ impl Execution<'_> {
         let destination = self.operand(0, AccessType::Write)?;
         self.ready()?;
         let half = |cpu: &CpuState, index| cpu.read(Slot::new(index, 4));
-        let expected = half(&self.cpu, RDX) << 32 | half(&self.cpu, RAX);
-        let new = half(&self.cpu, RCX) << 32 | half(&self.cpu, RBX);
+        let expected = half(self.cpu, RDX) << 32 | half(self.cpu, RAX);
+        let new = half(self.cpu, RCX) << 32 | half(self.cpu, RBX);
         let old = self.load(&destination);
         let equal = old == expected;
         self.store(&destination, if equal { new } else { old });
@@ -358,7 +371,7 @@ impl Execution<'_> {
             target <= u64::from(self.cpu.cs.limit)
         };
         if !valid {
-            return Err(Exception::general_protection(&self.cpu).into());
+            return Err(Exception::general_protection(self.cpu).into());
         }
         self.next_rip = target;
         Ok(())
@@ -390,10 +403,10 @@ impl Execution<'_> {
         let register = Slot::of(self.instruction.op0_register()).ok_or(Stop::Unsupported)?;
         let linear = self.cpu.linear(Register::ES, self.cpu.read(register), MAX_OPERAND)?;
         if !linear.is_multiple_of(MAX_OPERAND as u64) {
-            return Err(Exception::general_protection(&self.cpu).into());
+            return Err(Exception::general_protection(self.cpu).into());
         }
         let source = self.memory_operand(0, MAX_OPERAND, AccessType::Read)?;
-        let destination = self.bus.resolve(&self.cpu, linear, MAX_OPERAND, AccessType::Write)?;
+        let destination = self.bus.resolve(self.cpu, linear, MAX_OPERAND, AccessType::Write)?;
         self.device |= destination.device;
         Ok((source, destination))
     }
@@ -422,7 +435,7 @@ impl Execution<'_> {
             return Err(Stop::Retry);
         }
         if self.cpu.cpl != 0 && self.cpu.cr4 & Cr4Flags::USER_MODE_INSTRUCTION_PREVENTION.bits() != 0 {
-            return Err(Exception::general_protection(&self.cpu).into());
+            return Err(Exception::general_protection(self.cpu).into());
         }
         let destination = self.memory_operand(0, SIZE, AccessType::Write)?;
         self.ready()?;
@@ -450,6 +463,20 @@ impl Execution<'_> {
         );
         Ok(())
     }
+}
+
+/// Whether it is a plain move. Of its two operands one at most is in memory.
+fn moves(instruction: &Instruction) -> bool {
+    matches!(
+        instruction.mnemonic(),
+        Mnemonic::Mov
+            | Mnemonic::Movnti
+            | Mnemonic::Movdiri
+            | Mnemonic::Movzx
+            | Mnemonic::Movsx
+            | Mnemonic::Movsxd
+            | Mnemonic::Movbe
+    )
 }
 
 /// Whether the instruction certainly reads and writes no memory, not even a stack or a descriptor table. It

@@ -42,7 +42,7 @@ use pasidon_kernel::memory::GuestMemory;
 use pasidon_kernel::vm::exit::Access;
 use x86_64::structures::idt::ExceptionVector;
 
-pub use decode::{ControlMove, control_move, fetch, instruction_length};
+pub use decode::{ControlMove, DecodeCache, control_move, fetch, instruction_length};
 pub use walk::translate;
 
 /// Longest instruction of the architecture, in bytes.
@@ -169,6 +169,17 @@ impl Exception {
 /// The bytes of an instruction, for the log.
 pub type InstructionBytes = ArrayVec<u8, MAX_INSTRUCTION_LEN>;
 
+/// The access that exited, as the processor tells it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Fault {
+    /// Guest-physical address.
+    pub address: u64,
+    /// It wanted to write.
+    pub write: bool,
+    /// The address is what a linear one was translated to, not that of an entry of the guest's page tables.
+    pub translated: bool,
+}
+
 /// Why an instruction was not carried out.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Failure {
@@ -185,13 +196,13 @@ impl From<Exception> for Failure {
     }
 }
 
-/// Carries out the instruction at CS:RIP, whose access to guest-physical `fault` exited because no RAM is
-/// there.
+/// Carries out the instruction at CS:RIP, whose access `fault` exited because no RAM is there.
 ///
 /// Each device access goes to `bus`, naturally aligned and of 1, 2, 4 or 8 bytes; `bus` returns the value of
 /// a read, and anything for a write. What straddles a page or is misaligned becomes several accesses with
-/// ascending addresses. The addresses come from the instruction's operands through [`translate`]; `fault` is
-/// only compared.
+/// ascending addresses. The addresses come from the instruction's operands through [`translate`]. Where a plain move
+/// has its only memory operand at `fault`, the processor has translated it already, with its rights; another
+/// instruction that stands there by now reaches no further than the one that faulted. `decoded` is the vCPU's own.
 ///
 /// On `Ok(true)` the state is as after the instruction, with RFLAGS.RF cleared. `Ok(false)` has the processor try
 /// again, because by now nothing that the instruction touches is a device (the guest changed its tables or code
@@ -206,19 +217,20 @@ pub fn mmio(
     state: &mut CpuState,
     vectors: &mut dyn VectorRegisters,
     memory: &dyn GuestMemory,
-    fault: u64,
+    decoded: &mut DecodeCache,
+    fault: Fault,
     bus: &mut dyn FnMut(Access) -> u64,
 ) -> Result<bool, Failure> {
     // RAM by now: the processor needs no help.
-    if memory.read(GuestPhys(fault), &mut [0]).is_ok() {
+    if memory.is_ram(GuestPhys(fault.address), 1) {
         return Ok(false);
     }
-    let instruction = decode::decode(state, memory)?;
-    let result = match string::StringInstruction::new(&instruction) {
-        Some(string) if !string.is_port_io() => string::run(state, memory, bus, &instruction, string),
-        _ => match vector::Move::new(&instruction) {
-            Some(this) => vector::run(state, memory, bus, vectors, &instruction, this),
-            None => execute::run(state, memory, bus, &instruction),
+    let instruction = decoded.decode(state, memory)?;
+    let result = match string::StringInstruction::new(instruction) {
+        Some(string) if !string.is_port_io() => string::run(state, memory, bus, instruction, string),
+        _ => match vector::Move::new(instruction) {
+            Some(this) => vector::run(state, memory, bus, vectors, instruction, this),
+            None => execute::run(state, memory, bus, instruction, fault),
         },
     };
     decode::finish(result, state, memory)
@@ -237,11 +249,12 @@ pub fn mmio(
 pub fn string_io(
     state: &mut CpuState,
     memory: &dyn GuestMemory,
+    decoded: &mut DecodeCache,
     bus: &mut dyn FnMut(Access) -> u64,
 ) -> Result<bool, Failure> {
-    let instruction = decode::decode(state, memory)?;
-    let result = match string::StringInstruction::new(&instruction) {
-        Some(string) if string.is_port_io() => string::run(state, memory, bus, &instruction, string),
+    let instruction = decoded.decode(state, memory)?;
+    let result = match string::StringInstruction::new(instruction) {
+        Some(string) if string.is_port_io() => string::run(state, memory, bus, instruction, string),
         _ => Err(decode::Stop::Unsupported),
     };
     decode::finish(result, state, memory)

@@ -52,6 +52,26 @@ enum Format {
     Long,
 }
 
+impl Format {
+    const fn entry_size(self) -> u64 {
+        match self {
+            Self::Legacy => 4,
+            Self::Pae | Self::Long => 8,
+        }
+    }
+
+    /// The physical address in an entry: of a table or small page, or of the large page at `level`.
+    #[inline(always)]
+    const fn frame(self, entry: u64, level: u32) -> u64 {
+        match self {
+            // PSE-36: bits 20:13 of the entry are bits 39:32 of the address.
+            Self::Legacy if level == 2 => entry & FRAME_32 | ((entry >> 13) & 0xff) << 32,
+            Self::Legacy => entry & FRAME_32,
+            Self::Pae | Self::Long => entry & FRAME_64,
+        }
+    }
+}
+
 impl CpuState {
     pub(super) fn protected_mode(&self) -> bool {
         self.cr0 & Cr0Flags::PROTECTED_MODE_ENABLE.bits() != 0
@@ -133,69 +153,90 @@ struct Rights {
 impl Walk<'_> {
     /// `Err` holds the bits of the error code that tell the cause.
     fn run(&self) -> Result<GuestPhys, PageFaultErrorCode> {
-        let (levels, index_bits, root) = match self.format {
-            Format::Legacy => (2, 10, self.state.cr3 & FRAME_32),
-            Format::Pae => (3, 9, self.state.cr3 & PAE_ROOT),
-            Format::Long if self.state.cr4_has(Cr4Flags::L5_PAGING) => (5, 9, self.state.cr3 & FRAME_64),
-            Format::Long => (4, 9, self.state.cr3 & FRAME_64),
-        };
-        let mut rights = Rights { writable: true, user: true, execute: true };
-        // Entries that carry an accessed flag, with their low byte as it was read.
+        let (cr3, nine) = (self.state.cr3, 9);
+        match self.format {
+            Format::Legacy => self.descend(Format::Legacy, 2, 10, cr3 & FRAME_32),
+            Format::Pae => self.descend(Format::Pae, 3, nine, cr3 & PAE_ROOT),
+            Format::Long if self.state.cr4_has(Cr4Flags::L5_PAGING) => {
+                self.descend(Format::Long, 5, nine, cr3 & FRAME_64)
+            }
+            Format::Long => self.descend(Format::Long, 4, nine, cr3 & FRAME_64),
+        }
+    }
+
+    /// From the table at `root` down. A copy for each format, whose questions have their answers when it is compiled:
+    /// an access to a device walks twice.
+    #[inline(always)]
+    fn descend(
+        &self,
+        format: Format,
+        levels: u32,
+        index_bits: u32,
+        root: u64,
+    ) -> Result<GuestPhys, PageFaultErrorCode> {
+        // Entries that carry rights and an accessed flag, with their low byte as it was read; the flags that all of
+        // them have, and those that one of them has.
         let mut visited: ArrayVec<(GuestPhys, u8), MAX_LEVELS> = ArrayVec::new();
+        let (mut all, mut any) = (PageTableFlags::all(), PageTableFlags::empty());
         let mut table = root;
-        let mut level: u32 = levels;
+        let mut level = levels;
         loop {
             let shift = PAGE_SHIFT + index_bits * (level - 1);
             let index = (self.linear >> shift) & ((1 << index_bits) - 1);
-            let address = GuestPhys(table + index * self.entry_size());
-            let entry = self.read_entry(address).ok_or(PageFaultErrorCode::empty())?;
-            let flags = PageTableFlags::from_bits_truncate(entry);
+            let address = GuestPhys(table | (index * format.entry_size()));
+            let entry = self.read_entry(format, address).ok_or(PageFaultErrorCode::empty())?;
+            let flags = PageTableFlags::from_bits_retain(entry);
             if !flags.contains(PageTableFlags::PRESENT) {
                 return Err(PageFaultErrorCode::empty());
             }
-            let leaf = level == 1 || (flags.contains(PageTableFlags::HUGE_PAGE) && self.large_allowed(level));
-            if entry & self.reserved(level, leaf) != 0 {
+            let leaf = level == 1
+                || (flags.contains(PageTableFlags::HUGE_PAGE) && self.large_allowed(format, level));
+            if entry & self.reserved(format, level, leaf) != 0 {
                 return Err(PageFaultErrorCode::PROTECTION_VIOLATION | PageFaultErrorCode::MALFORMED_TABLE);
             }
-            // The pointer entries of PAE paging carry neither rights nor an accessed flag.
-            if !(self.format == Format::Pae && level == 3) {
-                rights.writable &= flags.contains(PageTableFlags::WRITABLE);
-                rights.user &= flags.contains(PageTableFlags::USER_ACCESSIBLE);
-                rights.execute &=
-                    self.format == Format::Legacy || !flags.contains(PageTableFlags::NO_EXECUTE);
+            // The pointer entries of PAE paging carry neither.
+            if !(format == Format::Pae && level == 3) {
+                all &= flags;
+                any |= flags;
                 // Cannot be full: no format has more levels.
                 let _ = visited.try_push((address, entry as u8));
             }
             if leaf {
+                let rights = Rights {
+                    writable: all.contains(PageTableFlags::WRITABLE),
+                    user: all.contains(PageTableFlags::USER_ACCESSIBLE),
+                    // A 32-bit entry has no such flag.
+                    execute: !any.contains(PageTableFlags::NO_EXECUTE),
+                };
                 if !self.permitted(&rights) {
                     return Err(PageFaultErrorCode::PROTECTION_VIOLATION);
                 }
-                self.set_flags(&visited);
+                let dirty = self.access != AccessType::Write || flags.contains(PageTableFlags::DIRTY);
+                if !(dirty && all.contains(PageTableFlags::ACCESSED)) {
+                    self.set_flags(&visited);
+                }
                 let offset = (1u64 << shift) - 1;
-                return Ok(GuestPhys(self.frame(entry, level) & !offset | self.linear & offset));
+                return Ok(GuestPhys(format.frame(entry, level) & !offset | self.linear & offset));
             }
-            table = self.frame(entry, 1);
+            table = format.frame(entry, 1);
             level -= 1;
         }
     }
 
-    const fn entry_size(&self) -> u64 {
-        match self.format {
-            Format::Legacy => 4,
-            Format::Pae | Format::Long => 8,
+    #[inline(always)]
+    fn read_entry(&self, format: Format, address: GuestPhys) -> Option<u64> {
+        if format != Format::Legacy {
+            return self.memory.read_u64(address);
         }
-    }
-
-    fn read_entry(&self, address: GuestPhys) -> Option<u64> {
-        let mut bytes = [0; 8];
-        let size = self.entry_size() as usize;
-        self.memory.read(address, &mut bytes[..size]).ok()?;
-        Some(u64::from_le_bytes(bytes))
+        let mut bytes = [0; 4];
+        self.memory.read(address, &mut bytes).ok()?;
+        Some(u32::from_le_bytes(bytes).into())
     }
 
     /// Whether an entry of this level with its page-size bit set maps a page.
-    fn large_allowed(&self, level: u32) -> bool {
-        match self.format {
+    #[inline(always)]
+    fn large_allowed(&self, format: Format, level: u32) -> bool {
+        match format {
             Format::Legacy => level == 2 && self.state.cr4_has(Cr4Flags::PAGE_SIZE_EXTENSION),
             Format::Pae => level == 2,
             Format::Long => level == 2 || level == 3,
@@ -203,8 +244,9 @@ impl Walk<'_> {
     }
 
     /// The bits that must be zero in a present entry.
-    fn reserved(&self, level: u32, leaf: bool) -> u64 {
-        if self.format == Format::Legacy {
+    #[inline(always)]
+    fn reserved(&self, format: Format, level: u32, leaf: bool) -> u64 {
+        if format == Format::Legacy {
             return if leaf && level == 2 { PSE_RESERVED } else { 0 };
         }
         let mut reserved = match (leaf, level) {
@@ -216,23 +258,13 @@ impl Walk<'_> {
         if !self.state.no_execute_enabled() {
             reserved |= PageTableFlags::NO_EXECUTE.bits();
         }
-        if self.format == Format::Pae {
+        if format == Format::Pae {
             reserved |= PAE_RESERVED;
             if level == 3 {
                 reserved |= PAE_POINTER_RESERVED;
             }
         }
         reserved
-    }
-
-    /// The physical address in an entry: of a table or small page, or of the large page at `level`.
-    fn frame(&self, entry: u64, level: u32) -> u64 {
-        match self.format {
-            // PSE-36: bits 20:13 of the entry are bits 39:32 of the address.
-            Format::Legacy if level == 2 => entry & FRAME_32 | ((entry >> 13) & 0xff) << 32,
-            Format::Legacy => entry & FRAME_32,
-            Format::Pae | Format::Long => entry & FRAME_64,
-        }
     }
 
     fn permitted(&self, rights: &Rights) -> bool {

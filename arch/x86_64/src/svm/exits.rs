@@ -4,6 +4,7 @@
 use super::event::{ALIGNMENT_CHECK, DEBUG_EXCEPTION};
 use super::vmcb::{Vmcb, exit_code};
 use crate::backend::{IoExit, Reason};
+use crate::emulate::Fault;
 
 /// EXITINFO1 of a port access (APM 2, 15.10.2).
 mod ioio {
@@ -14,8 +15,13 @@ mod ioio {
     pub const PORT_SHIFT: u32 = 16;
 }
 
-/// EXITINFO1 of a nested page fault: the access was an instruction fetch.
-const NPF_FETCH: u64 = 1 << 4;
+/// EXITINFO1 of a nested page fault (APM 2, 15.25.6).
+mod npf {
+    pub const WRITE: u64 = 1 << 1;
+    pub const FETCH: u64 = 1 << 4;
+    /// The address is the final one, not that of a guest's page table.
+    pub const FINAL: u64 = 1 << 32;
+}
 /// EXITINFO1 of an MSR exit: a write.
 const MSR_WRITE: u64 = 1;
 
@@ -45,7 +51,9 @@ pub fn reason(vmcb: &Vmcb, decode_assists: bool) -> Reason {
         exit_code::MSR if control.exit_info1 & MSR_WRITE != 0 => Reason::WriteMsr,
         exit_code::MSR => Reason::ReadMsr,
         exit_code::NPF => {
-            Reason::Stage2 { address: control.exit_info2, fetch: control.exit_info1 & NPF_FETCH != 0 }
+            let (address, info) = (control.exit_info2, control.exit_info1);
+            let fault = Fault { address, write: info & npf::WRITE != 0, translated: info & npf::FINAL != 0 };
+            Reason::Stage2 { fault, fetch: info & npf::FETCH != 0 }
         }
         exit_code::VMMCALL => Reason::Hypercall,
         exit_code::XSETBV => Reason::Xsetbv,

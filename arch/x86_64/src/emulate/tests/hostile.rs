@@ -10,7 +10,7 @@ use super::{DEVICE, Vectors, memory};
 use crate::emulate::access::MAX_OPERAND;
 use crate::emulate::string::MAX_ITERATIONS;
 use crate::emulate::{
-    AccessType, CpuState, MAX_INSTRUCTION_LEN, SegmentState, fetch, instruction_length, mmio, string_io,
+    AccessType, CpuState, DecodeCache, Fault, SegmentState, fetch, instruction_length, mmio, string_io,
     translate,
 };
 
@@ -159,12 +159,20 @@ fn ordinary_paging(ram: &TestMemory, state: &mut CpuState, seed: u64) {
     }
 }
 
+fn fault() -> impl Strategy<Value = Fault> {
+    (0..0x1000u64, any::<bool>(), any::<bool>()).prop_map(|(offset, write, translated)| Fault {
+        address: DEVICE + offset,
+        write,
+        translated,
+    })
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(4000))]
 
     #[test]
     fn emulation_is_bounded_and_never_panics(mut state in state(), code in code(), seed in any::<u64>(),
-        answer in any::<u64>(), ordinary in proptest::bool::weighted(0.4)) {
+        answer in any::<u64>(), ordinary in proptest::bool::weighted(0.4), fault in fault()) {
         let ram = memory();
         if ordinary {
             ordinary_paging(&ram, &mut state, seed);
@@ -185,19 +193,20 @@ proptest! {
             answer
         };
         let before = state.clone();
-        let result = mmio(&mut state, &mut Vectors::zero(), &ram, DEVICE, &mut bus);
+        let mut decoded = DecodeCache::new();
+        let result = mmio(&mut state, &mut Vectors::zero(), &ram, &mut decoded, fault, &mut bus);
         if result.is_err() && state.gpr == before.gpr {
             prop_assert_eq!(&state.rip, &before.rip);
         }
         prop_assert!(accesses <= MAX_ACCESSES);
         let mut ports = 0;
-        let _ = string_io(&mut state, &ram, &mut |access| {
+        let _ = string_io(&mut state, &ram, &mut decoded, &mut |access| {
             ports += 1;
             assert!(access.address <= 0xffff && matches!(access.size, 1 | 2 | 4));
             answer
         });
         prop_assert!(ports <= MAX_ITERATIONS);
-        let _ = fetch(&state, &ram, &mut [0; MAX_INSTRUCTION_LEN]);
+        let _ = fetch(&state, &ram);
         if let Ok(len) = instruction_length(&state, &ram) {
             prop_assert!((1..=15).contains(&len));
         }

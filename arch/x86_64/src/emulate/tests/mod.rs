@@ -13,7 +13,7 @@ use pasidon_arch_common::testing::TestMemory;
 use pasidon_kernel::vm::exit::{Access, AccessKind};
 use x86_64::registers::control::{Cr0Flags, EferFlags};
 
-use super::{CpuState, Failure, SegmentState, VECTOR_LEN, Vector, VectorRegisters};
+use super::{CpuState, DecodeCache, Failure, Fault, SegmentState, VECTOR_LEN, Vector, VectorRegisters};
 
 /// Where the tests put code.
 const CODE: u64 = 0x1000;
@@ -100,6 +100,9 @@ struct Machine {
     state: CpuState,
     vectors: Vectors,
     ram: TestMemory,
+    decoded: DecodeCache,
+    /// As the processor tells it; here it says nothing that would spare a translation.
+    fault: Fault,
     /// Contents of the device, from `DEVICE`.
     device: Vec<u8>,
     seen: Vec<Seen>,
@@ -115,6 +118,8 @@ impl Machine {
             state,
             vectors: Vectors::zero(),
             ram,
+            decoded: DecodeCache::new(),
+            fault: Fault { address: DEVICE, write: false, translated: false },
             device: vec![0; DEVICE_SIZE as usize],
             seen: Vec::new(),
             done: false,
@@ -130,8 +135,8 @@ impl Machine {
     }
 
     fn mmio(&mut self) -> Result<(), Failure> {
-        let Self { state, vectors, ram, device, seen, .. } = self;
-        let done = super::mmio(state, vectors, ram, DEVICE, &mut |access: Access| {
+        let Self { state, vectors, ram, decoded, fault, device, seen, .. } = self;
+        let done = super::mmio(state, vectors, ram, decoded, *fault, &mut |access: Access| {
             assert!(access.address.is_multiple_of(access.size.into()));
             let start = (access.address - DEVICE) as usize;
             let bytes = &mut device[start..start + usize::from(access.size)];

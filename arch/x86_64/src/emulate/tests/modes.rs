@@ -114,19 +114,49 @@ fn lengths_depend_on_the_mode() {
 }
 
 #[test]
+fn code_that_changed_is_decoded_anew() {
+    const VALUE: u64 = 0x1122_3344_5566_7788;
+    let (rax, rcx) = (0, 1);
+    let mut machine = Machine::new(long_state(), &[]);
+    machine.set_device(0, VALUE);
+    let mut run = |code: &[u8], mut state: CpuState| {
+        machine.ram.put(CODE, code);
+        state.gpr[3] = DEVICE;
+        machine.state = state;
+        let result = machine.mmio();
+        (result.map(|()| machine.done), machine.state.gpr[rax], machine.state.gpr[rcx], machine.state.rip)
+    };
+    // mov rax, [rbx]; its last byte changed: mov rcx, [rbx]; its first: mov eax, [rbx]; what follows is not of it
+    for _ in 0..2 {
+        assert_eq!(run(&[0x48, 0x8b, 0x03], long_state()), (Ok(true), VALUE, 0, CODE + 3));
+    }
+    assert_eq!(run(&[0x48, 0x8b, 0x0b], long_state()), (Ok(true), 0, VALUE, CODE + 3));
+    assert_eq!(run(&[0x40, 0x8b, 0x03], long_state()), (Ok(true), VALUE & 0xffff_ffff, 0, CODE + 3));
+    assert_eq!(run(&[0x40, 0x8b, 0x03, 0xcc], long_state()), (Ok(true), VALUE & 0xffff_ffff, 0, CODE + 3));
+    // The same bytes in 32-bit code: inc eax, which touches no device.
+    assert_eq!(run(&[0x40, 0x8b, 0x03], protected_state()), (Ok(false), 0, 0, CODE));
+    // mov eax, [ebx + 0], and again where its last two bytes, which are zeros, lie beyond the segment
+    let code = [0x8b, 0x83, 0, 0, 0, 0];
+    assert_eq!(run(&code, protected_state()), (Ok(true), VALUE & 0xffff_ffff, 0, CODE + 6));
+    let mut short = protected_state();
+    short.cs.limit = CODE as u32 + 3;
+    let denied = Failure::Exception(general_protection(Some(0)));
+    assert_eq!(run(&code, short), (Err(denied), 0, 0, CODE));
+}
+
+#[test]
 fn fetch_ends_with_the_segment_and_with_ram() {
     let mut machine = Machine::new(protected_state(), &[0x90; 15]);
-    let mut buffer = [0; MAX_INSTRUCTION_LEN];
-    assert_eq!(fetch(&machine.state, &machine.ram, &mut buffer), Ok(15));
+    assert_eq!(fetch(&machine.state, &machine.ram).map(|bytes| bytes.len()), Ok(15));
     machine.state.cs.limit = CODE as u32 + 3;
-    assert_eq!(fetch(&machine.state, &machine.ram, &mut buffer), Ok(4));
+    assert_eq!(fetch(&machine.state, &machine.ram).map(|bytes| bytes.len()), Ok(4));
     machine.state.cs.limit = CODE as u32 - 1;
-    assert_eq!(fetch(&machine.state, &machine.ram, &mut buffer), Err(general_protection(Some(0))));
+    assert_eq!(fetch(&machine.state, &machine.ram), Err(general_protection(Some(0))));
     machine.state.cs.limit = u32::MAX;
     machine.state.rip = DEVICE - 2;
-    assert_eq!(fetch(&machine.state, &machine.ram, &mut buffer), Ok(2));
+    assert_eq!(fetch(&machine.state, &machine.ram).map(|bytes| bytes.len()), Ok(2));
     machine.state.rip = DEVICE;
-    assert_eq!(fetch(&machine.state, &machine.ram, &mut buffer), Ok(0));
+    assert_eq!(fetch(&machine.state, &machine.ram).map(|bytes| bytes.len()), Ok(0));
 }
 
 #[test]

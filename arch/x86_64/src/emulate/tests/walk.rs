@@ -8,7 +8,7 @@ use x86_64::registers::rflags::RFlags;
 use pasidon_arch_common::testing::TestMemory;
 
 use super::{DEVICE, Machine, long_state, memory, protected_state};
-use crate::emulate::{AccessType, CpuState, Exception, Failure, MAX_INSTRUCTION_LEN, fetch, translate};
+use crate::emulate::{AccessType, CpuState, Exception, Failure, Fault, fetch, translate};
 
 const P: u64 = 1;
 const RW: u64 = 2;
@@ -263,12 +263,11 @@ fn fetch_crosses_a_page() {
     machine.ram.put(0xaffe, &[0x8b, 0x05]);
     machine.ram.put(0xc000, &[1, 2, 3, 4]);
     machine.state.rip = 0xffe;
-    let mut buffer = [0; MAX_INSTRUCTION_LEN];
-    assert_eq!(fetch(&machine.state, &machine.ram, &mut buffer), Ok(15));
-    assert_eq!(buffer[..6], [0x8b, 0x05, 1, 2, 3, 4]);
+    assert_eq!(fetch(&machine.state, &machine.ram).map(|bytes| bytes.len()), Ok(15));
+    assert_eq!(fetch(&machine.state, &machine.ram).unwrap()[..6], [0x8b, 0x05, 1, 2, 3, 4]);
     // Without the second page there are two bytes, and what needs more faults there.
     two_pages(&machine, [0xa000, 0]);
-    assert_eq!(fetch(&machine.state, &machine.ram, &mut buffer), Ok(2));
+    assert_eq!(fetch(&machine.state, &machine.ram).map(|bytes| bytes.len()), Ok(2));
     let expected = page_fault(FETCH, 0x1000).unwrap_err();
     assert_eq!(machine.mmio(), Err(Failure::Exception(expected)));
 }
@@ -295,4 +294,41 @@ fn an_access_across_pages_is_split_and_precise() {
     let expected = page_fault(PRESENT | WRITE, 0x1000).unwrap_err();
     assert_eq!(machine.mmio(), Err(Failure::Exception(expected)));
     assert_eq!((machine.seen.len(), &machine.state), (0, &before));
+}
+
+/// What the processor has translated is not translated again, and leads nowhere else.
+#[test]
+fn a_move_at_the_fault_is_spared_its_walk() {
+    /// In a page that is not there by now.
+    const OPERAND: u64 = 0x1010;
+    const RBX: usize = 3;
+    let machine = |code: &[u8]| {
+        let mut machine = Machine::new(four_levels(), &[]);
+        two_pages(&machine, [0xa000, 0]);
+        machine.ram.put(0xa000, code);
+        (machine.state.rip, machine.state.gpr[RBX]) = (0, OPERAND);
+        machine
+    };
+    let fault = |write| Fault { address: DEVICE + 0x10, write, translated: true };
+    // mov eax, [rbx]
+    let mut read = machine(&[0x8b, 0x03]);
+    assert_eq!(read.mmio(), Err(Failure::Exception(page_fault(0, OPERAND).unwrap_err())));
+    read.fault = fault(false);
+    assert_eq!(read.mmio(), Ok(()));
+    assert_eq!(read.seen, [(DEVICE + 0x10, 4, None)]);
+    // Another offset; across a page's end; an entry of the page tables.
+    for (linear, fault) in [
+        (OPERAND + 4, fault(false)),
+        (OPERAND | 0xffe, Fault { address: DEVICE + 0xffe, ..fault(false) }),
+        (OPERAND, Fault { translated: false, ..fault(false) }),
+    ] {
+        (read.state.rip, read.state.gpr[RBX], read.fault) = (0, linear, fault);
+        assert!(read.mmio().is_err(), "{linear:#x}");
+    }
+    // mov [rbx], eax: the right to read is not one to write. add [rbx], eax: no move.
+    for (code, write, done) in [(0x89, false, false), (0x89, true, true), (0x01, true, false)] {
+        let mut machine = machine(&[code, 0x03]);
+        machine.fault = fault(write);
+        assert_eq!(machine.mmio().is_ok(), done, "{code:#x}");
+    }
 }

@@ -310,6 +310,15 @@ impl Shadow {
     }
 
     pub fn read(&self, access: Access) -> u64 {
+        // What drivers do.
+        match (access.offset % 4, access.size) {
+            (0, 4) => return self.word(access.offset).into(),
+            (0, 8) => {
+                let half = |offset| u64::from(self.word(offset));
+                return half(access.offset) | half(access.offset + 4) << 32;
+            }
+            _ => {}
+        }
         let mut value = 0u128;
         let first = access.offset & !3;
         for (offset, _, _) in access.words(0) {
