@@ -79,7 +79,8 @@ impl<C> Vcpu<C> {
 
     /// Hands waiting messages to whom they are for.
     pub fn take_mail(&self, mut accept: impl FnMut(MsiMessage)) {
-        if !self.has_mail.swap(false, Ordering::SeqCst) {
+        // Hardly ever is there mail, and to look costs less than to take.
+        if !self.has_mail() || !self.has_mail.swap(false, Ordering::SeqCst) {
             return;
         }
         for message in self.inbox.lock().drain(..) {

@@ -168,7 +168,7 @@ impl Uart16550 {
 
     /// A BREAK is at the head of the queue that LSR has not reported.
     fn break_pending(&self) -> bool {
-        self.input.front() == Some(&Received::Break) && !self.break_seen
+        self.breaks > 0 && !self.break_seen && self.input.front() == Some(&Received::Break)
     }
 
     fn dlab(&self) -> bool {
@@ -323,8 +323,8 @@ impl Uart16550 {
 impl Device for Uart16550 {
     fn read(&mut self, offset: u64, size: u8, actions: Actions<'_>) -> u64 {
         // Registers are bytes; a wider access is as many byte accesses.
-        let mut value = 0;
-        for i in 0..u64::from(size.min(8)) {
+        let mut value = u64::from(self.read_register(offset));
+        for i in 1..u64::from(size.min(8)) {
             value |= u64::from(self.read_register(offset.saturating_add(i))) << (8 * i);
         }
         self.update_line(actions);

@@ -106,12 +106,12 @@ impl PcPlatform {
     }
 
     /// Answers [`Exit::Mmio`] and [`Exit::Io`]; `None` for all others. `lapic` is that of the vCPU that
-    /// exited, `now` the moment.
+    /// exited, `now` tells the moment; few devices ask.
     pub fn exit(
         &mut self,
         exit: &Exit,
         lapic: &mut LocalApic,
-        now: &Moment,
+        now: &dyn Fn() -> Moment,
         actions: Actions<'_>,
     ) -> Option<Answer> {
         let (access, found) = match exit {
@@ -127,7 +127,7 @@ impl PcPlatform {
             return Some(nobody);
         };
         Some(match target {
-            Target::LocalApic => self.local_apic(access, offset, lapic, now.tsc, actions).unwrap_or(nobody),
+            Target::LocalApic => self.local_apic(access, offset, lapic, now().tsc, actions).unwrap_or(nobody),
             Target::IoApic => value_of(match access.kind {
                 AccessKind::Read => self.ioapic.read(offset, access.size),
                 AccessKind::Write(value) => {
@@ -154,11 +154,11 @@ impl PcPlatform {
                 value_of(device(uart, ioapic, access, offset, actions))
             }
             Target::PmTimer => value_of(match access.kind {
-                AccessKind::Read => u64::from(now.pm_timer()) >> (offset * 8) & all_ones(access.size),
+                AccessKind::Read => u64::from(now().pm_timer()) >> (offset * 8) & all_ones(access.size),
                 AccessKind::Write(_) => 0,
             }),
             Target::Power | Target::Timer | Target::SystemControl | Target::Rtc => {
-                let port = access.address as u16;
+                let (port, now) = (access.address as u16, &now());
                 value_of(match access.kind {
                     AccessKind::Read => {
                         bytes_of(access.size, |byte| self.read_port(target, port.wrapping_add(byte), now))
@@ -319,7 +319,7 @@ mod tests {
 
         fn run(&mut self, exit: &Exit) -> u64 {
             let Self { platform, lapic, now, seen } = self;
-            platform.exit(exit, lapic, now, &mut |a| seen.push(a)).unwrap().value
+            platform.exit(exit, lapic, &|| *now, &mut |a| seen.push(a)).unwrap().value
         }
 
         /// Hands the messages to the local APIC, as the vCPU loop does.
@@ -441,7 +441,7 @@ mod tests {
         assert_eq!(rig.run(&mmio(layout::PCI64_BASE, 4, AccessKind::Read)), 0xffff_ffff);
         assert_eq!(rig.platform.unclaimed(), (2, 2));
         assert_eq!(rig.run(&mmio(layout::ECAM_BASE, 4, AccessKind::Read)), 0x0008_1b36);
-        assert_eq!(rig.platform.exit(&Exit::Halt, &mut rig.lapic, &Moment::default(), &mut |_| {}), None);
+        assert_eq!(rig.platform.exit(&Exit::Halt, &mut rig.lapic, &Moment::default, &mut |_| {}), None);
     }
 
     proptest! {

@@ -73,24 +73,36 @@ pub enum ApicMode {
 
 /// 256 bits, one per vector.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-struct VectorSet([u32; 8]);
+struct VectorSet([u64; 4]);
 
 impl VectorSet {
+    const EMPTY: Self = Self([0; 4]);
+
     fn insert(&mut self, vector: u8) {
-        self.0[usize::from(vector >> 5)] |= 1 << (vector & 31);
+        self.0[usize::from(vector >> 6)] |= 1 << (vector & 63);
     }
 
     fn remove(&mut self, vector: u8) {
-        self.0[usize::from(vector >> 5)] &= !(1 << (vector & 31));
+        self.0[usize::from(vector >> 6)] &= !(1 << (vector & 63));
     }
 
     fn contains(&self, vector: u8) -> bool {
-        self.0[usize::from(vector >> 5)] & (1 << (vector & 31)) != 0
+        self.0[usize::from(vector >> 6)] & (1 << (vector & 63)) != 0
     }
 
+    #[inline]
     fn highest(&self) -> Option<u8> {
+        let [a, b, c, d] = self.0;
+        if a | b | c | d == 0 {
+            return None;
+        }
         let (word, bits) = self.0.iter().enumerate().rev().find(|(_, bits)| **bits != 0)?;
-        Some((word as u8) << 5 | (31 - bits.leading_zeros()) as u8)
+        Some((word as u8) << 6 | (63 - bits.leading_zeros()) as u8)
+    }
+
+    /// The register of the vectors from 32 · `index`, which is below 8.
+    fn register(&self, index: usize) -> u32 {
+        (self.0[index / 2] >> (32 * (index % 2))) as u32
     }
 }
 
@@ -156,9 +168,9 @@ impl LocalApic {
             ldr: 0,
             dfr: u32::MAX,
             svr: 0xff,
-            isr: VectorSet([0; 8]),
-            tmr: VectorSet([0; 8]),
-            irr: VectorSet([0; 8]),
+            isr: VectorSet::EMPTY,
+            tmr: VectorSet::EMPTY,
+            irr: VectorSet::EMPTY,
             esr: 0,
             errors: 0,
             icr: 0,
@@ -222,16 +234,16 @@ impl LocalApic {
 
     /// The vector to inject now, if the guest's interrupt flag allows one: the highest in IRR whose
     /// priority class is above PPR.
+    #[inline]
     pub fn pending(&self) -> Option<u8> {
-        if !self.software_enabled() {
-            return None;
-        }
-        self.irr.highest().filter(|vector| vector >> 4 > self.ppr() >> 4)
+        self.highest_requested().filter(|vector| vector >> 4 > self.ppr() >> 4)
     }
 
     /// The highest vector waiting, whatever TPR says: what a TPR threshold is set from.
+    #[inline]
     pub fn highest_requested(&self) -> Option<u8> {
-        if self.software_enabled() { self.irr.highest() } else { None }
+        // Hardly ever does one wait, and this is asked at each entry.
+        self.irr.highest().filter(|_| self.software_enabled())
     }
 
     /// The processor took `vector`: it moves from IRR to ISR.
