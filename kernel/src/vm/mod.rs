@@ -421,7 +421,8 @@ impl Vm {
         self.request.lock().get_or_insert(end);
     }
 
-    pub(crate) fn has_request(&self) -> bool {
+    /// Whether [`Vm::request`] was called, and what it asked for has not been done.
+    pub fn has_request(&self) -> bool {
         self.request.lock().is_some()
     }
 

@@ -10,6 +10,7 @@
 
 mod device;
 mod hardware;
+mod line;
 mod outside;
 mod sim;
 
@@ -47,6 +48,7 @@ pub struct Rig {
     pub world: &'static World<Fake>,
     frames: &'static Frames,
     host: &'static FakeHost,
+    desk: &'static Desk,
 }
 
 /// What the test decides.
@@ -67,6 +69,7 @@ pub struct Script {
 impl Rig {
     /// A machine with [`VMS`] VMs that have a vdev each, none of them started.
     pub fn new(script: Script) -> Self {
+        line::watch_errors();
         let sim = Arc::new(Sim::new(script));
         settle(&sim, 0);
         let start = RAM.with(|ram| (ram.as_ptr() as u64).next_multiple_of(LARGE_PAGE_SIZE));
@@ -90,7 +93,7 @@ impl Rig {
             system.define_vm(spec(number)).expect("a VM");
         }
         let system: &'static System = Box::leak(Box::new(system));
-        let desk: &'static Desk = Box::leak(Box::new(Desk::new(sim.clone())));
+        let desk: &'static Desk = Box::leak(Box::new(Desk::new(sim.clone(), system, host)));
         let scheduler = Scheduler::new(PCPUS as usize, SLICE_NS);
         let vms: &'static Vms<Fake> =
             Box::leak(Box::new(Vms::new(frames, scheduler, desk, system, &outside::image)));
@@ -98,8 +101,8 @@ impl Rig {
         let world: &'static World<Fake> = Box::leak(Box::new(World { system, vms, notes }));
         host.meet(world);
         desk.meet(world);
-        sim.meet(world);
-        Self { sim, world, frames, host }
+        sim.meet(world, desk);
+        Self { sim, world, frames, host, desk }
     }
 
     /// Lets the pCPUs run until the machine is at rest; false where it is not after `limit` steps.
@@ -125,12 +128,17 @@ impl Rig {
     /// What is not as it must be while nothing happens any more.
     pub fn check(&self) -> Vec<String> {
         let mut wrong = self.sim.violations();
+        wrong.extend(self.sim.lock().line_wrong());
+        wrong.extend(self.desk.forgotten());
         for pcpu in 0..PCPUS {
             if self.world.vms.scheduler.is_lost(PcpuId(pcpu)) {
                 wrong.push(format!("pCPU {pcpu} is taken for lost"));
             }
         }
         for vm in self.world.system.vms() {
+            if vm.state().is_alive() && vm.has_request() {
+                wrong.push(format!("{} asked for its end, and nobody came", vm.name()));
+            }
             match vm.state() {
                 VmState::Running => wrong.extend(self.sim.owed_to(vm.name())),
                 VmState::Paused | VmState::Created | VmState::Stopped | VmState::Crashed => {}

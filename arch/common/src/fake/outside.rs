@@ -1,23 +1,31 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! What the first pCPU does besides: requests of guests, and commands, one in each round.
+//! What the first pCPU does besides: the hypervisor's housekeeping, and commands of the test, one in each round.
 //!
 //! The lower two bits of a command are the VM's number, the others modulo 8 what is to be done with it: start, type a
 //! key, stop, restart, pause, resume, end a vdev, make one.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, OnceLock};
 
 use pasidon_kernel::base::id::VmId;
 use pasidon_kernel::base::refusal::Refusal;
+use pasidon_kernel::config::ConsoleMode;
+use pasidon_kernel::console::Console;
+use pasidon_kernel::console::log::Logger;
 use pasidon_kernel::dev::Received;
+use pasidon_kernel::housekeeping::{HostMachine, Housekeeping};
+use pasidon_kernel::irq::host::Host;
+use pasidon_kernel::monitor::info::HypervisorMemory;
+use pasidon_kernel::system::System;
 use pasidon_kernel::vm::{VmEnd, VmHost};
 
 use super::hardware::{Fake, Life};
+use super::line::{Port, Switch, say};
 use super::sim::{Sim, here};
 use super::{VMS, vdev};
 use crate::hardware::{BootImage, Hardware};
 use crate::run::World;
-use crate::vms::{Outside, kick};
+use crate::vms::Outside;
 
 /// What a command may take: guests leave when they are told to.
 const COMMAND_NS: u64 = 8_000_000;
@@ -28,12 +36,36 @@ const PAUSE_NS: u64 = 300_000;
 pub struct Desk {
     sim: Arc<Sim>,
     world: OnceLock<&'static World<Fake>>,
-    woken: AtomicBool,
+    keeper: Housekeeping,
+    logger: &'static Logger,
 }
 
 impl Desk {
-    pub fn new(sim: Arc<Sim>) -> Self {
-        Self { sim, world: OnceLock::new(), woken: AtomicBool::new(false) }
+    /// On a framed line, with the VMs at their places.
+    pub fn new(sim: Arc<Sim>, system: &'static System, host: &'static dyn Host) -> Self {
+        let logger: &'static Logger = Box::leak(Box::new(Logger::new()));
+        let port: &'static Port = Box::leak(Box::new(Port(sim.clone())));
+        let machine = HostMachine { host, port, logger, power: &Switch, memory: HypervisorMemory::default };
+        let vms = system.vms();
+        let console = Console::new(ConsoleMode::Framed, vms.iter().map(|vm| vm.name().to_string()), 0);
+        let consoles = vms.iter().map(|vm| vm.id()).zip(0..).collect();
+        let keeper = Housekeeping::new(system, machine, console, consoles, Vec::new());
+        keeper.keys_interrupt();
+        // The first look finds out that the next one need not come by itself.
+        keeper.note_key();
+        Self { sim, world: OnceLock::new(), keeper, logger }
+    }
+
+    /// What it was left and has not done.
+    pub fn forgotten(&self) -> Vec<String> {
+        let woken = self.keeper.is_woken().then(|| "the first pCPU sleeps although it was woken".to_string());
+        let due = self.keeper.next_work().map(|due| format!("work was due at {due}"));
+        woken.into_iter().chain(due).collect()
+    }
+
+    /// The interrupt of the line came.
+    pub fn note_key(&self) {
+        self.keeper.note_key();
     }
 
     pub fn meet(&self, world: &'static World<Fake>) {
@@ -94,29 +126,26 @@ impl Desk {
 }
 
 impl Outside for Desk {
-    fn console(&self, _vm: VmId, _byte: u8) {}
+    fn console(&self, vm: VmId, byte: u8) {
+        let (sim, me) = here();
+        sim.lock().note_printed(vm);
+        say(self.logger);
+        sim.step(me);
+        self.keeper.show_log();
+        self.keeper.guest_output(vm, byte);
+    }
 
     fn wake(&self) {
-        self.woken.store(true, Ordering::SeqCst);
-        if here().1 != 0 {
-            kick::<Fake>(0);
-        }
+        self.keeper.wake();
     }
 
-    fn parent_event(&self, _parent: u16) {
-        self.wake();
+    fn parent_event(&self, parent: u16) {
+        self.keeper.note_parent(parent);
     }
 
-    fn work(&self, _vm_host: &dyn VmHost) {
-        self.woken.store(false, Ordering::SeqCst);
+    fn work(&self, vm_host: &dyn VmHost) {
+        self.keeper.work(vm_host);
         let Some(world) = self.world.get() else { return };
-        let builder = world.vms.builder();
-        for served in world.system.serve_requests(&builder) {
-            if let Err(refusal) = served.result {
-                self.sim.lock().violations.push(format!("{:?}: {refusal}", served.request));
-            }
-        }
-        world.system.retry_retired(&builder);
         let command = self.sim.lock().commands.pop_front();
         if let Some(byte) = command {
             let began = Fake::now_ns();
@@ -129,12 +158,14 @@ impl Outside for Desk {
     }
 
     fn is_woken(&self) -> bool {
-        self.woken.load(Ordering::SeqCst) || self.sim.lock().busy
+        self.keeper.is_woken() || self.sim.lock().busy
     }
 
     fn next_work(&self) -> Option<u64> {
         let state = self.sim.lock();
-        (!state.commands.is_empty()).then(|| state.now + PAUSE_NS)
+        let command = (!state.commands.is_empty()).then(|| state.now + PAUSE_NS);
+        drop(state);
+        command.into_iter().chain(self.keeper.next_work()).min()
     }
 }
 

@@ -5,12 +5,15 @@ use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock};
 
+use pasidon_kernel::base::id::VmId;
 use pasidon_kernel::irq::HostVector;
 use pasidon_kernel::vm::exit::MsiMessage;
 use pasidon_kernel::vm::sched::SLICE_NS;
 
 use super::device::Device;
 use super::hardware::{Fake, KEY, Life, TIMER};
+use super::line::Line;
+use super::outside::Desk;
 use super::{Script, VMS};
 use crate::run::{World, note_device_interrupt};
 
@@ -18,6 +21,8 @@ use crate::run::{World, note_device_interrupt};
 pub const PCPUS: u32 = 2;
 /// Bytes of the schedule from here on raise an interrupt instead.
 const RAISES: u8 = 192;
+/// And from here on a command is typed.
+const TYPES: u8 = 240;
 /// The machine is at rest where nothing is due for so long: the first pCPU looks now and then whether the other is
 /// there.
 const REST_NS: u64 = 1_000_000_000;
@@ -32,7 +37,12 @@ std::thread_local! {
 
 /// The machine and the pCPU that the calling thread is.
 pub fn here() -> (Arc<Sim>, u32) {
-    HERE.with_borrow(|here| here.clone()).expect("a thread of the machine")
+    try_here().expect("a thread of the machine")
+}
+
+/// The same, for a thread that may be none.
+pub fn try_here() -> Option<(Arc<Sim>, u32)> {
+    HERE.with_borrow(|here| here.clone())
 }
 
 /// The calling thread is that pCPU from here on.
@@ -44,6 +54,7 @@ pub fn settle(sim: &Arc<Sim>, pcpu: u32) {
 #[derive(Default)]
 struct Pending {
     kick: bool,
+    key: bool,
     devices: Vec<HostVector>,
     timer: Option<u64>,
 }
@@ -62,6 +73,9 @@ enum Doing {
 pub struct State {
     pub now: u64,
     pub device: Device,
+    pub line: Line,
+    /// How many bytes each VM has printed.
+    printed: BTreeMap<VmId, usize>,
     /// What each guest does next, by its name.
     pub guests: BTreeMap<String, VecDeque<u8>>,
     pub commands: VecDeque<u8>,
@@ -96,7 +110,10 @@ pub struct State {
 impl State {
     fn has_pending(&self, pcpu: u32) -> bool {
         let pending = &self.pending[pcpu as usize];
-        pending.kick || !pending.devices.is_empty() || pending.timer.is_some_and(|due| due <= self.now)
+        pending.kick
+            || pending.key
+            || !pending.devices.is_empty()
+            || pending.timer.is_some_and(|due| due <= self.now)
     }
 
     /// Whether the guest on a pCPU is to be left.
@@ -119,6 +136,24 @@ impl State {
         } else if let Err(wrong) = self.device.delivered(vm, message.data, self.now, self.late_ns) {
             self.violations.push(wrong);
         }
+    }
+
+    /// A guest prints a byte.
+    pub fn note_printed(&mut self, vm: VmId) {
+        *self.printed.entry(vm).or_default() += 1;
+    }
+
+    /// What went wrong on the line.
+    pub fn line_wrong(&self) -> Vec<String> {
+        let mut wrong = self.line.check(self.printed.values().sum());
+        let sent = self.line.sent();
+        for (vm, count) in &self.printed {
+            let came = sent.get(&(vm.0 as u8 + 1)).map_or(0, Vec::len);
+            if came != *count {
+                wrong.push(format!("VM {vm} printed {count} bytes, and {came} came"));
+            }
+        }
+        wrong
     }
 
     pub fn set_timer(&mut self, vm: &str, due: u64) {
@@ -157,7 +192,10 @@ impl State {
     /// Who goes on; nobody where all sleep and no timer will wake them. Time goes on for all at once.
     fn choose(&mut self, last: u32) -> Option<u32> {
         let byte = self.schedule.pop_front();
-        if let Some(byte) = byte.filter(|byte| *byte >= RAISES)
+        if let Some(byte) = byte.filter(|byte| *byte >= TYPES) {
+            self.line.type_one(usize::from(byte));
+            self.pending[0].key = true;
+        } else if let Some(byte) = byte.filter(|byte| *byte >= RAISES)
             && let Some(vector) = self.device.raise(usize::from(byte - RAISES), self.now)
         {
             self.raise(vector);
@@ -186,6 +224,7 @@ pub struct Sim {
     state: Mutex<State>,
     turn: Condvar,
     world: OnceLock<&'static World<Fake>>,
+    desk: OnceLock<&'static Desk>,
 }
 
 impl Sim {
@@ -195,6 +234,8 @@ impl Sim {
         let state = State {
             now: 1,
             device: Device::default(),
+            line: Line::default(),
+            printed: BTreeMap::new(),
             guests: names.map(|name| (name, programs.next().unwrap_or_default().into())).collect(),
             commands: script.commands.into(),
             loaded: Default::default(),
@@ -215,11 +256,11 @@ impl Sim {
             lives: BTreeMap::new(),
             turns: BTreeMap::new(),
         };
-        Self { state: Mutex::new(state), turn: Condvar::new(), world: OnceLock::new() }
+        Self { state: Mutex::new(state), turn: Condvar::new(), world: OnceLock::new(), desk: OnceLock::new() }
     }
 
-    pub fn meet(&self, world: &'static World<Fake>) {
-        assert!(self.world.set(world).is_ok(), "once");
+    pub fn meet(&self, world: &'static World<Fake>, desk: &'static Desk) {
+        assert!(self.world.set(world).is_ok() && self.desk.set(desk).is_ok(), "once");
     }
 
     pub fn lock(&self) -> MutexGuard<'_, State> {
@@ -326,11 +367,15 @@ impl Sim {
         let now = state.now;
         let pending = &mut state.pending[me as usize];
         pending.kick = false;
+        let key = core::mem::take(&mut pending.key);
         if pending.timer.is_some_and(|due| due <= now) {
             pending.timer = None;
         }
         let vectors = core::mem::take(&mut pending.devices);
         drop(state);
+        if let Some(desk) = self.desk.get().filter(|_| key) {
+            desk.note_key();
+        }
         if let Some(world) = self.world.get() {
             for vector in vectors {
                 note_device_interrupt(world, vector);

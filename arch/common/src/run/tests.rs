@@ -131,3 +131,20 @@ fn an_interrupt_comes_through_in_every_order_of_steps() {
         }
     }
 }
+
+/// A guest on the second pCPU asks for its end, prints and logs; the first pCPU gets any number of steps at any moment
+/// of that, so that it may go round its loop and sleep in between.
+#[test]
+fn the_first_pcpu_is_woken_wherever_it_is() {
+    for before in 10..70 {
+        for between in (2..60).step_by(2) {
+            let schedule =
+                (0..before).map(|step| step % 2).chain([1; 4]).chain(core::iter::repeat_n(0, between));
+            let guests = vec![vec![], vec![5, 247]];
+            let script =
+                Script { schedule: schedule.collect(), commands: vec![0, 1], guests, busy: false, share: 1 };
+            let wrong = run(script);
+            assert!(wrong.is_empty(), "after {before} steps, {between} of the first pCPU: {wrong:#?}");
+        }
+    }
+}
