@@ -125,16 +125,22 @@ impl Core for vcpu::Core {
         self.halted
     }
 
-    fn prepare(&mut self, _vm: &Vm<'_>) {
+    fn prepare(&mut self, vm: &Vm<'_>) {
         self.prepare_event();
+        self.msrs.eoi.offer(&self.lapic, vm.memory);
+    }
+
+    fn cancel(&mut self, vm: &Vm<'_>) {
+        self.msrs.eoi.settle(&mut self.lapic, vm.memory);
     }
 
     fn enter(&mut self, pcpu: &mut SvmPcpu, flush: bool) -> Reason {
         self.hardware.enter(pcpu, flush)
     }
 
-    fn left(&mut self, _vm: &Vm<'_>) {
+    fn left(&mut self, vm: &Vm<'_>) {
         self.lapic.set_cr8(self.hardware.cr8());
+        self.msrs.eoi.settle(&mut self.lapic, vm.memory);
     }
 
     fn last_exit(&self) -> [u64; 4] {

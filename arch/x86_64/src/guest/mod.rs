@@ -19,6 +19,7 @@ pub mod machine;
 pub mod moment;
 pub mod msr;
 pub mod power;
+pub mod pv_eoi;
 pub mod pvclock;
 
 /// The access is to be answered with a general-protection fault in the guest.

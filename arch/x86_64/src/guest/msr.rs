@@ -17,6 +17,7 @@ use super::GeneralProtection;
 use super::lapic::{
     ApicEvent, LocalApic, MSR_APIC_BASE, MSR_TSC_DEADLINE, X2APIC_MSR_FIRST, X2APIC_MSR_LAST,
 };
+use super::pv_eoi::PvEoi;
 use super::pvclock::GuestClock;
 
 const IA32_TSC: u32 = 0x10;
@@ -31,6 +32,7 @@ const IA32_DEBUGCTL: u32 = 0x1d9;
 const IA32_MTRR_DEF_TYPE: u32 = 0x2ff;
 const KVM_WALL_CLOCK_NEW: u32 = 0x4b56_4d00;
 const KVM_SYSTEM_TIME_NEW: u32 = 0x4b56_4d01;
+const KVM_EOI_EN: u32 = 0x4b56_4d04;
 /// PERFEVTSEL0 to 3 and PERFCTR0 to 3 of the K7.
 const AMD_K7_COUNTERS: core::ops::RangeInclusive<u32> = 0xc001_0000..=0xc001_0007;
 const AMD_SYSCFG: u32 = 0xc001_0010;
@@ -75,6 +77,8 @@ pub struct Msrs {
     logged: ArrayVec<u32, LOGGED>,
     /// A clock structure that could not be written was logged.
     clock_logged: bool,
+    /// How the guest may end interrupts.
+    pub eoi: PvEoi,
 }
 
 impl Msrs {
@@ -88,6 +92,7 @@ impl Msrs {
             unknown: 0,
             logged: ArrayVec::new(),
             clock_logged: false,
+            eoi: PvEoi::default(),
         }
     }
 
@@ -109,6 +114,7 @@ impl Msrs {
             IA32_MTRR_DEF_TYPE => Ok(self.mtrr_def_type),
             KVM_SYSTEM_TIME_NEW => Ok(self.system_time),
             KVM_WALL_CLOCK_NEW => Ok(self.wall_clock),
+            KVM_EOI_EN => Ok(self.eoi.msr()),
             AMD_HWCR => Ok(HWCR_TSC_FREQ_SEL),
             AMD_DE_CFG => Ok(DE_CFG_LFENCE_SERIALISE),
             // A processor with AMD's signature has them, without a bit of CPUID that says so. These count nothing and
@@ -157,6 +163,7 @@ impl Msrs {
                 let written = clock.write_wall_clock(memory, GuestPhys(value));
                 self.note_clock("wall clock", written);
             }
+            KVM_EOI_EN => self.eoi.set_msr(value, memory)?,
             msr if AMD_K7_COUNTERS.contains(&msr) => {}
             // Settings without effect here: Linux writes back what it read with bits of its own.
             IA32_BIOS_SIGN_ID | IA32_MISC_ENABLE | IA32_DEBUGCTL | AMD_SYSCFG | AMD_HWCR | AMD_NB_CFG => {}
@@ -288,7 +295,8 @@ mod tests {
     proptest! {
         #[test]
         fn no_msr_access_panics(ops in proptest::collection::vec((any::<bool>(), any::<u32>(), any::<u64>()), 0..100)) {
-            const NAMED: [u32; 8] = [0x1b, 0x6e0, 0x80b, 0x830, 0x2ff, 0x4b56_4d00, 0x4b56_4d01, 0xc001_0015];
+            const NAMED: [u32; 9] =
+                [0x1b, 0x6e0, 0x80b, 0x830, 0x2ff, 0x4b56_4d00, 0x4b56_4d01, 0x4b56_4d04, 0xc001_0015];
             let mut msrs = Msrs::new("alpha");
             let mut lapic = LocalApic::new(0);
             let memory = TestMemory::new(0, 0x1000);

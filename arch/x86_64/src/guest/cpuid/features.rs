@@ -150,6 +150,8 @@ bitflags! {
         const NOP_IO_DELAY = 1 << 1;
         /// The clock of [`pvclock`](crate::guest::pvclock) at its present MSRs.
         const CLOCKSOURCE2 = 1 << 3;
+        /// Interrupts can be ended by [`pv_eoi`](crate::guest::pv_eoi).
+        const PV_EOI = 1 << 6;
         /// Its readings agree on all vCPUs.
         const CLOCKSOURCE_STABLE = 1 << 24;
     }

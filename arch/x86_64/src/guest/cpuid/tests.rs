@@ -86,7 +86,7 @@ fn topology_and_signature_read_as_linux_expects() {
     assert_eq!(query(&policy, 0xb, 1), CpuidResult { eax: 0, ebx: 1, ecx: 0x201, edx: 0 });
     assert_eq!(query(&policy, 0xb, 7), CpuidResult { ecx: 7, ..ZERO });
     assert_eq!(query(&policy, 0x4000_0000, 5).ebx.to_le_bytes(), *b"KVMK");
-    assert_eq!(query(&policy, 0x4000_0001, 0).eax, 1 << 1 | 1 << 3 | 1 << 24);
+    assert_eq!(query(&policy, 0x4000_0001, 0).eax, 1 << 1 | 1 << 3 | 1 << 6 | 1 << 24);
     assert_eq!(query(&policy, 0x8000_0008, 0).eax & 0xff, 40);
     assert_eq!(query(&policy, 0x8000_0007, 0).edx, 1 << 8);
     assert_eq!(query(&policy, 1, 0).ebx >> 16, 1);

@@ -313,6 +313,18 @@ impl LocalApic {
         self.tmr.contains(vector).then_some(ApicEvent::EndOfInterrupt { vector })
     }
 
+    /// Whether an interrupt is in service whose end concerns nobody else: it is edge-triggered, and none waits.
+    #[inline]
+    pub fn ends_silently(&self) -> bool {
+        self.isr.highest().is_some_and(|vector| !self.tmr.contains(vector)) && self.irr == VectorSet::EMPTY
+    }
+
+    /// The guest has ended the interrupt that [`LocalApic::ends_silently`] was asked about.
+    pub fn end_silently(&mut self) {
+        // It is edge-triggered: there is nothing to tell.
+        let _ = self.end_of_interrupt();
+    }
+
     /// Notes an error and raises the error interrupt, once per bit until software looked.
     fn error(&mut self, bit: u32) {
         if self.errors & bit == 0 {
