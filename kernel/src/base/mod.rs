@@ -9,4 +9,5 @@ pub mod drained;
 pub mod id;
 pub mod nearest;
 pub mod refusal;
+pub(crate) mod sync;
 pub mod table;

@@ -10,12 +10,11 @@
 //! **Invariant.** No message waits while nobody will show it: who logs tries the line after the message is in the
 //! ring, and who gives the line back looks into the ring afterwards.
 
-use core::sync::atomic::{AtomicBool, Ordering};
-
-use spin::mutex::TicketMutex;
+use core::sync::atomic::Ordering;
 
 use super::log::Logger;
 use super::{Console, Inputs, Sink};
+use crate::base::sync::{AtomicBool, TicketMutex};
 use crate::dev::Received;
 use crate::irq::host::Host;
 
@@ -47,6 +46,17 @@ impl Line {
         host: &'static dyn Host,
     ) -> Self {
         Self { console: TicketMutex::new(console), port, logger, host, left: AtomicBool::new(false) }
+    }
+
+    /// A line for a test that is explored.
+    #[cfg(test)]
+    fn explored(
+        console: Console,
+        port: &'static dyn SerialPort,
+        logger: &'static Logger,
+        host: &'static dyn Host,
+    ) -> Self {
+        Self { console: TicketMutex::explored(console), port, logger, host, left: AtomicBool::default() }
     }
 
     /// Uses the console, when it is one's turn. Not from an interrupt handler.
@@ -93,6 +103,64 @@ impl Line {
         if self.logger.is_waiting() {
             self.left.store(true, Ordering::SeqCst);
             self.host.wake_first();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::base::sync::explore;
+    use crate::config::ConsoleMode;
+    use crate::testing::SharedTruth;
+    use loom::sync::Arc;
+
+    /// Counts lines.
+    #[derive(Default)]
+    struct Lines(core::sync::atomic::AtomicU64);
+
+    impl SerialPort for Lines {
+        fn read(&self) -> Option<Received> {
+            None
+        }
+
+        fn write(&self, byte: u8) {
+            self.0.fetch_add(u64::from(byte == b'\n'), Ordering::Relaxed);
+        }
+    }
+
+    fn leak<T>(value: T) -> &'static T {
+        Box::leak(Box::new(value))
+    }
+
+    /// One logs while another has the line, or logs too: each message is shown, or the first processor is woken for it.
+    #[test]
+    fn no_message_is_left_without_anybody_to_show_it_in_every_order() {
+        for takes_line in [true, false] {
+            explore(move || {
+                let (port, logger, truth) =
+                    (leak(Lines::default()), leak(Logger::explored()), leak(SharedTruth::new(0)));
+                let console = Console::new(ConsoleMode::Framed, [], 0);
+                let line = Arc::new(Line::explored(console, port, logger, truth));
+                let other = line.clone();
+                let other = loom::thread::spawn(move || {
+                    logger.keep("other");
+                    other.show_log();
+                });
+                if takes_line {
+                    line.with(|_, _| ());
+                } else {
+                    logger.keep("own");
+                    line.show_log();
+                }
+                other.join().unwrap();
+                let messages = if takes_line { 1 } else { 2 };
+                let shown = port.0.load(Ordering::Relaxed);
+                let left = line.take_left();
+                assert!(shown == messages || left && truth.lock().wakes > 0, "{shown} of {messages}");
+                line.show_log();
+                assert_eq!(port.0.load(Ordering::Relaxed), messages, "each once");
+            });
         }
     }
 }

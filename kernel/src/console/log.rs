@@ -8,16 +8,18 @@
 //! **Invariant.** A message is shown whole and once, or counted as lost.
 
 use core::fmt::{self, Write};
-use core::sync::atomic::{AtomicU64, Ordering};
+use core::sync::atomic::Ordering;
 
 use arrayvec::ArrayString;
 use log::{Level, LevelFilter, Metadata, Record};
-use spin::{Mutex, Once};
+use spin::Once;
+
+use crate::base::sync::{AtomicU64, Mutex, MutexGuard, spin_loop};
 
 /// Longest message in bytes, with its time and origin.
 pub const MAX_MESSAGE: usize = 400;
-/// Messages that can wait.
-const WAITING: usize = 64;
+/// Messages that can wait; few in tests, some of which run on small stacks.
+const WAITING: usize = if cfg!(test) { 4 } else { 64 };
 /// How often a locked ring is tried. Another processor is done long before; the one that was interrupted
 /// while it held the lock never is.
 const TRIES: usize = 100_000;
@@ -57,6 +59,12 @@ struct Ring {
     count: usize,
 }
 
+impl Ring {
+    const fn new() -> Self {
+        Self { messages: [Message::new_const(); WAITING], first: 0, count: 0 }
+    }
+}
+
 /// The logger behind the macros of the `log` crate. One, in a `static`.
 pub struct Logger {
     ring: Mutex<Ring>,
@@ -73,11 +81,19 @@ impl Default for Logger {
 impl Logger {
     /// An empty one.
     pub const fn new() -> Self {
-        Self {
-            ring: Mutex::new(Ring { messages: [Message::new_const(); WAITING], first: 0, count: 0 }),
-            lost: AtomicU64::new(0),
-            sink: Once::new(),
-        }
+        Self { ring: Mutex::new(Ring::new()), lost: AtomicU64::new(0), sink: Once::new() }
+    }
+
+    /// An empty one for a test that is explored.
+    #[cfg(test)]
+    pub(super) fn explored() -> Self {
+        Self { ring: Mutex::explored(Ring::new()), lost: AtomicU64::default(), sink: Once::new() }
+    }
+
+    /// A message of that text alone.
+    #[cfg(test)]
+    pub(super) fn keep(&self, text: &str) {
+        self.put(Message::from(text).expect("a short one"));
     }
 
     /// Makes it the logger of all crates. Messages wait until there is a sink.
@@ -151,11 +167,11 @@ impl Logger {
         }
     }
 
-    fn lock(&self) -> Option<spin::MutexGuard<'_, Ring>> {
+    fn lock(&self) -> Option<MutexGuard<'_, Ring>> {
         (0..TRIES).find_map(|_| {
             let guard = self.ring.try_lock();
             if guard.is_none() {
-                core::hint::spin_loop();
+                spin_loop();
             }
             guard
         })
@@ -224,6 +240,7 @@ impl Write for OneLine {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::base::sync::explore;
     use log::Log;
 
     struct Clock;
@@ -297,6 +314,23 @@ mod tests {
         say(&logger, Level::Error, "in the handler");
         drop(guard);
         assert_eq!(drained(&logger), ["log: 1 messages came too fast and are lost"]);
+    }
+
+    /// One logs while another logs and shows: each message comes once, whole, and in the order of whoever logged it.
+    #[test]
+    fn messages_come_once_in_every_order() {
+        explore(|| {
+            let logger = loom::sync::Arc::new(Logger::explored());
+            let other = logger.clone();
+            let other = loom::thread::spawn(move || ["a1", "a2"].iter().for_each(|text| other.keep(text)));
+            logger.keep("b1");
+            let mut shown = drained(&logger);
+            other.join().unwrap();
+            assert_eq!(logger.is_waiting(), shown.len() < 3);
+            shown.extend(drained(&logger));
+            let of = |name: char| shown.iter().map(String::as_str).filter(move |text| text.starts_with(name));
+            assert!(of('a').eq(["a1", "a2"]) && of('b').eq(["b1"]) && shown.len() == 3, "{shown:?}");
+        });
     }
 
     #[test]

@@ -14,10 +14,11 @@ pub mod msi;
 use alloc::boxed::Box;
 use alloc::format;
 use core::ops::Range;
-use core::sync::atomic::{AtomicU64, Ordering};
+use core::sync::atomic::Ordering;
 
 use crate::base::id::{VdevId, VmId};
 use crate::base::refusal::Refusal;
+use crate::base::sync::AtomicU64;
 
 /// Where a physical interrupt goes.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -136,7 +137,7 @@ impl RouteTable {
             .collect();
         cpus.sort_unstable_by_key(|cpu| cpu.id);
         cpus.dedup_by_key(|cpu| cpu.id);
-        Self { cpus: cpus.into_boxed_slice(), first: vectors.start, stray: AtomicU64::new(0) }
+        Self { cpus: cpus.into_boxed_slice(), first: vectors.start, stray: AtomicU64::default() }
     }
 
     fn slot(&self, vector: HostVector) -> Option<&Slot> {
@@ -211,6 +212,8 @@ impl RouteTable {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::base::sync::explore;
+    use loom::sync::Arc;
     use proptest::prelude::*;
 
     const VECTOR: HostVector = HostVector { vector: 0x41, cpu: 7 };
@@ -246,6 +249,55 @@ mod tests {
         assert_eq!(table.deliver(on(0)), Some(ROUTE));
         assert_eq!(table.deliver(on(1)), Some(Route::ParentEvent(0)));
         assert_eq!(table.deliver(on(2)), None);
+    }
+
+    /// A vector that changes hands, while its interrupt comes: whoever gets it finds what its owner had done before, and
+    /// nobody gets it after the end.
+    #[test]
+    fn an_interrupt_finds_its_owner_in_every_order() {
+        const OTHER: Route = Route::ParentEvent(3);
+        explore(|| {
+            let table = Arc::new(RouteTable::new([VECTOR.cpu], VECTOR.vector..VECTOR.vector + 1));
+            let ready = Arc::new(AtomicU64::default());
+            let own = |route: Route| {
+                let (table, ready) = (table.clone(), ready.clone());
+                loom::thread::spawn(move || {
+                    let bit = if route == ROUTE { 1 } else { 2 };
+                    ready.fetch_add(bit, Ordering::Relaxed);
+                    let handle = table.register(VECTOR, route).ok()?;
+                    assert_eq!(handle.route(), route);
+                    table.unregister(handle);
+                    Some(())
+                })
+            };
+            let owners = [own(ROUTE), own(OTHER)];
+            let came = table.deliver(VECTOR);
+            match came {
+                Some(ROUTE) => assert_ne!(ready.load(Ordering::Relaxed) & 1, 0, "before it was ready"),
+                Some(OTHER) => assert_ne!(ready.load(Ordering::Relaxed) & 2, 0, "before it was ready"),
+                Some(route) => panic!("{route:?} is nobody's"),
+                None => assert_eq!(table.stray(), 1),
+            }
+            let got = owners.map(|owner| owner.join().unwrap().is_some());
+            assert_ne!(got, [false, false], "it was free, and neither got it");
+            assert_eq!((table.deliver(VECTOR), table.peek(VECTOR)), (None, None));
+            assert_eq!(table.stray(), 1 + u64::from(came.is_none()));
+        });
+    }
+
+    /// Both ask at once, and keep it: one has it.
+    #[test]
+    fn a_vector_has_one_owner_in_every_order() {
+        explore(|| {
+            let table = Arc::new(RouteTable::new([VECTOR.cpu], VECTOR.vector..VECTOR.vector + 1));
+            let other = table.clone();
+            let other = loom::thread::spawn(move || other.register(VECTOR, Route::ParentEvent(3)).is_ok());
+            let own = table.register(VECTOR, ROUTE).is_ok();
+            let other = other.join().unwrap();
+            assert!(own != other, "{own} and {other}");
+            let expected = if own { ROUTE } else { Route::ParentEvent(3) };
+            assert_eq!(table.deliver(VECTOR), Some(expected));
+        });
     }
 
     proptest! {
