@@ -10,8 +10,8 @@
 //! Source: Procedure Call Standard for the Arm 64-bit Architecture, 6.4.6 (frame pointer); Arm Architecture
 //! Reference Manual (DDI 0487), C6.2 (ADD, BL, BLR, RET).
 
-use arrayvec::ArrayVec;
 use pasidon_arch_common::backtrace::{Frame, Unwind};
+use pasidon_arch_common::image::Parts;
 
 pub use pasidon_arch_common::backtrace::{Position, ReadStack, Stop};
 
@@ -47,41 +47,28 @@ impl Frame for Registers {
     }
 }
 
-/// Parts of an image that are there; the writable ones are not needed.
-const PARTS: usize = 16;
 /// Instructions that a prologue has before X29 is set, at most: a store for each pair of registers, and the stack.
 const PROLOGUE: u32 = 16;
 /// Bytes of an instruction.
 const INSTRUCTION: u32 = 4;
 const WORD: u64 = 8;
 
-/// What of a loaded image is needed, all of it read-only.
+/// A loaded image.
 #[derive(Clone, Debug)]
-pub struct Image<'a> {
-    base: u64,
-    size: u64,
-    parts: ArrayVec<(u32, &'a [u8]), PARTS>,
+pub struct Image<'a>(Parts<'a>);
+
+impl<'a> From<Parts<'a>> for Image<'a> {
+    fn from(parts: Parts<'a>) -> Self {
+        Self(parts)
+    }
 }
 
-impl<'a> Image<'a> {
-    /// The image at `base` with `size` bytes. `parts`: its headers and its sections that are not written to, with
-    /// their places relative to `base`.
-    pub fn new(base: u64, size: u64, parts: impl IntoIterator<Item = (u32, &'a [u8])>) -> Self {
-        Self { base, size, parts: parts.into_iter().take(PARTS).collect() }
-    }
-
-    /// Where the image lies.
-    pub fn base(&self) -> u64 {
-        self.base
-    }
-
+impl Image<'_> {
     /// The instruction at an address relative to the image.
     fn instruction(&self, at: u32) -> Option<u32> {
-        self.parts.iter().find_map(|(start, part)| {
-            let from = at.checked_sub(*start)? as usize;
-            let four = part.get(from..)?.first_chunk::<4>()?;
-            Some(u32::from_le_bytes(*four))
-        })
+        let Self(parts) = self;
+        let word = parts.bytes(at, INSTRUCTION as usize)?;
+        Some(u32::from_le_bytes(*word.first_chunk()?))
     }
 
     /// Whether the frame that X29 points to is not yet, or no longer, the one of the function at `at`.
@@ -136,9 +123,9 @@ mod instruction {
 impl Unwind for Image<'_> {
     type Registers = Registers;
 
-    fn offset_of(&self, address: u64) -> Option<u32> {
-        let offset = address.checked_sub(self.base).filter(|offset| *offset < self.size)?;
-        u32::try_from(offset).ok()
+    fn parts(&self) -> &Parts<'_> {
+        let Self(parts) = self;
+        parts
     }
 
     fn caller(
@@ -201,7 +188,7 @@ mod tests {
     /// A function called by another, which is the outermost one; each has a record.
     fn caller_of(pc: u64, position: Position) -> Result<(Registers, Position), Stop> {
         let code = code();
-        let image = Image::new(BASE, 0x2000, [(CODE, code.as_slice())]);
+        let image = Image::from(Parts::new(BASE, 0x2000, [(CODE, code.as_slice())]));
         let words = [STACK + 32, at(3), 0, 0, 0, 0];
         let mut registers = Registers { pc, sp: STACK, ..Registers::default() };
         registers.x[FP] = STACK;
@@ -225,7 +212,7 @@ mod tests {
     #[test]
     fn the_outermost_record_ends_it() {
         let code = code();
-        let image = Image::new(BASE, 0x2000, [(CODE, code.as_slice())]);
+        let image = Image::from(Parts::new(BASE, 0x2000, [(CODE, code.as_slice())]));
         let mut registers = Registers::default();
         assert_eq!(image.caller(&registers, Position::Called, &|_| Some(0)), Err(Stop::Outermost));
         registers.x[FP] = STACK;
@@ -238,7 +225,7 @@ mod tests {
     fn calls_are_recognised() {
         let words = [0x97ff_fff0u32, 0xd63f_0100, 0xd65f_03c0, 0xd61f_0100];
         let code: Vec<u8> = words.into_iter().flat_map(u32::to_le_bytes).collect();
-        let image = Image::new(BASE, 0x2000, [(CODE, code.as_slice())]);
+        let image = Image::from(Parts::new(BASE, 0x2000, [(CODE, code.as_slice())]));
         let behind = [1, 2, 3, 4].map(|index| image.is_behind_call(at(index)));
         assert_eq!(behind, [true, true, false, false]);
         assert!(!image.is_behind_call(0));
@@ -259,7 +246,7 @@ mod tests {
             start in 0u64..40,
         ) {
             let code: Vec<u8> = code.into_iter().flat_map(u32::to_le_bytes).collect();
-            let image = Image::new(BASE, 0x2000, [(CODE, code.as_slice())]);
+            let image = Image::from(Parts::new(BASE, 0x2000, [(CODE, code.as_slice())]));
             let mut frame = Registers { pc: at(start), sp: STACK, ..Registers::default() };
             frame.x[FP] = STACK;
             let mut position = Position::Interrupted;

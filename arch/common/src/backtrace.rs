@@ -5,6 +5,7 @@ use core::fmt::{self, Write};
 
 use arrayvec::ArrayVec;
 
+use crate::image::Parts;
 use crate::stack::{STACK_BYTES, Stack};
 use crate::symbols::Place;
 
@@ -61,8 +62,13 @@ pub trait Unwind {
     /// The registers of a frame.
     type Registers: Frame;
 
+    /// What of the image may be read.
+    fn parts(&self) -> &Parts<'_>;
+
     /// An address relative to the image, if it is in there.
-    fn offset_of(&self, address: u64) -> Option<u32>;
+    fn offset_of(&self, address: u64) -> Option<u32> {
+        self.parts().offset_of(address)
+    }
 
     /// The frame that called the one with `registers`, and what its address is.
     ///
@@ -253,14 +259,13 @@ mod tests {
     }
 
     /// An image whose functions all push one word, and are called from anywhere.
-    struct OneWord;
+    struct OneWord(Parts<'static>);
 
     impl Unwind for OneWord {
         type Registers = Two;
 
-        fn offset_of(&self, address: u64) -> Option<u32> {
-            let offset = address.checked_sub(BASE)?;
-            (offset < SIZE).then_some(offset as u32)
+        fn parts(&self) -> &Parts<'_> {
+            &self.0
         }
 
         fn caller(&self, of: &Two, _: Position, read: ReadStack<'_>) -> Result<(Two, Position), Stop> {
@@ -280,7 +285,8 @@ mod tests {
         let top = STACK + words.len() as u64 * WORD;
         let read = |at: u64| words.get((at.checked_sub(STACK)? / WORD) as usize).copied();
         let mut out = String::new();
-        print_from(&mut out, &OneWord, &Two { pc, sp: STACK }, &read, &|sp| {
+        let image = OneWord(Parts::new(BASE, SIZE, []));
+        print_from(&mut out, &image, &Two { pc, sp: STACK }, &read, &|sp| {
             (STACK..=top).contains(&sp).then_some(top)
         })
         .unwrap();

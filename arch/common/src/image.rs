@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The loaded image: its sections, and how each is mapped.
+//! The loaded image: its sections, how each is mapped, and what of it may be read.
 //!
 //! **Invariant.** No section is both writable and executable: there is no [`Kind`] for it.
 //!
@@ -7,6 +7,7 @@
 
 use alloc::vec::Vec;
 
+use arrayvec::ArrayVec;
 use pasidon_kernel::base::addr::PAGE_SIZE;
 use pasidon_kernel::base::refusal::Refusal;
 
@@ -34,26 +35,62 @@ pub struct Section {
     pub kind: Kind,
 }
 
-/// The parts of the image at `base` with `size` bytes that nobody writes to, with their places relative to it:
-/// its headers, and the sections that say so.
-///
-/// # Safety
-/// The image must be there, for ever, and nothing written to those sections.
-pub unsafe fn read_only_parts(
+/// How many parts of an image are kept.
+const PARTS: usize = 16;
+
+/// What of a loaded image nobody writes to.
+#[derive(Clone, Debug)]
+pub struct Parts<'a> {
     base: u64,
     size: u64,
-    sections: &[Section],
-) -> impl Iterator<Item = (u32, &'static [u8])> {
-    let read_only = sections.iter().filter(|section| section.kind != Kind::Data);
-    read_only.map(move |section| {
-        // The first one is the whole image, of which the others are parts: what is left are the headers.
-        let next = sections.iter().map(|other| other.start).filter(|start| *start > section.start).min();
-        let end = next.map_or(section.end, |next| next.min(section.end));
-        let length = (end.min(base + size) - section.start) as usize;
-        // SAFETY: by the caller's promise.
-        let bytes = unsafe { core::slice::from_raw_parts(section.start as *const u8, length) };
-        ((section.start - base) as u32, bytes)
-    })
+    /// Address relative to `base`, and what is there.
+    parts: ArrayVec<(u32, &'a [u8]), PARTS>,
+}
+
+impl Parts<'static> {
+    /// Those of the image at `base` with `size` bytes: its headers, and the sections that say so.
+    ///
+    /// # Safety
+    /// The image must be there, for ever, and nothing written to those sections.
+    pub unsafe fn of_image(base: u64, size: u64, sections: &[Section]) -> Self {
+        let read_only = sections.iter().filter(|section| section.kind != Kind::Data);
+        let parts = read_only.map(|section| {
+            // The first one is the whole image, of which the others are parts: what is left are the headers.
+            let next = sections.iter().map(|other| other.start).filter(|start| *start > section.start).min();
+            let end = next.map_or(section.end, |next| next.min(section.end));
+            let length = (end.min(base + size) - section.start) as usize;
+            // SAFETY: by the caller's promise.
+            let bytes = unsafe { core::slice::from_raw_parts(section.start as *const u8, length) };
+            ((section.start - base) as u32, bytes)
+        });
+        Self::new(base, size, parts)
+    }
+}
+
+impl<'a> Parts<'a> {
+    /// Those given, with their places relative to `base`, of the image there with `size` bytes.
+    pub fn new(base: u64, size: u64, parts: impl IntoIterator<Item = (u32, &'a [u8])>) -> Self {
+        Self { base, size, parts: parts.into_iter().take(PARTS).collect() }
+    }
+
+    /// Where the image lies.
+    pub fn base(&self) -> u64 {
+        self.base
+    }
+
+    /// An address relative to the image, if it is in there.
+    pub fn offset_of(&self, address: u64) -> Option<u32> {
+        let offset = address.checked_sub(self.base).filter(|offset| *offset < self.size)?;
+        u32::try_from(offset).ok()
+    }
+
+    /// The bytes at an address relative to the image, if they are in one of its parts.
+    pub fn bytes(&self, at: u32, length: usize) -> Option<&'a [u8]> {
+        self.parts.iter().find_map(|(start, part)| {
+            let from = at.checked_sub(*start)? as usize;
+            part.get(from..from.checked_add(length)?)
+        })
+    }
 }
 
 /// The sections of a loaded PE32+ image at `base`, from its headers: the headers themselves are constants.
@@ -146,6 +183,24 @@ mod tests {
         let refusal = sections_of_image(0x10_0000, 0x4000, &image(&[0xe000_0020])).unwrap_err();
         assert!(refusal.why.contains("both writable and executable"));
         assert!(sections_of_image(0x10_0000, 0x1000, &headers).is_err());
+    }
+
+    #[test]
+    fn what_is_written_to_is_no_part() {
+        let size = 0x4000;
+        let memory = vec![0x1234_5678_u32; size];
+        let base = (memory.as_ptr() as u64).next_multiple_of(PAGE_SIZE);
+        let headers = image(&[0x6000_0020, 0xc000_0040, 0x4000_0040]);
+        let sections = sections_of_image(base, size as u64, &headers).unwrap();
+        // SAFETY: the memory is there until the end of this, and nobody writes to it.
+        let parts = unsafe { Parts::of_image(base, size as u64, &sections) };
+        let readable = |at: u32, length: usize| parts.bytes(at, length).is_some();
+        assert!(readable(0, 0x1000) && readable(0x1000, 0x1000) && readable(0x3000, 0x1000));
+        assert!(
+            !readable(0x2000, 1) && !readable(0x1fff, 2) && !readable(0x4000, 1) && !readable(u32::MAX, 1)
+        );
+        assert_eq!(parts.offset_of(base + 0x2000), Some(0x2000));
+        assert_eq!((parts.offset_of(base - 1), parts.offset_of(base + size as u64)), (None, None));
     }
 
     proptest! {

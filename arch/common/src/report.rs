@@ -142,18 +142,18 @@ impl Report {
         })
     }
 
-    /// Everything behind cause and registers. `image`: where it lies, and how it is unwound.
+    /// Everything behind cause and registers.
     pub fn finish<U: Unwind>(
         &self,
         index: u32,
-        image: Option<(u64, &U)>,
+        image: Option<&U>,
         registers: &U::Registers,
         stacks: &StackRanges,
     ) -> ! {
         let mut line = self.line();
         match image {
-            Some((base, image)) => {
-                let _ = writeln!(line, "backtrace, image at {base:#x}:");
+            Some(image) => {
+                let _ = writeln!(line, "backtrace, image at {:#x}:", image.parts().base());
                 let _ = backtrace::print(&mut line, image, registers, stacks);
             }
             None => {

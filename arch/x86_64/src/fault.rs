@@ -12,7 +12,7 @@ use core::panic::PanicInfo;
 
 use pasidon_arch_common::backtrace::StackRanges;
 use pasidon_arch_common::denial::Target;
-use pasidon_arch_common::image::read_only_parts;
+use pasidon_arch_common::image::Parts;
 use pasidon_arch_common::report::{Hooks, Report};
 use spin::Once;
 
@@ -56,7 +56,7 @@ static REPORT: Report = Report::new(Hooks {
 pub unsafe fn install(base: u64, size: u64, sections: &[Section]) {
     LOADED.call_once(|| Loaded {
         // SAFETY: by the caller's promise.
-        image: Image::new(base, size, unsafe { read_only_parts(base, size, sections) }),
+        image: unsafe { Parts::of_image(base, size, sections) }.into(),
         sections: sections.iter().rev().take(SECTIONS).copied().collect(),
     });
 }
@@ -136,7 +136,7 @@ fn print_registers(registers: &Registers, control: &Control) {
 
 /// Everything behind cause and registers.
 fn finish(me: Option<&'static Pcpu>, registers: &Registers) -> ! {
-    let image = LOADED.get().map(|loaded| (loaded.image.base(), &loaded.image));
+    let image = LOADED.get().map(|loaded| &loaded.image);
     let stacks = match me {
         Some(me) => StackRanges::of(me.stacks()),
         // On the firmware's tables all RAM is mapped, and its stack ends far below the end of that.

@@ -12,6 +12,7 @@
 
 use arrayvec::ArrayVec;
 use pasidon_arch_common::backtrace::{Frame, Unwind};
+use pasidon_arch_common::image::Parts;
 
 pub use pasidon_arch_common::backtrace::{Position, ReadStack, Stop};
 
@@ -43,16 +44,10 @@ impl Frame for Registers {
     }
 }
 
-/// Parts of an image that are there; the writable ones are not needed.
-const PARTS: usize = 16;
-
-/// What of a loaded image is needed, all of it read-only.
+/// A loaded image.
 #[derive(Clone, Debug)]
 pub struct Image<'a> {
-    base: u64,
-    size: u64,
-    /// Address relative to `base`, and what is there.
-    parts: ArrayVec<(u32, &'a [u8]), PARTS>,
+    parts: Parts<'a>,
     /// `.pdata`: [`ENTRY_BYTES`] for each function, sorted.
     entries: &'a [u8],
 }
@@ -102,41 +97,23 @@ impl Function {
     }
 }
 
-impl<'a> Image<'a> {
-    /// The image at `base` with `size` bytes. `parts`: its headers at 0 and its sections that are not written
-    /// to, with their places relative to `base`. An image without tables is one with leaf functions only.
-    pub fn new(base: u64, size: u64, parts: impl IntoIterator<Item = (u32, &'a [u8])>) -> Self {
-        let mut image = Self { base, size, parts: parts.into_iter().take(PARTS).collect(), entries: &[] };
-        image.entries = image.find_entries().unwrap_or_default();
-        image
+impl<'a> From<Parts<'a>> for Image<'a> {
+    /// An image without tables is one with leaf functions only.
+    fn from(parts: Parts<'a>) -> Self {
+        let entries = Self::find_entries(&parts).unwrap_or_default();
+        Self { parts, entries }
     }
+}
 
-    fn find_entries(&self) -> Option<&'a [u8]> {
+impl<'a> Image<'a> {
+    fn find_entries(parts: &Parts<'a>) -> Option<&'a [u8]> {
         /// In the DOS header.
         const E_LFANEW: u32 = 0x3c;
         /// From the PE signature to the data directories of PE32+, and the exception directory among them.
         const EXCEPTION_DIRECTORY: u32 = 24 + 112 + 3 * 8;
-        let header = u32_at(self.bytes(E_LFANEW, 4)?, 0)?;
-        let directory = self.bytes(header.checked_add(EXCEPTION_DIRECTORY)?, 8)?;
-        self.bytes(u32_at(directory, 0)?, u32_at(directory, 4)? as usize)
-    }
-
-    /// The bytes at an address relative to the image, if they are in one of its parts.
-    pub fn bytes(&self, at: u32, length: usize) -> Option<&'a [u8]> {
-        self.parts.iter().find_map(|(start, part)| {
-            let from = at.checked_sub(*start)? as usize;
-            part.get(from..from.checked_add(length)?)
-        })
-    }
-
-    /// Where the image lies.
-    pub fn base(&self) -> u64 {
-        self.base
-    }
-
-    /// How many bytes it has.
-    pub fn size(&self) -> u64 {
-        self.size
+        let header = u32_at(parts.bytes(E_LFANEW, 4)?, 0)?;
+        let directory = parts.bytes(header.checked_add(EXCEPTION_DIRECTORY)?, 8)?;
+        parts.bytes(u32_at(directory, 0)?, u32_at(directory, 4)? as usize)
     }
 
     /// How many functions have an entry.
@@ -155,9 +132,8 @@ impl<'a> Image<'a> {
 impl Unwind for Image<'_> {
     type Registers = Registers;
 
-    fn offset_of(&self, address: u64) -> Option<u32> {
-        let offset = address.checked_sub(self.base).filter(|offset| *offset < self.size)?;
-        u32::try_from(offset).ok()
+    fn parts(&self) -> &Parts<'_> {
+        &self.parts
     }
 
     fn caller(
@@ -175,7 +151,7 @@ impl Unwind for Image<'_> {
         let Some(at) = self.offset_of(address) else {
             return false;
         };
-        let before = |bytes: u32| at.checked_sub(bytes).and_then(|from| self.bytes(from, 2));
+        let before = |bytes: u32| at.checked_sub(bytes).and_then(|from| self.parts.bytes(from, 2));
         // FF /2, and as many bytes as its ModRM byte asks for.
         let indirect = |length: u32| {
             before(length).is_some_and(|bytes| {
@@ -278,7 +254,7 @@ fn undo(
     frame: &mut Registers,
     read: &impl Fn(u64) -> Result<u64, Stop>,
 ) -> Result<Undone, Stop> {
-    let fixed = image.bytes(info, INFO_BYTES).ok_or(Stop::Damaged)?;
+    let fixed = image.parts.bytes(info, INFO_BYTES).ok_or(Stop::Damaged)?;
     let (version, flags) = (fixed[0] & 7, fixed[0] >> 3);
     let (frame_register, frame_offset) = (usize::from(fixed[3] & 0xf), u64::from(fixed[3] >> 4) * 16);
     if !matches!(version, 1 | 2) {
@@ -286,7 +262,7 @@ fn undo(
     }
     let count = usize::from(fixed[2]);
     let codes_at = info.checked_add(INFO_BYTES as u32).ok_or(Stop::Damaged)?;
-    let codes = image.bytes(codes_at, count * 2).ok_or(Stop::Damaged)?;
+    let codes = image.parts.bytes(codes_at, count * 2).ok_or(Stop::Damaged)?;
     let codes = codes.as_chunks::<2>().0;
     // What follows a code in the array belongs to it.
     let slots = |[_, code]: [u8; 2]| {
@@ -358,7 +334,7 @@ fn undo(
         return Ok(Undone::All);
     }
     let chained_at = codes_at.checked_add((count.next_multiple_of(2) * 2) as u32);
-    let chained = chained_at.and_then(|at| Function::read(image.bytes(at, ENTRY_BYTES)?));
+    let chained = chained_at.and_then(|at| Function::read(image.parts.bytes(at, ENTRY_BYTES)?));
     chained.map(|function| Undone::Chained(function.info)).ok_or(Stop::Damaged)
 }
 
@@ -378,7 +354,7 @@ enum Release {
 impl Epilogue {
     /// What is executed from `offset` on, if that is an epilogue.
     fn at(image: &Image<'_>, function: &Function, offset: u32) -> Option<Self> {
-        let code = image.bytes(offset, (function.end - offset) as usize)?;
+        let code = image.parts.bytes(offset, (function.end - offset) as usize)?;
         let near = |byte: u8| i64::from(byte as i8) as u64;
         let far = |bytes: &[u8; 4]| i64::from(i32::from_le_bytes(*bytes)) as u64;
         let (release, mut code) = match code {

@@ -46,7 +46,7 @@ impl Made {
     fn image(&self) -> Image<'_> {
         let parts: [(u32, &[u8]); 4] =
             [(0, &self.headers), (TEXT, &self.text), (XDATA, &self.xdata), (PDATA, &self.pdata)];
-        Image::new(BASE, SIZE, parts)
+        Parts::new(BASE, SIZE, parts).into()
     }
 }
 
@@ -230,7 +230,7 @@ proptest! {
         let mut lines: Vec<u8> = bytes.clone();
         lines.resize(0x400, 0xff);
         let parts: [(u32, &[u8]); 2] = [(0, &lines), (TEXT, &bytes)];
-        let image = Image::new(BASE, SIZE, parts);
+        let image = Image::from(Parts::new(BASE, SIZE, parts));
         let _ = unwind(&image, &registers, position, &read);
         let _ = image.is_behind_call(registers.rip);
     }
