@@ -1,52 +1,72 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! The end: an exception in the hypervisor, or a panic. Says what happened and where, stops all other pCPUs by an
-//! SGI, and halts. What is said, and in which order, is [`pasidon_arch_common::report`]'s.
+//! SGI, and halts. What is said, and in which order, is [`pasidon_arch_common::fault`]'s; here are the registers.
 //!
-//! **Invariants.** Nothing here takes a lock or allocates. Memory is read only where it is known to be: the
-//! image's read-only sections, and this pCPU's stacks.
+//! **Invariant.** Nothing here takes a lock or allocates.
 
 use core::arch::asm;
-use core::fmt::Write;
+use core::fmt::{self, Write};
 use core::panic::PanicInfo;
 
 use aarch64_cpu::registers::{HCR_EL2, Readable, SCTLR_EL2, TCR_EL2, TTBR0_EL2};
-use pasidon_arch_common::backtrace::StackRanges;
-use pasidon_arch_common::denial::Target;
-use pasidon_arch_common::image::Parts;
-use pasidon_arch_common::report::{Hooks, Report};
-use spin::Once;
+use pasidon_arch_common::fault::{Exception, Faults, Processor};
+use pasidon_arch_common::report::{Hooks, print_registers};
 
 pub use pasidon_arch_common::report::Context;
 
 use crate::cause::{self, Cause, Kind};
 use crate::paging::Section;
 use crate::pcpu::{self, Pcpu};
+use crate::stack::Stack;
 use crate::trap_frame::TrapFrame;
 use crate::unwind::{FP, Image, LR, Registers, X_NAMES};
 use crate::{cpu, gic, paging, serial, time};
 
-/// The loaded image, and its sections' bounds.
-struct Loaded {
-    image: Image<'static>,
-    /// The last one with an address in it counts: the first is the whole image.
-    sections: arrayvec::ArrayVec<Section, SECTIONS>,
-}
-
-/// How many sections are looked at.
-const SECTIONS: usize = 16;
 /// How long the others get to stop. Simulated ones may have to wait for their turn.
 const STOP_NS: u64 = 1_000_000_000;
 
-static LOADED: Once<Loaded> = Once::new();
-static REPORT: Report = Report::new(Hooks {
-    write: serial::panic_write,
-    pcpus: pcpu::count,
-    stop_others: gic::stop_others,
-    wait_until: |done| {
-        let _ = time::spin_until(STOP_NS, done);
-    },
-    halt: cpu::halt,
-});
+static FAULTS: Faults<El2> = Faults::new();
+
+/// What of a fault is this processor's.
+struct El2;
+
+impl Processor for El2 {
+    type Image = Image<'static>;
+
+    const HOOKS: Hooks = Hooks {
+        write: serial::panic_write,
+        pcpus: pcpu::count,
+        stop_others: gic::stop_others,
+        wait_until: |done| {
+            let _ = time::spin_until(STOP_NS, done);
+        },
+        halt: cpu::halt,
+    };
+
+    /// Found without TPIDR_EL2, which may be what is wrong.
+    fn current() -> Option<(u32, impl Iterator<Item = Stack> + Clone)> {
+        let mpidr = cpu::mpidr();
+        pcpu::all().find(|pcpu| pcpu.mpidr == mpidr).map(|pcpu| (pcpu.index, Pcpu::stacks(pcpu)))
+    }
+
+    /// On the firmware's tables all RAM is mapped, and its stack ends far below the end of that.
+    fn is_readable(address: u64) -> bool {
+        paging::root() == 0 || paging::is_mapped(address)
+    }
+
+    fn print(registers: &Registers, out: &mut dyn Write) -> fmt::Result {
+        print_registers(out, &X_NAMES, &registers.x)?;
+        writeln!(out, "  sp  {:016x}  pc  {:016x}", registers.sp, registers.pc)?;
+        writeln!(
+            out,
+            "  sctlr {:#x}  hcr {:#x}  tcr {:#x}  ttbr0 {:#x}",
+            SCTLR_EL2.get(),
+            HCR_EL2.get(),
+            TCR_EL2.get(),
+            TTBR0_EL2.get()
+        )
+    }
+}
 
 /// Where the image was loaded, how many bytes it has, and its sections, as
 /// [`crate::paging::sections_of_image`] gives them; for backtraces. Once.
@@ -54,31 +74,18 @@ static REPORT: Report = Report::new(Hooks {
 /// # Safety
 /// The image must be there, for ever, and nothing written to those sections that say so.
 pub unsafe fn install(base: u64, size: u64, sections: &[Section]) {
-    LOADED.call_once(|| Loaded {
-        // SAFETY: by the caller's promise.
-        image: unsafe { Parts::of_image(base, size, sections) }.into(),
-        sections: sections.iter().rev().take(SECTIONS).copied().collect(),
-    });
+    // SAFETY: by the caller's promise.
+    unsafe { FAULTS.install(base, size, sections) };
 }
 
 /// Adds what `context` prints to the report. There is room for a few; says whether there was some left.
 pub fn add_context(context: Context) -> bool {
-    REPORT.add_context(context)
-}
-
-/// The pCPU that runs this, found without TPIDR_EL2, which may be what is wrong.
-fn me() -> Option<&'static Pcpu> {
-    let mpidr = cpu::mpidr();
-    pcpu::all().find(|pcpu| pcpu.mpidr == mpidr)
+    FAULTS.add_context(context)
 }
 
 /// Another pCPU has failed, and this one was at `pc` when it was told to stop.
 pub(crate) fn stop(pc: u64) -> ! {
-    if REPORT.is_begun() {
-        let index = me().map_or(0, |me| me.index);
-        REPORT.begin(index, pc, format_args!("stop"));
-    }
-    cpu::halt()
+    FAULTS.stop(pc)
 }
 
 /// Ends the hypervisor after an exception in it. `number`: the entry in its group of vectors.
@@ -87,16 +94,7 @@ pub(crate) fn exception(frame: &TrapFrame, number: u64, nested: bool, from_guest
     if kind == Kind::Fiq {
         stop(frame.elr);
     }
-    let me = me();
-    let index = me.map_or(0, |me| me.index);
-    REPORT.begin(index, frame.elr, format_args!("{}", cause::name(kind, frame.esr)));
-    let stacks = me.into_iter().flat_map(Pcpu::stacks);
-    let sections = LOADED.get().into_iter().flat_map(|loaded| &loaded.sections);
-    let cause =
-        Cause { kind, esr: frame.esr, far: frame.far, target: Target::of(frame.far, stacks, sections) };
-    let mut line = REPORT.line();
-    // The sink cannot fail, here and below.
-    let _ = writeln!(line, "Pasidon stops on pCPU {index}: {cause}");
+    let TrapFrame { esr, far, spsr, .. } = *frame;
     let above = core::ptr::from_ref(frame) as u64 + size_of::<TrapFrame>() as u64;
     let registers = Registers {
         x: frame.x,
@@ -104,59 +102,21 @@ pub(crate) fn exception(frame: &TrapFrame, number: u64, nested: bool, from_guest
         sp: if nested { above } else { frame.sp },
         pc: frame.elr,
     };
-    print_registers(&registers);
-    let _ = writeln!(
-        line,
-        "  esr {:#x}  far {:#x}  spsr {:#x}{}",
-        frame.esr,
-        frame.far,
-        frame.spsr,
-        if from_guest { "  from a guest" } else { "" }
-    );
-    finish(me, &registers)
+    let guest = if from_guest { "  from a guest" } else { "" };
+    let exception = Exception {
+        name: cause::name(kind, esr),
+        registers: &registers,
+        address: far,
+        syndrome: format_args!("esr {esr:#x}  far {far:#x}  spsr {spsr:#x}{guest}"),
+    };
+    FAULTS.exception(&exception, |target| Cause { kind, esr, far, target })
 }
 
 /// Ends the hypervisor after a panic.
 pub fn panic(info: &PanicInfo<'_>) -> ! {
     // SAFETY: from here on nothing but this runs on this pCPU.
     unsafe { asm!("msr daifset, #0xf", options(nomem, nostack)) };
-    let registers = capture();
-    let me = me();
-    let index = me.map_or(0, |me| me.index);
-    REPORT.begin(index, registers.pc, format_args!("panic ({})", info.message()));
-    let mut line = REPORT.line();
-    let _ = write!(line, "Pasidon stops on pCPU {index}: panic");
-    if let Some(location) = info.location() {
-        let _ = write!(line, " at {location}");
-    }
-    let _ = writeln!(line, ": {}", info.message());
-    print_registers(&registers);
-    finish(me, &registers)
-}
-
-fn print_registers(registers: &Registers) {
-    REPORT.registers(&X_NAMES, &registers.x);
-    let mut line = REPORT.line();
-    let _ = writeln!(line, "  sp  {:016x}  pc  {:016x}", registers.sp, registers.pc);
-    let _ = writeln!(
-        line,
-        "  sctlr {:#x}  hcr {:#x}  tcr {:#x}  ttbr0 {:#x}",
-        SCTLR_EL2.get(),
-        HCR_EL2.get(),
-        TCR_EL2.get(),
-        TTBR0_EL2.get()
-    );
-}
-
-/// Everything behind cause and registers.
-fn finish(me: Option<&'static Pcpu>, registers: &Registers) -> ! {
-    let image = LOADED.get().map(|loaded| &loaded.image);
-    let stacks = match me {
-        Some(me) => StackRanges::of(me.stacks()),
-        // On the firmware's tables all RAM is mapped, and its stack ends far below the end of that.
-        None => StackRanges::from(registers.sp, |at| paging::root() == 0 || paging::is_mapped(at)),
-    };
-    REPORT.finish(me.map_or(0, |me| me.index), image, registers, &stacks)
+    FAULTS.panic(info, &capture())
 }
 
 /// The registers here: those of the function this becomes a part of.

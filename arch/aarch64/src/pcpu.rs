@@ -57,7 +57,7 @@ impl Pcpu {
     }
 
     /// All its stacks.
-    pub fn stacks(&self) -> impl Iterator<Item = Stack> {
+    pub fn stacks(&self) -> impl Iterator<Item = Stack> + Clone {
         [self.stack, self.exception_stack].into_iter()
     }
 

@@ -5,7 +5,7 @@
 //!
 //! **Principle.** A physical address is a pointer, on every architecture. What differs is passed in: the bits
 //! of a page-table entry ([`Format`](pasidon_kernel::memory::page_table::Format)), how a frame is unwound
-//! ([`backtrace::Unwind`]), how the other processors are stopped ([`report::Hooks`]). No instruction and no register of any processor is in here.
+//! ([`backtrace::Unwind`]), what its registers are and how the other processors are stopped ([`fault::Processor`]). No instruction and no register of any processor is in here.
 #![cfg_attr(not(test), no_std)]
 
 extern crate alloc;
@@ -17,6 +17,7 @@ pub mod denial;
 pub mod entropy;
 #[cfg(test)]
 mod fake;
+pub mod fault;
 pub mod firmware_tables;
 pub mod hardware;
 pub mod history;

@@ -122,18 +122,6 @@ impl Report {
         Line(&self.hooks)
     }
 
-    /// Registers by their names, so many to a line.
-    pub fn registers(&self, names: &[&str], values: &[u64]) {
-        const PER_LINE: usize = 4;
-        let mut line = self.line();
-        for (names, values) in names.chunks(PER_LINE).zip(values.chunks(PER_LINE)) {
-            for (name, value) in names.iter().zip(values) {
-                let _ = write!(line, "  {name:3} {value:016x}");
-            }
-            let _ = writeln!(line);
-        }
-    }
-
     /// All pCPUs but `index`, with where they stopped.
     fn others(&self, index: u32) -> impl Iterator<Item = (u32, u64)> {
         (0..(self.hooks.pcpus)() as u32).filter(move |other| *other != index).filter_map(|other| {
@@ -178,6 +166,21 @@ impl Report {
         let _ = writeln!(line, "Pasidon stands still until the machine is reset");
         (self.hooks.halt)()
     }
+}
+
+/// Prints registers by their names, so many to a line.
+///
+/// # Errors
+/// When `out` cannot be written to.
+pub fn print_registers(out: &mut dyn Write, names: &[&str], values: &[u64]) -> fmt::Result {
+    const PER_LINE: usize = 4;
+    for (names, values) in names.chunks(PER_LINE).zip(values.chunks(PER_LINE)) {
+        for (name, value) in names.iter().zip(values) {
+            write!(out, "  {name:3} {value:016x}")?;
+        }
+        writeln!(out)?;
+    }
+    Ok(())
 }
 
 #[cfg(test)]

@@ -1,52 +1,72 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! The end: an exception in the hypervisor, or a panic. Says what happened and where, stops all other pCPUs by
-//! NMI, and halts. What is said, and in which order, is [`pasidon_arch_common::report`]'s.
+//! NMI, and halts. What is said, and in which order, is [`pasidon_arch_common::fault`]'s; here are the registers.
 //!
-//! **Invariants.** Nothing here takes a lock or allocates. Memory is read only where it is known to be: the
-//! image's read-only sections, and this pCPU's stacks.
+//! **Invariant.** Nothing here takes a lock or allocates.
 
 use core::arch::asm;
 use core::arch::x86_64::{__cpuid, __cpuid_count};
-use core::fmt::Write;
+use core::fmt::{self, Write};
 use core::panic::PanicInfo;
 
-use pasidon_arch_common::backtrace::StackRanges;
-use pasidon_arch_common::denial::Target;
-use pasidon_arch_common::image::Parts;
-use pasidon_arch_common::report::{Hooks, Report};
-use spin::Once;
+use pasidon_arch_common::fault::{Exception, Faults, Processor};
+use pasidon_arch_common::report::{Hooks, print_registers};
 
 pub use pasidon_arch_common::report::Context;
 
 use crate::cause::{self, Cause};
 use crate::paging::Section;
 use crate::pcpu::{self, Pcpu};
+use crate::stack::Stack;
 use crate::trap_frame::TrapFrame;
-use crate::unwind::{GPR_NAMES, Image, RSP, Registers};
+use crate::unwind::{GPR_NAMES, Image, Registers};
 use crate::{apic, cpu, paging, serial, time};
 
-/// The loaded image, and its sections' bounds.
-struct Loaded {
-    image: Image<'static>,
-    /// The last one with an address in it counts: the first is the whole image.
-    sections: arrayvec::ArrayVec<Section, SECTIONS>,
-}
-
-/// How many sections are looked at.
-const SECTIONS: usize = 16;
 /// How long the others get to stop. Simulated ones may have to wait for their turn.
 const STOP_NS: u64 = 1_000_000_000;
 
-static LOADED: Once<Loaded> = Once::new();
-static REPORT: Report = Report::new(Hooks {
-    write: serial::panic_write,
-    pcpus: pcpu::count,
-    stop_others: apic::nmi_all_others,
-    wait_until: |done| {
-        let _ = time::spin_until(STOP_NS, done);
-    },
-    halt: cpu::halt,
-});
+static FAULTS: Faults<X86_64> = Faults::new();
+
+/// What of a fault is this processor's.
+struct X86_64;
+
+impl Processor for X86_64 {
+    type Image = Image<'static>;
+
+    const HOOKS: Hooks = Hooks {
+        write: serial::panic_write,
+        pcpus: pcpu::count,
+        stop_others: apic::nmi_all_others,
+        wait_until: |done| {
+            let _ = time::spin_until(STOP_NS, done);
+        },
+        halt: cpu::halt,
+    };
+
+    /// Found without GS base, which may be a guest's.
+    fn current() -> Option<(u32, impl Iterator<Item = Stack> + Clone)> {
+        /// Extended topology: EDX is the x2APIC ID.
+        const TOPOLOGY: u32 = 0xb;
+        let apic_id = if __cpuid(0).eax >= TOPOLOGY && __cpuid_count(TOPOLOGY, 0).ebx != 0 {
+            __cpuid_count(TOPOLOGY, 0).edx
+        } else {
+            __cpuid(1).ebx >> 24
+        };
+        let mut all = (0..pcpu::count() as u32).filter_map(pcpu::get);
+        all.find(|pcpu| pcpu.apic_id == apic_id).map(|pcpu| (pcpu.index, Pcpu::stacks(pcpu)))
+    }
+
+    /// On the firmware's tables all RAM is mapped, and its stack ends far below the end of that.
+    fn is_readable(address: u64) -> bool {
+        paging::root() == 0 || paging::is_mapped(address)
+    }
+
+    fn print(registers: &Registers, out: &mut dyn Write) -> fmt::Result {
+        print_registers(out, &GPR_NAMES, &registers.gpr)?;
+        let Control { cr0, cr2, cr3, cr4 } = Control::read();
+        writeln!(out, "  rip {:016x}  cr0 {cr0:x}  cr2 {cr2:x}  cr3 {cr3:x}  cr4 {cr4:x}", registers.rip)
+    }
+}
 
 /// Where the image was loaded, how many bytes it has, and its sections, as
 /// [`crate::paging::sections_of_image`] gives them; for backtraces. Once.
@@ -54,95 +74,36 @@ static REPORT: Report = Report::new(Hooks {
 /// # Safety
 /// The image must be there, for ever, and nothing written to those sections that say so.
 pub unsafe fn install(base: u64, size: u64, sections: &[Section]) {
-    LOADED.call_once(|| Loaded {
-        // SAFETY: by the caller's promise.
-        image: unsafe { Parts::of_image(base, size, sections) }.into(),
-        sections: sections.iter().rev().take(SECTIONS).copied().collect(),
-    });
+    // SAFETY: by the caller's promise.
+    unsafe { FAULTS.install(base, size, sections) };
 }
 
 /// Adds what `context` prints to the report. There is room for a few; says whether there was some left.
 pub fn add_context(context: Context) -> bool {
-    REPORT.add_context(context)
-}
-
-/// The pCPU that runs this, found without GS base, which may be a guest's.
-fn me() -> Option<&'static Pcpu> {
-    /// Extended topology: EDX is the x2APIC ID.
-    const TOPOLOGY: u32 = 0xb;
-    let apic_id = if __cpuid(0).eax >= TOPOLOGY && __cpuid_count(TOPOLOGY, 0).ebx != 0 {
-        __cpuid_count(TOPOLOGY, 0).edx
-    } else {
-        __cpuid(1).ebx >> 24
-    };
-    (0..pcpu::count() as u32).filter_map(pcpu::get).find(|pcpu| pcpu.apic_id == apic_id)
+    FAULTS.add_context(context)
 }
 
 /// Ends the hypervisor after an exception in it.
 pub fn exception(frame: &TrapFrame) -> ! {
-    let me = me();
-    let index = me.map_or(0, |me| me.index);
     let vector = frame.vector as u8;
-    REPORT.begin(index, frame.rip, format_args!("{}", cause::name(vector)));
-    let control = Control::read();
-    let stacks = me.into_iter().flat_map(Pcpu::stacks);
-    let sections = LOADED.get().into_iter().flat_map(|loaded| &loaded.sections);
-    let cause = Cause {
-        vector,
-        error_code: frame.error_code,
-        address: control.cr2,
-        target: Target::of(control.cr2, stacks, sections),
+    let address = Control::read().cr2;
+    let exception = Exception {
+        name: cause::name(vector),
+        registers: &registers_of(frame),
+        address,
+        syndrome: format_args!(
+            "rflags {:#x}  cs {:#x}  ss {:#x}  vector {vector}  error code {:#x}",
+            frame.rflags, frame.cs, frame.ss, frame.error_code
+        ),
     };
-    let mut line = REPORT.line();
-    // The sink cannot fail, here and below.
-    let _ = writeln!(line, "Pasidon stops on pCPU {index}: {cause}");
-    let registers = registers_of(frame);
-    print_registers(&registers, &control);
-    let _ = writeln!(
-        line,
-        "  rflags {:#x}  cs {:#x}  ss {:#x}  vector {vector}  error code {:#x}",
-        frame.rflags, frame.cs, frame.ss, frame.error_code
-    );
-    finish(me, &registers)
+    FAULTS.exception(&exception, |target| Cause { vector, error_code: frame.error_code, address, target })
 }
 
 /// Ends the hypervisor after a panic.
 pub fn panic(info: &PanicInfo<'_>) -> ! {
     // SAFETY: from here on nothing but this runs on this pCPU.
     unsafe { asm!("cli", options(nomem, nostack)) };
-    let registers = capture();
-    let me = me();
-    let index = me.map_or(0, |me| me.index);
-    REPORT.begin(index, registers.rip, format_args!("panic ({})", info.message()));
-    let mut line = REPORT.line();
-    let _ = write!(line, "Pasidon stops on pCPU {index}: panic");
-    if let Some(location) = info.location() {
-        let _ = write!(line, " at {location}");
-    }
-    let _ = writeln!(line, ": {}", info.message());
-    print_registers(&registers, &Control::read());
-    finish(me, &registers)
-}
-
-fn print_registers(registers: &Registers, control: &Control) {
-    REPORT.registers(&GPR_NAMES, &registers.gpr);
-    let Control { cr0, cr2, cr3, cr4 } = control;
-    let _ = writeln!(
-        REPORT.line(),
-        "  rip {:016x}  cr0 {cr0:x}  cr2 {cr2:x}  cr3 {cr3:x}  cr4 {cr4:x}",
-        registers.rip
-    );
-}
-
-/// Everything behind cause and registers.
-fn finish(me: Option<&'static Pcpu>, registers: &Registers) -> ! {
-    let image = LOADED.get().map(|loaded| &loaded.image);
-    let stacks = match me {
-        Some(me) => StackRanges::of(me.stacks()),
-        // On the firmware's tables all RAM is mapped, and its stack ends far below the end of that.
-        None => StackRanges::from(registers.gpr[RSP], |at| paging::root() == 0 || paging::is_mapped(at)),
-    };
-    REPORT.finish(me.map_or(0, |me| me.index), image, registers, &stacks)
+    FAULTS.panic(info, &capture())
 }
 
 /// The control registers that matter after a fault.
@@ -217,6 +178,7 @@ const _: () = {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::unwind::RSP;
 
     #[test]
     fn registers_are_captured_and_taken_from_a_frame_in_the_order_of_their_encoding() {

@@ -49,7 +49,7 @@ impl Pcpu {
     }
 
     /// All its stacks: the one it runs on, and those of the exceptions that have their own.
-    pub fn stacks(&self) -> impl Iterator<Item = Stack> {
+    pub fn stacks(&self) -> impl Iterator<Item = Stack> + Clone {
         core::iter::once(self.stack).chain(self.descriptors.stacks)
     }
 
