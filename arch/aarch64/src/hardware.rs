@@ -198,7 +198,7 @@ impl Core for vcpu::Core {
         let mut board = vm.board.lock();
         let gic = board.platform.gic();
         let physical = self.timer.check(gic, control);
-        self.control = gic.fill(vcpu::VCPU, &mut self.list_registers[..self.count], interface).0;
+        self.control = gic.fill(vcpu::VCPU, &mut self.list_registers[..self.count], interface);
         let _ = board.platform.take_wakes();
         drop(board);
         apply(physical);
@@ -210,13 +210,13 @@ impl Core for vcpu::Core {
 
     fn enter(&mut self, pcpu: &mut El2Pcpu, flush: bool) -> Reason {
         // SAFETY: the loop has loaded it here, with IRQs masked.
-        let (reason, control) = unsafe {
+        let (reason, hcr) = unsafe {
             if flush {
                 self.hardware.forget_translations();
             }
             self.hardware.enter(pcpu, &mut self.list_registers, self.control)
         };
-        self.control = control;
+        self.control.hcr = hcr;
         reason
     }
 

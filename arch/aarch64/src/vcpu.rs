@@ -8,7 +8,7 @@ use pasidon_arch_common::view::VmView;
 use crate::el2::own_vmid::OwnVmid;
 use crate::el2::{El2Vcpu, debug};
 use crate::guest::exception::Exception;
-use crate::guest::gic::{LIST_REGISTERS_MAX, VCpuInterface};
+use crate::guest::gic::{Control, LIST_REGISTERS_MAX, VCpuInterface};
 use crate::guest::machine::ArmPlatform;
 use crate::guest::sysreg::SystemRegisters;
 use crate::guest::timer::VirtualTimer;
@@ -30,8 +30,8 @@ pub struct Core {
     pub(crate) list_registers: [u64; LIST_REGISTERS_MAX],
     /// How many of them the processor has.
     pub(crate) count: usize,
-    /// ICH_HCR_EL2 for the entry, and what it was at the exit.
-    pub(crate) control: u64,
+    /// ICH_HCR_EL2 for the entry, and what it was at the exit, with the list registers that are in use.
+    pub(crate) control: Control,
     pub(crate) waiting: bool,
     /// The processor has its breakpoints and watchpoints.
     pub(crate) points_loaded: bool,
@@ -57,7 +57,7 @@ impl Core {
             _vmid: vmid,
             list_registers: [0; LIST_REGISTERS_MAX],
             count: 1,
-            control: 0,
+            control: Control::default(),
             waiting: false,
             points_loaded: false,
             exception: None,
@@ -79,7 +79,7 @@ impl Core {
     /// The list registers go back to the interrupt controller.
     pub(crate) fn take_back(&mut self, vm: &Vm<'_>) {
         let mut board = vm.board.lock();
-        board.platform.gic().sync(VCPU, &self.list_registers[..self.count], self.control);
+        board.platform.gic().sync(VCPU, &self.list_registers[..self.control.used], self.control.hcr);
         let _ = board.platform.take_wakes();
     }
 }

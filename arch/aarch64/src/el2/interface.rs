@@ -8,7 +8,7 @@
 
 use core::arch::asm;
 
-use crate::guest::gic::LIST_REGISTERS_MAX;
+use crate::guest::gic::{Control, LIST_REGISTERS_MAX};
 
 macro_rules! read {
     ($name:literal) => {{
@@ -96,6 +96,8 @@ pub struct Interface {
     pub vmcr: u64,
     ap0r: [u64; 4],
     ap1r: [u64; 4],
+    /// How many of the processor's list registers, from the first, may hold something.
+    filled: usize,
 }
 
 macro_rules! active_priorities {
@@ -132,7 +134,7 @@ impl Interface {
     ///
     /// # Safety
     /// At EL2, on a processor with a GICv3 whose system registers are enabled.
-    pub unsafe fn load(&self, capabilities: Capabilities) {
+    pub unsafe fn load(&mut self, capabilities: Capabilities) {
         /// Where Enable of ICC_SRE_EL2 cannot be cleared, an earlier guest may have changed it; and fields of
         /// ICH_VMCR_EL2 depend on it.
         const SYSTEM_REGISTERS: u64 = 0b111;
@@ -140,6 +142,8 @@ impl Interface {
         // SAFETY: what comes next sees it.
         unsafe { asm!("isb", options(nostack, preserves_flags)) };
         write!("ich_vmcr_el2", self.vmcr);
+        // An earlier guest's.
+        self.filled = capabilities.list_registers;
         active_priorities!(self, capabilities.active_priorities, load_priority);
     }
 
@@ -152,24 +156,26 @@ impl Interface {
         active_priorities!(self, capabilities.active_priorities, save_priority);
     }
 
-    /// Before an entry: the list registers, and ICH_HCR_EL2.
+    /// Before an entry: the list registers, all that the processor has, and ICH_HCR_EL2. Those that are empty and were
+    /// before are not written: an access costs many times what one to memory does.
     ///
     /// # Safety
-    /// As for [`Interface::load`].
-    pub unsafe fn lend(registers: &[u64], hcr: u64) {
-        for (index, value) in registers.iter().enumerate() {
+    /// As for [`Interface::load`], which was the last that touched them, or [`Interface::take_back`].
+    pub unsafe fn lend(&mut self, registers: &[u64], control: Control) {
+        for (index, value) in registers.iter().enumerate().take(self.filled.max(control.used)) {
             set_list_register(index, *value);
         }
-        write!("ich_hcr_el2", hcr);
+        self.filled = control.used;
+        write!("ich_hcr_el2", control.hcr);
     }
 
-    /// After an exit: the list registers as the guest left them, and what ICH_HCR_EL2 was. The interface is off
+    /// After an exit: the list registers in use as the guest left them, and what ICH_HCR_EL2 was. The interface is off
     /// then.
     ///
     /// # Safety
     /// As for [`Interface::load`].
     pub unsafe fn take_back(&mut self, registers: &mut [u64]) -> u64 {
-        for (index, value) in registers.iter_mut().enumerate() {
+        for (index, value) in registers.iter_mut().enumerate().take(self.filled) {
             *value = list_register(index);
         }
         self.vmcr = read!("ich_vmcr_el2");

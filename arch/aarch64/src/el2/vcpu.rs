@@ -12,7 +12,7 @@ use super::{control, enter, exits, identification, traps};
 use crate::features::Features;
 use crate::guest::boot::EntryState;
 use crate::guest::exception::{self, Exception, Interrupted};
-use crate::guest::gic::LIST_REGISTERS_MAX;
+use crate::guest::gic::{Control, LIST_REGISTERS_MAX};
 use crate::guest::timer::VirtualCount;
 use crate::guest::walk::Stage1;
 use crate::system_register::SystemRegister;
@@ -188,8 +188,8 @@ impl El2Vcpu {
         }
     }
 
-    /// Runs the guest until something happens. `list_registers` and `hcr` are for its virtual CPU interface; the
-    /// registers come back as the guest left them, with ICH_HCR_EL2.
+    /// Runs the guest until something happens. `list_registers` and `control` are for its virtual CPU interface; the
+    /// registers in use come back as the guest left them, with ICH_HCR_EL2.
     ///
     /// # Safety
     /// It is loaded on this pCPU; IRQs are masked.
@@ -197,12 +197,12 @@ impl El2Vcpu {
         &mut self,
         pcpu: &El2Pcpu,
         list_registers: &mut [u64; LIST_REGISTERS_MAX],
-        hcr: u64,
+        control: Control,
     ) -> (exits::Reason, u64) {
         let registers = &mut list_registers[..pcpu.interface.list_registers];
         // SAFETY: by the caller's promise, and GICv3 system registers are a condition of the start.
         let (vector, hcr) = unsafe {
-            Interface::lend(registers, hcr);
+            self.interface.lend(registers, control);
             let vector = enter::enter(&mut self.context);
             (vector, self.interface.take_back(registers))
         };

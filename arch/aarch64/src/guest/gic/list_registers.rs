@@ -76,10 +76,14 @@ impl VCpuInterface {
     }
 }
 
-/// ICH_HCR_EL2 for the entry: the interface enabled, and the maintenance interrupts that this entry needs.
-/// EOIcount is zero.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Control(pub u64);
+/// What an entry needs beside the list registers.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Control {
+    /// ICH_HCR_EL2: the interface enabled, and the maintenance interrupts that this entry needs. EOIcount is zero.
+    pub hcr: u64,
+    /// How many list registers, from the first, are in use. A guest can put nothing into the others.
+    pub used: usize,
+}
 
 /// One that wants a list register. Ordered as they are chosen.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -92,7 +96,7 @@ struct Candidate {
 }
 
 impl Gic {
-    /// Before `vcpu` enters the guest: writes all of `registers` (those that the processor has, 1 to
+    /// Before `vcpu` enters the guest: writes `registers` (those that the processor has, 1 to
     /// [`LIST_REGISTERS_MAX`]; unused ones become 0) and says what ICH_HCR_EL2 is to be. After [`Gic::sync`]
     /// of the same vCPU, and with nothing but changes told to [`Gic`] in between.
     pub fn fill(&mut self, vcpu: u16, registers: &mut [u64], interface: VCpuInterface) -> Control {
@@ -100,6 +104,10 @@ impl Gic {
         // Whatever changed before is in what it gets now.
         self.wakes.remove(vcpu);
         let mut control = hcr::EN;
+        // At most exits there is none.
+        if self.is_idle(vcpu) {
+            return Control { hcr: control, used: 0 };
+        }
         let room = registers.len().min(LIST_REGISTERS_MAX);
         let mut chosen: ArrayVec<Candidate, LIST_REGISTERS_MAX> = ArrayVec::new();
         let mut overflow = false;
@@ -146,12 +154,12 @@ impl Gic {
             // One that is deactivated by its number says more than a count.
             control |= hcr::LRENPIE | hcr::TDIR;
         }
-        Control(control)
+        Control { hcr: control, used: chosen.len() }
     }
 
     /// After `vcpu` left the guest: takes back what [`Gic::fill`] gave. `registers` and `hcr` are
-    /// `ICH_LR<n>_EL2` and ICH_HCR_EL2 as they were read; they are then free, and the caller disables the
-    /// interface.
+    /// `ICH_LR<n>_EL2`, those in use at least, and ICH_HCR_EL2 as they were read; they are then free, and the caller
+    /// disables the interface.
     pub fn sync(&mut self, vcpu: u16, registers: &[u64], hcr: u64) {
         for value in registers.iter().filter(|value| **value != 0) {
             let number = (value & lr::VINTID) as u32;
@@ -212,6 +220,12 @@ impl Gic {
             found |= candidate.is_some_and(|c| c.only_pending && c.priority < interface.priority_mask());
         });
         found
+    }
+
+    /// Whether no interrupt concerns `vcpu`.
+    fn is_idle(&self, vcpu: u16) -> bool {
+        self.vcpus.get(usize::from(vcpu)).is_none_or(|redistributor| redistributor.busy == 0)
+            && self.busy.iter().all(|word| *word == 0)
     }
 
     /// Calls `with` for every interrupt that may concern `vcpu`.

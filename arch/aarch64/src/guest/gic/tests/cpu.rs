@@ -39,8 +39,10 @@ impl Cpu {
 
     pub fn enter(&mut self, gic: &mut Gic) {
         let interface = self.interface();
-        let Control(control) = gic.fill(self.vcpu, &mut self.registers, interface);
-        self.control = control;
+        let Control { hcr, used } = gic.fill(self.vcpu, &mut self.registers, interface);
+        let (in_use, empty) = self.registers.split_at(used);
+        assert!(in_use.iter().all(|register| *register != 0) && empty.iter().all(|register| *register == 0));
+        self.control = hcr;
     }
 
     pub fn exit(&mut self, gic: &mut Gic) {

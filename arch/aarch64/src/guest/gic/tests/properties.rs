@@ -238,8 +238,8 @@ proptest! {
                 3 => gic.send_sgi(vcpu, value, SgiGroup::Group1),
                 4 => {
                     let interface = VCpuInterface { vmcr: value };
-                    let Control(control) = gic.fill(vcpu, &mut registers, interface);
-                    prop_assert!(control & hcr::EN != 0);
+                    let Control { hcr, used } = gic.fill(vcpu, &mut registers, interface);
+                    prop_assert!(hcr & hcr::EN != 0 && used <= registers.len());
                 }
                 _ => {
                     registers[0] ^= value;
