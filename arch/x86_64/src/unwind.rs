@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! From a function to who called it, by the image's own tables; no frame pointers needed.
+//! From a function to who called it, by the image's own tables. Frame pointers would not do: on this target RBP lies
+//! somewhere in its frame, and only the tables say where.
 //!
 //! **Principle.** A PE image says for each function that touches the stack where it begins and ends
 //! (`.pdata`), and what its prologue did to the stack, step by step (unwind codes). Undone in reverse, they
@@ -56,25 +57,19 @@ pub struct Image<'a> {
 const ENTRY_BYTES: usize = 12;
 /// UNWIND_INFO up to its codes.
 const INFO_BYTES: usize = 4;
-/// UNW_FLAG_CHAININFO: the codes of another function's entry come after these.
-const CHAINED: u8 = 4;
-/// How long a chain may be.
-const CHAIN_LIMIT: usize = 32;
 /// How many pops an epilogue can have, with room.
 const POPS_LIMIT: usize = 16;
 
-/// What an unwind code undoes (UNWIND_CODE, unwind operation code).
+/// UNWIND_INFO's version and flags: no handler, and nothing chained to it.
+const VERSION_1: u8 = 1;
+
+/// What an unwind code undoes (UNWIND_CODE, unwind operation code). There are more; nothing in this image has them:
+/// it saves by pushing only, and no frame is larger than a stack.
 mod operation {
     pub const PUSH_NONVOL: u8 = 0;
     pub const ALLOC_LARGE: u8 = 1;
     pub const ALLOC_SMALL: u8 = 2;
     pub const SET_FPREG: u8 = 3;
-    pub const SAVE_NONVOL: u8 = 4;
-    pub const SAVE_NONVOL_FAR: u8 = 5;
-    /// Version 2 only: where epilogues are; undoes nothing.
-    pub const EPILOG: u8 = 6;
-    pub const SAVE_XMM128: u8 = 8;
-    pub const SAVE_XMM128_FAR: u8 = 9;
     pub const PUSH_MACHFRAME: u8 = 10;
 }
 
@@ -203,27 +198,14 @@ pub fn unwind(
         epilogue.finish(&mut frame, &read)?;
         return Ok((frame, Position::Called));
     }
-    let mut executed = Some(offset - function.begin);
-    let mut info = function.info;
-    for _ in 0..CHAIN_LIMIT {
-        let undone = undo(image, info, executed, &mut frame, &read)?;
-        match undone {
-            Undone::Interrupt => return Ok((frame, Position::Interrupted)),
-            Undone::Chained(next) => {
-                info = next;
-                // What is chained to had its whole prologue executed.
-                executed = None;
-            }
-            Undone::All => {
-                ret(&mut frame, &read)?;
-                if frame.gpr[RSP] <= registers.gpr[RSP] {
-                    return Err(Stop::Damaged);
-                }
-                return Ok((frame, Position::Called));
-            }
+    let next = undo(image, &function, offset, &mut frame, &read)?;
+    if next == Position::Called {
+        ret(&mut frame, &read)?;
+        if frame.gpr[RSP] <= registers.gpr[RSP] {
+            return Err(Stop::Damaged);
         }
     }
-    Err(Stop::Damaged)
+    Ok((frame, next))
 }
 
 fn pop(frame: &mut Registers, read: &impl Fn(u64) -> Result<u64, Stop>) -> Result<u64, Stop> {
@@ -237,105 +219,55 @@ fn ret(frame: &mut Registers, read: &impl Fn(u64) -> Result<u64, Stop>) -> Resul
     Ok(())
 }
 
-enum Undone {
-    /// The frame is as when the function was called.
-    All,
-    /// It is as it was where an exception or interrupt came.
-    Interrupt,
-    /// The codes of this further unwind information are still to be undone.
-    Chained(u32),
-}
-
-/// Undoes the codes of one UNWIND_INFO: those of the first `executed` bytes of the function, or all.
+/// Undoes what of the function's prologue lies before `offset`. The frame is as when the function was called then, or as
+/// it was where an exception or interrupt came.
 fn undo(
     image: &Image<'_>,
-    info: u32,
-    executed: Option<u32>,
+    function: &Function,
+    offset: u32,
     frame: &mut Registers,
     read: &impl Fn(u64) -> Result<u64, Stop>,
-) -> Result<Undone, Stop> {
-    let fixed = image.parts.bytes(info, INFO_BYTES).ok_or(Stop::Damaged)?;
-    let (version, flags) = (fixed[0] & 7, fixed[0] >> 3);
+) -> Result<Position, Stop> {
+    let fixed = image.parts.bytes(function.info, INFO_BYTES).ok_or(Stop::Damaged)?;
     let (frame_register, frame_offset) = (usize::from(fixed[3] & 0xf), u64::from(fixed[3] >> 4) * 16);
-    if !matches!(version, 1 | 2) {
+    if fixed[0] != VERSION_1 {
         return Err(Stop::Damaged);
     }
-    let count = usize::from(fixed[2]);
-    let codes_at = info.checked_add(INFO_BYTES as u32).ok_or(Stop::Damaged)?;
-    let codes = image.parts.bytes(codes_at, count * 2).ok_or(Stop::Damaged)?;
-    let codes = codes.as_chunks::<2>().0;
-    // What follows a code in the array belongs to it.
-    let slots = |[_, code]: [u8; 2]| {
-        Some(match (code & 0xf, code >> 4) {
-            (operation::ALLOC_LARGE, 1) => 3,
-            (operation::ALLOC_LARGE, 0) | (operation::SAVE_NONVOL | operation::SAVE_XMM128, _) => 2,
-            (operation::SAVE_NONVOL_FAR | operation::SAVE_XMM128_FAR, _) => 3,
-            (operation::EPILOG, _) if version == 2 => 1,
-            (
-                operation::PUSH_NONVOL
-                | operation::ALLOC_SMALL
-                | operation::SET_FPREG
-                | operation::PUSH_MACHFRAME,
-                _,
-            ) => 1,
-            _ => return None,
-        })
-    };
-    let done = |[offset, _]: [u8; 2]| executed.is_none_or(|executed| u32::from(offset) <= executed);
-    let base_of_frame = |frame: &Registers| frame.gpr[frame_register].wrapping_sub(frame_offset);
-
-    let mut base = frame.gpr[RSP];
-    let mut at = 0;
-    while let Some(&code) = codes.get(at) {
-        if code[1] & 0xf == operation::SET_FPREG && done(code) {
-            base = base_of_frame(frame);
-        }
-        at += slots(code).ok_or(Stop::Damaged)?;
-    }
-
-    let mut at = 0;
-    while let Some(&code) = codes.get(at) {
-        let used = slots(code).ok_or(Stop::Damaged)?;
-        let own = codes.get(at..at + used).ok_or(Stop::Damaged)?;
-        let word = |slot: usize| own.get(slot).map(|two| u64::from(u16::from_le_bytes(*two)));
-        // The operand, unscaled where it has two slots.
-        let operand = |scale: u64| {
-            match used {
-                2 => word(1).map(|word| word * scale),
-                _ => word(1).and_then(|low| Some(low | word(2)? << 16)),
+    let codes_at = function.info.checked_add(INFO_BYTES as u32).ok_or(Stop::Damaged)?;
+    let codes = image.parts.bytes(codes_at, usize::from(fixed[2]) * 2).ok_or(Stop::Damaged)?;
+    let mut codes = codes.as_chunks::<2>().0.iter();
+    while let Some(&[end, code]) = codes.next() {
+        let value = usize::from(code >> 4);
+        let code = code & 0xf;
+        // Its size is the next element of the array.
+        let large = match (code, value) {
+            (operation::ALLOC_LARGE, 0) => {
+                u64::from(u16::from_le_bytes(*codes.next().ok_or(Stop::Damaged)?)) * 8
             }
-            .ok_or(Stop::Damaged)
+            _ => 0,
         };
-        at += used;
-        if !done(code) {
+        if function.begin.saturating_add(u32::from(end)) > offset {
             continue;
         }
-        let value = usize::from(code[1] >> 4);
         let rsp = frame.gpr[RSP];
-        match code[1] & 0xf {
-            operation::PUSH_NONVOL => frame.gpr[value] = pop(frame, read)?,
-            operation::ALLOC_LARGE => frame.gpr[RSP] = rsp.wrapping_add(operand(8)?),
-            operation::ALLOC_SMALL => frame.gpr[RSP] = rsp.wrapping_add(value as u64 * 8 + 8),
-            operation::SET_FPREG => frame.gpr[RSP] = base_of_frame(frame),
-            operation::SAVE_NONVOL | operation::SAVE_NONVOL_FAR => {
-                frame.gpr[value] = read(base.wrapping_add(operand(8)?))?;
+        match (code, value) {
+            (operation::PUSH_NONVOL, _) => frame.gpr[value] = pop(frame, read)?,
+            (operation::ALLOC_LARGE, 0) => frame.gpr[RSP] = rsp.wrapping_add(large),
+            (operation::ALLOC_SMALL, _) => frame.gpr[RSP] = rsp.wrapping_add(value as u64 * 8 + 8),
+            (operation::SET_FPREG, _) => {
+                frame.gpr[RSP] = frame.gpr[frame_register].wrapping_sub(frame_offset);
             }
-            operation::PUSH_MACHFRAME => {
+            (operation::PUSH_MACHFRAME, _) => {
                 // Error code, if any; RIP, CS, RFLAGS, RSP, SS.
                 let pushed = rsp.wrapping_add(if value == 0 { 0 } else { 8 });
                 frame.rip = read(pushed)?;
                 frame.gpr[RSP] = read(pushed.wrapping_add(3 * 8))?;
-                return Ok(Undone::Interrupt);
+                return Ok(Position::Interrupted);
             }
-            _ => {}
+            _ => return Err(Stop::Damaged),
         }
     }
-    if flags & CHAINED == 0 {
-        return Ok(Undone::All);
-    }
-    let chained_at = codes_at.checked_add((count.next_multiple_of(2) * 2) as u32);
-    let chained = chained_at.and_then(|at| Function::read(image.parts.bytes(at, ENTRY_BYTES)?));
-    chained.map(|function| Undone::Chained(function.info)).ok_or(Stop::Damaged)
+    Ok(Position::Called)
 }
 
 /// The rest of an epilogue: what remains to be executed up to the return, in the only forms it may have.

@@ -92,17 +92,35 @@ fn a_prologue_is_undone_as_far_as_it_was_executed() {
 }
 
 #[test]
-fn large_allocations_and_saved_registers() {
-    // sub rsp, 0x100 (16-bit operand, scaled); rbx saved at rsp + 0x10.
-    let short = [1, 20, 4, 0, 20, 0x34, 2, 0, 7, 0x01, 0x20, 0];
-    // sub rsp, 0x108 (32-bit operand); rbx saved far at rsp + 0x18.
-    let long = [1, 20, 6, 0, 20, 0x35, 0x18, 0, 0, 0, 7, 0x11, 0x08, 0x01, 0, 0];
-    let made = Made::new(&[&short, &long]);
+fn large_allocations() {
+    // push rbx; sub rsp, 0x100 (16-bit operand, scaled).
+    let made = Made::new(&[&[1, 8, 3, 0, 8, 0x01, 0x20, 0, 1, 0x30]]);
     let words: Vec<u64> = (0..64).collect();
-    for (number, saved, size) in [(0, 2, 0x100), (1, 3, 0x108)] {
-        let (frame, _) = unwind(&made.image(), &at(number, 0x50), Position::Called, &stack(&words)).unwrap();
-        assert_eq!((frame.gpr[RBX], frame.rip), (saved, size / 8));
-        assert_eq!(frame.gpr[RSP], STACK + size + 8);
+    let (frame, _) = unwind(&made.image(), &at(0, 0x50), Position::Called, &stack(&words)).unwrap();
+    assert_eq!((frame.gpr[RBX], frame.rip), (0x100 / 8, 0x100 / 8 + 1));
+    assert_eq!(frame.gpr[RSP], STACK + 0x110);
+    // Not executed, its operand is no code either.
+    let (frame, _) = unwind(&made.image(), &at(0, 1), Position::Interrupted, &stack(&words)).unwrap();
+    assert_eq!((frame.gpr[RBX], frame.rip, frame.gpr[RSP]), (0, 1, STACK + 16));
+}
+
+#[test]
+fn what_no_function_here_has_is_not_guessed() {
+    let others: [&[u8]; 6] = [
+        // sub rsp (32-bit operand); rbx saved, near and far.
+        &[1, 4, 3, 0, 4, 0x11, 0x08, 0x01, 0, 0],
+        &[1, 4, 2, 0, 4, 0x34, 2, 0],
+        &[1, 4, 3, 0, 4, 0x35, 0x18, 0, 0, 0],
+        // The operand is missing; a chained part; version 2.
+        &[1, 4, 1, 0, 4, 0x01],
+        &[1 | 4 << 3, 4, 1, 0, 4, 0x02, 0, 0],
+        &[2, 4, 1, 0, 4, 0x02],
+    ];
+    let made = Made::new(&others);
+    let words: Vec<u64> = (0..64).collect();
+    for number in 0..others.len() as u64 {
+        let end = unwind(&made.image(), &at(number, 0x50), Position::Called, &stack(&words));
+        assert_eq!(end, Err(Stop::Damaged), "{number}");
     }
 }
 
@@ -120,27 +138,6 @@ fn a_frame_register_leads_back_from_any_depth() {
     // Before it was set, RSP is what counts.
     let (frame, _) = unwind(&made.image(), &at(0, 7), Position::Interrupted, &stack(&words)).unwrap();
     assert_eq!((frame.gpr[RBP], frame.rip), (4, 5));
-}
-
-#[test]
-fn a_chained_part_undoes_the_whole_prologue_of_its_function() {
-    // sub rsp, 8; then the entry of function 0, whose information comes first.
-    let mut chained = vec![1 | CHAINED << 3, 4, 1, 0, 4, 0x02, 0, 0];
-    for value in [TEXT, TEXT + 0x100, XDATA] {
-        chained.extend(value.to_le_bytes());
-    }
-    let made = Made::new(&[PUSHES, &chained]);
-    let words: Vec<u64> = (0..64).collect();
-    let (frame, _) = unwind(&made.image(), &at(1, 4), Position::Interrupted, &stack(&words)).unwrap();
-    assert_eq!((frame.gpr[RSI], frame.gpr[RBP], frame.rip), (6, 7, 8));
-    // A chain in a circle ends.
-    let mut circle = vec![1 | CHAINED << 3, 0, 0, 0];
-    for value in [TEXT, TEXT + 0x100, XDATA] {
-        circle.extend(value.to_le_bytes());
-    }
-    let made = Made::new(&[&circle]);
-    let end = unwind(&made.image(), &at(0, 4), Position::Called, &stack(&words));
-    assert_eq!(end, Err(Stop::Damaged));
 }
 
 #[test]
