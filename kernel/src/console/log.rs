@@ -57,18 +57,21 @@ struct Ring {
     messages: [Message; WAITING],
     first: usize,
     count: usize,
+    /// How many found it full.
+    lost: u64,
 }
 
 impl Ring {
     const fn new() -> Self {
-        Self { messages: [Message::new_const(); WAITING], first: 0, count: 0 }
+        Self { messages: [Message::new_const(); WAITING], first: 0, count: 0, lost: 0 }
     }
 }
 
 /// The logger behind the macros of the `log` crate. One, in a `static`.
 pub struct Logger {
     ring: Mutex<Ring>,
-    lost: AtomicU64,
+    /// How many found the ring locked for good.
+    locked_out: AtomicU64,
     sink: Once<&'static dyn LogSink>,
 }
 
@@ -81,13 +84,13 @@ impl Default for Logger {
 impl Logger {
     /// An empty one.
     pub const fn new() -> Self {
-        Self { ring: Mutex::new(Ring::new()), lost: AtomicU64::new(0), sink: Once::new() }
+        Self { ring: Mutex::new(Ring::new()), locked_out: AtomicU64::new(0), sink: Once::new() }
     }
 
     /// An empty one for a test that is explored.
     #[cfg(test)]
     pub(super) fn explored() -> Self {
-        Self { ring: Mutex::explored(Ring::new()), lost: AtomicU64::default(), sink: Once::new() }
+        Self { ring: Mutex::explored(Ring::new()), locked_out: AtomicU64::default(), sink: Once::new() }
     }
 
     /// A message of that text alone.
@@ -121,19 +124,21 @@ impl Logger {
                 None => break,
             }
         }
-        let lost = self.lost.swap(0, Ordering::Relaxed);
+        let full = self.lock().map_or(0, |mut ring| core::mem::take(&mut ring.lost));
+        let lost = full.saturating_add(self.locked_out.swap(0, Ordering::Relaxed));
         if lost > 0 {
             let mut line = ArrayString::<64>::new();
             // 64 bytes hold the text and any number.
             let _ = write!(line, "log: {lost} messages came too fast and are lost");
             show(&line);
         }
-        self.waiting() > 0
+        self.is_waiting()
     }
 
-    /// Whether messages wait.
+    /// Whether messages wait, or the number of lost ones.
     pub fn is_waiting(&self) -> bool {
-        self.waiting() > 0
+        self.lock().is_some_and(|ring| ring.count > 0 || ring.lost > 0)
+            || self.locked_out.load(Ordering::Relaxed) > 0
     }
 
     /// How many messages wait.
@@ -153,18 +158,18 @@ impl Logger {
     }
 
     fn put(&self, message: Message) {
-        let stored = self.lock().is_some_and(|mut ring| {
-            if ring.count == WAITING {
-                return false;
-            }
-            let free = (ring.first + ring.count) % WAITING;
-            ring.messages[free] = message;
-            ring.count += 1;
-            true
-        });
-        if !stored {
-            self.lost.fetch_add(1, Ordering::Relaxed);
+        let Some(mut ring) = self.lock() else {
+            self.locked_out.fetch_add(1, Ordering::Relaxed);
+            return;
+        };
+        if ring.count == WAITING {
+            // Within the lock, like a message: whoever looks next sees that there is something to show.
+            ring.lost = ring.lost.saturating_add(1);
+            return;
         }
+        let free = (ring.first + ring.count) % WAITING;
+        ring.messages[free] = message;
+        ring.count += 1;
     }
 
     fn lock(&self) -> Option<MutexGuard<'_, Ring>> {
@@ -270,6 +275,17 @@ mod tests {
     }
 
     /// The maximum level belongs to the whole process, so one test does all that depends on it.
+    #[test]
+    fn a_number_of_lost_messages_waits_like_a_message() {
+        let logger = Logger::new();
+        (0..=WAITING).for_each(|_| logger.keep("text"));
+        // The one that has the line was about to show these when the last one came.
+        (0..WAITING).for_each(|_| assert!(logger.take().is_some()));
+        assert!(logger.is_waiting());
+        assert!(!logger.drain(&mut |line| assert_eq!(line, "log: 1 messages came too fast and are lost")));
+        assert!(!logger.is_waiting());
+    }
+
     #[test]
     fn messages_wait_in_order_and_the_excess_is_counted() {
         log::set_max_level(LevelFilter::Info);

@@ -165,7 +165,7 @@ impl Walk<'_> {
     }
 
     /// From the table at `root` down. A copy for each format, whose questions have their answers when it is compiled:
-    /// an access to a device walks twice.
+    /// each access to a device walks, for the fetch at least.
     #[inline(always)]
     fn descend(
         &self,

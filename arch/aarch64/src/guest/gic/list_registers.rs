@@ -158,10 +158,11 @@ impl Gic {
     }
 
     /// After `vcpu` left the guest: takes back what [`Gic::fill`] gave. `registers` and `hcr` are
-    /// `ICH_LR<n>_EL2`, those in use at least, and ICH_HCR_EL2 as they were read; they are then free, and the caller
-    /// disables the interface.
+    /// `ICH_LR<n>_EL2`, those in use and no others, and ICH_HCR_EL2 as they were read; they are then free, and the
+    /// caller disables the interface.
     pub fn sync(&mut self, vcpu: u16, registers: &[u64], hcr: u64) {
-        for value in registers.iter().filter(|value| **value != 0) {
+        // Interrupt 0 of the highest priority in group 0 reads as zero when it has ended.
+        for value in registers {
             let number = (value & lr::VINTID) as u32;
             let borrowed = self.irq(vcpu, number).and_then(|irq| irq.borrowed).filter(|b| b.vcpu == vcpu);
             if let Some(borrowed) = borrowed {

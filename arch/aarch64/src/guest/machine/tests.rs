@@ -106,8 +106,8 @@ impl Rig {
     fn pending(&mut self) -> Vec<u32> {
         let mut registers = [0; 4];
         let gic = self.platform.gic();
-        let Control { hcr: control, .. } = gic.fill(0, &mut registers, OPEN);
-        gic.sync(0, &registers, control);
+        let Control { hcr, used } = gic.fill(0, &mut registers, OPEN);
+        gic.sync(0, &registers[..used], hcr);
         registers.iter().filter(|r| **r != 0).map(|r| *r as u32).collect()
     }
 }

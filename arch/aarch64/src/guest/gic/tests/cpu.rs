@@ -13,6 +13,8 @@ pub(in crate::guest) struct Cpu {
     pub registers: Vec<u64>,
     pub vmcr: u64,
     control: u64,
+    /// How many of the registers the last entry uses.
+    used: usize,
     ended_elsewhere: u64,
     /// Active priorities, the running one last.
     running: Vec<u8>,
@@ -27,6 +29,7 @@ impl Cpu {
             registers: vec![0; registers],
             vmcr: OPEN,
             control: 0,
+            used: 0,
             ended_elsewhere: 0,
             running: Vec::new(),
             deactivated: Vec::new(),
@@ -42,13 +45,13 @@ impl Cpu {
         let Control { hcr, used } = gic.fill(self.vcpu, &mut self.registers, interface);
         let (in_use, empty) = self.registers.split_at(used);
         assert!(in_use.iter().all(|register| *register != 0) && empty.iter().all(|register| *register == 0));
-        self.control = hcr;
+        (self.control, self.used) = (hcr, used);
     }
 
     pub fn exit(&mut self, gic: &mut Gic) {
         let hcr = self.control | self.ended_elsewhere << hcr::EOI_COUNT_SHIFT;
         self.ended_elsewhere = 0;
-        gic.sync(self.vcpu, &self.registers, hcr);
+        gic.sync(self.vcpu, &self.registers[..self.used], hcr);
         self.registers.fill(0);
     }
 

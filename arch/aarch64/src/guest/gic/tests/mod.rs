@@ -82,6 +82,21 @@ fn msi(number: u32) -> MsiMessage {
     MsiMessage { address: MSI_DOORBELL, data: number }
 }
 
+/// Its list register reads as zero once it has ended.
+#[test]
+fn interrupt_0_of_group_0_and_of_the_highest_priority_comes_again() {
+    let mut gic = ready(1, &[]);
+    set_bit(&mut gic, SET_ENABLE, 0);
+    let mut cpu = Cpu::new(0, 4);
+    for _ in 0..2 {
+        gic.send_sgi(0, 1, SgiGroup::Group0);
+        cpu.enter(&mut gic);
+        assert_eq!(cpu.acknowledge(), Some(0));
+        cpu.end(0);
+        cpu.exit(&mut gic);
+    }
+}
+
 #[test]
 fn a_message_is_delivered_once() {
     let mut gic = ready(1, &[EDGE]);
