@@ -53,17 +53,24 @@ impl PvEoi {
     }
 
     /// Before an entry, when it is chosen what the guest is interrupted by.
+    #[inline]
     pub fn offer(&mut self, lapic: &LocalApic, memory: &dyn GuestMemory) {
-        if self.msr & ENABLE != 0 && lapic.ends_silently() {
+        // At most entries no interrupt is in service.
+        if lapic.ends_silently() && self.msr & ENABLE != 0 {
             self.offered = self.flags(memory).is_some_and(|flags| self.set_flags(flags | SILENT, memory));
         }
     }
 
     /// After an exit, before anything looks at the local APIC; or where the entry does not come.
+    #[inline]
     pub fn settle(&mut self, lapic: &mut LocalApic, memory: &dyn GuestMemory) {
-        if !core::mem::take(&mut self.offered) {
-            return;
+        if core::mem::take(&mut self.offered) {
+            self.look(lapic, memory);
         }
+    }
+
+    /// Whether the guest has ended the interrupt.
+    fn look(&self, lapic: &mut LocalApic, memory: &dyn GuestMemory) {
         match self.flags(memory) {
             Some(flags) if flags & SILENT != 0 => {
                 self.set_flags(flags & !SILENT, memory);
@@ -72,6 +79,7 @@ impl PvEoi {
         }
     }
 
+    #[inline(never)]
     fn flags(&self, memory: &dyn GuestMemory) -> Option<u8> {
         let mut flags = [0];
         memory.read(GuestPhys(self.msr & !ENABLE), &mut flags).ok()?;
