@@ -22,9 +22,6 @@ use crate::trap_frame::TrapFrame;
 use crate::unwind::{FP, Image, LR, Registers, X_NAMES};
 use crate::{cpu, gic, paging, serial, time};
 
-/// How long the others get to stop. Simulated ones may have to wait for their turn.
-const STOP_NS: u64 = 1_000_000_000;
-
 static FAULTS: Faults<El2> = Faults::new();
 
 /// What of a fault is this processor's.
@@ -37,9 +34,7 @@ impl Processor for El2 {
         write: serial::panic_write,
         pcpus: pcpu::count,
         stop_others: gic::stop_others,
-        wait_until: |done| {
-            let _ = time::spin_until(STOP_NS, done);
-        },
+        spin_until: |ns, done| time::spin_until(ns, done),
         halt: cpu::halt,
     };
 

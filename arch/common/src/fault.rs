@@ -221,7 +221,7 @@ mod tests {
             write: |bytes| SAID.with_borrow_mut(|said| said.extend(bytes)),
             pcpus: || 2,
             stop_others: || {},
-            wait_until: |_| {},
+            spin_until: |_, _| true,
             halt: || panic!("halted"),
         };
 

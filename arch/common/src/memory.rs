@@ -38,8 +38,12 @@ impl RamView {
         &self,
         address: GuestPhys,
         len: usize,
-        piece: &mut dyn FnMut(*mut u8, usize, usize),
+        mut piece: impl FnMut(*mut u8, usize, usize),
     ) -> Result<(), BadGuestAddress> {
+        if let Some(host) = self.whole(address, len as u64) {
+            piece(host, 0, len);
+            return Ok(());
+        }
         let bad = BadGuestAddress { address, len: len as u64 };
         let contiguous = |done: usize| {
             let at = address.checked_add(done as u64)?;
@@ -64,13 +68,7 @@ impl RamView {
 impl GuestMemory for RamView {
     fn read(&self, address: GuestPhys, buffer: &mut [u8]) -> Result<(), BadGuestAddress> {
         let to = buffer.as_mut_ptr();
-        if let Some(host) = self.whole(address, buffer.len() as u64) {
-            // SAFETY: host memory of this VM's RAM, mapped, as long as the buffer, which is the hypervisor's: the two
-            // do not overlap.
-            unsafe { core::ptr::copy_nonoverlapping(host.cast_const(), to, buffer.len()) }
-            return Ok(());
-        }
-        self.pieces(address, buffer.len(), &mut |host, offset, len| {
+        self.pieces(address, buffer.len(), |host, offset, len| {
             // SAFETY: `pieces` gives host memory of this VM's RAM, mapped, and `offset + len` lies within the
             // buffer. The two do not overlap: the buffer is the hypervisor's.
             unsafe { core::ptr::copy_nonoverlapping(host.cast_const(), to.add(offset), len) }
@@ -78,12 +76,7 @@ impl GuestMemory for RamView {
     }
 
     fn write(&self, address: GuestPhys, bytes: &[u8]) -> Result<(), BadGuestAddress> {
-        if let Some(host) = self.whole(address, bytes.len() as u64) {
-            // SAFETY: as in `read`, the other way round.
-            unsafe { core::ptr::copy_nonoverlapping(bytes.as_ptr(), host, bytes.len()) }
-            return Ok(());
-        }
-        self.pieces(address, bytes.len(), &mut |host, offset, len| {
+        self.pieces(address, bytes.len(), |host, offset, len| {
             // SAFETY: as in `read`, the other way round.
             unsafe { core::ptr::copy_nonoverlapping(bytes.as_ptr().add(offset), host, len) }
         })
@@ -101,10 +94,7 @@ impl GuestMemory for RamView {
     }
 
     fn is_ram(&self, address: GuestPhys, len: usize) -> bool {
-        match self.0.translate(address) {
-            None => len == 0,
-            Some((_, run)) => len as u64 <= run || self.pieces(address, len, &mut |_, _, _| {}).is_ok(),
-        }
+        self.pieces(address, len, |_, _, _| {}).is_ok()
     }
 
     fn ram_size(&self) -> u64 {

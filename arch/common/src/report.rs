@@ -15,6 +15,8 @@ use crate::backtrace::{self, StackRanges, Unwind};
 use crate::pcpus::MAX_PCPUS;
 use crate::symbols::Place;
 
+/// How long the others get to stop, in nanoseconds. Simulated ones may have to wait for their turn.
+const STOP_NS: u64 = 1_000_000_000;
 /// How many functions can add to the report.
 const CONTEXTS: usize = 8;
 
@@ -26,8 +28,8 @@ pub struct Hooks {
     pub pcpus: fn() -> usize,
     /// Tells all other pCPUs to stop; each comes to [`Report::begin`] then.
     pub stop_others: fn(),
-    /// Waits until the function says so, not for long.
-    pub wait_until: fn(&dyn Fn() -> bool),
+    /// Waits until the function says so, so many nanoseconds at most; says whether it did.
+    pub spin_until: fn(u64, &dyn Fn() -> bool) -> bool,
     /// Stops this processor for good.
     pub halt: fn() -> !,
 }
@@ -111,7 +113,7 @@ impl Report {
         if (self.hooks.pcpus)() > 1 {
             (self.hooks.stop_others)();
             // Who did not stop is named at the end.
-            (self.hooks.wait_until)(&|| self.others(index).all(|(_, pc)| pc != 0));
+            let _ = (self.hooks.spin_until)(STOP_NS, &|| self.others(index).all(|(_, pc)| pc != 0));
         }
         (self.hooks.write)(b"\r\n");
         (self.hooks.write)(&SELECT_MONITOR);
@@ -191,7 +193,7 @@ mod tests {
         write: |_| {},
         pcpus: || 1,
         stop_others: || panic!("there are no others"),
-        wait_until: |_| panic!("there are no others"),
+        spin_until: |_, _| panic!("there are no others"),
         halt: || panic!("halted"),
     });
 
@@ -212,7 +214,7 @@ mod tests {
             write: |_| {},
             pcpus: || 1,
             stop_others: || {},
-            wait_until: |_| {},
+            spin_until: |_, _| true,
             halt: || panic!("halted"),
         });
         assert!(!report.is_begun());

@@ -22,9 +22,6 @@ use crate::trap_frame::TrapFrame;
 use crate::unwind::{GPR_NAMES, Image, Registers};
 use crate::{apic, cpu, paging, serial, time};
 
-/// How long the others get to stop. Simulated ones may have to wait for their turn.
-const STOP_NS: u64 = 1_000_000_000;
-
 static FAULTS: Faults<X86_64> = Faults::new();
 
 /// What of a fault is this processor's.
@@ -37,9 +34,7 @@ impl Processor for X86_64 {
         write: serial::panic_write,
         pcpus: pcpu::count,
         stop_others: apic::nmi_all_others,
-        wait_until: |done| {
-            let _ = time::spin_until(STOP_NS, done);
-        },
+        spin_until: |ns, done| time::spin_until(ns, done),
         halt: cpu::halt,
     };
 

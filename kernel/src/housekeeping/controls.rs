@@ -14,7 +14,6 @@ use crate::console::TypedInfo;
 use crate::dma::fault_log::FaultsInfo;
 use crate::monitor::info::{ParentInfo, PasidInfo, PcpuInfo, RetiredInfo, SystemInfo, VmInfo};
 use crate::monitor::{HostPower, MonitorHost, NewVdev, VmControl};
-use crate::system::System;
 use crate::vdev::VdevSpec;
 use crate::vm::{Vm, VmEnd, VmHost};
 
@@ -24,8 +23,6 @@ use super::Housekeeping;
 pub struct Controls<'a> {
     /// Where what comes later is left.
     pub keeper: &'a Housekeeping,
-    /// The system.
-    pub system: &'static System,
     /// How VMs are built and run.
     pub vm_host: &'a dyn VmHost,
 }
@@ -40,7 +37,7 @@ impl Controls<'_> {
             ),
             None => Refusal::new(format!("vm {name}"), "there is no such VM", "`vms` lists them"),
         };
-        self.system.vm_named(name).ok_or_else(missing)
+        self.keeper.system.vm_named(name).ok_or_else(missing)
     }
 
     fn send_break(&self, vm: &Vm) -> Result<(), Refusal> {
@@ -61,7 +58,7 @@ impl Controls<'_> {
 
     /// The VM that owns a vdev.
     fn owner(&self, vdev: u32) -> Option<Arc<Vm>> {
-        self.system.vms().into_iter().find(|vm| vm.vdev(VdevId(vdev)).is_some())
+        self.keeper.system.vms().into_iter().find(|vm| vm.vdev(VdevId(vdev)).is_some())
     }
 }
 
@@ -71,23 +68,23 @@ impl MonitorHost for Controls<'_> {
     }
 
     fn system(&self) -> SystemInfo {
-        let mut info = self.system.info();
+        let mut info = self.keeper.system.info();
         info.memory.hypervisor = (self.keeper.machine.memory)();
         info
     }
 
     fn vms(&self) -> Vec<VmInfo> {
-        let mut vms = self.system.vm_infos();
+        let mut vms = self.keeper.system.vm_infos();
         vms.extend_from_slice(&self.keeper.refused);
         vms
     }
 
     fn parents(&self) -> Vec<ParentInfo> {
-        self.system.parent_infos()
+        self.keeper.system.parent_infos()
     }
 
     fn pasids(&self) -> Vec<PasidInfo> {
-        self.system.pasid_infos()
+        self.keeper.system.pasid_infos()
     }
 
     fn pcpus(&self) -> Vec<PcpuInfo> {
@@ -103,7 +100,7 @@ impl MonitorHost for Controls<'_> {
     }
 
     fn console_of(&self, vm: &str) -> Option<usize> {
-        self.keeper.console_of(self.system.vm_named(vm)?.id())
+        self.keeper.console_of(self.keeper.system.vm_named(vm)?.id())
     }
 
     fn typed(&self, vm: &str) -> Option<TypedInfo> {
@@ -119,7 +116,7 @@ impl MonitorHost for Controls<'_> {
     }
 
     fn control(&mut self, vm: &str, control: VmControl) -> Result<(), Refusal> {
-        let (system, vm_host) = (self.system, self.vm_host);
+        let (system, vm_host) = (self.keeper.system, self.vm_host);
         let vm = self.vm(vm)?;
         let stopped = VmEnd::Stopped(String::from("stopped from the monitor"));
         match control {
@@ -139,7 +136,7 @@ impl MonitorHost for Controls<'_> {
             type_name: vdev.type_name.to_string(),
             entries: vdev.entries,
         };
-        let vdev = self.system.create_vdev(self.vm_host, &vm, &spec, None)?;
+        let vdev = self.keeper.system.create_vdev(self.vm_host, &vm, &spec, None)?;
         Ok(vdev.0)
     }
 
@@ -147,11 +144,11 @@ impl MonitorHost for Controls<'_> {
         let vm = self.owner(vdev).ok_or_else(|| {
             Refusal::new(format!("vdev #{vdev}"), "there is no such vdev", "`vdevs` lists them")
         })?;
-        self.system.destroy_vdev(self.vm_host, &vm, VdevId(vdev)).map(drop)
+        self.keeper.system.destroy_vdev(self.vm_host, &vm, VdevId(vdev)).map(drop)
     }
 
     fn reset_parent(&mut self, parent: &str) -> Result<usize, Refusal> {
-        let report = self.system.recover_parent(self.vm_host, parent)?;
+        let report = self.keeper.system.recover_parent(self.vm_host, parent)?;
         for RetiredInfo { what, vm, value, .. } in &report.reclaimed {
             log::info!("parent {parent}: {what} {value} of vm {vm} is free again");
         }

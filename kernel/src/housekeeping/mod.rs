@@ -222,7 +222,7 @@ impl Housekeeping {
     }
 
     fn controls<'a>(&'a self, vm_host: &'a dyn VmHost) -> Controls<'a> {
-        Controls { keeper: self, system: self.system, vm_host }
+        Controls { keeper: self, vm_host }
     }
 
     /// A VM's place in the configuration.

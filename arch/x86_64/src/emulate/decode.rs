@@ -45,7 +45,7 @@ pub(super) fn finish(
 }
 
 fn unsupported(state: &CpuState, memory: &dyn GuestMemory) -> Failure {
-    Failure::Unsupported(Fetched::new(state, memory).for_log())
+    Failure::Unsupported(Fetched::new(state, memory).to_bytes())
 }
 
 impl CpuState {
@@ -85,7 +85,7 @@ pub fn fetch(state: &CpuState, memory: &dyn GuestMemory) -> Result<InstructionBy
     let fetched = Fetched::new(state, memory);
     match fetched.stopped_by {
         Some(exception) if fetched.len == 0 => Err(exception),
-        _ => Ok(fetched.for_log()),
+        _ => Ok(fetched.to_bytes()),
     }
 }
 
@@ -133,12 +133,12 @@ impl Fetched {
         fetched
     }
 
-    fn for_log(&self) -> InstructionBytes {
+    fn to_bytes(&self) -> InstructionBytes {
         self.bytes[..self.len].iter().copied().take(MAX_INSTRUCTION_LEN).collect()
     }
 
     fn decode(&self, state: &CpuState) -> Result<Instruction, Failure> {
-        let unsupported = || Failure::Unsupported(self.for_log());
+        let unsupported = || Failure::Unsupported(self.to_bytes());
         let bytes = &self.bytes[..self.len];
         let mut decoder = Decoder::try_with_ip(state.bitness(), bytes, state.rip, DecoderOptions::NONE)
             .map_err(|_| unsupported())?;

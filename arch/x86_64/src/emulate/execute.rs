@@ -32,12 +32,10 @@ pub(super) fn run(
         cpu: state,
         bus: Bus { memory, device },
         instruction,
-        fault: None,
+        fault,
+        moves: false,
         device: false,
     };
-    if moves(instruction) {
-        execution.fault = Some(fault);
-    }
     let result = execution.run();
     let Execution { cpu, next_rip, .. } = execution;
     match result {
@@ -71,8 +69,10 @@ struct Execution<'a> {
     next_rip: u64,
     bus: Bus<'a>,
     instruction: &'a Instruction,
-    /// The access that the processor has translated, where the instruction has one operand in memory.
-    fault: Option<Fault>,
+    /// The access that exited.
+    fault: Fault,
+    /// It is a plain move: of its two operands one at most is in memory, and that one is what exited.
+    moves: bool,
     /// An operand that was resolved is a device.
     device: bool,
 }
@@ -166,7 +166,8 @@ impl Execution<'_> {
         access: AccessType,
     ) -> Result<Target, Stop> {
         let linear = self.cpu.linear(segment, offset, size)?;
-        let target = match self.fault.and_then(|fault| self.bus.translated(fault, linear, size, access)) {
+        let translated = self.moves.then(|| self.bus.translated(self.fault, linear, size, access)).flatten();
+        let target = match translated {
             Some(target) => target,
             None => self.bus.resolve(self.cpu, linear, size, access)?,
         };
@@ -198,6 +199,7 @@ impl Execution<'_> {
 
     /// A copy, changed on its way by `convert`, which gets the source's size.
     fn mov(&mut self, convert: fn(u64, usize) -> u64) -> Result<(), Stop> {
+        self.moves = true;
         let destination = self.operand(0, AccessType::Write)?;
         let source = self.operand(1, AccessType::Read)?;
         self.ready()?;
@@ -463,20 +465,6 @@ impl Execution<'_> {
         );
         Ok(())
     }
-}
-
-/// Whether it is a plain move. Of its two operands one at most is in memory.
-fn moves(instruction: &Instruction) -> bool {
-    matches!(
-        instruction.mnemonic(),
-        Mnemonic::Mov
-            | Mnemonic::Movnti
-            | Mnemonic::Movdiri
-            | Mnemonic::Movzx
-            | Mnemonic::Movsx
-            | Mnemonic::Movsxd
-            | Mnemonic::Movbe
-    )
 }
 
 /// Whether the instruction certainly reads and writes no memory, not even a stack or a descriptor table. It

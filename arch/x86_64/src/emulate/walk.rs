@@ -153,14 +153,14 @@ struct Rights {
 impl Walk<'_> {
     /// `Err` holds the bits of the error code that tell the cause.
     fn run(&self) -> Result<GuestPhys, PageFaultErrorCode> {
-        let (cr3, nine) = (self.state.cr3, 9);
+        let cr3 = self.state.cr3;
         match self.format {
             Format::Legacy => self.descend(Format::Legacy, 2, 10, cr3 & FRAME_32),
-            Format::Pae => self.descend(Format::Pae, 3, nine, cr3 & PAE_ROOT),
+            Format::Pae => self.descend(Format::Pae, 3, 9, cr3 & PAE_ROOT),
             Format::Long if self.state.cr4_has(Cr4Flags::L5_PAGING) => {
-                self.descend(Format::Long, 5, nine, cr3 & FRAME_64)
+                self.descend(Format::Long, 5, 9, cr3 & FRAME_64)
             }
-            Format::Long => self.descend(Format::Long, 4, nine, cr3 & FRAME_64),
+            Format::Long => self.descend(Format::Long, 4, 9, cr3 & FRAME_64),
         }
     }
 

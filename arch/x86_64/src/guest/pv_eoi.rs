@@ -79,7 +79,6 @@ impl PvEoi {
         }
     }
 
-    #[inline(never)]
     fn flags(&self, memory: &dyn GuestMemory) -> Option<u8> {
         let mut flags = [0];
         memory.read(GuestPhys(self.msr & !ENABLE), &mut flags).ok()?;
