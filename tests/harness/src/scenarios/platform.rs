@@ -238,7 +238,7 @@ fn iommu_self_test(lab: &Lab<'_>) -> Result<()> {
 }
 
 /// Processors for the self-test of SVM: the platform's, and one as old as SVM.
-const PROCESSORS: [&str; 2] = ["max", "max,nrip-save=off,decodeassists=off"];
+const PROCESSORS: [&str; 2] = ["max", "max,nrip-save=off,decodeassists=off,flushbyasid=off"];
 /// A machine check of the first processor: bank 1, uncorrected, at no address.
 const MACHINE_CHECK: &str = "mce 0 1 0xb000000000000000 1 0 0";
 

@@ -43,6 +43,11 @@ bool has_decode_assists(void)
     return svm_features() & BIT(7);
 }
 
+bool has_flush_by_asid(void)
+{
+    return svm_features() & BIT(6);
+}
+
 uint64_t get(unsigned offset, unsigned size)
 {
     uint64_t value = 0;

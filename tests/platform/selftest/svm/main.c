@@ -26,6 +26,7 @@ int main(void)
     test_host_efer();
     test_priority();
     test_vmrun();
+    test_translations();
     test_machine_check();
     summary();
     return 0;

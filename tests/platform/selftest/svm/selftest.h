@@ -103,6 +103,7 @@ extern const uint8_t interrupted[];
 /* What CPUID promises */
 bool has_next_rip(void);
 bool has_decode_assists(void);
+bool has_flush_by_asid(void);
 void guest_start(void);
 /* A VMCB that runs @code, with nothing intercepted but exceptions. */
 void guest_prepare(const uint8_t *code);
@@ -118,6 +119,7 @@ void test_faults_of_registers(void);
 void test_host_efer(void);
 void test_priority(void);
 void test_vmrun(void);
+void test_translations(void);
 void test_machine_check(void);
 #endif
 #endif

@@ -140,7 +140,7 @@ gdt_pointer:
      * and of the nested tables; of the second GiB the nested ones have nothing.
      */
     .balign 4096
-    .global host_pml4, nested_pml4
+    .global host_pml4, nested_pml4, host_pdpt, nested_pdpt
 host_pml4:
     .quad host_pdpt + 7
     .fill 511, 8, 0
