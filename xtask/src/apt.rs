@@ -66,13 +66,18 @@ impl Suite {
         Ok(listing.lines().filter(|line| line.trim_end().ends_with(kind)).filter_map(column).collect())
     }
 
-    /// Downloads the files of a source package into `dir`.
+    /// Downloads the tarballs of a source package into `dir`, and nothing else of it.
     ///
     /// # Errors
     /// When the source cannot be fetched.
-    pub fn download_source(&self, package: &str, version: &str, dir: &Path, step: &Step) -> Result<()> {
+    pub fn download_tarball(&self, package: &str, version: &str, dir: &Path, step: &Step) -> Result<()> {
         let mut apt_get = self.apt_get();
-        apt_get.current_dir(dir).args(["source", "--download-only", &format!("{package}={version}")]);
+        apt_get.current_dir(dir).args([
+            "source",
+            "--download-only",
+            "--tar-only",
+            &format!("{package}={version}"),
+        ]);
         command::run(&mut apt_get, step)
     }
 

@@ -36,6 +36,18 @@ impl Key {
         self
     }
 
+    /// Adds files, by name and content.
+    ///
+    /// # Errors
+    /// When one cannot be read.
+    pub fn files(mut self, paths: &[PathBuf]) -> Result<Key> {
+        for path in paths {
+            let text = fs::read(path).with_context(|| format!("reading {}", path.display()))?;
+            self = self.part(path.file_name().unwrap_or_default().as_encoded_bytes()).part(text);
+        }
+        Ok(self)
+    }
+
     /// The first hex digits of the hash: what tells entries of one name apart.
     pub fn digits(&self) -> String {
         hex(&self.0.clone().finalize())[..KEY_DIGITS].to_owned()

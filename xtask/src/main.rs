@@ -28,6 +28,7 @@ mod symbols;
 mod test;
 mod toolchain;
 mod uefi;
+mod upstream;
 mod workshop;
 mod workspace;
 

@@ -2,16 +2,17 @@
 //! The reference platform: a QEMU with the accelerator model, built from Debian's source and the patches of this
 //! checkout as `tests/platform/qemu.toml` says.
 //!
-//! Principle: the finished binary is a cache entry whose key is everything that went into it. Beside it a build tree
-//! is kept, into which only changed files are carried, so that a changed patch recompiles what it touches; the tree is
-//! a help, never a result: it has a key of its own for all that would ask for a new configuration.
+//! Principle: beside the finished binary a build tree is kept, into which only changed files are carried, so that a
+//! changed patch recompiles what it touches; the tree is a help, never a result: it has a key of its own for all that
+//! would ask for a new configuration.
 
-use crate::apt::{self, Suite};
+use crate::apt;
 use crate::cache::{self, Cache, Key};
 use crate::command;
 use crate::progress::Step;
+use crate::upstream::{self, Patches, Source};
 use crate::workspace;
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use pasidon_harness::Arch;
 use serde::Deserialize;
 use std::collections::BTreeMap;
@@ -21,8 +22,6 @@ use std::process::Command;
 
 /// Names another QEMU: the program, or the folder it lies in.
 const QEMU_VARIABLE: &str = "PASIDON_QEMU";
-/// Names a copy of the source tarball, for the day when Debian no longer carries that version.
-const TARBALL_VARIABLE: &str = "PASIDON_QEMU_TARBALL";
 /// Part of every key here: changes when this file builds differently from the same inputs.
 const RECIPE_VERSION: &str = "1";
 /// How many build trees of one architecture are kept; each takes half a gigabyte.
@@ -42,27 +41,11 @@ struct Recipe {
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Source {
-    package: String,
-    version: String,
-    suite: String,
-    tarball: String,
-    sha256: String,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
 struct Build {
     configure: Vec<String>,
     packages: Vec<String>,
     pip: Vec<String>,
     empty_blobs: Vec<PathBuf>,
-}
-
-/// One patch of the series.
-struct Patch {
-    path: PathBuf,
-    text: Vec<u8>,
 }
 
 /// The platform's QEMU for `arch`, built when it is not in the cache.
@@ -79,16 +62,14 @@ pub fn qemu(arch: Arch) -> Result<PathBuf> {
     }
     let dir = workspace::root().join("tests/platform");
     let recipe_path = dir.join("qemu.toml");
-    let text =
-        fs::read_to_string(&recipe_path).with_context(|| format!("reading {}", recipe_path.display()))?;
-    let recipe: Recipe = toml::from_str(&text).with_context(|| format!("in {}", recipe_path.display()))?;
+    let recipe: Recipe = upstream::recipe(&recipe_path)?;
     let devices = recipe.targets.get(&arch.to_string());
     let devices = devices.with_context(|| format!("{}: [targets] has no {arch}", recipe_path.display()))?;
     let devices =
         fs::read(dir.join(devices)).with_context(|| format!("reading {}", dir.join(devices).display()))?;
-    let patches = read_patches(&dir.join("patches"))?;
+    let patches = Patches::read(&dir.join("patches"))?;
     let tree_key = recipe.tree_key(arch, &devices);
-    let key = patches.iter().fold(tree_key.clone(), |key, patch| key.part(&patch.text));
+    let key = patches.add_to(tree_key.clone());
     let cache = Cache::open()?;
     let entry = cache.entry(&format!("qemu-{arch}"), &key, |entry| {
         apt::need(&recipe.build.packages)?;
@@ -131,21 +112,6 @@ pub fn plugin(arch: Arch, name: &str) -> Result<PathBuf> {
     Ok(entry.join("plugin.so"))
 }
 
-/// The patches in the order they are applied.
-fn read_patches(dir: &Path) -> Result<Vec<Patch>> {
-    if !dir.is_dir() {
-        return Ok(Vec::new());
-    }
-    let mut paths: Vec<PathBuf> = fs::read_dir(dir)?.map(|entry| Ok(entry?.path())).collect::<Result<_>>()?;
-    paths.retain(|path| path.extension().is_some_and(|extension| extension == "patch"));
-    paths.sort();
-    let read = |path: PathBuf| {
-        let text = fs::read(&path).with_context(|| format!("reading {}", path.display()))?;
-        Ok(Patch { path, text })
-    };
-    paths.into_iter().map(read).collect()
-}
-
 impl Recipe {
     /// Everything but the patches.
     fn tree_key(&self, arch: Arch, devices: &[u8]) -> Key {
@@ -154,48 +120,6 @@ impl Recipe {
         let key =
             Key::new().part(RECIPE_VERSION).part(&self.source.sha256).part(arch.to_string()).part(devices);
         words.chain(blobs).fold(key, Key::part)
-    }
-}
-
-impl Source {
-    /// The tarball, from the cache or from Debian, with its hash checked.
-    fn fetch(&self, cache: &Cache) -> Result<PathBuf> {
-        let entry = cache.entry("qemu-source", &Key::new().part(&self.sha256), |dir| {
-            let step = Step::start(format!("fetching the source of {} {}", self.package, self.version));
-            let apt_dir = dir.join("apt");
-            let fetched = match std::env::var_os(TARBALL_VARIABLE) {
-                Some(path) => PathBuf::from(path),
-                None => self.download(&apt_dir, &step).with_context(|| {
-                    format!("no source {} {}; {TARBALL_VARIABLE} may name a copy", self.package, self.version)
-                })?,
-            };
-            let found = cache::sha256_file(&fetched)?;
-            ensure!(found == self.sha256, "{} has SHA-256 {found}, not {}", fetched.display(), self.sha256);
-            fs::copy(&fetched, dir.join(&self.tarball)).context("keeping the tarball")?;
-            if apt_dir.exists() {
-                fs::remove_dir_all(&apt_dir)?;
-            }
-            step.done();
-            Ok(())
-        })?;
-        Ok(entry.join(&self.tarball))
-    }
-
-    fn download(&self, dir: &Path, step: &Step) -> Result<PathBuf> {
-        let suite = Suite::open(&self.suite, None, dir, step)?;
-        let versions = suite.source_versions(&self.package)?;
-        // A new Debian revision of the same upstream version still has this tarball; an epoch is no part of the name.
-        let without_epoch = |version: &str| version.rsplit(':').next().unwrap_or_default().to_owned();
-        let upstream = |version: &str| version.rsplit_once('-').map(|(upstream, _)| upstream.to_owned());
-        let exact = versions.iter().find(|version| without_epoch(version) == self.version);
-        let version = exact.or_else(|| {
-            versions.iter().find(|version| upstream(&without_epoch(version)) == upstream(&self.version))
-        });
-        let Some(version) = version else {
-            bail!("Debian's {} now has {} {}", self.suite, self.package, versions.join(", "));
-        };
-        suite.download_source(&self.package, version, dir, step)?;
-        Ok(dir.join(&self.tarball))
     }
 }
 
@@ -223,21 +147,12 @@ impl Tree {
     }
 
     /// Makes the source in the tree equal to the patched tarball, touching only files that differ.
-    fn update(&self, recipe: &Recipe, devices: &[u8], patches: &[Patch], tarball: &Path) -> Result<()> {
-        let step = Step::start(format!("unpacking QEMU and applying {} patches", patches.len()));
+    fn update(&self, recipe: &Recipe, devices: &[u8], patches: &Patches, tarball: &Path) -> Result<()> {
+        let step = Step::start("unpacking QEMU and applying the patches");
         let fresh = self.dir.join("fresh");
         cache::remove_if_there(&fresh)?;
         fs::create_dir(&fresh)?;
-        let mut tar = Command::new("tar");
-        command::run(tar.arg("-xf").arg(tarball).args(["--strip-components=1", "-C"]).arg(&fresh), &step)?;
-        for patch in patches {
-            let mut apply = Command::new("patch");
-            apply
-                .current_dir(&fresh)
-                .args(["-p1", "--forward", "--no-backup-if-mismatch", "-i"])
-                .arg(&patch.path);
-            command::run(&mut apply, &step).with_context(|| format!("applying {}", patch.path.display()))?;
-        }
+        recipe.source.unpack(tarball, patches, &fresh, &step)?;
         for blob in &recipe.build.empty_blobs {
             fs::write(fresh.join(blob), EMPTY_BZIP2).with_context(|| format!("making {}", blob.display()))?;
         }

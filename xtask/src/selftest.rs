@@ -4,8 +4,7 @@
 use crate::cache::{Cache, Key};
 use crate::progress::Step;
 use crate::{apt, command, workspace};
-use anyhow::{Context, Result};
-use std::fs;
+use anyhow::Result;
 use std::path::PathBuf;
 use std::process::Command;
 
@@ -73,14 +72,8 @@ pub fn svm() -> Result<PathBuf> {
 impl Program {
     fn build(&self) -> Result<PathBuf> {
         let dir = workspace::root().join("tests/platform/selftest").join(self.name);
-        let entries = fs::read_dir(&dir).with_context(|| format!("reading {}", dir.display()))?;
-        let mut sources: Vec<PathBuf> = entries.map(|entry| Ok(entry?.path())).collect::<Result<_>>()?;
-        sources.sort();
-        let mut key = Key::new().part(RECIPE_VERSION);
-        for source in &sources {
-            let text = fs::read(source).with_context(|| format!("reading {}", source.display()))?;
-            key = key.part(source.file_name().unwrap_or_default().as_encoded_bytes()).part(text);
-        }
+        let mut sources = workspace::list(&dir)?;
+        let key = Key::new().part(RECIPE_VERSION).files(&sources)?;
         let compiled = |extension: &std::ffi::OsStr| extension == "c" || extension == "S";
         sources.retain(|source| source.extension().is_some_and(compiled));
         let file = format!("{}-selftest", self.name);

@@ -22,6 +22,17 @@ pub fn target_dir() -> PathBuf {
     }
 }
 
+/// What lies in a folder, sorted.
+///
+/// # Errors
+/// When it cannot be read.
+pub fn list(dir: &Path) -> Result<Vec<PathBuf>> {
+    let entries = dir.read_dir().with_context(|| format!("reading {}", dir.display()))?;
+    let mut paths: Vec<PathBuf> = entries.map(|entry| Ok(entry?.path())).collect::<Result<_>>()?;
+    paths.sort();
+    Ok(paths)
+}
+
 /// All that was written in this checkout: files and folders, by their paths from the top.
 ///
 /// # Errors

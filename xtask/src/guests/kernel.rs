@@ -3,6 +3,7 @@
 
 use crate::command;
 use crate::progress::Step;
+use crate::workspace;
 use anyhow::{Context, Result, bail, ensure};
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -79,7 +80,7 @@ pub fn build_modules(
     fs::create_dir_all(&stripped).with_context(|| format!("creating {}", stripped.display()))?;
     let mut modules = Vec::new();
     let mut sources = Vec::new();
-    for source in list(&files.join("sources"))? {
+    for source in workspace::list(&files.join("sources"))? {
         let text = fs::read(&source)?;
         sources.push((source, text));
     }
@@ -111,17 +112,6 @@ pub fn build_modules(
         modules.push(module);
     }
     Ok(modules)
-}
-
-/// The files in a folder, sorted.
-///
-/// # Errors
-/// When it cannot be read.
-pub fn list(dir: &Path) -> Result<Vec<PathBuf>> {
-    let entries = fs::read_dir(dir).with_context(|| format!("reading {}", dir.display()))?;
-    let mut paths: Vec<PathBuf> = entries.map(|entry| Ok(entry?.path())).collect::<Result<_>>()?;
-    paths.sort();
-    Ok(paths)
 }
 
 /// Takes files of a kernel's source out of its tarball and puts them side by side into `dir`.

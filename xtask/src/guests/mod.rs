@@ -83,7 +83,7 @@ pub fn linux(arch: Arch) -> Result<Linux> {
     }
     let initrd = cache.entry(&format!("guest-initrd-{arch}"), &key, |entry| {
         let step = Step::start("building the guests' modules and initrd");
-        let mut modules = kernel::list(&files.join("modules"))?;
+        let mut modules = workspace::list(&files.join("modules"))?;
         let work = entry.join("work");
         if let Some(build) = &guest.build {
             apt::need(&build.host_packages)?;
