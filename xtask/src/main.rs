@@ -19,6 +19,7 @@ mod docs;
 mod guests;
 mod image;
 mod platform;
+mod processor;
 mod progress;
 mod run;
 mod rust_src;
@@ -74,6 +75,8 @@ enum Command {
     Uefi(UefiCargo),
     /// Makes the platform QEMU, if it is not in the cache, and prints its path.
     Qemu(Platform),
+    /// Makes the processor that host tests run on (Bochs's), if it is not in the cache, and prints its path.
+    Bochs,
     /// Makes the Linux guest's kernel and initrd, if they are not in the cache, and prints their paths.
     Guests(Platform),
     /// Deletes what was built in this checkout; with --cache also the user's cache of this project.
@@ -193,6 +196,10 @@ fn dispatch(command: Command) -> Result<()> {
         Command::Uefi(uefi) => uefi::passthrough(uefi.arch, &uefi.cargo),
         Command::Qemu(platform) => {
             println!("{}", platform::qemu(platform.arch)?.display());
+            Ok(())
+        }
+        Command::Bochs => {
+            println!("{}", processor::library()?.display());
             Ok(())
         }
         Command::Guests(platform) => {

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! `cargo xtask setup`: everything `run` and `test` would otherwise make on first use.
 
-use crate::uefi;
 use crate::workshop::Shop;
+use crate::{processor, uefi};
 use anyhow::Result;
 use pasidon_harness::{Arch, Workshop};
 
@@ -28,5 +28,6 @@ pub fn run(arch: Arch) -> Result<()> {
     let linux = shop.linux()?;
     println!("platform: {}", shop.qemu()?.display());
     println!("guest: {}, {}", linux.vmlinux.display(), linux.initrd.display());
+    println!("processor of host tests: {}", processor::library()?.display());
     Ok(())
 }

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! `cargo xtask test`: the host crates' tests, then the scenarios.
 
-use crate::{check, command, setup, workspace};
+use crate::{check, command, processor, setup, workspace};
 use anyhow::{Result, bail};
 use pasidon_harness::scenario::{self, Failure, Outcome};
 use pasidon_harness::{Arch, scenarios};
@@ -95,6 +95,7 @@ struct Counted {
 fn host_tests() -> Result<Counted> {
     let mut cargo = command::cargo();
     cargo.args(["test", "--no-fail-fast", "--workspace", "--exclude", check::UEFI_ONLY]);
+    cargo.env(processor::VARIABLE, processor::library()?);
     let (output, succeeded) = command::output_echoed(&mut cargo)?;
     let mut counted = count(&output);
     if !succeeded && counted.failed == 0 {

@@ -1,0 +1,255 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+// What Bochs's processor finds around it: memory, ports, an interrupt controller, parameters, and a log.
+
+#include "machine.h"
+
+#include "iodev/iodev.h"
+#include "param_names.h"
+
+#include <sys/uio.h>
+#include <algorithm>
+#include <cstdarg>
+#include <cstdio>
+#include <deque>
+#include <map>
+#include <string>
+#include <vector>
+
+/// Words are for people: what is longer was repeated.
+static const size_t MOST_WORDS = 1 << 16;
+
+Machine machine;
+
+// The log: errors are kept as words, and what Bochs cannot go on after ends the run.
+
+static std::string said(const char *format, va_list arguments)
+{
+  char line[1024];
+  vsnprintf(line, sizeof line, format, arguments);
+  return line;
+}
+
+void Machine::say(const std::string &line)
+{
+  if (words.size() < MOST_WORDS) words += line + "\n";
+}
+
+logfunctions::logfunctions(void) {}
+logfunctions::~logfunctions() {}
+void logfunctions::put(const char *) {}
+void logfunctions::put(const char *, const char *) {}
+void logfunctions::info(const char *, ...) {}
+void logfunctions::ldebug(const char *, ...) {}
+
+void logfunctions::error(const char *format, ...)
+{
+  va_list arguments;
+  va_start(arguments, format);
+  machine.say(said(format, arguments));
+  va_end(arguments);
+}
+
+void logfunctions::panic(const char *format, ...)
+{
+  va_list arguments;
+  va_start(arguments, format);
+  machine.say(said(format, arguments));
+  va_end(arguments);
+  throw Ended();
+}
+
+void logfunctions::fatal1(const char *format, ...)
+{
+  va_list arguments;
+  va_start(arguments, format);
+  machine.say(said(format, arguments));
+  va_end(arguments);
+  throw Ended();
+}
+
+logfunctions *genlog = new logfunctions, *pluginlog = genlog, *siminterface_log = genlog;
+
+// Memory.
+
+/// A range of this process's memory.
+struct Range {
+  uint64_t start, end;
+  bool readable, writable;
+};
+
+static std::vector<Range> ranges;
+
+static void read_ranges()
+{
+  ranges.clear();
+  FILE *maps = fopen("/proc/self/maps", "r");
+  if (!maps) return;
+  char line[512];
+  while (fgets(line, sizeof line, maps)) {
+    unsigned long start, end;
+    char read, write;
+    if (sscanf(line, "%lx-%lx %c%c", &start, &end, &read, &write) == 4)
+      ranges.push_back({ start, end, read == 'r', write == 'w' });
+  }
+  fclose(maps);
+}
+
+static const Range *range_of(uint64_t address)
+{
+  auto behind = std::upper_bound(ranges.begin(), ranges.end(), address,
+                                 [](uint64_t a, const Range &range) { return a < range.start; });
+  if (behind == ranges.begin() || address >= std::prev(behind)->end) return nullptr;
+  return &*std::prev(behind);
+}
+
+/// Whether this process may do that there, and so the processor. All of it is in one page.
+static bool allowed(uint64_t address, access_kind access)
+{
+  for (bool fresh : { false, true }) {
+    // It may have grown meanwhile.
+    if (fresh) read_ranges();
+    const Range *range = range_of(address);
+    if (range && (access == ACCESS_WRITE ? range->writable : range->readable)) return true;
+  }
+  return false;
+}
+
+void Machine::forget_ranges()
+{
+  ranges.clear();
+}
+
+static bool is_device(uint64_t address)
+{
+  return machine.devices.count(address & ~uint64_t(0xfff)) != 0;
+}
+
+static void nothing_there(uint64_t address, access_kind access)
+{
+  machine.end(STOP_NOTHING, address, access);
+}
+
+BX_MEMORY_STUB_C::BX_MEMORY_STUB_C() {}
+BX_MEMORY_STUB_C::~BX_MEMORY_STUB_C() {}
+BX_MEM_C::BX_MEM_C() {}
+BX_MEM_C::~BX_MEM_C() {}
+
+Bit64u BX_MEMORY_STUB_C::get_memory_len() { return Bit64u(1) << BX_PHY_ADDRESS_WIDTH; }
+
+/// Where the processor may access a page without asking: for reading and writing, or for fetching.
+Bit8u *BX_MEM_C::getHostMemAddr(BX_CPU_C *, bx_phy_address address, unsigned rw)
+{
+  if (rw == BX_EXECUTE) {
+    if (!allowed(address, ACCESS_FETCH)) {
+      nothing_there(address, ACCESS_FETCH);
+      // It cannot go on without.
+      throw Ended();
+    }
+    return (Bit8u *)address;
+  }
+  if (is_device(address) || !allowed(address, ACCESS_READ) || !allowed(address, ACCESS_WRITE)) return nullptr;
+  return (Bit8u *)address;
+}
+
+static void record(uint64_t address, unsigned size, const void *data, bool write)
+{
+  access_seen seen = {};
+  seen.address = address;
+  seen.size = size;
+  seen.write = write;
+  memcpy(seen.data, data, std::min<size_t>(size, sizeof seen.data));
+  machine.seen.push_back(seen);
+}
+
+void BX_MEM_C::readPhysicalPage(BX_CPU_C *, bx_phy_address address, unsigned size, void *data)
+{
+  if (!allowed(address, ACCESS_READ)) {
+    memset(data, 0xff, size);
+    return nothing_there(address, ACCESS_READ);
+  }
+  memcpy(data, (const void *)address, size);
+  if (is_device(address)) record(address, size, data, false);
+}
+
+void BX_MEM_C::writePhysicalPage(BX_CPU_C *, bx_phy_address address, unsigned size, void *data)
+{
+  if (!allowed(address, ACCESS_WRITE)) return nothing_there(address, ACCESS_WRITE);
+  pageWriteStampTable.decWriteStamp(address, size);
+  memcpy((void *)address, data, size);
+  if (is_device(address)) record(address, size, data, true);
+}
+
+bool BX_MEM_C::dbg_fetch_mem(BX_CPU_C *, bx_phy_address, unsigned, Bit8u *) { return false; }
+
+BX_MEM_C bx_mem;
+
+// Ports.
+
+void bx_devices_c::reset(unsigned) {}
+void bx_devices_c::exit() {}
+Bit32u bx_devices_c::inp(Bit16u, unsigned) { return ~Bit32u(0); }
+void bx_devices_c::outp(Bit16u port, Bit32u, unsigned) { machine.port(port); }
+
+// Interrupts: those that wait, the oldest first.
+
+struct Controller : bx_pic_stub_c {
+  Bit8u IAC(void) override { return machine.acknowledge(); }
+};
+
+// Parameters: what nobody set is off, empty or zero.
+
+struct Parameters : bx_simulator_interface_c {
+  std::map<std::string, bx_param_c *> all;
+  bx_list_c *root = nullptr;
+
+  template<class Made> Made *get(const char *name, Made *(*make)(const char *))
+  {
+    auto found = all.find(name);
+    if (found == all.end()) found = all.emplace(name, make(strdup(name))).first;
+    return static_cast<Made *>(found->second);
+  }
+  bx_param_bool_c *get_param_bool(const char *name, bx_param_c *) override
+  {
+    return get<bx_param_bool_c>(name, [](const char *kept) { return new bx_param_bool_c(nullptr, kept, "", "", 0); });
+  }
+  bx_param_num_c *get_param_num(const char *name, bx_param_c *) override
+  {
+    return get<bx_param_num_c>(
+      name, [](const char *kept) { return new bx_param_num_c(nullptr, kept, "", "", 0, 1 << 20, 1); });
+  }
+  bx_param_string_c *get_param_string(const char *name, bx_param_c *) override
+  {
+    return get<bx_param_string_c>(
+      name, [](const char *kept) { return new bx_param_string_c(nullptr, kept, "", "", "", 512); });
+  }
+  bx_param_enum_c *get_param_enum(const char *name, bx_param_c *) override
+  {
+    static const char *models[] = {
+#define bx_define_cpudb(model) #model,
+#include "cpudb.h"
+#undef bx_define_cpudb
+      nullptr,
+    };
+    return get<bx_param_enum_c>(
+      name, [](const char *kept) { return new bx_param_enum_c(nullptr, kept, "", "", models, 0, 0); });
+  }
+  bx_list_c *get_bochs_root() override { return root; }
+  bx_list_c *get_statistics_root() override { return root; }
+};
+
+bx_simulator_interface_c *SIM;
+bx_list_c *root_param;
+bool bx_user_quit;
+void print_statistics_tree(bx_param_c *, int) {}
+
+bool Machine::choose(const char *model, const char *features)
+{
+  static Controller *controller = new Controller;
+  // Anew, as the processor registers its parts there. A parameter asks `SIM` for its number.
+  Parameters *parameters = new Parameters;
+  SIM = parameters;
+  parameters->root = new bx_list_c(nullptr, "bochs", "");
+  bx_devices.pluginPicDevice = controller;
+  SIM->get_param_string(BXPN_CPU_ADD_FEATURES)->set(features);
+  return SIM->get_param_enum(BXPN_CPU_MODEL)->set_by_name(model);
+}
