@@ -1,11 +1,9 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! The work of the first processor, on a machine whose line, clock and power are the test's.
 
-use std::cell::RefCell;
 use std::collections::VecDeque;
-use std::sync::Once;
 
-use log::{Level, LevelFilter, Log, Metadata, Record};
+use log::{Level, Log, Record};
 use proptest::prelude::*;
 
 use super::events::INTERVAL_NS;
@@ -16,7 +14,7 @@ use crate::console::LEAVE_KEY;
 use crate::console::framing::{Decoder, Encoder};
 use crate::dma::fault::{DmaFault, FaultAccess, Noted};
 use crate::dma::pasid::Pasid;
-use crate::testing::{Machine, REQUESTER, SharedTruth, Truth, vm_spec};
+use crate::testing::{Machine, REQUESTER, SharedTruth, Truth, lines, vm_spec};
 use crate::vm::VmState;
 
 const MS: u64 = 1_000_000;
@@ -27,25 +25,6 @@ const ROUND_NS: u64 = 10_000;
 const NAMES: [&str; 3] = ["alpha", "bad", "beta"];
 /// The parent's only place.
 const PARENT: u16 = 0;
-
-std::thread_local! {
-    static LINES: RefCell<Vec<String>> = const { RefCell::new(Vec::new()) };
-}
-
-/// Keeps what the thread of each test logs.
-struct Lines;
-
-impl Log for Lines {
-    fn enabled(&self, _metadata: &Metadata<'_>) -> bool {
-        true
-    }
-
-    fn log(&self, record: &Record<'_>) {
-        LINES.with_borrow_mut(|lines| lines.push(record.args().to_string()));
-    }
-
-    fn flush(&self) {}
-}
 
 /// The serial port.
 #[derive(Default)]
@@ -120,10 +99,7 @@ struct Rig {
 
 impl Rig {
     fn new(mode: ConsoleMode) -> Self {
-        static ONCE: Once = Once::new();
-        ONCE.call_once(|| log::set_logger(leak(Lines)).expect("the only one"));
-        log::set_max_level(LevelFilter::Info);
-        LINES.take();
+        lines::keep();
         let machine = leak(Machine::new());
         let (truth, system) = (machine.truth, &machine.system);
         let (port, power, logger) =
@@ -245,7 +221,7 @@ fn say_on(logger: &Logger, text: &str) {
 }
 
 fn logged(what: &str) -> usize {
-    LINES.with_borrow(|lines| lines.iter().filter(|line| line.contains(what)).count())
+    lines::kept().iter().filter(|line| line.contains(what)).count()
 }
 
 #[test]

@@ -8,6 +8,7 @@
 
 mod device;
 mod iommu;
+pub mod lines;
 mod truth;
 mod vm_host;
 
