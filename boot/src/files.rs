@@ -10,6 +10,7 @@ use alloc::vec;
 use alloc::vec::Vec;
 
 use pasidon_arch::guest::boot::loaded_len;
+use pasidon_arch_common::guest_files::{self, Part};
 use pasidon_kernel::base::refusal::Refusal;
 use pasidon_kernel::config::{self, ConfigError, Parsed};
 use uefi::boot::{self, AllocateType, MemoryType, PAGE_SIZE, ScopedProtocol};
@@ -28,8 +29,8 @@ const BLOCK: usize = 1 << 20;
 pub struct Files {
     /// `pasidon.toml`, parsed.
     pub parsed: Result<Parsed, Vec<ConfigError>>,
-    /// Every kernel and initrd that a VM names, once each, with why it cannot be had where it cannot.
-    pub guests: Vec<(String, Result<&'static [u8], String>)>,
+    /// Every kernel and initrd that a VM names.
+    pub guests: guest_files::Files,
     /// `pasidon.sym`.
     pub symbols: Option<&'static [u8]>,
 }
@@ -49,16 +50,11 @@ impl Files {
             )
         })?;
         let parsed = config::parse(toml);
-        let mut guests: Vec<(String, Result<&'static [u8], String>)> = Vec::new();
-        let vms = || parsed.iter().flat_map(|parsed| &parsed.config.vms);
-        // Initrds first, so that a file that is both is there as a whole.
-        let initrds = vms().filter_map(|vm| vm.initrd.as_ref()).map(|path| (path, &whole as Needed<'_>));
-        let kernels = vms().map(|vm| (&vm.kernel, &loaded_len as Needed<'_>));
-        for (path, needed) in initrds.chain(kernels) {
-            if !guests.iter().any(|(known, _)| *known == path.value) {
-                guests.push((path.value.clone(), disk.read(&path.value, needed)));
-            }
-        }
+        let vms = parsed.as_ref().map_or(&[][..], |parsed| &parsed.config.vms);
+        let guests = guest_files::Files::read(vms, &mut |path, part| match part {
+            Part::Whole => disk.read(path, &whole),
+            Part::Loaded => disk.read(path, &loaded_len),
+        });
         let symbols = disk
             .read(SYMBOLS, &whole)
             .inspect_err(|why| log::warn!("\\{SYMBOLS}: {why}; backtraces will show addresses only"))

@@ -1,13 +1,15 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Arm with EL2, for the loop that runs guests.
 
+use alloc::vec::Vec;
+
 use pasidon_arch_common::hardware::{BootImage, Core, Hardware};
-use pasidon_arch_common::memory::{self, RamView};
+use pasidon_arch_common::memory;
 use pasidon_kernel::base::addr::PAGE_SIZE;
 use pasidon_kernel::base::refusal::Refusal;
 use pasidon_kernel::memory::GuestMemory;
 use pasidon_kernel::memory::frames::Frames;
-use pasidon_kernel::memory::ram::GuestRam;
+use pasidon_kernel::memory::ram::{GuestRam, RamRange};
 use pasidon_kernel::vm::exit::MsiMessage;
 use pasidon_kernel::vm::stats::ExitKind;
 
@@ -16,11 +18,11 @@ use crate::el2::exits::Reason;
 use crate::el2::own_vmid::OwnVmid;
 use crate::el2::stage2::{GEOMETRY, Stage2Tables};
 use crate::el2::{El2Pcpu, El2Vcpu, debug};
-use crate::guest::layout::intid;
+use crate::guest::boot::{self, EntryState};
+use crate::guest::layout::{self, intid};
 use crate::guest::machine::ArmPlatform;
 use crate::guest::smccc::Workarounds;
 use crate::guest::timer::{self, Physical, VirtualCount};
-use crate::guest::{boot, layout};
 use crate::vcpu::Vm;
 use crate::{cache, exit, gic, interrupts, pcpu, time, vcpu};
 
@@ -33,6 +35,7 @@ impl Hardware for El2 {
     type Core = vcpu::Core;
     type Platform = ArmPlatform;
     type Stage2 = Stage2Tables;
+    type Entry = EntryState;
 
     fn enable(pcpu: u32, frames: &'static Frames) -> Result<El2Pcpu, Refusal> {
         let empty = frames.allocate_pages(1).ok_or_else(|| {
@@ -54,14 +57,21 @@ impl Hardware for El2 {
         Stage2Tables::new(frames, GEOMETRY)
     }
 
+    fn ram(bytes: u64) -> Vec<RamRange> {
+        layout::ram_ranges(bytes).into()
+    }
+
+    fn load(memory: &dyn GuestMemory, image: &BootImage<'_>) -> Result<EntryState, Refusal> {
+        boot::load(memory, image)
+    }
+
     fn build(
         vm: &str,
-        memory: &RamView,
-        image: &BootImage<'_>,
+        ram_bytes: u64,
+        entry: EntryState,
         stage2: &Stage2Tables,
     ) -> Result<(vcpu::Core, ArmPlatform), Refusal> {
-        let entry = boot::load(memory, image)?;
-        let mut platform = ArmPlatform::new(1, memory.ram_size(), Workarounds::UNKNOWN, time::unix_seconds)?;
+        let mut platform = ArmPlatform::new(1, ram_bytes, Workarounds::UNKNOWN, time::unix_seconds)?;
         let vmid = OwnVmid::take()?;
         let Some(number) = vmid.vmid() else {
             return Err(Refusal::new("VMID", "none was taken", ""));

@@ -5,6 +5,8 @@ pub use pasidon_arch_common::vms::Outside;
 
 use crate::hardware::El2;
 
+/// The processor, as those ask it.
+pub type Processor = El2;
 /// The machine around one VM.
 pub type Machine = pasidon_arch_common::vms::Machine<El2>;
 /// All machines.

@@ -6,19 +6,20 @@
 //! same everywhere and stands in [`crate::run`] and [`crate::vms`], once. An architecture only answers questions.
 
 use alloc::boxed::Box;
+use alloc::vec::Vec;
 
 use pasidon_kernel::base::addr::{GuestPhys, HostPhys};
 use pasidon_kernel::base::refusal::Refusal;
 use pasidon_kernel::dev::Received;
 use pasidon_kernel::dev::pci::{PciBus, Slot};
+use pasidon_kernel::memory::GuestMemory;
 use pasidon_kernel::memory::frames::Frames;
-use pasidon_kernel::memory::ram::GuestRam;
+use pasidon_kernel::memory::ram::{GuestRam, RamRange};
 use pasidon_kernel::vdev::parent::VdevRegisters;
 use pasidon_kernel::vm::exit::{Actions, MsiMessage};
 use pasidon_kernel::vm::stats::ExitKind;
 
 use crate::entropy::Seed;
-use crate::memory::RamView;
 use crate::view::VmView;
 
 /// What a VM boots.
@@ -44,6 +45,8 @@ pub trait Hardware: Sized + 'static {
     type Platform: Platform;
     /// The guest-physical memory of a VM.
     type Stage2: Stage2;
+    /// How a vCPU starts what was loaded.
+    type Entry;
 
     /// Makes the pCPU that calls ready for guests. Once on each.
     ///
@@ -57,14 +60,23 @@ pub trait Hardware: Sized + 'static {
     /// When there is no memory for it.
     fn stage2(frames: &'static Frames) -> Result<Self::Stage2, Refusal>;
 
-    /// Loads the image into the VM's RAM; makes its devices and its vCPU, before its first instruction.
+    /// Where a VM with so many bytes of RAM has them; no range is empty.
+    fn ram(bytes: u64) -> Vec<RamRange>;
+
+    /// Loads the image into a VM's RAM.
     ///
     /// # Errors
-    /// When the image is no kernel for the VM, does not fit its RAM, or there is no memory for a vCPU.
+    /// When the image is no kernel for the VM, or does not fit its RAM.
+    fn load(memory: &dyn GuestMemory, image: &BootImage<'_>) -> Result<Self::Entry, Refusal>;
+
+    /// Makes the devices and the vCPU of a VM with so many bytes of RAM, before its first instruction.
+    ///
+    /// # Errors
+    /// When there is no memory for them.
     fn build(
         vm: &str,
-        memory: &RamView,
-        image: &BootImage<'_>,
+        ram_bytes: u64,
+        entry: Self::Entry,
         stage2: &Self::Stage2,
     ) -> Result<(Self::Core, Self::Platform), Refusal>;
 

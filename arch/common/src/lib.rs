@@ -19,6 +19,7 @@ pub mod entropy;
 mod fake;
 pub mod fault;
 pub mod firmware_tables;
+pub mod guest_files;
 pub mod hardware;
 pub mod history;
 pub mod image;

@@ -28,7 +28,8 @@ use pasidon_kernel::vm::{Vm, VmEnd, VmHost};
 use spin::{Mutex, MutexGuard, RwLock};
 
 use crate::board::Board;
-use crate::hardware::{BootImage, Hardware, Platform, Stage2};
+use crate::guest_files::Images;
+use crate::hardware::{Hardware, Platform, Stage2};
 use crate::memory::RamView;
 use crate::pauses::Pauses;
 use crate::vcpu::Vcpu;
@@ -84,9 +85,6 @@ impl Outside for Housekeeping {
     }
 }
 
-/// Finds what a VM of that name boots.
-pub type Images = dyn Fn(&str) -> Result<BootImage<'static>, Refusal> + Send + Sync;
-
 /// The machine around one VM, for one life of it.
 pub struct Machine<H: Hardware> {
     /// Number of the VM.
@@ -122,7 +120,7 @@ pub struct Vms<H: Hardware> {
     /// By number of the VM.
     machines: RwLock<Vec<Option<Arc<Machine<H>>>>>,
     system: &'static System,
-    images: &'static Images,
+    images: Images,
 }
 
 impl<H: Hardware> core::fmt::Debug for Vms<H> {
@@ -313,7 +311,7 @@ impl<H: Hardware> Vms<H> {
         scheduler: Scheduler,
         outside: &'static dyn Outside,
         system: &'static System,
-        images: &'static Images,
+        images: Images,
     ) -> Self {
         Self { frames, scheduler, outside, machines: RwLock::new(Vec::new()), system, images }
     }

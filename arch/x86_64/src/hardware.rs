@@ -1,16 +1,19 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! x86-64 with SVM, for the loop that runs guests.
 
+use alloc::vec::Vec;
+
 use pasidon_arch_common::hardware::{BootImage, Core, Hardware};
-use pasidon_arch_common::memory::RamView;
 use pasidon_kernel::base::refusal::Refusal;
+use pasidon_kernel::memory::GuestMemory;
 use pasidon_kernel::memory::frames::Frames;
-use pasidon_kernel::memory::ram::GuestRam;
+use pasidon_kernel::memory::ram::{GuestRam, RamRange};
 use pasidon_kernel::vm::exit::MsiMessage;
 use pasidon_kernel::vm::stats::ExitKind;
 
 use crate::backend::{Backend, Reason};
-use crate::guest::boot;
+use crate::guest::boot::{self, EntryState};
+use crate::guest::layout;
 use crate::guest::machine::PcPlatform;
 use crate::svm::SvmPcpu;
 use crate::svm::npt::{self, NestedTable};
@@ -26,6 +29,7 @@ impl Hardware for Svm {
     type Core = vcpu::Core;
     type Platform = PcPlatform;
     type Stage2 = NestedTable;
+    type Entry = EntryState;
 
     fn enable(pcpu: u32, frames: &'static Frames) -> Result<SvmPcpu, Refusal> {
         // Its tables are made here, so that no exit allocates them.
@@ -40,13 +44,20 @@ impl Hardware for Svm {
         NestedTable::new(frames, npt::geometry(cpu::five_levels()))
     }
 
+    fn ram(bytes: u64) -> Vec<RamRange> {
+        layout::ram_ranges(bytes).into_iter().filter(|range| range.len > 0).collect()
+    }
+
+    fn load(memory: &dyn GuestMemory, image: &BootImage<'_>) -> Result<EntryState, Refusal> {
+        boot::load(memory, image)
+    }
+
     fn build(
         vm: &str,
-        memory: &RamView,
-        image: &BootImage<'_>,
+        _ram_bytes: u64,
+        entry: EntryState,
         stage2: &NestedTable,
     ) -> Result<(vcpu::Core, PcPlatform), Refusal> {
-        let entry = boot::load(memory, image)?;
         let physical_bits = cpu::Features::read().physical_bits.min(npt::PHYSICAL_BITS);
         let mut core = vcpu::Core::new(vm, stage2.root(), physical_bits);
         core.hardware.start_at(&entry);

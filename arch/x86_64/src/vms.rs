@@ -5,6 +5,8 @@ pub use pasidon_arch_common::vms::Outside;
 
 use crate::hardware::Svm;
 
+/// The processor, as those ask it.
+pub type Processor = Svm;
 /// The machine around one VM.
 pub type Machine = pasidon_arch_common::vms::Machine<Svm>;
 /// All machines.

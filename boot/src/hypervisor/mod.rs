@@ -18,14 +18,13 @@ use alloc::vec::Vec;
 use core::fmt::Write;
 use core::sync::atomic::{AtomicBool, Ordering};
 
-use pasidon_arch::guest::boot::BootImage;
 use pasidon_arch::host::{self, MachineHost};
 use pasidon_arch::interrupts;
 use pasidon_arch::platform::Platform;
 use pasidon_arch::run::{self, World};
-use pasidon_arch::vms::{Vms, kick};
+use pasidon_arch::vms::{Processor, Vms, kick};
 use pasidon_arch::{fault, history, pcpu, time};
-use pasidon_arch_common::entropy;
+use pasidon_arch_common::guest_files::{Files, Images};
 use pasidon_kernel::base::addr::HostPhys;
 use pasidon_kernel::base::refusal::Refusal;
 use pasidon_kernel::config::{
@@ -51,9 +50,8 @@ use iommu::MachineIommu;
 pub struct Handover {
     /// `pasidon.toml`.
     pub parsed: Result<Parsed, Vec<ConfigError>>,
-    /// Every kernel and initrd that a VM names, once each, by its path in the configuration; or why it
-    /// cannot be had, in words.
-    pub files: Vec<(String, Result<&'static [u8], String>)>,
+    /// Every kernel and initrd that a VM names.
+    pub files: Files,
     /// Size of the loaded image in bytes.
     pub image_bytes: u64,
     /// RAM that nobody uses, as start and length: whole pages above 1 MiB, sorted.
@@ -69,7 +67,6 @@ pub struct Handover {
 static HOUSEKEEPING: Once<Housekeeping> = Once::new();
 static SYSTEM: Once<System> = Once::new();
 static VMS: Once<Vms> = Once::new();
-static IMAGES: Once<Vec<guests::Image>> = Once::new();
 /// The other processors may go to work.
 static READY: AtomicBool = AtomicBool::new(false);
 
@@ -99,7 +96,7 @@ pub fn run(handover: Handover) -> ! {
     let mut refused = Vec::new();
     let available = frames.counts().free;
     note(&mut config, &mut refused, |config| check_memory(config, available));
-    note(&mut config, &mut refused, |config| guests::check_files(config, &handover.files));
+    note(&mut config, &mut refused, |config| handover.files.check::<Processor>(config));
     let resolved = resolve_parents(&config, &pci.devices());
     config.remove_refused(&resolved.errors);
     refused.extend(resolved.errors);
@@ -144,7 +141,7 @@ pub fn run(handover: Handover) -> ! {
     }
 
     let system: &'static System = SYSTEM.call_once(|| system);
-    IMAGES.call_once(|| guests::images(&config, &handover.files));
+    let images = Images::new(&config.vms, &handover.files);
     let places = config.vms.iter().map(|vm| vm.index + 1).max().unwrap_or(0);
     let mut names = vec![String::from("(refused)"); places];
     for vm in &config.vms {
@@ -169,7 +166,7 @@ pub fn run(handover: Handover) -> ! {
         Housekeeping::new(system, machine, Console::new(mode, names, mark()), consoles, known_refused)
     });
     let scheduler = Scheduler::new(count, SLICE_NS);
-    let vms = VMS.call_once(|| Vms::new(frames, scheduler, housekeeping, system, &image));
+    let vms = VMS.call_once(|| Vms::new(frames, scheduler, housekeeping, system, images));
     run::install(World { system, vms, notes: &run::NOTES });
     provoke::lose_pcpu(system);
     connect_interrupts(iommu.as_ref(), &handover.platform, housekeeping);
@@ -206,14 +203,6 @@ pub fn run(handover: Handover) -> ! {
         kick(pcpu);
     }
     run_forever()
-}
-
-/// What a VM of the configuration boots.
-fn image(vm: &str) -> Result<BootImage<'static>, Refusal> {
-    let found = IMAGES.get().and_then(|images| images.iter().find(|image| image.vm == vm));
-    found
-        .map(|image| BootImage { seed: entropy::seed(), ..image.boot })
-        .ok_or_else(|| Refusal::new("kernel", "the configuration names none", "correct pasidon.toml"))
 }
 
 fn show_log() {

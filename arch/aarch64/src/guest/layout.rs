@@ -17,6 +17,7 @@
 
 use pasidon_kernel::base::addr::{GuestPhys, LARGE_PAGE_SIZE};
 use pasidon_kernel::dev::pci::PciWindow;
+use pasidon_kernel::memory::ram::RamRange;
 
 /// The most vCPUs of one VM: as many redistributors fit their window.
 pub const VCPUS_MAX: u16 = 8;
@@ -107,9 +108,9 @@ pub const fn vcpu_of_affinity(affinity: u64) -> Option<u16> {
     if number < VCPUS_MAX as u64 { Some(number as u16) } else { None }
 }
 
-/// The guest's RAM as ranges of guest-physical addresses: start and length.
-pub const fn ram_ranges(ram_size: u64) -> [(GuestPhys, u64); 1] {
-    [(GuestPhys(RAM_BASE), ram_size)]
+/// Where the guest's RAM is.
+pub const fn ram_ranges(ram_size: u64) -> [RamRange; 1] {
+    [RamRange { start: GuestPhys(RAM_BASE), len: ram_size }]
 }
 
 /// Whether a guest can have `ram_size` bytes.

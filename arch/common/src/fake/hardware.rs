@@ -22,15 +22,15 @@ use pasidon_kernel::base::addr::{GuestPhys, HostPhys, PAGE_SIZE};
 use pasidon_kernel::base::refusal::Refusal;
 use pasidon_kernel::dev::Received;
 use pasidon_kernel::dev::pci::{PciBus, PciWindow, Slot};
+use pasidon_kernel::memory::GuestMemory;
 use pasidon_kernel::memory::frames::Frames;
-use pasidon_kernel::memory::ram::GuestRam;
+use pasidon_kernel::memory::ram::{GuestRam, RamRange};
 use pasidon_kernel::vdev::parent::VdevRegisters;
 use pasidon_kernel::vm::exit::{Action, Actions, MsiMessage};
 use pasidon_kernel::vm::stats::ExitKind;
 
 use super::sim::here;
 use crate::hardware::{BootImage, Core, Hardware, Platform, Stage2};
-use crate::memory::RamView;
 use crate::view::VmView;
 
 /// What the guest's timer raises.
@@ -39,6 +39,8 @@ pub const TIMER: MsiMessage = MsiMessage { address: 0, data: u32::MAX };
 const COMPUTES_NS: u64 = 1_000_000;
 /// What a key raises.
 pub const KEY: MsiMessage = MsiMessage { address: 0, data: u32::MAX - 1 };
+/// The longest initrd and command line.
+const LOADED_MAX: usize = 16;
 /// Where a vdev's messages go.
 const MESSAGES: u64 = 0xfee0_0000;
 
@@ -60,6 +62,7 @@ impl Hardware for Fake {
     type Core = FakeCore;
     type Platform = FakePlatform;
     type Stage2 = FakeStage2;
+    type Entry = ();
 
     fn enable(pcpu: u32, _frames: &'static Frames) -> Result<u32, Refusal> {
         Ok(pcpu)
@@ -69,10 +72,28 @@ impl Hardware for Fake {
         Ok(FakeStage2(Arc::default()))
     }
 
+    fn ram(bytes: u64) -> Vec<RamRange> {
+        vec![RamRange { start: GuestPhys(0), len: bytes }]
+    }
+
+    /// A kernel begins with the address where it goes; an empty one goes nowhere. The rest fits that is not long.
+    fn load(memory: &dyn GuestMemory, image: &BootImage<'_>) -> Result<(), Refusal> {
+        for (what, len) in
+            [("command line", image.cmdline.len()), ("initrd", image.initrd.map_or(0, <[u8]>::len))]
+        {
+            if len > LOADED_MAX {
+                return Err(Refusal::new(what, format!("it has {len} bytes"), "shorten it"));
+            }
+        }
+        let Some(address) = image.kernel.first_chunk() else { return Ok(()) };
+        let written = memory.write(GuestPhys(u64::from_le_bytes(*address)), image.kernel);
+        written.map_err(|error| Refusal::new("kernel image", error.to_string(), "move it"))
+    }
+
     fn build(
         vm: &str,
-        _memory: &RamView,
-        _image: &BootImage<'_>,
+        _ram_bytes: u64,
+        _entry: (),
         stage2: &FakeStage2,
     ) -> Result<(FakeCore, FakePlatform), Refusal> {
         here().0.lock().lives.insert(vm.to_string(), stage2.0.clone());

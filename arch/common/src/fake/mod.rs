@@ -17,6 +17,7 @@ mod sim;
 use std::sync::Arc;
 
 use pasidon_kernel::base::addr::{GuestPhys, HostPhys, LARGE_PAGE_SIZE};
+use pasidon_kernel::config::parse;
 use pasidon_kernel::memory::frames::Frames;
 use pasidon_kernel::memory::ram::RamRange;
 use pasidon_kernel::system::{ParentOptions, System, SystemParts};
@@ -27,6 +28,7 @@ use pasidon_kernel::vm::{VmSpec, VmState};
 use self::device::{FakeHost, FakeParent};
 use self::outside::Desk;
 use self::sim::Sim;
+use crate::guest_files::{Files, Images};
 use crate::notes::Notes;
 use crate::run::{World, tests::Loop};
 use crate::vms::Vms;
@@ -96,7 +98,7 @@ impl Rig {
         let desk: &'static Desk = Box::leak(Box::new(Desk::new(sim.clone(), system, host)));
         let scheduler = Scheduler::new(PCPUS as usize, SLICE_NS);
         let vms: &'static Vms<Fake> =
-            Box::leak(Box::new(Vms::new(frames, scheduler, desk, system, &outside::image)));
+            Box::leak(Box::new(Vms::new(frames, scheduler, desk, system, images())));
         let notes: &'static Notes = Box::leak(Box::default());
         let world: &'static World<Fake> = Box::leak(Box::new(World { system, vms, notes }));
         host.meet(world);
@@ -170,6 +172,14 @@ impl Rig {
         wrong.extend(self.sim.violations());
         wrong
     }
+}
+
+/// What the VMs boot: files with nothing in them.
+fn images() -> Images {
+    let section = |number| format!("[[vm]]\nname = \"vm{number}\"\nmemory = \"16M\"\nkernel = \"none\"\n");
+    let text: String = (0..VMS).map(section).collect();
+    let vms = parse(text.as_bytes()).expect("a configuration").config.vms;
+    Images::new(&vms, &Files::read(&vms, &mut |_, _| Ok(&[])))
 }
 
 fn spec(number: usize) -> VmSpec {

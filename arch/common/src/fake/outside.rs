@@ -8,7 +8,6 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, OnceLock};
 
 use pasidon_kernel::base::id::VmId;
-use pasidon_kernel::base::refusal::Refusal;
 use pasidon_kernel::config::ConsoleMode;
 use pasidon_kernel::console::Console;
 use pasidon_kernel::console::log::Logger;
@@ -23,7 +22,7 @@ use super::hardware::{Fake, Life};
 use super::line::{Port, Switch, say};
 use super::sim::{Sim, here};
 use super::{VMS, vdev};
-use crate::hardware::{BootImage, Hardware};
+use crate::hardware::Hardware;
 use crate::run::World;
 use crate::vms::Outside;
 
@@ -167,9 +166,4 @@ impl Outside for Desk {
         drop(state);
         command.into_iter().chain(self.keeper.next_work()).min()
     }
-}
-
-/// What VMs boot: nothing.
-pub fn image(_vm: &str) -> Result<BootImage<'static>, Refusal> {
-    Ok(BootImage { kernel: &[], initrd: None, cmdline: "", seed: None })
 }

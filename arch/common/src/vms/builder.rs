@@ -63,11 +63,12 @@ impl<H: Hardware> VmHost for Builder<H> {
         let vms = self.0;
         let id = vm.id();
         let shared = vms.system.vm(id).ok_or_else(|| Refusal::new("vm", "not defined", "define it first"))?;
-        let image = (vms.images)(vm.name())?;
+        let image = vms.images.of(vm.name())?;
         let memory = RamView::new(ram);
         let mut stage2 = H::stage2(vms.frames)?;
         stage2.map_ram(ram)?;
-        let (core, platform) = H::build(vm.name(), &memory, &image, &stage2)?;
+        let entry = H::load(&memory, &image)?;
+        let (core, platform) = H::build(vm.name(), ram.bytes(), entry, &stage2)?;
         H::release_ram(ram);
         let board = Board::new(platform);
         let seat = vms.scheduler.assign(VcpuId { vm: id, index: 0 })?;

@@ -14,6 +14,7 @@
 
 use pasidon_kernel::base::addr::GuestPhys;
 use pasidon_kernel::dev::pci::PciWindow;
+use pasidon_kernel::memory::ram::RamRange;
 
 /// The most RAM below the hole.
 pub const LOW_RAM_MAX: u64 = 0xc000_0000;
@@ -118,11 +119,10 @@ pub const fn ram_split(ram_size: u64) -> (u64, u64) {
     if ram_size > LOW_RAM_MAX { (LOW_RAM_MAX, ram_size - LOW_RAM_MAX) } else { (ram_size, 0) }
 }
 
-/// The guest's RAM as ranges of guest-physical addresses: start and length. The second is empty unless
-/// the guest has more than [`LOW_RAM_MAX`].
-pub const fn ram_ranges(ram_size: u64) -> [(GuestPhys, u64); 2] {
+/// Where the guest's RAM is. The second range is empty unless the guest has more than [`LOW_RAM_MAX`].
+pub const fn ram_ranges(ram_size: u64) -> [RamRange; 2] {
     let (low, high) = ram_split(ram_size);
-    [(GuestPhys(0), low), (GuestPhys(HIGH_RAM_BASE), high)]
+    [RamRange { start: GuestPhys(0), len: low }, RamRange { start: GuestPhys(HIGH_RAM_BASE), len: high }]
 }
 
 /// Kind of a memory-map entry, with the numbers that both e820 and the PVH memory map use.
@@ -177,7 +177,7 @@ mod tests {
             assert!(map.windows(2).all(|w| w[0].start + w[0].len <= w[1].start));
             let usable: u64 = map.iter().filter(|e| e.kind == MemoryKind::Ram).map(|e| e.len).sum();
             assert_eq!(usable, ram - (LEGACY_HOLE.end - LEGACY_HOLE.start));
-            assert_eq!(ram_ranges(ram).iter().map(|(_, len)| len).sum::<u64>(), ram);
+            assert_eq!(ram_ranges(ram).iter().map(|range| range.len).sum::<u64>(), ram);
         }
         assert_eq!(HIGH_RAM_BASE + ram_split(RAM_MAX).1, PCI64_BASE);
     }

@@ -15,6 +15,7 @@ use alloc::vec;
 use alloc::vec::Vec;
 
 use pasidon_kernel::base::refusal::Refusal;
+use pasidon_kernel::memory::ram::RamRange;
 use vm_fdt::{Error, FdtWriter};
 
 use super::{Initrd, Seed};
@@ -82,7 +83,7 @@ fn write(
     tree.property_u32("#size-cells", 2)?;
     tree.property_u32("interrupt-parent", phandle::GIC)?;
     chosen(&mut tree, cmdline, initrd, seed)?;
-    for (start, len) in layout::ram_ranges(ram_size) {
+    for RamRange { start, len } in layout::ram_ranges(ram_size) {
         let node = tree.begin_node(&format!("memory@{:x}", start.0))?;
         tree.property_string("device_type", "memory")?;
         tree.property_array_u64("reg", &[start.0, len])?;

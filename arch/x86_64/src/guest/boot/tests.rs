@@ -158,7 +158,7 @@ impl GuestMemory for Sparse {
         let len = bytes.len() as u64;
         let inside = layout::ram_ranges(self.ram)
             .iter()
-            .any(|(start, size)| address.0 >= start.0 && address.0 + len <= start.0 + size);
+            .any(|range| address.0 >= range.start.0 && address.0 + len <= range.start.0 + range.len);
         self.written.borrow_mut().push((address.0, len));
         inside.then_some(()).ok_or(pasidon_kernel::memory::BadGuestAddress { address, len })
     }
