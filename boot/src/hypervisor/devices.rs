@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The machine's accelerators.
+//! What VMs are made of: slices of the machine's accelerators, and the files that were read for them.
 
 use alloc::boxed::Box;
 use alloc::string::String;
@@ -7,17 +7,53 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 
 use pasidon_arch::host::MachineHost;
+use pasidon_arch::vms::Processor;
+use pasidon_arch_common::guest_files::Files;
+use pasidon_arch_common::hardware::Hardware;
 use pasidon_drivers::accel::dsa::{DsaParent, Options, Partition, Setup, Silicon};
 use pasidon_drivers::pci::Function;
 use pasidon_kernel::base::refusal::Refusal;
-use pasidon_kernel::config::{Config, ParentConfig, PciDevice};
+use pasidon_kernel::config::{Config, ConfigError, ParentConfig, PciDevice};
+use pasidon_kernel::memory::ram::RamRange;
+use pasidon_kernel::system::startup::Machine;
 use pasidon_kernel::vdev::parent::Parent;
 
 use crate::pci::Pci;
 use crate::registers;
 
-/// Brings up the accelerator that a parent names. `queues` are the entries that the vdevs on it ask for.
-pub fn bring_up_parent(
+/// What the kernel asks for when it starts VMs.
+pub struct Supply<'a> {
+    /// The devices.
+    pub pci: &'a Pci,
+    /// What was read from the disk.
+    pub files: &'a Files,
+}
+
+impl Machine for Supply<'_> {
+    fn devices(&self) -> Vec<PciDevice> {
+        self.pci.devices()
+    }
+
+    fn check_files(&self, config: &Config) -> Vec<ConfigError> {
+        self.files.check::<Processor>(config)
+    }
+
+    fn bring_up(
+        &self,
+        parent: &ParentConfig,
+        device: &PciDevice,
+        queues: Vec<Option<u16>>,
+    ) -> Result<&'static dyn Parent, Refusal> {
+        bring_up_parent(parent, device, self.pci, queues)
+    }
+
+    fn ram(&self, bytes: u64) -> Vec<RamRange> {
+        Processor::ram(bytes)
+    }
+}
+
+/// Brings up the accelerator that a parent names.
+fn bring_up_parent(
     parent: &ParentConfig,
     device: &PciDevice,
     pci: &Pci,
@@ -52,15 +88,4 @@ pub fn bring_up_parent(
     let parent = DsaParent::new(setup)?;
     // Parents stay for as long as the machine runs.
     Ok(&**Box::leak(Box::new(parent)))
-}
-
-/// The queue entries that the vdevs of a configuration ask of a parent.
-pub fn wanted_queues(config: &Config, parent: &str) -> Vec<Option<u16>> {
-    config
-        .vms
-        .iter()
-        .flat_map(|vm| &vm.vdevs)
-        .filter(|vdev| vdev.parent.value == parent)
-        .map(|vdev| vdev.entries.as_ref().map(|entries| entries.value))
-        .collect()
 }

@@ -12,6 +12,7 @@ mod life;
 mod parents;
 mod reclaim;
 mod snapshot;
+pub mod startup;
 mod vdevs;
 
 #[cfg(test)]

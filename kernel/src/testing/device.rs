@@ -144,7 +144,8 @@ impl Parent for TestParent {
     }
 
     fn describe(&self) -> Vec<(&'static str, String)> {
-        vec![("queues", self.0.lock().queues.len().to_string())]
+        let queues = self.0.lock().queues.len().to_string();
+        vec![("state", "enabled".to_string()), ("queues", queues), ("queue 0", "free".to_string())]
     }
 }
 

@@ -76,13 +76,20 @@ impl Machine {
     }
 
     pub fn with(options: Options) -> (Self, Result<(), crate::base::refusal::Refusal>) {
+        let mut machine = Self::without_parent(options);
+        let added = machine.system.add_parent(machine.parent(), options.parent);
+        (machine, added)
+    }
+
+    /// A machine whose parent is not in use.
+    pub fn without_parent(options: Options) -> Self {
         let truth: &'static SharedTruth = Box::leak(Box::new(SharedTruth::new(options.queues)));
         truth.lock().tagged_by_requester = options.tagged_by_requester;
         let start = 64 * LARGE_PAGE_SIZE;
         let memory = start..start + options.frames * LARGE_PAGE_SIZE;
         let frames: &'static Frames =
             Box::leak(Box::new(Frames::new([(HostPhys(memory.start), memory.end - memory.start)])));
-        let mut system = System::new(SystemParts {
+        let system = System::new(SystemParts {
             host: truth,
             iommu: options.iommu.then_some(truth as &'static dyn Iommu),
             msi: options.iommu.then_some(truth as &'static dyn MsiController),
@@ -92,10 +99,12 @@ impl Machine {
             last_pasid: Pasid::new(options.last_pasid),
         })
         .unwrap();
-        let parent: &'static TestParent = Box::leak(Box::new(TestParent(truth)));
-        let added = system.add_parent(parent, options.parent);
-        let machine = Self { truth, system, memory };
-        (machine, added)
+        Self { truth, system, memory }
+    }
+
+    /// The driver of its parent.
+    pub fn parent(&self) -> &'static TestParent {
+        Box::leak(Box::new(TestParent(self.truth)))
     }
 
     /// What was noted against the code under test, and every way in which truth and system differ.
