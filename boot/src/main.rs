@@ -28,7 +28,6 @@ mod heap;
 mod hypervisor;
 mod machine;
 mod output;
-mod pci;
 mod provoke;
 mod registers;
 mod tables;

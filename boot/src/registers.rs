@@ -2,9 +2,13 @@
 //! Registers of the machine's devices, for the drivers.
 
 use pasidon_arch::paging;
+use pasidon_drivers::pci::Segments;
 use pasidon_drivers::registers::Mmio;
 use pasidon_kernel::base::addr::HostPhys;
 use pasidon_kernel::base::refusal::Refusal;
+
+/// The machine's PCI functions.
+pub type Pci = Segments<Mmio>;
 
 /// Maps registers that one driver has for itself, uncached and for good.
 ///

@@ -20,11 +20,13 @@ use pasidon_kernel::irq::host::Host;
 
 mod capabilities;
 mod ecam;
+mod segments;
 #[cfg(test)]
 pub(crate) mod tests;
 
 pub use capabilities::{MsixLocation, PasidCapability};
 pub use ecam::Ecam;
+pub use segments::Segments;
 
 /// What a read gives where nothing answers.
 const ABSENT: u32 = u32::MAX;
@@ -93,6 +95,15 @@ impl fmt::Display for Identity {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} {:04x}:{:04x} class {:06x}", self.requester, self.vendor, self.device, self.class)
     }
+}
+
+/// The buses behind a bridge, from its configuration space.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct BusRange {
+    /// Secondary bus number: the first behind it.
+    pub secondary: u8,
+    /// Subordinate bus number: the last behind it.
+    pub subordinate: u8,
 }
 
 /// A memory base address register, decoded.

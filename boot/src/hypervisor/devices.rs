@@ -11,15 +11,14 @@ use pasidon_arch::vms::Processor;
 use pasidon_arch_common::guest_files::Files;
 use pasidon_arch_common::hardware::Hardware;
 use pasidon_drivers::accel::dsa::{DsaParent, Options, Partition, Setup, Silicon};
-use pasidon_drivers::pci::Function;
+use pasidon_drivers::pci::{Function, Identity};
 use pasidon_kernel::base::refusal::Refusal;
 use pasidon_kernel::config::{Config, ConfigError, ParentConfig, PciDevice};
 use pasidon_kernel::memory::ram::RamRange;
 use pasidon_kernel::system::startup::Machine;
 use pasidon_kernel::vdev::parent::Parent;
 
-use crate::pci::Pci;
-use crate::registers;
+use crate::registers::{self, Pci};
 
 /// What the kernel asks for when it starts VMs.
 pub struct Supply<'a> {
@@ -31,7 +30,12 @@ pub struct Supply<'a> {
 
 impl Machine for Supply<'_> {
     fn devices(&self) -> Vec<PciDevice> {
-        self.pci.devices()
+        let device = |function: &Identity| PciDevice {
+            requester: function.requester,
+            vendor: function.vendor,
+            device: function.device,
+        };
+        self.pci.functions.iter().map(device).collect()
     }
 
     fn check_files(&self, config: &Config) -> Vec<ConfigError> {

@@ -33,8 +33,8 @@ use pasidon_kernel::vm::sched::{SLICE_NS, Scheduler};
 use spin::Once;
 
 use crate::output;
-use crate::pci::Pci;
 use crate::provoke;
+use crate::registers::{self, Pci};
 use crate::tables::Tables;
 use devices::Supply;
 use iommu::MachineIommu;
@@ -74,7 +74,7 @@ pub fn run(handover: Handover) -> ! {
     log::set_max_level(wanted.host().log.value);
 
     let frames: &'static Frames = Box::leak(Box::new(Frames::new(handover.memory)));
-    let pci = Pci::new(&handover.ecams);
+    let pci = Pci::new(&handover.ecams, &mut registers::map);
     for function in &pci.functions {
         log::info!("pci: {function}");
     }

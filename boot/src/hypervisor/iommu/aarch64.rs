@@ -21,8 +21,7 @@ use pasidon_kernel::irq::msi::MsiController;
 use pasidon_kernel::memory::frames::Frames;
 
 use super::{FrameMemory, Without};
-use crate::pci::Pci;
-use crate::registers;
+use crate::registers::{self, Pci};
 use crate::tables::Tables;
 
 type MachineIts = Its<Mmio, FrameMemory>;

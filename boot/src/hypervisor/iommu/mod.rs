@@ -17,12 +17,11 @@ pub use x86_64::{MachineIommu, connect_keys};
 use pasidon_arch::platform::Platform;
 use pasidon_arch::{cache, memory};
 use pasidon_drivers::memory::DmaMemory;
-use pasidon_drivers::pci::Function;
 use pasidon_kernel::base::addr::{HostPhys, PAGE_SIZE};
 use pasidon_kernel::base::refusal::Refusal;
 use pasidon_kernel::memory::frames::Frames;
 
-use crate::pci::Pci;
+use crate::registers::Pci;
 use crate::tables::Tables;
 
 /// Memory for tables and queues of devices.
@@ -75,27 +74,6 @@ impl From<Refusal> for Without {
     }
 }
 
-/// Takes the right to do DMA from every device that the IOMMU does not stand in front of. Bridges keep it: what they
-/// pass on is the matter of the devices behind them.
-fn silence(pci: &Pci, iommu: &MachineIommu) {
-    /// Class and subclass of bridges between PCI buses.
-    const BRIDGE: u32 = 0x0604;
-    let outside = pci
-        .functions
-        .iter()
-        .filter(|function| function.class >> 8 != BRIDGE && !iommu.serves(function.requester));
-    for function in outside {
-        let silent = pci
-            .config_of(function.requester)
-            .and_then(|config| Function::new(config, function.requester).ok())
-            .map(|function| function.forbid_dma());
-        match silent {
-            Some(()) => log::warn!("{function}: not behind the IOMMU; its DMA is switched off"),
-            None => log::error!("{function}: not behind the IOMMU, and its DMA cannot be switched off"),
-        }
-    }
-}
-
 /// Takes the IOMMU over and says so: from here on no device reaches memory. `None` where there is none that can be
 /// driven, which is said, too.
 pub fn take(
@@ -110,7 +88,7 @@ pub fn take(
             for (name, value) in iommu.describe() {
                 log::info!("{name}: {value}");
             }
-            silence(pci, &iommu);
+            pci.silence(&|requester| iommu.serves(requester));
             Some(iommu)
         }
         Err(Without::Absent(why)) => {

@@ -12,8 +12,6 @@ use pasidon_arch::interrupts::Handler;
 use pasidon_arch::platform::Platform;
 use pasidon_drivers::iommu::vtd::Vtd;
 use pasidon_drivers::iommu::vtd::dmar::{self, Drhd, ScopeKind};
-use pasidon_drivers::iommu::vtd::scope::BusRange;
-use pasidon_drivers::pci::ConfigSpace;
 use pasidon_drivers::registers::Mmio;
 use pasidon_kernel::base::addr::Requester;
 use pasidon_kernel::base::refusal::Refusal;
@@ -24,8 +22,7 @@ use pasidon_kernel::memory::frames::Frames;
 use pasidon_kernel::vm::exit::MsiMessage;
 
 use super::{FrameMemory, Without};
-use crate::pci::Pci;
-use crate::registers;
+use crate::registers::{self, Pci};
 use crate::tables::Tables;
 
 /// The remapping units, in charge.
@@ -46,20 +43,6 @@ fn io_apic(unit: &Drhd) -> Option<Requester> {
     })
 }
 
-/// The buses behind a PCI-to-PCI bridge; `None` where the function is none.
-fn buses_behind(pci: &Pci, requester: Requester) -> Option<BusRange> {
-    /// Header type of a PCI-to-PCI bridge.
-    const BRIDGE: u32 = 1;
-    const HEADER_TYPE: u16 = 0x0c;
-    const BUS_NUMBERS: u16 = 0x18;
-    let config = pci.config_of(requester)?;
-    let header = config.read32(requester, HEADER_TYPE) >> 16 & 0x7f;
-    (header == BRIDGE).then(|| {
-        let numbers = config.read32(requester, BUS_NUMBERS);
-        BusRange { secondary: (numbers >> 8) as u8, subordinate: (numbers >> 16) as u8 }
-    })
-}
-
 impl MachineIommu {
     /// Takes all units over: from here on no device reaches memory.
     pub(super) fn take(
@@ -77,7 +60,7 @@ impl MachineIommu {
             Arc::new(FrameMemory(frames)),
             &MachineHost,
             true,
-            &|requester| buses_behind(pci, requester),
+            &|requester| pci.buses_behind(requester),
             &mut registers::map,
         )?;
         let vtd: &'static Vtd<_, _> = Box::leak(Box::new(vtd));

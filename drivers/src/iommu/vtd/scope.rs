@@ -15,15 +15,7 @@ use pasidon_kernel::base::refusal::Refusal;
 
 use super::dmar::{DeviceScope, Dmar, ScopeKind};
 use crate::iommu::unit::{Place, Topology};
-
-/// The buses behind a bridge, from its configuration space.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct BusRange {
-    /// Secondary bus number: the first behind it.
-    pub secondary: u8,
-    /// Subordinate bus number: the last behind it.
-    pub subordinate: u8,
-}
+use crate::pci::BusRange;
 
 /// Reads the bus range of a bridge; `None` where there is no such bridge.
 pub type Bridges<'a> = &'a dyn Fn(Requester) -> Option<BusRange>;

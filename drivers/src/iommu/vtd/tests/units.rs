@@ -8,8 +8,8 @@ use pasidon_kernel::irq::msi::MsiController;
 
 use super::super::dmar::{DeviceScope, ScopeKind};
 use super::super::model::{CAP_CM, ECAP_C, ECAP_SC, ECAP_SMPWCS};
-use super::super::scope::BusRange;
 use super::*;
+use crate::pci::BusRange;
 
 /// A device behind the bridge 00:03.0 that the second unit serves.
 const BEHIND_BRIDGE: Requester = Requester::new(0, 5, 0, 0);
