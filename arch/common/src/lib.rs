@@ -10,6 +10,7 @@
 
 extern crate alloc;
 
+pub mod acpi;
 pub mod backtrace;
 pub mod board;
 pub mod clock;
