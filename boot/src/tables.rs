@@ -1,19 +1,25 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The firmware's tables: copies of its ACPI tables; or such tables made out of a device tree, where the firmware has no
-//! others.
+//! Finds the ACPI tables that Pasidon reads and takes copies of them; or makes such tables out of a device tree, where
+//! the firmware has no others.
 //!
-//! **Principle.** Where they are is the firmware's word. How they are found is [`acpi`]'s matter, what a table says that
-//! of `pasidon_arch::firmware_tables`, and both see nothing but bytes.
+//! **Principle.** The `acpi` crate finds tables and verifies checksums; it trusts the lengths in the list of
+//! tables, so these are looked at first. What a table says is read from the copy, by
+//! `pasidon_arch::firmware_tables`. A table that is absent or broken costs a line and what it would
+//! have told.
 
 use alloc::string::String;
 use alloc::vec::Vec;
+use core::fmt;
+use core::ptr::NonNull;
 
-use pasidon_arch::firmware_tables::OF_DEVICE_TREE;
-use pasidon_arch_common::acpi::{self, DSDT};
-use pasidon_arch_common::firmware_tables::Translated;
+use acpi::sdt::{SdtHeader, Signature};
+use acpi::{AcpiError, AcpiHandler, AcpiTable, AcpiTables, PhysicalMapping};
+use pasidon_arch::firmware_tables::{self, HEADER, MAX_DEVICE_TREE};
 use uefi::table::cfg::ConfigTableEntry;
 use uefi::{Guid, guid, system};
 
+/// Longest table that is believed.
+const MAX_LENGTH: u32 = 16 << 20;
 /// The firmware's device tree (EFI_DTB_TABLE_GUID).
 const DTB_GUID: Guid = guid!("b1b621d5-f19c-41a5-830b-d9152c69aae0");
 
@@ -24,32 +30,99 @@ pub struct Tables {
     tables: Vec<(&'static str, Vec<u8>)>,
 }
 
+/// A table of which only the header is of interest here.
+macro_rules! table {
+    ($name:ident, $signature:ident) => {
+        #[repr(transparent)]
+        struct $name(SdtHeader);
+
+        // SAFETY: every table starts with the header.
+        unsafe impl AcpiTable for $name {
+            const SIGNATURE: Signature = Signature::$signature;
+
+            fn header(&self) -> &SdtHeader {
+                &self.0
+            }
+        }
+    };
+}
+
+table!(Madt, MADT);
+table!(Mcfg, MCFG);
+table!(Fadt, FADT);
+table!(Hpet, HPET);
+table!(Dmar, DMAR);
+table!(Gtdt, GTDT);
+table!(Spcr, SPCR);
+table!(Dbg2, DBG2);
+table!(Iort, IORT);
+
+/// Finds one kind of table in the firmware's list.
+type Get = fn(&AcpiTables<Identity>) -> Result<&'static [u8], AcpiError>;
+
+/// What is looked for, in the order in which it is listed.
+const WANTED: [(&str, Get); 9] = [
+    // Processors and interrupt controllers.
+    ("MADT", bytes::<Madt>),
+    // PCI configuration space.
+    ("MCFG", bytes::<Mcfg>),
+    // Fixed hardware.
+    ("FADT", bytes::<Fadt>),
+    // Event timer.
+    ("HPET", bytes::<Hpet>),
+    // DMA remapping (VT-d).
+    ("DMAR", bytes::<Dmar>),
+    // Generic timer.
+    ("GTDT", bytes::<Gtdt>),
+    // Serial console.
+    ("SPCR", bytes::<Spcr>),
+    // Debug ports.
+    ("DBG2", bytes::<Dbg2>),
+    // I/O remapping (SMMU).
+    ("IORT", bytes::<Iort>),
+];
+
 impl Tables {
     /// Finds and copies them. Before boot services end, while the firmware's map covers its tables. A device tree is
     /// looked at where there is no ACPI.
     pub fn find() -> Self {
         match configured(&[ConfigTableEntry::ACPI2_GUID, ConfigTableEntry::ACPI_GUID]) {
-            Some(rsdp) => Self::new("ACPI", acpi::tables(&memory, rsdp)),
+            Some(rsdp) => Self::of_acpi(rsdp),
             None => Self::of_device_tree(),
         }
     }
 
+    fn of_acpi(rsdp: usize) -> Self {
+        let tables = match list(rsdp) {
+            Ok(tables) => tables,
+            Err(why) => {
+                log::warn!("ACPI: {why}");
+                return Self::default();
+            }
+        };
+        let mut found: Vec<(&str, Vec<u8>)> =
+            WANTED.into_iter().filter_map(|(name, get)| Some((name, copy(&tables, name, get)?))).collect();
+        let dsdt = found
+            .iter()
+            .find(|(name, _)| *name == "FADT")
+            .and_then(|(_, fadt)| firmware_tables::dsdt_address(fadt))
+            .and_then(copy_at);
+        // The firmware's bytecode, which no list names.
+        found.extend(dsdt.map(|table| (DSDT, table)));
+        Self { source: "ACPI", tables: found }
+    }
+
     fn of_device_tree() -> Self {
-        let tree = configured(&[DTB_GUID]).and_then(|address| {
-            acpi::device_tree(&memory, address).inspect_err(|refusal| log::warn!("{refusal}")).ok()
-        });
-        let Some((translate, tree)) = OF_DEVICE_TREE.zip(tree) else {
+        let tree = configured(&[DTB_GUID]).and_then(device_tree);
+        let Some((translate, tree)) = firmware_tables::OF_DEVICE_TREE.zip(tree) else {
             log::warn!("ACPI: the firmware has no tables; use a firmware with ACPI");
             return Self::default();
         };
-        Self::new("device tree", translate(tree))
-    }
-
-    fn new(source: &'static str, found: Translated) -> Self {
-        for refusal in &found.refused {
+        let translated = translate(tree);
+        for refusal in &translated.refused {
             log::warn!("{refusal}");
         }
-        Self { source, tables: found.tables }
+        Self { source: "device tree", tables: translated.tables }
     }
 
     /// What the firmware says it in.
@@ -71,21 +144,158 @@ impl Tables {
     }
 }
 
+/// The name of the table with the firmware's bytecode.
+const DSDT: &str = "DSDT";
+
+/// The firmware's list of tables.
+fn list(rsdp: usize) -> Result<AcpiTables<Identity>, Broken> {
+    check_root(rsdp)?;
+    // SAFETY: the firmware says that the root pointer is there; `check_root` has looked at the list.
+    unsafe { AcpiTables::from_rsdp(Identity, rsdp) }.map_err(Broken::List)
+}
+
+/// Why there are no tables.
+enum Broken {
+    /// No table can be at this address.
+    Address(u64),
+    /// The table at this address cannot have this length.
+    Length(u64, u32),
+    List(AcpiError),
+}
+
+impl fmt::Display for Broken {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Broken::Address(address) => {
+                write!(f, "a table cannot be at {address:#x}; update the firmware")
+            }
+            Broken::Length(address, length) => {
+                write!(f, "the table at {address:#x} has {length} bytes; update the firmware")
+            }
+            Broken::List(error) => {
+                write!(f, "the list of tables is broken ({error:?}); update the firmware")
+            }
+        }
+    }
+}
+
 /// Where the firmware says that the first of these is, which it has.
-fn configured(guids: &[Guid]) -> Option<u64> {
+fn configured(guids: &[Guid]) -> Option<usize> {
     system::with_config_table(|entries| {
         let find = |guid: &Guid| entries.iter().find(|entry| entry.guid == *guid);
         let found = guids.iter().find_map(find);
-        found.map(|entry| entry.address as u64).filter(|address| *address != 0)
+        found.map(|entry| entry.address as usize).filter(|address| *address != 0)
     })
 }
 
-/// The firmware's memory, where a table can be.
-fn memory(address: u64, len: usize) -> Option<&'static [u8]> {
+/// The device tree at an address, as long as it says, if it can be one.
+fn device_tree(address: usize) -> Option<&'static [u8]> {
+    const MAGIC: u32 = 0xd00d_feed;
+    const TOTAL_SIZE: usize = 4;
+    /// What is read here.
+    const START: usize = 8;
+    let at = address as *const u8;
+    // SAFETY: the firmware says that the tree is there, in memory that its own map covers.
+    let (magic, size) = unsafe {
+        let field = |offset| u32::from_be(at.add(offset).cast::<u32>().read_unaligned());
+        (field(0), field(TOTAL_SIZE))
+    };
+    if magic != MAGIC || !(START..=MAX_DEVICE_TREE).contains(&(size as usize)) {
+        log::warn!("device tree: what is at {address:#x} is none, or has {size} bytes; update the firmware");
+        return None;
+    }
+    // SAFETY: as above, and the length is plausible. It stays there until boot services end.
+    Some(unsafe { core::slice::from_raw_parts(at, size as usize) })
+}
+
+/// Looks at the lengths that the `acpi` crate does not look at: of the list, and of the tables in it.
+fn check_root(rsdp: usize) -> Result<(), Broken> {
+    const REVISION: usize = 15;
+    const RSDT: usize = 16;
+    const XSDT: usize = 24;
+    // SAFETY: the firmware says that the root pointer is there; its fields are not aligned.
+    let (root, width) = unsafe {
+        let at = rsdp as *const u8;
+        if at.add(REVISION).read() == 0 {
+            (u64::from(at.add(RSDT).cast::<u32>().read_unaligned()), 4)
+        } else {
+            (at.add(XSDT).cast::<u64>().read_unaligned(), 8)
+        }
+    };
+    let length = length_at(root)?;
+    let entries = (length as usize - HEADER) / width;
+    for entry in 0..entries {
+        // SAFETY: within the list, which `length_at` found plausible.
+        let address = unsafe {
+            let at = (root as *const u8).add(HEADER + entry * width);
+            match width {
+                4 => u64::from(at.cast::<u32>().read_unaligned()),
+                _ => at.cast::<u64>().read_unaligned(),
+            }
+        };
+        length_at(address)?;
+    }
+    Ok(())
+}
+
+/// The length of the table at an address, if it can be one.
+fn length_at(address: u64) -> Result<u32, Broken> {
+    const LENGTH: u64 = 4;
     /// What the firmware's identity map covers at most.
     const END: u64 = 1 << 47;
-    let end = address.checked_add(len as u64)?;
-    // SAFETY: the firmware, or a table of its, says that a table is there; its tables lie in memory that its own map
-    // covers, and stay where they are until boot services end, which is as long as anybody looks at them there.
-    (address != 0 && end <= END).then(|| unsafe { core::slice::from_raw_parts(address as *const u8, len) })
+    if address == 0 || address >= END {
+        return Err(Broken::Address(address));
+    }
+    // SAFETY: the firmware's tables lie in memory that its own map covers.
+    let length = unsafe { ((address + LENGTH) as *const u32).read_unaligned() };
+    if (HEADER as u32..=MAX_LENGTH).contains(&length) {
+        Ok(length)
+    } else {
+        Err(Broken::Length(address, length))
+    }
+}
+
+/// The bytes of a table, where the firmware has it.
+fn bytes<T: AcpiTable>(tables: &AcpiTables<Identity>) -> Result<&'static [u8], AcpiError> {
+    let found = tables.find_table::<T>()?;
+    let start = found.virtual_start().as_ptr().cast::<u8>();
+    // SAFETY: the crate has summed up all these bytes, and the firmware's tables stay where they are until
+    // boot services end, which is as long as anybody looks at them there.
+    Ok(unsafe { core::slice::from_raw_parts(start, found.region_length()) })
+}
+
+fn copy(tables: &AcpiTables<Identity>, name: &str, get: Get) -> Option<Vec<u8>> {
+    match get(tables) {
+        Ok(table) => Some(table.to_vec()),
+        // A broken one is not told from an absent one here; the crate has logged it.
+        Err(AcpiError::TableMissing(_)) => None,
+        Err(error) => {
+            log::warn!("ACPI: {name}: {error:?}; update the firmware");
+            None
+        }
+    }
+}
+
+/// Copies a table that the list of tables does not name. Its checksum is not looked at: nothing in it is
+/// trusted.
+fn copy_at(address: u64) -> Option<Vec<u8>> {
+    let length = length_at(address).ok()? as usize;
+    // SAFETY: the firmware's tables lie in memory that its own map covers, and `length_at` found this one
+    // plausible.
+    Some(unsafe { core::slice::from_raw_parts(address as *const u8, length) }.to_vec())
+}
+
+/// Physical addresses are pointers.
+#[derive(Clone)]
+struct Identity;
+
+impl AcpiHandler for Identity {
+    unsafe fn map_physical_region<T>(&self, address: usize, size: usize) -> PhysicalMapping<Self, T> {
+        // `check_root` has refused null; a table of addresses can have no other.
+        let start = NonNull::new(address as *mut T).unwrap_or(NonNull::dangling());
+        // SAFETY: the firmware maps its tables, at their physical addresses.
+        unsafe { PhysicalMapping::new(address, start, size, size, Identity) }
+    }
+
+    fn unmap_physical_region<T>(_: &PhysicalMapping<Self, T>) {}
 }

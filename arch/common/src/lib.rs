@@ -10,7 +10,6 @@
 
 extern crate alloc;
 
-pub mod acpi;
 pub mod backtrace;
 pub mod board;
 pub mod clock;
