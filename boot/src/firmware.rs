@@ -10,9 +10,10 @@ use pasidon_arch::paging::{self, Section};
 use pasidon_arch::platform::Platform;
 use pasidon_arch::{fault, smp, symbols, time};
 use pasidon_arch_common::entropy::{self, KEY_LEN, Key};
-use pasidon_kernel::base::addr::{HostPhys, PAGE_SIZE};
+use pasidon_kernel::base::addr::{HostPhys, LARGE_PAGE_SIZE, PAGE_SIZE};
 use pasidon_kernel::base::calendar;
 use pasidon_kernel::base::refusal::Refusal;
+use pasidon_kernel::memory::ranges;
 use uefi::boot::{self, AllocateType, MemoryType};
 use uefi::mem::memory_map::{MemoryMap, MemoryMapOwned};
 use uefi::proto::loaded_image::LoadedImage;
@@ -20,8 +21,8 @@ use uefi::proto::rng::Rng;
 use uefi::runtime;
 
 use crate::files::Files;
-use crate::output;
 use crate::tables::Tables;
+use crate::{heap, output};
 
 /// No guest gets memory below this address, which a PC keeps for old devices.
 const LOW_MEMORY: u64 = 1 << 20;
@@ -50,7 +51,7 @@ pub struct Prepared {
 pub struct Memory {
     /// All RAM.
     pub ram: Vec<(HostPhys, u64)>,
-    /// What nobody uses, above 1 MiB, whole pages, sorted.
+    /// What nobody uses, above 1 MiB, whole pages.
     pub free: Vec<(HostPhys, u64)>,
 }
 
@@ -124,10 +125,30 @@ fn image() -> Result<(u64, u64), Refusal> {
 /// No protocol of the firmware's may be open, and nothing of it be used afterwards.
 pub unsafe fn leave() -> Memory {
     time::set_wall_clock(wall_clock().unwrap_or(0));
+    if !heap::leave_firmware(lists_of_memory()) {
+        log::warn!("memory: the firmware has little left; give the machine more");
+    }
     // SAFETY: by the caller's promise.
     let map = unsafe { boot::exit_boot_services(Some(MemoryType::LOADER_DATA)) };
     output::leave_firmware();
     memory(&map)
+}
+
+/// What the lists of memory take, between the end of boot services and the first use of free memory, in bytes.
+fn lists_of_memory() -> usize {
+    let Ok(map) = boot::memory_map(MemoryType::LOADER_DATA) else { return 0 };
+    let unused = map.entries().filter(|entry| is_unused(entry.ty));
+    let frames = unused.map(|entry| entry.page_count / (LARGE_PAGE_SIZE / PAGE_SIZE)).sum::<u64>();
+    // A byte for each frame, and a few dozen for each range, some of them twice.
+    frames as usize + map.len() * 256
+}
+
+/// Whether that is memory that nobody uses when boot services are over.
+fn is_unused(type_: MemoryType) -> bool {
+    matches!(
+        type_,
+        MemoryType::CONVENTIONAL | MemoryType::BOOT_SERVICES_CODE | MemoryType::BOOT_SERVICES_DATA
+    )
 }
 
 /// Nanoseconds since 1970, as far as the firmware knows them: where that is whole seconds, at the beginning of one.
@@ -159,10 +180,7 @@ fn memory(map: &MemoryMapOwned) -> Memory {
             log::warn!("memory map: an entry of type {type_} at {start} has no end; it is left out");
             continue;
         };
-        let unused = matches!(
-            entry.ty,
-            MemoryType::CONVENTIONAL | MemoryType::BOOT_SERVICES_CODE | MemoryType::BOOT_SERVICES_DATA
-        );
+        let unused = is_unused(entry.ty);
         let used = matches!(
             entry.ty,
             MemoryType::LOADER_CODE
@@ -180,19 +198,6 @@ fn memory(map: &MemoryMapOwned) -> Memory {
             memory.free.push((above, start.0 + length - above.0));
         }
     }
-    memory.free.sort_unstable();
-    memory.free = merge(&memory.free);
+    memory.free = ranges::merged(&memory.free);
     memory
-}
-
-/// Sorted ranges, those that touch put together.
-fn merge(sorted: &[(HostPhys, u64)]) -> Vec<(HostPhys, u64)> {
-    let mut merged: Vec<(HostPhys, u64)> = Vec::new();
-    for &(start, length) in sorted {
-        match merged.last_mut() {
-            Some(last) if last.0.0 + last.1 == start.0 => last.1 += length,
-            _ => merged.push((start, length)),
-        }
-    }
-    merged
 }

@@ -1,37 +1,54 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The hypervisor's heap: one piece of memory taken from the firmware in the beginning, never returned.
+//! Whose RAM the hypervisor's [heap](pasidon_arch_common::heap) is made of: the firmware's at first, then what no guest
+//! has.
 
-use linked_list_allocator::LockedHeap;
+use pasidon_arch_common::heap::{Heap, Source};
 use pasidon_kernel::base::addr::HostPhys;
-use uefi::Status;
+use pasidon_kernel::memory::frames::Frames;
 use uefi::boot::{self, AllocateType, MemoryType, PAGE_SIZE};
 
-/// Size of the heap. Guests' memory and the files of the ESP do not come from it; page tables, the tables of
-/// the IOMMU and the stacks do.
-pub const HEAP_BYTES: usize = 64 << 20;
-
 #[global_allocator]
-static HEAP: LockedHeap = LockedHeap::empty();
+static HEAP: Heap = Heap::new();
 
-/// Gets the heap from the firmware. Once, before the first allocation.
-///
-/// # Errors
-/// When there is not that much memory in one piece: the firmware's status.
-pub fn init() -> Result<(), Status> {
-    let pages = HEAP_BYTES / PAGE_SIZE;
-    let start = boot::allocate_pages(AllocateType::AnyPages, MemoryType::LOADER_DATA, pages)
-        .map_err(|error| error.status())?;
-    // SAFETY: the pages are ours for ever, and the heap gets them once.
-    unsafe { HEAP.lock().init(start.as_ptr(), HEAP_BYTES) };
-    Ok(())
+/// Boot services, which are over when the heap has another source.
+struct Firmware;
+
+impl Source for Firmware {
+    fn take(&self, bytes: usize) -> Option<HostPhys> {
+        let pages = boot::allocate_pages(AllocateType::AnyPages, MemoryType::LOADER_DATA, bytes / PAGE_SIZE);
+        pages.ok().map(|start| HostPhys(start.as_ptr() as u64))
+    }
+
+    fn give_back(&self, _start: HostPhys, _bytes: usize) {
+        // Nothing is given back this early.
+    }
 }
 
-/// How many bytes of the heap are in use.
-pub fn used() -> usize {
-    HEAP.lock().used()
+/// Lets the heap get RAM from the firmware. Once, before the first allocation. False: there is not even a first piece.
+pub fn begin() -> bool {
+    HEAP.set_source(Some(&Firmware));
+    HEAP.prepare(0)
 }
 
-/// Where it lies, and its size in bytes.
-pub fn range() -> (HostPhys, u64) {
-    (HostPhys(HEAP.lock().bottom() as u64), HEAP_BYTES as u64)
+/// Lets it get none, but has room for `bytes` until [`grow_from`]. False: the firmware has not that much.
+pub fn leave_firmware(bytes: usize) -> bool {
+    let prepared = HEAP.prepare(bytes);
+    HEAP.set_source(None);
+    prepared
+}
+
+/// Lets it get RAM that no guest has, from here on.
+pub fn grow_from(frames: &'static Frames) {
+    HEAP.set_source(Some(frames));
+}
+
+/// Gives back what is not needed, and gets more where room is short. With no lock held.
+pub fn tend() {
+    HEAP.tend();
+}
+
+/// Its size, and what of it is in use, in bytes.
+pub fn counts() -> (u64, u64) {
+    let (bytes, used) = HEAP.counts();
+    (bytes as u64, used as u64)
 }

@@ -3,11 +3,15 @@
 //! words.
 
 use alloc::boxed::Box;
+use alloc::format;
 
 use pasidon_arch::stack::{self, STACK_BYTES, Stack};
 use pasidon_arch::{cpu, firmware_tables, interrupts, paging, time};
+use pasidon_kernel::base::addr::HostPhys;
 use pasidon_kernel::base::calendar::Utc;
 use pasidon_kernel::base::refusal::Refusal;
+use pasidon_kernel::memory::frames::Frames;
+use pasidon_kernel::memory::ranges;
 
 use crate::firmware::{self, Memory, Prepared};
 use crate::hypervisor::{self, Handover};
@@ -16,7 +20,8 @@ use crate::{heap, provoke, stop};
 /// What goes from the firmware's stack to the hypervisor's.
 struct Crossing {
     prepared: Prepared,
-    memory: Memory,
+    memory: u64,
+    frames: &'static Frames,
     stack: Stack,
 }
 
@@ -26,22 +31,42 @@ struct Crossing {
 /// No protocol of the firmware's may be open.
 pub unsafe fn take_over(prepared: Prepared) -> ! {
     // SAFETY: by the caller's promise.
-    let memory = unsafe { firmware::leave() };
+    let mut memory = unsafe { firmware::leave() };
     interrupts::disable();
+    let (frames, stacks) = match share_out(&mut memory, prepared.platform.stack_bytes()) {
+        Ok(shares) => shares,
+        Err(refusal) => stop(&refusal),
+    };
     // SAFETY: interrupts are off, and the processor has what was checked. The firmware's map is an identity
-    // map, and everything in use lies in RAM: image, heap, files and the stack.
+    // map, and everything in use lies in RAM: image, heap, files and the stack. The memory for stacks is theirs alone.
     let stack = unsafe {
         cpu::set_up(&prepared.features);
-        paging::install(&memory.ram, heap::range(), &prepared.sections).and_then(|()| stack::new(STACK_BYTES))
+        stack::give(stacks.0, stacks.1);
+        paging::install(&memory.ram, stacks, &prepared.sections).and_then(|()| stack::new(STACK_BYTES))
     };
     match stack {
         Ok(stack) => {
-            let crossing = Box::new(Crossing { prepared, memory, stack });
+            let memory = memory.ram.iter().map(|(_, length)| length).sum();
+            let crossing = Box::new(Crossing { prepared, memory, frames, stack });
             // SAFETY: the stack is new; nothing on the old one is referred to any more.
             unsafe { stack::run(stack, Box::into_raw(crossing).cast(), arrive) }
         }
         Err(refusal) => stop(&refusal),
     }
+}
+
+/// Memory that nobody uses: for the stacks so much (start and length), the rest for guests, tables and the heap.
+fn share_out(memory: &mut Memory, stack_bytes: u64) -> Result<(&'static Frames, (HostPhys, u64)), Refusal> {
+    let stacks = ranges::carve(&mut memory.free, stack_bytes).ok_or_else(|| {
+        Refusal::new(
+            "memory",
+            format!("there are no {} KiB in one piece for stacks", stack_bytes >> 10),
+            "give the machine more",
+        )
+    })?;
+    let frames: &'static Frames = Box::leak(Box::new(Frames::new(memory.free.drain(..))));
+    heap::grow_from(frames);
+    Ok((frames, (stacks, stack_bytes)))
 }
 
 fn arrive(crossing: *mut u8) -> ! {
@@ -54,7 +79,7 @@ fn arrive(crossing: *mut u8) -> ! {
 }
 
 fn set_up(crossing: Crossing) -> Result<Handover, Refusal> {
-    let Crossing { prepared, memory, stack } = crossing;
+    let Crossing { prepared, memory, frames, stack } = crossing;
     let Prepared { features, files, tables, platform, image, trampoline, .. } = prepared;
     let config = files.parsed.as_ref().ok().map(|parsed| &parsed.config);
     let entry = provoke::processor(config).unwrap_or(hypervisor::processor);
@@ -75,12 +100,13 @@ fn set_up(crossing: Crossing) -> Result<Handover, Refusal> {
         now => log::info!("date: {}", Utc(now)),
     }
     let mib = |bytes: u64| bytes >> 20;
+    let (heap_bytes, heap_used) = heap::counts();
     log::info!(
         "memory: {} MiB, {} MiB of it for guests; hypervisor: heap {} MiB ({} KiB used), image {} KiB at {:#x}",
-        mib(memory.ram.iter().map(|(_, length)| length).sum()),
-        mib(memory.free.iter().map(|(_, length)| length).sum()),
-        mib(heap::HEAP_BYTES as u64),
-        heap::used() >> 10,
+        mib(memory),
+        mib(frames.counts().for_guests),
+        mib(heap_bytes),
+        heap_used >> 10,
         image.1 >> 10,
         image.0
     );
@@ -105,7 +131,7 @@ fn set_up(crossing: Crossing) -> Result<Handover, Refusal> {
         parsed: files.parsed,
         files: files.guests,
         image_bytes: image.1,
-        memory: memory.free,
+        frames,
         ecams: ecams.iter().map(|ecam| (ecam.segment, ecam.base, ecam.start, ecam.end)).collect(),
         platform,
         tables,

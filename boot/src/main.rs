@@ -43,19 +43,13 @@ use uefi::Status;
 #[uefi::entry]
 fn main() -> Status {
     output::collect();
-    let heap = heap::init();
+    let heap = heap::begin();
     // Without a heap there is no place for tables, and the firmware's console shows why.
-    let tables = match heap {
-        Ok(()) => Tables::find(),
-        Err(_) => Tables::default(),
-    };
+    let tables = if heap { Tables::find() } else { Tables::default() };
     output::init(&tables);
-    if let Err(status) = heap {
-        log::error!(
-            "memory: the firmware has no {} MiB in one piece for the heap; give the machine more",
-            heap::HEAP_BYTES >> 20
-        );
-        return status;
+    if !heap {
+        log::error!("memory: the firmware has not even 2 MiB in one piece; give the machine more");
+        return Status::OUT_OF_RESOURCES;
     }
     match prepare(tables) {
         // SAFETY: `prepare` gives what `machine` asks for, and no protocol of the firmware's is open any more.

@@ -42,9 +42,7 @@ pub unsafe fn install(
     image: &[Section],
 ) -> Result<(), Refusal> {
     let features = Features::read();
-    let (start, length) = guarded;
-    let guarded = (start.0, start.0 + length);
-    let mut tables = Tree::new(Regime::of(&features).geometry(), &tree::merged(ram), guarded, image)?;
+    let mut tables = Tree::new(Regime::of(&features).geometry(), ram, guarded, image)?;
     if let Some((base, len)) = serial::registers() {
         let (start, end) = tree::device_pages(base, len, 1 << ADDRESS_BITS)?;
         tables.map_device(start, end)?;

@@ -88,6 +88,12 @@ impl Platform {
         })
     }
 
+    /// What the stacks of all processors take, in bytes.
+    pub fn stack_bytes(&self) -> u64 {
+        // The first one may be missing in the table.
+        (self.madt.processors.len() as u64 + 1) * smp::STACKS_BYTES
+    }
+
     /// The interrupt translation services.
     pub fn its(&self) -> &[Its] {
         &self.madt.its

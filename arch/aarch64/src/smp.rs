@@ -89,6 +89,9 @@ unsafe extern "C" {
     static START_END: u8;
 }
 
+/// What the stacks of a pCPU take, in bytes.
+pub(crate) const STACKS_BYTES: u64 = Stack::room(STACK_BYTES) + Stack::room(EXCEPTION_STACK_BYTES);
+
 /// Where the others go on.
 static ENTRY: Once<fn() -> !> = Once::new();
 /// The kind of processor that the first one is.

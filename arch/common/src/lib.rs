@@ -21,6 +21,7 @@ pub mod fault;
 pub mod firmware_tables;
 pub mod guest_files;
 pub mod hardware;
+pub mod heap;
 pub mod history;
 pub mod image;
 pub mod memory;

@@ -16,6 +16,7 @@ use core::alloc::Layout;
 use pasidon_kernel::base::addr::{HostPhys, PAGE_SIZE};
 use pasidon_kernel::base::refusal::Refusal;
 use pasidon_kernel::memory::page_table::{Format, Geometry, Memory, PageTable};
+use pasidon_kernel::memory::ranges;
 
 pub use crate::image::{Kind, Section};
 
@@ -38,8 +39,8 @@ impl Memory for Heap {
         if table.is_null() {
             return Err(Refusal::new(
                 "page tables",
-                "the hypervisor's heap is used up",
-                "give the hypervisor a larger heap (HEAP_BYTES in boot/src/heap.rs)",
+                "no memory is left for the hypervisor",
+                "give the machine more, or its VMs less",
             ));
         }
         Ok(HostPhys(table as u64))
@@ -75,19 +76,24 @@ struct Layer {
 pub struct Tree<F>(PageTable<F, Heap>);
 
 impl<F: Format<Attributes = Kind>> Tree<F> {
-    /// RAM, by small pages in `guarded` (start and end), then the image in it; but not page 0.
+    /// RAM, by small pages in `guarded`, then the image in it; but not page 0.
     ///
     /// # Errors
     /// When a range cannot be, or the heap is used up.
     pub fn new(
         geometry: Geometry<F>,
-        ram: &[(u64, u64)],
-        guarded: (u64, u64),
+        ram: &[(HostPhys, u64)],
+        guarded: (HostPhys, u64),
         image: &[Section],
     ) -> Result<Self, Refusal> {
-        let data = |&(start, end)| Layer { start, end, kind: Some(Kind::Data), small: false };
+        let data = |&(start, length): &(HostPhys, u64)| Layer {
+            start: start.0,
+            end: start.0 + length,
+            kind: Some(Kind::Data),
+            small: false,
+        };
         let section = |&Section { start, end, kind }| Layer { start, end, kind: Some(kind), small: false };
-        let mut layers: Vec<Layer> = ram.iter().map(data).collect();
+        let mut layers: Vec<Layer> = ranges::merged(ram).iter().map(data).collect();
         layers.push(Layer { small: true, ..data(&guarded) });
         layers.extend(image.iter().map(section));
         layers.push(Layer { start: 0, end: PAGE_SIZE, kind: None, small: true });
@@ -194,24 +200,6 @@ pub fn not_there_yet() -> Refusal {
     Refusal::new("page tables", "they are not there yet", "call paging::install first")
 }
 
-/// Ranges of whole pages, sorted, without those that touch or overlap.
-pub fn merged(ranges: &[(HostPhys, u64)]) -> Vec<(u64, u64)> {
-    let mut sorted: Vec<(u64, u64)> = ranges
-        .iter()
-        .filter(|(_, length)| *length > 0)
-        .map(|(start, length)| (start.0, start.0.saturating_add(*length)))
-        .collect();
-    sorted.sort_unstable();
-    let mut merged: Vec<(u64, u64)> = Vec::new();
-    for (start, end) in sorted {
-        match merged.last_mut() {
-            Some(last) if start <= last.1 => last.1 = last.1.max(end),
-            _ => merged.push((start, end)),
-        }
-    }
-    merged
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -267,8 +255,8 @@ mod tests {
     #[test]
     fn ram_image_and_null_page() {
         let code = Section { start: 5 * MIB, end: 5 * MIB + 2 * PAGE_SIZE, kind: Kind::Code };
-        let ram = [(0, 0xa0000), (MIB, 64 * MIB)];
-        let mut tree = Tree::new(GEOMETRY, &ram, (32 * MIB, 34 * MIB), &[code]).unwrap();
+        let ram = [(HostPhys(0), 0xa0000), (HostPhys(MIB), 63 * MIB)];
+        let mut tree = Tree::new(GEOMETRY, &ram, (HostPhys(32 * MIB), 2 * MIB), &[code]).unwrap();
         assert_eq!(kind(&tree, 0), None);
         assert_eq!(kind(&tree, PAGE_SIZE), Some(Kind::Data));
         assert_eq!(kind(&tree, 0xa0000), None);
@@ -287,7 +275,7 @@ mod tests {
 
     #[test]
     fn devices_never_cover_memory() {
-        let mut tree = Tree::new(GEOMETRY, &[(0, 16 * MIB)], (0, 0), &[]).unwrap();
+        let mut tree = Tree::new(GEOMETRY, &[(HostPhys(0), 16 * MIB)], (HostPhys(0), 0), &[]).unwrap();
         let device = 0xfed9_0000;
         tree.map_device(device, device + 0x1000).unwrap();
         tree.map_device(device - 0x1000, device + 0x2000).unwrap();
@@ -297,22 +285,10 @@ mod tests {
         assert!(refusal.to_string().contains("overlaps memory"), "{refusal}");
         assert_eq!(kind(&tree, 15 * MIB), Some(Kind::Data));
         assert!(tree.map_device(END - PAGE_SIZE, END + PAGE_SIZE).is_err());
-        assert!(Tree::new(GEOMETRY, &[(0, END + PAGE_SIZE)], (0, 0), &[]).is_err());
+        assert!(Tree::new(GEOMETRY, &[(HostPhys(0), END + PAGE_SIZE)], (HostPhys(0), 0), &[]).is_err());
         assert_eq!(device_pages(HostPhys(0x1234), 0x1000, END), Ok((0x1000, 0x3000)));
         assert!(device_pages(HostPhys(0x10), 1, END).is_err());
         assert!(device_pages(HostPhys(u64::MAX), 2, END).is_err());
-    }
-
-    #[test]
-    fn ranges_are_merged() {
-        let ranges = [
-            (HostPhys(0x3000), 0x1000),
-            (HostPhys(0), 0x1000),
-            (HostPhys(0x1000), 0x2000),
-            (HostPhys(0x8000), 0),
-            (HostPhys(0x9000), 0x1000),
-        ];
-        assert_eq!(merged(&ranges), [(0, 0x4000), (0x9000, 0xa000)]);
     }
 
     proptest! {

@@ -43,6 +43,9 @@ pub(crate) struct Descriptors {
 }
 
 impl Descriptors {
+    /// What the exception stacks take, in bytes.
+    pub(crate) const STACKS_BYTES: u64 = ist::ALL.len() as u64 * Stack::room(EXCEPTION_STACK_BYTES);
+
     /// New ones. After `paging::install`.
     pub(crate) fn new() -> Result<Self, Refusal> {
         let mut tss = TaskStateSegment::new();

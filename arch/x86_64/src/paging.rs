@@ -123,9 +123,7 @@ pub unsafe fn install(
     guarded: (HostPhys, u64),
     image: &[Section],
 ) -> Result<(), Refusal> {
-    let (start, length) = guarded;
-    let guarded = (start.0, start.0 + length);
-    let tables = Tree::new(geometry(cpu::five_levels()), &tree::merged(ram), guarded, image)?;
+    let tables = Tree::new(geometry(cpu::five_levels()), ram, guarded, image)?;
     ROOT.store(tables.root().0, Ordering::Release);
     *TABLES.lock() = Some(tables);
     // SAFETY: the new tables map all that is in use, at the same addresses.

@@ -92,6 +92,12 @@ impl Platform {
         })
     }
 
+    /// What the stacks of all processors take, in bytes.
+    pub fn stack_bytes(&self) -> u64 {
+        // The first one may be missing in the table.
+        (self.madt.processors.len() as u64 + 1) * smp::STACKS_BYTES
+    }
+
     /// Global system interrupt of the serial line, for `ioapic::route`. All inputs are masked.
     pub fn serial_interrupt(&self) -> u32 {
         self.madt.gsi_of_isa(COM1_IRQ)

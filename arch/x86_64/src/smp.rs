@@ -130,6 +130,9 @@ struct Plan {
     trampoline: u64,
 }
 
+/// What the stacks of a pCPU take, in bytes.
+pub(crate) const STACKS_BYTES: u64 = Stack::room(STACK_BYTES) + Descriptors::STACKS_BYTES;
+
 static PLAN: Once<Plan> = Once::new();
 /// Where the others go on.
 static ENTRY: Once<fn() -> !> = Once::new();

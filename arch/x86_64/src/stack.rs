@@ -3,14 +3,14 @@
 
 use pasidon_kernel::base::refusal::Refusal;
 
-pub use pasidon_arch_common::stack::{EXCEPTION_STACK_BYTES, STACK_BYTES, Stack};
+pub use pasidon_arch_common::stack::{EXCEPTION_STACK_BYTES, STACK_BYTES, Stack, give};
 
 use crate::paging;
 
-/// A new one of `bytes`, a multiple of the page size. After [`paging::install`].
+/// A new one of `bytes`, a multiple of the page size. After [`paging::install`] and [`give`].
 ///
 /// # Errors
-/// When the heap is used up.
+/// When the memory that was given is used up.
 pub fn new(bytes: u64) -> Result<Stack, Refusal> {
     Stack::with_guard(bytes, paging::unmap_guard)
 }

@@ -21,7 +21,7 @@ static IMAGE_BYTES: AtomicU64 = AtomicU64::new(0);
 /// All of it; the loaded image has that size.
 pub fn host_machine(image_bytes: u64) -> HostMachine {
     IMAGE_BYTES.store(image_bytes, Ordering::Relaxed);
-    HostMachine { host: &MachineHost, port: &Port, logger: &LOGGER, power: &Switch, memory }
+    HostMachine { host: &MachineHost, port: &Port, logger: &LOGGER, power: &Switch, memory, tend: heap::tend }
 }
 
 struct Port;
@@ -49,9 +49,6 @@ impl Power for Switch {
 }
 
 fn memory() -> HypervisorMemory {
-    HypervisorMemory {
-        image: IMAGE_BYTES.load(Ordering::Relaxed),
-        heap: heap::HEAP_BYTES as u64,
-        heap_used: heap::used() as u64,
-    }
+    let (heap, heap_used) = heap::counts();
+    HypervisorMemory { image: IMAGE_BYTES.load(Ordering::Relaxed), heap, heap_used }
 }

@@ -9,7 +9,6 @@ mod host_machine;
 mod iommu;
 mod measure;
 
-use alloc::boxed::Box;
 use alloc::vec::Vec;
 use core::fmt::Write;
 use core::sync::atomic::{AtomicBool, Ordering};
@@ -21,7 +20,6 @@ use pasidon_arch::run::{self, World};
 use pasidon_arch::vms::{Vms, kick};
 use pasidon_arch::{fault, history, pcpu, time};
 use pasidon_arch_common::guest_files::{Files, Images};
-use pasidon_kernel::base::addr::HostPhys;
 use pasidon_kernel::config::{ConfigError, Parsed};
 use pasidon_kernel::console::Console;
 use pasidon_kernel::dma::pasid::Pasid;
@@ -47,8 +45,8 @@ pub struct Handover {
     pub files: Files,
     /// Size of the loaded image in bytes.
     pub image_bytes: u64,
-    /// RAM that nobody uses, as start and length: whole pages above 1 MiB, sorted.
-    pub memory: Vec<(HostPhys, u64)>,
+    /// The RAM that nobody uses.
+    pub frames: &'static Frames,
     /// PCI configuration space: segment, address of bus 0, first and last bus.
     pub ecams: Vec<(u16, u64, u8, u8)>,
     /// The machine around the processors, up.
@@ -73,7 +71,7 @@ pub fn run(handover: Handover) -> ! {
     let last_pasid = wanted.host().last_pasid;
     log::set_max_level(wanted.host().log.value);
 
-    let frames: &'static Frames = Box::leak(Box::new(Frames::new(handover.memory)));
+    let frames = handover.frames;
     let pci = Pci::new(&handover.ecams, &mut registers::map);
     for function in &pci.functions {
         log::info!("pci: {function}");

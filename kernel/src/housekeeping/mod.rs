@@ -70,6 +70,8 @@ pub struct HostMachine {
     pub power: &'static dyn Power,
     /// What the hypervisor itself takes.
     pub memory: fn() -> HypervisorMemory,
+    /// Gives memory back that the hypervisor no longer needs. Called with no lock held, after something happened.
+    pub tend: fn(),
 }
 
 /// The work of the first processor. One, for ever.
@@ -199,7 +201,8 @@ impl Housekeeping {
             self.line.show_log();
         }
         let due = self.next_look().is_some_and(|due| due <= self.now_ns());
-        if self.key.swap(false, Ordering::SeqCst) || due {
+        let looked = self.key.swap(false, Ordering::SeqCst) || due;
+        if looked {
             self.look_at_line(vm_host);
             self.looked.store(self.now_ns(), Ordering::Relaxed);
         }
@@ -207,13 +210,15 @@ impl Housekeeping {
         self.retry_retired(vm_host);
         let woken = self.woken.swap(false, Ordering::SeqCst);
         self.events.work(self.system, self.machine.host, vm_host);
-        if !woken {
-            return;
+        if woken {
+            self.serve(vm_host);
+            let power = self.wanted_power.lock().take();
+            if let Some(power) = power {
+                self.switch(power, vm_host);
+            }
         }
-        self.serve(vm_host);
-        let power = self.wanted_power.lock().take();
-        if let Some(power) = power {
-            self.switch(power, vm_host);
+        if woken || looked {
+            (self.machine.tend)();
         }
     }
 

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! The work of the first processor, on a machine whose line, clock and power are the test's.
 
+use std::cell::Cell;
 use std::collections::VecDeque;
 
 use log::{Level, Log, Record};
@@ -25,6 +26,11 @@ const ROUND_NS: u64 = 10_000;
 const NAMES: [&str; 3] = ["alpha", "bad", "beta"];
 /// The parent's only place.
 const PARENT: u16 = 0;
+
+std::thread_local! {
+    /// How often memory was looked after.
+    static TENDED: Cell<usize> = const { Cell::new(0) };
+}
 
 /// The serial port.
 #[derive(Default)]
@@ -109,7 +115,10 @@ impl Rig {
             consoles.push((system.define_vm(vm_spec(name, 2, 2, 1)).unwrap().id(), place));
         }
         let refused = VmInfo::refused(&config_of("bad"), "no kernel".to_string());
-        let host = HostMachine { host: truth, port, logger, power, memory: HypervisorMemory::default };
+        TENDED.set(0);
+        let tend = || TENDED.set(TENDED.get() + 1);
+        let memory = HypervisorMemory::default;
+        let host = HostMachine { host: truth, port, logger, power, memory, tend };
         let console = Console::new(mode, NAMES.map(str::to_string), 0x1234);
         let keeper = Housekeeping::new(system, host, console, consoles, vec![refused]);
         let mut rig = Self {
@@ -222,6 +231,21 @@ fn say_on(logger: &Logger, text: &str) {
 
 fn logged(what: &str) -> usize {
     lines::kept().iter().filter(|line| line.contains(what)).count()
+}
+
+#[test]
+fn memory_is_looked_after_when_something_happened() {
+    let mut rig = Rig::new(ConsoleMode::Plain);
+    let before = TENDED.get();
+    rig.pass(SECOND);
+    assert_eq!(TENDED.get(), before, "nothing happened");
+    rig.type_plain("vm alpha start\r");
+    rig.pass(SECOND);
+    let typed = TENDED.get();
+    assert!(typed > before);
+    rig.keeper.wake();
+    rig.pass(SECOND);
+    assert!(TENDED.get() > typed);
 }
 
 #[test]

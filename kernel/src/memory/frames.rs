@@ -11,8 +11,8 @@
 //! Only [`Scrubbed`] frames can be given to a guest or given back. Frames whose handle is dropped are
 //! never handed out again. What firmware left behind counts as unscrubbed too.
 //!
-//! **Invariant.** No frame is in two handles. Guests fill ranges from the bottom, tables from the top, so
-//! that tables do not split what could be large.
+//! **Invariants.** No frame is in two handles. Guests fill ranges from the bottom, tables and the hypervisor's heap
+//! from the top, so that they do not split what could be large. Guests leave some for those ([`FrameCounts::for_guests`]).
 
 use alloc::collections::BTreeMap;
 use alloc::format;
@@ -24,6 +24,10 @@ use spin::Mutex;
 use crate::base::addr::{HostPhys, LARGE_PAGE_SIZE, PAGE_SIZE};
 use crate::base::refusal::Refusal;
 
+/// Frames that are for tables and the hypervisor's heap only, whatever guests want: 16 MiB, where there is much.
+const RESERVE: usize = 8;
+/// Of little, one in so many.
+const RESERVE_SHARE: usize = 32;
 /// Small pages in a frame.
 const PAGES: usize = (LARGE_PAGE_SIZE / PAGE_SIZE) as usize;
 
@@ -118,6 +122,7 @@ enum Frame {
     Free { clean: bool },
     Guest,
     Tables,
+    Heap,
 }
 
 #[derive(Debug)]
@@ -166,6 +171,10 @@ struct Inner {
     /// By address of the frame.
     tables: BTreeMap<u64, PageMap>,
     free: usize,
+    /// Frames that are never guests'.
+    reserve: usize,
+    /// Frames of tables and the heap.
+    own: usize,
     guests: usize,
     table_pages: usize,
 }
@@ -177,6 +186,8 @@ pub struct FrameCounts {
     pub total: u64,
     /// Frames not in use.
     pub free: u64,
+    /// What of them guests may have.
+    pub for_guests: u64,
     /// Frames handed out for guests, or lost with their handle.
     pub guests: u64,
     /// Small pages handed out for tables.
@@ -205,9 +216,18 @@ impl Frames {
             })
             .collect();
         regions.sort_by_key(|region| region.start);
-        let free = regions.iter().map(|region| region.frames.len()).sum();
+        let free: usize = regions.iter().map(|region| region.frames.len()).sum();
+        let reserve = (free / RESERVE_SHARE).min(RESERVE);
         Self {
-            inner: Mutex::new(Inner { regions, tables: BTreeMap::new(), free, guests: 0, table_pages: 0 }),
+            inner: Mutex::new(Inner {
+                regions,
+                tables: BTreeMap::new(),
+                free,
+                reserve,
+                own: 0,
+                guests: 0,
+                table_pages: 0,
+            }),
         }
     }
 
@@ -217,7 +237,7 @@ impl Frames {
     /// When there is less; the refusal says how much.
     pub fn allocate_guest(&self, bytes: u64) -> Result<Unscrubbed, Refusal> {
         let mut inner = self.inner.lock();
-        let free = inner.free as u64 * LARGE_PAGE_SIZE;
+        let free = inner.for_guests();
         if bytes == 0 || !bytes.is_multiple_of(LARGE_PAGE_SIZE) {
             return Err(Refusal::new(
                 "guest memory",
@@ -282,7 +302,7 @@ impl Frames {
         let (frame, first) = match found {
             Some(found) => found,
             None => {
-                let frame = inner.take_table_frame()?;
+                let frame = inner.take_frames(1, Frame::Tables)?;
                 let map = PageMap { used: [0; PAGES / 64], count: 0 };
                 inner.tables.insert(frame, map);
                 (frame, 0)
@@ -310,12 +330,34 @@ impl Frames {
         inner.table_pages -= count;
         if empty {
             inner.tables.remove(&frame);
+            inner.own -= 1;
             inner.free += 1;
             if let Some(frame) = inner.frame(frame) {
                 *frame = Frame::Free { clean: false };
             }
         }
         true
+    }
+
+    /// Takes contiguous frames for the hypervisor's heap; `bytes` is a multiple of 2 MiB. Their contents are undefined.
+    /// `None` when there are none, or when they cannot be had at once. Neither waits nor allocates.
+    pub fn try_take(&self, bytes: u64) -> Option<HostPhys> {
+        let count = usize::try_from(bytes / LARGE_PAGE_SIZE).ok().filter(|count| *count > 0)?;
+        let mut inner = self.inner.try_lock()?;
+        let start = inner.take_frames(count, Frame::Heap)?;
+        Some(HostPhys(start))
+    }
+
+    /// Takes frames back that came from [`Frames::try_take`]. Others are left alone.
+    pub fn give_back_taken(&self, start: HostPhys, bytes: u64) {
+        let mut inner = self.inner.lock();
+        for start in (start.0..start.0.saturating_add(bytes)).step_by(LARGE_PAGE_SIZE as usize) {
+            if let Some(frame @ Frame::Heap) = inner.frame(start) {
+                *frame = Frame::Free { clean: false };
+                inner.own -= 1;
+                inner.free += 1;
+            }
+        }
     }
 
     /// How much there is.
@@ -325,6 +367,7 @@ impl Frames {
         FrameCounts {
             total: total as u64 * LARGE_PAGE_SIZE,
             free: inner.free as u64 * LARGE_PAGE_SIZE,
+            for_guests: inner.for_guests(),
             guests: inner.guests as u64 * LARGE_PAGE_SIZE,
             tables: inner.table_pages as u64 * PAGE_SIZE,
         }
@@ -339,16 +382,27 @@ impl Inner {
         region.frames.get_mut(index)
     }
 
-    fn take_table_frame(&mut self) -> Option<u64> {
+    /// The topmost `count` contiguous free frames, which are `use_` from now on.
+    fn take_frames(&mut self, count: usize, use_: Frame) -> Option<u64> {
+        let is_free = |frame: &Frame| matches!(frame, Frame::Free { .. });
         for region in self.regions.iter_mut().rev() {
-            let free = |frame: &Frame| matches!(frame, Frame::Free { .. });
-            if let Some(index) = region.frames.iter().rposition(free) {
-                region.frames[index] = Frame::Tables;
-                self.free -= 1;
-                return Some(region.start + index as u64 * LARGE_PAGE_SIZE);
+            let mut run = 0;
+            for index in (0..region.frames.len()).rev() {
+                run = if is_free(&region.frames[index]) { run + 1 } else { 0 };
+                if run == count {
+                    region.frames[index..index + count].fill(use_);
+                    self.free -= count;
+                    self.own += count;
+                    return Some(region.start + index as u64 * LARGE_PAGE_SIZE);
+                }
             }
         }
         None
+    }
+
+    /// What of the free frames guests may have, in bytes.
+    fn for_guests(&self) -> u64 {
+        self.free.saturating_sub(self.reserve.saturating_sub(self.own)) as u64 * LARGE_PAGE_SIZE
     }
 }
 
@@ -379,6 +433,40 @@ mod tests {
         );
         assert!(frames.allocate_guest(FRAME + PAGE_SIZE).is_err());
         assert_eq!(frames.counts().guests, 0);
+    }
+
+    #[test]
+    fn guests_leave_some_for_tables_and_the_heap() {
+        let total = 512;
+        let frames = Frames::new([(HostPhys(0), total * FRAME)]);
+        let most = frames.counts().for_guests;
+        assert_eq!(most, (total - 8) * FRAME);
+        // What is in use is not kept free on top of it.
+        let taken = frames.try_take(3 * FRAME).unwrap();
+        assert_eq!((taken, frames.counts().for_guests), (HostPhys((total - 3) * FRAME), most));
+        assert!(frames.allocate_guest(most + FRAME).is_err());
+        let guest = frames.allocate_guest(most).unwrap();
+        assert_eq!(frames.counts().for_guests, 0);
+        assert!(frames.allocate_guest(FRAME).is_err());
+        for _ in 0..5 * PAGES {
+            assert!(frames.allocate_pages(1).is_some());
+        }
+        assert_eq!(frames.allocate_pages(1), None);
+        frames.give_back_taken(taken, 3 * FRAME);
+        assert!(frames.allocate_guest(FRAME).is_err(), "that is theirs");
+        assert_eq!(frames.try_take(3 * FRAME), Some(taken));
+        drop(guest);
+    }
+
+    #[test]
+    fn whoever_has_it_locked_is_not_waited_for() {
+        let frames = Frames::new([(HostPhys(0), 4 * FRAME)]);
+        let inner = frames.inner.lock();
+        assert_eq!(frames.try_take(FRAME), None);
+        drop(inner);
+        assert!(frames.try_take(FRAME).is_some());
+        assert_eq!(frames.try_take(0), None);
+        assert_eq!(frames.try_take(u64::MAX), None);
     }
 
     #[test]
@@ -436,6 +524,8 @@ mod tests {
         LoseGuest(prop::sample::Index),
         Pages(usize),
         FreePages(prop::sample::Index),
+        Heap(u64),
+        EndHeap(prop::sample::Index),
     }
 
     fn step() -> impl Strategy<Value = Step> {
@@ -445,6 +535,8 @@ mod tests {
             any::<prop::sample::Index>().prop_map(Step::LoseGuest),
             (1usize..600).prop_map(Step::Pages),
             any::<prop::sample::Index>().prop_map(Step::FreePages),
+            (1u64..4).prop_map(Step::Heap),
+            any::<prop::sample::Index>().prop_map(Step::EndHeap),
         ]
     }
 
@@ -456,6 +548,7 @@ mod tests {
             let frames = Frames::new([(HostPhys(FRAME), 5 * FRAME), (HostPhys(64 * FRAME), 3 * FRAME)]);
             let mut guests: Vec<GuestFrames> = Vec::new();
             let mut pages: Vec<(HostPhys, usize)> = Vec::new();
+            let mut heap: Vec<(HostPhys, u64)> = Vec::new();
             let mut lost = 0;
             // Frames in which something was written since they were zeroed.
             let mut dirty: BTreeSet<u64> = (1..6).chain(64..67).map(|n| n * FRAME).collect();
@@ -493,11 +586,20 @@ mod tests {
                         let (start, count) = pages.swap_remove(index.index(pages.len()));
                         prop_assert!(frames.free_pages(start, count));
                     }
+                    Step::Heap(count) => if let Some(start) = frames.try_take(count * FRAME) {
+                        dirty.extend((0..count).map(|n| start.0 + n * FRAME));
+                        heap.push((start, count * FRAME));
+                    },
+                    Step::EndHeap(index) if !heap.is_empty() => {
+                        let (start, bytes) = heap.swap_remove(index.index(heap.len()));
+                        frames.give_back_taken(start, bytes);
+                    }
                     _ => {}
                 }
                 let mut taken: Vec<(u64, u64)> = guests.iter().flat_map(|g| g.chunks().iter())
                     .map(|(start, len)| (start.0, *len))
                     .chain(pages.iter().map(|(start, count)| (start.0, *count as u64 * PAGE_SIZE)))
+                    .chain(heap.iter().map(|(start, len)| (start.0, *len)))
                     .collect();
                 taken.sort_unstable();
                 prop_assert!(taken.windows(2).all(|pair| pair[0].0 + pair[0].1 <= pair[1].0), "{:x?}", taken);
@@ -507,6 +609,10 @@ mod tests {
             }
             for (start, count) in pages {
                 prop_assert!(frames.free_pages(start, count));
+            }
+            for (start, bytes) in heap {
+                frames.give_back_taken(start, bytes);
+                frames.give_back_taken(start, bytes);
             }
             prop_assert_eq!(frames.counts().free + frames.counts().guests, frames.counts().total);
         }

@@ -8,6 +8,7 @@
 pub mod frames;
 pub mod page_table;
 pub mod ram;
+pub mod ranges;
 
 use core::fmt;
 

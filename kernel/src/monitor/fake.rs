@@ -103,7 +103,7 @@ impl FakeHost {
                     guests: 512 << 20,
                     tables: 8 << 20,
                     held: 0,
-                    hypervisor: HypervisorMemory { image: 1 << 20, heap: 64 << 20, heap_used: 4 << 20 },
+                    hypervisor: HypervisorMemory { image: 1 << 20, heap: 4 << 20, heap_used: 1 << 20 },
                 },
                 pasids: PasidSpaceInfo { first: 1, last: (1 << 20) - 1, leased: 2, retired: 0 },
                 vms: 2,

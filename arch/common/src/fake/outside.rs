@@ -44,7 +44,14 @@ impl Desk {
     pub fn new(sim: Arc<Sim>, system: &'static System, host: &'static dyn Host) -> Self {
         let logger: &'static Logger = Box::leak(Box::new(Logger::new()));
         let port: &'static Port = Box::leak(Box::new(Port(sim.clone())));
-        let machine = HostMachine { host, port, logger, power: &Switch, memory: HypervisorMemory::default };
+        let machine = HostMachine {
+            host,
+            port,
+            logger,
+            power: &Switch,
+            memory: HypervisorMemory::default,
+            tend: || (),
+        };
         let vms = system.vms();
         let console = Console::new(ConsoleMode::Framed, vms.iter().map(|vm| vm.name().to_string()), 0);
         let consoles = vms.iter().map(|vm| vm.id()).zip(0..).collect();

@@ -108,7 +108,7 @@ impl Wanted {
             config.remove_refused(&found);
             errors.extend(found);
         };
-        let found = check_memory(&config, system.frames.counts().free);
+        let found = check_memory(&config, system.frames.counts().for_guests);
         refuse(&mut config, found);
         let found = machine.check_files(&config);
         refuse(&mut config, found);

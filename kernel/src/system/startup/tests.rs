@@ -176,10 +176,10 @@ fn refuses_one(bad: &str, fault: &Fault, before: &[&str], error: &str) {
 #[test]
 fn memory_that_the_machine_does_not_have() {
     refuses_one(
-        &vm("bad", "").replace("16M", "98M"),
+        &vm("bad", "").replace("16M", "96M"),
         &Fault::default(),
         &[TAKEN],
-        "pasidon.toml:5:10: vm bad: memory 98M is more than the 96M that the machine has left; give the VMs less, \
+        "pasidon.toml:5:10: vm bad: memory 96M is more than the 94M that the machine has left; give the VMs less, \
          or the machine more",
     );
 }

@@ -160,7 +160,7 @@ impl Memory {
 fn memory(two: &Memory, one: &Memory) -> Vec<Figure> {
     vec![
         Figure::new("memory: image of the hypervisor", two.image, "KiB"),
-        Figure::new("memory: heap of the hypervisor, fixed", two.heap, "KiB"),
+        Figure::new("memory: heap of the hypervisor", two.heap, "KiB"),
         Figure::new("memory: of it in use, two guests of 256 MiB", two.heap_used, "KiB"),
         Figure::new("memory: tables, two guests of 256 MiB", two.tables, "KiB"),
         Figure::new("memory: a guest beyond its RAM, heap", two.heap_used - one.heap_used, "KiB"),

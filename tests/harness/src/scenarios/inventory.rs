@@ -76,7 +76,7 @@ fn said(machine: &Machine, processors: &str, tables: &str) -> Result<()> {
     machine.log().expect(&first, BOOT_TIMEOUT)?;
     let tables = format!("machine: {tables}");
     let lines = [
-        r"machine: memory: 20\d\d MiB, \d+ MiB of it for guests; hypervisor: heap 64 MiB \(\d+ KiB used\), image \d+ KiB at 0x[0-9a-f]+$",
+        r"machine: memory: 20\d\d MiB, \d+ MiB of it for guests; hypervisor: heap [2-6] MiB \(\d+ KiB used\), image \d+ KiB at 0x[0-9a-f]+$",
         &tables,
         r"machine: PCI: segment 0000 buses 00-ff, ECAM at 0x[0-9a-f]+$",
         "hypervisor: pci: 0000:00:04.0 8086:11fb class 088000",
