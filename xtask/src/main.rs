@@ -163,6 +163,12 @@ struct Clean {
 }
 
 fn main() -> std::process::ExitCode {
+    let report = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        if !is_closed_pipe(panic.payload_as_str().unwrap_or_default()) {
+            report(panic);
+        }
+    }));
     match dispatch(Cli::parse().command) {
         Ok(()) => std::process::ExitCode::SUCCESS,
         Err(error) => {
@@ -170,6 +176,12 @@ fn main() -> std::process::ExitCode {
             std::process::ExitCode::FAILURE
         }
     }
+}
+
+/// Whether a panic says no more than that nobody reads our output, as behind `| head`: everything is cleaned up on the
+/// way out all the same, but there is nothing to report.
+fn is_closed_pipe(panic: &str) -> bool {
+    panic.starts_with("failed printing to std") && panic.contains("Broken pipe")
 }
 
 fn dispatch(command: Command) -> Result<()> {
