@@ -78,8 +78,9 @@ impl Interrupt {
         } else {
             let message = services.host.unremapped_message(vector);
             message.map(|message| (message, None)).ok_or_else(|| {
+                // Which interrupt it is comes below, as for what the machine refuses.
                 Refusal::new(
-                    what(),
+                    "",
                     "this machine cannot raise it without interrupt remapping",
                     "use the parent with an IOMMU",
                 )
