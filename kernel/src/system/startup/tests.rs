@@ -75,6 +75,9 @@ struct Fault {
 struct Outcome {
     machine: TestMachine,
     asked: Vec<Vec<Option<u16>>>,
+    /// The parents that work, and the VMs that were not refused before any was defined.
+    parents: Vec<String>,
+    sound: Vec<String>,
     places: Vec<(VmId, usize)>,
     names: Vec<String>,
     refused: Vec<VmInfo>,
@@ -91,11 +94,23 @@ fn start(text: &str, fault: &Fault) -> Outcome {
     }
     let supply = Supply { parent: machine.parent(), broken: fault.broken, asked: RefCell::default() };
     let wanted = Wanted::new(parse(text.as_bytes())).expect("something to start");
-    let defined = wanted.check(&mut machine.system, &supply).define(&machine.system, &supply);
+    let checked = wanted.check(&mut machine.system, &supply);
+    let parents = checked.parents().map(|parent| parent.name().to_string()).collect();
+    let sound = checked.vms().iter().map(|vm| vm.name.value.clone()).collect();
+    let defined = checked.define(&machine.system, &supply);
     let (places, names, refused) = (defined.places(), defined.names(), defined.refused().to_vec());
     defined.start(&machine.system, machine.truth);
     machine.assert_sound();
-    Outcome { machine, asked: supply.asked.take(), places, names, refused, lines: lines::kept() }
+    Outcome {
+        machine,
+        asked: supply.asked.take(),
+        parents,
+        sound,
+        places,
+        names,
+        refused,
+        lines: lines::kept(),
+    }
 }
 
 impl Outcome {
@@ -171,6 +186,20 @@ fn refuses_one(bad: &str, fault: &Fault, before: &[&str], error: &str) {
     let [info] = outcome.refused.as_slice() else { panic!("{:?}", outcome.refused) };
     assert_eq!((info.name.as_str(), info.state, info.reason.as_deref()), ("bad", "refused", Some(error)));
     assert!(outcome.machine.system.vm_named("bad").is_none());
+}
+
+/// Whoever looks between the checks and the definitions finds what was not refused.
+#[test]
+fn what_was_not_refused_is_given_on() {
+    let text = [PARENT, &vm("bad", VDEV), &vm("alpha", "")].concat();
+    let given = |fault: Fault| {
+        let outcome = start(&text, &fault);
+        (outcome.parents, outcome.sound)
+    };
+    let names = |names: &[&str]| names.iter().map(|name| name.to_string()).collect::<Vec<_>>();
+    assert_eq!(given(Fault::default()), (names(&["dsa0"]), names(&["bad", "alpha"])));
+    assert_eq!(given(Fault { broken: true, ..Fault::default() }), (names(&[]), names(&["alpha"])));
+    assert_eq!(given(Fault { no_iommu: true, ..Fault::default() }), (names(&[]), names(&["alpha"])));
 }
 
 #[test]
