@@ -158,6 +158,7 @@ void pasidon_host_mode(const host *host)
   bx_cpu.cr3 = identity_map();
   bx_cpu.efer.set32(0xd01);                 // NXE, LMA, LME, SCE
   bx_cpu.xcr0.set32(bx_cpu.xcr0_suppmask & 0xe7); // x87, SSE, AVX and AVX-512, where there is such
+  bx_cpu.msr.mtrr_deftype = 0x806; // MTRRs on, write-back, as firmware leaves them
   bx_cpu.msr.star = Bit64u(CODE) << 32;
   bx_cpu.msr.lstar = host->system_call;
   bx_cpu.msr.fmask = 0;
