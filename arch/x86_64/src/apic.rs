@@ -195,6 +195,30 @@ fn ticks_until(ns: u64, hz: u64) -> u32 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::interrupts;
+    use pasidon_cpu::{Model, Processor};
+
+    #[test]
+    fn a_kick_to_oneself_waits_for_the_window_and_comes_once() {
+        for model in [Model::Ryzen, Model::SapphireRapids] {
+            let mut processor = Processor::new(model);
+            // SAFETY: interrupts are off.
+            processor.run(|| unsafe { init(&Features::read()) }).unwrap();
+            processor.run(|| send(id(), vector::KICK)).unwrap();
+            assert_eq!(processor.taken(vector::KICK), 0);
+            for _ in 0..2 {
+                processor.run(interrupts::window).unwrap();
+                assert_eq!(processor.taken(vector::KICK), 1, "{model:?}");
+            }
+            // The next one comes only after the end of this one.
+            processor.run(|| send(id(), vector::KICK)).unwrap();
+            processor.run(interrupts::window).unwrap();
+            assert_eq!(processor.taken(vector::KICK), 1, "{model:?}");
+            processor.run(end_of_interrupt).unwrap();
+            processor.run(interrupts::window).unwrap();
+            assert_eq!(processor.taken(vector::KICK), 2, "{model:?}");
+        }
+    }
 
     #[test]
     fn timer_ticks() {

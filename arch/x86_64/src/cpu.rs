@@ -382,6 +382,52 @@ pub fn halt() -> ! {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use pasidon_cpu::{Model, Processor};
+
+    #[test]
+    fn a_processor_gets_whole_values_and_nothing_of_the_firmwares_stays() {
+        const TSD: u64 = 1 << 2;
+        for model in [Model::Ryzen, Model::SapphireRapids] {
+            let (features, found) = Processor::new(model)
+                .run(|| {
+                    let features = Features::read();
+                    // SAFETY: the processor is the test's, whose memory is mapped for privilege level 0, all of it
+                    // writable but what it does not write.
+                    unsafe {
+                        write_msr(msr::IA32_PAT, 0x0606_0606_0606_0606);
+                        asm!("mov {0}, cr4", "or {0}, {1}", "mov cr4, {0}", out(reg) _, const TSD);
+                        set_up(&features);
+                        let (cr0, cr4): (u64, u64);
+                        asm!("mov {}, cr0", "mov {}, cr4", out(reg) cr0, out(reg) cr4);
+                        (features, [cr0, cr4, read_msr(msr::EFER), read_msr(msr::IA32_PAT)])
+                    }
+                })
+                .unwrap();
+            let wanted = [CR0.bits(), cr4(&features, false).bits(), EFER.bits(), PAT_AFTER_RESET];
+            assert_eq!(found, wanted, "{model:?}: {found:x?}");
+            assert!(features.smap && features.xsave && features.gib_pages, "{model:?}: {features:?}");
+            assert_eq!(features.svm, model == Model::Ryzen);
+        }
+    }
+
+    #[test]
+    fn what_is_missing_on_a_processor_or_switched_off_is_said() {
+        let check = || check().map_err(|refusal| refusal.to_string());
+        let mut ryzen = Processor::new(Model::Ryzen);
+        assert!(ryzen.run(check).unwrap().is_ok());
+        // SAFETY: VM_CR exists here.
+        ryzen.run(|| unsafe { write_msr(msr::VM_CR, VM_CR_SVMDIS) }).unwrap();
+        assert!(ryzen.run(check).unwrap().unwrap_err().contains("SVMDIS"));
+        drop(ryzen);
+        let refusal = Processor::new(Model::SapphireRapids).run(check).unwrap().unwrap_err();
+        assert!(refusal.contains("no SVM, nested paging (NPT)"), "{refusal}");
+    }
+
+    #[test]
+    fn random_numbers_come_and_differ() {
+        let [first, second] = Processor::new(Model::Ryzen).run(|| [random(), random()]).unwrap();
+        assert!(first.is_some() && first != second);
+    }
 
     fn leaf(eax: u32, ebx: u32, ecx: u32, edx: u32) -> CpuidResult {
         CpuidResult { eax, ebx, ecx, edx }

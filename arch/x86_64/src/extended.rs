@@ -308,6 +308,53 @@ fn valid_xcr0(value: u64, offered: u64) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use pasidon_cpu::{Model, Processor};
+
+    /// YMM15, which the compiler does not use for the code here, DR3 and IA32_TSC_AUX.
+    fn registers() -> ([u64; 4], u64, u32) {
+        // To zero it might take vector registers.
+        let mut ymm15 = core::mem::MaybeUninit::<[u64; 4]>::uninit();
+        let (dr3, aux);
+        // SAFETY: room for all of it, at privilege level 0, with AVX in XCR0; the first instruction fills `ymm15`.
+        unsafe {
+            asm!("vmovdqu [{}], ymm15", in(reg) ymm15.as_mut_ptr(), options(nostack));
+            asm!("mov {}, dr3", "rdtscp", out(reg) dr3, out("ecx") aux, out("eax") _, out("edx") _);
+            (ymm15.assume_init(), dr3, aux)
+        }
+    }
+
+    #[test]
+    fn what_one_guest_leaves_in_registers_the_next_does_not_find_and_it_does_again() {
+        const AVX: u64 = XCR0_RESET | XCR0_SSE | XCR0_AVX;
+        let (left, pattern) = (0x1234_5678u64, [0x5a5a_5a5a_5a5a_5a5au64; 4]);
+        for model in [Model::Ryzen, Model::SapphireRapids] {
+            let seen = Processor::new(model).run(|| {
+                let features = ExtendedFeatures::detect();
+                let (mut first, mut second) = (Extended::new(features), Extended::new(features));
+                // SAFETY: the processor has XSAVE; the code around uses no register that is looked at.
+                unsafe {
+                    enable();
+                    let host = crate::cpu::read_xcr0();
+                    first.load();
+                    assert!(first.set_xcr0(AVX) && first.set_tsc_aux(7));
+                    asm!("vmovdqu ymm15, [{}]", "mov dr3, {}", in(reg) &pattern, in(reg) left, options(nostack));
+                    first.save();
+                    second.load();
+                    assert_eq!(crate::cpu::read_xcr0(), XCR0_RESET);
+                    assert!(second.set_xcr0(AVX));
+                    let by_second = registers();
+                    second.save();
+                    first.load();
+                    let by_first = registers();
+                    write_xcr0(host);
+                    (by_second, by_first)
+                }
+            });
+            let (by_second, by_first) = seen.unwrap();
+            assert_eq!(by_second, ([0; 4], 0, 0), "{model:?}");
+            assert_eq!(by_first, (pattern, left, 7), "{model:?}");
+        }
+    }
 
     #[test]
     fn xcr0_follows_the_rules() {

@@ -56,7 +56,7 @@ pub struct Asid {
 }
 
 impl Asids {
-    fn new(count: u32) -> Self {
+    pub(super) fn new(count: u32) -> Self {
         Self {
             generation: 1,
             next: 1,
@@ -96,9 +96,9 @@ pub struct Assists {
 pub struct SvmPcpu {
     index: u32,
     pub(super) host_vmcb: HostPhys,
-    asids: Asids,
+    pub(super) asids: Asids,
     pub(super) assists: Assists,
-    flush_by_asid: bool,
+    pub(super) flush_by_asid: bool,
     /// Flush everything at the next entry.
     flush_all: bool,
 }

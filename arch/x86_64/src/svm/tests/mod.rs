@@ -1,4 +1,12 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
+//! Here: values. Below: guests, on a processor that others have written.
+
+mod events;
+mod guest;
+mod instructions;
+mod interrupts;
+mod translations;
+
 use super::*;
 use crate::emulate::Exception;
 use crate::guest::control::tests::policy;

@@ -1,0 +1,204 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! A guest of a few bytes in 64-bit mode, entered as the hypervisor enters one, on Bochs's AMD processor.
+//!
+//! Its linear addresses are guest-physical ones, up to 1 GiB. Each vector has a handler that halts, and returns when it
+//! goes on, so that an exit tells by its RIP which one was delivered.
+
+use alloc::boxed::Box;
+
+use pasidon_arch_common::hardware::Stage2;
+use pasidon_cpu::{Model, Pages, Processor};
+use pasidon_kernel::base::addr::{GuestPhys, HostPhys, LARGE_PAGE_SIZE, PAGE_SIZE};
+use pasidon_kernel::base::id::VmId;
+use pasidon_kernel::memory::frames::Frames;
+use pasidon_kernel::memory::ram::{GuestRam, RamRange};
+
+use super::super::npt::{self, NestedTable};
+use super::super::{SvmPcpu, SvmVcpu};
+use crate::backend::{Backend, Reason};
+use crate::guest::boot::{EntryMode, EntryState};
+use crate::guest::control::tests::policy;
+
+/// Bytes of RAM.
+pub const RAM: u64 = LARGE_PAGE_SIZE;
+/// First instruction.
+pub const CODE: u64 = 0x1000;
+/// Handler of vector 0; that of each further one lies [`HANDLER_BYTES`] behind.
+const HANDLERS: u64 = 0x2000;
+const HANDLER_BYTES: u64 = 16;
+/// HLT, IRETQ.
+const HANDLER: [u8; 3] = [0xf4, 0x48, 0xcf];
+/// Stack pointer at first.
+pub const STACK: u64 = 0x8000;
+/// Page tables: three levels, whose lowest entries are 2 MiB.
+pub const PAGE_TABLES: u64 = 0x1_0000;
+const IDT: u64 = 0x1_4000;
+const GDT: u64 = 0x1_5000;
+/// For the tests.
+pub const DATA: u64 = 0x1_6000;
+
+pub const CODE_SELECTOR: u16 = 8;
+pub const DATA_SELECTOR: u16 = 16;
+/// CR0: PG, NE, ET, PE.
+pub const CR0: u64 = 0x8000_0031;
+/// CR4: OSXSAVE, OSFXSR, PAE.
+pub const CR4: u64 = 1 << 18 | 1 << 9 | 1 << 5;
+/// EFER: NXE, LMA, LME, SCE.
+const EFER: u64 = 0xd01;
+/// Present, writable, for users.
+const ENTRY: u64 = 7;
+/// The same, 2 MiB.
+const LARGE_ENTRY: u64 = ENTRY | 1 << 7;
+
+/// A VM with one vCPU.
+pub struct Guest {
+    pub vcpu: SvmVcpu,
+    pub table: NestedTable,
+    ram: u64,
+}
+
+impl Guest {
+    pub fn new(code: &[u8]) -> Guest {
+        // One large page for the guest, one for tables, and one that alignment may take. Frames are for ever.
+        let pages = Box::leak(Box::new(Pages::new((3 * LARGE_PAGE_SIZE / PAGE_SIZE) as usize)));
+        let start = pages.address().next_multiple_of(LARGE_PAGE_SIZE);
+        let frames: &'static Frames =
+            Box::leak(Box::new(Frames::new([(HostPhys(start), 2 * LARGE_PAGE_SIZE)])));
+        let taken = frames.allocate_guest(RAM).unwrap().scrub(&mut |_, _| {});
+        let ram = GuestRam::new(VmId(0), taken, &[RamRange { start: GuestPhys(0), len: RAM }]).unwrap();
+        let mut table = NestedTable::new(frames, npt::geometry(false)).unwrap();
+        table.map_ram(&ram).unwrap();
+        let base = ram.translate(GuestPhys(0)).unwrap().0.0;
+        let mut guest = Guest { vcpu: SvmVcpu::new(table.root(), 0, policy(true)), table, ram: base };
+        guest.write_tables();
+        guest.write_bytes(CODE, code);
+        guest.start(CODE);
+        guest
+    }
+
+    fn write_tables(&self) {
+        for level in 0..2 {
+            let table = PAGE_TABLES + level * PAGE_SIZE;
+            self.write(table, (table + PAGE_SIZE) | ENTRY);
+        }
+        for index in 0..512 {
+            self.map_linear(index, index * LARGE_PAGE_SIZE);
+        }
+        for vector in 0..256 {
+            let handler = HANDLERS + vector * HANDLER_BYTES;
+            self.write_bytes(handler, &HANDLER);
+            // A 64-bit interrupt gate.
+            self.write(IDT + 16 * vector, handler & 0xffff | u64::from(CODE_SELECTOR) << 16 | 0x8e << 40);
+        }
+        self.write(GDT + u64::from(CODE_SELECTOR), 0x00af_9b00_0000_ffff_u64);
+        self.write(GDT + u64::from(DATA_SELECTOR), 0x00cf_9300_0000_ffff_u64);
+    }
+
+    /// Lets that 2 MiB page of linear addresses be `to`.
+    pub fn map_linear(&self, page: u64, to: u64) {
+        self.write(PAGE_TABLES + 2 * PAGE_SIZE + 8 * page, to | LARGE_ENTRY);
+    }
+
+    /// Has it begin at `rip`, with all registers of a start.
+    pub fn start(&mut self, rip: u64) {
+        self.vcpu.start_at(&EntryState {
+            mode: EntryMode::Long64,
+            rip,
+            rbx: 0,
+            rsi: 0,
+            cr0: CR0,
+            cr3: PAGE_TABLES,
+            cr4: CR4,
+            efer: EFER,
+            gdt: Some((GDT, 23)),
+            cs: CODE_SELECTOR,
+            ds: DATA_SELECTOR,
+        });
+        let save = &mut self.vcpu.vmcb.save;
+        (save.idtr.base, save.idtr.limit) = (IDT, 4095);
+        self.vcpu.set_gpr(4, STACK);
+    }
+
+    /// Has it go on at `rip`.
+    pub fn jump(&mut self, rip: u64) {
+        self.vcpu.vmcb.save.rip = rip;
+    }
+
+    /// Writes a value into its RAM.
+    pub fn write<T>(&self, address: u64, value: T) {
+        assert!(address + size_of::<T>() as u64 <= RAM);
+        // SAFETY: within its RAM, which is memory of this test's. The guest does not run.
+        unsafe { ((self.ram + address) as *mut T).write_unaligned(value) };
+    }
+
+    /// Reads a word of its RAM.
+    pub fn read(&self, address: u64) -> u64 {
+        assert!(address + 8 <= RAM);
+        // SAFETY: as in `write`.
+        unsafe { ((self.ram + address) as *const u64).read_unaligned() }
+    }
+
+    pub fn write_bytes(&self, address: u64, bytes: &[u8]) {
+        for (offset, byte) in (0..).zip(bytes) {
+            self.write(address + offset, *byte);
+        }
+    }
+
+    /// The vector whose handler it stands in, at the HLT.
+    pub fn handling(&self) -> Option<u8> {
+        let offset = self.vcpu.rip().checked_sub(HANDLERS)?;
+        (offset < 256 * HANDLER_BYTES && offset % HANDLER_BYTES == 0)
+            .then_some((offset / HANDLER_BYTES) as u8)
+    }
+
+    /// The words on its stack: from the last one pushed on.
+    pub fn stack<const N: usize>(&self) -> [u64; N] {
+        core::array::from_fn(|index| self.read(self.vcpu.gpr(4) + 8 * index as u64))
+    }
+}
+
+/// A pCPU of that processor, with SVM on.
+pub struct Machine {
+    pub processor: Processor,
+    pub pcpu: SvmPcpu,
+}
+
+impl Machine {
+    pub fn new() -> Machine {
+        let mut processor = Processor::new(Model::Ryzen);
+        let pcpu = processor.run(|| SvmPcpu::enable(0, frames())).unwrap().unwrap();
+        Machine { processor, pcpu }
+    }
+
+    /// Loads the guest's vCPU, and enters it until something happens.
+    pub fn enter(&mut self, guest: &mut Guest) -> Reason {
+        self.enter_flushed(guest, false)
+    }
+
+    /// The same; `flush` drops its translations first.
+    pub fn enter_flushed(&mut self, guest: &mut Guest, flush: bool) -> Reason {
+        let (vcpu, pcpu) = (&mut guest.vcpu, &mut self.pcpu);
+        let entered = self.processor.run(|| {
+            vcpu.load(pcpu);
+            vcpu.enter(pcpu, flush)
+        });
+        let reason = entered.unwrap();
+        if let Reason::Failed(code) = reason {
+            panic!("exit {code:#x}: {:?}", self.processor.refusal());
+        }
+        reason
+    }
+
+    /// Enters the guest until it halts in a handler, and returns the vector.
+    pub fn delivered(&mut self, guest: &mut Guest) -> Option<u8> {
+        assert_eq!(self.enter(guest), Reason::Halt, "at {:#x}", guest.vcpu.rip());
+        guest.handling()
+    }
+}
+
+/// Memory for what belongs to a pCPU.
+pub fn frames() -> &'static Frames {
+    let pages = Box::leak(Box::new(Pages::new((2 * LARGE_PAGE_SIZE / PAGE_SIZE) as usize)));
+    let start = pages.address().next_multiple_of(LARGE_PAGE_SIZE);
+    Box::leak(Box::new(Frames::new([(HostPhys(start), LARGE_PAGE_SIZE)])))
+}

@@ -1,0 +1,92 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Interrupts of the host's while a guest runs, and at every instruction on the way in and out.
+
+use super::super::{RFLAGS_FIXED, RFLAGS_IF};
+use super::guest::{CODE, Guest, Machine};
+use crate::backend::{Backend, Reason};
+
+const VECTOR: u8 = 0x51;
+const NMI: u8 = 2;
+
+/// Counts in RAX, for ever: inc rax; jmp to it.
+const COUNTER: [u8; 5] = [0x48, 0xff, 0xc0, 0xeb, 0xfb];
+/// cpuid; jmp to it
+const CALLER: [u8; 4] = [0x0f, 0xa2, 0xeb, 0xfc];
+
+#[test]
+fn an_interrupt_ends_the_guest_whether_it_has_them_on_or_off() {
+    let mut machine = Machine::new();
+    for rflags in [RFLAGS_FIXED, RFLAGS_FIXED | RFLAGS_IF] {
+        let mut guest = Guest::new(&COUNTER);
+        guest.vcpu.vmcb.save.rflags = rflags;
+        let before = machine.processor.taken(VECTOR);
+        machine.processor.interrupt(VECTOR, 5000);
+        assert_eq!(machine.enter(&mut guest), Reason::HostInterrupt);
+        assert!(guest.vcpu.gpr(0) > 1000, "it ran until then");
+        assert_eq!(
+            (machine.processor.taken(VECTOR), machine.processor.waiting().0),
+            (before, true),
+            "it waits"
+        );
+        machine.processor.run(crate::interrupts::window).unwrap();
+        assert_eq!((machine.processor.taken(VECTOR), machine.processor.waiting().0), (before + 1, false));
+    }
+}
+
+#[test]
+fn one_that_waits_already_lets_no_instruction_of_the_guest_pass() {
+    let mut machine = Machine::new();
+    let mut guest = Guest::new(&COUNTER);
+    machine.processor.interrupt(VECTOR, 0);
+    assert_eq!(machine.enter(&mut guest), Reason::HostInterrupt);
+    assert_eq!((guest.vcpu.rip(), guest.vcpu.gpr(0)), (CODE, 0));
+}
+
+#[test]
+fn an_nmi_ends_the_guest_and_is_taken_before_the_exit_is_looked_at() {
+    let mut machine = Machine::new();
+    let mut guest = Guest::new(&COUNTER);
+    machine.processor.nmi(5000);
+    assert_eq!(machine.enter(&mut guest), Reason::HostInterrupt);
+    assert_eq!(machine.processor.taken(NMI), 1);
+}
+
+/// Enters a guest again and again while `request` asks for something after each number of instructions.
+fn at_every_instruction(vector: u8, request: impl Fn(&mut Machine, u64)) {
+    let mut machine = Machine::new();
+    let mut guest = Guest::new(&CALLER);
+    // One round, with load and enter, takes some hundred instructions: twice as many positions.
+    for after in 1..600 {
+        request(&mut machine, after);
+        let (vcpu, pcpu) = (&mut guest.vcpu, &mut machine.pcpu);
+        let rounds = machine.processor.run(|| {
+            let mut calls = 0;
+            while calls < 4 {
+                vcpu.load(pcpu);
+                match vcpu.enter(pcpu, false) {
+                    Reason::Cpuid => {
+                        calls += 1;
+                        vcpu.skip(2);
+                    }
+                    Reason::HostInterrupt => {}
+                    other => panic!("{other:?} after {after} instructions"),
+                }
+                crate::interrupts::window();
+            }
+        });
+        rounds.unwrap();
+        assert_eq!(machine.processor.taken(vector), after, "each is taken once");
+        assert_eq!(machine.processor.waiting(), (false, false));
+        assert_eq!(guest.vcpu.vmcb.save.rflags, RFLAGS_FIXED);
+    }
+}
+
+#[test]
+fn an_interrupt_is_taken_once_wherever_it_comes() {
+    at_every_instruction(VECTOR, |machine, after| machine.processor.interrupt(VECTOR, after));
+}
+
+#[test]
+fn an_nmi_is_taken_once_wherever_it_comes() {
+    at_every_instruction(NMI, |machine, after| machine.processor.nmi(after));
+}
