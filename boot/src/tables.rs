@@ -7,19 +7,19 @@
 //! `pasidon_arch::firmware_tables`. A table that is absent or broken costs a line and what it would
 //! have told.
 
+use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
-use core::fmt;
 use core::ptr::NonNull;
 
 use acpi::sdt::{SdtHeader, Signature};
 use acpi::{AcpiError, AcpiHandler, AcpiTable, AcpiTables, PhysicalMapping};
-use pasidon_arch::firmware_tables::{self, HEADER, MAX_DEVICE_TREE};
+use pasidon_arch::firmware_tables;
+use pasidon_arch_common::firmware_tables::{check_list, device_tree_at, table_at};
+use pasidon_kernel::base::refusal::Refusal;
 use uefi::table::cfg::ConfigTableEntry;
 use uefi::{Guid, guid, system};
 
-/// Longest table that is believed.
-const MAX_LENGTH: u32 = 16 << 20;
 /// The firmware's device tree (EFI_DTB_TABLE_GUID).
 const DTB_GUID: Guid = guid!("b1b621d5-f19c-41a5-830b-d9152c69aae0");
 
@@ -95,8 +95,8 @@ impl Tables {
     fn of_acpi(rsdp: usize) -> Self {
         let tables = match list(rsdp) {
             Ok(tables) => tables,
-            Err(why) => {
-                log::warn!("ACPI: {why}");
+            Err(refusal) => {
+                log::warn!("{refusal}");
                 return Self::default();
             }
         };
@@ -106,14 +106,16 @@ impl Tables {
             .iter()
             .find(|(name, _)| *name == "FADT")
             .and_then(|(_, fadt)| firmware_tables::dsdt_address(fadt))
-            .and_then(copy_at);
-        // The firmware's bytecode, which no list names.
-        found.extend(dsdt.map(|table| (DSDT, table)));
+            .and_then(|address| table_at(&memory, address).ok());
+        // The firmware's bytecode, which no list names. Its checksum is not looked at: nothing in it is trusted.
+        found.extend(dsdt.map(|table| (DSDT, table.to_vec())));
         Self { source: "ACPI", tables: found }
     }
 
     fn of_device_tree() -> Self {
-        let tree = configured(&[DTB_GUID]).and_then(device_tree);
+        let tree = configured(&[DTB_GUID]).and_then(|address| {
+            device_tree_at(&memory, address as u64).inspect_err(|refusal| log::warn!("{refusal}")).ok()
+        });
         let Some((translate, tree)) = firmware_tables::OF_DEVICE_TREE.zip(tree) else {
             log::warn!("ACPI: the firmware has no tables; use a firmware with ACPI");
             return Self::default();
@@ -148,35 +150,12 @@ impl Tables {
 const DSDT: &str = "DSDT";
 
 /// The firmware's list of tables.
-fn list(rsdp: usize) -> Result<AcpiTables<Identity>, Broken> {
-    check_root(rsdp)?;
-    // SAFETY: the firmware says that the root pointer is there; `check_root` has looked at the list.
-    unsafe { AcpiTables::from_rsdp(Identity, rsdp) }.map_err(Broken::List)
-}
-
-/// Why there are no tables.
-enum Broken {
-    /// No table can be at this address.
-    Address(u64),
-    /// The table at this address cannot have this length.
-    Length(u64, u32),
-    List(AcpiError),
-}
-
-impl fmt::Display for Broken {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Broken::Address(address) => {
-                write!(f, "a table cannot be at {address:#x}; update the firmware")
-            }
-            Broken::Length(address, length) => {
-                write!(f, "the table at {address:#x} has {length} bytes; update the firmware")
-            }
-            Broken::List(error) => {
-                write!(f, "the list of tables is broken ({error:?}); update the firmware")
-            }
-        }
-    }
+fn list(rsdp: usize) -> Result<AcpiTables<Identity>, Refusal> {
+    check_list(&memory, rsdp as u64)?;
+    // SAFETY: the firmware says that the root pointer is there; `check_list` has looked at the list.
+    unsafe { AcpiTables::from_rsdp(Identity, rsdp) }.map_err(|error| {
+        Refusal::new("ACPI", format!("the list of tables is broken ({error:?})"), "update the firmware")
+    })
 }
 
 /// Where the firmware says that the first of these is, which it has.
@@ -188,71 +167,14 @@ fn configured(guids: &[Guid]) -> Option<usize> {
     })
 }
 
-/// The device tree at an address, as long as it says, if it can be one.
-fn device_tree(address: usize) -> Option<&'static [u8]> {
-    const MAGIC: u32 = 0xd00d_feed;
-    const TOTAL_SIZE: usize = 4;
-    /// What is read here.
-    const START: usize = 8;
-    let at = address as *const u8;
-    // SAFETY: the firmware says that the tree is there, in memory that its own map covers.
-    let (magic, size) = unsafe {
-        let field = |offset| u32::from_be(at.add(offset).cast::<u32>().read_unaligned());
-        (field(0), field(TOTAL_SIZE))
-    };
-    if magic != MAGIC || !(START..=MAX_DEVICE_TREE).contains(&(size as usize)) {
-        log::warn!("device tree: what is at {address:#x} is none, or has {size} bytes; update the firmware");
-        return None;
-    }
-    // SAFETY: as above, and the length is plausible. It stays there until boot services end.
-    Some(unsafe { core::slice::from_raw_parts(at, size as usize) })
-}
-
-/// Looks at the lengths that the `acpi` crate does not look at: of the list, and of the tables in it.
-fn check_root(rsdp: usize) -> Result<(), Broken> {
-    const REVISION: usize = 15;
-    const RSDT: usize = 16;
-    const XSDT: usize = 24;
-    // SAFETY: the firmware says that the root pointer is there; its fields are not aligned.
-    let (root, width) = unsafe {
-        let at = rsdp as *const u8;
-        if at.add(REVISION).read() == 0 {
-            (u64::from(at.add(RSDT).cast::<u32>().read_unaligned()), 4)
-        } else {
-            (at.add(XSDT).cast::<u64>().read_unaligned(), 8)
-        }
-    };
-    let length = length_at(root)?;
-    let entries = (length as usize - HEADER) / width;
-    for entry in 0..entries {
-        // SAFETY: within the list, which `length_at` found plausible.
-        let address = unsafe {
-            let at = (root as *const u8).add(HEADER + entry * width);
-            match width {
-                4 => u64::from(at.cast::<u32>().read_unaligned()),
-                _ => at.cast::<u64>().read_unaligned(),
-            }
-        };
-        length_at(address)?;
-    }
-    Ok(())
-}
-
-/// The length of the table at an address, if it can be one.
-fn length_at(address: u64) -> Result<u32, Broken> {
-    const LENGTH: u64 = 4;
+/// The firmware's memory, where a table can be.
+fn memory(address: u64, len: usize) -> Option<&'static [u8]> {
     /// What the firmware's identity map covers at most.
     const END: u64 = 1 << 47;
-    if address == 0 || address >= END {
-        return Err(Broken::Address(address));
-    }
-    // SAFETY: the firmware's tables lie in memory that its own map covers.
-    let length = unsafe { ((address + LENGTH) as *const u32).read_unaligned() };
-    if (HEADER as u32..=MAX_LENGTH).contains(&length) {
-        Ok(length)
-    } else {
-        Err(Broken::Length(address, length))
-    }
+    let end = address.checked_add(len as u64)?;
+    // SAFETY: the firmware, or a table of its, says that a table is there; its tables lie in memory that its own map
+    // covers, and stay where they are until boot services end, which is as long as anybody looks at them there.
+    (address != 0 && end <= END).then(|| unsafe { core::slice::from_raw_parts(address as *const u8, len) })
 }
 
 /// The bytes of a table, where the firmware has it.
@@ -276,22 +198,13 @@ fn copy(tables: &AcpiTables<Identity>, name: &str, get: Get) -> Option<Vec<u8>> 
     }
 }
 
-/// Copies a table that the list of tables does not name. Its checksum is not looked at: nothing in it is
-/// trusted.
-fn copy_at(address: u64) -> Option<Vec<u8>> {
-    let length = length_at(address).ok()? as usize;
-    // SAFETY: the firmware's tables lie in memory that its own map covers, and `length_at` found this one
-    // plausible.
-    Some(unsafe { core::slice::from_raw_parts(address as *const u8, length) }.to_vec())
-}
-
 /// Physical addresses are pointers.
 #[derive(Clone)]
 struct Identity;
 
 impl AcpiHandler for Identity {
     unsafe fn map_physical_region<T>(&self, address: usize, size: usize) -> PhysicalMapping<Self, T> {
-        // `check_root` has refused null; a table of addresses can have no other.
+        // `check_list` has refused null; a table of addresses can have no other.
         let start = NonNull::new(address as *mut T).unwrap_or(NonNull::dangling());
         // SAFETY: the firmware maps its tables, at their physical addresses.
         unsafe { PhysicalMapping::new(address, start, size, size, Identity) }
