@@ -40,6 +40,31 @@ fn what_it_allocates_prints_and_asks_the_kernel_for_it_gets() {
 }
 
 #[test]
+fn what_the_c_library_may_choose_on_newer_processors_runs_on_each_model() {
+    for model in MODELS {
+        let equal = Processor::new(model).run(|| {
+            let bytes = [7u8; 64];
+            let equal: u64;
+            // SAFETY: it reads the bytes, with the instructions of AVX-512F, BW and VL that string functions use.
+            unsafe {
+                asm!(
+                    "vmovdqu64 ymm16, [{bytes}]",
+                    "vpcmpeqb k1, ymm16, [{bytes} + 32]",
+                    "vmovdqu64 zmm17, [{bytes}]",
+                    "vptestnmb k2, zmm17, zmm17",
+                    "kmovq {equal}, k1",
+                    bytes = in(reg) &bytes,
+                    equal = out(reg) equal,
+                    options(nostack),
+                );
+            }
+            equal
+        });
+        assert_eq!(equal.unwrap(), 0xffff_ffff, "{model:?}");
+    }
+}
+
+#[test]
 fn a_panic_comes_out_of_the_run_and_the_processor_goes_on() {
     let mut processor = Processor::new(Model::Ryzen);
     let panicked = catch_unwind(AssertUnwindSafe(|| processor.run(|| assert_eq!(1, 2, "on the processor"))));
