@@ -4,6 +4,7 @@
 use super::super::{RFLAGS_FIXED, RFLAGS_IF};
 use super::guest::{CODE, Guest, Machine};
 use crate::backend::{Backend, Reason};
+use crate::time;
 
 const VECTOR: u8 = 0x51;
 const NMI: u8 = 2;
@@ -55,13 +56,13 @@ fn an_nmi_ends_the_guest_and_is_taken_before_the_exit_is_looked_at() {
 fn at_every_instruction(vector: u8, request: impl Fn(&mut Machine, u64)) {
     let mut machine = Machine::new();
     let mut guest = Guest::new(&CALLER);
-    // One round, with load and enter, takes some hundred instructions: twice as many positions.
-    for after in 1..600 {
+    // More instructions than two rounds take. The TSC counts them.
+    for after in 1..1000 {
         request(&mut machine, after);
         let (vcpu, pcpu) = (&mut guest.vcpu, &mut machine.pcpu);
         let rounds = machine.processor.run(|| {
-            let mut calls = 0;
-            while calls < 4 {
+            let (begin, mut calls) = (time::tsc(), 0);
+            while calls < 3 || time::tsc() - begin <= after {
                 vcpu.load(pcpu);
                 match vcpu.enter(pcpu, false) {
                     Reason::Cpuid => {
