@@ -192,7 +192,7 @@ impl VmHost for Boards {
     }
 }
 
-struct Machine {
+struct Rig {
     system: System,
     boards: Boards,
     unit: Arc<UnitModel>,
@@ -201,7 +201,7 @@ struct Machine {
     host: &'static TestHost,
 }
 
-impl Machine {
+impl Rig {
     fn new() -> Self {
         let host: &'static TestHost = Box::leak(Box::default());
         let tables = Arc::new(ModelMemory::new());
@@ -308,7 +308,7 @@ impl Machine {
 
 #[test]
 fn the_same_addresses_in_two_guests_are_different_memory() {
-    let machine = Machine::new();
+    let machine = Rig::new();
     let (alpha, beta) = (machine.vm("alpha"), machine.vm("beta"));
     for address in [0, 0x1234, 4 * LARGE_PAGE_SIZE - 1] {
         assert_eq!(machine.dma(&alpha, address), Ok(address));
@@ -331,11 +331,11 @@ fn the_same_addresses_in_two_guests_are_different_memory() {
 
 #[test]
 fn twenty_lives_leave_everything_as_it_was() {
-    let machine = Machine::new();
+    let machine = Rig::new();
     let beta = machine.vm("beta");
     let alpha = machine.vm("alpha");
     machine.end(&alpha);
-    let books = |machine: &Machine| {
+    let books = |machine: &Rig| {
         let info = machine.system.info();
         (
             machine.tables.used(),
@@ -362,7 +362,7 @@ fn twenty_lives_leave_everything_as_it_was() {
 
 #[test]
 fn a_queue_that_hangs_keeps_its_memory_until_the_device_is_reset() {
-    let machine = Machine::new();
+    let machine = Rig::new();
     let (alpha, beta) = (machine.vm("alpha"), machine.vm("beta"));
     let total = machine.system.info().memory.total;
     let vdev = alpha.vdevs().remove(0);
@@ -390,7 +390,7 @@ fn a_queue_that_hangs_keeps_its_memory_until_the_device_is_reset() {
 /// What the device keeps for an interrupt that is held back belongs to its owner only.
 #[test]
 fn an_interrupt_that_is_held_back_does_not_reach_the_next_owner() {
-    let machine = Machine::new();
+    let machine = Rig::new();
     let alpha = machine.vm("alpha");
     let vdev = alpha.vdevs().remove(0);
     let entry = vdev.model().interrupts()[0].physical;

@@ -13,11 +13,11 @@ use pasidon_kernel::vm::VmEnd;
 use pasidon_kernel::vm::exit::{Access, Exit};
 use pasidon_kernel::vm::stats::ExitKind;
 
-use crate::el2::context::Registers;
+use crate::el2::context::ContextRegisters;
 use crate::el2::exits::Reason;
 use crate::el2::{El2Vcpu, identification};
+use crate::guest::chipset::AfterCall;
 use crate::guest::exception::{self, Exception};
-use crate::guest::machine::AfterCall;
 use crate::guest::mmio::{self, DataAbort};
 use crate::guest::sysreg::{Outcome, Trap};
 use crate::guest::walk;
@@ -70,7 +70,7 @@ fn call(core: &mut Core, vm: &Vm<'_>, smc: bool, immediate: u16) {
     let registers = [0, 1, 2, 3].map(|number| context.x(number));
     let (x0, after) = {
         let mut board = vm.board.lock();
-        board.platform.call(VCPU, immediate, registers, &mut |action| vm.act(action))
+        board.chipset.call(VCPU, immediate, registers, &mut |action| vm.act(action))
     };
     context.set_x(0, x0);
     if smc {
@@ -92,11 +92,11 @@ fn system_register(core: &mut Core, vm: &Vm<'_>, trap: Trap) {
         Outcome::Written => {}
         Outcome::Sgi(value, group) => {
             let mut board = vm.board.lock();
-            board.platform.gic().send_sgi(VCPU, value, group);
+            board.chipset.gic().send_sgi(VCPU, value, group);
         }
         Outcome::Deactivate(intid) => {
             let mut board = vm.board.lock();
-            board.platform.gic().deactivate(VCPU, intid);
+            board.chipset.gic().deactivate(VCPU, intid);
         }
         Outcome::Undefined => {
             core.exception = Some(Exception::Undefined);
@@ -130,12 +130,12 @@ fn data_abort(core: &mut Core, vm: &Vm<'_>, abort: &DataAbort) {
     };
     let mut device = |access: Access| {
         let mut board = vm.board.lock();
-        let answer = board.platform.exit(VCPU, &Exit::Mmio(access), &mut |action| vm.act(action));
+        let answer = board.chipset.exit(VCPU, &Exit::Mmio(access), &mut |action| vm.act(action));
         answer.unwrap_or(0)
     };
     let before = core.hardware.sp_el1();
     let mut sp_el1 = before;
-    let mut registers = Registers { context: &mut core.hardware.context, sp_el1: &mut sp_el1 };
+    let mut registers = ContextRegisters { context: &mut core.hardware.context, sp_el1: &mut sp_el1 };
     let result = mmio::perform(abort, &mut registers, &mut fetch, &mut device);
     if sp_el1 != before {
         core.hardware.set_sp_el1(sp_el1);

@@ -19,8 +19,8 @@ use crate::el2::own_vmid::OwnVmid;
 use crate::el2::stage2::{GEOMETRY, Stage2Tables};
 use crate::el2::{El2Pcpu, El2Vcpu, debug};
 use crate::guest::boot::{self, EntryState};
+use crate::guest::chipset::ArmChipset;
 use crate::guest::layout::{self, intid};
-use crate::guest::machine::ArmPlatform;
 use crate::guest::smccc::Workarounds;
 use crate::guest::timer::{self, Physical, VirtualCount};
 use crate::vcpu::Vm;
@@ -33,7 +33,7 @@ pub enum El2 {}
 impl Hardware for El2 {
     type Pcpu = El2Pcpu;
     type Core = vcpu::Core;
-    type Platform = ArmPlatform;
+    type Chipset = ArmChipset;
     type Stage2 = Stage2Tables;
     type Entry = EntryState;
 
@@ -70,8 +70,8 @@ impl Hardware for El2 {
         ram_bytes: u64,
         entry: EntryState,
         stage2: &Stage2Tables,
-    ) -> Result<(vcpu::Core, ArmPlatform), Refusal> {
-        let mut platform = ArmPlatform::new(1, ram_bytes, Workarounds::UNKNOWN, time::unix_seconds)?;
+    ) -> Result<(vcpu::Core, ArmChipset), Refusal> {
+        let mut chipset = ArmChipset::new(1, ram_bytes, Workarounds::UNKNOWN, time::unix_seconds)?;
         let vmid = OwnVmid::take()?;
         let Some(number) = vmid.vmid() else {
             return Err(Refusal::new("VMID", "none was taken", ""));
@@ -84,8 +84,8 @@ impl Hardware for El2 {
             VirtualCount::from_zero_at(time::count()),
             Features::read().vhe,
         );
-        let core = vcpu::Core::new(vm, hardware, vmid, &mut platform, time::virtual_timer() as u16);
-        Ok((core, platform))
+        let core = vcpu::Core::new(vm, hardware, vmid, &mut chipset, time::virtual_timer() as u16);
+        Ok((core, chipset))
     }
 
     fn release_ram(ram: &GuestRam) {
@@ -133,7 +133,7 @@ fn apply(physical: Physical) {
 
 impl Core for vcpu::Core {
     type Pcpu = El2Pcpu;
-    type Platform = ArmPlatform;
+    type Chipset = ArmChipset;
     type Reason = Reason;
 
     fn was_paused(&mut self, _vm: &Vm<'_>, total_ns: u64) {
@@ -144,7 +144,7 @@ impl Core for vcpu::Core {
         self.count = pcpu.list_registers();
         let physical = {
             let mut board = vm.board.lock();
-            self.timer.load(board.platform.gic())
+            self.timer.load(board.chipset.gic())
         };
         apply(physical);
         // SAFETY: the loop unloads each vCPU before it loads another.
@@ -182,7 +182,7 @@ impl Core for vcpu::Core {
         if self.waiting {
             let interface = self.interface();
             let mut board = vm.board.lock();
-            let pending = board.platform.gic().has_pending(vcpu::VCPU, interface);
+            let pending = board.chipset.gic().has_pending(vcpu::VCPU, interface);
             self.waiting =
                 !pending && self.exception.is_none() && !timer::output(self.hardware.timer_control());
         }
@@ -206,10 +206,10 @@ impl Core for vcpu::Core {
         let control = self.hardware.timer_control();
         let interface = self.interface();
         let mut board = vm.board.lock();
-        let gic = board.platform.gic();
+        let gic = board.chipset.gic();
         let physical = self.timer.check(gic, control);
         self.control = gic.fill(vcpu::VCPU, &mut self.list_registers[..self.count], interface);
-        let _ = board.platform.take_wakes();
+        let _ = board.chipset.take_wakes();
         drop(board);
         apply(physical);
     }
@@ -234,7 +234,7 @@ impl Core for vcpu::Core {
         self.take_back(vm);
         if timer::output(self.hardware.timer_control()) {
             let mut board = vm.board.lock();
-            let gic = board.platform.gic();
+            let gic = board.chipset.gic();
             let (pending, active) = gic.ppi_state(vcpu::VCPU, intid::VIRTUAL_TIMER);
             if !pending && !active {
                 self.timer.taken(gic);

@@ -7,9 +7,9 @@ use pasidon_arch_common::view::VmView;
 
 use crate::el2::own_vmid::OwnVmid;
 use crate::el2::{El2Vcpu, debug};
+use crate::guest::chipset::ArmChipset;
 use crate::guest::exception::Exception;
 use crate::guest::gic::{Control, LIST_REGISTERS_MAX, VCpuInterface};
-use crate::guest::machine::ArmPlatform;
 use crate::guest::sysreg::SystemRegisters;
 use crate::guest::timer::VirtualTimer;
 
@@ -17,7 +17,7 @@ use crate::guest::timer::VirtualTimer;
 pub(crate) const VCPU: u16 = 0;
 
 /// The VM as a vCPU sees it.
-pub type Vm<'a> = VmView<'a, ArmPlatform>;
+pub type Vm<'a> = VmView<'a, ArmChipset>;
 
 /// One vCPU.
 #[derive(Debug)]
@@ -47,13 +47,13 @@ impl Core {
         vm: &str,
         hardware: El2Vcpu,
         vmid: OwnVmid,
-        platform: &mut ArmPlatform,
+        chipset: &mut ArmChipset,
         timer_intid: u16,
     ) -> Self {
         Self {
             hardware,
             system_registers: SystemRegisters::new(String::from(vm)),
-            timer: VirtualTimer::new(platform.gic(), VCPU, timer_intid),
+            timer: VirtualTimer::new(chipset.gic(), VCPU, timer_intid),
             _vmid: vmid,
             list_registers: [0; LIST_REGISTERS_MAX],
             count: 1,
@@ -79,7 +79,7 @@ impl Core {
     /// The list registers go back to the interrupt controller.
     pub(crate) fn take_back(&mut self, vm: &Vm<'_>) {
         let mut board = vm.board.lock();
-        board.platform.gic().sync(VCPU, &self.list_registers[..self.control.used], self.control.hcr);
-        let _ = board.platform.take_wakes();
+        board.chipset.gic().sync(VCPU, &self.list_registers[..self.control.used], self.control.hcr);
+        let _ = board.chipset.take_wakes();
     }
 }

@@ -10,14 +10,14 @@ use pasidon_kernel::dev::pci::Slot;
 #[derive(Debug)]
 pub struct Board<P> {
     /// The devices.
-    pub platform: P,
+    pub chipset: P,
     slots: Vec<(VdevId, Slot)>,
 }
 
 impl<P> Board<P> {
     /// With these devices, and no vdev among them.
-    pub fn new(platform: P) -> Self {
-        Self { platform, slots: Vec::new() }
+    pub fn new(chipset: P) -> Self {
+        Self { chipset, slots: Vec::new() }
     }
 
     /// A vdev was put into a slot.

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! What an architecture brings, so that guests can run: one trait for the processor ([`Hardware`]), one for a vCPU
-//! ([`Core`]), one for a VM's devices ([`Platform`]), one for its memory ([`Stage2`]).
+//! ([`Core`]), one for a VM's devices ([`Chipset`]), one for its memory ([`Stage2`]).
 //!
 //! **Principle.** Who runs when, how interrupts find their guest, and in which order things begin and end is the
 //! same everywhere and stands in [`crate::run`] and [`crate::vms`], once. An architecture only answers questions.
@@ -40,9 +40,9 @@ pub trait Hardware: Sized + 'static {
     /// What running guests needs once per pCPU.
     type Pcpu;
     /// The part of a vCPU that only its pCPU touches.
-    type Core: Core<Pcpu = Self::Pcpu, Platform = Self::Platform>;
+    type Core: Core<Pcpu = Self::Pcpu, Chipset = Self::Chipset>;
     /// The devices of a VM.
-    type Platform: Platform;
+    type Chipset: Chipset;
     /// The guest-physical memory of a VM.
     type Stage2: Stage2;
     /// How a vCPU starts what was loaded.
@@ -78,7 +78,7 @@ pub trait Hardware: Sized + 'static {
         ram_bytes: u64,
         entry: Self::Entry,
         stage2: &Self::Stage2,
-    ) -> Result<(Self::Core, Self::Platform), Refusal>;
+    ) -> Result<(Self::Core, Self::Chipset), Refusal>;
 
     /// The hypervisor has written to a VM's RAM for the last time before its vCPU runs. Where a guest can look past the
     /// caches, it must find there what was written, not what others left in memory.
@@ -110,20 +110,20 @@ pub trait Core: Send {
     /// What its processor needs once per pCPU.
     type Pcpu;
     /// The devices of its VM.
-    type Platform;
+    type Chipset;
     /// Why the guest stopped running.
     type Reason;
 
     /// The VM was paused since the last turn; `total_ns` is what all pauses of this life took, in nanoseconds, each
     /// rounded in no other way than the host's clock is. A guest whose time can stand still meanwhile has it so; one
     /// that has a way to learn of the pause is told. Else it would take the time for a fault of its own.
-    fn was_paused(&mut self, vm: &VmView<'_, Self::Platform>, total_ns: u64);
+    fn was_paused(&mut self, vm: &VmView<'_, Self::Chipset>, total_ns: u64);
 
     /// Puts the guest's state on the pCPU. Whoever ran there before has been unloaded.
-    fn load(&mut self, vm: &VmView<'_, Self::Platform>, pcpu: &mut Self::Pcpu);
+    fn load(&mut self, vm: &VmView<'_, Self::Chipset>, pcpu: &mut Self::Pcpu);
 
     /// Takes it off again.
-    fn unload(&mut self, vm: &VmView<'_, Self::Platform>, pcpu: &mut Self::Pcpu);
+    fn unload(&mut self, vm: &VmView<'_, Self::Chipset>, pcpu: &mut Self::Pcpu);
 
     /// An interrupt message came, where these come to vCPUs.
     fn accept(&mut self, message: MsiMessage);
@@ -139,7 +139,7 @@ pub trait Core: Send {
     fn deadline_ns(&self) -> Option<u64>;
 
     /// Whether it waits for an interrupt, and none is there.
-    fn is_waiting(&mut self, vm: &VmView<'_, Self::Platform>) -> bool;
+    fn is_waiting(&mut self, vm: &VmView<'_, Self::Chipset>) -> bool;
 
     /// When something that no one will kick for ends the wait, in nanoseconds of the host's clock.
     fn wake_ns(&self) -> Option<u64> {
@@ -147,16 +147,16 @@ pub trait Core: Send {
     }
 
     /// Chooses what the guest is interrupted by at the next entry.
-    fn prepare(&mut self, vm: &VmView<'_, Self::Platform>);
+    fn prepare(&mut self, vm: &VmView<'_, Self::Chipset>);
 
     /// The entry that was prepared does not come.
-    fn cancel(&mut self, _vm: &VmView<'_, Self::Platform>) {}
+    fn cancel(&mut self, _vm: &VmView<'_, Self::Chipset>) {}
 
     /// Runs the guest until something happens. `flush` drops its translations first.
     fn enter(&mut self, pcpu: &mut Self::Pcpu, flush: bool) -> Self::Reason;
 
     /// Takes back what `prepare` gave, before anything else looks at it.
-    fn left(&mut self, vm: &VmView<'_, Self::Platform>);
+    fn left(&mut self, vm: &VmView<'_, Self::Chipset>);
 
     /// What the last exit was, for the exit history: code, two words about it, program counter.
     fn last_exit(&self) -> [u64; 4];
@@ -165,11 +165,11 @@ pub trait Core: Send {
     fn kind(reason: &Self::Reason) -> ExitKind;
 
     /// Answers what the guest did. False where the host has something to do first: an interrupt of its own.
-    fn handle(&mut self, vm: &VmView<'_, Self::Platform>, reason: Self::Reason) -> bool;
+    fn handle(&mut self, vm: &VmView<'_, Self::Chipset>, reason: Self::Reason) -> bool;
 }
 
 /// The devices of a VM.
-pub trait Platform: Send {
+pub trait Chipset: Send {
     /// A byte typed for the guest, or a BREAK; false where its queue is full and it was not taken.
     fn push_input(&mut self, received: Received, actions: Actions<'_>) -> bool;
 

@@ -1,10 +1,9 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! The hypervisor's heap: pieces of RAM that come when they are needed and go when they are empty.
 //!
-//! **Principle.** Who gives RAM changes while the machine starts (the firmware first, then
-//! [`Frames`]), so it is a [`Source`]. A source may itself allocate while it
-//! holds its lock; it is therefore asked in a way that never waits, and before the last [`RESERVE`] bytes are touched,
-//! which are for just that case.
+//! **Principle.** Who gives RAM changes while the machine starts (the firmware first, then [`Frames`]), so it is a
+//! [`Source`]. A source may itself allocate while it holds its lock; it is therefore asked in a way that never waits,
+//! and before the last [`RESERVE`] bytes are touched, which are for just that case.
 //! **Invariants.** Allocations lie in one piece. A piece that goes back has no allocation in it.
 
 use core::alloc::{GlobalAlloc, Layout};

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! What the crates for the processors have in common: the hypervisor's own page tables, stacks, the loaded image,
-//! backtraces, the report of a fault, access to physical memory; and above that, machines around VMs and the loop that
+//! backtraces, the report of a fault, access to physical memory; and above that, VMs while they live and the loop that
 //! runs their vCPUs ([`vms`], [`run`]).
 //!
 //! **Principle.** A physical address is a pointer, on every architecture. What differs is passed in: the bits

@@ -20,7 +20,7 @@ use crate::history;
 use crate::notes::Notes;
 use crate::pcpus::MAX_PCPUS;
 use crate::view::VmView;
-use crate::vms::{Machine, Vms};
+use crate::vms::{Instance, Vms};
 
 /// The turn that a guest gets between two rounds of the hypervisor's own work, in nanoseconds: whatever causes that
 /// work, guests on the pCPU that does it go on.
@@ -37,7 +37,7 @@ const _: () = assert!(MAX_PCPUS <= 1 << TURN_SHIFT);
 pub struct World<H: Hardware> {
     /// The system.
     pub system: &'static System,
-    /// The machines.
+    /// The VMs.
     pub vms: &'static Vms<H>,
     /// What interrupt handlers leave.
     pub notes: &'static Notes,
@@ -95,16 +95,16 @@ pub fn run<H: Hardware>(world: &World<H>) -> Result<core::convert::Infallible, R
 
 /// Hands device interrupts to the vdevs that they belong to, and says which each was. Those of a VM whose devices are
 /// in use stay noted.
-fn deliver_notes<H: Hardware>(world: &World<H>, index: u32, charge: &mut dyn FnMut(&Machine<H>, VdevId)) {
+fn deliver_notes<H: Hardware>(world: &World<H>, index: u32, charge: &mut dyn FnMut(&Instance<H>, VdevId)) {
     for _ in 0..world.notes.waiting(index) {
         let Some(route @ Route::Vdev { vm, vdev, vector }) = world.notes.take(index) else {
             continue;
         };
-        let Some(machine) = world.vms.machine(vm) else {
+        let Some(instance) = world.vms.instance(vm) else {
             continue;
         };
-        if machine.interrupt(vdev, vector) {
-            charge(&machine, vdev);
+        if instance.interrupt(vdev, vector) {
+            charge(&instance, vdev);
         } else {
             world.notes.leave(index, route);
         }
@@ -133,11 +133,11 @@ impl<H: Hardware> Local<H> {
         let mut began = H::now_ns();
         H::window();
         world.notes.count_round(index);
-        deliver_notes(world, index, &mut |machine, vdev| {
-            began = self.charge(machine, vdev, began);
+        deliver_notes(world, index, &mut |instance, vdev| {
+            began = self.charge(instance, vdev, began);
         });
         if index == 0 {
-            world.vms.outside().work(&world.vms.builder());
+            world.vms.outside().work(&world.vms);
             self.watch(world);
         }
         // What came meanwhile; nothing else would end the sleep, or the turn.
@@ -179,24 +179,24 @@ impl<H: Hardware> Local<H> {
                 return true;
             }
             *due = now.saturating_add(RETRY_NS);
-            let machine = world.vms.machine(*vm);
-            machine.is_some_and(|machine| !machine.vm.open_interrupts())
+            let instance = world.vms.instance(*vm);
+            instance.is_some_and(|instance| !instance.vm.open_interrupts())
         });
     }
 
     /// An interrupt of a VM was delivered between `began` and now. In the turn of another, that is for its owner to
     /// account for, and where it is one of too many, the device holds the next ones back. Returns when the next one's
     /// time begins.
-    fn charge(&mut self, machine: &Machine<H>, vdev: VdevId, began: u64) -> u64 {
+    fn charge(&mut self, instance: &Instance<H>, vdev: VdevId, began: u64) -> u64 {
         let now = H::now_ns();
-        if self.last.0 == Some(machine.id) {
+        if self.last.0 == Some(instance.id) {
             return now;
         }
         let turn = self.last.1 << TURN_SHIFT | u64::from(self.index);
-        let held = machine.vm.came_away(vdev, turn, now.saturating_sub(began));
+        let held = instance.vm.came_away(vdev, turn, now.saturating_sub(began));
         // Its own turns, which let them through, are on another pCPU.
-        if held && machine.vcpu.seat.pcpu != PcpuId(self.index) {
-            self.hold(machine.id, now.saturating_add(SLICE_NS));
+        if held && instance.vcpu.seat.pcpu != PcpuId(self.index) {
+            self.hold(instance.id, now.saturating_add(SLICE_NS));
         }
         now
     }
@@ -239,45 +239,45 @@ impl<H: Hardware> Local<H> {
     fn run_turn(&mut self, world: &World<H>, turn: Turn) {
         let scheduler = &world.vms.scheduler;
         let pcpu = PcpuId(self.index);
-        let Some(machine) = world.vms.machine(turn.vcpu.vm) else {
+        let Some(instance) = world.vms.instance(turn.vcpu.vm) else {
             scheduler.halt(pcpu);
             return;
         };
-        let vcpu = &machine.vcpu;
-        if self.last.0 != Some(machine.id) {
-            self.last = (Some(machine.id), self.last.1.wrapping_add(1));
+        let vcpu = &instance.vcpu;
+        if self.last.0 != Some(instance.id) {
+            self.last = (Some(instance.id), self.last.1.wrapping_add(1));
         }
-        if !machine.vm.open_interrupts() {
-            self.hold(machine.id, H::now_ns().saturating_add(RETRY_NS));
+        if !instance.vm.open_interrupts() {
+            self.hold(instance.id, H::now_ns().saturating_add(RETRY_NS));
         }
         self.sleepers.retain(|(seat, _)| *seat != vcpu.seat);
         let began = H::now_ns();
-        machine.vm.stats().begin_run(began);
+        instance.vm.stats().begin_run(began);
         {
-            let vm = machine.view();
+            let vm = instance.view();
             let mut core = vcpu.core.lock();
-            let paused_ns = machine.pauses.total_ns();
+            let paused_ns = instance.pauses.total_ns();
             if vcpu.take_pause(paused_ns) {
                 core.was_paused(&vm, paused_ns);
             }
             core.load(&vm, &mut self.pcpu);
-            self.run_vcpu(world, &machine, &vm, &mut core, turn.until);
+            self.run_vcpu(world, &instance, &vm, &mut core, turn.until);
             core.unload(&vm, &mut self.pcpu);
         }
-        machine.vm.stats().end_run(began, H::now_ns());
+        instance.vm.stats().end_run(began, H::now_ns());
     }
 
     /// Runs the vCPU until the host has something to do, it waits, or it has ended.
     fn run_vcpu(
         &mut self,
         world: &World<H>,
-        machine: &Machine<H>,
-        vm: &VmView<'_, H::Platform>,
+        instance: &Instance<H>,
+        vm: &VmView<'_, H::Chipset>,
         core: &mut H::Core,
         until: Option<u64>,
     ) {
         let scheduler = &world.vms.scheduler;
-        let vcpu = &machine.vcpu;
+        let vcpu = &instance.vcpu;
         // The timer is set anew only when the guest has set its own.
         let mut timer_of = None;
         loop {
@@ -312,8 +312,8 @@ impl<H: Hardware> Local<H> {
             let reason = core.enter(&mut self.pcpu, vcpu.take_flush());
             vcpu.set_in_guest(false);
             core.left(vm);
-            machine.vm.stats().count_exit(H::Core::kind(&reason));
-            history::record(self.index, machine.id.0, core.last_exit());
+            instance.vm.stats().count_exit(H::Core::kind(&reason));
+            history::record(self.index, instance.id.0, core.last_exit());
             if !core.handle(vm, reason) {
                 return;
             }

@@ -106,7 +106,7 @@ pub fn candidates<H: Hardware>(
     count: u32,
     used: impl Fn(u32) -> usize,
 ) -> impl Iterator<Item = u32> {
-    let home = vm.and_then(|vm| Some(world?.vms.machine(vm)?.vcpu.seat.pcpu.0));
+    let home = vm.and_then(|vm| Some(world?.vms.instance(vm)?.vcpu.seat.pcpu.0));
     // What is raised on one that is lost comes to nobody.
     let answers = move |pcpu: &u32| world.is_none_or(|world| !world.vms.scheduler.is_lost(PcpuId(*pcpu)));
     let first = home

@@ -1,14 +1,14 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The machines around VMs. How one is built and taken apart is [`Builder`]'s.
+//! What there is of VMs while they live ([`Instance`]). How one is built and taken apart is in `vms/vm_host.rs`.
 //!
-//! **Locks.** The table of machines; each machine's board (its devices) and stage 2. A vCPU takes the board
+//! **Locks.** The table of instances; each one's board (its devices) and stage 2. A vCPU takes the board
 //! for one device access. Nobody waits for a pCPU while it holds one of them.
 //!
 //! **Lost pCPUs.** Whoever waits for another pCPU waits for [`PATIENCE_NS`] at most. One that does not come back by
 //! then is lost, and the VMs that are seated there end, or are held where it may still be in their guest. The rest goes
 //! on; should it come back, what was held is taken apart.
 
-mod builder;
+mod vm_host;
 
 use alloc::format;
 use alloc::string::{String, ToString};
@@ -29,13 +29,11 @@ use spin::{Mutex, MutexGuard, RwLock};
 
 use crate::board::Board;
 use crate::guest_files::Images;
-use crate::hardware::{Hardware, Platform, Stage2};
+use crate::hardware::{Chipset, Hardware, Stage2};
 use crate::memory::RamView;
 use crate::pauses::Pauses;
 use crate::vcpu::Vcpu;
 use crate::view::{Sink, VmView};
-
-pub use builder::Builder;
 
 /// What the vCPUs need from the rest of the hypervisor.
 pub trait Outside: Send + Sync {
@@ -85,8 +83,8 @@ impl Outside for Housekeeping {
     }
 }
 
-/// The machine around one VM, for one life of it.
-pub struct Machine<H: Hardware> {
+/// A VM for one life of it: its RAM, devices, stage 2 and vCPU.
+pub struct Instance<H: Hardware> {
     /// Number of the VM.
     pub id: VmId,
     /// The VM.
@@ -94,7 +92,7 @@ pub struct Machine<H: Hardware> {
     /// Its RAM.
     pub memory: RamView,
     /// Its devices.
-    pub board: Mutex<Board<H::Platform>>,
+    pub board: Mutex<Board<H::Chipset>>,
     stage2: Mutex<H::Stage2>,
     /// Its vCPU.
     pub vcpu: Vcpu<H::Core>,
@@ -105,20 +103,20 @@ pub struct Machine<H: Hardware> {
     vms: &'static Vms<H>,
 }
 
-impl<H: Hardware> core::fmt::Debug for Machine<H> {
+impl<H: Hardware> core::fmt::Debug for Instance<H> {
     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
-        f.debug_struct("Machine").field("id", &self.id).finish_non_exhaustive()
+        f.debug_struct("Instance").field("id", &self.id).finish_non_exhaustive()
     }
 }
 
-/// All machines, and who runs when.
+/// All instances, and who runs when.
 pub struct Vms<H: Hardware> {
     frames: &'static Frames,
     /// Who runs when.
     pub scheduler: Scheduler,
     outside: &'static dyn Outside,
     /// By number of the VM.
-    machines: RwLock<Vec<Option<Arc<Machine<H>>>>>,
+    instances: RwLock<Vec<Option<Arc<Instance<H>>>>>,
     system: &'static System,
     images: Images,
 }
@@ -143,7 +141,7 @@ fn wait_for<H: Hardware, T>(patience_ns: u64, mut look: impl FnMut() -> Option<T
     }
 }
 
-impl<H: Hardware> Sink for Machine<H> {
+impl<H: Hardware> Sink for Instance<H> {
     fn act(&self, action: Action) {
         match action {
             Action::Message(message) => {
@@ -169,7 +167,7 @@ impl<H: Hardware> Sink for Machine<H> {
             Action::Attend => self.vms.outside.wake(),
             Action::PowerOff => self.end(VmEnd::PowerOff),
             Action::Reset => self.end(VmEnd::Reset),
-            // The platform keeps wired interrupts to itself.
+            // The chipset keeps wired interrupts to itself.
             Action::Line { .. } => {}
         }
     }
@@ -181,9 +179,9 @@ impl<H: Hardware> Sink for Machine<H> {
     }
 }
 
-impl<H: Hardware> Machine<H> {
+impl<H: Hardware> Instance<H> {
     /// The VM as its vCPU sees it.
-    pub fn view(&self) -> VmView<'_, H::Platform> {
+    pub fn view(&self) -> VmView<'_, H::Chipset> {
         VmView { name: self.vm.name(), memory: &self.memory, board: &self.board, sink: self }
     }
 
@@ -215,7 +213,7 @@ impl<H: Hardware> Machine<H> {
         Refusal::new(
             format!("vm {}", self.vm.name()),
             format!("pCPU {} does not come back from running it", self.vcpu.seat.pcpu.0),
-            "what is held is freed if it comes back; else restart the machine",
+            "what is held is freed if it comes back; else restart the instance",
         )
     }
 
@@ -238,7 +236,7 @@ impl<H: Hardware> Machine<H> {
     /// A byte typed on its console, or a BREAK; false where the guest has no room for it.
     pub fn push_input(&self, received: Received) -> bool {
         let taken =
-            self.with_board(|board| board.platform.push_input(received, &mut |action| self.act(action)));
+            self.with_board(|board| board.chipset.push_input(received, &mut |action| self.act(action)));
         taken.unwrap_or(false)
     }
 
@@ -246,7 +244,7 @@ impl<H: Hardware> Machine<H> {
     pub fn portal_traps(&self, vdev: VdevId) -> Option<u64> {
         let mut board = self.lock_board().ok()?;
         let slot = board.slot(vdev)?;
-        Some(board.platform.pci().portal_traps(slot))
+        Some(board.chipset.pci().portal_traps(slot))
     }
 
     /// The physical device raised an interrupt of a vdev. False, with nothing done, where the devices are in use.
@@ -254,7 +252,7 @@ impl<H: Hardware> Machine<H> {
     pub fn interrupt(&self, vdev: VdevId, vector: u16) -> bool {
         let done = self.try_with_board(|board| {
             if let Some(slot) = board.slot(vdev) {
-                board.platform.vdev_interrupt(slot, vector, &mut |action| self.act(action));
+                board.chipset.vdev_interrupt(slot, vector, &mut |action| self.act(action));
             }
         });
         done.is_some()
@@ -262,27 +260,27 @@ impl<H: Hardware> Machine<H> {
 
     /// Does something with the devices from outside of the vCPU, and makes the vCPU look where that changed what it
     /// is interrupted by.
-    fn with_board<T>(&self, act: impl FnOnce(&mut Board<H::Platform>) -> T) -> Result<T, Refusal> {
+    fn with_board<T>(&self, act: impl FnOnce(&mut Board<H::Chipset>) -> T) -> Result<T, Refusal> {
         Ok(self.use_board(self.lock_board()?, act))
     }
 
     /// Takes the devices, which the vCPU may be using.
-    fn lock_board(&self) -> Result<MutexGuard<'_, Board<H::Platform>>, Refusal> {
+    fn lock_board(&self) -> Result<MutexGuard<'_, Board<H::Chipset>>, Refusal> {
         self.expect(|| self.board.try_lock())
     }
 
     /// The same where nobody else uses the devices at this moment.
-    fn try_with_board<T>(&self, act: impl FnOnce(&mut Board<H::Platform>) -> T) -> Option<T> {
+    fn try_with_board<T>(&self, act: impl FnOnce(&mut Board<H::Chipset>) -> T) -> Option<T> {
         self.board.try_lock().map(|board| self.use_board(board, act))
     }
 
     fn use_board<T>(
         &self,
-        mut board: MutexGuard<'_, Board<H::Platform>>,
-        act: impl FnOnce(&mut Board<H::Platform>) -> T,
+        mut board: MutexGuard<'_, Board<H::Chipset>>,
+        act: impl FnOnce(&mut Board<H::Chipset>) -> T,
     ) -> T {
         let result = act(&mut board);
-        let wake = board.platform.take_wake();
+        let wake = board.chipset.take_wake();
         drop(board);
         if wake {
             self.vcpu.nudge();
@@ -305,7 +303,7 @@ pub fn kick<H: Hardware>(index: u32) {
 }
 
 impl<H: Hardware> Vms<H> {
-    /// No machines yet. Memory for tables comes from `frames`.
+    /// No instances yet. Memory for tables comes from `frames`.
     pub fn new(
         frames: &'static Frames,
         scheduler: Scheduler,
@@ -313,17 +311,12 @@ impl<H: Hardware> Vms<H> {
         system: &'static System,
         images: Images,
     ) -> Self {
-        Self { frames, scheduler, outside, machines: RwLock::new(Vec::new()), system, images }
+        Self { frames, scheduler, outside, instances: RwLock::new(Vec::new()), system, images }
     }
 
     /// The rest of the hypervisor.
     pub fn outside(&self) -> &'static dyn Outside {
         self.outside
-    }
-
-    /// What the kernel's operations build VMs with.
-    pub fn builder(&'static self) -> Builder<H> {
-        Builder(self)
     }
 
     /// Names a VM for the scheduler's list.
@@ -336,9 +329,9 @@ impl<H: Hardware> Vms<H> {
         self.frames
     }
 
-    /// The machine of a VM, while it has one. Whoever holds on to it delays the end of the VM.
-    pub fn machine(&self, vm: VmId) -> Option<Arc<Machine<H>>> {
-        self.machines.read().get(usize::from(vm.0))?.clone()
+    /// The instance of a VM, while it has one. Whoever holds on to it delays the end of the VM.
+    pub fn instance(&self, vm: VmId) -> Option<Arc<Instance<H>>> {
+        self.instances.read().get(usize::from(vm.0))?.clone()
     }
 
     /// Gives up the pCPUs on which somebody has waited for a turn for too long.
@@ -366,10 +359,10 @@ impl<H: Hardware> Vms<H> {
             names.join(", ")
         );
         for (vcpu, name) in seated.iter().zip(names) {
-            if let Some(machine) = self.machine(vcpu.vm) {
+            if let Some(instance) = self.instance(vcpu.vm) {
                 let why =
                     format!("pCPU {}, which ran it, is lost; `vm {name} start` starts it on another", pcpu.0);
-                machine.end(VmEnd::Crashed(why));
+                instance.end(VmEnd::Crashed(why));
             }
         }
     }

@@ -258,7 +258,7 @@ fn access_device(lapic: &mut LocalApic, tsc_offset: u64, vm: &Vm<'_>, exit: &Exi
     let now =
         || Moment { tsc: time::tsc().wrapping_add(tsc_offset), ns: time::now_ns(), unix_ns: time::unix_ns() };
     let mut board = vm.board.lock();
-    let answer = board.platform.exit(exit, lapic, &now, &mut |action| vm.act(action));
+    let answer = board.chipset.exit(exit, lapic, &now, &mut |action| vm.act(action));
     // There is no other vCPU that an inter-processor interrupt could go to.
     answer.map_or(0, |answer| answer.value)
 }
@@ -331,7 +331,7 @@ fn write_msr(core: &mut Core, vm: &Vm<'_>) {
             let event = core.msrs.write(msr, value, &mut core.lapic, &core.clock, vm.memory, now);
             if let Ok(Some(ApicEvent::EndOfInterrupt { vector })) = event {
                 let mut board = vm.board.lock();
-                board.platform.end_of_interrupt(vector, &mut |action| vm.act(action));
+                board.chipset.end_of_interrupt(vector, &mut |action| vm.act(action));
             }
             event.is_ok()
         }

@@ -13,8 +13,8 @@ use pasidon_kernel::vm::stats::ExitKind;
 
 use crate::backend::{Backend, Reason};
 use crate::guest::boot::{self, EntryState};
+use crate::guest::chipset::PcChipset;
 use crate::guest::layout;
-use crate::guest::machine::PcPlatform;
 use crate::svm::SvmPcpu;
 use crate::svm::npt::{self, NestedTable};
 use crate::vcpu::Vm;
@@ -27,7 +27,7 @@ pub enum Svm {}
 impl Hardware for Svm {
     type Pcpu = SvmPcpu;
     type Core = vcpu::Core;
-    type Platform = PcPlatform;
+    type Chipset = PcChipset;
     type Stage2 = NestedTable;
     type Entry = EntryState;
 
@@ -57,11 +57,11 @@ impl Hardware for Svm {
         _ram_bytes: u64,
         entry: EntryState,
         stage2: &NestedTable,
-    ) -> Result<(vcpu::Core, PcPlatform), Refusal> {
+    ) -> Result<(vcpu::Core, PcChipset), Refusal> {
         let physical_bits = cpu::Features::read().physical_bits.min(npt::PHYSICAL_BITS);
         let mut core = vcpu::Core::new(vm, stage2.root(), physical_bits);
         core.hardware.start_at(&entry);
-        Ok((core, PcPlatform::new(time::unix_ns())?))
+        Ok((core, PcChipset::new(time::unix_ns())?))
     }
 
     fn release_ram(_ram: &GuestRam) {
@@ -95,7 +95,7 @@ impl Hardware for Svm {
 
 impl Core for vcpu::Core {
     type Pcpu = SvmPcpu;
-    type Platform = PcPlatform;
+    type Chipset = PcChipset;
     type Reason = Reason;
 
     fn was_paused(&mut self, vm: &Vm<'_>, _total_ns: u64) {

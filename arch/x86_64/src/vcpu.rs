@@ -11,17 +11,17 @@ use pasidon_kernel::memory::GuestMemory;
 use crate::backend::{Backend, Event, Window};
 use crate::emulate::{DecodeCache, Exception};
 use crate::extended::{Extended, ExtendedFeatures};
+use crate::guest::chipset::PcChipset;
 use crate::guest::control::ControlPolicy;
 use crate::guest::cpuid::{CpuidConfig, CpuidPolicy};
 use crate::guest::lapic::LocalApic;
-use crate::guest::machine::PcPlatform;
 use crate::guest::msr::Msrs;
 use crate::guest::pvclock::GuestClock;
 use crate::svm::SvmVcpu;
 use crate::time;
 
 /// The VM as a vCPU sees it.
-pub type Vm<'a> = VmView<'a, PcPlatform>;
+pub type Vm<'a> = VmView<'a, PcChipset>;
 
 /// The part of a vCPU that only its pCPU touches.
 pub struct Core {

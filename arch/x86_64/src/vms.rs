@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The machines around VMs, as x86-64 has them: [`pasidon_arch_common::vms`].
+//! VMs while they live, as x86-64 has them: [`pasidon_arch_common::vms`].
 
 pub use pasidon_arch_common::vms::Outside;
 
@@ -7,12 +7,10 @@ use crate::hardware::Svm;
 
 /// The processor, as those ask it.
 pub type Processor = Svm;
-/// The machine around one VM.
-pub type Machine = pasidon_arch_common::vms::Machine<Svm>;
-/// All machines.
+/// A VM for one life of it.
+pub type Instance = pasidon_arch_common::vms::Instance<Svm>;
+/// All of them.
 pub type Vms = pasidon_arch_common::vms::Vms<Svm>;
-/// VMs, as the kernel's operations see them.
-pub type Builder = pasidon_arch_common::vms::Builder<Svm>;
 
 /// Interrupts a pCPU, unless it is this one, which looks by itself.
 pub fn kick(index: u32) {

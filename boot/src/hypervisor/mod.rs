@@ -118,7 +118,7 @@ pub fn run(handover: Handover) -> ! {
 
     output::CONSOLE.call_once(|| show_log);
     show_log();
-    defined.start(system, &vms.builder());
+    defined.start(system, &vms);
     housekeeping.prompt();
     READY.store(true, Ordering::Release);
     for pcpu in 1..count as u32 {

@@ -15,7 +15,7 @@ use crate::console::LEAVE_KEY;
 use crate::console::framing::{Decoder, Encoder};
 use crate::dma::fault::{DmaFault, FaultAccess, Noted};
 use crate::dma::pasid::Pasid;
-use crate::testing::{Machine, REQUESTER, SharedTruth, Truth, lines, vm_spec};
+use crate::testing::{REQUESTER, SharedTruth, TestMachine, Truth, lines, vm_spec};
 use crate::vm::VmState;
 
 const MS: u64 = 1_000_000;
@@ -106,7 +106,7 @@ struct Rig {
 impl Rig {
     fn new(mode: ConsoleMode) -> Self {
         lines::keep();
-        let machine = leak(Machine::new());
+        let machine = leak(TestMachine::new());
         let (truth, system) = (machine.truth, &machine.system);
         let (port, power, logger) =
             (leak(TestPort::default()), leak(TestPower::default()), leak(Logger::new()));

@@ -13,7 +13,7 @@ use crate::dma::fault::DmaFault;
 use crate::dma::fault::FaultAccess;
 use crate::irq::HostVector;
 use crate::irq::Route;
-use crate::testing::{CPUS, Fail, Machine, PARENT, REQUESTER, TRAPPED, VECTORS, vdev_spec, vm_spec};
+use crate::testing::{CPUS, Fail, PARENT, REQUESTER, TRAPPED, TestMachine, VECTORS, vdev_spec, vm_spec};
 use crate::vm::VmEnd;
 
 #[derive(Clone, Debug)]
@@ -121,7 +121,7 @@ fn event(fail: impl Strategy<Value = Fail> + 'static) -> impl Strategy<Value = E
 }
 
 /// Does one thing. Refusals are answers, too.
-fn happen(machine: &Machine, event: &Event) {
+fn happen(machine: &TestMachine, event: &Event) {
     let system = &machine.system;
     let vms = system.vms();
     let pick = |index: &Index| vms[index.index(vms.len())].clone();
@@ -205,15 +205,15 @@ fn happen(machine: &Machine, event: &Event) {
     }
 }
 
-fn machine_with_vms() -> Machine {
-    let machine = Machine::new();
+fn machine_with_vms() -> TestMachine {
+    let machine = TestMachine::new();
     for (name, frames, quota, vdevs) in [("alpha", 2, 2, 1), ("beta", 3, 3, 2), ("gamma", 4, 1, 0)] {
         machine.system.define_vm(vm_spec(name, frames, quota, vdevs)).unwrap();
     }
     machine
 }
 
-fn end_all(machine: &Machine) {
+fn end_all(machine: &TestMachine) {
     machine.truth.lock().fail.clear();
     for vm in machine.system.vms() {
         drop(machine.system.end_vm(machine.truth, &vm, &VmEnd::PowerOff));

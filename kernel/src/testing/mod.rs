@@ -3,7 +3,7 @@
 //! can be told to fail.
 //!
 //! **Principle.** The mocks do not believe the code under test. Each checks what the contract of its trait
-//! asks of the caller, at the moment of the call, and notes a violation; [`Machine::check`] compares the
+//! asks of the caller, at the moment of the call, and notes a violation; [`TestMachine::check`] compares the
 //! whole with what the system says about itself.
 
 mod device;
@@ -36,7 +36,7 @@ pub const CPUS: [u32; 2] = [0, 8];
 pub const VECTORS: core::ops::Range<u32> = 0x30..0x36;
 
 /// Everything that lives as long as the hypervisor. Leaked, as there.
-pub struct Machine {
+pub struct TestMachine {
     pub truth: &'static SharedTruth,
     pub system: System,
     /// Host addresses of all frames.
@@ -68,7 +68,7 @@ impl Default for Options {
     }
 }
 
-impl Machine {
+impl TestMachine {
     pub fn new() -> Self {
         let (machine, added) = Self::with(Options::default());
         added.unwrap();

@@ -88,14 +88,14 @@ impl Context {
 }
 
 /// A context together with SP_EL1, which is the stack pointer where PSTATE says so.
-pub struct Registers<'a> {
+pub struct ContextRegisters<'a> {
     /// The general and SIMD registers.
     pub context: &'a mut Context,
     /// SP_EL1.
     pub sp_el1: &'a mut u64,
 }
 
-impl Registers<'_> {
+impl ContextRegisters<'_> {
     /// PSTATE: at EL1 with a stack pointer of its own.
     fn on_sp_el1(&self) -> bool {
         const SP: u64 = 1;
@@ -103,7 +103,7 @@ impl Registers<'_> {
     }
 }
 
-impl mmio::Registers for Registers<'_> {
+impl mmio::GuestRegisters for ContextRegisters<'_> {
     fn x(&self, number: u8) -> u64 {
         self.context.x(number)
     }

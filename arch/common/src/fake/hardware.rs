@@ -30,7 +30,7 @@ use pasidon_kernel::vm::exit::{Action, Actions, MsiMessage};
 use pasidon_kernel::vm::stats::ExitKind;
 
 use super::sim::here;
-use crate::hardware::{BootImage, Core, Hardware, Platform, Stage2};
+use crate::hardware::{BootImage, Chipset, Core, Hardware, Stage2};
 use crate::view::VmView;
 
 /// What the guest's timer raises.
@@ -60,7 +60,7 @@ pub struct Life {
 impl Hardware for Fake {
     type Pcpu = u32;
     type Core = FakeCore;
-    type Platform = FakePlatform;
+    type Chipset = FakeChipset;
     type Stage2 = FakeStage2;
     type Entry = ();
 
@@ -95,7 +95,7 @@ impl Hardware for Fake {
         _ram_bytes: u64,
         _entry: (),
         stage2: &FakeStage2,
-    ) -> Result<(FakeCore, FakePlatform), Refusal> {
+    ) -> Result<(FakeCore, FakeChipset), Refusal> {
         here().0.lock().lives.insert(vm.to_string(), stage2.0.clone());
         let core = FakeCore {
             vm: vm.to_string(),
@@ -107,7 +107,7 @@ impl Hardware for Fake {
             loaded: false,
         };
         let bus = PciBus::new(&[PciWindow::prefetchable(1 << 40, 1 << 30)]);
-        Ok((core, FakePlatform { vm: vm.to_string(), bus }))
+        Ok((core, FakeChipset { vm: vm.to_string(), bus }))
     }
 
     fn release_ram(_ram: &GuestRam) {}
@@ -180,12 +180,12 @@ impl Drop for FakeCore {
 
 impl Core for FakeCore {
     type Pcpu = u32;
-    type Platform = FakePlatform;
+    type Chipset = FakeChipset;
     type Reason = Reason;
 
-    fn was_paused(&mut self, _vm: &VmView<'_, FakePlatform>, _total_ns: u64) {}
+    fn was_paused(&mut self, _vm: &VmView<'_, FakeChipset>, _total_ns: u64) {}
 
-    fn load(&mut self, _vm: &VmView<'_, FakePlatform>, pcpu: &mut u32) {
+    fn load(&mut self, _vm: &VmView<'_, FakeChipset>, pcpu: &mut u32) {
         let (sim, me) = here();
         let mut state = sim.lock();
         assert_eq!((*pcpu, self.loaded), (me, false));
@@ -200,7 +200,7 @@ impl Core for FakeCore {
         sim.step(me);
     }
 
-    fn unload(&mut self, _vm: &VmView<'_, FakePlatform>, _pcpu: &mut u32) {
+    fn unload(&mut self, _vm: &VmView<'_, FakeChipset>, _pcpu: &mut u32) {
         let (sim, me) = here();
         sim.step(me);
         sim.lock().loaded[me as usize] = None;
@@ -230,20 +230,20 @@ impl Core for FakeCore {
         self.timer
     }
 
-    fn is_waiting(&mut self, _vm: &VmView<'_, FakePlatform>) -> bool {
+    fn is_waiting(&mut self, _vm: &VmView<'_, FakeChipset>) -> bool {
         self.halted &= self.waiting.is_empty();
         let (sim, me) = here();
         sim.step(me);
         self.halted
     }
 
-    fn prepare(&mut self, _vm: &VmView<'_, FakePlatform>) {
+    fn prepare(&mut self, _vm: &VmView<'_, FakeChipset>) {
         self.prepared = core::mem::take(&mut self.waiting);
         let (sim, me) = here();
         sim.step(me);
     }
 
-    fn cancel(&mut self, _vm: &VmView<'_, FakePlatform>) {
+    fn cancel(&mut self, _vm: &VmView<'_, FakeChipset>) {
         self.waiting.append(&mut self.prepared);
     }
 
@@ -287,7 +287,7 @@ impl Core for FakeCore {
         reason
     }
 
-    fn left(&mut self, _vm: &VmView<'_, FakePlatform>) {}
+    fn left(&mut self, _vm: &VmView<'_, FakeChipset>) {}
 
     fn last_exit(&self) -> [u64; 4] {
         [0; 4]
@@ -297,7 +297,7 @@ impl Core for FakeCore {
         ExitKind::Other
     }
 
-    fn handle(&mut self, vm: &VmView<'_, FakePlatform>, reason: Reason) -> bool {
+    fn handle(&mut self, vm: &VmView<'_, FakeChipset>, reason: Reason) -> bool {
         match reason {
             Reason::HostInterrupt => return false,
             Reason::Halt => self.halted = true,
@@ -324,12 +324,12 @@ impl Core for FakeCore {
 }
 
 /// The devices: a PCI bus.
-pub struct FakePlatform {
+pub struct FakeChipset {
     vm: String,
     bus: PciBus,
 }
 
-impl Platform for FakePlatform {
+impl Chipset for FakeChipset {
     fn push_input(&mut self, _received: Received, actions: Actions<'_>) -> bool {
         here().0.lock().note_key(self.vm.clone());
         actions(Action::Message(KEY));

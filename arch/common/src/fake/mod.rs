@@ -154,13 +154,13 @@ impl Rig {
     pub fn end(&self) -> Vec<String> {
         self.sim.begin(usize::MAX);
         settle(&self.sim, 0);
-        let builder = self.world.vms.builder();
+        let vms = self.world.vms;
         let mut wrong = Vec::new();
         for vm in self.world.system.vms() {
             if vm.state().is_alive() {
                 let end = pasidon_kernel::vm::VmEnd::Stopped("the test is over".to_string());
                 wrong.extend(
-                    self.world.system.end_vm(&builder, &vm, &end).err().map(|refusal| refusal.to_string()),
+                    self.world.system.end_vm(&vms, &vm, &end).err().map(|refusal| refusal.to_string()),
                 );
             }
         }

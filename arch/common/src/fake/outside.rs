@@ -97,36 +97,34 @@ impl Desk {
     }
 
     fn command(&self, world: &World<Fake>, byte: u8) {
-        let (system, builder) = (world.system, world.vms.builder());
+        let (system, vms) = (world.system, world.vms);
         let Some(vm) = system.vm(VmId(u16::from(byte) % VMS as u16)) else { return };
         let stopped = VmEnd::Stopped("told to".to_string());
         // What cannot be done in the VM's state is refused.
         let _ = match byte / VMS as u8 % 8 {
-            0 => system.start_vm(&builder, &vm),
+            0 => system.start_vm(&vms, &vm),
             1 => {
-                if let Some(machine) = world.vms.machine(vm.id()) {
-                    machine.push_input(Received::Byte(byte));
+                if let Some(instance) = world.vms.instance(vm.id()) {
+                    instance.push_input(Received::Byte(byte));
                 }
                 Ok(())
             }
-            2 => system.end_vm(&builder, &vm, &stopped).map(drop),
-            3 => system.restart_vm(&builder, &vm, &stopped).map(drop),
-            4 => system.pause_vm(&builder, &vm).map(|()| self.has_paused(vm.name())),
+            2 => system.end_vm(&vms, &vm, &stopped).map(drop),
+            3 => system.restart_vm(&vms, &vm, &stopped).map(drop),
+            4 => system.pause_vm(&vms, &vm).map(|()| self.has_paused(vm.name())),
             5 => {
                 let paused = self.sim.lock().paused.remove(vm.name());
-                system.resume_vm(&builder, &vm).inspect_err(|_| {
+                system.resume_vm(&vms, &vm).inspect_err(|_| {
                     if paused {
                         self.sim.lock().pause(vm.name());
                     }
                 })
             }
             6 => match vm.vdevs().pop() {
-                Some(vdev) => {
-                    system.destroy_vdev(&builder, &vm, vdev.id()).map(|_| self.is_forgotten(vm.name()))
-                }
+                Some(vdev) => system.destroy_vdev(&vms, &vm, vdev.id()).map(|_| self.is_forgotten(vm.name())),
                 None => Ok(()),
             },
-            _ => system.create_vdev(&builder, &vm, &vdev(), None).map(drop),
+            _ => system.create_vdev(&vms, &vm, &vdev(), None).map(drop),
         };
     }
 }

@@ -162,7 +162,7 @@ fn dsdt() -> Sdt {
         ],
     )
     .bytes();
-    // ECAM belongs to the platform: operating systems look for it among the motherboard's resources.
+    // ECAM belongs to the chipset: operating systems look for it among the motherboard's resources.
     let board = aml::Device::new(
         "MBRD".into(),
         vec![

@@ -10,7 +10,7 @@
 use core::arch::naked_asm;
 
 /// General registers in hardware order. RAX and RSP live in the VMCB; their places here are not used.
-pub type Registers = [u64; 16];
+pub type Gprs = [u64; 16];
 
 /// Runs the guest of the VMCB at physical address `vmcb` until #VMEXIT.
 ///
@@ -18,7 +18,7 @@ pub type Registers = [u64; 16];
 /// Interrupts are disabled, EFER.SVME is set and VM_HSAVE_PA valid; `vmcb` is a VMCB whose tables belong to a
 /// guest, `host_vmcb` a page filled by [`save_host`] on this pCPU, and RAM is mapped at its physical address.
 #[unsafe(naked)]
-pub unsafe extern "sysv64" fn enter(vmcb: u64, registers: *mut Registers, host_vmcb: u64) {
+pub unsafe extern "sysv64" fn enter(vmcb: u64, registers: *mut Gprs, host_vmcb: u64) {
     naked_asm!(
         "push rbp",
         "push rbx",

@@ -77,7 +77,7 @@ const TSS_LIMIT: u32 = 0x67;
 /// One vCPU under SVM.
 pub struct SvmVcpu {
     vmcb: Box<Vmcb>,
-    registers: enter::Registers,
+    registers: enter::Gprs,
     asid: Asid,
     assists: Assists,
     control: ControlPolicy,

@@ -6,7 +6,7 @@ use std::cell::RefCell;
 use super::*;
 use crate::base::addr::GuestPhys;
 use crate::config::parse;
-use crate::testing::{Fail, Machine as TestMachine, Options, REQUESTER, TestParent, lines};
+use crate::testing::{Fail, Options, REQUESTER, TestMachine, TestParent, lines};
 use crate::vm::VmState;
 
 const PARENT: &str = "[parent.dsa0]\npci = \"0000:00:04.0\"\n";

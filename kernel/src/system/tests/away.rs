@@ -8,7 +8,7 @@ use crate::vdev::gate::{ALLOWANCE, Came};
 /// A storm in others' turns ends at the device after a few, and begins anew at the owner's turn.
 #[test]
 fn a_storm_of_interrupts_is_masked_while_its_owner_is_away() {
-    let machine = Machine::new();
+    let machine = TestMachine::new();
     let alpha = machine.system.define_vm(vm_spec("alpha", 2, 1, 1)).unwrap();
     machine.system.start_vm(machine.truth, &alpha).unwrap();
     let vdev = alpha.vdevs()[0].id();
@@ -42,7 +42,7 @@ fn a_storm_of_interrupts_is_masked_while_its_owner_is_away() {
 /// The ordinary case: no register of the device is written.
 #[test]
 fn a_few_interrupts_in_each_turn_of_others_are_free() {
-    let machine = Machine::new();
+    let machine = TestMachine::new();
     let alpha = machine.system.define_vm(vm_spec("alpha", 2, 1, 1)).unwrap();
     machine.system.start_vm(machine.truth, &alpha).unwrap();
     let vdev = alpha.vdevs()[0].id();
@@ -58,7 +58,7 @@ fn a_few_interrupts_in_each_turn_of_others_are_free() {
 /// After the end of a vdev, its entries may be another's.
 #[test]
 fn an_end_while_interrupts_are_held_back_leaves_nothing_masked_or_open() {
-    let machine = Machine::new();
+    let machine = TestMachine::new();
     let alpha = machine.system.define_vm(vm_spec("alpha", 2, 1, 1)).unwrap();
     machine.system.start_vm(machine.truth, &alpha).unwrap();
     let vdev = alpha.vdevs().remove(0);

@@ -14,7 +14,7 @@ fn each_step_of_creation_that_fails_leaves_no_trace() {
         Fail::Tag,
         Fail::Plug,
     ] {
-        let machine = Machine::new();
+        let machine = TestMachine::new();
         let system = &machine.system;
         let alpha = system.define_vm(vm_spec("alpha", 2, 4, 0)).unwrap();
         system.start_vm(machine.truth, &alpha).unwrap();
@@ -33,7 +33,7 @@ fn each_step_of_creation_that_fails_leaves_no_trace() {
 
 #[test]
 fn a_second_interrupt_that_fails_takes_the_first_back() {
-    let machine = Machine::new();
+    let machine = TestMachine::new();
     let alpha = machine.system.define_vm(vm_spec("alpha", 2, 4, 0)).unwrap();
     machine.system.start_vm(machine.truth, &alpha).unwrap();
     // One more vector than nothing is left.
@@ -65,7 +65,7 @@ fn each_step_of_a_start_that_fails_leaves_no_trace() {
         Fail::Plug,
         Fail::Run,
     ] {
-        let machine = Machine::new();
+        let machine = TestMachine::new();
         let alpha = machine.system.define_vm(vm_spec("alpha", 2, 1, 1)).unwrap();
         machine.truth.fail(fail);
         let refusal = machine.system.start_vm(machine.truth, &alpha).unwrap_err();
@@ -79,7 +79,7 @@ fn each_step_of_a_start_that_fails_leaves_no_trace() {
 
 #[test]
 fn a_queue_that_does_not_stop_costs_itself_and_the_memory_behind_it() {
-    let machine = Machine::new();
+    let machine = TestMachine::new();
     let system = &machine.system;
     let alpha = system.define_vm(vm_spec("alpha", 3, 2, 2)).unwrap();
     let beta = system.define_vm(vm_spec("beta", 3, 1, 1)).unwrap();
@@ -146,7 +146,7 @@ fn a_queue_that_does_not_stop_costs_itself_and_the_memory_behind_it() {
 
 #[test]
 fn what_was_retired_comes_back_by_itself_when_the_device_has_stopped() {
-    let machine = Machine::new();
+    let machine = TestMachine::new();
     let system = &machine.system;
     let alpha = system.define_vm(vm_spec("alpha", 3, 2, 2)).unwrap();
     system.start_vm(machine.truth, &alpha).unwrap();
@@ -180,7 +180,7 @@ fn what_was_retired_comes_back_by_itself_when_the_device_has_stopped() {
 
 #[test]
 fn a_reset_that_fails_is_announced_too() {
-    let machine = Machine::new();
+    let machine = TestMachine::new();
     let alpha = machine.system.define_vm(vm_spec("alpha", 2, 1, 1)).unwrap();
     machine.system.start_vm(machine.truth, &alpha).unwrap();
     machine.truth.lock().steps.clear();
@@ -198,7 +198,7 @@ fn a_reset_that_fails_is_announced_too() {
 
 #[test]
 fn a_parent_that_guests_may_reach_is_not_reset() {
-    let machine = Machine::new();
+    let machine = TestMachine::new();
     let alpha = machine.system.define_vm(vm_spec("alpha", 2, 1, 1)).unwrap();
     machine.system.start_vm(machine.truth, &alpha).unwrap();
     machine.truth.lock().steps.clear();
@@ -210,7 +210,7 @@ fn a_parent_that_guests_may_reach_is_not_reset() {
 
 #[test]
 fn a_detach_that_fails_retires_the_pasid_and_holds_the_memory() {
-    let machine = Machine::new();
+    let machine = TestMachine::new();
     let alpha = machine.system.define_vm(vm_spec("alpha", 2, 2, 1)).unwrap();
     machine.system.start_vm(machine.truth, &alpha).unwrap();
     let vdev = alpha.vdevs()[0].id();
@@ -230,7 +230,7 @@ fn a_detach_that_fails_retires_the_pasid_and_holds_the_memory() {
 
 #[test]
 fn an_attach_that_cannot_be_taken_back_retires_the_pasid() {
-    let machine = Machine::new();
+    let machine = TestMachine::new();
     let alpha = machine.system.define_vm(vm_spec("alpha", 2, 2, 0)).unwrap();
     machine.system.start_vm(machine.truth, &alpha).unwrap();
     machine.truth.fail(Fail::AttachHalfway);
@@ -245,7 +245,7 @@ fn an_attach_that_cannot_be_taken_back_retires_the_pasid() {
 
 #[test]
 fn an_interrupt_entry_that_stays_costs_its_vector_only() {
-    let machine = Machine::new();
+    let machine = TestMachine::new();
     let alpha = machine.system.define_vm(vm_spec("alpha", 2, 1, 1)).unwrap();
     machine.system.start_vm(machine.truth, &alpha).unwrap();
     machine.truth.fail(Fail::UnmapInterrupt);
@@ -268,7 +268,7 @@ fn an_interrupt_entry_that_stays_costs_its_vector_only() {
 
 #[test]
 fn a_table_that_stays_holds_the_memory() {
-    let machine = Machine::new();
+    let machine = TestMachine::new();
     let alpha = machine.system.define_vm(vm_spec("alpha", 2, 1, 1)).unwrap();
     machine.system.start_vm(machine.truth, &alpha).unwrap();
     machine.truth.fail(Fail::DestroyTable);
@@ -282,7 +282,7 @@ fn a_table_that_stays_holds_the_memory() {
 
 #[test]
 fn a_vdev_whose_portals_may_be_mapped_is_not_ended() {
-    let machine = Machine::new();
+    let machine = TestMachine::new();
     let alpha = machine.system.define_vm(vm_spec("alpha", 2, 2, 1)).unwrap();
     machine.system.start_vm(machine.truth, &alpha).unwrap();
     let vdev = alpha.vdevs()[0].id();
@@ -301,7 +301,7 @@ fn a_vdev_whose_portals_may_be_mapped_is_not_ended() {
 #[test]
 fn a_vm_without_proof_of_its_end_is_held_until_there_is_one() {
     for fail in [Fail::Stop, Fail::Unplug, Fail::TearDown] {
-        let machine = Machine::new();
+        let machine = TestMachine::new();
         let system = &machine.system;
         let alpha = system.define_vm(vm_spec("alpha", 2, 1, 1)).unwrap();
         let beta = system.define_vm(vm_spec("beta", 2, 1, 1)).unwrap();
@@ -346,7 +346,7 @@ fn a_vm_without_proof_of_its_end_is_held_until_there_is_one() {
 
 #[test]
 fn a_vm_that_cannot_be_paused_goes_on() {
-    let machine = Machine::new();
+    let machine = TestMachine::new();
     let alpha = machine.system.define_vm(vm_spec("alpha", 2, 1, 1)).unwrap();
     machine.system.start_vm(machine.truth, &alpha).unwrap();
     machine.truth.fail(Fail::Pause);

@@ -12,7 +12,7 @@ use crate::base::id::VdevId;
 use crate::dma::fault::DmaFault;
 use crate::dma::fault::FaultAccess;
 use crate::irq::Route;
-use crate::testing::{Fail, Machine, Options, REQUESTER, Step, TRAPPED, vdev_spec, vm_spec};
+use crate::testing::{Fail, Options, REQUESTER, Step, TRAPPED, TestMachine, vdev_spec, vm_spec};
 use crate::vdev::VdevSpec;
 use crate::vm::{VmEnd, VmState};
 
@@ -28,7 +28,7 @@ fn trapped() -> VdevSpec {
 
 #[test]
 fn two_vms_have_their_own_pasid_and_everything_comes_back() {
-    let machine = Machine::new();
+    let machine = TestMachine::new();
     let system = &machine.system;
     let alpha = system.define_vm(vm_spec("alpha", 3, 1, 1)).unwrap();
     let beta = system.define_vm(vm_spec("beta", 4, 1, 1)).unwrap();
@@ -52,7 +52,7 @@ fn two_vms_have_their_own_pasid_and_everything_comes_back() {
 
 #[test]
 fn the_end_goes_in_the_order_of_the_design() {
-    let machine = Machine::new();
+    let machine = TestMachine::new();
     let alpha = machine.system.define_vm(vm_spec("alpha", 2, 1, 1)).unwrap();
     machine.system.start_vm(machine.truth, &alpha).unwrap();
     let vdev = alpha.vdevs()[0].id();
@@ -76,7 +76,7 @@ fn the_end_goes_in_the_order_of_the_design() {
 
 #[test]
 fn a_late_interrupt_does_not_reach_the_next_owner() {
-    let machine = Machine::new();
+    let machine = TestMachine::new();
     let system = &machine.system;
     let alpha = system.define_vm(vm_spec("alpha", 2, 1, 1)).unwrap();
     let beta = system.define_vm(vm_spec("beta", 2, 1, 1)).unwrap();
@@ -99,7 +99,7 @@ fn a_late_interrupt_does_not_reach_the_next_owner() {
 
 #[test]
 fn what_guests_ask_for_is_served_later() {
-    let machine = Machine::new();
+    let machine = TestMachine::new();
     let system = &machine.system;
     let alpha = system.define_vm(vm_spec("alpha", 2, 1, 1)).unwrap();
     let mut spec = vm_spec("beta", 2, 1, 1);
@@ -125,7 +125,7 @@ fn what_guests_ask_for_is_served_later() {
 
 #[test]
 fn a_guest_that_only_restarts_is_stopped() {
-    let machine = Machine::new();
+    let machine = TestMachine::new();
     let system = &machine.system;
     let alpha = system.define_vm(vm_spec("alpha", 2, 1, 1)).unwrap();
     system.start_vm(machine.truth, &alpha).unwrap();
@@ -147,7 +147,7 @@ fn a_guest_that_only_restarts_is_stopped() {
 
 #[test]
 fn a_fault_that_resets_a_machine_restarts_a_vm_or_is_its_crash() {
-    let machine = Machine::new();
+    let machine = TestMachine::new();
     let system = &machine.system;
     let alpha = system.define_vm(vm_spec("alpha", 2, 1, 1)).unwrap();
     let mut spec = vm_spec("beta", 2, 1, 1);
@@ -176,7 +176,7 @@ fn a_fault_that_resets_a_machine_restarts_a_vm_or_is_its_crash() {
 
 #[test]
 fn pause_keeps_everything_and_resume_goes_on() {
-    let machine = Machine::new();
+    let machine = TestMachine::new();
     let alpha = machine.system.define_vm(vm_spec("alpha", 2, 1, 1)).unwrap();
     machine.system.start_vm(machine.truth, &alpha).unwrap();
     machine.system.pause_vm(machine.truth, &alpha).unwrap();
@@ -194,7 +194,7 @@ fn pause_keeps_everything_and_resume_goes_on() {
 
 #[test]
 fn a_vm_can_have_several_address_spaces() {
-    let machine = Machine::new();
+    let machine = TestMachine::new();
     let system = &machine.system;
     let alpha = system.define_vm(vm_spec("alpha", 3, 4, 1)).unwrap();
     let beta = system.define_vm(vm_spec("beta", 2, 4, 0)).unwrap();
@@ -233,7 +233,7 @@ fn a_vm_can_have_several_address_spaces() {
 
 #[test]
 fn faults_and_events_are_named() {
-    let machine = Machine::new();
+    let machine = TestMachine::new();
     let system = &machine.system;
     let alpha = system.define_vm(vm_spec("alpha", 2, 1, 1)).unwrap();
     system.start_vm(machine.truth, &alpha).unwrap();
@@ -266,7 +266,7 @@ fn faults_and_events_are_named() {
 
 #[test]
 fn a_halt_concerns_every_vdev_of_the_parent() {
-    let machine = Machine::new();
+    let machine = TestMachine::new();
     let system = &machine.system;
     for name in ["alpha", "beta"] {
         let vm = system.define_vm(vm_spec(name, 2, 1, 1)).unwrap();
@@ -282,7 +282,7 @@ fn a_halt_concerns_every_vdev_of_the_parent() {
 
 #[test]
 fn a_vdev_whose_vm_is_busy_is_told_later() {
-    let machine = Machine::new();
+    let machine = TestMachine::new();
     let system = &machine.system;
     let vm = system.define_vm(vm_spec("alpha", 2, 1, 1)).unwrap();
     system.start_vm(machine.truth, &vm).unwrap();
@@ -299,7 +299,7 @@ fn a_vdev_whose_vm_is_busy_is_told_later() {
 
 #[test]
 fn the_guests_side_of_an_ended_vdev_is_an_empty_slot() {
-    let machine = Machine::new();
+    let machine = TestMachine::new();
     let alpha = machine.system.define_vm(vm_spec("alpha", 2, 1, 1)).unwrap();
     machine.system.start_vm(machine.truth, &alpha).unwrap();
     let vdev = alpha.vdevs().remove(0);
@@ -315,7 +315,7 @@ fn the_guests_side_of_an_ended_vdev_is_an_empty_slot() {
 #[test]
 fn processors_work_at_once() {
     let (machine, _) =
-        Machine::with(Options { frames: 64, last_pasid: 100, queues: 8, ..Options::default() });
+        TestMachine::with(Options { frames: 64, last_pasid: 100, queues: 8, ..Options::default() });
     let machine = &machine;
     std::thread::scope(|scope| {
         for name in ["alpha", "beta", "gamma"] {

@@ -5,7 +5,7 @@ use super::*;
 
 #[test]
 fn without_an_iommu_there_is_no_vdev() {
-    let (machine, added) = Machine::with(Options { iommu: false, ..Options::default() });
+    let (machine, added) = TestMachine::with(Options { iommu: false, ..Options::default() });
     assert!(added.is_err());
     let alpha = machine.system.define_vm(vm_spec("alpha", 2, 1, 0)).unwrap();
     machine.system.start_vm(machine.truth, &alpha).unwrap();
@@ -22,7 +22,7 @@ fn without_an_iommu_there_is_no_vdev() {
 
 #[test]
 fn a_parent_whose_slices_have_requester_ids_of_their_own_is_refused() {
-    let (machine, added) = Machine::with(Options { tagged_by_requester: true, ..Options::default() });
+    let (machine, added) = TestMachine::with(Options { tagged_by_requester: true, ..Options::default() });
     assert_eq!(
         added.unwrap_err().to_string(),
         "parent dsa0: its vdevs are told apart by requester ID, and there is no page table per requester yet; share a \
@@ -36,7 +36,7 @@ fn iommu_off_is_for_trapped_types_only_and_tainted() {
     for iommu in [false, true] {
         let mut options = Options { iommu, ..Options::default() };
         options.parent.iommu = false;
-        let (machine, added) = Machine::with(options);
+        let (machine, added) = TestMachine::with(options);
         added.unwrap();
         let system = &machine.system;
         let alpha = system.define_vm(vm_spec("alpha", 2, 1, 0)).unwrap();
@@ -64,7 +64,7 @@ fn iommu_off_is_for_trapped_types_only_and_tainted() {
 
 #[test]
 fn refusals_say_what_why_and_what_helps() {
-    let machine = Machine::new();
+    let machine = TestMachine::new();
     let system = &machine.system;
     let alpha = system.define_vm(vm_spec("alpha", 2, 1, 0)).unwrap();
     let create = |parent: &str, type_name: &str| {
@@ -100,7 +100,7 @@ fn refusals_say_what_why_and_what_helps() {
 
 #[test]
 fn a_device_is_one_parent_only() {
-    let (mut machine, _) = Machine::with(Options::default());
+    let (mut machine, _) = TestMachine::with(Options::default());
     let twin: &'static _ = Box::leak(Box::new(crate::testing::TestParent(machine.truth)));
     let options = ParentOptions { iommu: true, unsafe_portals: true };
     assert!(machine.system.add_parent(twin, options).unwrap_err().why.contains("defined twice"));

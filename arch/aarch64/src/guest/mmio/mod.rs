@@ -19,7 +19,7 @@ use pasidon_kernel::vm::exit::{Access, AccessKind};
 use decode::{Extension, Offset, Transfer};
 
 /// The guest's general and SIMD registers, as the vCPU loop keeps them.
-pub trait Registers {
+pub trait GuestRegisters {
     /// X0 to X30.
     fn x(&self, number: u8) -> u64;
     /// Sets one of them.
@@ -108,7 +108,7 @@ const REGISTER_31: u8 = 31;
 /// When the fault is not that of an access to a device, or its instruction is none that can be carried out.
 pub fn perform(
     abort: &DataAbort,
-    registers: &mut dyn Registers,
+    registers: &mut dyn GuestRegisters,
     fetch: &mut dyn FnMut() -> Option<u32>,
     device: &mut dyn FnMut(Access) -> u64,
 ) -> Result<(), Refused> {
@@ -169,18 +169,18 @@ const fn described(iss: u32) -> Transfer {
     }
 }
 
-fn base(transfer: &Transfer, registers: &dyn Registers) -> u64 {
+fn base(transfer: &Transfer, registers: &dyn GuestRegisters) -> u64 {
     match transfer.base {
         REGISTER_31 => registers.sp(),
         number => registers.x(number),
     }
 }
 
-fn general(registers: &dyn Registers, number: u8) -> u64 {
+fn general(registers: &dyn GuestRegisters, number: u8) -> u64 {
     if number == REGISTER_31 { 0 } else { registers.x(number) }
 }
 
-fn address(transfer: &Transfer, registers: &dyn Registers) -> u64 {
+fn address(transfer: &Transfer, registers: &dyn GuestRegisters) -> u64 {
     let base = base(transfer, registers);
     match transfer.offset {
         Offset::Immediate(offset) => base.wrapping_add_signed(offset),
@@ -199,7 +199,7 @@ fn address(transfer: &Transfer, registers: &dyn Registers) -> u64 {
 fn transfer_all(
     transfer: &Transfer,
     abort: &DataAbort,
-    registers: &mut dyn Registers,
+    registers: &mut dyn GuestRegisters,
     device: &mut dyn FnMut(Access) -> u64,
 ) -> Result<(), Refused> {
     let size = u64::from(transfer.size);
@@ -250,7 +250,7 @@ const fn mask(size: u8) -> u64 {
     pasidon_kernel::dev::bus::all_ones(size)
 }
 
-fn set(transfer: &Transfer, registers: &mut dyn Registers, number: u8, value: u128) {
+fn set(transfer: &Transfer, registers: &mut dyn GuestRegisters, number: u8, value: u128) {
     if transfer.simd {
         registers.set_v(number, value);
         return;

@@ -20,7 +20,7 @@ impl Guest {
     }
 }
 
-impl Registers for Guest {
+impl GuestRegisters for Guest {
     fn x(&self, number: u8) -> u64 {
         self.x[usize::from(number)]
     }

@@ -3,7 +3,7 @@
 
 use x86_64::registers::rflags::RFlags;
 
-use super::{CODE, DEVICE, Machine, RFLAGS_FIXED, Seen, long_state};
+use super::{CODE, DEVICE, RFLAGS_FIXED, Rig, Seen, long_state};
 use crate::emulate::{Exception, Failure, InstructionBytes};
 
 const CF: u64 = RFlags::CARRY_FLAG.bits();
@@ -131,7 +131,7 @@ const ARITHMETIC: &[Form] = &[
 ];
 
 fn check(form: &Form) {
-    let mut machine = Machine::new(long_state(), form.code);
+    let mut machine = Rig::new(long_state(), form.code);
     machine.state.gpr[0] = RAX_BEFORE;
     machine.state.gpr[1] = RCX_BEFORE;
     machine.state.gpr[2] = 2;
@@ -159,7 +159,7 @@ fn arithmetic() {
 
 #[test]
 fn compare_and_exchange_that_matches_stores() {
-    let mut machine = Machine::new(long_state(), &[0x0f, 0xb1, 0x0b]);
+    let mut machine = Rig::new(long_state(), &[0x0f, 0xb1, 0x0b]);
     machine.state.gpr[0] = 7;
     machine.state.gpr[1] = 9;
     machine.state.gpr[3] = DEVICE;
@@ -171,7 +171,7 @@ fn compare_and_exchange_that_matches_stores() {
 
 #[test]
 fn compare_and_exchange_of_eight_bytes() {
-    let mut machine = Machine::new(long_state(), &[0xf0, 0x0f, 0xc7, 0x0b]);
+    let mut machine = Rig::new(long_state(), &[0xf0, 0x0f, 0xc7, 0x0b]);
     machine.state.gpr[3] = DEVICE;
     machine.set_device(0, 0x1_0000_0002);
     assert_eq!(machine.mmio(), Ok(()));
@@ -187,7 +187,7 @@ fn compare_and_exchange_of_eight_bytes() {
 #[test]
 fn bit_string_reaches_backwards() {
     // bts [rbx], ecx with index -1: the top bit of the dword before.
-    let mut machine = Machine::new(long_state(), &[0x0f, 0xab, 0x0b]);
+    let mut machine = Rig::new(long_state(), &[0x0f, 0xab, 0x0b]);
     machine.state.gpr[1] = u64::MAX;
     machine.state.gpr[3] = DEVICE + 8;
     assert_eq!(machine.mmio(), Ok(()));
@@ -197,7 +197,7 @@ fn bit_string_reaches_backwards() {
 #[test]
 fn stack_transfers_with_a_device() {
     // push [rbx]; pop [rbx+8]; call [rbx]; the stack is RAM.
-    let mut machine = Machine::new(long_state(), &[0xff, 0x33, 0x8f, 0x43, 0x08, 0xff, 0x13]);
+    let mut machine = Rig::new(long_state(), &[0xff, 0x33, 0x8f, 0x43, 0x08, 0xff, 0x13]);
     machine.state.gpr[3] = DEVICE;
     machine.state.gpr[4] = 0x8000;
     machine.set_device(0, 0x4321);
@@ -213,7 +213,7 @@ fn stack_transfers_with_a_device() {
 #[test]
 fn movdir64b_is_eight_writes_ascending() {
     // movdir64b rbx, [rcx]
-    let mut machine = Machine::new(long_state(), &[0x66, 0x0f, 0x38, 0xf8, 0x19]);
+    let mut machine = Rig::new(long_state(), &[0x66, 0x0f, 0x38, 0xf8, 0x19]);
     machine.state.gpr[1] = 0x2000;
     machine.state.gpr[3] = DEVICE + 0x40;
     for i in 0..8 {
@@ -227,7 +227,7 @@ fn movdir64b_is_eight_writes_ascending() {
 
 #[test]
 fn movdir64b_wants_an_aligned_destination() {
-    let mut machine = Machine::new(long_state(), &[0x66, 0x0f, 0x38, 0xf8, 0x19]);
+    let mut machine = Rig::new(long_state(), &[0x66, 0x0f, 0x38, 0xf8, 0x19]);
     machine.state.gpr[3] = DEVICE + 8;
     let before = machine.state.clone();
     let expected = Exception { vector: 13, error_code: Some(0), cr2: None };
@@ -240,7 +240,7 @@ fn movdir64b_wants_an_aligned_destination() {
 fn enqcmd_is_told_to_retry() {
     // enqcmd rbx, [rcx]; enqcmds rbx, [rcx]
     for prefix in [0xf2, 0xf3] {
-        let mut machine = Machine::new(long_state(), &[prefix, 0x0f, 0x38, 0xf8, 0x19]);
+        let mut machine = Rig::new(long_state(), &[prefix, 0x0f, 0x38, 0xf8, 0x19]);
         machine.state.gpr[1] = 0x2000;
         machine.state.gpr[3] = DEVICE;
         machine.state.rflags |= CF | SF;
@@ -253,7 +253,7 @@ fn enqcmd_is_told_to_retry() {
 
 #[test]
 fn supervisor_enqueue_is_refused_to_users() {
-    let mut machine = Machine::new(long_state(), &[0xf3, 0x0f, 0x38, 0xf8, 0x19]);
+    let mut machine = Rig::new(long_state(), &[0xf3, 0x0f, 0x38, 0xf8, 0x19]);
     machine.state.gpr[3] = DEVICE;
     machine.state.cpl = 3;
     assert!(matches!(machine.mmio(), Err(Failure::Exception(Exception { vector: 13, .. }))));
@@ -267,7 +267,7 @@ fn what_needs_selectors_is_told_with_its_bytes() {
         &[0x0f, 0x01, 0xfc], // clzero
     ];
     for code in cases {
-        let mut machine = Machine::new(long_state(), code);
+        let mut machine = Rig::new(long_state(), code);
         machine.state.gpr[3] = DEVICE;
         let before = machine.state.clone();
         let Err(Failure::Unsupported(bytes)) = machine.mmio() else {
@@ -281,7 +281,7 @@ fn what_needs_selectors_is_told_with_its_bytes() {
 
 #[test]
 fn code_outside_ram_has_no_bytes() {
-    let mut machine = Machine::new(long_state(), &[]);
+    let mut machine = Rig::new(long_state(), &[]);
     machine.state.rip = DEVICE;
     assert_eq!(machine.mmio(), Err(Failure::Unsupported(InstructionBytes::new())));
 }
@@ -291,7 +291,7 @@ fn nothing_happens_when_no_operand_is_a_device_any_more() {
     // mov [rbx], eax with rbx in RAM by now; a patched-in nop; a register move.
     let cases: [&[u8]; 3] = [&[0x89, 0x03], &[0x0f, 0x1f, 0x00], &[0x89, 0xc3]];
     for code in cases {
-        let mut machine = Machine::new(long_state(), code);
+        let mut machine = Rig::new(long_state(), code);
         machine.state.gpr[0] = 1;
         machine.state.gpr[3] = 0x3000;
         let before = machine.state.clone();

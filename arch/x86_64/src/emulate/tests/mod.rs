@@ -96,7 +96,7 @@ impl VectorRegisters for Vectors {
 /// What an access on the bus was: address, size, value written.
 type Seen = (u64, u8, Option<u64>);
 
-struct Machine {
+struct Rig {
     state: CpuState,
     vectors: Vectors,
     ram: TestMemory,
@@ -110,7 +110,7 @@ struct Machine {
     done: bool,
 }
 
-impl Machine {
+impl Rig {
     fn new(state: CpuState, code: &[u8]) -> Self {
         let ram = memory();
         ram.put(CODE, code);

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Fetch and segmentation in each mode.
 
-use super::{CODE, DEVICE, Machine, long_state, protected_state, real_state};
+use super::{CODE, DEVICE, Rig, long_state, protected_state, real_state};
 use crate::emulate::{
     ControlMove, CpuState, Exception, Failure, MAX_INSTRUCTION_LEN, control_move, fetch, instruction_length,
 };
@@ -13,7 +13,7 @@ fn general_protection(error_code: Option<u32>) -> Exception {
 #[test]
 fn real_mode_reaches_a_device_through_a_segment() {
     // mov ax, [es:0x10] with es at 0xffff0: 0x10 further is 1 MiB
-    let mut machine = Machine::new(real_state(), &[0x26, 0xa1, 0x10, 0x00]);
+    let mut machine = Rig::new(real_state(), &[0x26, 0xa1, 0x10, 0x00]);
     machine.state.es.base = 0xf_fff0;
     machine.set_device(0, 0x1234);
     assert_eq!(machine.mmio(), Ok(()));
@@ -24,7 +24,7 @@ fn real_mode_reaches_a_device_through_a_segment() {
 #[test]
 fn real_mode_addresses_wrap_at_16_bits() {
     // mov [bx+si], al
-    let mut machine = Machine::new(real_state(), &[0x88, 0x00]);
+    let mut machine = Rig::new(real_state(), &[0x88, 0x00]);
     machine.state.ds.base = DEVICE - 0x10;
     machine.state.gpr[3] = 0x8000;
     machine.state.gpr[6] = 0x8010;
@@ -35,14 +35,14 @@ fn real_mode_addresses_wrap_at_16_bits() {
 #[test]
 fn exceptions_of_real_mode_have_no_error_code() {
     // mov [0xffff], ax crosses the limit
-    let mut machine = Machine::new(real_state(), &[0xa3, 0xff, 0xff]);
+    let mut machine = Rig::new(real_state(), &[0xa3, 0xff, 0xff]);
     assert_eq!(machine.mmio(), Err(Failure::Exception(general_protection(None))));
 }
 
 #[test]
 fn stack_segment_has_its_own_fault() {
     // mov [ebp], eax beyond the limit
-    let mut machine = Machine::new(protected_state(), &[0x89, 0x45, 0x00]);
+    let mut machine = Rig::new(protected_state(), &[0x89, 0x45, 0x00]);
     machine.state.ss.limit = 0xfff;
     machine.state.gpr[5] = DEVICE;
     let expected = Exception { vector: 12, error_code: Some(0), cr2: None };
@@ -52,7 +52,7 @@ fn stack_segment_has_its_own_fault() {
 #[test]
 fn addresses_that_are_not_canonical_fault() {
     for (code, vector) in [([0x48, 0x89, 0x03], 13), ([0x48, 0x89, 0x45], 12)] {
-        let mut machine = Machine::new(long_state(), &[code[0], code[1], code[2], 0]);
+        let mut machine = Rig::new(long_state(), &[code[0], code[1], code[2], 0]);
         machine.state.gpr[3] = 0x0000_7fff_ffff_fffc;
         machine.state.gpr[5] = 0x0000_8000_0000_0000;
         let Err(Failure::Exception(exception)) = machine.mmio() else {
@@ -65,7 +65,7 @@ fn addresses_that_are_not_canonical_fault() {
 #[test]
 fn long_mode_uses_the_base_of_fs_and_gs_only() {
     // mov [gs:rbx], eax; mov [ds:rbx], eax
-    let mut machine = Machine::new(long_state(), &[0x65, 0x89, 0x03, 0x3e, 0x89, 0x03]);
+    let mut machine = Rig::new(long_state(), &[0x65, 0x89, 0x03, 0x3e, 0x89, 0x03]);
     machine.state.gs.base = 0x10;
     machine.state.ds.base = 0x20;
     machine.state.gpr[3] = DEVICE;
@@ -77,7 +77,7 @@ fn long_mode_uses_the_base_of_fs_and_gs_only() {
 #[test]
 fn an_address_size_prefix_truncates() {
     // mov [ebx], eax in 64-bit code
-    let mut machine = Machine::new(long_state(), &[0x67, 0x89, 0x03]);
+    let mut machine = Rig::new(long_state(), &[0x67, 0x89, 0x03]);
     machine.state.gpr[3] = 0xdead_0000_0000_0000 | DEVICE;
     assert_eq!(machine.mmio(), Ok(()));
     assert_eq!(machine.seen, [(DEVICE, 4, Some(0))]);
@@ -88,7 +88,7 @@ fn lengths_depend_on_the_mode() {
     // mov eax, imm32 or mov ax, imm16
     let code = [0xb8, 1, 2, 3, 4];
     let length = |state: CpuState, code: &[u8]| {
-        let machine = Machine::new(state, code);
+        let machine = Rig::new(state, code);
         instruction_length(&machine.state, &machine.ram)
     };
     assert_eq!(length(real_state(), &code), Ok(3));
@@ -117,7 +117,7 @@ fn lengths_depend_on_the_mode() {
 fn code_that_changed_is_decoded_anew() {
     const VALUE: u64 = 0x1122_3344_5566_7788;
     let (rax, rcx) = (0, 1);
-    let mut machine = Machine::new(long_state(), &[]);
+    let mut machine = Rig::new(long_state(), &[]);
     machine.set_device(0, VALUE);
     let mut run = |code: &[u8], mut state: CpuState| {
         machine.ram.put(CODE, code);
@@ -146,7 +146,7 @@ fn code_that_changed_is_decoded_anew() {
 
 #[test]
 fn fetch_ends_with_the_segment_and_with_ram() {
-    let mut machine = Machine::new(protected_state(), &[0x90; 15]);
+    let mut machine = Rig::new(protected_state(), &[0x90; 15]);
     assert_eq!(fetch(&machine.state, &machine.ram).map(|bytes| bytes.len()), Ok(15));
     machine.state.cs.limit = CODE as u32 + 3;
     assert_eq!(fetch(&machine.state, &machine.ram).map(|bytes| bytes.len()), Ok(4));
@@ -162,7 +162,7 @@ fn fetch_ends_with_the_segment_and_with_ram() {
 #[test]
 fn operands_of_moves_to_control_registers_are_found() {
     let found = |state, code: &[u8]| {
-        let machine = Machine::new(state, code);
+        let machine = Rig::new(state, code);
         control_move(&machine.state, &machine.ram)
     };
     let moved = |control, write, gpr| Ok(Some(ControlMove { control, write, gpr }));

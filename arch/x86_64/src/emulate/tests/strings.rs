@@ -4,7 +4,7 @@
 use pasidon_kernel::vm::exit::{Access, AccessKind};
 use x86_64::registers::rflags::RFlags;
 
-use super::{CODE, DEVICE, Machine, long_state};
+use super::{CODE, DEVICE, Rig, long_state};
 use crate::emulate::string::MAX_ITERATIONS;
 use crate::emulate::{Failure, string_io};
 
@@ -16,7 +16,7 @@ const RDI: usize = 7;
 #[test]
 fn rep_movs_from_ram_to_a_device() {
     // rep movsd
-    let mut machine = Machine::new(long_state(), &[0xf3, 0xa5]);
+    let mut machine = Rig::new(long_state(), &[0xf3, 0xa5]);
     machine.ram.put(0x2000, &[1, 0, 0, 0, 2, 0, 0, 0, 3, 0, 0, 0]);
     machine.state.gpr[RSI] = 0x2000;
     machine.state.gpr[RDI] = DEVICE;
@@ -31,7 +31,7 @@ fn rep_movs_from_ram_to_a_device() {
 #[test]
 fn repetition_is_bounded_and_goes_on() {
     // rep stosb
-    let mut machine = Machine::new(long_state(), &[0xf3, 0xaa]);
+    let mut machine = Rig::new(long_state(), &[0xf3, 0xaa]);
     let total = MAX_ITERATIONS as u64 + 10;
     machine.state.gpr[0] = 0x5a;
     machine.state.gpr[RDI] = DEVICE;
@@ -47,7 +47,7 @@ fn repetition_is_bounded_and_goes_on() {
 #[test]
 fn repetition_ends_where_ram_begins() {
     // rep stosq downwards from the device's first quadword into RAM
-    let mut machine = Machine::new(long_state(), &[0xf3, 0x48, 0xab]);
+    let mut machine = Rig::new(long_state(), &[0xf3, 0x48, 0xab]);
     machine.state.rflags |= RFlags::DIRECTION_FLAG.bits();
     machine.state.gpr[RDI] = DEVICE + 8;
     machine.state.gpr[RCX] = 5;
@@ -59,7 +59,7 @@ fn repetition_ends_where_ram_begins() {
 
 #[test]
 fn a_count_of_zero_is_no_access() {
-    let mut machine = Machine::new(long_state(), &[0xf3, 0xaa]);
+    let mut machine = Rig::new(long_state(), &[0xf3, 0xaa]);
     machine.state.gpr[RDI] = DEVICE;
     assert_eq!(machine.mmio(), Ok(()));
     assert_eq!((machine.seen.len(), machine.state.rip), (0, CODE + 2));
@@ -68,7 +68,7 @@ fn a_count_of_zero_is_no_access() {
 #[test]
 fn lods_loads() {
     // lodsw
-    let mut machine = Machine::new(long_state(), &[0x66, 0xad]);
+    let mut machine = Rig::new(long_state(), &[0x66, 0xad]);
     machine.set_device(0, 0xbeef);
     machine.state.gpr[RSI] = DEVICE;
     assert_eq!(machine.mmio(), Ok(()));
@@ -78,7 +78,7 @@ fn lods_loads() {
 #[test]
 fn comparisons_stop_at_their_condition() {
     // repne scasb for 0x33; repe cmpsb
-    let mut machine = Machine::new(long_state(), &[0xf2, 0xae, 0xf3, 0xa6]);
+    let mut machine = Rig::new(long_state(), &[0xf2, 0xae, 0xf3, 0xa6]);
     machine.set_device(0, 0x4433_2211);
     machine.state.gpr[0] = 0x33;
     machine.state.gpr[RDI] = DEVICE;
@@ -100,7 +100,7 @@ fn comparisons_stop_at_their_condition() {
 #[test]
 fn outs_and_ins() {
     // rep outsb; rep insw
-    let mut machine = Machine::new(long_state(), &[0xf3, 0x6e, 0xf3, 0x66, 0x6d]);
+    let mut machine = Rig::new(long_state(), &[0xf3, 0x6e, 0xf3, 0x66, 0x6d]);
     machine.ram.put(0x2000, b"hi");
     machine.state.gpr[RSI] = 0x2000;
     machine.state.gpr[RDI] = 0x3000;
@@ -134,7 +134,7 @@ fn outs_and_ins() {
 fn ports_and_device_memory_do_not_mix() {
     // outsb with a device as its source; insb to one; and something else altogether
     for code in [&[0x6eu8][..], &[0x6c], &[0x90]] {
-        let mut machine = Machine::new(long_state(), code);
+        let mut machine = Rig::new(long_state(), code);
         machine.state.gpr[RSI] = DEVICE;
         machine.state.gpr[RDI] = DEVICE;
         let result = string_io(&mut machine.state, &machine.ram, &mut machine.decoded, &mut |access| {
@@ -147,7 +147,7 @@ fn ports_and_device_memory_do_not_mix() {
 #[test]
 fn a_step_ends_behind_one_iteration() {
     // rep stosb
-    let mut machine = Machine::new(long_state(), &[0xf3, 0xaa]);
+    let mut machine = Rig::new(long_state(), &[0xf3, 0xaa]);
     machine.state.rflags |= 1 << 8;
     machine.state.gpr[RDI] = DEVICE;
     machine.state.gpr[RCX] = 2;

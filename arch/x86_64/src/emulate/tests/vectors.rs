@@ -4,7 +4,7 @@
 use x86_64::registers::control::{Cr0Flags, Cr4Flags};
 use x86_64::structures::idt::ExceptionVector;
 
-use super::{CODE, DEVICE, Machine, long_state};
+use super::{CODE, DEVICE, Rig, long_state};
 use crate::emulate::{CpuState, Exception, Failure, VECTOR_LEN, Vector};
 
 const RBX: usize = 3;
@@ -23,8 +23,8 @@ fn pattern(first: u8) -> Vector {
 }
 
 /// A machine about to run `code`; what the device and the registers hold differs everywhere.
-fn machine(code: &[u8]) -> Machine {
-    let mut machine = Machine::new(state(), code);
+fn machine(code: &[u8]) -> Rig {
+    let mut machine = Rig::new(state(), code);
     for (i, byte) in machine.device.iter_mut().enumerate() {
         *byte = 0x80 ^ i as u8;
     }

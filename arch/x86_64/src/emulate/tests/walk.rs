@@ -7,7 +7,7 @@ use x86_64::registers::rflags::RFlags;
 
 use pasidon_arch_common::testing::TestMemory;
 
-use super::{DEVICE, Machine, long_state, memory, protected_state};
+use super::{DEVICE, Rig, long_state, memory, protected_state};
 use crate::emulate::{AccessType, CpuState, Exception, Failure, Fault, fetch, translate};
 
 const P: u64 = 1;
@@ -246,7 +246,7 @@ fn pae() {
 }
 
 /// Maps the two pages of linear 0 and 0x1000 to the given frames (0: not present).
-fn two_pages(machine: &Machine, frames: [u64; 2]) {
+fn two_pages(machine: &Rig, frames: [u64; 2]) {
     for i in 0..3 {
         machine.ram.put_u64(TABLE[i], TABLE[i + 1] | ALL);
     }
@@ -258,7 +258,7 @@ fn two_pages(machine: &Machine, frames: [u64; 2]) {
 
 #[test]
 fn fetch_crosses_a_page() {
-    let mut machine = Machine::new(four_levels(), &[]);
+    let mut machine = Rig::new(four_levels(), &[]);
     two_pages(&machine, [0xa000, 0xc000]);
     machine.ram.put(0xaffe, &[0x8b, 0x05]);
     machine.ram.put(0xc000, &[1, 2, 3, 4]);
@@ -275,7 +275,7 @@ fn fetch_crosses_a_page() {
 #[test]
 fn an_access_across_pages_is_split_and_precise() {
     // mov [rbx], rax: three bytes to a device, five to RAM
-    let mut machine = Machine::new(four_levels(), &[]);
+    let mut machine = Rig::new(four_levels(), &[]);
     two_pages(&machine, [DEVICE, 0xc000]);
     let code = 0xd000;
     machine.ram.put(code, &[0x48, 0x89, 0x03]);
@@ -303,7 +303,7 @@ fn a_move_at_the_fault_is_spared_its_walk() {
     const OPERAND: u64 = 0x1010;
     const RBX: usize = 3;
     let machine = |code: &[u8]| {
-        let mut machine = Machine::new(four_levels(), &[]);
+        let mut machine = Rig::new(four_levels(), &[]);
         two_pages(&machine, [0xa000, 0]);
         machine.ram.put(0xa000, code);
         (machine.state.rip, machine.state.gpr[RBX]) = (0, OPERAND);

@@ -2,7 +2,7 @@
 //! Events on their way into a guest.
 
 use super::super::{RFLAGS_FIXED, RFLAGS_IF, RFLAGS_RF};
-use super::guest::{CODE, CODE_SELECTOR, DATA_SELECTOR, Guest, Machine, RAM, STACK};
+use super::guest::{CODE, CODE_SELECTOR, DATA_SELECTOR, Guest, RAM, Rig, STACK};
 use crate::backend::{Backend, Event, Reason, Window};
 use crate::emulate::Exception;
 
@@ -39,7 +39,7 @@ fn frame(event: Event, rflags: u64) -> alloc::vec::Vec<u64> {
 
 #[test]
 fn what_is_injected_is_delivered_once_with_its_frame() {
-    let mut machine = Machine::new();
+    let mut machine = Rig::new();
     for event in [INTERRUPT, Event::Nmi, UNDEFINED, PROTECTION, PAGE_FAULT] {
         let mut guest = Guest::new(&[NOP, HLT]);
         guest.vcpu.vmcb.save.rflags = RFLAGS_FIXED | RFLAGS_IF;
@@ -80,7 +80,7 @@ fn give_stack(guest: &Guest) {
 
 #[test]
 fn what_an_exit_cut_short_is_delivered_at_the_next_entry() {
-    let mut machine = Machine::new();
+    let mut machine = Rig::new();
     for event in [INTERRUPT, Event::Nmi, UNDEFINED, PROTECTION, PAGE_FAULT] {
         let mut guest = without_stack(&[NOP, HLT]);
         guest.vcpu.inject(event);
@@ -106,7 +106,7 @@ fn what_an_exit_cut_short_is_delivered_at_the_next_entry() {
 
 #[test]
 fn what_the_guest_raised_itself_and_an_exit_cut_short_comes_again() {
-    let mut machine = Machine::new();
+    let mut machine = Rig::new();
     for (name, code, vector, pushed) in [
         ("int 80h", &[0xcd_u8, 0x80] as &[u8], 0x80, CODE + 2),
         ("int3", &[0xcc], 3, CODE + 1),
@@ -126,7 +126,7 @@ fn what_the_guest_raised_itself_and_an_exit_cut_short_comes_again() {
 
 #[test]
 fn a_window_opens_behind_the_shadow_of_sti() {
-    let mut machine = Machine::new();
+    let mut machine = Rig::new();
     let mut guest = Guest::new(&[NOP, STI, NOP, NOP, HLT]);
     guest.vcpu.request_window(Some(Window::Enabled));
     assert!(!guest.vcpu.interruptible());
@@ -141,7 +141,7 @@ fn a_window_opens_behind_the_shadow_of_sti() {
 
 #[test]
 fn without_a_request_there_is_no_window() {
-    let mut machine = Machine::new();
+    let mut machine = Rig::new();
     let mut guest = Guest::new(&[STI, NOP, NOP, HLT]);
     guest.vcpu.request_window(Some(Window::Enabled));
     guest.vcpu.request_window(None);
@@ -153,7 +153,7 @@ fn without_a_request_there_is_no_window() {
 fn a_window_for_a_class_opens_when_cr8_lets_it_through() {
     // mov cr8, rax; nop; mov cr8, rcx; nop; nop; hlt
     let code = [0x44, 0x0f, 0x22, 0xc0, NOP, 0x44, 0x0f, 0x22, 0xc1, NOP, NOP, HLT];
-    let mut machine = Machine::new();
+    let mut machine = Rig::new();
     let mut guest = Guest::new(&code);
     guest.vcpu.vmcb.save.rflags = RFLAGS_FIXED | RFLAGS_IF;
     guest.vcpu.set_cr8(9);
@@ -166,7 +166,7 @@ fn a_window_for_a_class_opens_when_cr8_lets_it_through() {
 
 #[test]
 fn a_second_nmi_waits_for_the_iret_of_the_first() {
-    let mut machine = Machine::new();
+    let mut machine = Rig::new();
     let mut guest = Guest::new(&[NOP, HLT]);
     guest.vcpu.inject(Event::Nmi);
     assert_eq!(machine.delivered(&mut guest), Some(2));

@@ -158,16 +158,16 @@ impl Guest {
 }
 
 /// A pCPU of that processor, with SVM on.
-pub struct Machine {
+pub struct Rig {
     pub processor: Processor,
     pub pcpu: SvmPcpu,
 }
 
-impl Machine {
-    pub fn new() -> Machine {
+impl Rig {
+    pub fn new() -> Rig {
         let mut processor = Processor::new(Model::Ryzen);
         let pcpu = processor.run(|| SvmPcpu::enable(0, frames())).unwrap().unwrap();
-        Machine { processor, pcpu }
+        Rig { processor, pcpu }
     }
 
     /// Loads the guest's vCPU, and enters it until something happens.

@@ -3,7 +3,7 @@
 
 use super::super::event::{ALIGNMENT_CHECK, DEBUG_EXCEPTION};
 use super::super::{DR6_BS, DR6_RESET, RFLAGS_FIXED, RFLAGS_TF};
-use super::guest::{CODE, CR4, DATA, Guest, Machine, RAM, STACK};
+use super::guest::{CODE, CR4, DATA, Guest, RAM, Rig, STACK};
 use crate::backend::{Backend, IoExit, Reason};
 use crate::emulate::Fault;
 
@@ -13,7 +13,7 @@ const HLT: u8 = 0xf4;
 fn each_instruction_that_leaves_the_guest_says_which_it_is_and_how_long() {
     let io = |port, size, input, string| Reason::Io(IoExit { port, size, input, string });
     let cr4 = |write| Reason::Cr4 { write, gpr: None };
-    let mut machine = Machine::new();
+    let mut machine = Rig::new();
     for (name, code, reason) in [
         ("cpuid", &[0x0f_u8, 0xa2] as &[u8], Reason::Cpuid),
         ("hlt", &[0xf4], Reason::Halt),
@@ -76,7 +76,7 @@ fn what_a_guest_does_to_itself_does_not_leave_it() {
         0xfa, 0xfb, // cli, sti
         HLT,
     ]);
-    let mut machine = Machine::new();
+    let mut machine = Rig::new();
     assert_eq!(machine.enter(&mut guest), Reason::Halt, "at {:#x}", guest.vcpu.rip());
     assert_eq!(guest.vcpu.vmcb.save.star, 1 << 32, "its own, not the host's");
     assert_eq!(guest.handling(), None);
@@ -94,7 +94,7 @@ fn all_registers_go_in_and_come_back() {
     let mut guest = Guest::new(&code);
     let value = |register: usize| 0x0111_1111_1111_1111 * register as u64;
     general.clone().for_each(|register| guest.vcpu.set_gpr(register, value(register)));
-    let mut machine = Machine::new();
+    let mut machine = Rig::new();
     for round in 1..=3 {
         assert_eq!(machine.enter(&mut guest), Reason::Halt);
         for register in general.clone() {
@@ -108,7 +108,7 @@ fn all_registers_go_in_and_come_back() {
 
 #[test]
 fn exceptions_that_could_come_for_ever_are_the_hypervisors() {
-    let mut machine = Machine::new();
+    let mut machine = Rig::new();
     let mut guest = Guest::new(&[0x90, HLT]);
     guest.vcpu.vmcb.save.rflags = RFLAGS_FIXED | RFLAGS_TF;
     assert_eq!(machine.enter(&mut guest), Reason::Exception(DEBUG_EXCEPTION), "a step");
@@ -130,7 +130,7 @@ fn exceptions_that_could_come_for_ever_are_the_hypervisors() {
 
 #[test]
 fn an_exception_without_a_handler_is_a_shutdown() {
-    let mut machine = Machine::new();
+    let mut machine = Rig::new();
     let mut guest = Guest::new(&[0x0f, 0x0b]);
     assert_eq!(machine.delivered(&mut guest), Some(6), "with one it is the guest's own");
     guest.start(CODE);
@@ -140,7 +140,7 @@ fn an_exception_without_a_handler_is_a_shutdown() {
 
 #[test]
 fn what_lies_outside_of_its_memory_is_told_with_what_was_wanted() {
-    let mut machine = Machine::new();
+    let mut machine = Rig::new();
     let beyond = RAM + 0x1008;
     for (name, code, write, fetch) in [
         ("mov eax, [rsi]", &[0x8b_u8, 0x06] as &[u8], false, false),

@@ -2,7 +2,7 @@
 //! Interrupts of the host's while a guest runs, and at every instruction on the way in and out.
 
 use super::super::{RFLAGS_FIXED, RFLAGS_IF};
-use super::guest::{CODE, Guest, Machine};
+use super::guest::{CODE, Guest, Rig};
 use crate::backend::{Backend, Reason};
 use crate::time;
 
@@ -16,7 +16,7 @@ const CALLER: [u8; 4] = [0x0f, 0xa2, 0xeb, 0xfc];
 
 #[test]
 fn an_interrupt_ends_the_guest_whether_it_has_them_on_or_off() {
-    let mut machine = Machine::new();
+    let mut machine = Rig::new();
     for rflags in [RFLAGS_FIXED, RFLAGS_FIXED | RFLAGS_IF] {
         let mut guest = Guest::new(&COUNTER);
         guest.vcpu.vmcb.save.rflags = rflags;
@@ -36,7 +36,7 @@ fn an_interrupt_ends_the_guest_whether_it_has_them_on_or_off() {
 
 #[test]
 fn one_that_waits_already_lets_no_instruction_of_the_guest_pass() {
-    let mut machine = Machine::new();
+    let mut machine = Rig::new();
     let mut guest = Guest::new(&COUNTER);
     machine.processor.interrupt(VECTOR, 0);
     assert_eq!(machine.enter(&mut guest), Reason::HostInterrupt);
@@ -45,7 +45,7 @@ fn one_that_waits_already_lets_no_instruction_of_the_guest_pass() {
 
 #[test]
 fn an_nmi_ends_the_guest_and_is_taken_before_the_exit_is_looked_at() {
-    let mut machine = Machine::new();
+    let mut machine = Rig::new();
     let mut guest = Guest::new(&COUNTER);
     machine.processor.nmi(5000);
     assert_eq!(machine.enter(&mut guest), Reason::HostInterrupt);
@@ -53,8 +53,8 @@ fn an_nmi_ends_the_guest_and_is_taken_before_the_exit_is_looked_at() {
 }
 
 /// Enters a guest again and again while `request` asks for something after each number of instructions.
-fn at_every_instruction(vector: u8, request: impl Fn(&mut Machine, u64)) {
-    let mut machine = Machine::new();
+fn at_every_instruction(vector: u8, request: impl Fn(&mut Rig, u64)) {
+    let mut machine = Rig::new();
     let mut guest = Guest::new(&CALLER);
     // More instructions than two rounds take. The TSC counts them.
     for after in 1..1000 {

@@ -7,7 +7,7 @@ use pasidon_kernel::base::addr::{GuestPhys, HostPhys, PAGE_SIZE};
 
 use super::super::SvmPcpu;
 use super::super::pcpu::Asids;
-use super::guest::{CODE, DATA, Guest, Machine, frames};
+use super::guest::{CODE, DATA, Guest, Rig, frames};
 use crate::backend::{Backend, Reason};
 use crate::cpu::{self, msr};
 
@@ -16,7 +16,7 @@ const LOOK: [u8; 6] = [0x48, 0x8b, 0x06, 0xf4, 0xeb, 0xfa];
 const DEVICE: u64 = 0x3000_0000;
 
 /// What the guest reads at `address`.
-fn look(machine: &mut Machine, guest: &mut Guest, address: u64, flush: bool) -> u64 {
+fn look(machine: &mut Rig, guest: &mut Guest, address: u64, flush: bool) -> u64 {
     guest.vcpu.set_gpr(6, address);
     guest.jump(CODE);
     assert_eq!(machine.enter_flushed(guest, flush), Reason::Halt);
@@ -31,7 +31,7 @@ fn page(value: u64) -> Pages {
 
 #[test]
 fn a_translation_is_used_until_it_is_flushed() {
-    let mut machine = Machine::new();
+    let mut machine = Rig::new();
     let (old, new) = (page(0xaa), page(0xbb));
     let mut guest = Guest::new(&LOOK);
     let map = |guest: &mut Guest, to: &Pages| {
@@ -47,7 +47,7 @@ fn a_translation_is_used_until_it_is_flushed() {
 
 #[test]
 fn no_guest_sees_anothers_memory_through_an_asid_that_was_handed_on() {
-    let mut machine = Machine::new();
+    let mut machine = Rig::new();
     // Two for guests: every second one that comes begins a generation.
     machine.pcpu.asids = Asids::new(3);
     let mut guests: [Guest; 4] = core::array::from_fn(|_| Guest::new(&LOOK));
@@ -64,7 +64,7 @@ fn no_guest_sees_anothers_memory_through_an_asid_that_was_handed_on() {
 
 #[test]
 fn a_flush_of_one_guest_is_not_lost_when_another_one_comes_between() {
-    let mut machine = Machine::new();
+    let mut machine = Rig::new();
     let (old, new) = (page(0xaa), page(0xbb));
     let (mut first, mut second) = (Guest::new(&LOOK), Guest::new(&LOOK));
     first.table.map_portal(GuestPhys(DEVICE), HostPhys(old.address()), PAGE_SIZE).unwrap();
@@ -77,7 +77,7 @@ fn a_flush_of_one_guest_is_not_lost_when_another_one_comes_between() {
 
 #[test]
 fn a_portal_is_the_devices_page_and_no_code() {
-    let mut machine = Machine::new();
+    let mut machine = Rig::new();
     let device = Pages::new(1);
     machine.processor.device(&device);
     // mov dword [rsi + 16], ecx; movaps [rsi + 32], xmm0; mov rax, [rsi + 8]; jmp rsi
@@ -97,7 +97,7 @@ fn a_portal_is_the_devices_page_and_no_code() {
 
 #[test]
 fn a_control_block_that_is_refused_costs_a_flush_and_says_so() {
-    let mut machine = Machine::new();
+    let mut machine = Rig::new();
     let mut guest = Guest::new(&LOOK);
     assert_eq!(look(&mut machine, &mut guest, DATA, false), 0);
     guest.vcpu.vmcb.save.dr7 = 1 << 32;

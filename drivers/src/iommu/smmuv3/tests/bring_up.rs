@@ -16,7 +16,7 @@ fn registers_that_cannot_be_mapped_are_refused() {
 
 #[test]
 fn a_taken_over_unit_blocks_everything() {
-    let machine = Machine::found(IDR0, IDR1);
+    let machine = SmmuRig::found(IDR0, IDR1);
     machine.unit.poison_caches(STREAM);
     // Until then everything passes, as the firmware left it.
     assert_eq!(machine.write(1, 0x1234), Ok(0x1234));
@@ -36,7 +36,7 @@ fn a_taken_over_unit_blocks_everything() {
 
 #[test]
 fn nothing_passes_while_a_running_unit_is_taken_over() {
-    let machine = Machine::found(IDR0 | IDR0_HYP, IDR1);
+    let machine = SmmuRig::found(IDR0 | IDR0_HYP, IDR1);
     {
         let mut state = machine.unit.state.lock().unwrap();
         state.cr0 = SMMUEN | CMDQEN;
@@ -61,17 +61,17 @@ fn what_is_missing_is_named() {
         (IDR0, IDR1 | 1 << 30, "IDR1.TABLES_PRESET"),
         (IDR0, IDR1 & !(0x1f << 21), "IDR1.CMDQS"),
     ] {
-        let refusal = Machine::try_found(idr0, idr1, iort()).err().unwrap();
+        let refusal = SmmuRig::try_found(idr0, idr1, iort()).err().unwrap();
         assert!(refusal.why.contains(name), "{refusal}");
         assert!(refusal.what.contains("0x9050000"), "{refusal}");
     }
-    let none = Machine::try_found(IDR0, IDR1, Iort::default()).err().unwrap();
+    let none = SmmuRig::try_found(IDR0, IDR1, Iort::default()).err().unwrap();
     assert!(none.why.contains("no SMMUv3"), "{none}");
 }
 
 #[test]
 fn a_unit_that_does_not_answer_is_refused() {
-    let machine = Machine::found(IDR0, IDR1);
+    let machine = SmmuRig::found(IDR0, IDR1);
     machine.unit.state.lock().unwrap().deaf = true;
     let refusal = machine.smmu.take_over().unwrap_err();
     assert!(refusal.why.contains("CR0ACK"), "{refusal}");
@@ -79,12 +79,12 @@ fn a_unit_that_does_not_answer_is_refused() {
 
 #[test]
 fn what_the_unit_can_do_is_what_is_offered() {
-    let machine = Machine::new();
+    let machine = SmmuRig::new();
     let offered = machine.smmu.capabilities();
     assert_eq!((offered.pasid_bits, offered.address_bits, offered.largest_page), (20, 48, GIB));
-    assert_eq!(Machine::with(IDR0 & !IDR0_CD2L, IDR1).smmu.capabilities().pasid_bits, 10);
+    assert_eq!(SmmuRig::with(IDR0 & !IDR0_CD2L, IDR1).smmu.capabilities().pasid_bits, 10);
     let narrow = IDR1 & !(0x1f << 6) | 8 << 6;
-    assert_eq!(Machine::with(IDR0, narrow).smmu.capabilities().pasid_bits, 8);
+    assert_eq!(SmmuRig::with(IDR0, narrow).smmu.capabilities().pasid_bits, 8);
     let lines = machine.smmu.describe();
     let claimed = lines.iter().find(|line| line.0 == "claimed").unwrap();
     assert!(claimed.1.contains("0x6a08"), "{}", claimed.1);
@@ -92,7 +92,7 @@ fn what_the_unit_can_do_is_what_is_offered() {
 
 #[test]
 fn a_device_is_claimed_once_and_where_the_firmware_lets_go_of_it() {
-    let machine = Machine::new();
+    let machine = SmmuRig::new();
     let again = machine.smmu.claim(DEVICE).unwrap_err();
     assert!(again.why.contains("claimed already"), "{again}");
     let elsewhere = Requester { segment: 3, rid: 0 };
@@ -102,7 +102,7 @@ fn a_device_is_claimed_once_and_where_the_firmware_lets_go_of_it() {
     assert!(refusal.why.contains("IDR0.ATS"), "{refusal}");
 
     let reserved = iort::tests::machine_with_reserved(STREAM);
-    let machine = Machine::try_found(IDR0, IDR1, reserved).unwrap();
+    let machine = SmmuRig::try_found(IDR0, IDR1, reserved).unwrap();
     machine.smmu.take_over().unwrap();
     let refusal = machine.smmu.claim(DEVICE).unwrap_err();
     assert!(refusal.why.contains("RMR"), "{refusal}");
@@ -111,7 +111,7 @@ fn a_device_is_claimed_once_and_where_the_firmware_lets_go_of_it() {
 
 #[test]
 fn a_claim_without_memory_leaves_nothing() {
-    let machine = Machine::found(IDR0, IDR1);
+    let machine = SmmuRig::found(IDR0, IDR1);
     machine.smmu.take_over().unwrap();
     let used = machine.memory.used();
     // The stream table's second level needs 4 pages and stays, the descriptors need 32 and 1.
@@ -126,7 +126,7 @@ fn a_claim_without_memory_leaves_nothing() {
 
 #[test]
 fn its_own_interrupts_are_wired() {
-    let machine = Machine::found(IDR0 | IDR0_MSI | IDR0_ATS, IDR1);
+    let machine = SmmuRig::found(IDR0 | IDR0_MSI | IDR0_ATS, IDR1);
     machine.smmu.take_over().unwrap();
     machine.smmu.claim(DEVICE).unwrap();
     machine.smmu.enable_fault_interrupts().unwrap();
@@ -137,7 +137,7 @@ fn its_own_interrupts_are_wired() {
 /// One level where the unit has no other; a stream beyond it is refused.
 #[test]
 fn a_linear_stream_table_serves_what_it_holds() {
-    let machine = Machine::found(IDR0 & !IDR0_ST_LEVEL, IDR1);
+    let machine = SmmuRig::found(IDR0 & !IDR0_ST_LEVEL, IDR1);
     machine.smmu.take_over().unwrap();
     assert_eq!(machine.unit.dma(0x0008, Some(1), 0, true), Err(0x04));
     let near = Requester::new(0, 0, 1, 0);

@@ -11,13 +11,13 @@ const CFGI_STE: u64 = 0x03;
 const CFGI_CD: u64 = 0x05;
 const TLBI_ASID: u64 = 0x11;
 
-fn refuse(machine: &Machine, opcode: u64, times: usize) {
+fn refuse(machine: &SmmuRig, opcode: u64, times: usize) {
     machine.unit.state.lock().unwrap().refuse = Some((opcode, times));
 }
 
 #[test]
 fn a_refused_command_is_reported_and_the_queue_goes_on() {
-    let machine = Machine::new();
+    let machine = SmmuRig::new();
     let table = machine.table(4 * GIB, 2 * MIB);
     machine.attach(1, table);
     assert!(machine.write(1, 0).is_ok());
@@ -36,7 +36,7 @@ fn a_refused_command_is_reported_and_the_queue_goes_on() {
 
 #[test]
 fn an_attachment_that_cannot_be_announced_keeps_its_tag() {
-    let machine = Machine::new();
+    let machine = SmmuRig::new();
     let table = machine.table(4 * GIB, 2 * MIB);
     refuse(&machine, CFGI_CD, 1);
     let failed = machine.smmu.attach(DEVICE, tag(1), table).unwrap_err();
@@ -50,7 +50,7 @@ fn an_attachment_that_cannot_be_announced_keeps_its_tag() {
 
 #[test]
 fn a_claim_that_cannot_be_announced_stays_blocked() {
-    let machine = Machine::found(IDR0, IDR1);
+    let machine = SmmuRig::found(IDR0, IDR1);
     machine.smmu.take_over().unwrap();
     refuse(&machine, CFGI_STE, 1);
     assert!(machine.smmu.claim(DEVICE).is_err());
@@ -60,7 +60,7 @@ fn a_claim_that_cannot_be_announced_stays_blocked() {
 
 #[test]
 fn an_unmap_that_failed_is_made_up_for_by_the_next() {
-    let machine = Machine::new();
+    let machine = SmmuRig::new();
     let table = machine.table(4 * GIB, 2 * MIB);
     machine.smmu.map(table, Iova(GIB), HostPhys(8 * GIB), 2 * MIB, true).unwrap();
     machine.attach(1, table);
@@ -75,7 +75,7 @@ fn an_unmap_that_failed_is_made_up_for_by_the_next() {
 
 #[test]
 fn a_unit_that_stops_is_given_up_for_good() {
-    let machine = Machine::new();
+    let machine = SmmuRig::new();
     let table = machine.table(4 * GIB, 2 * MIB);
     machine.attach(1, table);
     machine.unit.state.lock().unwrap().stuck = true;
@@ -89,7 +89,7 @@ fn a_unit_that_stops_is_given_up_for_good() {
 
 #[test]
 fn a_unit_that_refuses_everything_is_given_up() {
-    let machine = Machine::new();
+    let machine = SmmuRig::new();
     let table = machine.table(4 * GIB, 2 * MIB);
     machine.attach(1, table);
     refuse(&machine, 0x46, usize::MAX);
@@ -101,7 +101,7 @@ fn a_unit_that_refuses_everything_is_given_up() {
 
 #[test]
 fn a_device_that_does_not_answer_keeps_its_tag() {
-    let machine = Machine::found(IDR0 | IDR0_ATS, IDR1);
+    let machine = SmmuRig::found(IDR0 | IDR0_ATS, IDR1);
     machine.smmu.take_over().unwrap();
     machine.smmu.claim_with_device_tlb(DEVICE, TLB).unwrap();
     let table = machine.table(4 * GIB, 2 * MIB);
@@ -120,7 +120,7 @@ fn a_device_that_does_not_answer_keeps_its_tag() {
 
 #[test]
 fn faults_say_who_tried_what() {
-    let machine = Machine::new();
+    let machine = SmmuRig::new();
     let table = machine.smmu.create_table().unwrap();
     machine.smmu.map(table, Iova(0), HostPhys(4 * GIB), PAGE, false).unwrap();
     machine.attach(9, table);
@@ -153,7 +153,7 @@ fn faults_say_who_tried_what() {
 
 #[test]
 fn lost_faults_are_told_and_the_queue_goes_on() {
-    let machine = Machine::new();
+    let machine = SmmuRig::new();
     for _ in 0..3 {
         // 128 records fit.
         for round in 0..200u64 {
@@ -177,7 +177,7 @@ fn lost_faults_are_told_and_the_queue_goes_on() {
 /// A unit that could not write an event says so by its global error, and does so each time.
 #[test]
 fn global_errors_are_announced_again_and_again() {
-    let machine = Machine::new();
+    let machine = SmmuRig::new();
     machine.announce();
     for round in 1..4 {
         for error in 2..=8 {

@@ -5,11 +5,11 @@ use super::super::model::{IDR0_ATS, IDR0_CD2L, IDR0_ST_LEVEL};
 use super::*;
 use crate::iommu::suite::isolation_tests;
 
-isolation_tests!(Machine);
+isolation_tests!(SmmuRig);
 
 #[test]
 fn streams_that_nobody_claimed_are_blocked() {
-    let machine = Machine::new();
+    let machine = SmmuRig::new();
     let table = machine.table(4 * GIB, 2 * MIB);
     machine.attach(1, table);
     // Near to the claimed one, and far from it.
@@ -19,7 +19,7 @@ fn streams_that_nobody_claimed_are_blocked() {
 
 #[test]
 fn untagged_traffic_reaches_the_doorbell_and_nothing_else() {
-    let machine = Machine::new();
+    let machine = SmmuRig::new();
     let table = machine.table(0, GIB);
     machine.attach(1, table);
     let untagged = |at, write| machine.unit.dma(STREAM, None, at, write);
@@ -42,7 +42,7 @@ fn untagged_traffic_reaches_the_doorbell_and_nothing_else() {
 /// Fails where the invalidation of translations is left out: an 8-bit ASID comes round soon.
 #[test]
 fn a_reused_asid_reaches_only_its_new_memory() {
-    let machine = Machine::with(IDR0 & !super::super::model::IDR0_ASID16, IDR1);
+    let machine = SmmuRig::with(IDR0 & !super::super::model::IDR0_ASID16, IDR1);
     for round in 1..=300 {
         let table = machine.table(round * GIB, PAGE);
         machine.attach(3, table);
@@ -54,7 +54,7 @@ fn a_reused_asid_reaches_only_its_new_memory() {
 
 #[test]
 fn a_narrow_unit_refuses_wide_tags() {
-    let machine = Machine::with(IDR0, IDR1 & !(0x1f << 6) | 1 << 6);
+    let machine = SmmuRig::with(IDR0, IDR1 & !(0x1f << 6) | 1 << 6);
     let table = machine.table(4 * GIB, 2 * MIB);
     machine.attach(1, table);
     let failed = machine.smmu.attach(DEVICE, tag(2), table).unwrap_err();
@@ -64,7 +64,7 @@ fn a_narrow_unit_refuses_wide_tags() {
 
 #[test]
 fn an_unmapped_range_is_gone_and_its_neighbours_are_not() {
-    let machine = Machine::new();
+    let machine = SmmuRig::new();
     let table = machine.smmu.create_table().unwrap();
     // Three mappings: one page, five pages, and large leaves.
     let parts = [(0, PAGE), (PAGE, 5 * PAGE), (2 * MIB, 2 * GIB)];
@@ -96,7 +96,7 @@ fn an_unmapped_range_is_gone_and_its_neighbours_are_not() {
 
 #[test]
 fn the_order_is_descriptor_then_translations_then_device_tlb() {
-    let machine = Machine::found(IDR0 | IDR0_ATS, IDR1);
+    let machine = SmmuRig::found(IDR0 | IDR0_ATS, IDR1);
     machine.smmu.take_over().unwrap();
     machine.unit.take_log();
     machine.smmu.claim_with_device_tlb(DEVICE, TLB).unwrap();
@@ -130,10 +130,10 @@ fn the_order_is_descriptor_then_translations_then_device_tlb() {
 #[test]
 fn one_life_on_every_kind_of_unit() {
     let near = Requester::new(0, 0, 1, 0);
-    let write = |machine: &Machine| machine.dma(near, Some(3), 0, true);
+    let write = |machine: &SmmuRig| machine.dma(near, Some(3), 0, true);
     for idr0 in [IDR0, IDR0 & !IDR0_CD2L, IDR0 & !IDR0_ST_LEVEL, IDR0 | IDR0_ATS] {
         for substream_bits in [2, 6, 7, 20] {
-            let machine = Machine::found(idr0, IDR1 & !(0x1f << 6) | substream_bits << 6);
+            let machine = SmmuRig::found(idr0, IDR1 & !(0x1f << 6) | substream_bits << 6);
             machine.smmu.take_over().unwrap();
             // What the unit may remember from before the claim.
             assert!(write(&machine).is_err());
@@ -150,7 +150,7 @@ fn one_life_on_every_kind_of_unit() {
 
 #[test]
 fn a_device_that_keeps_sending_sees_whole_entries_only() {
-    let machine = Machine::found(IDR0, IDR1);
+    let machine = SmmuRig::found(IDR0, IDR1);
     machine.smmu.take_over().unwrap();
     machine.unit.state.lock().unwrap().noisy = vec![(STREAM, None), (STREAM, Some(1)), (STREAM, Some(2))];
     machine.smmu.claim(DEVICE).unwrap();
@@ -161,6 +161,6 @@ fn a_device_that_keeps_sending_sees_whole_entries_only() {
 
 #[test]
 fn the_cost_of_an_attachment_does_not_depend_on_the_others() {
-    let cost = suite::the_cost_of_an_attachment_does_not_depend_on_the_others(&Machine::new());
+    let cost = suite::the_cost_of_an_attachment_does_not_depend_on_the_others(&SmmuRig::new());
     assert_eq!(cost, (4, 4));
 }

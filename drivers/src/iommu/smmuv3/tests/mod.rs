@@ -28,7 +28,7 @@ const DOORBELL: u64 = 0x0809_0000;
 const TLB: DeviceTlb = DeviceTlb { queue_depth: 32 };
 
 /// A machine with one unit that serves every device.
-struct Machine {
+struct SmmuRig {
     smmu: Smmu<ModelRegisters, ModelMemory>,
     unit: Arc<UnitModel>,
     memory: Arc<ModelMemory>,
@@ -39,7 +39,7 @@ fn iort() -> Iort {
     iort::tests::machine()
 }
 
-impl Machine {
+impl SmmuRig {
     fn try_found(idr0: u32, idr1: u32, iort: Iort) -> Result<Self, Refusal> {
         let memory = Arc::new(ModelMemory::new());
         let unit = UnitModel::new(&memory, idr0, idr1);
@@ -66,7 +66,7 @@ impl Machine {
     }
 }
 
-impl Rig for Machine {
+impl Rig for SmmuRig {
     const NOT_ATTACHED: Code = 0x0a;
     const FAR_FROM_ATTACHED: Code = 0x08;
     const READ_ONLY: Code = 0x13;

@@ -59,7 +59,7 @@ fn each_missing_capability_is_named() {
 
 #[test]
 fn a_unit_the_firmware_used_is_taken_over() {
-    let machine = Machine::found(CAP | CAP_PROTECTED_MEMORY, ECAP, &dmar());
+    let machine = VtdRig::found(CAP | CAP_PROTECTED_MEMORY, ECAP, &dmar());
     {
         let mut state = machine.unit.state.lock().unwrap();
         state.gsts = GSTS_TES | GSTS_QIES | GSTS_IRES | 1 << 30 | 1 << 24;
@@ -99,7 +99,7 @@ fn a_device_the_firmware_uses_is_not_claimed() {
             path: vec![(1, 0)],
         }],
     });
-    let machine = Machine::found(CAP, ECAP, &dmar);
+    let machine = VtdRig::found(CAP, ECAP, &dmar);
     machine.vtd.take_over().unwrap();
     let line = machine.vtd.claim(DEVICE).unwrap_err().to_string();
     assert!(line.contains("0000:6a:01.0") && line.contains("0x7000ffff (RMRR)"), "{line}");
@@ -123,7 +123,7 @@ fn devices_that_want_ats_are_named() {
             }],
         });
     }
-    let machine = Machine::found(CAP, ECAP, &dmar);
+    let machine = VtdRig::found(CAP, ECAP, &dmar);
     machine.vtd.take_over().unwrap();
     machine.vtd.claim(DEVICE).unwrap();
     let lines = machine.vtd.describe();
@@ -133,14 +133,14 @@ fn devices_that_want_ats_are_named() {
 
 #[test]
 fn capabilities_are_told() {
-    let capabilities = Machine::new().vtd.capabilities();
+    let capabilities = VtdRig::new().vtd.capabilities();
     assert_eq!((capabilities.pasid_bits, capabilities.address_bits), (20, 48));
     assert_eq!(capabilities.largest_page, GIB);
 }
 
 #[test]
 fn it_describes_itself() {
-    let machine = Machine::new();
+    let machine = VtdRig::new();
     let table = machine.table(4 * GIB, 2 * MIB);
     machine.attach(1, table);
     machine.attach(2, table);
@@ -161,7 +161,7 @@ fn it_describes_itself() {
 
 #[test]
 fn faults_come_in_order_and_in_words() {
-    let machine = Machine::new();
+    let machine = VtdRig::new();
     machine.vtd.set_fault_interrupt(HostVector { vector: 0x52, cpu: 0x103 });
     let table = machine.table(4 * GIB, 2 * MIB);
     machine.attach(0xabcde, table);
@@ -198,7 +198,7 @@ fn faults_come_in_order_and_in_words() {
 
 #[test]
 fn lost_faults_are_told() {
-    let machine = Machine::new();
+    let machine = VtdRig::new();
     for at in 0..6 {
         machine.read(3, at * PAGE).unwrap_err();
     }
@@ -213,7 +213,7 @@ fn lost_faults_are_told() {
 #[test]
 fn an_error_that_nobody_takes_does_not_silence_faults() {
     for error in [FSTS_IQE, FSTS_ITE, FSTS_ICE, FSTS_PRO] {
-        let machine = Machine::new();
+        let machine = VtdRig::new();
         machine.announce();
         machine.unit.state.lock().unwrap().set_error(error);
         assert_eq!(machine.announced(), 1, "FSTS {error:#x}");
@@ -227,7 +227,7 @@ fn an_error_that_nobody_takes_does_not_silence_faults() {
 #[test]
 fn an_error_that_somebody_waits_for_is_left_to_him() {
     for error in [FSTS_IQE, FSTS_ITE] {
-        let machine = Machine::new();
+        let machine = VtdRig::new();
         machine.announce();
         let waits = machine.vtd.units()[0].inner.lock();
         machine.unit.state.lock().unwrap().set_error(error);
@@ -244,7 +244,7 @@ fn an_error_that_somebody_waits_for_is_left_to_him() {
 #[test]
 fn an_interrupt_is_for_its_device_only() {
     for (cap, ecap) in [(CAP, ECAP), (CAP | CAP_CM, ECAP | ECAP_C)] {
-        let machine = Machine::with(cap, ecap);
+        let machine = VtdRig::with(cap, ecap);
         let target = HostVector { vector: 0x41, cpu: 0x1_0002 };
         // What a unit in caching mode may remember.
         assert_eq!(machine.unit.message(DEVICE.rid, 0xfee0_0010, 0), Err(0x22));
@@ -265,7 +265,7 @@ fn an_interrupt_is_for_its_device_only() {
 
 #[test]
 fn interrupt_entries_run_out_with_a_refusal_and_come_back() {
-    let machine = Machine::new();
+    let machine = VtdRig::new();
     let target = HostVector { vector: 0x41, cpu: 0 };
     let mut handles = Vec::new();
     let refusal = loop {

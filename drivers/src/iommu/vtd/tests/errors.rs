@@ -15,7 +15,7 @@ const IOTLB: u64 = 2;
 
 #[test]
 fn the_queue_wraps() {
-    let machine = Machine::new();
+    let machine = VtdRig::new();
     let table = machine.table(4 * GIB, 2 * MIB);
     for round in 0..500 {
         machine.attach(1 + round % 3, table);
@@ -28,7 +28,7 @@ fn the_queue_wraps() {
 
 #[test]
 fn a_refused_descriptor_ends_in_a_refusal_and_can_be_tried_again() {
-    let machine = Machine::new();
+    let machine = VtdRig::new();
     let table = machine.table(4 * GIB, 2 * MIB);
     machine.attach(1, table);
     assert!(machine.write(1, 0).is_ok());
@@ -48,7 +48,7 @@ fn a_refused_descriptor_ends_in_a_refusal_and_can_be_tried_again() {
 
 #[test]
 fn a_silent_device_ends_in_a_refusal_until_it_answers() {
-    let machine = Machine::found(CAP, ECAP | ECAP_DT, &dmar());
+    let machine = VtdRig::found(CAP, ECAP | ECAP_DT, &dmar());
     machine.vtd.take_over().unwrap();
     machine.vtd.claim_with_device_tlb(DEVICE, DeviceTlb { queue_depth: 1 }).unwrap();
     let table = machine.table(4 * GIB, 2 * MIB);
@@ -65,7 +65,7 @@ fn a_silent_device_ends_in_a_refusal_until_it_answers() {
 
 #[test]
 fn a_stuck_unit_ends_in_a_refusal() {
-    let machine = Machine::new();
+    let machine = VtdRig::new();
     let table = machine.table(4 * GIB, 2 * MIB);
     machine.attach(1, table);
     machine.unit.state.lock().unwrap().stuck = true;
@@ -82,7 +82,7 @@ fn a_stuck_unit_ends_in_a_refusal() {
 /// unmap.
 #[test]
 fn a_failed_unmap_is_made_up_for() {
-    let machine = Machine::new();
+    let machine = VtdRig::new();
     let table = machine.vtd.create_table().unwrap();
     machine.vtd.map(table, Iova(0), HostPhys(4 * GIB), PAGE, true).unwrap();
     machine.attach(1, table);
@@ -99,7 +99,7 @@ fn a_failed_unmap_is_made_up_for() {
 
 #[test]
 fn a_mapping_without_memory_leaves_no_trace() {
-    let machine = Machine::new();
+    let machine = VtdRig::new();
     let table = machine.table(4 * GIB, 2 * MIB);
     machine.attach(1, table);
     let used = machine.memory.used();
@@ -125,7 +125,7 @@ fn a_mapping_without_memory_leaves_no_trace() {
 
 #[test]
 fn requests_that_make_no_sense_are_refused() {
-    let machine = Machine::new();
+    let machine = VtdRig::new();
     let table = machine.table(4 * GIB, 2 * MIB);
     let map = |iova, host, len| {
         machine.vtd.map(table, Iova(iova), HostPhys(host), len, true).map_err(|refusal| refusal.why)

@@ -6,11 +6,11 @@ use super::*;
 use crate::iommu::DeviceTlb;
 use crate::iommu::suite::isolation_tests;
 
-isolation_tests!(Machine);
+isolation_tests!(VtdRig);
 
 #[test]
 fn what_is_not_claimed_or_not_tagged_is_blocked() {
-    let machine = Machine::new();
+    let machine = VtdRig::new();
     let table = machine.table(4 * GIB, 2 * MIB);
     machine.attach(1, table);
     // Another bus, another function of the same bus, and the claimed device without a tag.
@@ -22,7 +22,7 @@ fn what_is_not_claimed_or_not_tagged_is_blocked() {
 #[test]
 fn a_narrow_unit_refuses_wide_tags() {
     // PSS = 0: one bit.
-    let machine = Machine::with(CAP, ECAP & !(0x1f << 35));
+    let machine = VtdRig::with(CAP, ECAP & !(0x1f << 35));
     assert_eq!(machine.vtd.capabilities().pasid_bits, 1);
     let table = machine.table(4 * GIB, 2 * MIB);
     machine.attach(1, table);
@@ -31,7 +31,7 @@ fn a_narrow_unit_refuses_wide_tags() {
 
 #[test]
 fn an_unmapped_range_is_gone_and_its_neighbours_are_not() {
-    let machine = Machine::new();
+    let machine = VtdRig::new();
     let table = machine.table(4 * GIB, 2 * GIB);
     machine.attach(1, table);
     let gone = 3 * MIB + 5 * PAGE;
@@ -56,7 +56,7 @@ fn an_unmapped_range_is_gone_and_its_neighbours_are_not() {
 
 #[test]
 fn the_order_is_pasid_cache_then_iotlb_then_device_tlb() {
-    let machine = Machine::found(CAP, ECAP | ECAP_DT, &dmar());
+    let machine = VtdRig::found(CAP, ECAP | ECAP_DT, &dmar());
     machine.vtd.take_over().unwrap();
     machine.vtd.claim_with_device_tlb(DEVICE, DeviceTlb { queue_depth: 32 }).unwrap();
     let table = machine.table(4 * GIB, 2 * MIB);
@@ -93,7 +93,7 @@ fn one_life_on_every_kind_of_unit() {
         CAP & no_4_levels | CAP_CM | CAP_RWBF,
     ] {
         for extra in [0, ECAP_C, ECAP_C | ECAP_SMPWCS, ECAP_SC, ECAP_DT | ECAP_SC | ECAP_C] {
-            let machine = Machine::found(cap, ECAP | extra, &dmar());
+            let machine = VtdRig::found(cap, ECAP | extra, &dmar());
             machine.vtd.take_over().unwrap();
             // What a unit in caching mode may remember from before the claim.
             assert!(machine.write(3, 0).is_err());
@@ -112,7 +112,7 @@ fn one_life_on_every_kind_of_unit() {
 fn a_device_that_keeps_sending_sees_whole_entries_only() {
     for cap in [CAP, CAP | CAP_CM, CAP | CAP_RWBF] {
         for extra in [0, ECAP_C | ECAP_SMPWCS] {
-            let machine = Machine::with(cap, ECAP | extra);
+            let machine = VtdRig::with(cap, ECAP | extra);
             machine.unit.state.lock().unwrap().noisy = vec![(DEVICE.rid, 1), (DEVICE.rid, 2)];
             suite::a_device_that_keeps_sending_sees_whole_entries_only(&machine, &[(0, 2 * MIB)]);
         }
@@ -122,7 +122,7 @@ fn a_device_that_keeps_sending_sees_whole_entries_only() {
 #[test]
 fn the_cost_of_an_attachment_does_not_depend_on_the_others() {
     for cap in [CAP, CAP | CAP_CM] {
-        let machine = Machine::with(cap, ECAP);
+        let machine = VtdRig::with(cap, ECAP);
         suite::the_cost_of_an_attachment_does_not_depend_on_the_others(&machine);
     }
 }

@@ -21,7 +21,7 @@ use crate::iommu::suite::{self, Code, DEVICE, GIB, MIB, PAGE, Rig, look, tag};
 use crate::testing::{ModelHost, ModelMemory};
 
 /// A machine with one unit that serves every device.
-struct Machine {
+struct VtdRig {
     vtd: Vtd<ModelRegisters, ModelMemory>,
     unit: Arc<UnitModel>,
     memory: Arc<ModelMemory>,
@@ -42,7 +42,7 @@ fn dmar() -> Dmar {
     }
 }
 
-impl Machine {
+impl VtdRig {
     /// Found, not yet taken over.
     fn found(cap: u64, ecap: u64, dmar: &Dmar) -> Self {
         let memory = Arc::new(ModelMemory::new());
@@ -65,7 +65,7 @@ impl Machine {
     }
 }
 
-impl Rig for Machine {
+impl Rig for VtdRig {
     const NOT_ATTACHED: Code = 0x59;
     const FAR_FROM_ATTACHED: Code = 0x51;
     const READ_ONLY: Code = 0x85;

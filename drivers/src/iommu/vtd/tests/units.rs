@@ -121,7 +121,7 @@ fn handles_and_faults_belong_to_their_unit() {
 
 #[test]
 fn a_mapping_that_cannot_be_announced_is_taken_back() {
-    let machine = Machine::with(CAP | CAP_CM, ECAP);
+    let machine = VtdRig::with(CAP | CAP_CM, ECAP);
     let table = machine.vtd.create_table().unwrap();
     machine.attach(1, table);
     assert!(machine.write(1, 0).is_err());
@@ -135,7 +135,7 @@ fn a_mapping_that_cannot_be_announced_is_taken_back() {
 
 #[test]
 fn an_attachment_that_cannot_be_announced_keeps_its_tag() {
-    let machine = Machine::with(CAP | CAP_CM, ECAP);
+    let machine = VtdRig::with(CAP | CAP_CM, ECAP);
     let table = machine.table(4 * GIB, 2 * MIB);
     machine.unit.state.lock().unwrap().refuse = Some((7, 1));
     let failed = machine.vtd.attach(DEVICE, tag(1), table).unwrap_err();
@@ -152,7 +152,7 @@ fn an_attachment_that_cannot_be_announced_keeps_its_tag() {
 #[test]
 fn domain_identifiers_go_round_and_run_out() {
     // CAP.ND = 0: 4 bits.
-    let machine = Machine::with(CAP & !7, ECAP);
+    let machine = VtdRig::with(CAP & !7, ECAP);
     let tables: Vec<_> = (0..15).map(|_| machine.vtd.create_table().unwrap()).collect();
     assert!(machine.vtd.create_table().unwrap_err().why.contains("all 15 domain"));
     for table in &tables[..2] {
@@ -165,7 +165,7 @@ fn domain_identifiers_go_round_and_run_out() {
 
 #[test]
 fn processors_work_at_once() {
-    let machine = Machine::new();
+    let machine = VtdRig::new();
     std::thread::scope(|scope| {
         for pasid in 1..=4 {
             let machine = &machine;

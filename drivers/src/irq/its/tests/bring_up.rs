@@ -6,7 +6,7 @@ use super::*;
 
 #[test]
 fn after_take_over_no_message_raises_anything() {
-    let machine = Machine::try_found(iort(), &[9], |gic| {
+    let machine = Rig::try_found(iort(), &[9], |gic| {
         let mut state = gic.state.lock().unwrap();
         state.units[0].leave(ID, 5, 8200);
         for redistributor in &mut state.redistributors {
@@ -32,7 +32,7 @@ fn after_take_over_no_message_raises_anything() {
 
 #[test]
 fn nothing_is_written_before_take_over() {
-    let machine = Machine::try_found(iort(), &[9], |gic| {
+    let machine = Rig::try_found(iort(), &[9], |gic| {
         gic.state.lock().unwrap().units[0].leave(ID, 5, 8200);
     })
     .unwrap();
@@ -45,14 +45,14 @@ fn nothing_is_written_before_take_over() {
 
 #[test]
 fn doorbells_are_the_translation_pages() {
-    let machine = Machine::try_found(iort(), &[9, 7], |_| {}).unwrap();
+    let machine = Rig::try_found(iort(), &[9, 7], |_| {}).unwrap();
     assert_eq!(machine.its.doorbells(), [HostPhys(0x809_0000), HostPhys(0x819_0000)]);
-    let machine = Machine::new();
+    let machine = Rig::new();
     assert_eq!(machine.map(DEVICE, 0, 0).message.address, 0x809_0040);
 }
 
 /// Maps, fires and unmaps on every processor, several rounds.
-fn works(machine: &Machine) {
+fn works(machine: &Rig) {
     let mut lpi = 0;
     for _ in 0..3 {
         for (requester, id) in [(DEVICE, ID), (OTHER, OTHER_ID)] {
@@ -75,7 +75,7 @@ fn works(machine: &Machine) {
 #[test]
 fn redistributors_are_named_by_number_or_by_address() {
     for typer in [TYPER, TYPER | TYPER_PTA] {
-        works(&Machine::changed(|gic| {
+        works(&Rig::changed(|gic| {
             gic.state.lock().unwrap().units[0].typer = typer;
         }));
     }
@@ -83,13 +83,13 @@ fn redistributors_are_named_by_number_or_by_address() {
 
 #[test]
 fn memory_is_flushed_for_what_does_not_snoop() {
-    works(&Machine::changed(|gic| gic.state.lock().unwrap().snoops = false));
+    works(&Rig::changed(|gic| gic.state.lock().unwrap().snoops = false));
 }
 
 #[test]
 fn entries_may_have_any_size() {
     for entry in [4u64, 8, 12, 16] {
-        works(&Machine::changed(|gic| {
+        works(&Rig::changed(|gic| {
             let its = &mut gic.state.lock().unwrap().units[0];
             its.typer = TYPER & !(0xf << 4) | (entry - 1) << 4;
             its.baser[0] = 1 << 56 | (2 * entry - 1) << 48;
@@ -102,7 +102,7 @@ fn entries_may_have_any_size() {
 fn tables_have_any_page_size_and_one_or_two_levels() {
     for fixed_page in [None, Some(0), Some(1), Some(2)] {
         for indirect in [false, true] {
-            let machine = Machine::changed(|gic| {
+            let machine = Rig::changed(|gic| {
                 let its = &mut gic.state.lock().unwrap().units[0];
                 its.fixed_page = fixed_page;
                 its.indirect = indirect;
@@ -117,8 +117,8 @@ fn tables_have_any_page_size_and_one_or_two_levels() {
 
 #[test]
 fn a_second_level_costs_memory_once_a_device_needs_it() {
-    let flat = Machine::changed(|gic| gic.state.lock().unwrap().units[0].indirect = false);
-    let machine = Machine::new();
+    let flat = Rig::changed(|gic| gic.state.lock().unwrap().units[0].indirect = false);
+    let machine = Rig::new();
     assert!(machine.memory.used() + 100 < flat.memory.used());
     let before = machine.memory.used();
     let interrupt = machine.map(DEVICE, 0, 0);
@@ -137,7 +137,7 @@ fn a_second_level_costs_memory_once_a_device_needs_it() {
 
 #[test]
 fn a_table_that_cannot_be_large_enough_holds_the_first_devices() {
-    let machine = Machine::changed(|gic| {
+    let machine = Rig::changed(|gic| {
         let its = &mut gic.state.lock().unwrap().units[0];
         its.indirect = false;
         its.fixed_page = Some(0);
@@ -156,11 +156,11 @@ fn a_table_that_cannot_be_large_enough_holds_the_first_devices() {
 #[test]
 fn wide_identifiers_are_no_trouble() {
     // 32-bit DeviceIDs and EventIDs.
-    works(&Machine::changed(|gic| {
+    works(&Rig::changed(|gic| {
         gic.state.lock().unwrap().units[0].typer = TYPER | 31 << 8 | 31 << 13;
     }));
     // One bit of each.
-    let refusal = Machine::changed(|gic| {
+    let refusal = Rig::changed(|gic| {
         gic.state.lock().unwrap().units[0].typer = TYPER & !(31 << 8 | 31 << 13);
     })
     .its
@@ -171,12 +171,12 @@ fn wide_identifiers_are_no_trouble() {
 
 #[test]
 fn collections_may_be_held_in_hardware() {
-    works(&Machine::changed(|gic| {
+    works(&Rig::changed(|gic| {
         let its = &mut gic.state.lock().unwrap().units[0];
         its.typer = TYPER | 4 << 24;
         its.baser[1] = 0;
     }));
-    let refused = Machine::try_changed(|gic| {
+    let refused = Rig::try_changed(|gic| {
         let its = &mut gic.state.lock().unwrap().units[0];
         its.typer = TYPER | 3 << 24;
         its.baser[1] = 0;
@@ -187,7 +187,7 @@ fn collections_may_be_held_in_hardware() {
 
 #[test]
 fn tables_of_virtual_processors_get_their_memory() {
-    works(&Machine::changed(|gic| {
+    works(&Rig::changed(|gic| {
         let its = &mut gic.state.lock().unwrap().units[0];
         its.pidr2 = 0x4b;
         its.baser = [VIRTUAL, 0, COLLECTIONS, 0, 0, DEVICES, 0, 0];
@@ -195,7 +195,7 @@ fn tables_of_virtual_processors_get_their_memory() {
 }
 
 fn refused(change: impl FnOnce(&Gic)) -> String {
-    let refusal = Machine::try_changed(change).err().unwrap();
+    let refusal = Rig::try_changed(change).err().unwrap();
     assert!(!refusal.remedy.is_empty(), "{refusal}");
     let line = refusal.to_string();
     assert!(!line.contains('\n'), "{line}");
@@ -218,7 +218,7 @@ fn what_a_unit_lacks_is_said() {
         assert!(line.contains(why) && line.contains("its 0x8080000"), "{line}");
     }
     // Two collection bits are enough for four processors.
-    works(&Machine::changed(|gic| {
+    works(&Rig::changed(|gic| {
         gic.state.lock().unwrap().units[0].typer = TYPER & !(15 << 32) | 1 << 32;
     }));
 }
@@ -275,7 +275,7 @@ fn bad_firmware_values_are_refused_in_one_line() {
 #[test]
 fn memory_that_is_short_is_said() {
     let pages = {
-        let machine = Machine::new();
+        let machine = Rig::new();
         let _ = machine.map(DEVICE, 0, 0);
         machine.memory.used()
     };

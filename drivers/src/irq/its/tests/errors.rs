@@ -15,13 +15,13 @@ const MAPPING: [(u64, usize); 4] = [(MAPTI, 0), (SYNC, 0), (INV, 0), (SYNC, 1)];
 const UNMAPPING: [(u64, usize); 4] = [(INV, 0), (SYNC, 0), (DISCARD, 0), (SYNC, 1)];
 
 /// A machine with one interrupt that must never be disturbed.
-fn machine() -> Machine {
-    let machine = Machine::new();
+fn machine() -> Rig {
+    let machine = Rig::new();
     let _ = machine.map(DEVICE, 100, 3);
     machine
 }
 
-fn undisturbed(machine: &Machine) {
+fn undisturbed(machine: &Rig) {
     let state = machine.gic.state.lock().unwrap();
     assert!(!state.units[0].stalled, "{}", state.units[0].complaint);
     drop(state);
@@ -180,13 +180,13 @@ fn a_stall_that_comes_late_is_got_past() {
 #[test]
 fn a_take_over_that_the_unit_does_not_take_is_refused() {
     for (number, times) in [(MAPC, 0), (MAPC, 3), (0x0d, 0), (SYNC, 2)] {
-        let refusal = Machine::try_changed(|gic| {
+        let refusal = Rig::try_changed(|gic| {
             gic.state.lock().unwrap().units[0].refuse = Some((number, times));
         })
         .err()
         .unwrap();
         assert!(refusal.why.contains("did not take"), "{refusal}");
     }
-    let refusal = Machine::try_changed(|gic| gic.state.lock().unwrap().units[0].stuck = true).err().unwrap();
+    let refusal = Rig::try_changed(|gic| gic.state.lock().unwrap().units[0].stuck = true).err().unwrap();
     assert!(refusal.why.contains("not done within"), "{refusal}");
 }

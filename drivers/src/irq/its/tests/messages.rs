@@ -12,7 +12,7 @@ const DISCARD: u64 = 0x0f;
 
 #[test]
 fn messages_reach_their_lpi_at_their_processor() {
-    let machine = Machine::new();
+    let machine = Rig::new();
     let interrupts: Vec<_> = (0..40).map(|lpi| machine.map(DEVICE, lpi, lpi % PROCESSORS)).collect();
     for (lpi, interrupt) in (0..).zip(&interrupts) {
         assert_eq!(machine.message(ID, interrupt.message.data), [(lpi % PROCESSORS, lpi)]);
@@ -23,7 +23,7 @@ fn messages_reach_their_lpi_at_their_processor() {
 
 #[test]
 fn the_message_of_another_device_raises_nothing() {
-    let machine = Machine::new();
+    let machine = Rig::new();
     let interrupt = machine.map(DEVICE, 1, 1);
     let event = interrupt.message.data;
     assert_eq!(machine.message(OTHER_ID, event), []);
@@ -38,7 +38,7 @@ fn the_message_of_another_device_raises_nothing() {
 
 #[test]
 fn events_that_are_not_mapped_raise_nothing() {
-    let machine = Machine::new();
+    let machine = Rig::new();
     let interrupt = machine.map(DEVICE, 1, 1);
     for event in (0..4096).chain([8193, u32::MAX]) {
         if event != interrupt.message.data {
@@ -49,7 +49,7 @@ fn events_that_are_not_mapped_raise_nothing() {
 
 #[test]
 fn after_an_unmap_nothing_is_raised() {
-    let machine = Machine::new();
+    let machine = Rig::new();
     let interrupt = machine.map(DEVICE, 1, 1);
     let event = interrupt.message.data;
     assert_eq!(machine.message(ID, event), [(1, 1)]);
@@ -64,7 +64,7 @@ fn after_an_unmap_nothing_is_raised() {
 
 #[test]
 fn unmapping_one_leaves_the_others_of_the_device_alone() {
-    let machine = Machine::new();
+    let machine = Rig::new();
     let interrupts: Vec<_> = (0..8).map(|lpi| machine.map(DEVICE, lpi, lpi % PROCESSORS)).collect();
     for (at, interrupt) in interrupts.iter().enumerate() {
         // Messages of the others are under way meanwhile, and none is lost.
@@ -83,7 +83,7 @@ fn unmapping_one_leaves_the_others_of_the_device_alone() {
 #[test]
 fn a_message_under_way_when_its_event_ends_is_not_the_next_owners() {
     for processor in 0..PROCESSORS {
-        let machine = Machine::new();
+        let machine = Rig::new();
         let first = machine.map(DEVICE, 1, 1);
         let noise = (0, ID, first.message.data);
         machine.gic.state.lock().unwrap().noisy.push(noise);
@@ -99,7 +99,7 @@ fn a_message_under_way_when_its_event_ends_is_not_the_next_owners() {
 
 #[test]
 fn an_event_is_mapped_disabled_and_then_enabled() {
-    let machine = Machine::new();
+    let machine = Rig::new();
     machine.unmap(machine.map(DEVICE, 7, 0));
     machine.log();
     // The device sends to the event that comes next, all the time.
@@ -113,7 +113,7 @@ fn an_event_is_mapped_disabled_and_then_enabled() {
 
 #[test]
 fn commands_come_in_the_right_order() {
-    let machine = Machine::new();
+    let machine = Rig::new();
     machine.log();
     let interrupt = machine.map(DEVICE, 1, 1);
     assert_eq!(machine.log(), [MAPD, MAPTI, SYNC, INV, SYNC]);
@@ -125,7 +125,7 @@ fn commands_come_in_the_right_order() {
 
 #[test]
 fn lpis_are_used_again_and_events_go_round() {
-    let machine = Machine::changed(|gic| {
+    let machine = Rig::changed(|gic| {
         // 8 events per device.
         let its = &mut gic.state.lock().unwrap().units[0];
         its.typer = its.typer & !(31 << 8) | 2 << 8;
@@ -146,7 +146,7 @@ fn lpis_are_used_again_and_events_go_round() {
 
 #[test]
 fn events_and_lpis_run_out() {
-    let machine = Machine::changed(|gic| {
+    let machine = Rig::changed(|gic| {
         let its = &mut gic.state.lock().unwrap().units[0];
         its.typer = its.typer & !(31 << 8) | 1 << 8;
     });
@@ -183,7 +183,7 @@ fn events_and_lpis_run_out() {
 
 #[test]
 fn any_processor_may_call_at_any_time() {
-    let machine = Machine::new();
+    let machine = Rig::new();
     let kept: Vec<_> = std::thread::scope(|scope| {
         let machine = &machine;
         let threads: Vec<_> = (0..PROCESSORS)
@@ -207,7 +207,7 @@ fn any_processor_may_call_at_any_time() {
 #[test]
 fn several_units_share_the_lpis() {
     // Segment 0 is served by 7 or 9, of which the MADT names 9; segment 1 by 3.
-    let machine = Machine::try_found(machine_with_its_groups(), &[5, 9, 3], |_| {}).unwrap();
+    let machine = Rig::try_found(machine_with_its_groups(), &[5, 9, 3], |_| {}).unwrap();
     machine.its.take_over().unwrap();
     let near = Requester::new(0, 0, 1, 0);
     let far = Requester::new(1, 0, 1, 0);
@@ -235,20 +235,20 @@ fn several_units_share_the_lpis() {
 
 #[test]
 fn a_requester_that_reaches_no_unit_is_refused() {
-    let machine = Machine::try_found(machine_with_its_groups(), &[9], |_| {}).unwrap();
+    let machine = Rig::try_found(machine_with_its_groups(), &[9], |_| {}).unwrap();
     machine.its.take_over().unwrap();
     let refusal = |requester| machine.its.map_interrupt(requester, vector(0, 0)).unwrap_err();
     let nowhere = refusal(Requester::new(7, 0, 1, 0));
     assert!(nowhere.why.contains("to no ITS"), "{nowhere}");
     let unknown = refusal(Requester::new(1, 0, 1, 0));
     assert!(unknown.why.contains("the MADT does not name"), "{unknown}");
-    let machine = Machine::try_found(Iort::default(), &[9], |_| {}).unwrap();
+    let machine = Rig::try_found(Iort::default(), &[9], |_| {}).unwrap();
     assert!(machine.its.map_interrupt(DEVICE, vector(0, 0)).is_err());
 }
 
 #[test]
 fn two_devices_that_look_the_same_are_not_both_served() {
-    let machine = Machine::try_found(machine_with_its_groups(), &[9], |_| {}).unwrap();
+    let machine = Rig::try_found(machine_with_its_groups(), &[9], |_| {}).unwrap();
     machine.its.take_over().unwrap();
     let first = Requester::new(2, 0, 1, 0);
     let interrupt = machine.map(first, 0, 0);
@@ -260,7 +260,7 @@ fn two_devices_that_look_the_same_are_not_both_served() {
 
 #[test]
 fn what_is_mapped_is_described() {
-    let machine = Machine::new();
+    let machine = Rig::new();
     let _ = machine.map(DEVICE, 0, 0);
     machine.unmap(machine.map(DEVICE, 1, 0));
     let lines = machine.its.describe();

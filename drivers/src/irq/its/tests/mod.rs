@@ -31,7 +31,7 @@ const ITS: u64 = 0x808_0000;
 const PROCESSORS: u32 = 4;
 
 /// A machine with some ITSs and [`PROCESSORS`] processors.
-struct Machine {
+struct Rig {
     its: Its<ModelRegisters, ModelMemory>,
     gic: Arc<Gic>,
     memory: Arc<ModelMemory>,
@@ -46,7 +46,7 @@ fn vector(lpi: u32, processor: u32) -> HostVector {
     HostVector { vector: 8192 + lpi, cpu: affinity(processor) }
 }
 
-impl Machine {
+impl Rig {
     /// Found, not yet taken over. `nodes`: identifier of each ITS. `change`: what is not as usual.
     fn try_found(iort: Iort, identifiers: &[u32], change: impl FnOnce(&Gic)) -> Result<Self, Refusal> {
         let memory = Arc::new(ModelMemory::new());

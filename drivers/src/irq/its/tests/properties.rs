@@ -48,7 +48,7 @@ proptest! {
 
     #[test]
     fn only_what_is_mapped_is_raised(steps in prop::collection::vec(step(), 1..60), snoops: bool) {
-        let machine = Machine::changed(|gic| {
+        let machine = Rig::changed(|gic| {
             let mut state = gic.state.lock().unwrap();
             state.snoops = snoops;
             let its = &mut state.units[0];

@@ -9,7 +9,7 @@
 use alloc::boxed::Box;
 use core::fmt;
 
-use pasidon_arch_common::hardware::Platform;
+use pasidon_arch_common::hardware::Chipset;
 use pasidon_kernel::base::refusal::Refusal;
 use pasidon_kernel::dev::Received;
 use pasidon_kernel::dev::bus::{GuestBus, all_ones};
@@ -52,7 +52,7 @@ pub struct Answer {
 }
 
 /// The devices of one VM.
-pub struct PcPlatform {
+pub struct PcChipset {
     bus: GuestBus<Target>,
     pci: PciBus,
     uart: Uart16550,
@@ -62,13 +62,13 @@ pub struct PcPlatform {
     rtc: Mc146818,
 }
 
-impl fmt::Debug for PcPlatform {
+impl fmt::Debug for PcChipset {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("PcPlatform").field("unclaimed", &self.unclaimed()).finish_non_exhaustive()
+        f.debug_struct("PcChipset").field("unclaimed", &self.unclaimed()).finish_non_exhaustive()
     }
 }
 
-impl PcPlatform {
+impl PcChipset {
     /// The machine after power-on, at that time since 1970.
     ///
     /// # Errors
@@ -231,7 +231,7 @@ impl PcPlatform {
     }
 }
 
-impl Platform for PcPlatform {
+impl Chipset for PcChipset {
     fn push_input(&mut self, received: Received, actions: Actions<'_>) -> bool {
         let Self { uart, ioapic, .. } = self;
         uart.push_input(received, &mut |action| route(ioapic, action, actions))
@@ -299,7 +299,7 @@ mod tests {
     }
 
     struct Rig {
-        platform: PcPlatform,
+        chipset: PcChipset,
         lapic: LocalApic,
         now: Moment,
         seen: Vec<Action>,
@@ -308,7 +308,7 @@ mod tests {
     impl Rig {
         fn new() -> Self {
             let mut rig = Self {
-                platform: PcPlatform::new(0).unwrap(),
+                chipset: PcChipset::new(0).unwrap(),
                 lapic: LocalApic::new(0),
                 now: Moment::default(),
                 seen: Vec::new(),
@@ -318,8 +318,8 @@ mod tests {
         }
 
         fn run(&mut self, exit: &Exit) -> u64 {
-            let Self { platform, lapic, now, seen } = self;
-            platform.exit(exit, lapic, &|| *now, &mut |a| seen.push(a)).unwrap().value
+            let Self { chipset, lapic, now, seen } = self;
+            chipset.exit(exit, lapic, &|| *now, &mut |a| seen.push(a)).unwrap().value
         }
 
         /// Hands the messages to the local APIC, as the vCPU loop does.
@@ -333,9 +333,9 @@ mod tests {
     }
 
     #[test]
-    fn the_platform_may_move_between_processors() {
+    fn the_chipset_may_move_between_processors() {
         fn is_send<T: Send>() {}
-        is_send::<PcPlatform>();
+        is_send::<PcChipset>();
         is_send::<LocalApic>();
     }
 
@@ -373,7 +373,7 @@ mod tests {
         rig.run(&mmio(layout::IOAPIC_BASE, 4, AccessKind::Write(0x18)));
         rig.run(&mmio(layout::IOAPIC_BASE + 0x10, 4, AccessKind::Write(0x8031)));
         rig.run(&io(0x3f9, 1, AccessKind::Write(1)));
-        assert!(rig.platform.push_input(Received::Byte(b'a'), &mut |a| rig.seen.push(a)));
+        assert!(rig.chipset.push_input(Received::Byte(b'a'), &mut |a| rig.seen.push(a)));
         assert_eq!(rig.seen, [Action::Message(MsiMessage { address: 0xfee0_0000, data: 0xc031 })]);
         rig.deliver();
         assert_eq!(rig.lapic.pending(), Some(0x31));
@@ -402,7 +402,7 @@ mod tests {
         let lapic = |rig: &mut Rig, offset, kind| rig.run(&mmio(layout::LAPIC_BASE + offset, 4, kind));
         entry(&mut rig, 0x8031);
         rig.run(&io(0x3f9, 1, AccessKind::Write(1)));
-        assert!(rig.platform.push_input(Received::Byte(b'c'), &mut |a| rig.seen.push(a)));
+        assert!(rig.chipset.push_input(Received::Byte(b'c'), &mut |a| rig.seen.push(a)));
         rig.deliver();
         rig.lapic.acknowledge(0x31);
         // The one that crashes: the pin masked, its remote IRR cleared by way of an edge, the local APIC disabled.
@@ -411,7 +411,7 @@ mod tests {
         }
         lapic(&mut rig, 0xf0, AccessKind::Write(0xff));
         // Somebody goes on typing.
-        assert!(rig.platform.push_input(Received::Byte(b'x'), &mut |a| rig.seen.push(a)));
+        assert!(rig.chipset.push_input(Received::Byte(b'x'), &mut |a| rig.seen.push(a)));
         rig.deliver();
         assert_eq!(lapic(&mut rig, 0x110, AccessKind::Read), 1 << (0x31 - 0x20), "ISR: still in service");
         // The next one: local APIC, then the port with its interrupt off, the pin, and the interrupt on.
@@ -439,9 +439,9 @@ mod tests {
         assert_eq!(rig.run(&mmio(0xfed0_0000, 8, AccessKind::Read)), u64::MAX);
         rig.run(&io(0x80, 1, AccessKind::Write(0)));
         assert_eq!(rig.run(&mmio(layout::PCI64_BASE, 4, AccessKind::Read)), 0xffff_ffff);
-        assert_eq!(rig.platform.unclaimed(), (2, 2));
+        assert_eq!(rig.chipset.unclaimed(), (2, 2));
         assert_eq!(rig.run(&mmio(layout::ECAM_BASE, 4, AccessKind::Read)), 0x0008_1b36);
-        assert_eq!(rig.platform.exit(&Exit::Halt, &mut rig.lapic, &Moment::default, &mut |_| {}), None);
+        assert_eq!(rig.chipset.exit(&Exit::Halt, &mut rig.lapic, &Moment::default, &mut |_| {}), None);
     }
 
     proptest! {
@@ -462,7 +462,7 @@ mod tests {
                 rig.now = Moment { tsc: value, ns: value, unix_ns: value };
                 let read = rig.run(&exit);
                 prop_assert_eq!(read & !all_ones(size), 0, "a value wider than the access");
-                rig.platform.push_input(Received::Byte(value as u8), &mut |_| {});
+                rig.chipset.push_input(Received::Byte(value as u8), &mut |_| {});
                 rig.deliver();
             }
         }

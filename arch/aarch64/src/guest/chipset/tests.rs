@@ -67,15 +67,15 @@ impl Remains for Model {
 }
 
 struct Rig {
-    platform: ArmPlatform,
+    chipset: ArmChipset,
     seen: Vec<Action>,
 }
 
 impl Rig {
     /// A machine whose kernel has set up the interrupt controller.
     fn new() -> Self {
-        let platform = ArmPlatform::new(1, layout::RAM_MIN, Workarounds::UNKNOWN, || 1_700_000_000).unwrap();
-        let mut rig = Self { platform, seen: Vec::new() };
+        let chipset = ArmChipset::new(1, layout::RAM_MIN, Workarounds::UNKNOWN, || 1_700_000_000).unwrap();
+        let mut rig = Self { chipset, seen: Vec::new() };
         rig.write(layout::GICR_BASE + 0x14, 4, 0);
         rig.write(layout::GICD_BASE, 4, 0x12);
         for (bank, value) in [(0x80, u64::MAX), (0x100, u64::MAX)] {
@@ -84,14 +84,14 @@ impl Rig {
             rig.write(layout::GICD_BASE + bank + 8, 4, value);
         }
         rig.write(layout::GICD_BASE + 0xc00 + u64::from(MSI / 4), 4, 0xaaaa_aaaa);
-        rig.platform.take_wakes();
+        rig.chipset.take_wakes();
         rig
     }
 
     fn access(&mut self, address: u64, size: u8, kind: AccessKind) -> u64 {
-        let Self { platform, seen } = self;
+        let Self { chipset, seen } = self;
         let exit = Exit::Mmio(Access { address, size, kind });
-        platform.exit(0, &exit, &mut |action| seen.push(action)).unwrap()
+        chipset.exit(0, &exit, &mut |action| seen.push(action)).unwrap()
     }
 
     fn read(&mut self, address: u64, size: u8) -> u64 {
@@ -105,7 +105,7 @@ impl Rig {
     /// The interrupts that the vCPU would enter the guest with.
     fn pending(&mut self) -> Vec<u32> {
         let mut registers = [0; 4];
-        let gic = self.platform.gic();
+        let gic = self.chipset.gic();
         let Control { hcr, used } = gic.fill(0, &mut registers, OPEN);
         gic.sync(0, &registers[..used], hcr);
         registers.iter().filter(|r| **r != 0).map(|r| *r as u32).collect()
@@ -115,7 +115,7 @@ impl Rig {
 #[test]
 fn the_machine_may_move_between_processors() {
     fn is_send<T: Send>() {}
-    is_send::<ArmPlatform>();
+    is_send::<ArmChipset>();
 }
 
 #[test]
@@ -123,8 +123,8 @@ fn typing_reaches_the_processor_as_a_level_interrupt() {
     let mut rig = Rig::new();
     rig.write(layout::UART_BASE + 0x38, 2, 0x50);
     assert_eq!(rig.pending(), NONE);
-    assert!(rig.platform.push_input(Received::Byte(b'a'), &mut |_| {}));
-    assert!(rig.platform.take_wakes().contains(0));
+    assert!(rig.chipset.push_input(Received::Byte(b'a'), &mut |_| {}));
+    assert!(rig.chipset.take_wakes().contains(0));
     assert_eq!(rig.pending(), [intid::UART]);
     assert_eq!(rig.read(layout::UART_BASE, 4), u64::from(b'a'));
     assert_eq!(rig.pending(), NONE);
@@ -135,7 +135,7 @@ fn typing_reaches_the_processor_as_a_level_interrupt() {
 #[test]
 fn a_vdev_interrupts_by_message_and_its_portal_is_mapped() {
     let mut rig = Rig::new();
-    let slot = rig.platform.add_vdev(Box::new(Model)).unwrap();
+    let slot = rig.chipset.add_vdev(Box::new(Model)).unwrap();
     let config = layout::ECAM_BASE + (u64::from(slot.device()) << 15);
     assert_eq!(rig.read(config, 4), 0x0b25_8086);
     let bar = |rig: &mut Rig, at| rig.read(config + at, 8) & !0xf;
@@ -153,20 +153,20 @@ fn a_vdev_interrupts_by_message_and_its_portal_is_mapped() {
         rig.write(entry + offset, 4, value);
     }
     rig.write(config + capability + 2, 2, 1 << 15);
-    rig.platform.take_wakes();
-    rig.platform.vdev_interrupt(slot, 1, &mut |action| panic!("{action:?}"));
-    assert!(rig.platform.take_wakes().contains(0));
-    assert_eq!((rig.pending(), rig.platform.lost_messages()), (vec![MSI + 3], 0));
+    rig.chipset.take_wakes();
+    rig.chipset.vdev_interrupt(slot, 1, &mut |action| panic!("{action:?}"));
+    assert!(rig.chipset.take_wakes().contains(0));
+    assert_eq!((rig.pending(), rig.chipset.lost_messages()), (vec![MSI + 3], 0));
     // A message to somewhere else is nobody's.
     rig.write(entry, 4, layout::RAM_BASE);
-    rig.platform.vdev_interrupt(slot, 1, &mut |action| panic!("{action:?}"));
-    assert_eq!(rig.platform.lost_messages(), 1);
+    rig.chipset.vdev_interrupt(slot, 1, &mut |action| panic!("{action:?}"));
+    assert_eq!(rig.chipset.lost_messages(), 1);
 
     rig.seen.clear();
-    let Rig { platform, seen } = &mut rig;
-    assert!(platform.end_vdev(slot, &mut |action| seen.push(action)).is_some());
+    let Rig { chipset, seen } = &mut rig;
+    assert!(chipset.end_vdev(slot, &mut |action| seen.push(action)).is_some());
     assert_eq!(rig.seen, [Action::UnmapPortal { guest: GuestPhys(portal), len: 0x1000 }]);
-    assert!(rig.platform.end_vdev(slot, &mut |_| {}).is_none());
+    assert!(rig.chipset.end_vdev(slot, &mut |_| {}).is_none());
     assert_eq!(rig.read(config, 4), 0x0b25_8086);
     assert_eq!(rig.read(portal, 4), 0x5555_5555);
 }
@@ -175,8 +175,8 @@ fn a_vdev_interrupts_by_message_and_its_portal_is_mapped() {
 fn calls_end_the_vm_and_wait() {
     let mut rig = Rig::new();
     let mut call = |immediate, registers| {
-        let Rig { platform, seen } = &mut rig;
-        platform.call(0, immediate, registers, &mut |action| seen.push(action))
+        let Rig { chipset, seen } = &mut rig;
+        chipset.call(0, immediate, registers, &mut |action| seen.push(action))
     };
     assert_eq!(call(0, [0x8400_0000, 0, 0, 0]), (0x1_0001, AfterCall::Continue));
     assert_eq!(call(0, [0xc400_0001, 0, 0, 0]), (0, AfterCall::Wait));
@@ -184,7 +184,7 @@ fn calls_end_the_vm_and_wait() {
     assert_eq!(call(0, [0x8400_0008, 0, 0, 0]).1, AfterCall::Stop);
     assert_eq!(call(0, [0x8400_0009, 0, 0, 0]).1, AfterCall::Stop);
     assert_eq!(rig.seen, [Action::PowerOff, Action::Reset]);
-    assert_eq!(rig.platform.refused().count, 1);
+    assert_eq!(rig.chipset.refused().count, 1);
 }
 
 #[test]
@@ -200,10 +200,10 @@ fn what_nobody_answers_reads_as_ones_and_is_counted() {
         assert_eq!(rig.read(nobody, 8), u64::MAX, "{nobody:#x}");
     }
     rig.write(layout::PCI64_BASE, 4, 1);
-    assert_eq!(rig.platform.unclaimed(), 6);
+    assert_eq!(rig.chipset.unclaimed(), 6);
     assert_eq!(rig.read(layout::ECAM_BASE, 4), 0x0008_1b36, "the host bridge");
     assert_eq!(rig.read(layout::RTC_BASE, 4), 1_700_000_000, "the clock");
-    assert_eq!(rig.platform.exit(0, &Exit::Halt, &mut |_| {}), None);
+    assert_eq!(rig.chipset.exit(0, &Exit::Halt, &mut |_| {}), None);
 }
 
 proptest! {
@@ -223,13 +223,13 @@ proptest! {
             0,
         ];
         let mut rig = Rig::new();
-        let slot = rig.platform.add_vdev(Box::new(Model)).unwrap();
+        let slot = rig.chipset.add_vdev(Box::new(Model)).unwrap();
         for (base, offset, value, size, write) in ops {
             let kind = if write { AccessKind::Write(value & all_ones(size)) } else { AccessKind::Read };
             let read = rig.access(BASES[base].wrapping_add(offset & 0x1_1fff), size, kind);
             prop_assert_eq!(read & !all_ones(size), 0, "a value wider than the access");
-            rig.platform.push_input(Received::Byte(value as u8), &mut |_| {});
-            rig.platform.vdev_interrupt(slot, value as u16, &mut |_| {});
+            rig.chipset.push_input(Received::Byte(value as u8), &mut |_| {});
+            rig.chipset.vdev_interrupt(slot, value as u16, &mut |_| {});
             rig.pending();
         }
         for action in &rig.seen {

@@ -4,14 +4,14 @@
 //!
 //! **Principle.** One value behind the VM's lock. An access goes in, a value comes out; what the devices
 //! want done besides is given to the `actions` sink. Interrupts end here, wired ones and messages: the sink
-//! never sees [`Action::Line`] or [`Action::Message`], and [`ArmPlatform::take_wakes`] tells which vCPUs have
+//! never sees [`Action::Line`] or [`Action::Message`], and [`ArmChipset::take_wakes`] tells which vCPUs have
 //! to look at their list registers again.
 //! **Invariant.** No window holds RAM, so no BAR and no portal can be where RAM is.
 
 use alloc::boxed::Box;
 use core::fmt;
 
-use pasidon_arch_common::hardware::Platform;
+use pasidon_arch_common::hardware::Chipset;
 use pasidon_kernel::base::refusal::Refusal;
 use pasidon_kernel::dev::Received;
 use pasidon_kernel::dev::bus::{GuestBus, all_ones};
@@ -46,14 +46,14 @@ pub enum AfterCall {
     Wait,
     /// It stops, until another one starts it.
     Stop,
-    /// It goes on, and another one starts: [`ArmPlatform::started`] when it does.
+    /// It goes on, and another one starts: [`ArmChipset::started`] when it does.
     Start(Start),
     /// It goes on after the machine's firmware was called for this workaround with this argument.
     Workaround(Workaround, u32),
 }
 
 /// The devices of one VM.
-pub struct ArmPlatform {
+pub struct ArmChipset {
     bus: GuestBus<Target>,
     pci: PciBus,
     uart: Pl011,
@@ -66,9 +66,9 @@ pub struct ArmPlatform {
     lost: u64,
 }
 
-impl fmt::Debug for ArmPlatform {
+impl fmt::Debug for ArmChipset {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("ArmPlatform")
+        f.debug_struct("ArmChipset")
             .field("unclaimed", &self.unclaimed())
             .field("refused", &self.refused)
             .field("lost", &self.lost)
@@ -76,7 +76,7 @@ impl fmt::Debug for ArmPlatform {
     }
 }
 
-impl ArmPlatform {
+impl ArmChipset {
     /// The machine after power-on, with `vcpus` (1..= [`layout::VCPUS_MAX`]) and `ram_size` bytes of RAM.
     /// `workarounds` is what the machine's firmware says of its processors, `clock` the time in seconds since 1970.
     ///
@@ -220,7 +220,7 @@ impl ArmPlatform {
     }
 }
 
-impl Platform for ArmPlatform {
+impl Chipset for ArmChipset {
     fn push_input(&mut self, received: Received, actions: Actions<'_>) -> bool {
         let Self { uart, gic, lost, .. } = self;
         uart.push_input(received, &mut |action| route(gic, lost, action, actions))

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! What the kernel's operations on VMs ask of the architecture: machines built, run, stopped and taken apart.
+//! What the kernel's operations on VMs ask of the architecture: instances built, run, stopped and taken apart.
 
 use alloc::format;
 use alloc::sync::Arc;
@@ -18,49 +18,37 @@ use pasidon_kernel::vm::sched::{PATIENCE_NS, VcpuId};
 use pasidon_kernel::vm::{VcpusStopped, Vm, VmHost};
 use spin::Mutex;
 
-use super::{Machine, Vms, wait_for};
+use super::{Instance, Vms, wait_for};
 use crate::board::Board;
-use crate::hardware::{Hardware, Platform, Stage2};
+use crate::hardware::{Chipset, Hardware, Stage2};
 use crate::memory::{self, RamView};
 use crate::pauses::Pauses;
 use crate::vcpu::Vcpu;
 use crate::view::Sink;
 
-/// Vms, as the kernel's operations see it.
-#[derive(Debug)]
-pub struct Builder<H: Hardware>(pub(super) &'static Vms<H>);
-
-impl<H: Hardware> Clone for Builder<H> {
-    fn clone(&self) -> Self {
-        *self
-    }
-}
-
-impl<H: Hardware> Copy for Builder<H> {}
-
-impl<H: Hardware> Builder<H> {
+impl<H: Hardware> Vms<H> {
     fn set_portals(&self, vm: &Vm, vdev: VdevId, withhold: bool) -> Result<(), Refusal> {
-        let Some(machine) = self.0.machine(vm.id()) else {
+        let Some(instance) = self.instance(vm.id()) else {
             return Ok(());
         };
-        machine.with_board(|board| {
+        instance.with_board(|board| {
             if let Some(slot) = board.slot(vdev) {
-                let pci = board.platform.pci();
-                pci.withhold_portals(slot, withhold, &mut |action| machine.act(action));
+                let pci = board.chipset.pci();
+                pci.withhold_portals(slot, withhold, &mut |action| instance.act(action));
             }
         })?;
-        machine.forget_translations()
+        instance.forget_translations()
     }
 }
 
-impl<H: Hardware> VmHost for Builder<H> {
+impl<H: Hardware> VmHost for &'static Vms<H> {
     fn scrub(&self, start: HostPhys, len: u64) {
         // SAFETY: the frames are RAM, mapped at their physical address, and nobody's at this moment.
         unsafe { memory::zero(start, len) }
     }
 
     fn build(&self, vm: &Vm, ram: &Arc<GuestRam>) -> Result<(), Refusal> {
-        let vms = self.0;
+        let vms = *self;
         let id = vm.id();
         let shared = vms.system.vm(id).ok_or_else(|| Refusal::new("vm", "not defined", "define it first"))?;
         let image = vms.images.of(vm.name())?;
@@ -68,11 +56,11 @@ impl<H: Hardware> VmHost for Builder<H> {
         let mut stage2 = H::stage2(vms.frames)?;
         stage2.map_ram(ram)?;
         let entry = H::load(&memory, &image)?;
-        let (core, platform) = H::build(vm.name(), ram.bytes(), entry, &stage2)?;
+        let (core, chipset) = H::build(vm.name(), ram.bytes(), entry, &stage2)?;
         H::release_ram(ram);
-        let board = Board::new(platform);
+        let board = Board::new(chipset);
         let seat = vms.scheduler.assign(VcpuId { vm: id, index: 0 })?;
-        let machine = Machine {
+        let instance = Instance {
             id,
             vm: shared,
             memory,
@@ -83,34 +71,34 @@ impl<H: Hardware> VmHost for Builder<H> {
             lines: Mutex::new(Allowance::new(H::now_ns())),
             vms,
         };
-        let mut machines = vms.machines.write();
+        let mut instances = vms.instances.write();
         let index = usize::from(id.0);
-        if machines.len() <= index {
-            machines.resize_with(index + 1, || None);
+        if instances.len() <= index {
+            instances.resize_with(index + 1, || None);
         }
-        machines[index] = Some(Arc::new(machine));
+        instances[index] = Some(Arc::new(instance));
         Ok(())
     }
 
     fn plug(&self, vm: &Vm, vdev: &Vdev) -> Result<(), Refusal> {
-        let machine = self.0.machine(vm.id()).ok_or_else(|| {
-            Refusal::new(format!("vm {}", vm.name()), "it has no machine", "start it first")
+        let instance = self.instance(vm.id()).ok_or_else(|| {
+            Refusal::new(format!("vm {}", vm.name()), "it has no instance", "start it first")
         })?;
-        let mut board = machine.lock_board()?;
-        let slot = board.platform.add_vdev(vdev.guest_side())?;
+        let mut board = instance.lock_board()?;
+        let slot = board.chipset.add_vdev(vdev.guest_side())?;
         board.plug(vdev.id(), slot);
         Ok(())
     }
 
     fn unplug(&self, vm: &Vm, vdev: VdevId) -> Result<PortalsUnmapped, Refusal> {
-        if let Some(machine) = self.0.machine(vm.id()) {
-            machine.with_board(|board| {
+        if let Some(instance) = self.instance(vm.id()) {
+            instance.with_board(|board| {
                 if let Some(slot) = board.slot(vdev) {
-                    board.platform.end_vdev(slot, &mut |action| machine.act(action));
+                    board.chipset.end_vdev(slot, &mut |action| instance.act(action));
                     board.unplug(vdev);
                 }
             })?;
-            machine.forget_translations()?;
+            instance.forget_translations()?;
         }
         Ok(PortalsUnmapped::confirmed_by_arch(vdev))
     }
@@ -127,65 +115,65 @@ impl<H: Hardware> VmHost for Builder<H> {
     }
 
     fn device_event(&self, vm: &Vm, vdev: VdevId) -> bool {
-        let Some(machine) = self.0.machine(vm.id()) else {
+        let Some(instance) = self.instance(vm.id()) else {
             return true;
         };
-        let done = machine.try_with_board(|board| {
+        let done = instance.try_with_board(|board| {
             let mut raised = Vec::new();
             let Some(slot) = board.slot(vdev) else { return };
-            if let Some(model) = board.platform.pci().model(slot) {
+            if let Some(model) = board.chipset.pci().model(slot) {
                 model.device_event(&mut |vector| raised.push(vector));
             }
             for vector in raised {
-                board.platform.vdev_interrupt(slot, vector, &mut |action| machine.act(action));
+                board.chipset.vdev_interrupt(slot, vector, &mut |action| instance.act(action));
             }
         });
         done.is_some()
     }
 
     fn push_input(&self, vm: &Vm, received: Received) -> bool {
-        self.0.machine(vm.id()).is_none_or(|machine| machine.push_input(received))
+        self.instance(vm.id()).is_none_or(|instance| instance.push_input(received))
     }
 
     fn portal_traps(&self, vm: &Vm, vdev: VdevId) -> u64 {
-        self.0.machine(vm.id()).and_then(|machine| machine.portal_traps(vdev)).unwrap_or(0)
+        self.instance(vm.id()).and_then(|instance| instance.portal_traps(vdev)).unwrap_or(0)
     }
 
     fn pcpus(&self) -> Vec<PcpuInfo> {
-        self.0.scheduler.infos(&|id| self.0.name_of(id))
+        self.scheduler.infos(&|id| self.name_of(id))
     }
 
     fn run(&self, vm: &Vm) -> Result<(), Refusal> {
-        let Some(machine) = self.0.machine(vm.id()) else {
-            return Err(Refusal::new(format!("vm {}", vm.name()), "it has no machine", "start it first"));
+        let Some(instance) = self.instance(vm.id()) else {
+            return Err(Refusal::new(format!("vm {}", vm.name()), "it has no instance", "start it first"));
         };
-        machine.pauses.end(H::now_ns());
-        let seat = machine.vcpu.seat;
-        let resumed = self.0.scheduler.resume(seat);
-        if self.0.scheduler.wake(seat) || resumed {
-            machine.kick();
+        instance.pauses.end(H::now_ns());
+        let seat = instance.vcpu.seat;
+        let resumed = self.scheduler.resume(seat);
+        if self.scheduler.wake(seat) || resumed {
+            instance.kick();
         }
         Ok(())
     }
 
     fn pause(&self, vm: &Vm) -> Result<(), Refusal> {
-        let Some(machine) = self.0.machine(vm.id()) else {
+        let Some(instance) = self.instance(vm.id()) else {
             return Ok(());
         };
-        if self.0.scheduler.suspend(machine.vcpu.seat) {
-            machine.kick();
+        if self.scheduler.suspend(instance.vcpu.seat) {
+            instance.kick();
         }
-        machine.wait_stopped()?;
-        machine.pauses.begin(H::now_ns());
+        instance.wait_stopped()?;
+        instance.pauses.begin(H::now_ns());
         Ok(())
     }
 
     fn stop(&self, vm: &Vm) -> Result<VcpusStopped, Refusal> {
-        if let Some(machine) = self.0.machine(vm.id()) {
-            machine.vcpu.end();
-            if self.0.scheduler.remove(machine.vcpu.seat) {
-                machine.kick();
-                machine.wait_stopped()?;
+        if let Some(instance) = self.instance(vm.id()) {
+            instance.vcpu.end();
+            if self.scheduler.remove(instance.vcpu.seat) {
+                instance.kick();
+                instance.wait_stopped()?;
             }
         }
         Ok(VcpusStopped::confirmed_by_arch(vm.id()))
@@ -193,8 +181,8 @@ impl<H: Hardware> VmHost for Builder<H> {
 
     fn tear_down(&self, vm: &Vm, _stopped: VcpusStopped) -> Result<GuestGone, Refusal> {
         let take = || {
-            let mut machines = self.0.machines.write();
-            machines.get_mut(usize::from(vm.id().0)).and_then(Option::take)
+            let mut instances = self.instances.write();
+            instances.get_mut(usize::from(vm.id().0)).and_then(Option::take)
         };
         let mut shared = take();
         if shared.is_none() {
@@ -207,7 +195,7 @@ impl<H: Hardware> VmHost for Builder<H> {
         match (alone, shared) {
             (None, Some(still)) => {
                 let refusal = still.lost();
-                if let Some(place) = self.0.machines.write().get_mut(usize::from(vm.id().0)) {
+                if let Some(place) = self.instances.write().get_mut(usize::from(vm.id().0)) {
                     *place = Some(still);
                 }
                 Err(refusal)
