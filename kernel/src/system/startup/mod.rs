@@ -200,7 +200,7 @@ impl Defined {
                 Err(refusal) => tell(&[config.refused(config.name.at, &refusal)]),
             }
         }
-        if running == 0 && waiting == self.vms.len() + self.refused.len() {
+        if running == 0 && waiting > 0 {
             log::info!("no VM starts with the machine; `vm NAME start` starts one");
         } else if running == 0 {
             log::error!("nothing was started: no VM is left to run; `vms` and `help` still work");

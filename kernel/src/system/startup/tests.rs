@@ -354,9 +354,9 @@ fn the_last_word_fits_what_runs() {
     let fails = || Fault { fails: Some(Fail::Run), ..Fault::default() };
     assert_eq!(last(&[&later], Fault::default()), [ON_DEMAND, HINT]);
     assert_eq!(last(&[&gone], Fault::default()), [NOTHING, HINT]);
-    assert_eq!(last(&[&gone, &later], Fault::default()), [NOTHING, HINT]);
+    assert_eq!(last(&[&gone, &later], Fault::default()), [ON_DEMAND, HINT]);
     assert_eq!(last(&[&vm("alpha", "")], fails()), [NOTHING, HINT]);
-    assert_eq!(last(&[&vm("alpha", ""), &later], fails()), [NOTHING, HINT]);
+    assert_eq!(last(&[&vm("alpha", ""), &later], fails()), [ON_DEMAND, HINT]);
     let waits = "vm later: defined, not started (autostart = false)";
     assert_eq!(last(&[&vm("alpha", ""), &later], Fault::default()), [waits, HINT]);
     // A program that reads frames needs no hint.
