@@ -286,17 +286,19 @@ mod tests {
         let heap = heap_on(firmware);
         assert!(heap.prepare(PIECE) && heap.prepare(PIECE));
         assert_eq!(firmware.bytes(), 2 * PIECE, "what is there is enough");
+        assert!(heap.prepare(3 * PIECE));
+        assert_eq!(firmware.bytes(), 6 * PIECE);
         heap.set_source(None);
         // SAFETY: the layout has a size.
         unsafe {
-            let at = heap.alloc(layout(PIECE));
+            let at = heap.alloc(layout(3 * PIECE));
             assert!(!at.is_null(), "it was prepared for");
-            assert!(heap.alloc(layout(PIECE + 1)).is_null());
+            assert!(heap.alloc(layout(2 * PIECE + 1)).is_null());
             heap.set_source(Some(later));
-            heap.dealloc(at, layout(PIECE));
+            heap.dealloc(at, layout(3 * PIECE));
         }
         heap.tend();
-        assert_eq!((firmware.bytes(), later.bytes()), (2 * PIECE, 0));
+        assert_eq!((firmware.bytes(), later.bytes()), (6 * PIECE, 0));
     }
 
     #[test]
