@@ -101,7 +101,8 @@ pub struct MemoryInfo {
     pub tables: u64,
     /// Held because a device that can still reach it would not stop.
     pub held: u64,
-    /// What the hypervisor itself takes, beside the total.
+    /// What the hypervisor itself takes: its image and the first pieces of its heap lie beside the total, what the heap
+    /// has grown by is of it.
     pub hypervisor: HypervisorMemory,
 }
 
