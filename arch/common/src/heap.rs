@@ -3,7 +3,7 @@
 //!
 //! **Principle.** Who gives RAM changes while the machine starts (the firmware first, then [`Frames`]), so it is a
 //! [`Source`]. A source may itself allocate while it holds its lock; it is therefore asked in a way that never waits,
-//! and before the last [`RESERVE`] bytes are touched, which are for just that case.
+//! and before the last 512 KiB are touched, which are for just that case.
 //! **Invariants.** Allocations lie in one piece. A piece that goes back has no allocation in it.
 
 use core::alloc::{GlobalAlloc, Layout};
@@ -16,15 +16,15 @@ use pasidon_kernel::memory::frames::Frames;
 use spin::Mutex;
 
 /// Least size of a piece, and what sizes are multiples of, in bytes.
-pub const PIECE: usize = LARGE_PAGE_SIZE as usize;
+const PIECE: usize = LARGE_PAGE_SIZE as usize;
 /// What is left for those who allocate where no piece can be had, in bytes.
-pub const RESERVE: usize = 512 << 10;
+const RESERVE: usize = 512 << 10;
 /// Most pieces there are at a time: 512 MiB in small ones.
 const MAX_PIECES: usize = 256;
 
 /// Who gives RAM to the heap, and takes it back.
 pub trait Source: Sync {
-    /// RAM of `bytes` (a multiple of [`PIECE`]) that is nobody else's and mapped; `None` when there is none, or none
+    /// RAM of `bytes` (a multiple of 2 MiB) that is nobody else's and mapped; `None` when there is none, or none
     /// without waiting. Called with the heap locked: it must not allocate.
     fn take(&self, bytes: usize) -> Option<HostPhys>;
 

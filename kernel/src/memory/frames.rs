@@ -173,8 +173,6 @@ struct Inner {
     free: usize,
     /// Frames that are never guests'.
     reserve: usize,
-    /// Frames of tables and the heap.
-    own: usize,
     guests: usize,
     table_pages: usize,
 }
@@ -224,7 +222,6 @@ impl Frames {
                 tables: BTreeMap::new(),
                 free,
                 reserve,
-                own: 0,
                 guests: 0,
                 table_pages: 0,
             }),
@@ -330,7 +327,6 @@ impl Frames {
         inner.table_pages -= count;
         if empty {
             inner.tables.remove(&frame);
-            inner.own -= 1;
             inner.free += 1;
             if let Some(frame) = inner.frame(frame) {
                 *frame = Frame::Free { clean: false };
@@ -354,7 +350,6 @@ impl Frames {
         for start in (start.0..start.0.saturating_add(bytes)).step_by(LARGE_PAGE_SIZE as usize) {
             if let Some(frame @ Frame::Heap) = inner.frame(start) {
                 *frame = Frame::Free { clean: false };
-                inner.own -= 1;
                 inner.free += 1;
             }
         }
@@ -363,9 +358,8 @@ impl Frames {
     /// How much there is.
     pub fn counts(&self) -> FrameCounts {
         let inner = self.inner.lock();
-        let total: usize = inner.regions.iter().map(|region| region.frames.len()).sum();
         FrameCounts {
-            total: total as u64 * LARGE_PAGE_SIZE,
+            total: inner.total() as u64 * LARGE_PAGE_SIZE,
             free: inner.free as u64 * LARGE_PAGE_SIZE,
             for_guests: inner.for_guests(),
             guests: inner.guests as u64 * LARGE_PAGE_SIZE,
@@ -392,7 +386,6 @@ impl Inner {
                 if run == count {
                     region.frames[index..index + count].fill(use_);
                     self.free -= count;
-                    self.own += count;
                     return Some(region.start + index as u64 * LARGE_PAGE_SIZE);
                 }
             }
@@ -400,9 +393,15 @@ impl Inner {
         None
     }
 
+    /// How many frames there are.
+    fn total(&self) -> usize {
+        self.regions.iter().map(|region| region.frames.len()).sum()
+    }
+
     /// What of the free frames guests may have, in bytes.
     fn for_guests(&self) -> u64 {
-        self.free.saturating_sub(self.reserve.saturating_sub(self.own)) as u64 * LARGE_PAGE_SIZE
+        let own = self.total() - self.free - self.guests;
+        self.free.saturating_sub(self.reserve.saturating_sub(own)) as u64 * LARGE_PAGE_SIZE
     }
 }
 
