@@ -6,6 +6,18 @@ use std::ptr::NonNull;
 
 const PAGE: usize = 4096;
 
+mod sealed {
+    /// What any bytes are a value of.
+    pub trait Integer: Copy {}
+
+    impl Integer for u8 {}
+    impl Integer for u16 {}
+    impl Integer for u32 {}
+    impl Integer for u64 {}
+}
+
+use sealed::Integer;
+
 /// Pages of the test's memory, zero at first, that test, processor and guests read and write.
 #[derive(Debug)]
 pub struct Pages {
@@ -44,8 +56,8 @@ impl Pages {
     ///
     /// # Panics
     /// When it does not lie in the pages, or `offset` is not aligned.
-    pub fn read<T: Copy>(&self, offset: usize) -> T {
-        // SAFETY: `at` checks place and alignment; the bytes were initialized. What a processor wrote is of integers.
+    pub fn read<T: Integer>(&self, offset: usize) -> T {
+        // SAFETY: `at` checks place and alignment; the bytes were initialized, and any are an integer.
         unsafe { self.at::<T>(offset).read_volatile() }
     }
 
@@ -53,7 +65,7 @@ impl Pages {
     ///
     /// # Panics
     /// When it does not fit into the pages, or `offset` is not aligned.
-    pub fn write<T: Copy>(&self, offset: usize, value: T) {
+    pub fn write<T: Integer>(&self, offset: usize, value: T) {
         // SAFETY: `at` checks place and alignment. Nobody has references into the pages.
         unsafe { self.at::<T>(offset).write_volatile(value) }
     }
