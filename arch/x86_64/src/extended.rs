@@ -116,13 +116,33 @@ pub struct Extended {
     debug: [u64; 4],
 }
 
-/// Lets this pCPU manage extended state.
+/// Lets this pCPU manage extended state. What is not a guest's, and no write of a guest's reaches, is off, whatever the
+/// firmware left: supervisor components, components that fault at first use, the PASID of ENQCMD.
 ///
 /// # Safety
 /// The processor has XSAVE.
 pub unsafe fn enable() {
-    // SAFETY: the bits exist where XSAVE does, and change nothing for code that uses no floating point.
-    unsafe { Cr4::update(|cr4| *cr4 |= Cr4Flags::OSFXSR | Cr4Flags::OSXSAVE) };
+    // SAFETY: the bits exist where XSAVE does, and change nothing for code that uses no floating point. The registers are
+    // written where CPUID says that they exist; zero is what they are after reset.
+    unsafe {
+        Cr4::update(|cr4| *cr4 |= Cr4Flags::OSFXSR | Cr4Flags::OSXSAVE);
+        for msr in never_the_guests() {
+            Msr::new(msr).write(0);
+        }
+    }
+}
+
+/// Registers beside XCR0 that this processor has, and that stay zero.
+fn never_the_guests() -> impl Iterator<Item = u32> {
+    const XSS: (u32, u32) = (0xda0, 1 << 3);
+    const XFD: (u32, u32) = (0x1c4, 1 << 4);
+    const PASID: u32 = 0xd93;
+    /// Leaf 7, ECX.
+    const ENQCMD: u32 = 1 << 29;
+    let features = __cpuid_count(CPUID_XSAVE, 1).eax;
+    let by_xsave = [XSS, XFD].into_iter().filter(move |(_, feature)| features & feature != 0);
+    let enqcmd = __cpuid_count(0, 0).eax >= 7 && __cpuid_count(7, 0).ecx & ENQCMD != 0;
+    by_xsave.map(|(msr, _)| msr).chain(enqcmd.then_some(PASID))
 }
 
 /// Sets XCR0.
@@ -354,6 +374,23 @@ mod tests {
             assert_eq!(by_second, ([0; 4], 0, 0), "{model:?}");
             assert_eq!(by_first, (pattern, left, 7), "{model:?}");
         }
+    }
+
+    #[test]
+    fn what_the_firmware_left_on_is_off() {
+        let found = Processor::new(Model::SapphireRapids).run(|| {
+            const XSS: u32 = 0xda0;
+            /// CET's, which this model has.
+            const USER_SHADOW_STACKS: u64 = 1 << 11;
+            // SAFETY: the processor has XSAVE, and all that `never_the_guests` names.
+            unsafe {
+                Msr::new(XSS).write(USER_SHADOW_STACKS);
+                assert_eq!(Msr::new(XSS).read(), USER_SHADOW_STACKS);
+                enable();
+                never_the_guests().map(|msr| (msr, Msr::new(msr).read())).collect::<Vec<_>>()
+            }
+        });
+        assert_eq!(found.unwrap(), [(0xda0, 0)], "this model has neither XFD nor ENQCMD");
     }
 
     #[test]
