@@ -18,6 +18,8 @@ use x86_64::instructions::random::RdRand;
 
 /// Model-specific registers by their specification names.
 pub mod msr {
+    /// Whether the firmware allows VMX, and whether that can still be changed.
+    pub const IA32_FEATURE_CONTROL: u32 = 0x3a;
     /// Local APIC base and mode.
     pub const IA32_APIC_BASE: u32 = 0x1b;
     /// Compare value of the local APIC timer in TSC-deadline mode.
@@ -40,6 +42,11 @@ pub mod msr {
 
 /// VM_CR.SVMDIS: EFER.SVME cannot be set.
 const VM_CR_SVMDIS: u64 = 1 << 4;
+
+/// IA32_FEATURE_CONTROL: nothing of it can be changed until the next reset.
+const FEATURE_CONTROL_LOCK: u64 = 1 << 0;
+/// IA32_FEATURE_CONTROL: VMXON works outside of SMX.
+const FEATURE_CONTROL_VMX: u64 = 1 << 2;
 
 bitflags! {
     /// CR0 (APM 2, 3.1.1).
@@ -182,6 +189,8 @@ pub struct Features {
     pub svm: bool,
     /// Nested paging.
     pub npt: bool,
+    /// VMX.
+    pub vmx: bool,
     /// The local APIC timer can compare with the TSC.
     pub tsc_deadline: bool,
     /// The TSC runs at one rate in all power states.
@@ -227,6 +236,7 @@ impl Features {
             nx: bit(extended.edx, 20),
             x2apic: bit(basic.ecx, 21),
             svm,
+            vmx: bit(basic.ecx, 5),
             npt: svm && bit(read(SVM).edx, 0),
             tsc_deadline: bit(basic.ecx, 24),
             invariant_tsc: bit(read(POWER).edx, 8),
@@ -251,8 +261,8 @@ impl Features {
             (self.long_mode, "64-bit mode"),
             (self.nx, "no-execute pages (NX)"),
             (self.x2apic, "x2APIC"),
-            (self.svm, "SVM"),
-            (self.npt, "nested paging (NPT)"),
+            (self.svm || self.vmx, "SVM or VMX"),
+            (self.npt || self.vmx || !self.svm, "nested paging (NPT)"),
         ];
         let mut missing = String::new();
         for (_, name) in wanted.iter().filter(|(there, _)| !there) {
@@ -280,6 +290,9 @@ pub fn check() -> Result<Features, Refusal> {
     let features = Features::read();
     features.check()?;
     check_svm_enabled(&features)?;
+    if features.vmx {
+        check_vmx_enabled()?;
+    }
     Ok(features)
 }
 
@@ -295,6 +308,38 @@ fn check_svm_enabled(features: &Features) -> Result<(), Refusal> {
             "the firmware has disabled SVM (VM_CR.SVMDIS)",
             "switch virtualization (SVM) on in the firmware set-up",
         ));
+    }
+    Ok(())
+}
+
+/// Whether the firmware left VMX on, or open to be turned on; if so, IA32_FEATURE_CONTROL. Only for a processor with VMX.
+///
+/// # Errors
+/// When it is locked off.
+fn check_vmx_enabled() -> Result<u64, Refusal> {
+    // SAFETY: the register exists where there is VMX.
+    let control = unsafe { read_msr(msr::IA32_FEATURE_CONTROL) };
+    if control & (FEATURE_CONTROL_LOCK | FEATURE_CONTROL_VMX) == FEATURE_CONTROL_LOCK {
+        return Err(Refusal::new(
+            "processor",
+            "the firmware has disabled VMX (IA32_FEATURE_CONTROL)",
+            "switch virtualization (VMX, VT-x) on in the firmware set-up",
+        ));
+    }
+    Ok(control)
+}
+
+/// Allows VMX on the processor that calls, where the firmware has left that open. Only for a processor with VMX.
+///
+/// # Errors
+/// When the firmware has locked it off.
+pub fn unlock_vmx() -> Result<(), Refusal> {
+    let control = check_vmx_enabled()?;
+    if control & FEATURE_CONTROL_LOCK == 0 {
+        // SAFETY: it is not locked; both bits exist where there is VMX.
+        unsafe {
+            write_msr(msr::IA32_FEATURE_CONTROL, control | FEATURE_CONTROL_LOCK | FEATURE_CONTROL_VMX);
+        }
     }
     Ok(())
 }
@@ -406,7 +451,7 @@ mod tests {
             let wanted = [CR0.bits(), cr4(&features, false).bits(), EFER.bits(), PAT_AFTER_RESET];
             assert_eq!(found, wanted, "{model:?}: {found:x?}");
             assert!(features.smap && features.xsave && features.gib_pages, "{model:?}: {features:?}");
-            assert_eq!(features.svm, model == Model::Ryzen);
+            assert_eq!((features.svm, features.vmx), (model == Model::Ryzen, model != Model::Ryzen));
         }
     }
 
@@ -419,8 +464,11 @@ mod tests {
         ryzen.run(|| unsafe { write_msr(msr::VM_CR, VM_CR_SVMDIS) }).unwrap();
         assert!(ryzen.run(check).unwrap().unwrap_err().contains("SVMDIS"));
         drop(ryzen);
-        let refusal = Processor::new(Model::SapphireRapids).run(check).unwrap().unwrap_err();
-        assert!(refusal.contains("no SVM, nested paging (NPT)"), "{refusal}");
+        let mut intel = Processor::new(Model::SapphireRapids);
+        assert!(intel.run(check).unwrap().is_ok());
+        // SAFETY: the register exists where there is VMX.
+        intel.run(|| unsafe { write_msr(msr::IA32_FEATURE_CONTROL, FEATURE_CONTROL_LOCK) }).unwrap();
+        assert!(intel.run(check).unwrap().unwrap_err().contains("disabled VMX"));
     }
 
     #[test]
@@ -438,7 +486,7 @@ mod tests {
         let none = Features::from_leaves(&|_, _| leaf(0, 0, 0, 0));
         assert_eq!(none.physical_bits, 36);
         let line = none.check().unwrap_err().to_string();
-        for name in ["64-bit", "NX", "x2APIC", "SVM", "NPT"] {
+        for name in ["64-bit", "NX", "x2APIC", "SVM or VMX"] {
             assert!(line.contains(name), "{name} in {line}");
         }
         let all = Features::from_leaves(&|number, _| match number {
@@ -454,6 +502,7 @@ mod tests {
         assert_eq!(all.physical_bits, 40);
         let no_npt = Features { npt: false, ..all };
         assert_eq!(no_npt.check().unwrap_err().why, "it has no nested paging (NPT)");
+        assert_eq!(Features { svm: false, vmx: true, ..no_npt }.check(), Ok(()));
     }
 
     #[test]

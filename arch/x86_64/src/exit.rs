@@ -10,7 +10,7 @@ use pasidon_kernel::vm::VmEnd;
 use pasidon_kernel::vm::exit::{Access, AccessKind, Exit};
 use pasidon_kernel::vm::stats::ExitKind;
 
-use crate::backend::{Backend, IoExit, Reason};
+use crate::backend::{ControlRegister, IoExit, Reason};
 use crate::emulate::{self, CpuState, Exception, Failure, Fault, InstructionBytes};
 use crate::guest::GeneralProtection;
 use crate::guest::cpuid::CpuidState;
@@ -68,7 +68,9 @@ pub fn kind(reason: &Reason) -> ExitKind {
         Reason::Cpuid => ExitKind::Identification,
         Reason::Halt => ExitKind::Halt,
         Reason::Io(_) => ExitKind::Io,
-        Reason::ReadMsr | Reason::WriteMsr | Reason::Xsetbv | Reason::Cr4 { .. } => ExitKind::SystemRegister,
+        Reason::ReadMsr | Reason::WriteMsr | Reason::Xsetbv | Reason::Control { .. } => {
+            ExitKind::SystemRegister
+        }
         Reason::Stage2 { fetch: false, .. } => ExitKind::Mmio,
         Reason::Stage2 { fetch: true, .. } => ExitKind::Stage2Fault,
         Reason::Hypercall => ExitKind::Hypercall,
@@ -79,7 +81,9 @@ pub fn kind(reason: &Reason) -> ExitKind {
         | Reason::Undefined
         | Reason::Forbidden
         | Reason::Ignored
-        | Reason::Failed(_) => ExitKind::Other,
+        | Reason::TaskSwitch
+        | Reason::Failed(_)
+        | Reason::HostFault { .. } => ExitKind::Other,
     }
 }
 
@@ -138,7 +142,7 @@ pub fn handle(core: &mut Core, vm: &Vm<'_>, reason: Reason) {
                 core.exception = Some(GENERAL_PROTECTION);
             }
         }
-        Reason::Cr4 { write, gpr } => cr4(core, vm, write, gpr),
+        Reason::Control { register, write, gpr } => control(core, vm, register, write, gpr),
         Reason::Exception(exception) => core.reflect(exception),
         Reason::Shutdown if let Some(verdict) = machine_check::undelivered() => lost(vm, verdict),
         Reason::Shutdown => {
@@ -154,6 +158,14 @@ pub fn handle(core: &mut Core, vm: &Vm<'_>, reason: Reason) {
         Reason::Undefined => core.exception = Some(UNDEFINED),
         Reason::Forbidden => core.exception = Some(GENERAL_PROTECTION),
         Reason::Ignored => finish(core, vm, encoding::INVD),
+        Reason::TaskSwitch => vm.end(VmEnd::Crashed(format!(
+            "it switched tasks by a task gate or selector (RIP {:#x}), which this processor does not do for guests",
+            core.hardware.rip()
+        ))),
+        Reason::HostFault { what, code } => vm.end(VmEnd::Crashed(format!(
+            "a fault of the hypervisor's, not of the guest's: {what} {code:#x} (RIP {:#x}); please report it",
+            core.hardware.rip()
+        ))),
         Reason::Failed(code) => vm.end(VmEnd::Crashed(format!(
             "the processor refused its state (exit code {code:#x}, RIP {:#x})",
             core.hardware.rip()
@@ -169,24 +181,32 @@ fn lost(vm: &Vm<'_>, verdict: Verdict) {
     }
 }
 
-/// A move from or to CR4, whose general register the processor may have told.
-fn cr4(core: &mut Core, vm: &Vm<'_>, write: bool, told: Option<u8>) {
+/// A move from or to a control register, whose general register the processor may have told.
+fn control(core: &mut Core, vm: &Vm<'_>, register: ControlRegister, write: bool, told: Option<u8>) {
     let state = core.hardware.state();
+    let number = match register {
+        ControlRegister::Cr0 => 0,
+        ControlRegister::Cr4 => 4,
+    };
     let gpr = match told {
         Some(gpr) => gpr,
         None => match emulate::control_move(&state, vm.memory) {
-            Ok(Some(found)) if (found.control, found.write) == (4, write) => found.gpr,
+            Ok(Some(found)) if (found.control, found.write) == (number, write) => found.gpr,
             // Another instruction by now: the processor tries again.
             Ok(_) => return,
             Err(failure) => return fail(core, vm, &failure),
         },
     };
     let mask = if state.is_64bit() { u64::MAX } else { LOW };
+    let hardware = &mut core.hardware;
     if !write {
-        core.hardware.set_gpr(gpr.into(), state.cr4 & mask);
-    } else if !core.hardware.set_cr4(core.hardware.gpr(gpr.into()) & mask) {
-        core.exception = Some(GENERAL_PROTECTION);
-        return;
+        hardware.set_gpr(gpr.into(), hardware.control(register) & mask);
+    } else {
+        let value = hardware.gpr(gpr.into()) & mask;
+        if let Err(GeneralProtection) = hardware.set_control(register, value, vm.memory) {
+            core.exception = Some(GENERAL_PROTECTION);
+            return;
+        }
     }
     finish(core, vm, encoding::VARIOUS);
 }

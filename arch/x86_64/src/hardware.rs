@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! x86-64 with SVM, for the loop that runs guests.
+//! x86-64 with SVM or VMX, for the loop that runs guests.
 
 use alloc::vec::Vec;
 
@@ -11,37 +11,36 @@ use pasidon_kernel::memory::ram::{GuestRam, RamRange};
 use pasidon_kernel::vm::exit::MsiMessage;
 use pasidon_kernel::vm::stats::ExitKind;
 
-use crate::backend::{Backend, Reason};
+use crate::backend::Reason;
+use crate::extension::{Extension, Pcpu, Stage2};
 use crate::guest::boot::{self, EntryState};
 use crate::guest::chipset::PcChipset;
 use crate::guest::layout;
-use crate::svm::SvmPcpu;
-use crate::svm::npt::{self, NestedTable};
 use crate::vcpu::Vm;
 use crate::{apic, cpu, emulate, exit, extended, interrupts, machine_check, pcpu, time, vcpu};
 
-/// x86-64 with SVM.
+/// A PC, whose processors have SVM or VMX.
 #[derive(Debug)]
-pub enum Svm {}
+pub enum Pc {}
 
-impl Hardware for Svm {
-    type Pcpu = SvmPcpu;
+impl Hardware for Pc {
+    type Pcpu = Pcpu;
     type Core = vcpu::Core;
     type Chipset = PcChipset;
-    type Stage2 = NestedTable;
+    type Stage2 = Stage2;
     type Entry = EntryState;
 
-    fn enable(pcpu: u32, frames: &'static Frames) -> Result<SvmPcpu, Refusal> {
+    fn enable(pcpu: u32, frames: &'static Frames) -> Result<Pcpu, Refusal> {
         // Its tables are made here, so that no exit allocates them.
         emulate::prepare();
         machine_check::forget();
         // SAFETY: processors without XSAVE are refused at start.
         unsafe { extended::enable() };
-        SvmPcpu::enable(pcpu, frames)
+        Pcpu::enable(pcpu, frames)
     }
 
-    fn stage2(frames: &'static Frames) -> Result<NestedTable, Refusal> {
-        NestedTable::new(frames, npt::geometry(cpu::five_levels()))
+    fn stage2(frames: &'static Frames) -> Result<Stage2, Refusal> {
+        Extension::here().stage2(frames)
     }
 
     fn ram(bytes: u64) -> Vec<RamRange> {
@@ -56,10 +55,12 @@ impl Hardware for Svm {
         vm: &str,
         _ram_bytes: u64,
         entry: EntryState,
-        stage2: &NestedTable,
+        stage2: &Stage2,
     ) -> Result<(vcpu::Core, PcChipset), Refusal> {
-        let physical_bits = cpu::Features::read().physical_bits.min(npt::PHYSICAL_BITS);
-        let mut core = vcpu::Core::new(vm, stage2.root(), physical_bits);
+        let features = cpu::Features::read();
+        let extension = Extension::of(&features);
+        let physical_bits = features.physical_bits.min(extension.physical_bits());
+        let mut core = vcpu::Core::new(vm, extension, stage2.root(), physical_bits);
         core.hardware.start_at(&entry);
         Ok((core, PcChipset::new(time::unix_ns())?))
     }
@@ -94,7 +95,7 @@ impl Hardware for Svm {
 }
 
 impl Core for vcpu::Core {
-    type Pcpu = SvmPcpu;
+    type Pcpu = Pcpu;
     type Chipset = PcChipset;
     type Reason = Reason;
 
@@ -102,15 +103,16 @@ impl Core for vcpu::Core {
         self.msrs.was_paused(&self.clock, vm.memory);
     }
 
-    fn load(&mut self, _vm: &Vm<'_>, pcpu: &mut SvmPcpu) {
+    fn load(&mut self, _vm: &Vm<'_>, pcpu: &mut Pcpu) {
         self.hardware.load(pcpu);
-        // SAFETY: SVM's pCPU was enabled after extended state; the last turn here saved its own.
+        // SAFETY: the pCPU was enabled after extended state; the last turn here saved its own.
         unsafe { self.extended.load() };
     }
 
-    fn unload(&mut self, _vm: &Vm<'_>, _pcpu: &mut SvmPcpu) {
+    fn unload(&mut self, _vm: &Vm<'_>, pcpu: &mut Pcpu) {
         // SAFETY: loaded on this pCPU.
         unsafe { self.extended.save() };
+        self.hardware.unload(pcpu);
     }
 
     fn accept(&mut self, message: MsiMessage) {
@@ -145,7 +147,7 @@ impl Core for vcpu::Core {
         self.msrs.eoi.settle(&mut self.lapic, vm.memory);
     }
 
-    fn enter(&mut self, pcpu: &mut SvmPcpu, flush: bool) -> Reason {
+    fn enter(&mut self, pcpu: &mut Pcpu, flush: bool) -> Reason {
         self.hardware.enter(pcpu, flush)
     }
 

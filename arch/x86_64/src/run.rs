@@ -9,11 +9,11 @@ use pasidon_kernel::base::refusal::Refusal;
 use pasidon_kernel::irq::HostVector;
 use spin::Once;
 
-use crate::hardware::Svm;
+use crate::hardware::Pc;
 use crate::{interrupts, pcpu, vector};
 
 /// What every pCPU works on.
-pub type World = pasidon_arch_common::run::World<Svm>;
+pub type World = pasidon_arch_common::run::World<Pc>;
 
 static WORLD: Once<World> = Once::new();
 /// What interrupt handlers leave on this machine.

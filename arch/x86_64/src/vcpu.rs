@@ -8,16 +8,17 @@ use pasidon_arch_common::view::VmView;
 use pasidon_kernel::base::addr::HostPhys;
 use pasidon_kernel::memory::GuestMemory;
 
-use crate::backend::{Backend, Event, Window};
+use crate::backend::vcpu::Vcpu;
+use crate::backend::{Event, Window};
 use crate::emulate::{DecodeCache, Exception};
 use crate::extended::{Extended, ExtendedFeatures};
+use crate::extension::{ControlBlock, Extension};
 use crate::guest::chipset::PcChipset;
 use crate::guest::control::ControlPolicy;
 use crate::guest::cpuid::{CpuidConfig, CpuidPolicy};
 use crate::guest::lapic::LocalApic;
 use crate::guest::msr::Msrs;
 use crate::guest::pvclock::GuestClock;
-use crate::svm::SvmVcpu;
 use crate::time;
 
 /// The VM as a vCPU sees it.
@@ -26,7 +27,7 @@ pub type Vm<'a> = VmView<'a, PcChipset>;
 /// The part of a vCPU that only its pCPU touches.
 pub struct Core {
     /// The processor's part.
-    pub hardware: SvmVcpu,
+    pub hardware: Vcpu<ControlBlock>,
     /// Its local APIC.
     pub lapic: LocalApic,
     /// Its MSRs.
@@ -62,7 +63,7 @@ impl core::fmt::Debug for Core {
 
 impl Core {
     /// A vCPU after reset. `stage2` is the root of its VM's stage 2.
-    pub fn new(vm: &str, stage2: HostPhys, physical_bits: u8) -> Self {
+    pub fn new(vm: &str, extension: Extension, stage2: HostPhys, physical_bits: u8) -> Self {
         let tsc_offset = time::tsc().wrapping_neg();
         let features = ExtendedFeatures::detect();
         let config = CpuidConfig {
@@ -75,8 +76,9 @@ impl Core {
         };
         let cpuid =
             CpuidPolicy::new(&config, &|leaf, subleaf| core::arch::x86_64::__cpuid_count(leaf, subleaf));
+        let policy = ControlPolicy::new(&cpuid);
         Self {
-            hardware: SvmVcpu::new(stage2, tsc_offset, ControlPolicy::new(&cpuid)),
+            hardware: Vcpu::new(extension.control_block(stage2, tsc_offset, &policy), policy),
             lapic: LocalApic::new(0),
             msrs: Msrs::new(String::from(vm)),
             cpuid,
@@ -175,6 +177,7 @@ impl Core {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::guest::boot::{EntryMode, EntryState};
     use crate::guest::lapic::MSR_APIC_BASE;
     use pasidon_arch_common::testing::TestMemory;
 
@@ -186,11 +189,24 @@ mod tests {
 
     /// One that has interrupt 0x31 and an NMI waiting.
     fn core() -> Core {
-        let mut core = Core::new("alpha", STAGE2, 48);
+        let mut core = Core::new("alpha", Extension::Svm, STAGE2, 48);
         core.lapic.write_msr(MSR_APIC_BASE, X2APIC, 0).unwrap();
         core.lapic.write_msr(MSR_SVR, ENABLED, 0).unwrap();
         core.lapic.accept(0x31, false);
         core.nmi = true;
+        core.hardware.start_at(&EntryState {
+            mode: EntryMode::Protected32,
+            rip: 0,
+            rbx: 0,
+            rsi: 0,
+            cr0: 0x11,
+            cr3: 0,
+            cr4: 0,
+            efer: 0,
+            gdt: None,
+            cs: 8,
+            ds: 16,
+        });
         core
     }
 

@@ -1,22 +1,50 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! What a guest may write to CR4 and EFER.
+//! What a guest may write to CR0, CR4 and EFER.
 //!
 //! **Principle.** A bit belongs to a feature, and the guest may set it where its CPUID shows that feature; any other is
 //! reserved. So what is not in the allow-list of [`super::cpuid`] cannot be turned on either, and with it none of
 //! the registers that nobody switches between guests (PKRU, shadow stacks, user interrupts).
 //! **Invariant.** What passes here is accepted by the processor, in the state that was asked about.
 //!
-//! Source: AMD APM volume 2, 3.1.3 (CR4), 3.1.7 (EFER), 5.5.1 (PCID); APM volume 3, appendix E (CPUID).
+//! Source: AMD APM volume 2, 3.1.1 (CR0), 3.1.3 (CR4), 3.1.7 (EFER), 5.5.1 (PCID); APM volume 3, appendix E (CPUID);
+//! Intel SDM volume 2, "MOV—Move to/from Control Registers", volume 3, 5.4.1 (what loads PDPTEs).
 
 use bitflags::bitflags;
 
 use super::GeneralProtection;
 use super::cpuid::{CpuidPolicy, CpuidState};
 
-/// CR0.PG.
-const CR0_PG: u64 = 1 << 31;
 /// CR3 bits that hold the PCID.
 const CR3_PCID: u64 = 0xfff;
+
+bitflags! {
+    /// CR0. Whoever sets further bits of the low half finds them clear.
+    #[derive(Clone, Copy, PartialEq, Eq, Debug)]
+    pub struct Cr0: u64 {
+        /// Protection enabled.
+        const PE = 1 << 0;
+        /// Monitor coprocessor.
+        const MP = 1 << 1;
+        /// No coprocessor.
+        const EM = 1 << 2;
+        /// Task switched.
+        const TS = 1 << 3;
+        /// Extension type; always set.
+        const ET = 1 << 4;
+        /// Numeric errors are exceptions.
+        const NE = 1 << 5;
+        /// Read-only pages are so for the supervisor too.
+        const WP = 1 << 16;
+        /// RFLAGS.AC counts.
+        const AM = 1 << 18;
+        /// Not write-through.
+        const NW = 1 << 29;
+        /// Cache disabled.
+        const CD = 1 << 30;
+        /// Paging.
+        const PG = 1 << 31;
+    }
+}
 
 bitflags! {
     /// CR4, as far as guests may have it.
@@ -89,6 +117,7 @@ enum Register {
 const BASIC: u32 = 1;
 const STRUCTURED: u32 = 7;
 const EXTENDED: u32 = 0x8000_0001;
+const ADDRESS_SIZES: u32 = 0x8000_0008;
 
 /// CR4 bits and what they belong to.
 const CR4_FEATURES: [(Cr4, Feature); 14] = [
@@ -131,11 +160,31 @@ pub struct ControlState {
     pub efer: u64,
 }
 
+impl ControlState {
+    fn cr0_has(&self, bits: Cr0) -> bool {
+        self.cr0 & bits.bits() != 0
+    }
+
+    fn cr4_has(&self, bits: Cr4) -> bool {
+        self.cr4 & bits.bits() != 0
+    }
+
+    fn efer_has(&self, bits: Efer) -> bool {
+        self.efer & bits.bits() != 0
+    }
+
+    /// Whether page tables have three levels.
+    pub fn pages_by_pae(&self) -> bool {
+        self.cr0_has(Cr0::PG) && self.cr4_has(Cr4::PAE) && !self.efer_has(Efer::LMA)
+    }
+}
+
 /// What one vCPU may write.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct ControlPolicy {
     cr4: Cr4,
     efer: Efer,
+    physical_bits: u8,
 }
 
 impl ControlPolicy {
@@ -156,7 +205,48 @@ impl ControlPolicy {
         Self {
             cr4: cr4.fold(CR4_ALWAYS, |all, (bits, _)| all | *bits),
             efer: efer.fold(Efer::empty(), |all, (bits, _)| all | *bits),
+            physical_bits: cpuid.query(ADDRESS_SIZES, 0, &state).eax as u8,
         }
+    }
+
+    /// Bits of CR4 that the guest may have as it likes.
+    pub fn cr4_allowed(&self) -> Cr4 {
+        self.cr4
+    }
+
+    /// Bits of page-table entries that lie above a physical address.
+    pub fn above_physical(&self) -> u64 {
+        u64::MAX.checked_shl(self.physical_bits.into()).unwrap_or(0)
+    }
+
+    /// A write of CR0, by 64-bit code or other: the state that follows from it, EFER.LMA too.
+    ///
+    /// # Errors
+    /// When reserved bits are set, or a change is one that the mode does not allow.
+    pub fn cr0(
+        &self,
+        value: u64,
+        now: &ControlState,
+        is_64bit: bool,
+    ) -> Result<ControlState, GeneralProtection> {
+        if value > u64::from(u32::MAX) {
+            return Err(GeneralProtection);
+        }
+        let cr0 = Cr0::from_bits_truncate(value) | Cr0::ET;
+        let new = ControlState { cr0: cr0.bits(), ..*now };
+        let turns_on = new.cr0_has(Cr0::PG) && !now.cr0_has(Cr0::PG);
+        let turns_off = !new.cr0_has(Cr0::PG) && now.cr0_has(Cr0::PG);
+        let contradiction =
+            new.cr0_has(Cr0::PG) && !new.cr0_has(Cr0::PE) || new.cr0_has(Cr0::NW) && !new.cr0_has(Cr0::CD);
+        let long = now.efer_has(Efer::LME);
+        if contradiction
+            || turns_on && long && (!now.cr4_has(Cr4::PAE) || is_64bit)
+            || turns_off && (now.cr4_has(Cr4::PCIDE) || is_64bit)
+        {
+            return Err(GeneralProtection);
+        }
+        let active = if long && new.cr0_has(Cr0::PG) { Efer::LMA.bits() } else { 0 };
+        Ok(ControlState { efer: now.efer & !Efer::LMA.bits() | active, ..new })
     }
 
     /// A write of CR4.
@@ -165,8 +255,8 @@ impl ControlPolicy {
     /// When reserved bits are set, or a change is one that the mode does not allow.
     pub fn cr4(&self, value: u64, now: &ControlState) -> Result<Cr4, GeneralProtection> {
         let cr4 = Cr4::from_bits(value).filter(|bits| self.cr4.contains(*bits)).ok_or(GeneralProtection)?;
-        let long = now.efer & Efer::LMA.bits() != 0;
-        let turns_pcid_on = cr4.contains(Cr4::PCIDE) && now.cr4 & Cr4::PCIDE.bits() == 0;
+        let long = now.efer_has(Efer::LMA);
+        let turns_pcid_on = cr4.contains(Cr4::PCIDE) && !now.cr4_has(Cr4::PCIDE);
         if long && !cr4.contains(Cr4::PAE) || turns_pcid_on && !(long && now.cr3 & CR3_PCID == 0) {
             return Err(GeneralProtection);
         }
@@ -182,19 +272,28 @@ impl ControlPolicy {
             .filter(|bits| (self.efer | Efer::LMA).contains(*bits))
             .ok_or(GeneralProtection)?;
         let changed = value ^ now.efer;
-        let paging = now.cr0 & CR0_PG != 0;
-        if changed & Efer::LMA.bits() != 0 || paging && changed & Efer::LME.bits() != 0 {
+        if changed & Efer::LMA.bits() != 0 || now.cr0_has(Cr0::PG) && changed & Efer::LME.bits() != 0 {
             return Err(GeneralProtection);
         }
         Ok(efer)
     }
 }
 
-/// Whether translations that the processor holds may be wrong after this change of CR4 (APM 2, 5.5.2).
-pub fn changes_translations(old: u64, new: u64) -> bool {
+/// Whether translations that the processor holds may be wrong after this change (APM 2, 5.5.2).
+pub fn changes_translations(old: &ControlState, new: &ControlState) -> bool {
     const PAGING: Cr4 =
         Cr4::PSE.union(Cr4::PAE).union(Cr4::PGE).union(Cr4::PCIDE).union(Cr4::SMEP).union(Cr4::SMAP);
-    (old ^ new) & PAGING.bits() != 0
+    (old.cr4 ^ new.cr4) & PAGING.bits() != 0
+        || (old.cr0 ^ new.cr0) & Cr0::PG.bits() != 0
+        // Whether no-execute bits count is cached with translations.
+        || (old.efer ^ new.efer) & Efer::NXE.bits() != 0
+}
+
+/// Whether a processor that makes this change reads the top level of three-level page tables anew.
+pub fn reloads_pdptes(old: &ControlState, new: &ControlState) -> bool {
+    const CR0: Cr0 = Cr0::CD.union(Cr0::NW).union(Cr0::PG);
+    const CR4: Cr4 = Cr4::PAE.union(Cr4::PGE).union(Cr4::PSE).union(Cr4::SMEP);
+    new.pages_by_pae() && ((old.cr0 ^ new.cr0) & CR0.bits() != 0 || (old.cr4 ^ new.cr4) & CR4.bits() != 0)
 }
 
 #[cfg(test)]
@@ -218,6 +317,7 @@ pub(crate) mod tests {
         ControlPolicy::new(&CpuidPolicy::new(&config, &host))
     }
 
+    const CR0_PG: u64 = Cr0::PG.bits();
     const LONG: ControlState = ControlState { cr0: CR0_PG | 1, cr3: 0x1000, cr4: 0x20, efer: 0xd00 };
 
     #[test]
@@ -286,6 +386,58 @@ pub(crate) mod tests {
         assert!(policy.efer(0x900, &LONG).is_err(), "LMA as it is not");
         assert!(policy.efer(0xc00, &LONG).is_err(), "LME while it pages");
         assert!(policy.efer(0x901, &ControlState::default()).is_ok());
+    }
+
+    #[test]
+    fn cr0_is_written_as_on_a_processor() {
+        let policy = policy(true);
+        let write = |value, now: &ControlState, is_64bit| policy.cr0(value, now, is_64bit);
+        let real = ControlState { cr0: 0x10, ..ControlState::default() };
+        assert_eq!(write(1, &real, false).unwrap().cr0, 0x11, "ET stays");
+        assert_eq!(write(0x1ffa_ffc1, &real, false).unwrap().cr0, 0x11, "what does not exist is not kept");
+        for (value, name) in
+            [(1 << 32 | 1, "upper half"), (CR0_PG, "PG without PE"), (1 << 29, "NW without CD")]
+        {
+            assert_eq!(write(value, &real, false), Err(GeneralProtection), "{name}");
+        }
+        assert!(write(3 << 29, &real, false).is_ok(), "NW with CD");
+
+        let on = CR0_PG | 0x11;
+        let ready = ControlState { cr0: 0x11, cr4: 0x20, efer: 0x100, ..real };
+        assert_eq!(write(on, &ready, false), Ok(ControlState { cr0: on, efer: 0x500, ..ready }), "long mode");
+        assert!(write(on, &ControlState { cr4: 0, ..ready }, false).is_err(), "without PAE");
+        assert!(write(on, &ready, true).is_err(), "with a 64-bit segment");
+        let plain = ControlState { efer: 0, ..ready };
+        assert_eq!(write(on, &plain, false).unwrap().efer, 0, "no long mode");
+
+        let long = ControlState { cr0: on, efer: 0x500, ..ready };
+        assert_eq!(write(0x11, &long, false), Ok(ready), "from compatibility mode");
+        assert!(write(0x11, &long, true).is_err(), "from 64-bit code");
+        let pcid = ControlState { cr4: 0x2_0020, ..long };
+        assert!(write(0x11, &pcid, false).is_err(), "with PCIDs");
+        assert_eq!(write(on | 8, &long, true).unwrap().efer, 0x500);
+    }
+
+    #[test]
+    fn what_a_processor_reads_or_drops_by_itself_is_known() {
+        let pae = ControlState { cr0: CR0_PG | 1, cr3: 0, cr4: 0x20, efer: 0 };
+        let with = |cr0, cr4, efer| ControlState { cr0: pae.cr0 ^ cr0, cr4: pae.cr4 ^ cr4, efer, ..pae };
+        for (name, new, drops, reads) in [
+            ("nothing", pae, false, false),
+            ("CD", with(1 << 30, 0, 0), false, true),
+            ("TS", with(8, 0, 0), false, false),
+            ("PG off", with(CR0_PG, 0, 0), true, false),
+            ("PAE off", with(0, 0x20, 0), true, false),
+            ("PGE", with(0, 0x80, 0), true, true),
+            ("SMAP", with(0, 1 << 21, 0), true, false),
+            ("OSFXSR", with(0, 0x200, 0), false, false),
+            ("NXE", with(0, 0, 0x800), true, false),
+        ] {
+            assert_eq!(changes_translations(&pae, &new), drops, "{name}");
+            assert_eq!(reloads_pdptes(&pae, &new), reads, "{name}");
+        }
+        assert!(!reloads_pdptes(&LONG, &ControlState { cr4: 0xa0, ..LONG }), "four levels");
+        assert_eq!(policy(true).above_physical(), !((1 << 48) - 1));
     }
 
     proptest! {

@@ -9,16 +9,14 @@
 
 use core::arch::naked_asm;
 
-/// General registers in hardware order. RAX and RSP live in the VMCB; their places here are not used.
-pub type Gprs = [u64; 16];
-
-/// Runs the guest of the VMCB at physical address `vmcb` until #VMEXIT.
+/// Runs the guest of the VMCB at physical address `vmcb` until #VMEXIT. `registers` are in hardware order; RAX and RSP
+/// live in the VMCB, their places here are not used.
 ///
 /// # Safety
 /// Interrupts are disabled, EFER.SVME is set and VM_HSAVE_PA valid; `vmcb` is a VMCB whose tables belong to a
 /// guest, `host_vmcb` a page filled by [`save_host`] on this pCPU, and RAM is mapped at its physical address.
 #[unsafe(naked)]
-pub unsafe extern "sysv64" fn enter(vmcb: u64, registers: *mut Gprs, host_vmcb: u64) {
+pub unsafe extern "sysv64" fn enter(vmcb: u64, registers: *mut [u64; 16], host_vmcb: u64) {
     naked_asm!(
         "push rbp",
         "push rbx",

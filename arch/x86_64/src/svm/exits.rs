@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! From exit codes to reasons (APM 2, appendix C).
 
-use super::event::{ALIGNMENT_CHECK, DEBUG_EXCEPTION};
 use super::vmcb::{Vmcb, exit_code};
-use crate::backend::{IoExit, Reason};
+use crate::backend::event::{ALIGNMENT_CHECK, DEBUG_EXCEPTION};
+use crate::backend::{ControlRegister, IoExit, Reason};
 use crate::emulate::Fault;
 
 /// EXITINFO1 of a port access (APM 2, 15.10.2).
@@ -36,7 +36,8 @@ pub fn reason(vmcb: &Vmcb, decode_assists: bool) -> Reason {
     let control = &vmcb.control;
     match control.exit_code {
         exit_code::INTR | exit_code::NMI | exit_code::SMI | exit_code::INIT => Reason::HostInterrupt,
-        exit_code::CR4_READ | exit_code::CR4_WRITE => Reason::Cr4 {
+        exit_code::CR4_READ | exit_code::CR4_WRITE => Reason::Control {
+            register: ControlRegister::Cr4,
             write: control.exit_code == exit_code::CR4_WRITE,
             gpr: (decode_assists && control.exit_info1 & control::MOV != 0)
                 .then_some((control.exit_info1 & control::GPR) as u8),
@@ -117,7 +118,7 @@ mod tests {
         let mut vmcb = Vmcb::zeroed();
         vmcb.control.exit_code = exit_code::CR4_WRITE;
         vmcb.control.exit_info1 = control::MOV | 11;
-        let told = |gpr| Reason::Cr4 { write: true, gpr };
+        let told = |gpr| Reason::Control { register: ControlRegister::Cr4, write: true, gpr };
         assert_eq!(reason(&vmcb, true), told(Some(11)));
         assert_eq!(reason(&vmcb, false), told(None));
         vmcb.control.exit_info1 = 0;

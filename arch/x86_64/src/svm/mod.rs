@@ -12,7 +12,6 @@
 //! Source: AMD APM volume 2, chapter 15 "Secure Virtual Machine".
 
 mod enter;
-mod event;
 mod exits;
 mod nmi;
 pub mod npt;
@@ -24,63 +23,29 @@ use alloc::boxed::Box;
 
 use pasidon_kernel::base::addr::HostPhys;
 
-use crate::backend::{Backend, Event, Reason, Window};
+use crate::backend::vcpu::{DR6_RESET, DR7_RESET, PAT_RESET};
+use crate::backend::{Backend, Context, Reason, Window, event, segment};
 use crate::emulate::{CpuState, SegmentState};
-use crate::guest::boot::{EntryMode, EntryState};
-use crate::guest::control::{self, ControlPolicy, ControlState, Cr4, Efer};
+use crate::guest::boot::EntryState;
+use crate::guest::control::{ControlState, Cr4, Efer};
 
 use nmi::NmiGate;
 pub use pcpu::SvmPcpu;
 use pcpu::{Asid, Assists, EFER_SVME};
 use permissions::{IoPermissionMap, MsrPermissionMap};
-use vmcb::{Segment, Vmcb, event::VALID, intercept, vintr};
+use vmcb::{Segment, Vmcb, intercept, vintr};
 
-/// PAT after reset: WB, WT, UC-, UC, twice.
-const PAT_RESET: u64 = 0x0007_0406_0007_0406;
-/// RFLAGS bit 1, always set.
-const RFLAGS_FIXED: u64 = 1 << 1;
-/// RFLAGS.TF.
-const RFLAGS_TF: u64 = 1 << 8;
-/// RFLAGS.IF.
-const RFLAGS_IF: u64 = 1 << 9;
-/// RFLAGS.RF.
-const RFLAGS_RF: u64 = 1 << 16;
-const DR6_RESET: u64 = 0xffff_0ff0;
-/// DR6.BS: a single step.
-const DR6_BS: u64 = 1 << 14;
-const DR7_RESET: u64 = 0x400;
-/// DR7.GD: accesses to debug registers raise #DB. The processor clears it with every #DB.
-const DR7_GD: u64 = 1 << 13;
+/// Places of general registers that the VMCB holds.
+const RAX: usize = 0;
+const RSP: usize = 4;
 /// Nested paging on (VMCB offset 090h).
 const NP_ENABLE: u64 = 1;
 
-/// Segment attributes: type, S, DPL, P, AVL, L, D/B, G.
-mod attributes {
-    /// Long mode code.
-    pub const L: u16 = 1 << 9;
-    /// 32-bit.
-    pub const DB: u16 = 1 << 10;
-    /// Execute/read, accessed, code, present, 32-bit, 4 KiB units.
-    pub const CODE32: u16 = 0xc9b;
-    /// Execute/read, accessed, code, present, 64-bit, 4 KiB units.
-    pub const CODE64: u16 = 0xa9b;
-    /// Read/write, accessed, data, present, 32-bit, 4 KiB units.
-    pub const DATA: u16 = 0xc93;
-    /// Busy 32/64-bit task state segment.
-    pub const TSS: u16 = 0x8b;
-    /// Local descriptor table.
-    pub const LDT: u16 = 0x82;
-}
-
-/// Limit of a task state segment without an I/O map.
-const TSS_LIMIT: u32 = 0x67;
-/// One vCPU under SVM.
+/// The control block of one vCPU under SVM.
 pub struct SvmVcpu {
     vmcb: Box<Vmcb>,
-    registers: enter::Gprs,
     asid: Asid,
     assists: Assists,
-    control: ControlPolicy,
     /// CR4.MCE as the guest set it.
     machine_checks: bool,
     /// Translations are dropped at the next entry.
@@ -97,9 +62,9 @@ impl core::fmt::Debug for SvmVcpu {
 }
 
 impl SvmVcpu {
-    /// A vCPU whose guest-physical memory is the nested table at `stage2`, and that may write to control registers
-    /// what `policy` allows. `tsc_offset` is added to the TSC that the guest reads.
-    pub fn new(stage2: HostPhys, tsc_offset: u64, policy: ControlPolicy) -> Self {
+    /// For a vCPU whose guest-physical memory is the nested table at `stage2`. `tsc_offset` is added to the TSC that the
+    /// guest reads.
+    pub fn new(stage2: HostPhys, tsc_offset: u64) -> Self {
         let mut vmcb = Vmcb::zeroed();
         let io_map = IoPermissionMap::all();
         let msr_map = MsrPermissionMap::switched_only();
@@ -139,29 +104,14 @@ impl SvmVcpu {
         control.n_cr3 = stage2.0;
         Self {
             vmcb,
-            registers: [0; 16],
             asid: Asid::default(),
             assists: Assists::default(),
-            control: policy,
             machine_checks: false,
             flush: false,
             nmi: NmiGate::default(),
             _io_map: io_map,
             _msr_map: msr_map,
         }
-    }
-
-    /// What the last exit interrupted while it was being delivered is delivered again.
-    fn redeliver(&mut self) {
-        let control = &mut self.vmcb.control;
-        let info = control.exit_int_info;
-        control.exit_int_info = 0;
-        control.event_inj = event::redelivered(info).unwrap_or(0);
-    }
-
-    fn control_state(&self) -> ControlState {
-        let save = &self.vmcb.save;
-        ControlState { cr0: save.cr0, cr3: save.cr3, cr4: self.cr4(), efer: self.efer() }
     }
 
     /// Writes CR4 as the guest wants it.
@@ -175,13 +125,9 @@ fn segment_state(segment: &Segment) -> SegmentState {
     SegmentState {
         base: segment.base,
         limit: segment.limit,
-        long: segment.attributes & attributes::L != 0,
-        big: segment.attributes & attributes::DB != 0,
+        long: segment.attributes & segment::L != 0,
+        big: segment.attributes & segment::DB != 0,
     }
-}
-
-const fn flat(selector: u16, attributes: u16) -> Segment {
-    Segment { selector, attributes, limit: u32::MAX, base: 0 }
 }
 
 impl Backend for SvmVcpu {
@@ -189,30 +135,28 @@ impl Backend for SvmVcpu {
 
     fn start_at(&mut self, entry: &EntryState) {
         let save = &mut self.vmcb.save;
-        let code = match entry.mode {
-            EntryMode::Protected32 => attributes::CODE32,
-            EntryMode::Long64 => attributes::CODE64,
+        let segment = |segment: segment::Segment| Segment {
+            selector: segment.selector,
+            attributes: segment.attributes,
+            limit: segment.limit,
+            base: segment.base,
         };
-        save.cs = flat(entry.cs, code);
-        for segment in [&mut save.ds, &mut save.es, &mut save.ss, &mut save.fs, &mut save.gs] {
-            *segment = flat(entry.ds, attributes::DATA);
+        save.cs = segment(segment::code(entry));
+        for data in [&mut save.ds, &mut save.es, &mut save.ss, &mut save.fs, &mut save.gs] {
+            *data = segment(segment::data(entry));
         }
-        save.tr = Segment { selector: 0, attributes: attributes::TSS, limit: TSS_LIMIT, base: 0 };
-        save.ldtr = Segment { selector: 0, attributes: attributes::LDT, limit: 0, base: 0 };
+        save.tr = segment(segment::TASK);
+        save.ldtr = segment(segment::NO_LDT);
         let (base, limit) = entry.gdt.unwrap_or((0, 0));
         save.gdtr = Segment { base, limit: limit.into(), ..Segment::default() };
+        save.idtr = Segment::default();
         save.cr0 = entry.cr0;
         save.cr3 = entry.cr3;
         save.efer = entry.efer | EFER_SVME;
         save.dr6 = DR6_RESET;
         save.dr7 = DR7_RESET;
-        save.rflags = RFLAGS_FIXED;
-        save.rip = entry.rip;
         save.g_pat = PAT_RESET;
         self.put_cr4(entry.cr4);
-        self.registers = [0; 16];
-        self.set_gpr(3, entry.rbx);
-        self.set_gpr(6, entry.rsi);
     }
 
     fn load(&mut self, pcpu: &mut SvmPcpu) {
@@ -221,19 +165,30 @@ impl Backend for SvmVcpu {
         self.assists = pcpu.assists;
     }
 
-    fn enter(&mut self, pcpu: &mut SvmPcpu, flush: bool) -> Reason {
-        let control = &mut self.vmcb.control;
+    fn unload(&mut self, _pcpu: &mut SvmPcpu) {}
+
+    fn enter(&mut self, pcpu: &mut SvmPcpu, context: &mut Context, flush: bool) -> Reason {
+        let Vmcb { control, save } = &mut *self.vmcb;
         control.tlb_control = pcpu.take_tlb_control(flush | core::mem::take(&mut self.flush));
         // Nothing is cached between entries: the control block was changed in many places.
         control.clean_bits = 0;
+        control.event_inj = context.event.take().map_or(0, event::encode);
+        save.rax = context.gpr[RAX];
+        save.rsp = context.gpr[RSP];
+        save.rip = context.rip;
+        save.rflags = context.rflags;
         let vmcb = core::ptr::from_mut(&mut *self.vmcb) as u64;
         // SAFETY: `pcpu` exists only where SVM is on for this pCPU and holds its host VMCB; interrupts are
         // disabled here always; memory is mapped at its physical address, so the pointer is one.
-        unsafe { enter::enter(vmcb, &raw mut self.registers, pcpu.host_vmcb.0) };
+        unsafe { enter::enter(vmcb, &raw mut context.gpr, pcpu.host_vmcb.0) };
+        let Vmcb { control, save } = &mut *self.vmcb;
+        context.gpr[RAX] = save.rax;
+        context.gpr[RSP] = save.rsp;
+        context.rip = save.rip;
+        context.rflags = save.rflags;
         // An event that was delivered is gone; one whose delivery was cut short is in EXITINTINFO.
-        self.vmcb.control.event_inj = 0;
-        self.redeliver();
-        if self.nmi.left(&mut self.vmcb) {
+        context.event = event::redelivered(control.exit_int_info);
+        if self.nmi.left(&mut self.vmcb, context) {
             return Reason::InterruptWindow;
         }
         let reason = exits::reason(&self.vmcb, self.assists.decode);
@@ -244,19 +199,16 @@ impl Backend for SvmVcpu {
         reason
     }
 
-    fn state(&self) -> CpuState {
+    fn state(&self, context: &Context) -> CpuState {
         let save = &self.vmcb.save;
-        let mut gpr = self.registers;
-        gpr[0] = save.rax;
-        gpr[4] = save.rsp;
         CpuState {
-            gpr,
-            rip: save.rip,
-            rflags: save.rflags,
+            gpr: context.gpr,
+            rip: context.rip,
+            rflags: context.rflags,
             cr0: save.cr0,
             cr3: save.cr3,
             cr4: self.cr4(),
-            efer: save.efer,
+            efer: save.efer & !EFER_SVME,
             cpl: save.cpl,
             cs: segment_state(&save.cs),
             ss: segment_state(&save.ss),
@@ -267,32 +219,7 @@ impl Backend for SvmVcpu {
         }
     }
 
-    fn set_state(&mut self, state: &CpuState) {
-        self.registers = state.gpr;
-        let save = &mut self.vmcb.save;
-        save.rax = state.gpr[0];
-        save.rsp = state.gpr[4];
-        save.rip = state.rip;
-        save.rflags = state.rflags;
-    }
-
-    fn gpr(&self, index: usize) -> u64 {
-        match index {
-            0 => self.vmcb.save.rax,
-            4 => self.vmcb.save.rsp,
-            _ => self.registers[index & 15],
-        }
-    }
-
-    fn set_gpr(&mut self, index: usize, value: u64) {
-        match index {
-            0 => self.vmcb.save.rax = value,
-            4 => self.vmcb.save.rsp = value,
-            _ => self.registers[index & 15] = value,
-        }
-    }
-
-    fn known_length(&self) -> Option<u8> {
+    fn known_length(&self, context: &Context) -> Option<u8> {
         let control = &self.vmcb.control;
         let next = if control.exit_code == vmcb::exit_code::IOIO {
             control.exit_info2
@@ -301,74 +228,36 @@ impl Backend for SvmVcpu {
         } else {
             return None;
         };
-        u8::try_from(next.wrapping_sub(self.vmcb.save.rip)).ok().filter(|length| (1..=15).contains(length))
+        u8::try_from(next.wrapping_sub(context.rip)).ok().filter(|length| (1..=15).contains(length))
     }
 
-    fn skip(&mut self, length: u8) {
-        let save = &mut self.vmcb.save;
-        let next = save.rip.wrapping_add(length.into());
-        save.rip = if save.cs.attributes & attributes::L != 0 && save.efer & Efer::LMA.bits() != 0 {
-            next
-        } else {
-            next & u64::from(u32::MAX)
-        };
-        save.rflags &= !RFLAGS_RF;
-        self.retire();
+    fn is_64bit(&self) -> bool {
+        let save = &self.vmcb.save;
+        save.cs.attributes & segment::L != 0 && save.efer & Efer::LMA.bits() != 0
     }
 
-    fn retire(&mut self) {
-        let Vmcb { control, save } = &mut *self.vmcb;
-        control.interrupt_shadow = 0;
-        if save.rflags & RFLAGS_TF != 0 {
-            save.dr6 |= DR6_BS;
-            self.inject(Event::Exception(event::DEBUG_EXCEPTION));
-        }
+    fn shadow(&self) -> bool {
+        self.vmcb.control.interrupt_shadow & 1 != 0
     }
 
-    fn interruptible(&self) -> bool {
-        self.vmcb.save.rflags & RFLAGS_IF != 0
-            && self.vmcb.control.interrupt_shadow & 1 == 0
-            && !self.has_event()
+    fn end_shadow(&mut self) {
+        self.vmcb.control.interrupt_shadow = 0;
     }
 
-    fn has_event(&self) -> bool {
-        self.vmcb.control.event_inj & VALID != 0
+    fn close_nmi(&mut self) {
+        self.nmi.close(&mut self.vmcb);
     }
 
-    fn inject(&mut self, event: Event) {
-        match event {
-            Event::Interrupt(_) => {}
-            Event::Nmi => self.nmi.close(&mut self.vmcb),
-            Event::Exception(exception) => {
-                let save = &mut self.vmcb.save;
-                if let Some(cr2) = exception.cr2 {
-                    save.cr2 = cr2;
-                }
-                if event::is_fault(exception.vector) {
-                    save.rflags |= RFLAGS_RF;
-                }
-                if exception == event::DEBUG_EXCEPTION {
-                    save.dr7 &= !DR7_GD;
-                }
-            }
-        }
-        self.vmcb.control.event_inj = event::encode(event);
-    }
-
-    fn take_event(&mut self) -> Option<Event> {
-        let event = event::decode(core::mem::take(&mut self.vmcb.control.event_inj));
-        if event == Some(Event::Nmi) {
-            self.nmi.reopen(&mut self.vmcb);
-        }
-        event
+    fn reopen_nmi(&mut self) {
+        self.nmi.reopen(&mut self.vmcb);
     }
 
     fn nmi_open(&self) -> bool {
         self.nmi == NmiGate::Open
     }
 
-    fn hasten_nmi(&mut self) -> bool {
-        self.nmi.hasten(&mut self.vmcb)
+    fn hasten_nmi(&mut self, context: &mut Context) -> bool {
+        self.nmi.hasten(&mut self.vmcb, context)
     }
 
     fn request_window(&mut self, window: Option<Window>) {
@@ -397,12 +286,32 @@ impl Backend for SvmVcpu {
         self.vmcb.control.tsc_offset = offset;
     }
 
-    fn rip(&self) -> u64 {
-        self.vmcb.save.rip
-    }
-
     fn cr2(&self) -> u64 {
         self.vmcb.save.cr2
+    }
+
+    fn set_cr2(&mut self, value: u64) {
+        self.vmcb.save.cr2 = value;
+    }
+
+    fn dr6(&self) -> u64 {
+        self.vmcb.save.dr6
+    }
+
+    fn set_dr6(&mut self, value: u64) {
+        self.vmcb.save.dr6 = value;
+    }
+
+    fn dr7(&self) -> u64 {
+        self.vmcb.save.dr7
+    }
+
+    fn set_dr7(&mut self, value: u64) {
+        self.vmcb.save.dr7 = value;
+    }
+
+    fn cpl(&self) -> u8 {
+        self.vmcb.save.cpl
     }
 
     fn cr4(&self) -> u64 {
@@ -410,50 +319,35 @@ impl Backend for SvmVcpu {
         self.vmcb.save.cr4 & !mce | if self.machine_checks { mce } else { 0 }
     }
 
-    fn set_cr4(&mut self, value: u64) -> bool {
-        let old = self.cr4();
-        let Ok(cr4) = self.control.cr4(value, &self.control_state()) else {
-            return false;
-        };
-        self.put_cr4(cr4.bits());
-        self.flush |= control::changes_translations(old, value);
-        true
+    fn control(&self) -> ControlState {
+        let save = &self.vmcb.save;
+        ControlState { cr0: save.cr0, cr3: save.cr3, cr4: self.cr4(), efer: save.efer & !EFER_SVME }
     }
 
-    fn cpl(&self) -> u8 {
-        self.vmcb.save.cpl
+    fn set_control(&mut self, value: &ControlState, flush: bool) {
+        self.vmcb.save.cr0 = value.cr0;
+        self.put_cr4(value.cr4);
+        self.vmcb.save.efer = value.efer | EFER_SVME;
+        self.flush |= flush;
     }
 
-    fn efer(&self) -> u64 {
-        self.vmcb.save.efer & !EFER_SVME
+    fn holds_pdptes(&self) -> bool {
+        false
     }
 
-    fn set_efer(&mut self, value: u64) -> bool {
-        let Ok(efer) = self.control.efer(value, &self.control_state()) else {
-            return false;
-        };
-        // Whether no-execute bits count is cached with translations.
-        self.flush |= (value ^ self.vmcb.save.efer) & Efer::NXE.bits() != 0;
-        self.vmcb.save.efer = efer.bits() | EFER_SVME;
-        true
-    }
+    fn set_pdptes(&mut self, _entries: [u64; 4]) {}
 
     fn pat(&self) -> u64 {
         self.vmcb.save.g_pat
     }
 
-    fn set_pat(&mut self, value: u64) -> bool {
-        // UC, WC, WT, WP, WB, UC- (APM 2, table 7-9).
-        let valid = value.to_le_bytes().iter().all(|kind| matches!(kind, 0 | 1 | 4..=7));
-        if valid {
-            self.vmcb.save.g_pat = value;
-        }
-        valid
+    fn set_pat(&mut self, value: u64) {
+        self.vmcb.save.g_pat = value;
     }
 
-    fn last_exit(&self) -> [u64; 4] {
+    fn last_exit(&self) -> [u64; 3] {
         let control = &self.vmcb.control;
-        [control.exit_code, control.exit_info1, control.exit_info2, self.vmcb.save.rip]
+        [control.exit_code, control.exit_info1, control.exit_info2]
     }
 }
 

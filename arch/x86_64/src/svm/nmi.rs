@@ -8,8 +8,10 @@
 //!
 //! Source: AMD APM volume 2, 8.2.3 "NMI", 15.9 (IRET intercept), 13.1.1 (DR6).
 
+use super::RSP;
 use super::vmcb::{Vmcb, exit_code, intercept};
-use super::{DR6_BS, RFLAGS_TF};
+use crate::backend::Context;
+use crate::backend::vcpu::{DR6_BS, RFLAGS_TF};
 
 /// Whether an NMI can be delivered.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -45,30 +47,31 @@ impl NmiGate {
 
     /// An NMI waits: has the guest stop as soon as it can be delivered. Returns whether that is after the next
     /// instruction, before which nothing else must be delivered.
-    pub fn hasten(&mut self, vmcb: &mut Vmcb) -> bool {
+    pub fn hasten(&mut self, vmcb: &mut Vmcb, context: &mut Context) -> bool {
         let Self::Returning { step, .. } = self else {
             return false;
         };
         let save = &mut vmcb.save;
-        if save.rflags & RFLAGS_TF == 0 {
+        if context.rflags & RFLAGS_TF == 0 {
             *step = Some(save.dr6);
             save.dr6 &= !DR6_BS;
-            save.rflags |= RFLAGS_TF;
+            context.rflags |= RFLAGS_TF;
         }
         true
     }
 
     /// The guest stopped. Returns whether that was for this gate only, and means nothing else.
-    pub fn left(&mut self, vmcb: &mut Vmcb) -> bool {
+    pub fn left(&mut self, vmcb: &mut Vmcb, context: &Context) -> bool {
         let save = &mut vmcb.save;
         let code = vmcb.control.exit_code;
+        let now = (context.rip, context.gpr[RSP]);
         match *self {
             Self::Closed if code == exit_code::IRET => {
                 vmcb.control.intercept_misc1 &= !intercept::IRET;
-                *self = Self::Returning { rip: save.rip, rsp: save.rsp, step: None };
+                *self = Self::Returning { rip: now.0, rsp: now.1, step: None };
                 true
             }
-            Self::Returning { rip, rsp, step } if (rip, rsp) != (save.rip, save.rsp) => {
+            Self::Returning { rip, rsp, step } if (rip, rsp) != now => {
                 *self = Self::Open;
                 let Some(before) = step else { return false };
                 let stepped = code == exit_code::EXCEPTION_DB && save.dr6 & DR6_BS != 0;
@@ -90,62 +93,62 @@ mod tests {
     const DR6: u64 = 0xffff_0ff0;
 
     /// A guest at the IRET of its handler.
-    fn at_iret() -> (alloc::boxed::Box<Vmcb>, NmiGate) {
-        let mut vmcb = Vmcb::zeroed();
+    fn at_iret() -> (alloc::boxed::Box<Vmcb>, Context, NmiGate) {
+        let (mut vmcb, mut context) = (Vmcb::zeroed(), Context::default());
         let mut gate = NmiGate::default();
         gate.close(&mut vmcb);
         assert_ne!(vmcb.control.intercept_misc1 & intercept::IRET, 0);
-        assert!(!gate.hasten(&mut vmcb), "the handler has to come to its IRET first");
-        vmcb.save.rip = RIP;
+        assert!(!gate.hasten(&mut vmcb, &mut context), "the handler has to come to its IRET first");
+        context.rip = RIP;
         vmcb.save.dr6 = DR6;
         vmcb.control.exit_code = exit_code::CPUID;
-        assert!(!gate.left(&mut vmcb));
+        assert!(!gate.left(&mut vmcb, &context));
         assert_eq!(gate, NmiGate::Closed);
         vmcb.control.exit_code = exit_code::IRET;
-        assert!(gate.left(&mut vmcb));
+        assert!(gate.left(&mut vmcb, &context));
         assert_eq!(vmcb.control.intercept_misc1 & intercept::IRET, 0, "or it came for ever");
-        (vmcb, gate)
+        (vmcb, context, gate)
     }
 
     #[test]
     fn the_gate_opens_behind_the_iret_and_not_before() {
-        let (mut vmcb, mut gate) = at_iret();
+        let (mut vmcb, mut context, mut gate) = at_iret();
         vmcb.control.exit_code = exit_code::INTR;
-        assert!(!gate.left(&mut vmcb));
+        assert!(!gate.left(&mut vmcb, &context));
         assert_ne!(gate, NmiGate::Open, "the IRET has not been carried out yet");
-        vmcb.save.rsp += 40;
-        assert!(!gate.left(&mut vmcb));
+        context.gpr[RSP] += 40;
+        assert!(!gate.left(&mut vmcb, &context));
         assert_eq!(gate, NmiGate::Open);
     }
 
     #[test]
     fn a_waiting_nmi_steps_over_the_iret_and_the_guest_does_not_notice() {
-        let (mut vmcb, mut gate) = at_iret();
-        assert!(gate.hasten(&mut vmcb) && gate.hasten(&mut vmcb));
-        assert_ne!(vmcb.save.rflags & RFLAGS_TF, 0);
+        let (mut vmcb, mut context, mut gate) = at_iret();
+        assert!(gate.hasten(&mut vmcb, &mut context) && gate.hasten(&mut vmcb, &mut context));
+        assert_ne!(context.rflags & RFLAGS_TF, 0);
         // IRET loads the flags from the stack.
-        vmcb.save.rflags = 2;
-        (vmcb.save.rip, vmcb.save.dr6) = (0x2000, DR6 | DR6_BS);
+        context.rflags = 2;
+        (context.rip, vmcb.save.dr6) = (0x2000, DR6 | DR6_BS);
         vmcb.control.exit_code = exit_code::EXCEPTION_DB;
-        assert!(gate.left(&mut vmcb));
+        assert!(gate.left(&mut vmcb, &context));
         assert_eq!((gate, vmcb.save.dr6), (NmiGate::Open, DR6));
     }
 
     #[test]
     fn a_breakpoint_in_that_step_is_the_guests() {
-        let (mut vmcb, mut gate) = at_iret();
-        assert!(gate.hasten(&mut vmcb));
-        (vmcb.save.rip, vmcb.save.dr6) = (0x2000, DR6 | DR6_BS | 1);
+        let (mut vmcb, mut context, mut gate) = at_iret();
+        assert!(gate.hasten(&mut vmcb, &mut context));
+        (context.rip, vmcb.save.dr6) = (0x2000, DR6 | DR6_BS | 1);
         vmcb.control.exit_code = exit_code::EXCEPTION_DB;
-        assert!(!gate.left(&mut vmcb));
+        assert!(!gate.left(&mut vmcb, &context));
         assert_eq!(vmcb.save.dr6, DR6 | 1);
 
-        let (mut vmcb, mut gate) = at_iret();
-        vmcb.save.rflags = RFLAGS_TF;
-        assert!(gate.hasten(&mut vmcb));
-        (vmcb.save.rip, vmcb.save.dr6) = (0x2000, DR6 | DR6_BS);
+        let (mut vmcb, mut context, mut gate) = at_iret();
+        context.rflags = RFLAGS_TF;
+        assert!(gate.hasten(&mut vmcb, &mut context));
+        (context.rip, vmcb.save.dr6) = (0x2000, DR6 | DR6_BS);
         vmcb.control.exit_code = exit_code::EXCEPTION_DB;
-        assert!(!gate.left(&mut vmcb), "the guest steps itself");
+        assert!(!gate.left(&mut vmcb, &context), "the guest steps itself");
         assert_eq!(vmcb.save.dr6, DR6 | DR6_BS);
     }
 }

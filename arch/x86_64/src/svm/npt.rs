@@ -8,7 +8,7 @@
 //! Source: AMD APM volume 2, 15.25 "Nested Paging", 15.25.3 (the host's paging mode), 5.4. Nested walks count as user
 //! accesses, so every level has the U bit.
 
-use pasidon_arch_common::stage2::{Content, LEAF_LEVELS, Tables};
+use pasidon_arch_common::stage2::{Content, LEAF_LEVELS};
 use pasidon_kernel::base::addr::HostPhys;
 use pasidon_kernel::memory::page_table::{Entry, Format, Geometry};
 
@@ -27,14 +27,11 @@ const DEVICE: u64 = TABLE | WRITE_THROUGH | CACHE_DISABLE | NO_EXECUTE;
 /// Bits of a guest-physical address that the tables translate, whatever the host walks.
 pub const PHYSICAL_BITS: u8 = 48;
 
-/// The nested page table of one VM.
-pub type NestedTable = Tables<Nested>;
-
 /// The form for a host that walks four levels, or `five`.
-pub const fn geometry(five: bool) -> Geometry<Nested> {
+pub const fn geometry<F: Copy>(format: F, five: bool) -> Geometry<F> {
     let levels = if five { 5 } else { 4 };
     let (address_bits, leaf_levels) = (PHYSICAL_BITS, LEAF_LEVELS);
-    Geometry { levels, address_bits, host_bits: 52, leaf_levels, format: Nested }
+    Geometry { levels, address_bits, host_bits: 52, leaf_levels, format }
 }
 
 /// Entries of nested page tables.
@@ -85,6 +82,7 @@ mod tests {
     use super::*;
     use alloc::boxed::Box;
     use pasidon_arch_common::hardware::Stage2;
+    use pasidon_arch_common::stage2::Tables;
     use pasidon_kernel::base::addr::{GuestPhys, LARGE_PAGE_SIZE};
     use pasidon_kernel::base::id::VmId;
     use pasidon_kernel::memory::frames::Frames;
@@ -104,7 +102,7 @@ mod tests {
         assert_eq!(Nested.decode(0x20_00e7, 2), Entry::Leaf(HostPhys(0x20_0000), ram), "accessed, dirty");
         assert_eq!(Nested.decode(0x8000_0000_e000_001f, 1), Entry::Leaf(HostPhys(0xe000_0000), device));
         assert_eq!(Nested.decode(0x20_0086, 2), Entry::Nothing);
-        assert_eq!(geometry(true).end(), 1 << 48);
+        assert_eq!(geometry(Nested, true).end(), 1 << 48);
     }
 
     /// Where a processor finds `guest` that walks so many levels, as it does it: by the bits, whatever the tables were
@@ -114,7 +112,7 @@ mod tests {
         for level in (0..levels).rev() {
             let shift = 12 + 9 * level;
             let index = (guest >> shift) & 511;
-            // SAFETY: a table that `NestedTable` made in this test's memory.
+            // SAFETY: a table that `Tables` made in this test's memory.
             entry = unsafe { ((entry & ADDRESS) as *const u64).wrapping_add(index as usize).read() };
             if entry & PRESENT == 0 {
                 return None;
@@ -137,7 +135,7 @@ mod tests {
         let frames: &'static Frames = Box::leak(Box::new(Frames::new([(HostPhys(start), len)])));
         let before = frames.counts();
         for (five, levels) in [(false, 4), (true, 5)] {
-            let mut table = NestedTable::new(frames, geometry(five)).unwrap();
+            let mut table = Tables::new(frames, geometry(Nested, five)).unwrap();
             // Only named, never touched.
             let host = Frames::new([(HostPhys(HOST), RAM)]);
             let taken = host.allocate_guest(RAM).unwrap().scrub(&mut |_, _| {});
@@ -150,7 +148,7 @@ mod tests {
             assert_eq!(reached(0xe000_0010), Some(0xd000_0010));
             for beyond in [RAM, 0x3000_0000, 1 << 30, 1 << 39, 1 << 48] {
                 // What four levels do not translate they do not look at.
-                if levels == 5 || beyond < geometry(five).end() {
+                if levels == 5 || beyond < geometry(Nested, five).end() {
                     assert_eq!(reached(beyond), None, "{levels} levels, {beyond:#x}");
                 }
             }
@@ -166,7 +164,7 @@ mod tests {
             steps in prop::collection::vec(any::<[u64; 6]>(), 1..24),
             five in any::<bool>(),
         ) {
-            equals_a_plain_map(geometry(five), &[Content::Ram, Content::Device], &steps);
+            equals_a_plain_map(geometry(Nested, five), &[Content::Ram, Content::Device], &steps);
         }
     }
 }

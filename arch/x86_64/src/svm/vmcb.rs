@@ -162,24 +162,6 @@ pub mod vintr {
     pub const V_TPR: u64 = 0xf;
 }
 
-/// Bits of EVENTINJ and EXITINTINFO (APM 2, 15.20).
-pub mod event {
-    /// External interrupt.
-    pub const TYPE_INTR: u64 = 0 << 8;
-    /// NMI.
-    pub const TYPE_NMI: u64 = 2 << 8;
-    /// Exception.
-    pub const TYPE_EXCEPTION: u64 = 3 << 8;
-    /// Software interrupt (INTn).
-    pub const TYPE_SOFTWARE: u64 = 4 << 8;
-    /// Mask of the type.
-    pub const TYPE_MASK: u64 = 7 << 8;
-    /// An error code (bits 63:32) is pushed.
-    pub const ERROR_CODE: u64 = 1 << 11;
-    /// The event is valid.
-    pub const VALID: u64 = 1 << 31;
-}
-
 /// A segment register as the VMCB holds it.
 #[derive(Clone, Copy, Debug, Default)]
 #[repr(C)]
@@ -233,12 +215,12 @@ pub struct Control {
     pub exit_info1: u64,
     /// Second word about the exit.
     pub exit_info2: u64,
-    /// Event under delivery when the exit came ([`event`]).
+    /// Event under delivery when the exit came ([`crate::backend::event`]).
     pub exit_int_info: u64,
     /// Bit 0: nested paging.
     pub nested_ctl: u64,
     reserved_098: [u8; 0xa8 - 0x98],
-    /// Event to deliver at VMRUN ([`event`]).
+    /// Event to deliver at VMRUN ([`crate::backend::event`]).
     pub event_inj: u64,
     /// Host-physical address of the nested page table.
     pub n_cr3: u64,

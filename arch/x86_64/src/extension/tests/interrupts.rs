@@ -1,27 +1,37 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Interrupts of the host's while a guest runs, and at every instruction on the way in and out.
 
-use super::super::{RFLAGS_FIXED, RFLAGS_IF};
-use super::guest::{CODE, Guest, Rig};
-use crate::backend::{Backend, Reason};
+use super::guest::{CODE, Guest, Rig, loaded};
+use crate::backend::Reason;
+use crate::backend::vcpu::{RFLAGS_FIXED, RFLAGS_IF};
+use crate::extension::Extension;
 use crate::time;
+
+super::on_both! {
+    an_interrupt_ends_the_guest_whether_it_has_them_on_or_off,
+    one_that_waits_already_lets_no_instruction_of_the_guest_pass,
+    an_nmi_ends_the_guest_and_is_taken_before_the_exit_is_looked_at,
+    an_interrupt_is_taken_once_wherever_it_comes,
+    an_nmi_is_taken_once_wherever_it_comes,
+}
 
 const VECTOR: u8 = 0x51;
 const NMI: u8 = 2;
+/// More instructions than it takes to the guest's first one.
+const LATER: u64 = 100_000;
 
 /// Counts in RAX, for ever: inc rax; jmp to it.
 const COUNTER: [u8; 5] = [0x48, 0xff, 0xc0, 0xeb, 0xfb];
 /// cpuid; jmp to it
 const CALLER: [u8; 4] = [0x0f, 0xa2, 0xeb, 0xfc];
 
-#[test]
-fn an_interrupt_ends_the_guest_whether_it_has_them_on_or_off() {
-    let mut machine = Rig::new();
+fn an_interrupt_ends_the_guest_whether_it_has_them_on_or_off(extension: Extension) {
+    let mut machine = Rig::new(extension);
     for rflags in [RFLAGS_FIXED, RFLAGS_FIXED | RFLAGS_IF] {
-        let mut guest = Guest::new(&COUNTER);
-        guest.vcpu.vmcb.save.rflags = rflags;
+        let mut guest = Guest::new(extension, &COUNTER);
+        guest.set_rflags(rflags);
         let before = machine.processor.taken(VECTOR);
-        machine.processor.interrupt(VECTOR, 5000);
+        machine.processor.interrupt(VECTOR, LATER);
         assert_eq!(machine.enter(&mut guest), Reason::HostInterrupt);
         assert!(guest.vcpu.gpr(0) > 1000, "it ran until then");
         assert_eq!(
@@ -34,28 +44,26 @@ fn an_interrupt_ends_the_guest_whether_it_has_them_on_or_off() {
     }
 }
 
-#[test]
-fn one_that_waits_already_lets_no_instruction_of_the_guest_pass() {
-    let mut machine = Rig::new();
-    let mut guest = Guest::new(&COUNTER);
+fn one_that_waits_already_lets_no_instruction_of_the_guest_pass(extension: Extension) {
+    let mut machine = Rig::new(extension);
+    let mut guest = Guest::new(extension, &COUNTER);
     machine.processor.interrupt(VECTOR, 0);
     assert_eq!(machine.enter(&mut guest), Reason::HostInterrupt);
     assert_eq!((guest.vcpu.rip(), guest.vcpu.gpr(0)), (CODE, 0));
 }
 
-#[test]
-fn an_nmi_ends_the_guest_and_is_taken_before_the_exit_is_looked_at() {
-    let mut machine = Rig::new();
-    let mut guest = Guest::new(&COUNTER);
-    machine.processor.nmi(5000);
+fn an_nmi_ends_the_guest_and_is_taken_before_the_exit_is_looked_at(extension: Extension) {
+    let mut machine = Rig::new(extension);
+    let mut guest = Guest::new(extension, &COUNTER);
+    machine.processor.nmi(LATER);
     assert_eq!(machine.enter(&mut guest), Reason::HostInterrupt);
     assert_eq!(machine.processor.taken(NMI), 1);
 }
 
 /// Enters a guest again and again while `request` asks for something after each number of instructions.
-fn at_every_instruction(vector: u8, request: impl Fn(&mut Rig, u64)) {
-    let mut machine = Rig::new();
-    let mut guest = Guest::new(&CALLER);
+fn at_every_instruction(extension: Extension, vector: u8, request: impl Fn(&mut Rig, u64)) {
+    let mut machine = Rig::new(extension);
+    let mut guest = Guest::new(extension, &CALLER);
     // More instructions than two rounds take. The TSC counts them.
     for after in 1..1000 {
         request(&mut machine, after);
@@ -63,31 +71,28 @@ fn at_every_instruction(vector: u8, request: impl Fn(&mut Rig, u64)) {
         let rounds = machine.processor.run(|| {
             let (begin, mut calls) = (time::tsc(), 0);
             while calls < 3 || time::tsc() - begin <= after {
-                vcpu.load(pcpu);
-                match vcpu.enter(pcpu, false) {
+                loaded(vcpu, pcpu, |vcpu, pcpu| match vcpu.enter(pcpu, false) {
                     Reason::Cpuid => {
                         calls += 1;
                         vcpu.skip(2);
                     }
                     Reason::HostInterrupt => {}
-                    other => panic!("{other:?} after {after} instructions"),
-                }
+                    other => panic!("{other:x?} after {after} instructions"),
+                });
                 crate::interrupts::window();
             }
         });
         rounds.unwrap();
         assert_eq!(machine.processor.taken(vector), after, "each is taken once");
         assert_eq!(machine.processor.waiting(), (false, false));
-        assert_eq!(guest.vcpu.vmcb.save.rflags, RFLAGS_FIXED);
+        assert_eq!(guest.rflags(), RFLAGS_FIXED);
     }
 }
 
-#[test]
-fn an_interrupt_is_taken_once_wherever_it_comes() {
-    at_every_instruction(VECTOR, |machine, after| machine.processor.interrupt(VECTOR, after));
+fn an_interrupt_is_taken_once_wherever_it_comes(extension: Extension) {
+    at_every_instruction(extension, VECTOR, |machine, after| machine.processor.interrupt(VECTOR, after));
 }
 
-#[test]
-fn an_nmi_is_taken_once_wherever_it_comes() {
-    at_every_instruction(NMI, |machine, after| machine.processor.nmi(after));
+fn an_nmi_is_taken_once_wherever_it_comes(extension: Extension) {
+    at_every_instruction(extension, NMI, |machine, after| machine.processor.nmi(after));
 }

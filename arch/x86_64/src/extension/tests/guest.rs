@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! A guest of a few bytes in 64-bit mode, entered as the hypervisor enters one, on Bochs's AMD processor.
+//! A guest of a few bytes in 64-bit mode, entered as the hypervisor enters one, on Bochs's processors.
 //!
 //! Its linear addresses are guest-physical ones, up to 1 GiB. Each vector has a handler that halts, and returns when it
 //! goes on, so that an exit tells by its RIP which one was delivered.
@@ -13,9 +13,10 @@ use pasidon_kernel::base::id::VmId;
 use pasidon_kernel::memory::frames::Frames;
 use pasidon_kernel::memory::ram::{GuestRam, RamRange};
 
-use super::super::npt::{self, NestedTable};
-use super::super::{SvmPcpu, SvmVcpu};
-use crate::backend::{Backend, Reason};
+use crate::backend::Reason;
+use crate::backend::vcpu::Vcpu;
+use crate::cpu;
+use crate::extension::{ControlBlock, Extension, Pcpu, Stage2 as Table};
 use crate::guest::boot::{EntryMode, EntryState};
 use crate::guest::control::tests::policy;
 
@@ -52,13 +53,13 @@ const LARGE_ENTRY: u64 = ENTRY | 1 << 7;
 
 /// A VM with one vCPU.
 pub struct Guest {
-    pub vcpu: SvmVcpu,
-    pub table: NestedTable,
+    pub vcpu: Vcpu<ControlBlock>,
+    pub table: Table,
     ram: u64,
 }
 
 impl Guest {
-    pub fn new(code: &[u8]) -> Guest {
+    pub fn new(extension: Extension, code: &[u8]) -> Guest {
         // One large page for the guest, one for tables, and one that alignment may take. Frames are for ever.
         let pages = Box::leak(Box::new(Pages::new((3 * LARGE_PAGE_SIZE / PAGE_SIZE) as usize)));
         let start = pages.address().next_multiple_of(LARGE_PAGE_SIZE);
@@ -66,10 +67,11 @@ impl Guest {
             Box::leak(Box::new(Frames::new([(HostPhys(start), 2 * LARGE_PAGE_SIZE)])));
         let taken = frames.allocate_guest(RAM).unwrap().scrub(&mut |_, _| {});
         let ram = GuestRam::new(VmId(0), taken, &[RamRange { start: GuestPhys(0), len: RAM }]).unwrap();
-        let mut table = NestedTable::new(frames, npt::geometry(false)).unwrap();
+        let mut table = Table::new(frames, extension.geometry(false)).unwrap();
         table.map_ram(&ram).unwrap();
         let base = ram.translate(GuestPhys(0)).unwrap().0.0;
-        let mut guest = Guest { vcpu: SvmVcpu::new(table.root(), 0, policy(true)), table, ram: base };
+        let block = extension.control_block(table.root(), 0, &policy(true));
+        let mut guest = Guest { vcpu: Vcpu::new(block, policy(true)), table, ram: base };
         guest.write_tables();
         guest.write_bytes(CODE, code);
         guest.start(CODE);
@@ -114,14 +116,31 @@ impl Guest {
             cs: CODE_SELECTOR,
             ds: DATA_SELECTOR,
         });
-        let save = &mut self.vcpu.vmcb.save;
-        (save.idtr.base, save.idtr.limit) = (IDT, 4095);
+        self.poke(Poke::Idt(IDT, 4095));
         self.vcpu.set_gpr(4, STACK);
     }
 
     /// Has it go on at `rip`.
     pub fn jump(&mut self, rip: u64) {
-        self.vcpu.vmcb.save.rip = rip;
+        self.vcpu.parts().1.rip = rip;
+    }
+
+    /// Sets its RFLAGS.
+    pub fn set_rflags(&mut self, rflags: u64) {
+        self.vcpu.parts().1.rflags = rflags;
+    }
+
+    /// Its RFLAGS.
+    pub fn rflags(&mut self) -> u64 {
+        self.vcpu.parts().1.rflags
+    }
+
+    /// Changes what only code of the guest could.
+    pub fn poke(&mut self, poke: Poke) {
+        match self.vcpu.parts().0 {
+            ControlBlock::Svm(block) => block.poke(poke),
+            ControlBlock::Vmx(block) => block.poke(poke),
+        }
     }
 
     /// Writes a value into its RAM.
@@ -157,17 +176,38 @@ impl Guest {
     }
 }
 
-/// A pCPU of that processor, with SVM on.
+/// What the tests change of a guest behind its back.
+#[derive(Clone, Copy, Debug)]
+pub enum Poke {
+    /// IDTR: base and limit.
+    Idt(u64, u16),
+    /// CR3.
+    Cr3(u64),
+    /// CPL 3, and CR0.AM.
+    User,
+}
+
+/// A pCPU that has the extension, turned on.
 pub struct Rig {
     pub processor: Processor,
-    pub pcpu: SvmPcpu,
+    pub pcpu: Pcpu,
 }
 
 impl Rig {
-    pub fn new() -> Rig {
-        let mut processor = Processor::new(Model::Ryzen);
-        let pcpu = processor.run(|| SvmPcpu::enable(0, frames())).unwrap().unwrap();
+    pub fn new(extension: Extension) -> Rig {
+        let mut processor = Processor::new(model(extension));
+        let pcpu = processor.run(|| Pcpu::enable(0, frames())).unwrap().unwrap();
         Rig { processor, pcpu }
+    }
+
+    /// Loads the guest's vCPU and does something with it.
+    pub fn on<T>(
+        &mut self,
+        guest: &mut Guest,
+        act: impl FnOnce(&mut Vcpu<ControlBlock>, &mut Pcpu) -> T,
+    ) -> T {
+        let (vcpu, pcpu) = (&mut guest.vcpu, &mut self.pcpu);
+        self.processor.run(|| loaded(vcpu, pcpu, act)).unwrap()
     }
 
     /// Loads the guest's vCPU, and enters it until something happens.
@@ -177,14 +217,9 @@ impl Rig {
 
     /// The same; `flush` drops its translations first.
     pub fn enter_flushed(&mut self, guest: &mut Guest, flush: bool) -> Reason {
-        let (vcpu, pcpu) = (&mut guest.vcpu, &mut self.pcpu);
-        let entered = self.processor.run(|| {
-            vcpu.load(pcpu);
-            vcpu.enter(pcpu, flush)
-        });
-        let reason = entered.unwrap();
-        if let Reason::Failed(code) = reason {
-            panic!("exit {code:#x}: {:?}", self.processor.refusal());
+        let reason = self.on(guest, |vcpu, pcpu| vcpu.enter(pcpu, flush));
+        if let Reason::Failed(_) | Reason::HostFault { .. } = reason {
+            panic!("{reason:x?}: {:?}", self.processor.refusal());
         }
         reason
     }
@@ -194,6 +229,33 @@ impl Rig {
         assert_eq!(self.enter(guest), Reason::Halt, "at {:#x}", guest.vcpu.rip());
         guest.handling()
     }
+}
+
+/// A processor that has it.
+pub fn model(extension: Extension) -> Model {
+    match extension {
+        Extension::Svm => Model::Ryzen,
+        Extension::Vmx => Model::SapphireRapids,
+    }
+}
+
+/// Does something with a vCPU while it is loaded. The test itself uses system calls.
+pub fn loaded<T>(
+    vcpu: &mut Vcpu<ControlBlock>,
+    pcpu: &mut Pcpu,
+    act: impl FnOnce(&mut Vcpu<ControlBlock>, &mut Pcpu) -> T,
+) -> T {
+    const SYSTEM_CALLS: [u32; 3] = [0xc000_0081, 0xc000_0082, 0xc000_0084];
+    // SAFETY: every 64-bit processor has STAR, LSTAR and FMASK.
+    let own = SYSTEM_CALLS.map(|msr| unsafe { cpu::read_msr(msr) });
+    vcpu.load(pcpu);
+    let result = act(vcpu, pcpu);
+    vcpu.unload(pcpu);
+    for (msr, value) in SYSTEM_CALLS.into_iter().zip(own) {
+        // SAFETY: what it was before.
+        unsafe { cpu::write_msr(msr, value) };
+    }
+    result
 }
 
 /// Memory for what belongs to a pCPU.
