@@ -261,8 +261,33 @@ impl<C: ConfigSpace> Function<C> {
     /// When there is none, or the firmware gave it no address.
     pub fn memory_bar(&self, index: u8) -> Result<MemoryBar, Refusal> {
         let bar = self.memory_bars().into_iter().find(|bar| bar.index == index);
+        self.with_address(index, bar, |bar| bar.address)
+    }
+
+    /// Where the memory BAR with this register index is, as the firmware left it. Writes nothing, so its size is not
+    /// known.
+    ///
+    /// # Errors
+    /// When there is none, or the firmware gave it no address.
+    pub fn memory_address(&self, index: u8) -> Result<HostPhys, Refusal> {
+        let register = BAR0 + u16::from(index) * 4;
+        let low = self.read32(register);
+        let is_memory = self.read32(HEADER_TYPE) & HEADER_TYPE_MASK == 0 && low & BAR_IO == 0;
+        let wide = low & BAR_TYPE_MASK == BAR_TYPE_64 && index < 5;
+        let high = if wide { self.read32(register + 4) } else { 0 };
+        let address = HostPhys(u64::from(high) << 32 | u64::from(low & BAR_ADDRESS_MASK));
+        self.with_address(index, is_memory.then_some(address), |address| *address)
+    }
+
+    /// A memory BAR, if it is one with an address.
+    fn with_address<B>(
+        &self,
+        index: u8,
+        bar: Option<B>,
+        address: impl Fn(&B) -> HostPhys,
+    ) -> Result<B, Refusal> {
         match bar {
-            Some(bar) if bar.address.0 != 0 => Ok(bar),
+            Some(bar) if address(&bar).0 != 0 => Ok(bar),
             Some(_) => Err(self.refusal(
                 &alloc::format!("BAR{index} has no address"),
                 "let the firmware assign PCI resources (64-bit window too small?)",
@@ -271,6 +296,11 @@ impl<C: ConfigSpace> Function<C> {
                 Err(self.refusal(&alloc::format!("BAR{index} is not a memory BAR"), "name another device"))
             }
         }
+    }
+
+    /// Whether it answers at its memory BARs.
+    pub fn decodes_memory(&self) -> bool {
+        self.read32(COMMAND_STATUS) & COMMAND_MEMORY != 0
     }
 
     /// Lets the function answer at its memory BARs; INTx off.

@@ -13,6 +13,7 @@ mod domains;
 mod spaces;
 #[cfg(test)]
 pub(crate) mod suite;
+pub mod survey;
 mod unit;
 
 pub use self::spaces::Spaces;

@@ -20,24 +20,10 @@ use super::device::{Device, OPERATION_BATCH};
 use super::queue::Queue;
 use super::registers::{GENCFG, GENCTRL, GENSTS, gencfg, genctrl, gensts, grpcfg, msix_entry, portal, wqcfg};
 use super::slot::Slot;
+use super::survey::{self, Found, OPERATIONS_1_0};
 use super::{Partition, Setup, Silicon};
 use crate::pci::ConfigSpace;
 use crate::registers::Registers;
-
-/// Operations of DSA 1.0, as in OPCAP word 0. Later ones (inter-domain among them) are not given to
-/// guests: they reach other address spaces.
-const OPERATIONS_1_0: u64 = 1 << 0x20 | 0x3f << 0x10 | 0x3ff;
-
-/// The first operation beyond DSA 1.0 that a queue would carry out whatever it is programmed with. (Batch is not one:
-/// where it is not given to guests, portals are mapped only for who accepted that they are unsafe.)
-fn unenforced(capabilities: &Capabilities) -> Option<usize> {
-    let allowed = |word: usize| if word == 0 { OPERATIONS_1_0 } else { 0 };
-    let beyond = (0..).zip(capabilities.operations).find_map(|(word, operations)| {
-        let beyond = operations & !allowed(word);
-        (beyond != 0).then(|| word * 64 + beyond.trailing_zeros() as usize)
-    });
-    beyond.filter(|_| !capabilities.has_opcfg())
-}
 
 impl<R: Registers, C: ConfigSpace> Device<R, C> {
     /// Brings the device up. On refusal it is left disabled and without bus mastering.
@@ -51,42 +37,21 @@ impl<R: Registers, C: ConfigSpace> Device<R, C> {
 
     fn new(setup: Setup<R, C>) -> Result<Self, Refusal> {
         let Setup { name, function, registers, host, partition, options } = setup;
-        let refuse = |why: String, remedy: &str| Refusal::new("", why, remedy);
-        let identity = function.identity();
-        let silicon = Silicon::of(identity.vendor, identity.device).ok_or_else(|| {
-            refuse(
-                "not a Data Streaming Accelerator this driver knows".into(),
-                "name a function that is 8086:11fb or 8086:0b25",
-            )
-        })?;
+        let Found { silicon, msix, pasid } = Found::of(&function)?;
         let bar0 = function.memory_bar(0)?;
         let bar2 = function.memory_bar(2)?;
-        let msix = function.msix().ok_or_else(|| refuse("it has no MSI-X".into(), "name another device"))?;
-        let pasid = function.pasid().filter(|pasid| pasid.bits > 0).ok_or_else(|| {
-            refuse(
-                "it cannot tag its requests (no PASID capability)".into(),
-                "switch PASID on in the firmware's setup",
-            )
-        })?;
         function.forbid_dma();
         function.enable_memory();
         let window = usize::try_from(bar0.size).unwrap_or(usize::MAX);
-        let capabilities = Capabilities::read(&registers, window, &msix)
-            .map_err(|why| refuse(why, "name another device, or check the firmware's setup"))?;
+        Capabilities::check_window(window).map_err(survey::unfit)?;
+        let capabilities = Capabilities::read(&registers, &msix).map_err(survey::unfit)?;
+        survey::check(&capabilities, Some(window), &msix)?;
         let needed = portal::STRIDE * u64::from(capabilities.work_queues.queues());
         if bar2.size < needed {
-            return Err(refuse(
+            return Err(Refusal::new(
+                "",
                 alloc::format!("BAR2 of {:#x} bytes lacks portals for its queues", bar2.size),
                 "name another device",
-            ));
-        }
-        if let Some(beyond) = unenforced(&capabilities) {
-            return Err(refuse(
-                alloc::format!(
-                    "its queues take operation {beyond:#04x}, which guests must not have, and cannot be kept from it \
-                     (OPCAP has it, WQCAP has no OPCFG)"
-                ),
-                "name a device with OPCFG, or one of DSA 1.0",
             ));
         }
         let mut operations = [0; OPCAP_WORDS];

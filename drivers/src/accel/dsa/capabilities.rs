@@ -48,15 +48,16 @@ pub struct Capabilities {
 }
 
 impl Capabilities {
-    /// Reads them; the error says what does not fit.
-    pub(super) fn read<R: Registers>(
-        registers: &R,
-        window: usize,
-        msix: &MsixLocation,
-    ) -> Result<Self, String> {
+    /// Whether the registers that [`Capabilities::read`] reads fit into a window of so many bytes.
+    pub(super) fn check_window(window: usize) -> Result<(), String> {
         if window < FIXED_REGISTERS_END {
             return Err(alloc::format!("BAR0 of {window:#x} bytes is too small for the registers"));
         }
+        Ok(())
+    }
+
+    /// Reads them; the error says why they cannot be believed. Nothing that is read changes by it.
+    pub(super) fn read<R: Registers>(registers: &R, msix: &MsixLocation) -> Result<Self, String> {
         let version = registers.read32(VERSION);
         if version == u32::MAX {
             return Err("registers read as all ones: the device does not answer".into());
@@ -67,7 +68,7 @@ impl Capabilities {
         let general = GenCap(registers.read64(GENCAP));
         let offsets = registers.read64(OFFSETS);
         let table = |shift: u32| (offsets >> shift & OFFSET_FIELD_MASK) as usize * OFFSETS_UNIT;
-        let capabilities = Self {
+        Ok(Self {
             version,
             general,
             work_queues: WqCap(registers.read64(WQCAP)),
@@ -80,12 +81,12 @@ impl Capabilities {
             msixperm: table(MSIXPERM_FIELD),
             msix_table: msix.table as usize,
             msix_entries: msix.entries,
-        };
-        capabilities.check(window, msix)?;
-        Ok(capabilities)
+        })
     }
 
-    fn check(&self, window: usize, msix: &MsixLocation) -> Result<(), String> {
+    /// Whether the driver can do with them; the error says what does not fit. `window`: size of BAR0 in bytes, where
+    /// that is known.
+    pub(super) fn check(&self, window: Option<usize>, msix: &MsixLocation) -> Result<(), String> {
         if !self.general.configurable() {
             return Err("its work queues cannot be configured (GENCAP.CONFIG_EN is 0)".into());
         }
@@ -107,7 +108,7 @@ impl Capabilities {
             ("MSI-X", self.msix_table, entries * msix_entry::STRIDE),
         ];
         for (name, start, len) in tables {
-            if start < FIXED_REGISTERS_END || start + len > window {
+            if start < FIXED_REGISTERS_END || window.is_some_and(|window| start + len > window) {
                 return Err(alloc::format!("its {name} table at {start:#x} does not lie in BAR0"));
             }
         }

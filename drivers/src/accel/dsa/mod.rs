@@ -13,6 +13,7 @@
 //! | [`commands`] | command codes and errors |
 //! | `capabilities` | what the device can do, checked |
 //! | [`partition`] | sharing out of queue entries |
+//! | `survey` | what can be told without changing anything |
 //! | `bring_up` | bring-up and recovery |
 //! | `access`, `device` | who may touch the registers; queue programming |
 //! | `slot`, `dispatch` | commands on queues, one after another |
@@ -44,6 +45,7 @@ pub mod partition;
 mod queue;
 pub mod registers;
 mod slot;
+mod survey;
 pub mod vdev;
 
 #[cfg(test)]
@@ -52,6 +54,7 @@ pub(crate) mod tests;
 pub use capabilities::Capabilities;
 pub use parent::DsaParent;
 pub use partition::Partition;
+pub use survey::{Survey, check_portals, survey};
 
 /// Name of the type of a dedicated work queue.
 pub const TYPE_DWQ: &str = "dsa-dwq";
@@ -113,6 +116,14 @@ impl Silicon {
             (Self::VENDOR, Self::DEVICE_SAPPHIRE_RAPIDS) => Some(Self::SapphireRapids),
             (Self::VENDOR, Self::DEVICE_GRANITE_RAPIDS_D) => Some(Self::GraniteRapidsD),
             _ => None,
+        }
+    }
+
+    /// What it is called.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::SapphireRapids => "DSA of Sapphire Rapids or Emerald Rapids",
+            Self::GraniteRapidsD => "DSA of Granite Rapids D",
         }
     }
 

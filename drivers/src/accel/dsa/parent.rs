@@ -18,7 +18,8 @@ use pasidon_kernel::vm::exit::MsiMessage;
 use super::device::Device;
 use super::lease::QueueLease;
 use super::queue::Queue;
-use super::registers::{GENSTS, gensts};
+use super::registers::GENSTS;
+use super::survey::{self, check_portals};
 use super::vdev::DsaVdev;
 use super::{Capabilities, Setup, TYPE_DWQ};
 use crate::pci::ConfigSpace;
@@ -115,7 +116,7 @@ impl<R: Registers, C: ConfigSpace> DsaParent<R, C> {
 }
 
 fn portals_allowed<R, C>(device: &Device<R, C>) -> bool {
-    device.silicon.safe_portals() || device.options.allow_unsafe_portals
+    check_portals(device.silicon, device.options.allow_unsafe_portals).is_ok()
 }
 
 /// 1st, 2nd, 3rd, 4th, 11th, …
@@ -162,13 +163,8 @@ impl<R: Registers + 'static, C: ConfigSpace + 'static> Parent for DsaParent<R, C
                 alloc::format!("{} offers {TYPE_DWQ}", self.device.name),
             ));
         }
-        if !portals_allowed(&self.device) {
-            return Err(Refusal::new(
-                what,
-                "the portals of 8086:0b25 are not safe for guests (INTEL-SA-01084)",
-                "use a device with the fix (8086:11fb), or accept the risk with allow_unsafe_portals = true",
-            ));
-        }
+        check_portals(self.device.silicon, self.device.options.allow_unsafe_portals)
+            .map_err(|refusal| Refusal { what: what.clone(), ..refusal })?;
         if request.entries == Some(0) {
             return Err(Refusal::new(
                 what,
@@ -214,21 +210,8 @@ impl<R: Registers + 'static, C: ConfigSpace + 'static> Parent for DsaParent<R, C
         let device = &self.device;
         let caps = &device.capabilities;
         let status = device.gate.open().map(|access| access.registers.read32(GENSTS));
-        let mut lines = Vec::from([
-            ("device", device.function.identity().to_string()),
-            ("version", alloc::format!("{}.{}", caps.version >> 8 & 0xff, caps.version & 0xff)),
-            ("state", status.map_or("being reset", gensts::state).to_string()),
-            (
-                "queues",
-                alloc::format!(
-                    "{} with {} entries, {} groups, {} engines",
-                    caps.work_queues.queues(),
-                    caps.work_queues.total_size(),
-                    caps.groups.groups(),
-                    caps.engines
-                ),
-            ),
-        ]);
+        let mut lines = Vec::from([("device", device.function.identity().to_string())]);
+        lines.extend(survey::describe(caps, status));
         for queue in &device.queues {
             let state = queue.state.lock().clone();
             let state = match (state.retired, state.owner, queue.pasid()) {

@@ -11,6 +11,7 @@
 //! |---|---|
 //! | `registers` | names and fields of the registers |
 //! | `capabilities` | what a unit must be able to do |
+//! | `survey` | what can be told of the units without changing anything |
 //! | `bring_up` | take-over from the firmware |
 //! | `stream_table` | StreamID to stream table entry |
 //! | `context` | SubstreamID to context descriptor |
@@ -30,6 +31,7 @@ mod context;
 mod events;
 pub(super) mod stage1;
 mod stream_table;
+mod survey;
 mod unit;
 
 use alloc::format;
@@ -50,6 +52,7 @@ use crate::memory::DmaMemory;
 use crate::registers::{MapRegisters, Registers};
 use crate::table_memory::TableMemory;
 
+pub use self::survey::survey;
 pub use self::unit::Unit;
 
 /// All SMMUs of the machine.
@@ -70,13 +73,7 @@ impl<R: Registers, M: DmaMemory> Smmu<R, M> {
         doorbells: &[HostPhys],
         map_registers: MapRegisters<'_, R>,
     ) -> Result<Self, Refusal> {
-        if iort.units.is_empty() {
-            return Err(Refusal::new(
-                "smmuv3",
-                "the IORT names no SMMUv3",
-                "use a machine with one, or in QEMU -M virt,iommu=smmuv3",
-            ));
-        }
+        capabilities::check_table(&iort)?;
         let iort = Arc::new(iort);
         let registers: Vec<R> = iort
             .units

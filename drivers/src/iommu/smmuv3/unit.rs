@@ -26,14 +26,13 @@ use pasidon_kernel::irq::host::Host;
 use pasidon_kernel::memory::page_table::Top;
 use spin::Mutex;
 
-use super::capabilities;
+use super::capabilities::{self, unit_name};
 use super::commands::{Access, Command, Queue, acknowledge, active_errors};
 use super::context::{Context, ContextTable};
 use super::events::EventQueue;
 use super::registers::{GlobalError, Identification};
 use super::stage1::Stage1Entries;
 use super::stream_table::StreamTable;
-use crate::features;
 use crate::iommu::attachments::{Attachments, not_claimed};
 use crate::iommu::domains::DomainId;
 use crate::iommu::unit::{DeviceTlb, IommuUnit};
@@ -104,16 +103,8 @@ impl<R: Registers, M: DmaMemory> Unit<R, M> {
         let identification = Identification::read(&registers);
         let node = &iort.units[number];
         let base = node.registers;
-        let coherent = node.coherent_override || identification.coherent();
-        let missing = capabilities::missing(identification, coherent);
-        if !missing.is_empty() {
-            return Err(Refusal::new(
-                unit_name(base),
-                format!("the SMMU lacks {}", missing.join(", ")),
-                "use a machine whose SMMU has them, or in QEMU the one of this project's platform",
-            ));
-        }
-        let tables = TableMemory::new(memory, coherent);
+        capabilities::check_unit(node, identification)?;
+        let tables = TableMemory::new(memory, capabilities::coherent(node, identification));
         let make = || {
             Ok((
                 StreamTable::new(&tables, identification, iort.highest_stream(number))?,
@@ -334,28 +325,9 @@ impl<R: Registers, M: DmaMemory> IommuUnit for Unit<R, M> {
     }
 
     fn describe(&self) -> Vec<(&'static str, String)> {
-        let unit = self.identification;
-        let features = features::present([
-            (unit.two_level_streams(), "two-level stream tables"),
-            (unit.two_level_contexts(), "two-level context descriptors"),
-            (unit.ats(), "device TLBs"),
-            (unit.messages(), "message interrupts"),
-        ]);
-        let mut lines = alloc::vec![
-            ("unit", self.name()),
-            (
-                "widths",
-                format!(
-                    "PASID {}, stream {}, address {}, ASID {} bits",
-                    self.substream_bits,
-                    unit.stream_bits(),
-                    unit.output_bits(),
-                    unit.asid_bits()
-                ),
-            ),
-            ("features", features.join(", ")),
-            ("commands", format!("{}", self.commands_issued())),
-        ];
+        let mut lines = alloc::vec![("unit", self.name())];
+        lines.extend(capabilities::describe(self.identification));
+        lines.push(("commands", format!("{}", self.commands_issued())));
         if self.failed.load(Ordering::Relaxed) {
             lines.push(("state", String::from("out of service (GERROR.SFM_ERR)")));
         }
@@ -376,8 +348,4 @@ fn check_tag(device: &Device, tag: Pasid) -> Result<(), Refusal> {
         return device.attachments.check_free(tag);
     };
     Err(Refusal::new(format!("PASID {tag}"), why, remedy))
-}
-
-fn unit_name(base: HostPhys) -> String {
-    format!("smmuv3 {base}")
 }

@@ -9,6 +9,7 @@
 //! |---|---|
 //! | `registers` | names and fields of the registers |
 //! | `capabilities` | what a unit must be able to do |
+//! | `survey` | what can be told of the units without changing anything |
 //! | `dmar`, `scope` | which units there are, and whom each serves |
 //! | `bring_up` | take-over from the firmware |
 //! | `tables` | root, context and PASID tables |
@@ -30,6 +31,7 @@ mod fault;
 mod interrupt_remapping;
 mod invalidation;
 pub(super) mod second_stage;
+mod survey;
 mod tables;
 mod unit;
 
@@ -43,7 +45,7 @@ use pasidon_kernel::irq::HostVector;
 use pasidon_kernel::irq::host::Host;
 use pasidon_kernel::irq::msi::{MsiController, RemappedInterrupt};
 
-use self::capabilities::common_geometry;
+use self::capabilities::{check_table, common_geometry};
 use self::dmar::Dmar;
 use self::scope::{Bridges, Coverage};
 use super::spaces::Spaces;
@@ -52,6 +54,7 @@ use crate::memory::DmaMemory;
 use crate::registers::{MapRegisters, Registers};
 use crate::table_memory::TableMemory;
 
+pub use self::survey::survey;
 pub use self::unit::Unit;
 
 /// Where the unit's number starts in an interrupt handle; the entry's index is below.
@@ -76,13 +79,7 @@ impl<R: Registers, M: DmaMemory> Vtd<R, M> {
         bridges: Bridges<'_>,
         map_registers: MapRegisters<'_, R>,
     ) -> Result<Self, Refusal> {
-        if !dmar.interrupt_remapping {
-            return Err(Refusal::new(
-                "vtd",
-                "the DMAR table says that interrupt remapping is off",
-                "turn interrupt remapping (VT-d) on in the firmware, or in QEMU use intremap=on",
-            ));
-        }
+        check_table(dmar)?;
         let units = dmar
             .units
             .iter()

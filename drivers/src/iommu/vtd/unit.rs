@@ -25,7 +25,7 @@ use pasidon_kernel::irq::host::Host;
 use pasidon_kernel::memory::page_table::Top;
 use spin::Mutex;
 
-use super::capabilities;
+use super::capabilities::{self, unit_name};
 use super::dmar::Drhd;
 use super::fault;
 use super::interrupt_remapping::InterruptTable;
@@ -34,7 +34,6 @@ use super::registers::{Capability, ExtendedCapability, Global, command, offset};
 use super::scope::Coverage;
 use super::second_stage::SecondStageEntries;
 use super::tables::{ContextTables, PasidDirectory, PasidEntry, RID_PASID};
-use crate::features;
 use crate::iommu::attachments::{Attachments, not_claimed};
 use crate::iommu::domains::DomainId;
 use crate::iommu::unit::{DeviceTlb, IommuUnit};
@@ -86,27 +85,7 @@ impl<R: Registers, M: DmaMemory> Unit<R, M> {
         let base = description.registers;
         let capability = Capability(registers.read64(offset::CAP));
         let extended = ExtendedCapability(registers.read64(offset::ECAP));
-        let missing = capabilities::missing(capability, extended, x2apic);
-        if !missing.is_empty() {
-            return Err(Refusal::new(
-                unit_name(base),
-                format!("the IOMMU lacks {}", missing.join(", ")),
-                "look for it in the firmware's settings for VT-d; QEMU's intel-iommu needs \
-                 scalable-mode=on,pasid-bits=20,intremap=on,eim=on, in versions that do not know these \
-                 x-scalable-mode=on,x-pasid-mode=on,intremap=on,eim=on",
-            ));
-        }
-        let records_end = capability.fault_records_offset() + capability.fault_records() * 16;
-        if description.registers_len < records_end.max(offset::FIXED_END) as u64 {
-            return Err(Refusal::new(
-                unit_name(base),
-                format!(
-                    "DMAR gives it {:#x} bytes of registers, its fault records end at {records_end:#x}",
-                    description.registers_len
-                ),
-                "update the firmware",
-            ));
-        }
+        capabilities::check_unit(description, capability, extended, x2apic)?;
         let tables = TableMemory::new(Arc::clone(&memory), extended.coherent());
         let within = |refusal: Refusal| refusal.within(unit_name(base));
         let inner = Inner {
@@ -388,31 +367,9 @@ impl<R: Registers, M: DmaMemory> IommuUnit for Unit<R, M> {
     }
 
     fn describe(&self) -> Vec<(&'static str, String)> {
-        let (capability, extended) = (self.capability, self.extended);
-        let features = features::present([
-            (capability.caching_mode(), "caching mode"),
-            (capability.write_buffer_flush(), "write buffer"),
-            (extended.coherent(), "tables snooped"),
-            (extended.page_walk_coherent(), "page walks snooped"),
-            (extended.snoop_control(), "snoop control"),
-            (extended.device_tlb(), "device TLBs"),
-            (extended.extended_interrupt_mode(), "x2APIC destinations"),
-        ]);
-        let mut lines = alloc::vec![
-            ("unit", self.name()),
-            (
-                "widths",
-                format!(
-                    "PASID {}, address {}, domain {} bits",
-                    extended.pasid_bits(),
-                    capability.address_bits(),
-                    capability.domain_bits()
-                ),
-            ),
-            ("features", features.join(", ")),
-            ("fault records", format!("{}", capability.fault_records())),
-            ("commands", format!("{}", self.commands_issued())),
-        ];
+        let mut lines = alloc::vec![("unit", self.name())];
+        lines.extend(capabilities::describe(self.capability, self.extended));
+        lines.push(("commands", format!("{}", self.commands_issued())));
         for (&rid, device) in &self.inner.lock().devices {
             let requester = Requester { segment: self.segment, rid };
             lines.push(("claimed", format!("{requester}: {}", device.attachments.describe())));
@@ -424,8 +381,4 @@ impl<R: Registers, M: DmaMemory> IommuUnit for Unit<R, M> {
 /// A device is called by its requester ID here.
 const fn rid(device: u32) -> u16 {
     device as u16
-}
-
-fn unit_name(base: HostPhys) -> String {
-    format!("vtd {base}")
 }
