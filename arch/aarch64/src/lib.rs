@@ -37,6 +37,8 @@ pub mod host;
 #[cfg(target_arch = "aarch64")]
 pub mod interrupts;
 #[cfg(target_arch = "aarch64")]
+pub mod inventory;
+#[cfg(target_arch = "aarch64")]
 pub mod marker;
 #[cfg(target_arch = "aarch64")]
 pub mod paging;

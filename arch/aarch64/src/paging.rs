@@ -11,9 +11,11 @@ use core::arch::asm;
 use core::sync::atomic::{AtomicU64, Ordering};
 
 use aarch64_cpu::asm::barrier;
+use pasidon_arch_common::firmware_map;
 use pasidon_arch_common::paging::{self as tree, Tree};
 use pasidon_kernel::base::addr::{HostPhys, PAGE_SIZE};
 use pasidon_kernel::base::refusal::Refusal;
+use pasidon_kernel::memory::page_table::Top;
 use spin::Mutex;
 
 pub use pasidon_arch_common::image::{Kind, Section, sections_of_image};
@@ -74,6 +76,45 @@ pub fn map_device(base: HostPhys, len: u64) -> Result<*mut u8, Refusal> {
     // What follows is walked with the entries, which are published.
     barrier::isb(barrier::SY);
     Ok(base.0 as *mut u8)
+}
+
+/// Whether the tables that this processor uses now, the firmware's, map all these bytes at their own addresses. Tables
+/// with other pages than those of 4 KiB are not looked into.
+///
+/// # Safety
+/// Before [`install`], on an identity map of all memory, at EL1 or EL2.
+pub unsafe fn firmware_maps(start: HostPhys, len: u64) -> bool {
+    const M: u64 = 1 << 0;
+    const T0SZ: u64 = 0x3f;
+    const TG0: u64 = 0b11 << 14;
+    const PAGE_BITS: u64 = 12;
+    const LEVEL_BITS: u64 = 9;
+    /// BADDR; a top level of few entries may be aligned to less than a page.
+    const TABLE: u64 = 0x0000_ffff_ffff_ffc0;
+    let (sctlr, tcr, root): (u64, u64, u64);
+    // SAFETY: reading them changes nothing, and each exception level from EL1 on has its own.
+    unsafe {
+        if Features::read().el2 {
+            asm!("mrs {}, sctlr_el2", "mrs {}, tcr_el2", "mrs {}, ttbr0_el2",
+                out(reg) sctlr, out(reg) tcr, out(reg) root, options(nomem, nostack, preserves_flags));
+        } else {
+            asm!("mrs {}, sctlr_el1", "mrs {}, tcr_el1", "mrs {}, ttbr0_el1",
+                out(reg) sctlr, out(reg) tcr, out(reg) root, options(nomem, nostack, preserves_flags));
+        }
+    }
+    if sctlr & M == 0 {
+        return true;
+    }
+    let bits = 64 - (tcr & T0SZ);
+    let levels = bits.saturating_sub(PAGE_BITS).div_ceil(LEVEL_BITS) as u8;
+    let reached = start.checked_add(len).is_some_and(|end| end.0 <= 1 << bits.min(ADDRESS_BITS.into()));
+    if tcr & TG0 != 0 || !(3..=4).contains(&levels) || !reached {
+        return false;
+    }
+    let top = Top { root: HostPhys(root & TABLE), levels };
+    // SAFETY: the tables in use lie in memory, which is mapped by the caller's promise.
+    let read = |table: HostPhys, index: usize| unsafe { (table.0 as *const u64).add(index).read_volatile() };
+    firmware_map::is_mapped(Regime::of(&Features::read()), top, &read, start, len)
 }
 
 /// Takes the page at `address` out, as a guard.

@@ -2,10 +2,11 @@
 //! The machine around the processors: what the firmware's tables say about it, and bringing it up.
 
 use alloc::format;
+use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 
 use pasidon_arch_common::firmware_tables::Find;
-use pasidon_arch_common::pcpus::Processors;
+use pasidon_arch_common::pcpus::{MAX_PCPUS, Processors};
 use pasidon_kernel::base::addr::HostPhys;
 use pasidon_kernel::base::refusal::Refusal;
 
@@ -86,6 +87,29 @@ impl Platform {
             clocks: format!("counter {} MHz", time::hz() / 1_000_000),
             physical_bits: features.physical_bits,
         })
+    }
+
+    /// What the tables say of processors, interrupts and timers, as names and values.
+    pub fn describe(&self) -> Vec<(&'static str, String)> {
+        let count = self.madt.processors.len();
+        let processors = if count > MAX_PCPUS {
+            format!("{count}, of which {MAX_PCPUS} are used")
+        } else {
+            format!("{count}")
+        };
+        let distributor =
+            self.madt.distributor.map(|(base, version)| format!("version {version} at {base:#x}"));
+        let its = self.madt.its.iter().map(|its| format!("{:#x}", its.base)).collect::<Vec<_>>();
+        let mut facts = Vec::from([
+            ("processors", processors),
+            ("GIC", distributor.unwrap_or_default()),
+            ("ITS", if its.is_empty() { "none".to_string() } else { its.join(", ") }),
+            ("EL2 timer", format!("INTID {}", self.timers.physical_el2)),
+        ]);
+        if self.madt.damaged {
+            facts.push(("MADT", "it is cut off; processors may be missing".to_string()));
+        }
+        facts
     }
 
     /// What the stacks of all processors take, in bytes.

@@ -8,6 +8,8 @@
 //! Source: Arm PrimeCell UART (PL011) reference manual (DDI 0183), 3.3; Arm Server Base System Architecture
 //! (DEN 0029), appendix B (generic UART).
 
+use alloc::format;
+use alloc::string::String;
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use pasidon_arch_common::firmware_tables::Find;
@@ -70,21 +72,33 @@ fn base() -> Option<u64> {
     Some(BASE.load(Ordering::Relaxed)).filter(|base| *base != 0)
 }
 
+/// Where the tables say that the line is: the SPCR, or else the DBG2.
+fn find_uart(tables: Find<'_>) -> Result<firmware_tables::Uart, Refusal> {
+    let found = tables("SPCR").and_then(firmware_tables::spcr);
+    found.or_else(|| tables("DBG2").and_then(firmware_tables::dbg2)).ok_or_else(|| {
+        Refusal::new(
+            "serial line",
+            "the firmware describes no PL011 (SPCR, DBG2, stdout-path)",
+            "give the machine a serial port: the log and the monitor are there",
+        )
+    })
+}
+
+/// Whether the firmware describes a line. No register is touched.
+///
+/// # Errors
+/// When there is none that there is a driver for.
+pub fn find(tables: Find<'_>) -> Result<String, Refusal> {
+    find_uart(tables).map(|uart| format!("PL011 or SBSA UART at {:#x}", uart.base))
+}
+
 /// Finds the line, as the firmware has set it up: by the SPCR, or else by the DBG2. Once, on the first processor,
 /// while the firmware's map is in place. Without one, writes go nowhere.
 ///
 /// # Errors
 /// When there is none that there is a driver for.
 pub fn init(tables: Find<'_>) -> Result<(), Refusal> {
-    let found = tables("SPCR").and_then(firmware_tables::spcr);
-    let uart = found.or_else(|| tables("DBG2").and_then(firmware_tables::dbg2));
-    let uart = uart.ok_or_else(|| {
-        Refusal::new(
-            "serial line",
-            "the firmware describes no PL011 (SPCR, DBG2, stdout-path)",
-            "give the machine a serial port: the log and the monitor are there",
-        )
-    })?;
+    let uart = find_uart(tables)?;
     INTERRUPT.store(uart.interrupt.unwrap_or(0), Ordering::Relaxed);
     BASE.store(uart.base, Ordering::Relaxed);
     Ok(())

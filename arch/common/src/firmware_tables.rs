@@ -97,6 +97,14 @@ fn nowhere(address: u64) -> Refusal {
 /// # Errors
 /// When no table can be at a place that is named there, or be so long.
 pub fn check_list(memory: Memory<'_, '_>, rsdp: u64) -> Result<(), Refusal> {
+    listed(memory, rsdp).map(drop)
+}
+
+/// The tables that the list names which the root pointer (RSDP) at this address leads to, in its order.
+///
+/// # Errors
+/// When no table can be at a place that is named there, or be so long.
+pub fn listed<'m>(memory: Memory<'_, 'm>, rsdp: u64) -> Result<Vec<&'m [u8]>, Refusal> {
     const REVISION: usize = 15;
     const RSDT: usize = 16;
     const XSDT: usize = 24;
@@ -106,11 +114,53 @@ pub fn check_list(memory: Memory<'_, '_>, rsdp: u64) -> Result<(), Refusal> {
         _ => (u64_at(bytes(XSDT + 8)?, XSDT), 8),
     };
     let list = table_at(memory, list.unwrap_or(0))?;
-    for entry in list.get(HEADER..).unwrap_or_default().chunks_exact(width) {
-        let address = u64_at(entry, 0).or_else(|| u32_at(entry, 0).map(u64::from));
-        table_at(memory, address.unwrap_or(0))?;
+    let entries = list.get(HEADER..).unwrap_or_default().chunks_exact(width);
+    let address = |entry| u64_at(entry, 0).or_else(|| u32_at(entry, 0).map(u64::from));
+    entries.map(|entry| table_at(memory, address(entry).unwrap_or(0))).collect()
+}
+
+/// What the header of a table says.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct TableHeader {
+    /// Four characters.
+    pub signature: String,
+    /// Bytes.
+    pub length: usize,
+    /// Of the table's form.
+    pub revision: u8,
+    /// Who made it, and what he calls it.
+    pub oem: String,
+    /// Its bytes sum up to nothing, as they have to.
+    pub sound: bool,
+}
+
+impl TableHeader {
+    /// Of a whole table.
+    pub fn of(table: &[u8]) -> Self {
+        let text = |at: usize, len: usize| {
+            let bytes = table.get(at..at + len).unwrap_or_default();
+            let shown =
+                bytes.iter().map(|byte| if byte.is_ascii_graphic() { char::from(*byte) } else { ' ' });
+            String::from(shown.collect::<String>().trim())
+        };
+        Self {
+            signature: text(0, 4),
+            length: table.len(),
+            revision: table.get(8).copied().unwrap_or(0),
+            oem: format!("{} {}", text(10, 6), text(16, 8)),
+            sound: table.iter().fold(0u8, |sum, byte| sum.wrapping_add(*byte)) == 0,
+        }
     }
-    Ok(())
+}
+
+/// Where the serial console of the SPCR is, of whatever kind: its interface type, and its address in memory or, where
+/// the flag says so, as an I/O port.
+pub fn serial_console(spcr: &[u8]) -> Option<(u8, u64, bool)> {
+    const INTERFACE: usize = HEADER;
+    const SPACE: usize = 40;
+    const ADDRESS: usize = 44;
+    const SYSTEM_IO: u8 = 1;
+    Some((*spcr.get(INTERFACE)?, u64_at(spcr, ADDRESS)?, *spcr.get(SPACE)? == SYSTEM_IO))
 }
 
 /// The bytes at an address, as many as a table there says that it has.
@@ -258,11 +308,37 @@ mod tests {
         assert!(device_tree_at(&memory(&[]), BASE).is_err());
     }
 
+    #[test]
+    fn a_header_says_whose_table_it_is_and_whether_it_is_sound() {
+        let mut bytes = table(&[7]);
+        bytes[..4].copy_from_slice(b"SPCR");
+        bytes[8] = 2;
+        bytes[10..24].copy_from_slice(b"BOCHS BXPC\0\0\0\0");
+        bytes[9] = bytes.iter().fold(0u8, |sum, byte| sum.wrapping_sub(*byte));
+        let wanted = TableHeader {
+            signature: "SPCR".to_string(),
+            length: 37,
+            revision: 2,
+            oem: "BOCHS BXPC".to_string(),
+            sound: true,
+        };
+        assert_eq!(TableHeader::of(&bytes), wanted);
+        bytes[36] = 8;
+        assert!(!TableHeader::of(&bytes).sound);
+        let mut console = table(&[0; 44]);
+        console[40] = 1;
+        console[44..46].copy_from_slice(&0x3f8u16.to_le_bytes());
+        assert_eq!(serial_console(&console), Some((0, 0x3f8, true)));
+        assert_eq!(serial_console(&[]), None);
+    }
+
     proptest! {
         #[test]
         fn no_bytes_are_too_bad(bytes in prop::collection::vec(any::<u8>(), 0..300)) {
             mcfg(&bytes);
             dsdt_address(&bytes);
+            TableHeader::of(&bytes);
+            serial_console(&bytes);
             let _ = (checked(&bytes), device_tree_at(&memory(&bytes), BASE));
         }
     }

@@ -18,6 +18,7 @@ pub mod entropy;
 #[cfg(test)]
 mod fake;
 pub mod fault;
+pub mod firmware_map;
 pub mod firmware_tables;
 pub mod guest_files;
 pub mod hardware;

@@ -25,6 +25,7 @@ pub mod guest;
 pub mod hardware;
 pub mod host;
 pub mod interrupts;
+pub mod inventory;
 pub mod ioapic;
 pub mod machine_check;
 pub mod marker;

@@ -11,10 +11,11 @@ use core::arch::asm;
 use core::sync::atomic::{AtomicU64, Ordering};
 
 use bitflags::bitflags;
+use pasidon_arch_common::firmware_map;
 use pasidon_arch_common::paging::{self as tree, LEAF_LEVELS, Tree};
 use pasidon_kernel::base::addr::HostPhys;
 use pasidon_kernel::base::refusal::Refusal;
-use pasidon_kernel::memory::page_table::{self, Format, Geometry};
+use pasidon_kernel::memory::page_table::{self, Format, Geometry, Top};
 use spin::Mutex;
 
 pub use pasidon_arch_common::image::{Kind, Section, sections_of_image};
@@ -158,6 +159,22 @@ pub fn map_device(base: HostPhys, len: u64) -> Result<*mut u8, Refusal> {
     let (start, end) = tree::device_pages(base, len, 1 << ADDRESS_BITS)?;
     with_tables(|tables| tables.map_device(start, end))?;
     Ok(base.0 as *mut u8)
+}
+
+/// Whether the tables that this processor uses now, the firmware's, map all these bytes at their own addresses.
+///
+/// # Safety
+/// Before [`install`], on an identity map of all memory, at privilege level 0.
+pub unsafe fn firmware_maps(start: HostPhys, len: u64) -> bool {
+    let root: u64;
+    // SAFETY: reading CR3 at privilege level 0 changes nothing.
+    unsafe { asm!("mov {}, cr3", out(reg) root, options(nomem, nostack, preserves_flags)) };
+    let levels = if cpu::five_levels() { 5 } else { 4 };
+    let top = Top { root: HostPhys(root & ADDRESS), levels };
+    let reached = start.checked_add(len).is_some_and(|end| end.0 <= 1 << ADDRESS_BITS);
+    // SAFETY: the tables in use lie in memory, which is mapped by the caller's promise.
+    let read = |table: HostPhys, index: usize| unsafe { (table.0 as *const u64).add(index).read_volatile() };
+    reached && firmware_map::is_mapped(LongMode, top, &read, start, len)
 }
 
 /// Takes the page at `address` out, as a guard.

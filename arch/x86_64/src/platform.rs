@@ -2,10 +2,11 @@
 //! The machine around the processors: what the firmware's tables say about it, and bringing it up.
 
 use alloc::format;
+use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 
 use pasidon_arch_common::firmware_tables::Find;
-use pasidon_arch_common::pcpus::Processors;
+use pasidon_arch_common::pcpus::{MAX_PCPUS, Processors};
 use pasidon_kernel::base::addr::HostPhys;
 use pasidon_kernel::base::refusal::Refusal;
 
@@ -90,6 +91,34 @@ impl Platform {
             ),
             physical_bits: features.physical_bits,
         })
+    }
+
+    /// What the tables say of processors, interrupts and clock, as names and values.
+    pub fn describe(&self) -> Vec<(&'static str, String)> {
+        let processors = &self.madt.processors;
+        let io_apics = self.madt.io_apics.iter().map(|io_apic| format!("{:#x}", io_apic.address));
+        let processors = match processors.iter().max() {
+            Some(highest) if processors.len() > MAX_PCPUS => {
+                format!("{}, of which {MAX_PCPUS} are used, highest APIC ID {highest}", processors.len())
+            }
+            Some(highest) => format!("{}, highest APIC ID {highest}", processors.len()),
+            None => "the MADT lists none".to_string(),
+        };
+        let mut facts = Vec::from([
+            ("processors", processors),
+            ("I/O APICs", io_apics.collect::<Vec<_>>().join(", ")),
+            (
+                "reference clock",
+                match self.clock {
+                    ReferenceClock::PmTimer { port, .. } => format!("PM timer at port {port:#x}"),
+                    ReferenceClock::Hpet { base } => format!("HPET at {base:#x}"),
+                },
+            ),
+        ]);
+        if self.madt.damaged {
+            facts.push(("MADT", "it is cut off; processors may be missing".to_string()));
+        }
+        facts
     }
 
     /// What the stacks of all processors take, in bytes.

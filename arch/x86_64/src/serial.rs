@@ -4,6 +4,8 @@
 //! **Invariant.** Bytes of one [`write()`] stay together. [`panic_write`] takes no lock and never waits for
 //! long: what it says may land in the middle of another line, but it comes.
 
+use alloc::format;
+use alloc::string::String;
 use core::sync::atomic::{AtomicBool, Ordering};
 
 use pasidon_arch_common::firmware_tables::Find;
@@ -38,23 +40,41 @@ const fn com1() -> Uart16550<PioBackend> {
     }
 }
 
+/// Whether a UART answers. Nothing is written, and the register that is read is not changed by it.
+///
+/// # Errors
+/// When there is none.
+pub fn find(_tables: Find<'_>) -> Result<String, Refusal> {
+    /// Its line control register.
+    const LCR: u16 = COM1 + 3;
+    /// What is read where nobody answers.
+    const NOBODY: u8 = 0xff;
+    // SAFETY: COM1's ports belong to this module alone, and reading this one has no side effect.
+    if unsafe { PortReadOnly::<u8>::new(LCR).read() } == NOBODY {
+        return Err(absent());
+    }
+    Ok(format!("a UART answers at port {COM1:#x} (COM1)"))
+}
+
+fn absent() -> Refusal {
+    Refusal::new(
+        "COM1",
+        "there is no UART",
+        "give the machine a serial port: the log and the monitor are there",
+    )
+}
+
 /// Sets the line up: 115200 baud, 8 data bits, no parity, FIFO on, no interrupts. Once, on the first
 /// processor. Where it is needs no table. Without a UART, writes go nowhere.
 ///
 /// # Errors
 /// When there is none.
-pub fn init(_tables: Find<'_>) -> Result<(), Refusal> {
+pub fn init(tables: Find<'_>) -> Result<(), Refusal> {
+    find(tables)?;
     let config = Config { baud_rate: BaudRate::Baud115200, interrupts: IER::empty(), ..Config::DEFAULT };
     let present = UART.lock().init(config).is_ok();
     PRESENT.store(present, Ordering::Relaxed);
-    if present {
-        return Ok(());
-    }
-    Err(Refusal::new(
-        "COM1",
-        "there is no UART",
-        "give the machine a serial port: the log and the monitor are there",
-    ))
+    if present { Ok(()) } else { Err(absent()) }
 }
 
 /// Sends bytes, waiting until the line takes them.
