@@ -12,7 +12,7 @@ use alloc::vec::Vec;
 use pasidon_arch::guest::boot::loaded_len;
 use pasidon_arch_common::guest_files::{self, Part};
 use pasidon_kernel::base::refusal::Refusal;
-use pasidon_kernel::config::{self, ConfigError, Parsed};
+use pasidon_kernel::config::{self, ConfigError, Mode, Parsed};
 use uefi::boot::{self, AllocateType, MemoryType, PAGE_SIZE, ScopedProtocol};
 use uefi::proto::media::file::{Directory, File, FileAttribute, FileInfo, FileMode, FileType, RegularFile};
 use uefi::proto::media::fs::SimpleFileSystem;
@@ -24,6 +24,46 @@ const SYMBOLS: &str = "pasidon.sym";
 const LARGE: usize = 4 << 20;
 /// Bytes asked for at a time: some firmware cannot do a whole file at once.
 const BLOCK: usize = 1 << 20;
+
+/// The disk that the image was loaded from, and what its `pasidon.toml` says.
+pub struct BootDisk {
+    disk: Disk,
+    /// `pasidon.toml`, parsed.
+    pub parsed: Result<Parsed, Vec<ConfigError>>,
+}
+
+impl BootDisk {
+    /// Reads `pasidon.toml` and nothing else.
+    ///
+    /// # Errors
+    /// When there is no such disk, or no `pasidon.toml` on it.
+    pub fn open() -> Result<Self, Refusal> {
+        let mut disk = Disk::open()?;
+        let toml = disk.read(config::FILE_NAME, &whole).map_err(|why| {
+            Refusal::new(
+                format!("\\{}", config::FILE_NAME),
+                why,
+                "put it in the top folder of the disk that Pasidon is started from",
+            )
+        })?;
+        Ok(Self { disk, parsed: config::parse(toml) })
+    }
+
+    /// Whether the inventory is asked for.
+    pub fn wants_inventory(&self) -> bool {
+        let mode = self.parsed.as_ref().map(|parsed| parsed.config.host.mode.value);
+        mode == Ok(Mode::Inventory)
+    }
+
+    /// Reads every kernel and initrd that a VM names.
+    pub fn guests(&mut self) -> guest_files::Files {
+        let vms = self.parsed.as_ref().map_or(&[][..], |parsed| &parsed.config.vms);
+        guest_files::Files::read(vms, &mut |path, part| match part {
+            Part::Whole => self.disk.read(path, &whole),
+            Part::Loaded => self.disk.read(path, &loaded_len),
+        })
+    }
+}
 
 /// What is on the disk, as far as it is asked for.
 pub struct Files {
@@ -37,29 +77,14 @@ pub struct Files {
 
 impl Files {
     /// Reads all of them.
-    ///
-    /// # Errors
-    /// When there is no such disk, or no `pasidon.toml` on it.
-    pub fn read() -> Result<Self, Refusal> {
-        let mut disk = Disk::open()?;
-        let toml = disk.read(config::FILE_NAME, &whole).map_err(|why| {
-            Refusal::new(
-                format!("\\{}", config::FILE_NAME),
-                why,
-                "put it in the top folder of the disk that Pasidon is started from",
-            )
-        })?;
-        let parsed = config::parse(toml);
-        let vms = parsed.as_ref().map_or(&[][..], |parsed| &parsed.config.vms);
-        let guests = guest_files::Files::read(vms, &mut |path, part| match part {
-            Part::Whole => disk.read(path, &whole),
-            Part::Loaded => disk.read(path, &loaded_len),
-        });
+    pub fn read(mut boot: BootDisk) -> Self {
+        let guests = boot.guests();
+        let BootDisk { mut disk, parsed } = boot;
         let symbols = disk
             .read(SYMBOLS, &whole)
             .inspect_err(|why| log::warn!("\\{SYMBOLS}: {why}; backtraces will show addresses only"))
             .ok();
-        Ok(Self { parsed, guests, symbols })
+        Self { parsed, guests, symbols }
     }
 }
 

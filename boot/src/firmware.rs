@@ -20,7 +20,7 @@ use uefi::proto::loaded_image::LoadedImage;
 use uefi::proto::rng::Rng;
 use uefi::runtime;
 
-use crate::files::Files;
+use crate::files::{BootDisk, Files};
 use crate::tables::Tables;
 use crate::{heap, output};
 
@@ -59,10 +59,8 @@ pub struct Memory {
 ///
 /// # Errors
 /// When something is missing that nothing works without.
-pub fn prepare(features: Features, tables: Tables) -> Result<Prepared, Refusal> {
-    // Reading the guests may take longer than the firmware lets an application run. Without a watchdog
-    // there is nothing to switch off.
-    let _ = boot::set_watchdog_timer(0, 0x1_0000, None);
+pub fn prepare(features: Features, tables: Tables, disk: BootDisk) -> Result<Prepared, Refusal> {
+    no_watchdog();
     let image = image()?;
     // SAFETY: the image is loaded there with its headers; it has at least a page of them.
     let headers = unsafe { core::slice::from_raw_parts(image.0 as *const u8, IMAGE_HEADERS) };
@@ -75,7 +73,7 @@ pub fn prepare(features: Features, tables: Tables) -> Result<Prepared, Refusal> 
             log::info!("random numbers: neither the firmware nor the processor has any; guests get no seed")
         }
     }
-    let files = Files::read()?;
+    let files = Files::read(disk);
     if let Some(text) = files.symbols {
         symbols::install(text, image.0);
     }
@@ -93,6 +91,12 @@ pub fn prepare(features: Features, tables: Tables) -> Result<Prepared, Refusal> 
         sections,
         trampoline: trampoline.map(|pages| HostPhys(pages.as_ptr() as u64)),
     })
+}
+
+/// Lets the application run longer than the firmware does by default: reading guests takes its time, and so do people.
+pub fn no_watchdog() {
+    // Without a watchdog there is nothing to switch off.
+    let _ = boot::set_watchdog_timer(0, 0x1_0000, None);
 }
 
 /// Random numbers of the firmware's (UEFI 2.10, 37.5); `None` where it has none.
@@ -169,7 +173,8 @@ fn firmware_time() -> Option<u64> {
     local.checked_add_signed(behind * 60_000_000_000)?.checked_add(now.nanosecond().into())
 }
 
-fn memory(map: &MemoryMapOwned) -> Memory {
+/// What of the machine's memory is RAM, and what nobody uses when boot services are over.
+pub fn memory(map: &MemoryMapOwned) -> Memory {
     let mut memory = Memory { ram: Vec::new(), free: Vec::new() };
     for entry in map.entries() {
         let start = HostPhys(entry.phys_start);

@@ -57,16 +57,33 @@ pub unsafe fn take_over(prepared: Prepared) -> ! {
 
 /// Memory that nobody uses: for the stacks so much (start and length), the rest for guests, tables and the heap.
 fn share_out(memory: &mut Memory, stack_bytes: u64) -> Result<(&'static Frames, (HostPhys, u64)), Refusal> {
-    let stacks = ranges::carve(&mut memory.free, stack_bytes).ok_or_else(|| {
-        Refusal::new(
-            "memory",
-            format!("there are no {} KiB in one piece for stacks", stack_bytes >> 10),
-            "give the machine more",
-        )
-    })?;
+    let stacks = memory_for_stacks(memory, stack_bytes)?;
     let frames: &'static Frames = Box::leak(Box::new(Frames::new(memory.free.drain(..))));
     heap::grow_from(frames);
     Ok((frames, (stacks, stack_bytes)))
+}
+
+/// Takes memory for stacks out of what nobody uses.
+///
+/// # Errors
+/// When there is not so much in one piece.
+pub fn memory_for_stacks(memory: &mut Memory, bytes: u64) -> Result<HostPhys, Refusal> {
+    ranges::carve(&mut memory.free, bytes).ok_or_else(|| {
+        Refusal::new(
+            "memory",
+            format!("there are no {} KiB in one piece for stacks", bytes >> 10),
+            "give the machine more",
+        )
+    })
+}
+
+/// The refusal of a machine whose firmware says nothing of PCI configuration space.
+pub fn no_configuration_space() -> Refusal {
+    Refusal::new(
+        "PCI",
+        "the firmware describes no configuration space (MCFG), so no device can be shared",
+        "update the firmware",
+    )
 }
 
 fn arrive(crossing: *mut u8) -> ! {
@@ -113,9 +130,7 @@ fn set_up(crossing: Crossing) -> Result<Handover, Refusal> {
     log::info!("{}: {}", tables.source(), tables.names());
     let ecams = tables.get("MCFG").map(firmware_tables::mcfg).unwrap_or_default();
     if ecams.is_empty() {
-        log::warn!(
-            "PCI: the firmware describes no configuration space (MCFG); no device can be shared; update it"
-        );
+        log::warn!("{}", no_configuration_space());
     }
     for ecam in &ecams {
         log::info!(

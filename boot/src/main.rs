@@ -8,9 +8,10 @@
 //! **Invariant.** From its first line on the program uses its own heap, so that what was allocated before
 //! boot services ended stays valid.
 //!
-//! Order: [`tables`] (ACPI or a device tree) → [`output`] (serial line) → [`files`] (ESP) → [`firmware`] (wall clock,
-//! memory map, the end of boot services) → [`machine`] (page tables, stack, clock, interrupts, processors) →
-//! [`hypervisor`].
+//! Order: [`tables`] (ACPI or a device tree) → [`files`] (ESP: the configuration, later the guests) → [`output`] (serial
+//! line) → [`firmware`] (wall clock, memory map, the end of boot services) → [`machine`] (page tables, stack, clock,
+//! interrupts, processors) → [`hypervisor`]. Where the configuration asks for it, [`inventory`] takes the place of all
+//! that touches anything.
 #![no_std]
 #![no_main]
 
@@ -26,6 +27,7 @@ mod files;
 mod firmware;
 mod heap;
 mod hypervisor;
+mod inventory;
 mod machine;
 mod output;
 mod provoke;
@@ -34,6 +36,7 @@ mod tables;
 
 use core::panic::PanicInfo;
 
+use files::BootDisk;
 use pasidon_arch::{cpu, fault};
 use pasidon_kernel::base::refusal::Refusal;
 use tables::Tables;
@@ -46,16 +49,25 @@ fn main() -> Status {
     let heap = heap::begin();
     // Without a heap there is no place for tables, and the firmware's console shows why.
     let tables = if heap { Tables::find() } else { Tables::default() };
+    let disk = if heap { BootDisk::open() } else { Err(no_heap()) };
+    let disk = match disk {
+        Ok(disk) if disk.wants_inventory() => {
+            inventory::run(disk, &tables);
+            return Status::SUCCESS;
+        }
+        other => other,
+    };
     output::init(&tables);
     if !heap {
-        log::error!("memory: the firmware has not even 2 MiB in one piece; give the machine more");
+        log::error!("{}", no_heap());
         return Status::OUT_OF_RESOURCES;
     }
-    match prepare(tables) {
+    match prepare(tables, disk) {
         // SAFETY: `prepare` gives what `machine` asks for, and no protocol of the firmware's is open any more.
         Ok(prepared) => unsafe { machine::take_over(prepared) },
         Err(refusal) => {
             log::error!("{refusal}");
+            log::info!("[host] mode = \"inventory\" in pasidon.toml lists what this machine has and lacks");
             log::error!("nothing was started; back to the firmware");
             Status::UNSUPPORTED
         }
@@ -63,8 +75,12 @@ fn main() -> Status {
 }
 
 /// What the firmware is needed for, but for its end.
-fn prepare(tables: Tables) -> Result<firmware::Prepared, Refusal> {
-    firmware::prepare(cpu::check()?, tables)
+fn prepare(tables: Tables, disk: Result<BootDisk, Refusal>) -> Result<firmware::Prepared, Refusal> {
+    firmware::prepare(cpu::check()?, tables, disk?)
+}
+
+fn no_heap() -> Refusal {
+    Refusal::new("memory", "the firmware has not even 2 MiB in one piece", "give the machine more")
 }
 
 #[panic_handler]

@@ -2,6 +2,8 @@
 //! The log on the serial line, from the first line on until the console takes it over. Where there is no
 //! serial line, it is on the firmware's console for as long as that is there.
 
+use alloc::string::String;
+use alloc::vec::Vec;
 use core::fmt::Write;
 use core::sync::atomic::{AtomicU8, Ordering};
 
@@ -62,6 +64,19 @@ pub fn init(tables: &Tables) {
     }
 }
 
+/// Has [`write()`] write to the firmware's console only, so that no device is touched. Messages are collected until
+/// [`collected`].
+pub fn firmware_only() {
+    LINE.store(FIRMWARE, Ordering::Release);
+}
+
+/// The messages that were collected.
+pub fn collected() -> Vec<String> {
+    let mut lines = Vec::new();
+    while LOGGER.drain(&mut |line| lines.push(String::from(line))) {}
+    lines
+}
+
 /// The firmware's console is gone, with its boot services.
 pub fn leave_firmware() {
     // Without a serial line there is nothing left to write to.
@@ -69,7 +84,7 @@ pub fn leave_firmware() {
 }
 
 /// To the line that there is.
-fn write(text: &str) {
+pub fn write(text: &str) {
     match LINE.load(Ordering::Acquire) {
         SERIAL => serial::write(text.as_bytes()),
         FIRMWARE => system::with_stdout(|console| {

@@ -15,7 +15,7 @@ use core::ptr::NonNull;
 use acpi::sdt::{SdtHeader, Signature};
 use acpi::{AcpiError, AcpiHandler, AcpiTable, AcpiTables, PhysicalMapping};
 use pasidon_arch::firmware_tables;
-use pasidon_arch_common::firmware_tables::{check_list, device_tree_at, table_at};
+use pasidon_arch_common::firmware_tables::{TableHeader, check_list, device_tree_at, listed, table_at};
 use pasidon_kernel::base::refusal::Refusal;
 use uefi::table::cfg::ConfigTableEntry;
 use uefi::{Guid, guid, system};
@@ -127,6 +127,14 @@ impl Tables {
         Self { source: "device tree", tables: translated.tables }
     }
 
+    /// The header of every table in the firmware's list, whether or not it is one that is read.
+    pub fn headers() -> Vec<TableHeader> {
+        let rsdp = configured(&[ConfigTableEntry::ACPI2_GUID, ConfigTableEntry::ACPI_GUID]);
+        // What is wrong with the list was said when the tables were looked for.
+        let tables = rsdp.and_then(|rsdp| listed(&memory, rsdp as u64).ok()).unwrap_or_default();
+        tables.into_iter().map(TableHeader::of).collect()
+    }
+
     /// What the firmware says it in.
     pub fn source(&self) -> &'static str {
         self.source
@@ -137,6 +145,11 @@ impl Tables {
         let names = self.tables.iter().map(|(name, _)| *name);
         let listed: Vec<&str> = names.filter(|name| *name != DSDT).collect();
         listed.join(" ")
+    }
+
+    /// Whether one with that signature is among them.
+    pub fn names_signature(&self, signature: &str) -> bool {
+        self.tables.iter().any(|(_, table)| table.starts_with(signature.as_bytes()))
     }
 
     /// The table of that name.

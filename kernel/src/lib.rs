@@ -22,6 +22,7 @@
 //! | [`console`] | the serial line, the log |
 //! | [`monitor`] | commands, and what they show |
 //! | [`housekeeping`] | what the first processor does besides running guests |
+//! | [`inventory`] | what a machine has, and what would be refused there |
 #![cfg_attr(not(test), no_std)]
 #![forbid(unsafe_code)]
 
@@ -36,6 +37,7 @@ pub mod console;
 pub mod dev;
 pub mod dma;
 pub mod housekeeping;
+pub mod inventory;
 pub mod irq;
 pub mod memory;
 pub mod monitor;

@@ -11,7 +11,9 @@ use pasidon_arch::vms::Processor;
 use pasidon_arch_common::guest_files::Files;
 use pasidon_arch_common::hardware::Hardware;
 use pasidon_drivers::accel::dsa::{DsaParent, Options, Partition, Setup, Silicon};
-use pasidon_drivers::pci::{Function, Identity};
+use pasidon_drivers::pci::{Ecam, Function, Identity};
+use pasidon_drivers::registers::Mmio;
+use pasidon_kernel::base::addr::Requester;
 use pasidon_kernel::base::refusal::Refusal;
 use pasidon_kernel::config::{Config, ConfigError, ParentConfig, PciDevice};
 use pasidon_kernel::memory::ram::RamRange;
@@ -30,12 +32,7 @@ pub struct Supply<'a> {
 
 impl Machine for Supply<'_> {
     fn devices(&self) -> Vec<PciDevice> {
-        let device = |function: &Identity| PciDevice {
-            requester: function.requester,
-            vendor: function.vendor,
-            device: function.device,
-        };
-        self.pci.functions.iter().map(device).collect()
+        pci_devices(self.pci)
     }
 
     fn check_files(&self, config: &Config) -> Vec<ConfigError> {
@@ -56,17 +53,25 @@ impl Machine for Supply<'_> {
     }
 }
 
-/// Brings up the accelerator that a parent names.
-fn bring_up_parent(
-    parent: &ParentConfig,
-    device: &PciDevice,
-    pci: &Pci,
-    queues: Vec<Option<u16>>,
-) -> Result<&'static dyn Parent, Refusal> {
-    let what = || alloc::format!("parent {}", parent.name.value);
-    if Silicon::of(device.vendor, device.device).is_none() {
-        return Err(Refusal::new(
-            what(),
+/// The functions that a parent can name.
+pub fn pci_devices(pci: &Pci) -> Vec<PciDevice> {
+    let device = |function: &Identity| PciDevice {
+        requester: function.requester,
+        vendor: function.vendor,
+        device: function.device,
+    };
+    pci.functions.iter().map(device).collect()
+}
+
+/// Whether there is a driver for the device that a parent names.
+///
+/// # Errors
+/// When there is none.
+pub fn check_driver(what: &str, device: &PciDevice) -> Result<(), Refusal> {
+    match Silicon::of(device.vendor, device.device) {
+        Some(_) => Ok(()),
+        None => Err(Refusal::new(
+            what,
             alloc::format!(
                 "{:04x}:{:04x} at {} is no accelerator that there is a driver for",
                 device.vendor,
@@ -74,12 +79,35 @@ fn bring_up_parent(
                 device.requester
             ),
             "name an Intel DSA (8086:0b25 or 8086:11fb)",
-        ));
+        )),
     }
-    let config = pci.config_of(device.requester).ok_or_else(|| {
-        Refusal::new(what(), "its configuration space is not mapped", "check the MCFG table")
-    })?;
-    let function = Function::new(config, device.requester)?;
+}
+
+/// The function at that place, with the means to reach its configuration space.
+///
+/// # Errors
+/// When these are not there, or nobody answers.
+pub fn function_at(
+    what: &str,
+    requester: Requester,
+    pci: &Pci,
+) -> Result<Function<Arc<Ecam<Mmio>>>, Refusal> {
+    let config = pci
+        .config_of(requester)
+        .ok_or_else(|| Refusal::new(what, "its configuration space is not mapped", "check the MCFG table"))?;
+    Function::new(config, requester)
+}
+
+/// Brings up the accelerator that a parent names.
+fn bring_up_parent(
+    parent: &ParentConfig,
+    device: &PciDevice,
+    pci: &Pci,
+    queues: Vec<Option<u16>>,
+) -> Result<&'static dyn Parent, Refusal> {
+    let what = alloc::format!("parent {}", parent.name.value);
+    check_driver(&what, device)?;
+    let function = function_at(&what, device.requester, pci)?;
     let bar = function.memory_bar(0)?;
     let setup = Setup {
         name: String::clone(&parent.name.value),

@@ -4,9 +4,9 @@
 //! **Order.** Devices are blocked by the IOMMU before any is touched; everything that the configuration asks
 //! for is checked before the first VM is built; the console opens before the first guest prints.
 
-mod devices;
+pub(crate) mod devices;
 mod host_machine;
-mod iommu;
+pub(crate) mod iommu;
 mod measure;
 
 use alloc::vec::Vec;

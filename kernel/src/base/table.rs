@@ -53,14 +53,42 @@ impl Table {
         if self.is_empty() { format!("{otherwise}\n") } else { self.render() }
     }
 
-    /// The table as lines.
-    pub fn render(&self) -> String {
+    /// The table as lines of at most `width` characters where that can be: what is too wide goes on in the lines below
+    /// it, in its own column.
+    pub fn render_within(&self, width: usize) -> String {
+        /// No column becomes narrower than this.
+        const NARROWEST: usize = 8;
+        let mut widths = self.widths();
+        while widths.iter().sum::<usize>() + GAP * widths.len().saturating_sub(1) > width {
+            match widths.iter_mut().max() {
+                Some(widest) if *widest > NARROWEST => *widest -= 1,
+                _ => break,
+            }
+        }
+        let mut folded = Self { columns: self.columns.clone(), rows: Vec::new() };
+        for row in &self.rows {
+            let cells: Vec<Vec<String>> =
+                row.iter().zip(&widths).map(|(cell, width)| fold(cell, *width)).collect();
+            for line in 0..cells.iter().map(Vec::len).max().unwrap_or(0) {
+                folded.row(cells.iter().map(|cell| cell.get(line).cloned().unwrap_or_default()));
+            }
+        }
+        folded.render()
+    }
+
+    /// How wide each column is.
+    fn widths(&self) -> Vec<usize> {
         let width = |index: usize| {
             let cells = self.rows.iter().filter_map(|row| row.get(index));
             let headings = self.columns.get(index).map(|(heading, _)| heading);
             cells.chain(headings).map(|cell| cell.chars().count()).max().unwrap_or(0)
         };
-        let widths: Vec<usize> = (0..self.columns.len()).map(width).collect();
+        (0..self.columns.len()).map(width).collect()
+    }
+
+    /// The table as lines.
+    pub fn render(&self) -> String {
+        let widths = self.widths();
         let headings: Vec<String> = self.columns.iter().map(|(heading, _)| heading.clone()).collect();
         let mut out = String::new();
         for row in core::iter::once(&headings).chain(&self.rows) {
@@ -79,6 +107,33 @@ impl Table {
         }
         out
     }
+}
+
+/// Text as lines of at most `width` characters, broken between words, and within a word where that alone is wider. At
+/// least one line.
+pub fn fold(text: &str, width: usize) -> Vec<String> {
+    let width = width.max(1);
+    let mut lines = Vec::from([String::new()]);
+    let mut used = 0;
+    for word in text.split(' ') {
+        let long = word.chars().count();
+        if used > 0 && used + 1 + long > width {
+            lines.push(String::new());
+            used = 0;
+        } else if used > 0 {
+            lines.last_mut().into_iter().for_each(|line| line.push(' '));
+            used += 1;
+        }
+        for character in word.chars() {
+            if used == width {
+                lines.push(String::new());
+                used = 0;
+            }
+            lines.last_mut().into_iter().for_each(|line| line.push(character));
+            used += 1;
+        }
+    }
+    lines
 }
 
 /// Names and values, one pair a line, values aligned.
@@ -129,6 +184,25 @@ mod tests {
              b\u{e4}ta   12345678  no mapping\n\
              short\n"
         );
+    }
+
+    #[test]
+    fn what_is_too_wide_goes_on_below_in_its_column() {
+        let mut table = Table::new(["WHAT", "#N", "WHY"]);
+        table.row(["processor", "1", "it has no nested paging"].map(String::from));
+        table.row(["vtd", "20", "none"].map(String::from));
+        assert_eq!(table.render_within(100), table.render());
+        assert_eq!(
+            table.render_within(27),
+            "WHAT        N  WHY\n\
+             processor   1  it has no\n\
+             \u{20}              nested\n\
+             \u{20}              paging\n\
+             vtd        20  none\n"
+        );
+        assert_eq!(fold("a bc  def", 3), ["a", "bc ", "def"]);
+        assert_eq!(fold("abcdefg h", 3), ["abc", "def", "g h"]);
+        assert_eq!(fold("", 3), [""]);
     }
 
     #[test]

@@ -28,7 +28,7 @@ pub use error::{ConfigError, Position, Scope, Spanned};
 pub use machine::{FindParent, PciDevice, ResolvedParents, check_memory, check_vdevs, resolve_parents};
 pub use parse::{MAX_FILE, MAX_VMS, Parsed, parse};
 pub use types::{
-    Config, ConsoleMode, HostConfig, OnReboot, ParentConfig, ParentSelector, VdevConfig, VmConfig,
+    Config, ConsoleMode, HostConfig, Mode, OnReboot, ParentConfig, ParentSelector, VdevConfig, VmConfig,
 };
 pub use value::{MAX_CMDLINE, MAX_MEMORY, MAX_NAME, MIN_MEMORY};
 

@@ -44,6 +44,14 @@ pub static HOST: Section = Section {
     about: "The hypervisor itself. The whole section may be left out.",
     keys: &[
         Key {
+            name: "mode",
+            takes: "`\"run\"` or `\"inventory\"`",
+            default: Some("`\"run\"`"),
+            example: "mode = \"run\"",
+            about: "`\"inventory\"` lists what the machine has and what Pasidon would refuse there, changes nothing, and \
+                    goes back to the firmware. The file then needs no VM.",
+        },
+        Key {
             name: "log",
             takes: "`\"off\"`, `\"error\"`, `\"warn\"`, `\"info\"`, `\"debug\"` or `\"trace\"`",
             default: Some("`\"info\"`"),

@@ -9,6 +9,7 @@ use crate::base::addr::Requester;
 /// Every key given.
 pub(super) const FULL: &str = r#"
 [host]
+mode = "run"
 log = "debug"
 console = "framed"
 last_pasid = 255
@@ -73,6 +74,7 @@ fn one_vm_refused(section: &str) -> String {
 fn every_key_is_read() {
     let Parsed { config, errors } = parse(FULL.as_bytes()).unwrap();
     assert_eq!(errors, []);
+    assert_eq!(config.host.mode.value, Mode::Run);
     assert_eq!(config.host.log.value, log::LevelFilter::Debug);
     assert_eq!(config.host.console.value, ConsoleMode::Framed);
     assert_eq!(config.host.last_pasid.map(|last| last.value), Some(255));
@@ -133,7 +135,7 @@ fn values_know_their_places() {
     let error = alpha.error_at(alpha.memory.at, "memory: the machine has 128M left", "use less");
     assert_eq!(
         error.to_string(),
-        "pasidon.toml:17:10: vm alpha: memory: the machine has 128M left; use less"
+        "pasidon.toml:18:10: vm alpha: memory: the machine has 128M left; use less"
     );
 }
 
@@ -157,6 +159,18 @@ fn no_vm_stops_everything() {
     assert_eq!(refused(""), [line]);
     assert_eq!(refused("# nothing\n[host]\n"), [line]);
     assert!(refused("vm = []")[0].contains("there is no VM"));
+}
+
+#[test]
+fn the_inventory_needs_no_vm_and_no_sound_file() {
+    let parsed = parse(b"[host]\nmode = \"inventory\"\n").unwrap();
+    assert_eq!((parsed.config.host.mode.value, parsed.errors.as_slice()), (Mode::Inventory, &[][..]));
+    let broken = format!("[hots]\n[host]\nmode = \"inventory\"\n{}", vm("a", "memroy = 1"));
+    let parsed = parse(broken.as_bytes()).unwrap();
+    let scopes: Vec<_> = parsed.errors.iter().map(|error| error.scope).collect();
+    assert_eq!(scopes, [Scope::Whole, Scope::Vm(0)]);
+    let errors = refused(&format!("[host]\nmode = \"inventry\"\n{}", vm("a", "")));
+    assert!(errors[0].contains("did you mean mode = \"inventory\"?"), "{errors:?}");
 }
 
 #[test]

@@ -24,12 +24,23 @@ pub struct Config {
 /// `[host]`.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct HostConfig {
+    /// What Pasidon does on this machine.
+    pub mode: Spanned<Mode>,
     /// The least severe messages that are printed.
     pub log: Spanned<log::LevelFilter>,
     /// How the serial line is shared.
     pub console: Spanned<ConsoleMode>,
     /// The largest PASID that is given out; `None`: the largest that the IOMMU understands.
     pub last_pasid: Option<Spanned<u16>>,
+}
+
+/// What Pasidon does on a machine.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Mode {
+    /// It takes the machine over and runs the VMs.
+    Run,
+    /// It lists what the machine has and what it would refuse there, changes nothing, and goes back to the firmware.
+    Inventory,
 }
 
 /// How the serial line is shared between monitor and guests.

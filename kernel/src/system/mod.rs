@@ -46,7 +46,7 @@ use crate::vm::{Vm, VmEnd, VmSpec};
 
 pub use life::Served;
 use parents::ParentEntry;
-pub use parents::{ParentOptions, ParentReport};
+pub use parents::{ParentOptions, ParentReport, check_confined};
 pub use reclaim::{EndReport, ReclaimReport};
 pub use vdevs::VdevName;
 

@@ -36,6 +36,30 @@ pub(super) struct ParentEntry {
     _event_interrupt: Option<Interrupt>,
 }
 
+/// Whether a device can be a parent with `iommu = "on"`: whether an IOMMU confines its DMA, and something its interrupt
+/// messages.
+///
+/// # Errors
+/// When one of them is not confined.
+pub fn check_confined(what: &str, dma: bool, messages: bool) -> Result<(), Refusal> {
+    if !dma {
+        return Err(Refusal::new(
+            what,
+            "no IOMMU confines its DMA",
+            "use a machine with an IOMMU and turn it on in the firmware; or accept the risk with iommu \
+             = \"off\", for trapped types only",
+        ));
+    }
+    if !messages {
+        return Err(Refusal::new(
+            what,
+            "nothing confines its interrupt messages, so it could raise any",
+            "turn interrupt remapping on in the firmware, or use a machine that has it",
+        ));
+    }
+    Ok(())
+}
+
 /// One event of a parent, with the vdev it belongs to.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct ParentReport {
@@ -114,22 +138,10 @@ impl System {
             ));
         }
         if options.iommu {
-            let Some(iommu) = self.services.iommu else {
-                return Err(Refusal::new(
-                    what(),
-                    "no IOMMU confines its DMA",
-                    "use a machine with an IOMMU and turn it on in the firmware; or accept the risk with iommu \
-                     = \"off\", for trapped types only",
-                ));
-            };
-            if self.services.msi.is_none() {
-                return Err(Refusal::new(
-                    what(),
-                    "nothing confines its interrupt messages, so it could raise any",
-                    "turn interrupt remapping on in the firmware, or use a machine that has it",
-                ));
+            check_confined(&what(), self.services.iommu.is_some(), self.services.msi.is_some())?;
+            if let Some(iommu) = self.services.iommu {
+                iommu.claim(parent.requester()).map_err(|refusal| refusal.within(what()))?;
             }
-            iommu.claim(parent.requester()).map_err(|refusal| refusal.within(what()))?;
         }
         let Some(entry) = parent.event_interrupt() else {
             return Ok(None);

@@ -10,7 +10,7 @@ use alloc::vec::Vec;
 use pasidon_arch::host::{self, MachineHost};
 use pasidon_arch::interrupts::Handler;
 use pasidon_arch::platform::{Platform, REDISTRIBUTOR_LEN};
-use pasidon_drivers::iommu::smmuv3::Smmu;
+use pasidon_drivers::iommu::smmuv3::{self, Smmu};
 use pasidon_drivers::iort::{self, Iort};
 use pasidon_drivers::irq::its::{Its, ItsNode, LPIS, Redistributor};
 use pasidon_drivers::registers::Mmio;
@@ -20,7 +20,7 @@ use pasidon_kernel::dma::iommu::Iommu;
 use pasidon_kernel::irq::msi::MsiController;
 use pasidon_kernel::memory::frames::Frames;
 
-use super::{FrameMemory, Without};
+use super::{FrameMemory, Surveyed, Without};
 use crate::registers::{self, Pci};
 use crate::tables::Tables;
 
@@ -36,6 +36,30 @@ const _: () = {
 pub struct MachineIommu {
     smmu: &'static Smmu<Mmio, FrameMemory>,
     its: Option<&'static MachineIts>,
+}
+
+/// What the firmware says of units.
+fn iort_of(tables: &Tables) -> Result<Iort, Without> {
+    let table = tables.get("IORT").ok_or(Without::Absent("the firmware has no IORT table"))?;
+    let iort = iort::parse(table)?;
+    if iort.units.is_empty() {
+        return Err(Without::Absent("the firmware's IORT describes no SMMUv3"));
+    }
+    Ok(iort)
+}
+
+/// Looks at all units and changes none.
+///
+/// # Errors
+/// When there is none that could be driven.
+pub fn survey(tables: &Tables, platform: Option<&Platform>, _pci: &Pci) -> Result<Surveyed, Without> {
+    let iort = iort_of(tables)?;
+    Ok(Surveyed {
+        make: "SMMUv3",
+        survey: smmuv3::survey(&iort, &mut registers::as_the_firmware_maps),
+        topology: Box::new(Arc::new(iort)),
+        messages: platform.is_some_and(|platform| !platform.its().is_empty()),
+    })
 }
 
 /// The interrupt translation services, off. `None` where there are none, or none that can be driven: devices can
@@ -83,13 +107,7 @@ impl MachineIommu {
         _pci: &Pci,
         frames: &'static Frames,
     ) -> Result<Self, Without> {
-        let Some(table) = tables.get("IORT") else {
-            return Err(Without::Absent("the firmware has no IORT table"));
-        };
-        let iort = iort::parse(table)?;
-        if iort.units.is_empty() {
-            return Err(Without::Absent("the firmware's IORT describes no SMMUv3"));
-        }
+        let iort = iort_of(tables)?;
         let its = find_its(platform, &iort, frames);
         let doorbells = its.map_or_else(Vec::new, MachineIts::doorbells);
         let smmu =

@@ -10,12 +10,16 @@ mod aarch64;
 mod x86_64;
 
 #[cfg(target_arch = "aarch64")]
-pub use aarch64::{MachineIommu, connect_keys};
+pub use aarch64::{MachineIommu, connect_keys, survey};
 #[cfg(target_arch = "x86_64")]
-pub use x86_64::{MachineIommu, connect_keys};
+pub use x86_64::{MachineIommu, connect_keys, survey};
+
+use alloc::boxed::Box;
 
 use pasidon_arch::platform::Platform;
 use pasidon_arch::{cache, memory};
+use pasidon_drivers::iommu::Topology;
+use pasidon_drivers::iommu::survey::Survey;
 use pasidon_drivers::memory::DmaMemory;
 use pasidon_kernel::base::addr::{HostPhys, PAGE_SIZE};
 use pasidon_kernel::base::refusal::Refusal;
@@ -61,11 +65,36 @@ impl DmaMemory for FrameMemory {
 }
 
 /// Why no IOMMU is in charge.
-enum Without {
+pub enum Without {
     /// There is none that could be driven, for this reason.
     Absent(&'static str),
     /// There is one, and it cannot be.
     Unusable(Refusal),
+}
+
+impl Without {
+    /// The same as a refusal.
+    pub fn refusal(self) -> Refusal {
+        match self {
+            Self::Absent(why) => {
+                let why = alloc::format!("{why}, so nothing confines a device");
+                Refusal::new("IOMMU", why, "use a machine with an IOMMU, and turn it on in the firmware")
+            }
+            Self::Unusable(refusal) => refusal,
+        }
+    }
+}
+
+/// What an inventory says of the IOMMUs.
+pub struct Surveyed {
+    /// What they are called.
+    pub make: &'static str,
+    /// What was found.
+    pub survey: Survey,
+    /// Where devices are.
+    pub topology: Box<dyn Topology>,
+    /// Whether interrupt messages are confined where DMA is.
+    pub messages: bool,
 }
 
 impl From<Refusal> for Without {
@@ -91,12 +120,12 @@ pub fn take(
             pci.silence(&|requester| iommu.serves(requester));
             Some(iommu)
         }
-        Err(Without::Absent(why)) => {
-            log::warn!("none: {why}, so nothing confines a device");
+        Err(absent @ Without::Absent(_)) => {
+            log::warn!("{}", absent.refusal());
             None
         }
-        Err(Without::Unusable(refusal)) => {
-            log::error!("not usable: {refusal}");
+        Err(unusable @ Without::Unusable(_)) => {
+            log::error!("not usable: {}", unusable.refusal());
             None
         }
     }

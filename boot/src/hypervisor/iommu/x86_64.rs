@@ -10,8 +10,9 @@ use alloc::vec::Vec;
 use pasidon_arch::host::{self, MachineHost};
 use pasidon_arch::interrupts::Handler;
 use pasidon_arch::platform::Platform;
-use pasidon_drivers::iommu::vtd::Vtd;
-use pasidon_drivers::iommu::vtd::dmar::{self, Drhd, ScopeKind};
+use pasidon_drivers::iommu::vtd::dmar::{self, Dmar, Drhd, ScopeKind};
+use pasidon_drivers::iommu::vtd::scope::Coverage;
+use pasidon_drivers::iommu::vtd::{self, Vtd};
 use pasidon_drivers::registers::Mmio;
 use pasidon_kernel::base::addr::Requester;
 use pasidon_kernel::base::refusal::Refusal;
@@ -21,7 +22,7 @@ use pasidon_kernel::irq::msi::MsiController;
 use pasidon_kernel::memory::frames::Frames;
 use pasidon_kernel::vm::exit::MsiMessage;
 
-use super::{FrameMemory, Without};
+use super::{FrameMemory, Surveyed, Without};
 use crate::registers::{self, Pci};
 use crate::tables::Tables;
 
@@ -31,6 +32,30 @@ pub struct MachineIommu {
     vtd: &'static Vtd<Mmio, FrameMemory>,
     /// As whom the I/O APIC sends its interrupts.
     io_apic: Option<Requester>,
+}
+
+/// Interrupt destinations are 32-bit APIC identifiers.
+const X2APIC: bool = true;
+
+/// The firmware's list of units.
+fn dmar_of(tables: &Tables) -> Result<Dmar, Without> {
+    let table = tables.get("DMAR").ok_or(Without::Absent("the firmware has no DMAR table"))?;
+    Ok(dmar::parse(table)?)
+}
+
+/// Looks at all units and changes none.
+///
+/// # Errors
+/// When there is none that could be driven.
+pub fn survey(tables: &Tables, _platform: Option<&Platform>, pci: &Pci) -> Result<Surveyed, Without> {
+    let dmar = dmar_of(tables)?;
+    let bridges = |requester| pci.buses_behind(requester);
+    Ok(Surveyed {
+        make: "VT-d",
+        survey: vtd::survey(&dmar, X2APIC, &bridges, &mut registers::as_the_firmware_maps),
+        topology: Box::new(Coverage::new(&dmar, &bridges)),
+        messages: dmar.interrupt_remapping,
+    })
 }
 
 /// The I/O APIC in a unit's device scope.
@@ -51,15 +76,12 @@ impl MachineIommu {
         pci: &Pci,
         frames: &'static Frames,
     ) -> Result<Self, Without> {
-        let Some(table) = tables.get("DMAR") else {
-            return Err(Without::Absent("the firmware has no DMAR table"));
-        };
-        let dmar = dmar::parse(table)?;
+        let dmar = dmar_of(tables)?;
         let vtd = Vtd::new(
             &dmar,
             Arc::new(FrameMemory(frames)),
             &MachineHost,
-            true,
+            X2APIC,
             &|requester| pci.buses_behind(requester),
             &mut registers::map,
         )?;

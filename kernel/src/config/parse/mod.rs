@@ -15,7 +15,7 @@ use toml::de::DeTable;
 use crate::config::error::{ConfigError, Position, Scope, Spanned, quoted};
 use crate::config::schema;
 use crate::config::table::{Table, Value, unknown_key_remedy};
-use crate::config::types::{Config, ConsoleMode, HostConfig};
+use crate::config::types::{Config, ConsoleMode, HostConfig, Mode};
 use crate::config::value::Misfit;
 use crate::console::log::LEVELS;
 
@@ -25,16 +25,17 @@ pub const MAX_FILE: usize = 256 << 10;
 /// What [`parse`] gives for a usable file.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Parsed {
-    /// The configuration, with at least one VM.
+    /// The configuration, with at least one VM unless it asks for the inventory.
     pub config: Config,
-    /// The errors that keep single VMs and parents from being used, in the order of the file.
+    /// The errors that keep single VMs and parents from being used, in the order of the file; for the inventory, all.
     pub errors: Vec<ConfigError>,
 }
 
 /// Reads and checks a whole file.
 ///
 /// # Errors
-/// When an error stops everything, or no VM is left: all errors found, in the order of the file.
+/// When an error stops everything, or no VM is left: all errors found, in the order of the file. What asks for the
+/// inventory is stopped by nothing but a text that is no TOML.
 pub fn parse(file: &[u8]) -> Result<Parsed, Vec<ConfigError>> {
     let mut errors = Vec::new();
     let config = match text_of(file) {
@@ -46,6 +47,7 @@ pub fn parse(file: &[u8]) -> Result<Parsed, Vec<ConfigError>> {
     };
     errors.sort_by_key(|error| error.at);
     match config {
+        Some(config) if config.host.mode.value == Mode::Inventory => Ok(Parsed { config, errors }),
         Some(config) if !config.vms.is_empty() && errors.iter().all(|error| error.scope != Scope::Whole) => {
             Ok(Parsed { config, errors })
         }
@@ -91,7 +93,10 @@ fn check(text: &str, errors: &mut Vec<ConfigError>) -> Option<Config> {
     }
     let host = host(text, top, errors);
     let parents = parents::parents(text, top, errors);
-    let vms = vms::vms(text, top, &parents, errors);
+    let vms = match top.get("vm") {
+        None if host.mode.value == Mode::Inventory => Vec::new(),
+        _ => vms::vms(text, top, &parents, errors),
+    };
     Some(Config { host, parents: parents.into_iter().filter_map(|named| named.sound).collect(), vms })
 }
 
@@ -111,7 +116,9 @@ fn host(text: &str, top: &DeTable<'_>, errors: &mut Vec<ConfigError>) -> HostCon
     let table = Table::new(text, entries, &schema::HOST, at, "host".to_string(), Scope::Whole);
     table.refuse_unknown_keys(errors);
     let modes = [("plain", ConsoleMode::Plain), ("framed", ConsoleMode::Framed)];
+    let what = [("run", Mode::Run), ("inventory", Mode::Inventory)];
     HostConfig {
+        mode: table.choice("mode", &what, Mode::Run, errors),
         log: table.choice("log", &LEVELS, log::LevelFilter::Info, errors),
         console: table.choice("console", &modes, ConsoleMode::Plain, errors),
         last_pasid: table.integer("last_pasid", 1..=u16::MAX, errors),
