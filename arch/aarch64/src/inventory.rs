@@ -30,7 +30,8 @@ pub fn processor() -> Vec<(&'static str, String)> {
     ];
     let list = |wanted: bool| {
         let names = all.iter().filter(|(there, _)| *there == wanted).map(|(_, name)| *name);
-        names.collect::<Vec<_>>().join(", ")
+        let names = names.collect::<Vec<_>>().join(", ");
+        if names.is_empty() { String::from("nothing") } else { names }
     };
     let mut facts = Vec::from([
         ("name", cpu::name()),

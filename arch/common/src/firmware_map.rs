@@ -45,7 +45,9 @@ fn page<F: Format>(format: F, top: Top, read: ReadEntry<'_>, address: u64) -> Op
 pub fn not_mapped(start: HostPhys, len: u64) -> Refusal {
     Refusal::new(
         alloc::format!("registers at {start}"),
-        alloc::format!("the firmware does not map these {len:#x} bytes, so they are not read here"),
-        "none is needed: Pasidon maps them itself when it starts",
+        alloc::format!(
+            "the firmware does not map these {len:#x} bytes; Pasidon maps them itself when it starts"
+        ),
+        "",
     )
 }

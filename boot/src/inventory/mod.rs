@@ -91,11 +91,18 @@ fn look(found: &mut Inventory, mut disk: BootDisk, tables: &Tables) {
     }
 }
 
-fn firmware_facts() -> [(&'static str, String); 2] {
+fn firmware_facts() -> [(&'static str, String); 3] {
     let revision = system::uefi_revision();
     [
         ("vendor", format!("{}, revision {:#x}", system::firmware_vendor(), system::firmware_revision())),
         ("UEFI", format!("{}.{}", revision.major(), revision.minor())),
+        (
+            "this program",
+            match firmware::image() {
+                Ok((base, bytes)) => format!("{bytes:#x} bytes at {base:#x}"),
+                Err(refusal) => refusal.why,
+            },
+        ),
     ]
 }
 
@@ -271,6 +278,8 @@ fn accelerator(
     let mut facts =
         Vec::from([("parent", parent.map_or("none names it", |parent| &parent.name.value).to_string())]);
     if parent.is_none_or(|parent| parent.iommu.value) {
+        // One that cannot be driven confines nothing.
+        let iommu = iommu.filter(|iommu| iommu.survey.refused.is_empty());
         let messages = iommu.is_some_and(|iommu| iommu.messages);
         let confined = check_confined(&name, iommu.is_some(), messages);
         match (confined, iommu.map(|iommu| (iommu, iommu.topology.claimable(at, false)))) {

@@ -11,7 +11,8 @@ use pasidon_kernel::base::refusal::Refusal;
 pub struct Survey {
     /// What the firmware's table says of the machine as a whole.
     pub table: Vec<(&'static str, String)>,
-    /// Names and values of each unit, in the order of the table; the first is its name.
+    /// Names and values of each unit, in the order of the table; the first is its name. One whose registers could not be
+    /// reached says so.
     pub units: Vec<Vec<(&'static str, String)>>,
     /// Why the units could not be driven.
     pub refused: Vec<Refusal>,

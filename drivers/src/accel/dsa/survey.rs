@@ -172,7 +172,13 @@ impl Survey {
             return Ok(());
         }
         // The registers at fixed places, which are all that is read, lie in one page of every DSA.
-        let registers = map_registers(bar0, PAGE_SIZE)?;
+        let registers = match map_registers(bar0, PAGE_SIZE) {
+            Ok(registers) => registers,
+            Err(refusal) => {
+                self.facts.push(("not read", refusal.why));
+                return Ok(());
+            }
+        };
         let capabilities = Capabilities::read(&registers, &found.msix).map_err(unfit)?;
         self.facts.extend(describe(&capabilities, Some(registers.read32(GENSTS))));
         self.facts.extend([

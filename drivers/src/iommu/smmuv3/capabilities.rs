@@ -11,6 +11,7 @@ use pasidon_kernel::dma::pasid::Pasid;
 use super::registers::Identification;
 use super::stage1::{ADDRESS_BITS, Geometry, LEVELS, Stage1Entries};
 use crate::features;
+use crate::iommu::survey::list;
 use crate::iort::{Iort, SmmuNode};
 
 /// Widest SubstreamIDs used where the table of context descriptors has one level and lies in one piece.
@@ -93,7 +94,7 @@ pub(super) fn describe(unit: Identification) -> [(&'static str, String); 2] {
                 unit.asid_bits()
             ),
         ),
-        ("features", features.join(", ")),
+        ("features", list(&features)),
     ]
 }
 

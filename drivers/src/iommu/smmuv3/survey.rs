@@ -24,13 +24,15 @@ pub fn survey<R: Registers>(iort: &Iort, map_registers: MapRegisters<'_, R>) -> 
             ("unit", unit_name(node.registers)),
             ("registers", format!("{REGISTERS_LEN:#x} bytes at {}", node.registers)),
         ]);
-        let checked = map_registers(node.registers, REGISTERS_LEN).and_then(|registers| {
-            let unit = Identification::read(&registers);
-            facts.extend(said(&registers, node, unit));
-            check_unit(node, unit)
-        });
+        match map_registers(node.registers, REGISTERS_LEN) {
+            Ok(registers) => {
+                let unit = Identification::read(&registers);
+                facts.extend(said(&registers, node, unit));
+                survey.refused.extend(check_unit(node, unit).err());
+            }
+            Err(refusal) => facts.push(("not read", refusal.why)),
+        }
         survey.units.push(facts);
-        survey.refused.extend(checked.err());
     }
     survey
 }

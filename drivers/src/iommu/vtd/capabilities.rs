@@ -11,6 +11,7 @@ use super::dmar::{Dmar, Drhd};
 use super::registers::{Capability, ExtendedCapability, offset};
 use super::second_stage::{Geometry, SecondStageEntries};
 use crate::features;
+use crate::iommu::survey::list;
 
 /// Narrowest address width believed.
 const WIDTH_FLOOR: u8 = 32;
@@ -112,7 +113,7 @@ pub(super) fn describe(capability: Capability, extended: ExtendedCapability) -> 
                 capability.domain_bits()
             ),
         ),
-        ("features", features.join(", ")),
+        ("features", list(&features)),
         ("fault records", format!("{}", capability.fault_records())),
     ]
 }

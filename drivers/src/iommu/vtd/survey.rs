@@ -31,8 +31,7 @@ pub fn survey<R: Registers>(
         let registers = match map_registers(unit.registers, unit.registers_len) {
             Ok(registers) => registers,
             Err(refusal) => {
-                survey.units.push(place(unit));
-                survey.refused.push(refusal);
+                survey.units.push(place(unit).into_iter().chain([("not read", refusal.why)]).collect());
                 continue;
             }
         };
@@ -182,8 +181,8 @@ mod tests {
     #[test]
     fn what_cannot_be_read_is_said() {
         let survey = looked(&machine(2), &[ECAP]);
-        assert_eq!((survey.units.len(), survey.refused.len()), (2, 1));
-        assert_eq!(fact(&survey, 1, "CAP"), "");
+        assert_eq!((survey.units.len(), survey.refused.len()), (2, 0));
+        assert_eq!((fact(&survey, 1, "CAP"), fact(&survey, 1, "not read")), ("", "not there"));
         let none = looked(&Dmar { interrupt_remapping: false, ..machine(0) }, &[]);
         assert_eq!(none.refused.len(), 2, "{none:?}");
     }
