@@ -108,7 +108,11 @@ fn random() -> Option<Key> {
     Some(key)
 }
 
-fn image() -> Result<(u64, u64), Refusal> {
+/// Where the program lies, and its size in bytes.
+///
+/// # Errors
+/// When the firmware does not say so.
+pub fn image() -> Result<(u64, u64), Refusal> {
     let loaded = boot::open_protocol_exclusive::<LoadedImage>(boot::image_handle());
     let info = loaded.as_ref().ok().map(|loaded| loaded.info());
     match info.map(|(base, size)| (base as u64, size)) {

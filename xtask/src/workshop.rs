@@ -37,8 +37,8 @@ impl Workshop for Shop {
         })
     }
 
-    fn exit_counter(&self) -> Result<PathBuf> {
-        platform::plugin(self.arch, "exits")
+    fn plugin(&self, name: &str) -> Result<PathBuf> {
+        platform::plugin(self.arch, name)
     }
 
     fn application(&self, features: &[&str]) -> Result<Application> {

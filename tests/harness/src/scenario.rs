@@ -80,6 +80,21 @@ impl Lab<'_> {
         Machine::start(&self.workshop.qemu()?, &adapt(Platform::disk(self.arch(), &path)), configuration)
     }
 
+    /// Boots Pasidon with that configuration and no files of guests, on a serial line that is one stream: for what
+    /// starts no guest.
+    ///
+    /// # Errors
+    /// When a file cannot be made or QEMU cannot be started.
+    pub fn pasidon_without_guests(
+        &self,
+        configuration: &str,
+        adapt: impl FnOnce(Platform) -> Platform,
+    ) -> Result<Machine> {
+        let path = self.folder.join("disk.img");
+        Image::new(&self.workshop.application(&[])?, configuration).write(&path)?;
+        Machine::start_plain(&self.workshop.qemu()?, &adapt(Platform::disk(self.arch(), &path)))
+    }
+
     /// Boots the Linux guest on the machine itself, without Pasidon, with words added to its command line.
     ///
     /// # Errors

@@ -39,11 +39,11 @@ pub trait Workshop: Sync {
     /// When it cannot be built.
     fn qemu(&self) -> Result<PathBuf>;
 
-    /// The plugin of that QEMU that counts a hypervisor's instructions (`tests/platform/plugins/exits.c`).
+    /// The plugin of that QEMU of that name (`tests/platform/plugins/NAME.c`).
     ///
     /// # Errors
     /// When it does not build.
-    fn exit_counter(&self) -> Result<PathBuf>;
+    fn plugin(&self, name: &str) -> Result<PathBuf>;
 
     /// Pasidon, built with those cargo features.
     ///

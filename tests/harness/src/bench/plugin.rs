@@ -23,7 +23,7 @@ pub struct Counted {
 
 /// The arguments of QEMU that make it count into the file `log`.
 pub fn arguments(workshop: &dyn Workshop, log: &Path) -> Result<Vec<OsString>> {
-    let plugin = workshop.exit_counter()?;
+    let plugin = workshop.plugin("exits")?;
     Ok(vec!["-plugin".into(), plugin.into(), "-d".into(), "plugin".into(), "-D".into(), log.into()])
 }
 

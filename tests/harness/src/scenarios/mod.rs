@@ -5,6 +5,7 @@ mod clocks;
 mod configuration;
 mod guests;
 mod inventory;
+mod inventory_mode;
 mod kexec;
 mod lifecycle;
 mod lost;
@@ -26,6 +27,7 @@ pub const ALL: &[Scenario] = &[
     platform::SELF_TEST,
     inventory::INVENTORY,
     inventory::DEVICE_TREE,
+    inventory_mode::MODE,
     report::REPORT,
     lost::PCPU,
     guests::INVENTORY,
