@@ -13,11 +13,13 @@ use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 use core::arch::asm;
 
+use pasidon_kernel::base::refusal::Refusal;
+
 use crate::cpu::{self, Efer, Features, cpuid, msr, read_msr};
+use crate::vmx::controls::Controls;
 
 /// Registers beside those of [`cpu::msr`].
 mod more {
-    pub const IA32_FEATURE_CONTROL: u32 = 0x3a;
     pub const IA32_XAPIC_DISABLE_STATUS: u32 = 0xbd;
     pub const IA32_ARCH_CAPABILITIES: u32 = 0x10a;
     pub const IA32_VMX_BASIC: u32 = 0x480;
@@ -48,10 +50,6 @@ impl Leaves {
         Self { basic: cpuid(1, 0), structured: if there { cpuid(STRUCTURED, 0) } else { nothing } }
     }
 
-    fn vmx(&self) -> bool {
-        self.basic.ecx & 1 << 5 != 0
-    }
-
     fn apic(&self) -> bool {
         self.basic.edx & 1 << 9 != 0
     }
@@ -70,7 +68,7 @@ impl Leaves {
             (features.x2apic, "x2APIC"),
             (features.svm, "SVM"),
             (features.npt, "nested paging (NPT)"),
-            (self.vmx(), "VMX"),
+            (features.vmx, "VMX"),
             (features.tsc_deadline, "TSC deadline"),
             (features.invariant_tsc, "invariant TSC"),
             (features.xsave, "XSAVE"),
@@ -87,6 +85,32 @@ impl Leaves {
             (bit(structured.ecx, 29), "ENQCMD"),
         ]
     }
+}
+
+/// Whether Pasidon can run on the processor that calls: what a start checks before and after boot services end, as far as
+/// it is a matter of reading.
+///
+/// # Errors
+/// When something is missing, or the firmware has switched it off.
+pub fn check() -> Result<(), Refusal> {
+    let features = cpu::check()?;
+    if features.vmx && !features.svm {
+        Controls::new(&vmx_register)?;
+    }
+    Ok(())
+}
+
+/// A register that says what VMX can do; 0 where one before it says that it does not exist. Only where there is VMX.
+fn vmx_register(register: u32) -> u64 {
+    // SAFETY: there is VMX, and with it these registers, but for those asked for here.
+    let read = |register| unsafe { read_msr(register) };
+    let secondary = read(more::IA32_VMX_PROCBASED_CTLS) & SECONDARY_CONTROLS != 0;
+    let there = match register {
+        more::IA32_VMX_PROCBASED_CTLS2 => secondary,
+        more::IA32_VMX_EPT_VPID_CAP => secondary && read(more::IA32_VMX_PROCBASED_CTLS2) & EPT_OR_VPID != 0,
+        _ => true,
+    };
+    if there { read(register) } else { 0 }
 }
 
 /// The processor that calls, as names and values.
@@ -112,7 +136,7 @@ pub fn processor() -> Vec<(&'static str, String)> {
         ("local APIC", local_apic(&leaves)),
     ]);
     facts.extend(svm(&features));
-    facts.extend(vmx(&leaves));
+    facts.extend(vmx(&features));
     facts
 }
 
@@ -212,36 +236,27 @@ fn svm(features: &Features) -> Option<(&'static str, String)> {
     Some(("SVM", format!("{state}, {} ASIDs, revision {} (VM_CR {control:#x})", leaf.ebx, leaf.eax & 0xff)))
 }
 
-fn vmx(leaves: &Leaves) -> Vec<(&'static str, String)> {
+fn vmx(features: &Features) -> Vec<(&'static str, String)> {
     const LOCK: u64 = 1 << 0;
     const OUTSIDE_SMX: u64 = 1 << 2;
-    if !leaves.vmx() {
+    if !features.vmx {
         return Vec::new();
     }
-    // SAFETY: there is VMX, and with it these registers.
-    let read = |register| unsafe { read_msr(register) };
-    let control = read(more::IA32_FEATURE_CONTROL);
+    let control = vmx_register(msr::IA32_FEATURE_CONTROL);
     let state = match (control & LOCK != 0, control & OUTSIDE_SMX != 0) {
         (true, true) => "VMX is switched on and locked",
         (true, false) => "locked with VMX off: switch VMX on in the firmware set-up",
         (false, _) => "not locked: VMX can be switched on",
     };
-    let primary = read(more::IA32_VMX_PROCBASED_CTLS);
-    let mut facts = Vec::from([
+    Vec::from([
         ("VMX", format!("{state} (IA32_FEATURE_CONTROL {control:#x})")),
-        ("VMX_BASIC", hex(read(more::IA32_VMX_BASIC))),
-        ("VMX_PINBASED", hex(read(more::IA32_VMX_PINBASED_CTLS))),
-        ("VMX_PROCBASED", hex(primary)),
-        ("VMX_MISC", hex(read(more::IA32_VMX_MISC))),
-    ]);
-    if primary & SECONDARY_CONTROLS != 0 {
-        let secondary = read(more::IA32_VMX_PROCBASED_CTLS2);
-        facts.push(("VMX_PROCBASED2", hex(secondary)));
-        if secondary & EPT_OR_VPID != 0 {
-            facts.push(("VMX_EPT_VPID", hex(read(more::IA32_VMX_EPT_VPID_CAP))));
-        }
-    }
-    facts
+        ("VMX_BASIC", hex(vmx_register(more::IA32_VMX_BASIC))),
+        ("VMX_PINBASED", hex(vmx_register(more::IA32_VMX_PINBASED_CTLS))),
+        ("VMX_PROCBASED", hex(vmx_register(more::IA32_VMX_PROCBASED_CTLS))),
+        ("VMX_PROCBASED2", hex(vmx_register(more::IA32_VMX_PROCBASED_CTLS2))),
+        ("VMX_EPT_VPID", hex(vmx_register(more::IA32_VMX_EPT_VPID_CAP))),
+        ("VMX_MISC", hex(vmx_register(more::IA32_VMX_MISC))),
+    ])
 }
 
 fn hex(value: u64) -> String {
@@ -282,10 +297,15 @@ mod tests {
         let locked = processor
             .run(|| {
                 // SAFETY: the processor is the test's, and has VMX.
-                unsafe { cpu::write_msr(more::IA32_FEATURE_CONTROL, 1) };
+                unsafe { cpu::write_msr(msr::IA32_FEATURE_CONTROL, 1) };
                 super::processor()
             })
             .unwrap();
         assert!(fact(&locked, "VMX").starts_with("locked with VMX off"), "{locked:?}");
+        assert!(processor.run(check).unwrap().unwrap_err().why.contains("disabled VMX"));
+        drop(processor);
+        for model in [Model::Ryzen, Model::SapphireRapids] {
+            assert_eq!(Processor::new(model).run(check).unwrap(), Ok(()), "{model:?}");
+        }
     }
 }

@@ -12,7 +12,7 @@
 //!
 //! Source: Intel SDM volume 3, chapters 24 to 31.
 
-mod controls;
+pub(crate) mod controls;
 mod enter;
 pub mod ept;
 mod exits;

@@ -53,7 +53,7 @@ pub(super) fn check_unit(
         return Err(Refusal::new(
             unit_name(description.registers),
             format!("the IOMMU lacks {}", missing.join(", ")),
-            "look for it in the firmware's settings for VT-d; QEMU's intel-iommu needs \
+            "look for it in the firmware's settings for VT-d, and turn PCI ENQCMD/ENQCMDS on there; QEMU's intel-iommu needs \
              scalable-mode=on,pasid-bits=20,intremap=on,eim=on, in versions that do not know these \
              x-scalable-mode=on,x-pasid-mode=on,intremap=on,eim=on",
         ));

@@ -178,6 +178,17 @@ mod tests {
         assert!(refusal.what.ends_with("fed91000") && refusal.why.contains("EIM"), "{refusal}");
     }
 
+    /// What Linux logged of a server with Sapphire Rapids (intel/intel-device-plugins-for-kubernetes, issue 1836), whose
+    /// DSA it could not use with PASIDs either.
+    #[test]
+    fn a_sapphire_rapids_without_pasids_is_refused_for_that_alone() {
+        let unit = (Capability(0x19ed_008c_4078_0c66), ExtendedCapability(0x0003_ee9e_86f0_50df));
+        assert_eq!(features::missing(needed(unit.0, unit.1, true)), ["PASIDs (ECAP.PASID)"]);
+        let geometry = common_geometry(&machine(1), &[unit]).unwrap();
+        assert_eq!((geometry.levels, geometry.leaf_levels), (4, 3));
+        assert!(unit.1.page_walk_coherent() && unit.1.pasid_bits() == 20);
+    }
+
     #[test]
     fn what_cannot_be_read_is_said() {
         let survey = looked(&machine(2), &[ECAP]);
