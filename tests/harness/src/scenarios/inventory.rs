@@ -93,6 +93,7 @@ fn refused_at_el1(lab: &Lab<'_>) -> Result<()> {
     let machine = lab.pasidon(&configuration(), adapt)?;
     let line = "processor: the firmware started Pasidon at EL1; .* with QEMU use -M virt,virtualization=on$";
     machine.log().expect(line, BOOT_TIMEOUT)?;
+    machine.log().expect(r#"mode = "inventory" in pasidon.toml lists what"#, COMMAND_TIMEOUT)?;
     machine
         .log()
         .expect("nothing was started; back to the firmware$", COMMAND_TIMEOUT)
