@@ -86,8 +86,6 @@ bitflags! {
         const INVPCID = 1 << 12;
         /// ENCLS by its bitmap.
         const ENCLS = 1 << 15;
-        /// PCONFIG, which would change the keys of memory.
-        const PCONFIG = 1 << 27;
     }
 
     /// Exit controls.

@@ -47,7 +47,6 @@ pub mod code {
     pub const XSETBV: u16 = 55;
     pub const VMFUNC: u16 = 59;
     pub const ENCLS: u16 = 60;
-    pub const PCONFIG: u16 = 65;
 }
 
 /// Exit reason: the entry failed.
@@ -148,8 +147,7 @@ pub fn reason(vmcs: &Vmcs, reason: u32) -> Reason {
         | code::INVEPT
         | code::INVVPID
         | code::VMFUNC
-        | code::ENCLS
-        | code::PCONFIG => Reason::Undefined,
+        | code::ENCLS => Reason::Undefined,
         _ => Reason::Failed(reason.into()),
     }
 }
@@ -166,7 +164,6 @@ pub fn is_instruction(reason: u32) -> bool {
             | code::INVEPT
             | code::INVVPID..=code::XSETBV
             | code::VMFUNC..=code::ENCLS
-            | code::PCONFIG
     )
 }
 

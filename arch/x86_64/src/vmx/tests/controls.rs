@@ -211,10 +211,9 @@ fn writes_cr4<const BIT: u32>(machine: &mut Rig, guest: &mut Guest) -> bool {
 }
 
 /// What no emulator shows, and why.
-const UNSEEN: [(Without, &str); 6] = [
+const UNSEEN: [(Without, &str); 5] = [
     (Without::Secondary(Secondary::VPID), "without it translations are dropped at each entry and exit"),
     (Without::Secondary(Secondary::ENCLS), "Bochs has no SGX"),
-    (Without::Secondary(Secondary::PCONFIG), "Bochs does not have it"),
     (Without::Entry(Entry::LOAD_PAT), "Bochs has no caches that would tell memory types"),
     (Without::Bits(Field::ExceptionBitmap, 1 << 18), "Bochs raises no machine checks"),
     (Without::Bits(Field::Cr4Mask, u64::MAX), "reserved bits raise #GP by themselves"),
