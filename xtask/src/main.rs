@@ -121,7 +121,7 @@ struct Test {
 
 #[derive(Args)]
 struct Bench {
-    /// Names of benchmarks: guests, exits, attachments.
+    /// Names of benchmarks: guests, exits, attachments, and for x86_64 processors.
     names: Vec<String>,
     /// The processor architecture of the machines.
     #[arg(long, default_value_t = Arch::X86_64)]

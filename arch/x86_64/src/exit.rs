@@ -362,3 +362,6 @@ fn write_msr(core: &mut Core, vm: &Vm<'_>) {
         core.exception = Some(GENERAL_PROTECTION);
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -42,7 +42,8 @@ impl From<Vec<Figure>> for Results {
 }
 
 impl Figure {
-    fn new(name: impl Into<String>, value: f64, unit: &'static str) -> Figure {
+    /// So much of `name`, in `unit`.
+    pub fn new(name: impl Into<String>, value: f64, unit: &'static str) -> Figure {
         Figure { name: name.into(), value, unit }
     }
 }

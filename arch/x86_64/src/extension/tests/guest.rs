@@ -5,6 +5,7 @@
 //! goes on, so that an exit tells by its RIP which one was delivered.
 
 use alloc::boxed::Box;
+use alloc::sync::Arc;
 
 use pasidon_arch_common::hardware::Stage2;
 use pasidon_cpu::{Model, Pages, Processor};
@@ -33,7 +34,7 @@ const HANDLER: [u8; 3] = [0xf4, 0x48, 0xcf];
 pub const STACK: u64 = 0x8000;
 /// Page tables: three levels, whose lowest entries are 2 MiB.
 pub const PAGE_TABLES: u64 = 0x1_0000;
-const IDT: u64 = 0x1_4000;
+pub const IDT: u64 = 0x1_4000;
 const GDT: u64 = 0x1_5000;
 /// For the tests.
 pub const DATA: u64 = 0x1_6000;
@@ -55,6 +56,7 @@ const LARGE_ENTRY: u64 = ENTRY | 1 << 7;
 pub struct Guest {
     pub vcpu: Vcpu<ControlBlock>,
     pub table: Table,
+    pub memory: Arc<GuestRam>,
     ram: u64,
 }
 
@@ -71,7 +73,8 @@ impl Guest {
         table.map_ram(&ram).unwrap();
         let base = ram.translate(GuestPhys(0)).unwrap().0.0;
         let block = extension.control_block(table.root(), 0, &policy(true));
-        let mut guest = Guest { vcpu: Vcpu::new(block, policy(true)), table, ram: base };
+        let mut guest =
+            Guest { vcpu: Vcpu::new(block, policy(true)), table, memory: Arc::new(ram), ram: base };
         guest.write_tables();
         guest.write_bytes(CODE, code);
         guest.start(CODE);
@@ -103,19 +106,7 @@ impl Guest {
 
     /// Has it begin at `rip`, with all registers of a start.
     pub fn start(&mut self, rip: u64) {
-        self.vcpu.start_at(&EntryState {
-            mode: EntryMode::Long64,
-            rip,
-            rbx: 0,
-            rsi: 0,
-            cr0: CR0,
-            cr3: PAGE_TABLES,
-            cr4: CR4,
-            efer: EFER,
-            gdt: Some((GDT, 23)),
-            cs: CODE_SELECTOR,
-            ds: DATA_SELECTOR,
-        });
+        self.vcpu.start_at(&entry(rip));
         self.poke(Poke::Idt(IDT, 4095));
         self.vcpu.set_gpr(4, STACK);
     }
@@ -137,10 +128,7 @@ impl Guest {
 
     /// Changes what only code of the guest could.
     pub fn poke(&mut self, poke: Poke) {
-        match self.vcpu.parts().0 {
-            ControlBlock::Svm(block) => block.poke(poke),
-            ControlBlock::Vmx(block) => block.poke(poke),
-        }
+        poke_at(&mut self.vcpu, poke);
     }
 
     /// Writes a value into its RAM.
@@ -165,14 +153,43 @@ impl Guest {
 
     /// The vector whose handler it stands in, at the HLT.
     pub fn handling(&self) -> Option<u8> {
-        let offset = self.vcpu.rip().checked_sub(HANDLERS)?;
-        (offset < 256 * HANDLER_BYTES && offset % HANDLER_BYTES == 0)
-            .then_some((offset / HANDLER_BYTES) as u8)
+        handler_at(self.vcpu.rip())
     }
 
     /// The words on its stack: from the last one pushed on.
     pub fn stack<const N: usize>(&self) -> [u64; N] {
         core::array::from_fn(|index| self.read(self.vcpu.gpr(4) + 8 * index as u64))
+    }
+}
+
+/// How a guest begins at `rip`.
+pub fn entry(rip: u64) -> EntryState {
+    EntryState {
+        mode: EntryMode::Long64,
+        rip,
+        rbx: 0,
+        rsi: 0,
+        cr0: CR0,
+        cr3: PAGE_TABLES,
+        cr4: CR4,
+        efer: EFER,
+        gdt: Some((GDT, 23)),
+        cs: CODE_SELECTOR,
+        ds: DATA_SELECTOR,
+    }
+}
+
+/// The vector whose handler's HLT is there.
+pub fn handler_at(rip: u64) -> Option<u8> {
+    let offset = rip.checked_sub(HANDLERS)?;
+    (offset < 256 * HANDLER_BYTES && offset % HANDLER_BYTES == 0).then_some((offset / HANDLER_BYTES) as u8)
+}
+
+/// Changes of a vCPU what only code of the guest could.
+pub fn poke_at(vcpu: &mut Vcpu<ControlBlock>, poke: Poke) {
+    match vcpu.parts().0 {
+        ControlBlock::Svm(block) => block.poke(poke),
+        ControlBlock::Vmx(block) => block.poke(poke),
     }
 }
 

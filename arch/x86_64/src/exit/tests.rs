@@ -1,0 +1,272 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! A vCPU as a whole, on processors that others have written: entries, exits and their answers, as the loop has them.
+
+use alloc::vec::Vec;
+
+use pasidon_arch_common::board::Board;
+use pasidon_arch_common::hardware::Core as _;
+use pasidon_arch_common::memory::RamView;
+use pasidon_arch_common::view::Sink;
+use pasidon_kernel::vm::exit::Action;
+use spin::Mutex;
+
+use super::*;
+use crate::cpu;
+use crate::extension::Extension;
+use crate::extension::tests::guest::{
+    CODE, CR4, DATA, Guest, IDT, Poke, Rig, STACK, entry, handler_at, poke_at,
+};
+use crate::extension::tests::on_both;
+use crate::guest::chipset::PcChipset;
+use crate::guest::layout;
+
+on_both! {
+    what_a_guest_asks_for_it_gets,
+    what_a_guest_must_not_do_is_its_own_exception,
+    a_triple_fault_is_a_reset,
+    what_is_not_there_takes_no_interrupt,
+}
+
+/// Where the guest sees the I/O APIC: its linear addresses end at 1 GiB.
+const IOAPIC: u64 = 100 << 21;
+
+/// What came of exits.
+#[derive(Default)]
+struct Seen {
+    actions: Mutex<Vec<Action>>,
+    end: Mutex<Option<VmEnd>>,
+}
+
+impl Sink for Seen {
+    fn act(&self, action: Action) {
+        self.actions.lock().push(action);
+    }
+
+    fn end(&self, end: VmEnd) {
+        self.end.lock().get_or_insert(end);
+    }
+}
+
+/// A VM and a pCPU.
+struct Machine {
+    rig: Rig,
+    guest: Guest,
+    core: Core,
+    memory: RamView,
+    board: Mutex<Board<PcChipset>>,
+    seen: Seen,
+}
+
+impl Machine {
+    fn new(extension: Extension, code: &[u8]) -> Machine {
+        let mut rig = Rig::new(extension);
+        let guest = Guest::new(extension, code);
+        guest.map_linear(IOAPIC >> 21, layout::IOAPIC_BASE);
+        let root = guest.table.root();
+        let mut core = rig.processor.run(|| Core::new("alpha", extension, root, 48)).unwrap();
+        core.hardware.start_at(&entry(CODE));
+        poke_at(&mut core.hardware, Poke::Idt(IDT, 4095));
+        core.hardware.set_gpr(4, STACK);
+        let memory = RamView::new(&guest.memory);
+        let board = Mutex::new(Board::new(PcChipset::new(0).unwrap()));
+        Machine { rig, guest, core, memory, board, seen: Seen::default() }
+    }
+
+    /// Runs it until it waits for an interrupt, or its life is over. Returns what each exit took, in ticks of the TSC,
+    /// with its entry.
+    fn run(&mut self) -> Vec<(Reason, u64)> {
+        let Machine { rig, core, memory, board, seen, .. } = self;
+        let vm = Vm { name: "alpha", memory, board, sink: seen };
+        let pcpu = &mut rig.pcpu;
+        let mut exits = Vec::with_capacity(4096);
+        let run = || {
+            const SYSTEM_CALLS: [u32; 3] = [0xc000_0081, 0xc000_0082, 0xc000_0084];
+            // SAFETY: the processor has XSAVE and these registers; what the test itself uses comes back.
+            unsafe {
+                let calls = SYSTEM_CALLS.map(|msr| cpu::read_msr(msr));
+                crate::extended::enable();
+                let host = cpu::read_xcr0();
+                let everything = crate::extended::ExtendedFeatures::detect().xcr0;
+                core.load(&vm, pcpu);
+                assert!(core.extended.set_xcr0(everything));
+                while !core.is_waiting(&vm) && seen.end.lock().is_none() {
+                    let begin = time::tsc();
+                    core.prepare(&vm);
+                    let reason = core.enter(pcpu, false);
+                    core.left(&vm);
+                    core.handle(&vm, reason);
+                    exits.push((reason, time::tsc() - begin));
+                    assert!(exits.len() < 4096, "it does not come to an end");
+                }
+                core.unload(&vm, pcpu);
+                cpu::write_xcr0(host);
+                for (msr, value) in SYSTEM_CALLS.into_iter().zip(calls) {
+                    cpu::write_msr(msr, value);
+                }
+            }
+        };
+        rig.processor.run(run).unwrap();
+        exits
+    }
+
+    /// The words that the guest wrote.
+    fn words<const N: usize>(&self) -> [u64; N] {
+        core::array::from_fn(|index| self.guest.read(DATA + 8 * index as u64))
+    }
+}
+
+/// VMMCALL or VMCALL.
+fn hypercall(extension: Extension) -> [u8; 3] {
+    match extension {
+        Extension::Svm => [0x0f, 0x01, 0xd9],
+        Extension::Vmx => [0x0f, 0x01, 0xc1],
+    }
+}
+
+fn what_a_guest_asks_for_it_gets(extension: Extension) {
+    let [call @ .., last] = hypercall(extension);
+    let code = [
+        0xb8, 0x00, 0x00, 0x00, 0x40, // mov eax, 40000000h
+        0x0f, 0xa2, // cpuid
+        0x89, 0x1f, // mov [rdi], ebx
+        0xb9, 0x1b, 0x00, 0x00, 0x00, // mov ecx, IA32_APIC_BASE
+        0x0f, 0x32, // rdmsr
+        0x89, 0x47, 0x08, // mov [rdi + 8], eax
+        0x0d, 0x00, 0x0c, 0x00, 0x00, // or eax, x2APIC
+        0x0f, 0x30, // wrmsr
+        0xba, 0xfd, 0x03, 0x00, 0x00, // mov edx, 3fdh
+        0xec, // in al, dx
+        0x88, 0x47, 0x10, // mov [rdi + 16], al
+        0xba, 0xf8, 0x03, 0x00, 0x00, // mov edx, 3f8h
+        0xb0, 0x41, // mov al, 'A'
+        0xee, // out dx, al
+        0xbb, 0x00, 0x00, 0x80, 0x0c, // mov ebx, I/O APIC
+        0xc7, 0x03, 0x01, 0x00, 0x00, 0x00, // mov dword [rbx], 1
+        0x8b, 0x43, 0x10, // mov eax, [rbx + 16]
+        0x89, 0x47, 0x18, // mov [rdi + 24], eax
+        call[0], call[1], last, // the hypervisor
+        0x48, 0x89, 0x47, 0x20, // mov [rdi + 32], rax
+        0x0f, 0x20, 0xe0, // mov rax, cr4
+        0x48, 0x83, 0xc8, 0x40, // or rax, MCE
+        0x0f, 0x22, 0xe0, // mov cr4, rax
+        0x0f, 0x20, 0xe0, // mov rax, cr4
+        0x48, 0x89, 0x47, 0x28, // mov [rdi + 40], rax
+        0xb9, 0x80, 0x00, 0x00, 0xc0, // mov ecx, EFER
+        0x0f, 0x32, // rdmsr
+        0x0f, 0x30, // wrmsr
+        0xb9, 0x77, 0x02, 0x00, 0x00, // mov ecx, IA32_PAT
+        0x0f, 0x32, // rdmsr
+        0x0f, 0x30, // wrmsr
+        0xb9, 0x0f, 0x08, 0x00, 0x00, // mov ecx, SVR
+        0xb8, 0xff, 0x01, 0x00, 0x00, // mov eax, enabled
+        0x31, 0xd2, // xor edx, edx
+        0x0f, 0x30, // wrmsr
+        0xb9, 0x3f, 0x08, 0x00, 0x00, // mov ecx, SELF IPI
+        0xb8, 0x41, 0x00, 0x00, 0x00, // mov eax, 41h
+        0x0f, 0x30, // wrmsr
+        0xfb, // sti
+        0x90, // nop
+        0xfa, // cli
+        0xf4, // hlt
+    ];
+    let mut machine = Machine::new(extension, &code);
+    machine.core.hardware.set_gpr(7, DATA);
+    machine.run();
+    assert_eq!(machine.seen.end.lock().take(), None);
+    let rip = machine.core.hardware.rip();
+    assert_eq!(handler_at(rip.wrapping_sub(1)), Some(0x41), "the interrupt's handler, behind its HLT");
+    assert_eq!(
+        machine.words(),
+        [
+            u32::from_le_bytes(*b"KVMK").into(),
+            0xfee0_0900,
+            0x60,
+            machine.guest.read(DATA + 24),
+            NO_SUCH_HYPERCALL,
+            CR4 | 0x40,
+        ]
+    );
+    const ENTRIES: u64 = 0xff << 16;
+    assert_ne!(machine.guest.read(DATA + 24) & ENTRIES, 0, "the I/O APIC says how many pins it has");
+    let printed: Vec<u8> = machine
+        .seen
+        .actions
+        .lock()
+        .iter()
+        .filter_map(|action| match action {
+            Action::Console(byte) => Some(*byte),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(printed, b"A");
+}
+
+fn what_a_guest_must_not_do_is_its_own_exception(extension: Extension) {
+    for (name, code, vector) in [
+        ("an MSR that is not there", &[0xb9_u8, 0x34, 0x12, 0, 0, 0x0f, 0x32] as &[u8], 13),
+        ("CR4.VMXE", &[0x0f, 0x20, 0xe0, 0x48, 0x0f, 0xba, 0xe8, 0x0d, 0x0f, 0x22, 0xe0], 13),
+        ("CR4.PKE", &[0x0f, 0x20, 0xe0, 0x48, 0x0f, 0xba, 0xe8, 0x16, 0x0f, 0x22, 0xe0], 13),
+        ("EFER.SVME", &[0xb9, 0x80, 0, 0, 0xc0, 0x0f, 0x32, 0x0f, 0xba, 0xe8, 0x0c, 0x0f, 0x30], 13),
+        ("XCR0 without x87", &[0x31, 0xc9, 0x31, 0xc0, 0x31, 0xd2, 0x0f, 0x01, 0xd1], 13),
+        ("RDPMC", &[0x0f, 0x33], 13),
+        ("MWAIT", &[0x0f, 0x01, 0xc9], 6),
+        (
+            "VMXON, or VMRUN",
+            if extension == Extension::Vmx { &[0xf3, 0x0f, 0xc7, 0x37] } else { &[0x0f, 0x01, 0xd8] },
+            6,
+        ),
+        ("code where a device is", &[0xbb, 0x00, 0x00, 0x80, 0x0c, 0xff, 0xe3], 6),
+    ] {
+        let mut machine = Machine::new(extension, code);
+        machine.core.hardware.set_gpr(7, DATA);
+        machine.run();
+        let rip = machine.core.hardware.rip();
+        assert_eq!(machine.seen.end.lock().take(), None, "{name}");
+        assert_eq!(handler_at(rip.wrapping_sub(1)), Some(vector), "{name}: at {rip:#x}");
+    }
+}
+
+fn a_triple_fault_is_a_reset(extension: Extension) {
+    let mut machine = Machine::new(extension, &[0x0f, 0x0b]);
+    poke_at(&mut machine.core.hardware, Poke::Idt(0, 0));
+    machine.run();
+    let end = machine.seen.end.lock().take();
+    assert!(matches!(end, Some(VmEnd::FaultReset(ref why)) if why.contains("RIP 0x1000")), "{end:?}");
+}
+
+fn what_is_not_there_takes_no_interrupt(extension: Extension) {
+    // ud2, with a stack where the I/O APIC is.
+    let mut machine = Machine::new(extension, &[0x0f, 0x0b]);
+    machine.core.hardware.set_gpr(4, IOAPIC + 0x100);
+    machine.run();
+    let end = machine.seen.end.lock().take();
+    assert!(matches!(end, Some(VmEnd::Crashed(ref why)) if why.contains("which is not RAM")), "{end:?}");
+}
+
+/// How many instructions exits take, with the entry: the processor's TSC counts them. To be run in a release build.
+#[test]
+#[ignore = "prints figures; `cargo xtask bench processors` runs it"]
+fn instructions_per_exit() {
+    for extension in [Extension::Svm, Extension::Vmx] {
+        let [first, second, third] = hypercall(extension);
+        for (name, code) in [
+            ("CPUID", &[0x0f_u8, 0xa2, 0xff, 0xce, 0x75, 0xfa, 0xf4] as &[u8]),
+            ("null hypercall", &[first, second, third, 0xff, 0xce, 0x75, 0xf9, 0xf4]),
+            ("port read", &[0xec, 0xff, 0xce, 0x75, 0xfb, 0xf4]),
+            ("trapped MMIO read", &[0x8b, 0x03, 0xff, 0xce, 0x75, 0xfa, 0xf4]),
+            ("RDMSR", &[0x0f, 0x32, 0xff, 0xce, 0x75, 0xfa, 0xf4]),
+        ] {
+            let mut machine = Machine::new(extension, code);
+            // RCX: IA32_APIC_BASE; RDX: COM1's line status; RBX: the I/O APIC; RSI: how often.
+            for (register, value) in [(1, 0x1b), (2, 0x3fd), (3, IOAPIC + 0x10), (6, 64)] {
+                machine.core.hardware.set_gpr(register, value);
+            }
+            let exits = machine.run();
+            let mut ticks: Vec<u64> = exits[..exits.len() - 1].iter().map(|(_, ticks)| *ticks).collect();
+            ticks.sort_unstable();
+            let median = ticks[ticks.len() / 2];
+            let extension = format!("{extension:?}").to_uppercase();
+            std::println!("instructions per {name}, {extension}: {median}");
+        }
+    }
+}
