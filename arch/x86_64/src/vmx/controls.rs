@@ -230,7 +230,10 @@ impl Controls {
             // What only has to be held back where it exists.
             let wanted = SECONDARY | Secondary::from_bits_truncate(choice.may);
             secondary = choice.choose(wanted, Secondary::empty(), &mut missing);
-            let has = Translation::from_bits_truncate(read(IA32_VMX_EPT_VPID_CAP));
+            // The register is there only where one of these is.
+            let tells = choice.may & (Secondary::EPT | Secondary::VPID).bits() != 0;
+            let told = if tells { read(IA32_VMX_EPT_VPID_CAP) } else { 0 };
+            let has = Translation::from_bits_truncate(told);
             for flag in Translation::FLAGS.iter().filter(|flag| !has.contains(*flag.value())) {
                 missing.add(format_args!("EPT {}", flag.name()));
             }
@@ -294,6 +297,17 @@ mod tests {
             let why = Controls::new(&generous(msr, value)).unwrap_err().why;
             assert_eq!(why, format!("its VMX lacks {name}"));
         }
+    }
+
+    #[test]
+    fn what_a_processor_does_not_have_is_not_asked() {
+        let poor = generous(IA32_VMX_PROCBASED_CTLS2, 0);
+        let read = |msr| {
+            assert_ne!(msr, IA32_VMX_EPT_VPID_CAP, "it would fault");
+            poor(msr)
+        };
+        let why = Controls::new(&read).unwrap_err().why;
+        assert!(why.contains("EPT, VPID, WBINVD, UNRESTRICTED"), "{why}");
     }
 
     #[test]
