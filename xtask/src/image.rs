@@ -5,7 +5,7 @@ use crate::workshop::Shop;
 use crate::workspace;
 use anyhow::{Context, Result};
 use pasidon_harness::image::Image;
-use pasidon_harness::{Arch, Workshop};
+use pasidon_harness::{Arch, Cpu, Workshop};
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -29,7 +29,7 @@ pub fn configuration(arch: Arch, path: Option<&Path>) -> Result<String> {
 pub fn make(arch: Arch, configuration: &str, output: Option<&Path>) -> Result<PathBuf> {
     let name = format!("pasidon-{arch}.img");
     let path = output.map_or(workspace::target_dir().join(name), Path::to_path_buf);
-    let shop = Shop::new(arch);
+    let shop = Shop::new(arch, Cpu::Tcg);
     Image::new(&shop.application(&[])?, configuration).linux(&shop.linux()?).write(&path)?;
     Ok(path)
 }

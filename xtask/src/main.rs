@@ -35,9 +35,10 @@ mod workspace;
 
 use anyhow::Result;
 use clap::{Args, Parser, Subcommand};
-use pasidon_harness::Arch;
+use pasidon_harness::{Arch, Cpu, Workshop};
 use std::num::NonZero;
 use std::path::PathBuf;
+use workshop::Shop;
 
 /// Builds, tests and runs Pasidon.
 ///
@@ -73,8 +74,9 @@ enum Command {
     Build(Build),
     /// Runs a cargo command for the UEFI target, with what that target needs here: `cargo xtask uefi -- clippy -p pasidon`.
     Uefi(UefiCargo),
-    /// Makes the platform QEMU, if it is not in the cache, and prints its path.
-    Qemu(Platform),
+    /// Makes the platform QEMU, if it is not in the cache, and prints its path; with --cpu also the library of those
+    /// processors, and a second line, what QEMU takes as -accel.
+    Qemu(Qemu),
     /// Makes the processor that host tests run on (Bochs's), if it is not in the cache, and prints its path.
     Bochs,
     /// Makes the Linux guest's kernel and initrd, if they are not in the cache, and prints their paths.
@@ -88,6 +90,10 @@ struct Run {
     /// The processor architecture of the machine.
     #[arg(long, default_value_t = Arch::X86_64)]
     arch: Arch,
+    /// What runs the machine's processors: QEMU's translator (tcg), or Bochs's processor in its place (bochs-ryzen with
+    /// SVM, bochs-sapphire-rapids with VMX), which is slower, stricter, and for x86_64 only.
+    #[arg(long, default_value_t)]
+    cpu: Cpu,
     /// Another configuration than the demonstration's (pasidon.toml at the top of the checkout).
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
@@ -114,6 +120,10 @@ struct Test {
     /// The processor architecture of the machines that scenarios start.
     #[arg(long, default_value_t = Arch::X86_64)]
     arch: Arch,
+    /// What runs the machine's processors: QEMU's translator (tcg), or Bochs's processor in its place (bochs-ryzen with
+    /// SVM, bochs-sapphire-rapids with VMX), which is slower, stricter, and for x86_64 only.
+    #[arg(long, default_value_t)]
+    cpu: Cpu,
     /// How many scenarios run at the same time.
     #[arg(long, short, value_name = "N", default_value_t = test::scenarios_at_once())]
     jobs: NonZero<usize>,
@@ -156,6 +166,17 @@ struct Platform {
 }
 
 #[derive(Args)]
+struct Qemu {
+    /// The processor architecture that the machine has.
+    #[arg(long, default_value_t = Arch::X86_64)]
+    arch: Arch,
+    /// What runs the machine's processors: QEMU's translator (tcg), or Bochs's processor in its place (bochs-ryzen with
+    /// SVM, bochs-sapphire-rapids with VMX), which is slower, stricter, and for x86_64 only.
+    #[arg(long, default_value_t)]
+    cpu: Cpu,
+}
+
+#[derive(Args)]
 struct Clean {
     /// Delete the cache folder too: the platform QEMU, the guests' kernels and the rest are then made anew.
     #[arg(long)]
@@ -186,14 +207,14 @@ fn is_closed_pipe(panic: &str) -> bool {
 
 fn dispatch(command: Command) -> Result<()> {
     match command {
-        Command::Run(options) => run::run(options.arch, options.config.as_deref()),
+        Command::Run(options) => run::run(options.arch, options.cpu, options.config.as_deref()),
         Command::Image(options) => {
             let configuration = image::configuration(options.arch, options.config.as_deref())?;
             println!("{}", image::make(options.arch, &configuration, options.output.as_deref())?.display());
             Ok(())
         }
         Command::Setup(platform) => setup::run(platform.arch),
-        Command::Test(test) => test::run(&test.scenario, test.arch, test.jobs),
+        Command::Test(test) => test::run(&test.scenario, test.arch, test.cpu, test.jobs),
         Command::List => {
             test::list();
             Ok(())
@@ -206,8 +227,12 @@ fn dispatch(command: Command) -> Result<()> {
             Ok(())
         }
         Command::Uefi(uefi) => uefi::passthrough(uefi.arch, &uefi.cargo),
-        Command::Qemu(platform) => {
-            println!("{}", platform::qemu(platform.arch)?.display());
+        Command::Qemu(options) => {
+            let qemu = Shop::new(options.arch, options.cpu).qemu()?;
+            println!("{}", qemu.program.display());
+            if qemu.engine.is_some() {
+                println!("{}", qemu.accelerator());
+            }
             Ok(())
         }
         Command::Bochs => {

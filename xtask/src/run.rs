@@ -5,25 +5,25 @@ use crate::workshop::Shop;
 use crate::{command, image};
 use anyhow::{Context, Result, bail, ensure};
 use pasidon_harness::demonstration::{self, Copies, Results};
-use pasidon_harness::{Arch, Machine, Platform, Workshop};
+use pasidon_harness::{Arch, Cpu, Machine, Platform, Workshop};
 use std::io::{IsTerminal, Read, Write};
 use std::path::Path;
 use std::process::{ChildStdout, Command, Stdio};
 use toml::{Table, Value};
 
-/// Runs that configuration (the demonstration's when none is given) on a machine of `arch`.
+/// Runs that configuration (the demonstration's when none is given) on a machine of `arch` with processors `cpu`.
 ///
 /// # Errors
 /// When something cannot be made or started; without a terminal also when a guest's copies were not all right.
-pub fn run(arch: Arch, configuration: Option<&Path>) -> Result<()> {
+pub fn run(arch: Arch, cpu: Cpu, configuration: Option<&Path>) -> Result<()> {
     let text = image::configuration(arch, configuration)?;
     if std::io::stdin().is_terminal() && std::io::stdout().is_terminal() {
-        return live(arch, &text);
+        return live(arch, cpu, &text);
     }
     let framed = demonstration::framed(&text)?;
     let disk = image::make(arch, &framed, None)?;
     let platform = demonstration::platform(Platform::disk(arch, &disk));
-    let machine = Machine::start(&Shop::new(arch).qemu()?, &platform, &framed)?;
+    let machine = Machine::start(&Shop::new(arch, cpu).qemu()?, &platform, &framed)?;
     println!("Pasidon boots; {} guests", machine.vms().len());
     let results = demonstration::follow(&machine, |line| println!("{line}"))?;
     print!("\n{}", summary(&results));
@@ -65,13 +65,13 @@ fn summary(results: &Results) -> String {
 }
 
 /// Starts the machine on this terminal and stays with it until it ends.
-fn live(arch: Arch, text: &str) -> Result<()> {
+fn live(arch: Arch, cpu: Cpu, text: &str) -> Result<()> {
     let disk = image::make(arch, text, None)?;
-    let qemu = Shop::new(arch).qemu()?;
+    let qemu = Shop::new(arch, cpu).qemu()?;
     let private = tempfile::Builder::new().prefix("pasidon-").tempdir()?;
     let platform = demonstration::platform(Platform::disk(arch, &disk));
-    let mut machine = Command::new(qemu);
-    machine.args(platform.command_line(private.path())?);
+    let mut machine = Command::new(&qemu.program);
+    machine.args(platform.command_line(&qemu, private.path())?);
     // QEMU itself puts the terminal into raw mode; what it prints goes through here.
     machine.args(["-chardev", "stdio,id=serial,mux=on,signal=off", "-serial", "chardev:serial"]);
     machine.args(["-mon", "chardev=serial,mode=readline"]).stdout(Stdio::piped());

@@ -4,14 +4,14 @@
 use crate::workshop::Shop;
 use crate::{processor, uefi};
 use anyhow::Result;
-use pasidon_harness::{Arch, Workshop};
+use pasidon_harness::{Arch, Cpu, Workshop};
 
-/// Makes it all for `arch`, and returns the workshop that has it.
+/// Makes it all for machines of `arch` with processors `cpu`, and returns the workshop that has it.
 ///
 /// # Errors
 /// When a part cannot be made: the first.
-pub fn prepare(arch: Arch) -> Result<Shop> {
-    let shop = Shop::new(arch);
+pub fn prepare(arch: Arch, cpu: Cpu) -> Result<Shop> {
+    let shop = Shop::new(arch, cpu);
     // Asking for a cargo of the target completes the toolchain.
     uefi::cargo(arch, "build")?;
     shop.qemu()?;
@@ -24,9 +24,9 @@ pub fn prepare(arch: Arch) -> Result<Shop> {
 /// # Errors
 /// When a part cannot be made: the first.
 pub fn run(arch: Arch) -> Result<()> {
-    let shop = prepare(arch)?;
+    let shop = prepare(arch, Cpu::Tcg)?;
     let linux = shop.linux()?;
-    println!("platform: {}", shop.qemu()?.display());
+    println!("platform: {}", shop.qemu()?.program.display());
     println!("guest: {}, {}", linux.vmlinux.display(), linux.initrd.display());
     println!("processor of host tests: {}", processor::library()?.display());
     Ok(())

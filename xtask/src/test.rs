@@ -4,7 +4,7 @@
 use crate::{check, command, processor, setup, workspace};
 use anyhow::{Result, bail};
 use pasidon_harness::scenario::{self, Failure, Outcome};
-use pasidon_harness::{Arch, scenarios};
+use pasidon_harness::{Arch, Cpu, scenarios};
 use std::num::NonZero;
 use std::thread;
 
@@ -14,14 +14,14 @@ const HOST: &str = "host";
 /// How many scenarios run at the same time at most, unless somebody says: the QEMU of one takes up to 1.2 GB of memory.
 const MOST_AT_ONCE: NonZero<usize> = NonZero::new(4).unwrap();
 
-/// Runs the scenarios of those names on machines of `arch`, that many `at_once`; without names the host tests and all
+/// Runs the scenarios of those names on machines of `arch` with processors `cpu`, that many `at_once`; without names the host tests and all
 /// scenarios.
 ///
 /// The last line printed is `N passed, N failed`.
 ///
 /// # Errors
 /// When a name is unknown or a test failed.
-pub fn run(names: &[String], arch: Arch, at_once: NonZero<usize>) -> Result<()> {
+pub fn run(names: &[String], arch: Arch, cpu: Cpu, at_once: NonZero<usize>) -> Result<()> {
     let host = names.is_empty() || names.iter().any(|name| name == HOST);
     let wanted: Vec<String> = names.iter().filter(|name| *name != HOST).cloned().collect();
     let mut chosen = match names.is_empty() || !wanted.is_empty() {
@@ -42,7 +42,7 @@ pub fn run(names: &[String], arch: Arch, at_once: NonZero<usize>) -> Result<()> 
     }
     if !chosen.is_empty() {
         // Now, so that no scenario is blamed for the time or the failure of the set-up.
-        let shop = setup::prepare(arch)?;
+        let shop = setup::prepare(arch, cpu)?;
         let folder = workspace::target_dir().join("scenarios");
         let outcome = scenario::run(&chosen, &shop, &folder, at_once);
         total.passed += outcome.passed;
@@ -51,13 +51,18 @@ pub fn run(names: &[String], arch: Arch, at_once: NonZero<usize>) -> Result<()> 
     }
     for Failure { name, why } in &total.failed {
         println!("failed: {name}: {why}");
-        println!("  again with: cargo xtask test --arch {arch} {name}");
+        println!("  again with: cargo xtask test --arch {arch}{} {name}", chosen_cpu(cpu));
     }
     println!("{} passed, {failed} failed", total.passed);
     if failed > 0 {
         bail!("{failed} of the tests failed");
     }
     Ok(())
+}
+
+/// The option that chooses those processors, where they are not the ordinary ones.
+fn chosen_cpu(cpu: Cpu) -> String {
+    if cpu == Cpu::default() { String::new() } else { format!(" --cpu {cpu}") }
 }
 
 /// How many scenarios run at the same time unless somebody says: one for each processor of this computer, since a machine

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Makes for the harness what machines are started from.
 
-use crate::{apt, guests, platform, selftest, uefi};
+use crate::{apt, guests, platform, processor, selftest, uefi};
 use anyhow::Result;
-use pasidon_harness::{Application, Arch, Linux, Workshop};
+use pasidon_harness::{Application, Arch, Cpu, Engine, Linux, Qemu, Workshop};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -12,16 +12,17 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 /// run of many scenarios tests one state of the sources.
 pub struct Shop {
     arch: Arch,
-    qemu: Once<PathBuf>,
+    cpu: Cpu,
+    qemu: Once<Qemu>,
     linux: Once<Linux>,
     /// By cargo features.
     applications: Mutex<BTreeMap<Vec<String>, Arc<Once<Application>>>>,
 }
 
 impl Shop {
-    /// A workshop that has made nothing yet.
-    pub fn new(arch: Arch) -> Shop {
-        Shop { arch, qemu: Once::default(), linux: Once::default(), applications: Mutex::default() }
+    /// A workshop that has made nothing yet, for machines with processors `cpu`.
+    pub fn new(arch: Arch, cpu: Cpu) -> Shop {
+        Shop { arch, cpu, qemu: Once::default(), linux: Once::default(), applications: Mutex::default() }
     }
 }
 
@@ -30,10 +31,13 @@ impl Workshop for Shop {
         self.arch
     }
 
-    fn qemu(&self) -> Result<PathBuf> {
+    fn qemu(&self) -> Result<Qemu> {
         self.qemu.get(|| {
+            self.cpu.check(self.arch)?;
             apt::need(pasidon_harness::platform::packages(self.arch))?;
-            platform::qemu(self.arch)
+            let program = platform::qemu(self.arch)?;
+            let engine = |model| Ok::<_, anyhow::Error>(Engine { library: processor::engine()?, model });
+            Ok(Qemu { program, engine: self.cpu.bochs_model().map(engine).transpose()? })
         })
     }
 

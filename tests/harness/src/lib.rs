@@ -9,6 +9,7 @@
 //! | module | subject |
 //! |---|---|
 //! | [`arch`] | the processor architectures |
+//! | [`cpu`] | whose processors run the instructions |
 //! | [`transcript`] | what came in on each stream, and waiting for it |
 //! | [`platform`] | the machine as a QEMU command line |
 //! | [`machine`] | a running machine: consoles, monitor, log |
@@ -23,6 +24,7 @@
 
 pub mod arch;
 pub mod bench;
+pub mod cpu;
 pub mod demonstration;
 pub mod image;
 pub mod machine;
@@ -34,6 +36,7 @@ pub mod transcript;
 pub mod workshop;
 
 pub use arch::Arch;
+pub use cpu::Cpu;
 pub use machine::{Console, Machine};
-pub use platform::Platform;
+pub use platform::{Engine, Platform, Qemu};
 pub use workshop::{Application, Linux, Workshop};

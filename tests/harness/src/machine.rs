@@ -3,14 +3,13 @@
 //!
 //! Invariant: a machine ends with the value that stands for it, however a scenario ends.
 
-use crate::platform::Platform;
+use crate::platform::{Platform, Qemu};
 use crate::qmp::Qmp;
 use crate::transcript::Transcript;
 use anyhow::{Context, Result, bail, ensure};
 use pasidon_kernel::console::framing::{Decoder, Encoder, MONITOR_CHANNEL};
 use serde_json::Value;
 use std::io::{Read, Write};
-use std::path::Path;
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -48,7 +47,7 @@ impl Machine {
     ///
     /// # Errors
     /// When QEMU cannot be started.
-    pub fn start_plain(qemu: &Path, platform: &Platform) -> Result<Machine> {
+    pub fn start_plain(qemu: &Qemu, platform: &Platform) -> Result<Machine> {
         Machine::start_line(qemu, platform, Vec::new(), Line::Plain)
     }
 
@@ -58,7 +57,7 @@ impl Machine {
     ///
     /// # Errors
     /// When QEMU cannot be started.
-    pub fn start(qemu: &Path, platform: &Platform, configuration: &str) -> Result<Machine> {
+    pub fn start(qemu: &Qemu, platform: &Platform, configuration: &str) -> Result<Machine> {
         let vms = match toml::from_str::<toml::Table>(configuration) {
             Ok(table) => vm_names(&table),
             Err(_) => Vec::new(),
@@ -66,14 +65,14 @@ impl Machine {
         Machine::start_line(qemu, platform, vms, Line::Framed)
     }
 
-    fn start_line(qemu: &Path, platform: &Platform, vms: Vec<String>, line: Line) -> Result<Machine> {
+    fn start_line(qemu: &Qemu, platform: &Platform, vms: Vec<String>, line: Line) -> Result<Machine> {
         let private = tempfile::Builder::new().prefix("pasidon-").tempdir()?;
-        let mut command = Command::new(qemu);
-        command.args(platform.command_line(private.path())?);
+        let mut command = Command::new(&qemu.program);
+        command.args(platform.command_line(qemu, private.path())?);
         command.args(["-chardev", "stdio,id=serial,signal=off", "-serial", "chardev:serial"]);
         command.arg("-qmp").arg(format!("unix:{},server=on,wait=off", private.path().join("qmp").display()));
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        let mut child = command.spawn().with_context(|| format!("starting {}", qemu.display()))?;
+        let mut child = command.spawn().with_context(|| format!("starting {}", qemu.program.display()))?;
         let (Some(input), Some(output), Some(errors)) =
             (child.stdin.take(), child.stdout.take(), child.stderr.take())
         else {

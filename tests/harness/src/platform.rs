@@ -81,6 +81,37 @@ impl Model {
     }
 }
 
+/// The emulator that a machine is started with.
+#[derive(Clone, Debug)]
+pub struct Qemu {
+    /// The program.
+    pub program: PathBuf,
+    /// What runs the processors' instructions in the place of its translator.
+    pub engine: Option<Engine>,
+}
+
+/// A library with processors, and which of them.
+#[derive(Clone, Debug)]
+pub struct Engine {
+    /// The library.
+    pub library: PathBuf,
+    /// Its name of the processor.
+    pub model: &'static str,
+}
+
+impl Qemu {
+    /// The accelerator, as `-accel` takes it.
+    pub fn accelerator(&self) -> String {
+        match &self.engine {
+            None => "tcg,thread=multi".to_owned(),
+            Some(Engine { library, model }) => {
+                let library = library.to_string_lossy().replace(',', ",,");
+                format!("tcg,thread=single,engine={library},engine-model={model}")
+            }
+        }
+    }
+}
+
 /// Debian packages with the firmware of `arch` and the option ROMs.
 pub fn packages(arch: Arch) -> &'static [&'static str] {
     Model::of(arch).packages
@@ -192,13 +223,13 @@ impl Platform {
         self
     }
 
-    /// The arguments of QEMU, without those for the serial line and for QMP.
+    /// The arguments of `qemu`, without those for the serial line and for QMP.
     ///
     /// The firmware's variable store is copied to the folder `private`, since the machine writes to it.
     ///
     /// # Errors
     /// When there is no firmware on this system.
-    pub fn command_line(&self, private: &Path) -> Result<Vec<OsString>> {
+    pub fn command_line(&self, qemu: &Qemu, private: &Path) -> Result<Vec<OsString>> {
         let model = self.model;
         let mut line: Vec<OsString> = Vec::new();
         let mut add = |words: &[&str]| line.extend(words.iter().map(OsString::from));
@@ -209,7 +240,7 @@ impl Platform {
         if !self.acpi {
             machine += ",acpi=off";
         }
-        add(&["-M", &machine, "-accel", "tcg,thread=multi", "-cpu", model.cpu]);
+        add(&["-M", &machine, "-accel", &qemu.accelerator(), "-cpu", model.cpu]);
         add(&["-smp", &self.cpus.to_string(), "-m", &format!("{}M", self.memory_mib)]);
         add(&["-display", "none", "-nodefaults", "-no-user-config", "-no-reboot"]);
         model.rom_folders.iter().for_each(|folder| add(&["-L", folder]));
@@ -235,5 +266,18 @@ impl Platform {
         self.devices.iter().for_each(|device| add(&["-device", device]));
         line.extend(self.arguments.iter().cloned());
         Ok(line)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_engine_has_one_thread_and_its_commas_doubled() {
+        let mut qemu = Qemu { program: PathBuf::from("qemu"), engine: None };
+        assert_eq!(qemu.accelerator(), "tcg,thread=multi");
+        qemu.engine = Some(Engine { library: PathBuf::from("/a,b.so"), model: "ryzen" });
+        assert_eq!(qemu.accelerator(), "tcg,thread=single,engine=/a,,b.so,engine-model=ryzen");
     }
 }

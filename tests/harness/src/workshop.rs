@@ -2,6 +2,7 @@
 //! Where a scenario gets its files from. `xtask` makes them; the harness only uses them.
 
 use crate::arch::Arch;
+use crate::platform::Qemu;
 use anyhow::Result;
 use std::path::PathBuf;
 
@@ -33,11 +34,11 @@ pub trait Workshop: Sync {
     /// The architecture that everything here is for.
     fn arch(&self) -> Arch;
 
-    /// The platform's QEMU.
+    /// The platform's QEMU, with what runs its processors' instructions.
     ///
     /// # Errors
-    /// When it cannot be built.
-    fn qemu(&self) -> Result<PathBuf>;
+    /// When one of them cannot be built.
+    fn qemu(&self) -> Result<Qemu>;
 
     /// The plugin of that QEMU of that name (`tests/platform/plugins/NAME.c`).
     ///
