@@ -92,6 +92,12 @@ const char *pasidon_new(const char *model, const char *features)
 {
   machine = Machine();
   machine.ended.why = NOT_RUNNING_YET;
+  // A thread's first exception allocates memory. In the middle of a run the program may have that lock.
+  try {
+    throw Ended();
+  }
+  catch (Ended) {
+  }
   if (!machine.choose(model, features)) return "Bochs has no such model";
   try {
     // As they are before a program's first line.

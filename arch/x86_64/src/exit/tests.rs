@@ -30,6 +30,9 @@ on_both! {
 /// Where the guest sees the I/O APIC: its linear addresses end at 1 GiB.
 const IOAPIC: u64 = 100 << 21;
 
+/// STAR, LSTAR, FMASK.
+const SYSTEM_CALLS: [u32; 3] = [0xc000_0081, 0xc000_0082, 0xc000_0084];
+
 /// What came of exits.
 #[derive(Default)]
 struct Seen {
@@ -67,6 +70,10 @@ impl Machine {
         core.hardware.start_at(&entry(CODE));
         poke_at(&mut core.hardware, Poke::Idt(IDT, 4095));
         core.hardware.set_gpr(4, STACK);
+        // SAFETY: every 64-bit processor has these registers.
+        let system_calls =
+            rig.processor.run(|| SYSTEM_CALLS.map(|msr| unsafe { cpu::read_msr(msr) })).unwrap();
+        poke_at(&mut core.hardware, Poke::SystemCalls(system_calls));
         let memory = RamView::new(&guest.memory);
         let board = Mutex::new(Board::new(PcChipset::new(0).unwrap()));
         Machine { rig, guest, core, memory, board, seen: Seen::default() }
@@ -80,10 +87,8 @@ impl Machine {
         let pcpu = &mut rig.pcpu;
         let mut exits = Vec::with_capacity(4096);
         let run = || {
-            const SYSTEM_CALLS: [u32; 3] = [0xc000_0081, 0xc000_0082, 0xc000_0084];
             // SAFETY: the processor has XSAVE and these registers; what the test itself uses comes back.
             unsafe {
-                let calls = SYSTEM_CALLS.map(|msr| cpu::read_msr(msr));
                 crate::extended::enable();
                 let host = cpu::read_xcr0();
                 let everything = crate::extended::ExtendedFeatures::detect().xcr0;
@@ -100,9 +105,6 @@ impl Machine {
                 }
                 core.unload(&vm, pcpu);
                 cpu::write_xcr0(host);
-                for (msr, value) in SYSTEM_CALLS.into_iter().zip(calls) {
-                    cpu::write_msr(msr, value);
-                }
             }
         };
         rig.processor.run(run).unwrap();

@@ -22,6 +22,7 @@ impl SvmVcpu {
         match poke {
             Poke::Idt(base, limit) => (save.idtr.base, save.idtr.limit) = (base, limit.into()),
             Poke::Cr3(value) => save.cr3 = value,
+            Poke::SystemCalls(_) => {}
             Poke::User => {
                 save.cr0 |= 1 << 18;
                 save.cpl = 3;

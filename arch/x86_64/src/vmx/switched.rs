@@ -34,6 +34,13 @@ impl Switched {
         Self { msrs: [0; SWITCHED.len()], cr2: 0, dr6: DR6_RESET }
     }
 
+    /// Sets those of SYSCALL.
+    #[cfg(test)]
+    pub fn set_system_calls(&mut self, star: u64, lstar: u64, fmask: u64) {
+        let [.., kernel_gs_base] = self.msrs;
+        self.msrs = [star, lstar, 0, fmask, kernel_gs_base];
+    }
+
     /// Puts them into the registers.
     ///
     /// # Safety

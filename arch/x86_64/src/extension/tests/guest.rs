@@ -202,6 +202,9 @@ pub enum Poke {
     Cr3(u64),
     /// CPL 3, and CR0.AM.
     User,
+    /// Where they stay in the processor: the guest's STAR, LSTAR and FMASK are the test's own, which can then allocate
+    /// memory while the guest is loaded.
+    SystemCalls([u64; 3]),
 }
 
 /// A pCPU that has the extension, turned on.

@@ -20,6 +20,7 @@ impl VmxVcpu {
                 self.vmcs.write(Field::GuestIdtrLimit, limit.into());
             }
             Poke::Cr3(value) => self.vmcs.write(Field::GuestCr3, value),
+            Poke::SystemCalls([star, lstar, fmask]) => self.switched.set_system_calls(star, lstar, fmask),
             Poke::User => {
                 let flat = |selector, attributes| segment::Segment {
                     selector,
