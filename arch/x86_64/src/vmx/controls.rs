@@ -136,6 +136,8 @@ pub const PRIMARY: Primary = Primary::all()
     .difference(Primary::NMI_WINDOW)
     .difference(Primary::CR3_LOAD)
     .difference(Primary::CR3_STORE);
+/// Of these, what only has to be held back where it exists: instructions that a processor may lack, with the control.
+const IF_THERE: Primary = Primary::MONITOR.union(Primary::MWAIT);
 const SECONDARY: Secondary =
     Secondary::EPT.union(Secondary::VPID).union(Secondary::WBINVD).union(Secondary::UNRESTRICTED);
 pub const EXIT: Exit = Exit::all();
@@ -221,7 +223,8 @@ impl Controls {
             missing.add(format_args!("windows"));
         }
         let unwanted = Primary::all() - PRIMARY;
-        let primary = primary.choose(PRIMARY, unwanted, &mut missing);
+        let absent = IF_THERE.difference(Primary::from_bits_truncate(primary.may));
+        let primary = primary.choose(PRIMARY - absent, unwanted, &mut missing);
         let exit = choice(2).choose(EXIT, Exit::empty(), &mut missing);
         let entry = choice(3).choose(ENTRY, Entry::LONG_MODE, &mut missing);
         let mut secondary = 0;
@@ -316,6 +319,10 @@ mod tests {
         assert_eq!(controls.secondary, Secondary::all().bits());
         let poor = generous(IA32_VMX_PROCBASED_CTLS2, u64::from(SECONDARY.bits()) << 32);
         assert_eq!(Controls::new(&poor).unwrap().secondary, SECONDARY.bits());
+        assert_eq!(controls.primary, PRIMARY.bits());
+        let rest = u64::from((Primary::all() - IF_THERE).bits()) << 32;
+        let poor = Controls::new(&generous(IA32_VMX_TRUE_PINBASED_CTLS + 1, rest)).unwrap();
+        assert_eq!(poor.primary, (PRIMARY - IF_THERE).bits(), "without MONITOR");
     }
 
     #[test]
