@@ -22,6 +22,8 @@ pub mod msr {
     pub const IA32_FEATURE_CONTROL: u32 = 0x3a;
     /// Local APIC base and mode.
     pub const IA32_APIC_BASE: u32 = 0x1b;
+    /// Which faults the processor does not have.
+    pub const IA32_ARCH_CAPABILITIES: u32 = 0x10a;
     /// Compare value of the local APIC timer in TSC-deadline mode.
     pub const IA32_TSC_DEADLINE: u32 = 0x6e0;
     /// Page attribute table.
@@ -403,6 +405,16 @@ pub unsafe fn set_up(features: &Features) {
         asm!("mov cr4, {}", in(reg) cr4, options(nostack, preserves_flags));
         asm!("mov cr0, {}", in(reg) cr0, options(nostack, preserves_flags));
     }
+}
+
+/// IA32_ARCH_CAPABILITIES, where this processor has it.
+pub fn arch_capabilities() -> Option<u64> {
+    const STRUCTURED: u32 = 7;
+    /// EDX.
+    const ARCH_CAPABILITIES: u32 = 1 << 29;
+    let there = cpuid(0, 0).eax >= STRUCTURED && cpuid(STRUCTURED, 0).edx & ARCH_CAPABILITIES != 0;
+    // SAFETY: CPUID has just said that the register exists.
+    there.then(|| unsafe { read_msr(msr::IA32_ARCH_CAPABILITIES) })
 }
 
 /// Random numbers of this processor's own; `None` where it has none, or gives none.

@@ -60,7 +60,7 @@ impl Hardware for Pc {
         let features = cpu::Features::read();
         let extension = Extension::of(&features);
         let physical_bits = features.physical_bits.min(extension.physical_bits());
-        let mut core = vcpu::Core::new(vm, extension, stage2.root(), physical_bits);
+        let mut core = vcpu::Core::new(vm, extension, stage2.root(), physical_bits, cpu::arch_capabilities());
         core.hardware.start_at(&entry);
         Ok((core, PcChipset::new(time::unix_ns())?))
     }

@@ -63,7 +63,14 @@ impl core::fmt::Debug for Core {
 
 impl Core {
     /// A vCPU after reset. `stage2` is the root of its VM's stage 2.
-    pub fn new(vm: &str, extension: Extension, stage2: HostPhys, physical_bits: u8) -> Self {
+    /// `arch_capabilities` is what IA32_ARCH_CAPABILITIES holds, where there is one.
+    pub fn new(
+        vm: &str,
+        extension: Extension,
+        stage2: HostPhys,
+        physical_bits: u8,
+        arch_capabilities: Option<u64>,
+    ) -> Self {
         let tsc_offset = time::tsc().wrapping_neg();
         let features = ExtendedFeatures::detect();
         let config = CpuidConfig {
@@ -73,6 +80,7 @@ impl Core {
             tsc_hz: time::tsc_hz(),
             xcr0: features.xcr0,
             tsc_aux: features.tsc_aux,
+            arch_capabilities: arch_capabilities.is_some(),
         };
         let cpuid =
             CpuidPolicy::new(&config, &|leaf, subleaf| core::arch::x86_64::__cpuid_count(leaf, subleaf));
@@ -80,7 +88,7 @@ impl Core {
         Self {
             hardware: Vcpu::new(extension.control_block(stage2, tsc_offset, &policy), policy),
             lapic: LocalApic::new(0),
-            msrs: Msrs::new(String::from(vm)),
+            msrs: Msrs::new(String::from(vm)).with_arch_capabilities(arch_capabilities),
             cpuid,
             clock: GuestClock::new(time::tsc_hz(), time::unix_ns(), 0),
             extended: Extended::new(features),
@@ -189,7 +197,7 @@ mod tests {
 
     /// One that has interrupt 0x31 and an NMI waiting.
     fn core() -> Core {
-        let mut core = Core::new("alpha", Extension::Svm, STAGE2, 48);
+        let mut core = Core::new("alpha", Extension::Svm, STAGE2, 48, None);
         core.lapic.write_msr(MSR_APIC_BASE, X2APIC, 0).unwrap();
         core.lapic.write_msr(MSR_SVR, ENABLED, 0).unwrap();
         core.lapic.accept(0x31, false);

@@ -66,7 +66,7 @@ impl Machine {
         let guest = Guest::new(extension, code);
         guest.map_linear(IOAPIC >> 21, layout::IOAPIC_BASE);
         let root = guest.table.root();
-        let mut core = rig.processor.run(|| Core::new("alpha", extension, root, 48)).unwrap();
+        let mut core = rig.processor.run(|| Core::new("alpha", extension, root, 48, None)).unwrap();
         core.hardware.start_at(&entry(CODE));
         poke_at(&mut core.hardware, Poke::Idt(IDT, 4095));
         core.hardware.set_gpr(4, STACK);

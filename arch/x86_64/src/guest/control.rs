@@ -312,6 +312,7 @@ pub(crate) mod tests {
             tsc_hz: 2_000_000_000,
             xcr0: u64::MAX,
             tsc_aux: true,
+            arch_capabilities: true,
         };
         let host = |_, _| CpuidResult { eax: u32::MAX, ebx: all, ecx: all, edx: all };
         ControlPolicy::new(&CpuidPolicy::new(&config, &host))

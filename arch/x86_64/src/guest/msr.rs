@@ -26,6 +26,7 @@ const IA32_FEATURE_CONTROL: u32 = 0x3a;
 const IA32_BIOS_SIGN_ID: u32 = 0x8b;
 const PLATFORM_INFO: u32 = 0xce;
 const IA32_MTRRCAP: u32 = 0xfe;
+const IA32_ARCH_CAPABILITIES: u32 = 0x10a;
 const IA32_MCG_CAP: u32 = 0x179;
 const IA32_MISC_ENABLE: u32 = 0x1a0;
 const IA32_DEBUGCTL: u32 = 0x1d9;
@@ -52,6 +53,11 @@ const AMD_EX_CFG: u32 = 0xc001_102c;
 
 /// Feature control is locked, and nothing is enabled in it.
 const FEATURE_CONTROL_LOCKED: u64 = 1;
+/// Bits of IA32_ARCH_CAPABILITIES that say which faults a processor does not have, or has beside those that its model
+/// tells, and that a guest needs nothing else for (Intel SDM 4, table 2-2): RDCL_NO, RSBA, SKIP_L1DFL_VMENTRY, SSB_NO,
+/// MDS_NO, IF_PSCHANGE_MC_NO, TAA_NO, SBDR_SSDP_NO, FBSDP_NO, PSDP_NO, RRSBA, BHI_NO, PBRSB_NO, GDS_NO, RFDS_NO.
+const ARCH_CAPABILITIES_OFFERED: u64 =
+    1 | 0b1_1111 << 2 | 1 << 8 | 0b111 << 13 | 0b11 << 19 | 1 << 24 | 0b11 << 26;
 /// Fast strings on; branch trace store and PEBS not available.
 const MISC_ENABLE: u64 = 1 | 1 << 11 | 1 << 12;
 /// MTRRs enabled, default type write-back, no variable and no fixed ranges (MTRRCAP reads zero). So all
@@ -77,6 +83,8 @@ pub struct Msrs {
     logged: ArrayVec<u32, LOGGED>,
     /// A clock structure that could not be written was logged.
     clock_logged: bool,
+    /// IA32_ARCH_CAPABILITIES, where there is one.
+    arch_capabilities: Option<u64>,
     /// How the guest may end interrupts.
     pub eoi: PvEoi,
 }
@@ -92,8 +100,14 @@ impl Msrs {
             unknown: 0,
             logged: ArrayVec::new(),
             clock_logged: false,
+            arch_capabilities: None,
             eoi: PvEoi::default(),
         }
+    }
+
+    /// The same with IA32_ARCH_CAPABILITIES, of what the processor has there.
+    pub fn with_arch_capabilities(self, value: Option<u64>) -> Self {
+        Self { arch_capabilities: value.map(|value| value & ARCH_CAPABILITIES_OFFERED), ..self }
     }
 
     /// Accesses to MSRs that do not exist.
@@ -112,6 +126,7 @@ impl Msrs {
             IA32_FEATURE_CONTROL => Ok(FEATURE_CONTROL_LOCKED),
             IA32_MISC_ENABLE => Ok(MISC_ENABLE),
             IA32_MTRR_DEF_TYPE => Ok(self.mtrr_def_type),
+            IA32_ARCH_CAPABILITIES if let Some(value) = self.arch_capabilities => Ok(value),
             KVM_SYSTEM_TIME_NEW => Ok(self.system_time),
             KVM_WALL_CLOCK_NEW => Ok(self.wall_clock),
             KVM_EOI_EN => Ok(self.eoi.msr()),
@@ -244,6 +259,25 @@ mod tests {
         }
         assert_eq!(msrs.read(0xc001_0200, &lapic, 0), Err(GeneralProtection), "PERFCTR_CORE");
         assert_eq!(msrs.unknown(), 1);
+    }
+
+    #[test]
+    fn a_guest_learns_which_faults_its_processor_does_not_have_and_no_more() {
+        let (lapic, memory) = (LocalApic::new(0), TestMemory::new(0, 0x1000));
+        let mut none = Msrs::new("alpha");
+        assert_eq!(none.read(IA32_ARCH_CAPABILITIES, &lapic, 0), Err(GeneralProtection));
+        let mut all = Msrs::new("alpha").with_arch_capabilities(Some(u64::MAX));
+        let value = all.read(IA32_ARCH_CAPABILITIES, &lapic, 0).unwrap();
+        for (bit, offered) in
+            [(0, true), (1, false), (5, true), (7, false), (10, false), (13, true), (62, false)]
+        {
+            assert_eq!(value >> bit & 1 != 0, offered, "bit {bit}");
+        }
+        let mut lapic = lapic;
+        assert!(
+            all.write(IA32_ARCH_CAPABILITIES, 0, &mut lapic, &CLOCK, &memory, 0).is_err(),
+            "it is read only"
+        );
     }
 
     #[test]

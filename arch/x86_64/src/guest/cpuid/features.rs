@@ -102,6 +102,8 @@ bitflags! {
     #[derive(Clone, Copy)]
     pub(super) struct Leaf7Edx: u32 {
         const FSRM = 1 << 4;
+        /// IA32_ARCH_CAPABILITIES exists.
+        const ARCH_CAPABILITIES = 1 << 29;
     }
 
     /// Leaf 0xD.1, EAX. Not offered: XSAVES, which has state behind IA32_XSS.

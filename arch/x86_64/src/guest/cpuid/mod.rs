@@ -74,6 +74,8 @@ pub struct CpuidConfig {
     pub xcr0: u64,
     /// Whether IA32_TSC_AUX is switched with the vCPU: offers RDTSCP and RDPID.
     pub tsc_aux: bool,
+    /// Whether IA32_ARCH_CAPABILITIES tells the guest which faults its processor does not have.
+    pub arch_capabilities: bool,
 }
 
 /// Guest registers that CPUID depends on.
@@ -339,12 +341,14 @@ fn structured(config: &CpuidConfig, xcr0: u64, host: CpuidResult) -> CpuidResult
         ecx -= AVX512_ECX;
     }
     ecx.set(Leaf7Ecx::RDPID, config.tsc_aux);
+    let mut edx = Leaf7Edx::all();
+    edx.set(Leaf7Edx::ARCH_CAPABILITIES, config.arch_capabilities);
     CpuidResult {
         // The only sub-leaf.
         eax: 0,
         ebx: host.ebx & ebx.bits(),
         ecx: host.ecx & ecx.bits(),
-        edx: host.edx & Leaf7Edx::all().bits(),
+        edx: host.edx & edx.bits(),
     }
 }
 

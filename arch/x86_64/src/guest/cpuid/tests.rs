@@ -9,6 +9,7 @@ const CONFIG: CpuidConfig = CpuidConfig {
     tsc_hz: 2_345_678_901,
     xcr0: 0xff,
     tsc_aux: false,
+    arch_capabilities: true,
 };
 const STATE: CpuidState = CpuidState { osxsave: false, xcr0: 1 };
 
