@@ -1,4 +1,4 @@
-# Every target is one line onto `cargo xtask`; `cargo xtask help` says what each does. ARCH is x86_64 or aarch64; CPU is tcg, bochs-ryzen or bochs-sapphire-rapids.
+# Every target is one line onto `cargo xtask`; `cargo xtask help` says what each does. ARCH is x86_64 or aarch64; CPU is tcg, svm or vmx.
 ARCH ?= x86_64
 CPU ?= tcg
 .PHONY: run test check book bench image build setup list clean help

@@ -90,8 +90,8 @@ struct Run {
     /// The processor architecture of the machine.
     #[arg(long, default_value_t = Arch::X86_64)]
     arch: Arch,
-    /// What runs the machine's processors: QEMU's translator (tcg), or Bochs's processor in its place (bochs-ryzen with
-    /// SVM, bochs-sapphire-rapids with VMX), which is slower, stricter, and for x86_64 only.
+    /// What runs the machine's processors: QEMU's translator (tcg), or Bochs's in its place, AMD's (svm) or Intel's (vmx),
+    /// which are slower, stricter, and for x86_64 only. Without names `test` then runs the scenarios that are for them.
     #[arg(long, default_value_t)]
     cpu: Cpu,
     /// Another configuration than the demonstration's (pasidon.toml at the top of the checkout).
@@ -120,8 +120,8 @@ struct Test {
     /// The processor architecture of the machines that scenarios start.
     #[arg(long, default_value_t = Arch::X86_64)]
     arch: Arch,
-    /// What runs the machine's processors: QEMU's translator (tcg), or Bochs's processor in its place (bochs-ryzen with
-    /// SVM, bochs-sapphire-rapids with VMX), which is slower, stricter, and for x86_64 only.
+    /// What runs the machine's processors: QEMU's translator (tcg), or Bochs's in its place, AMD's (svm) or Intel's (vmx),
+    /// which are slower, stricter, and for x86_64 only. Without names `test` then runs the scenarios that are for them.
     #[arg(long, default_value_t)]
     cpu: Cpu,
     /// How many scenarios run at the same time.
@@ -170,8 +170,8 @@ struct Qemu {
     /// The processor architecture that the machine has.
     #[arg(long, default_value_t = Arch::X86_64)]
     arch: Arch,
-    /// What runs the machine's processors: QEMU's translator (tcg), or Bochs's processor in its place (bochs-ryzen with
-    /// SVM, bochs-sapphire-rapids with VMX), which is slower, stricter, and for x86_64 only.
+    /// What runs the machine's processors: QEMU's translator (tcg), or Bochs's in its place, AMD's (svm) or Intel's (vmx),
+    /// which are slower, stricter, and for x86_64 only. Without names `test` then runs the scenarios that are for them.
     #[arg(long, default_value_t)]
     cpu: Cpu,
 }

@@ -14,14 +14,16 @@ const HOST: &str = "host";
 /// How many scenarios run at the same time at most, unless somebody says: the QEMU of one takes up to 1.2 GB of memory.
 const MOST_AT_ONCE: NonZero<usize> = NonZero::new(4).unwrap();
 
-/// Runs the scenarios of those names on machines of `arch` with processors `cpu`, that many `at_once`; without names the host tests and all
-/// scenarios.
+/// Runs the scenarios of those names on machines of `arch` with processors `cpu`, that many `at_once`; without names the
+/// host tests and all scenarios, or on Bochs's processors those that are for them.
 ///
 /// The last line printed is `N passed, N failed`.
 ///
 /// # Errors
 /// When a name is unknown or a test failed.
 pub fn run(names: &[String], arch: Arch, cpu: Cpu, at_once: NonZero<usize>) -> Result<()> {
+    let for_bochs: Vec<String> = scenarios::ON_BOCHS.iter().map(|name| (*name).to_owned()).collect();
+    let names = if names.is_empty() && cpu.bochs_model().is_some() { &for_bochs } else { names };
     let host = names.is_empty() || names.iter().any(|name| name == HOST);
     let wanted: Vec<String> = names.iter().filter(|name| *name != HOST).cloned().collect();
     let mut chosen = match names.is_empty() || !wanted.is_empty() {

@@ -13,21 +13,21 @@ pub enum Cpu {
     #[default]
     Tcg,
     /// Bochs's, AMD's with SVM.
-    BochsRyzen,
+    Svm,
     /// Bochs's, Intel's with VMX.
-    BochsSapphireRapids,
+    Vmx,
 }
 
 impl Cpu {
     /// All of them.
-    pub const ALL: &'static [Cpu] = &[Cpu::Tcg, Cpu::BochsRyzen, Cpu::BochsSapphireRapids];
+    pub const ALL: &'static [Cpu] = &[Cpu::Tcg, Cpu::Svm, Cpu::Vmx];
 
     /// Bochs's name of the processor, where it is one of Bochs's.
     pub fn bochs_model(self) -> Option<&'static str> {
         match self {
             Cpu::Tcg => None,
-            Cpu::BochsRyzen => Some("ryzen"),
-            Cpu::BochsSapphireRapids => Some("sapphire_rapids"),
+            Cpu::Svm => Some("ryzen"),
+            Cpu::Vmx => Some("sapphire_rapids"),
         }
     }
 
@@ -46,8 +46,8 @@ impl fmt::Display for Cpu {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter.write_str(match self {
             Cpu::Tcg => "tcg",
-            Cpu::BochsRyzen => "bochs-ryzen",
-            Cpu::BochsSapphireRapids => "bochs-sapphire-rapids",
+            Cpu::Svm => "svm",
+            Cpu::Vmx => "vmx",
         })
     }
 }
@@ -81,7 +81,7 @@ mod tests {
     #[test]
     fn processors_of_another_architecture_are_refused() {
         assert!(Cpu::Tcg.check(Arch::Aarch64).is_ok());
-        assert!(Cpu::BochsRyzen.check(Arch::X86_64).is_ok());
-        assert!(Cpu::BochsRyzen.check(Arch::Aarch64).is_err());
+        assert!(Cpu::Svm.check(Arch::X86_64).is_ok());
+        assert!(Cpu::Svm.check(Arch::Aarch64).is_err());
     }
 }
