@@ -154,7 +154,11 @@ pub fn handle(core: &mut Core, vm: &Vm<'_>, reason: Reason) {
                 core.hardware.cr2()
             )));
         }
-        Reason::MachineCheck => lost(vm, machine_check::take()),
+        Reason::MachineCheck => {
+            if let Some(verdict) = machine_check::take() {
+                lost(vm, verdict);
+            }
+        }
         Reason::Undefined => core.exception = Some(UNDEFINED),
         Reason::Forbidden => core.exception = Some(GENERAL_PROTECTION),
         Reason::Ignored => finish(core, vm, encoding::INVD),

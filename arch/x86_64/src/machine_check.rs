@@ -49,6 +49,12 @@ pub enum Verdict {
 /// One bank that holds an error: number, status, address.
 type Bank = (u32, u64, u64);
 
+/// Whether what was interrupted can go on as if nothing had happened: there is no error here but corrected ones. Processors
+/// of Intel's tell all others of one's error.
+fn is_anothers(status: u64, banks: &[Bank]) -> bool {
+    status & MCG_STATUS_RIPV != 0 && banks.iter().all(|(_, status, _)| status & (UC | PCC) == 0)
+}
+
 fn judge(status: u64, banks: impl Iterator<Item = Bank>) -> Verdict {
     let mut text = format!("machine check (MCG_STATUS {status:#x})");
     let mut lost = status & MCG_STATUS_RIPV == 0;
@@ -96,13 +102,13 @@ fn clear(banks: &[Bank]) {
     }
 }
 
-/// Reads and clears what this pCPU recorded.
-pub fn take() -> Verdict {
+/// Reads and clears what this pCPU recorded. `None` where it was told of another one's error, and goes on.
+pub fn take() -> Option<Verdict> {
     let Some((status, banks)) = recorded() else {
-        return Verdict::HostLost("machine check, and the processor cannot say why".into());
+        return Some(Verdict::HostLost("machine check, and the processor cannot say why".into()));
     };
     clear(&banks);
-    judge(status, banks.into_iter())
+    (!is_anothers(status, &banks)).then(|| judge(status, banks.into_iter()))
 }
 
 /// The guest shut down: whether that was no fault of its own, but a machine check that could not be delivered.
@@ -150,6 +156,20 @@ mod tests {
         for (status, bank) in [(0, error), (MCG_STATUS_RIPV, error | PCC)] {
             let verdict = judge(status, [(0, error, 0), (1, bank, 0)].into_iter());
             assert!(matches!(verdict, Verdict::HostLost(_)), "{verdict:?}");
+        }
+    }
+
+    #[test]
+    fn anothers_error_costs_nothing_here() {
+        let corrected = (1, VAL | ADDRV, 0x1000);
+        for (status, banks, goes_on) in [
+            (MCG_STATUS_RIPV | MCG_STATUS_MCIP, &[] as &[Bank], true),
+            (MCG_STATUS_RIPV, &[corrected], true),
+            (0, &[], false),
+            (MCG_STATUS_RIPV, &[corrected, (2, VAL | UC, 0)], false),
+            (MCG_STATUS_RIPV, &[(2, VAL | PCC, 0)], false),
+        ] {
+            assert_eq!(is_anothers(status, banks), goes_on, "{status:#x} {banks:x?}");
         }
     }
 
