@@ -195,6 +195,10 @@ impl Backend for ControlBlock {
         either!(self, block => block.known_length(context))
     }
 
+    fn cs_long(&self) -> bool {
+        either!(self, block => block.cs_long())
+    }
+
     fn is_64bit(&self) -> bool {
         either!(self, block => block.is_64bit())
     }

@@ -148,6 +148,9 @@ pub trait Backend {
     /// Length of the current instruction, where the processor told it; otherwise the caller must find it.
     fn known_length(&self, context: &Context) -> Option<u8>;
 
+    /// Bit L of CS, whatever the mode is.
+    fn cs_long(&self) -> bool;
+
     /// Whether the guest runs 64-bit code.
     fn is_64bit(&self) -> bool;
 

@@ -239,7 +239,7 @@ impl<B: Backend> Vcpu<B> {
     ) -> Result<(), GeneralProtection> {
         let old = self.block.control();
         let new = match register {
-            ControlRegister::Cr0 => self.policy.cr0(value, &old, self.block.is_64bit())?,
+            ControlRegister::Cr0 => self.policy.cr0(value, &old, self.block.cs_long())?,
             ControlRegister::Cr4 => ControlState { cr4: self.policy.cr4(value, &old)?.bits(), ..old },
         };
         if self.block.holds_pdptes() && control::reloads_pdptes(&old, &new) {

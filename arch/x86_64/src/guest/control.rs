@@ -219,7 +219,7 @@ impl ControlPolicy {
         u64::MAX.checked_shl(self.physical_bits.into()).unwrap_or(0)
     }
 
-    /// A write of CR0, by 64-bit code or other: the state that follows from it, EFER.LMA too.
+    /// A write of CR0: the state that follows from it, EFER.LMA too. `cs_long` is bit L of CS, whatever the mode is.
     ///
     /// # Errors
     /// When reserved bits are set, or a change is one that the mode does not allow.
@@ -227,7 +227,7 @@ impl ControlPolicy {
         &self,
         value: u64,
         now: &ControlState,
-        is_64bit: bool,
+        cs_long: bool,
     ) -> Result<ControlState, GeneralProtection> {
         if value > u64::from(u32::MAX) {
             return Err(GeneralProtection);
@@ -240,8 +240,8 @@ impl ControlPolicy {
             new.cr0_has(Cr0::PG) && !new.cr0_has(Cr0::PE) || new.cr0_has(Cr0::NW) && !new.cr0_has(Cr0::CD);
         let long = now.efer_has(Efer::LME);
         if contradiction
-            || turns_on && long && (!now.cr4_has(Cr4::PAE) || is_64bit)
-            || turns_off && (now.cr4_has(Cr4::PCIDE) || is_64bit)
+            || turns_on && long && (!now.cr4_has(Cr4::PAE) || cs_long)
+            || turns_off && (now.cr4_has(Cr4::PCIDE) || now.efer_has(Efer::LMA) && cs_long)
         {
             return Err(GeneralProtection);
         }
@@ -392,7 +392,7 @@ pub(crate) mod tests {
     #[test]
     fn cr0_is_written_as_on_a_processor() {
         let policy = policy(true);
-        let write = |value, now: &ControlState, is_64bit| policy.cr0(value, now, is_64bit);
+        let write = |value, now: &ControlState, cs_long| policy.cr0(value, now, cs_long);
         let real = ControlState { cr0: 0x10, ..ControlState::default() };
         assert_eq!(write(1, &real, false).unwrap().cr0, 0x11, "ET stays");
         assert_eq!(write(0x1ffa_ffc1, &real, false).unwrap().cr0, 0x11, "what does not exist is not kept");

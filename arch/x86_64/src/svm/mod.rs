@@ -231,9 +231,12 @@ impl Backend for SvmVcpu {
         u8::try_from(next.wrapping_sub(context.rip)).ok().filter(|length| (1..=15).contains(length))
     }
 
+    fn cs_long(&self) -> bool {
+        self.vmcb.save.cs.attributes & segment::L != 0
+    }
+
     fn is_64bit(&self) -> bool {
-        let save = &self.vmcb.save;
-        save.cs.attributes & segment::L != 0 && save.efer & Efer::LMA.bits() != 0
+        self.cs_long() && self.vmcb.save.efer & Efer::LMA.bits() != 0
     }
 
     fn shadow(&self) -> bool {

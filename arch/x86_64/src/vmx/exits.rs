@@ -56,6 +56,8 @@ pub const ENTRY_FAILED: u32 = 1 << 31;
 pub mod interruption {
     /// An NMI.
     pub const NMI: u64 = 2 << 8;
+    /// INT1.
+    pub const INT1: u64 = 5 << 8;
     /// Mask of the type.
     pub const TYPE: u64 = 7 << 8;
     /// Mask of the vector.

@@ -56,8 +56,10 @@ const ALL_LEAVES: u64 = u64::MAX;
 
 /// Interruptibility state (SDM 3, table 25-3).
 mod interruptibility {
+    /// Behind STI.
+    pub const STI: u64 = 1 << 0;
     /// Behind STI, behind a move to SS.
-    pub const SHADOW: u64 = 1 << 0 | 1 << 1;
+    pub const SHADOW: u64 = STI | 1 << 1;
     /// The handler of the last NMI runs.
     pub const NMI_BLOCKED: u64 = 1 << 3;
 }
@@ -93,6 +95,8 @@ pub struct VmxVcpu {
     reason: u32,
     /// Linear translations are dropped at the next entry.
     flush: bool,
+    /// An NMI waits for the end of a shadow.
+    behind_sti: bool,
     virtual_apic: Box<Page>,
     _msr_bitmap: Box<Page>,
 }
@@ -145,6 +149,7 @@ impl VmxVcpu {
             entry: 0,
             reason: 0,
             flush: false,
+            behind_sti: false,
             virtual_apic,
             _msr_bitmap: msr_bitmap,
         }
@@ -208,7 +213,7 @@ impl VmxVcpu {
                         self.block_nmis_again(exit);
                     }
                     if exit & interruption::VECTOR == 1 {
-                        self.note_debug(self.vmcs.read(Field::Qualification));
+                        self.left_by_debug(exit, context);
                     }
                 }
             }
@@ -226,6 +231,18 @@ impl VmxVcpu {
         if information & interruption::NMI_UNBLOCKED != 0 {
             let state = self.interruptibility();
             self.vmcs.write(Field::Interruptibility, state | interruptibility::NMI_BLOCKED);
+        }
+    }
+
+    /// A #DB left the guest. Its delivery ends a shadow; an entry with one, and with TF, would be refused, as the exit
+    /// does not keep that a step is pending (SDM 3, 27.3.1.5).
+    fn left_by_debug(&mut self, exit: u64, context: &mut Context) {
+        self.end_shadow();
+        if exit & interruption::TYPE == interruption::INT1 {
+            // The instruction asked for it: its handler returns behind it.
+            context.rip = context.rip.wrapping_add(self.vmcs.read(Field::InstructionLength) & 15);
+        } else {
+            self.note_debug(self.vmcs.read(Field::Qualification));
         }
     }
 
@@ -388,9 +405,12 @@ impl Backend for VmxVcpu {
         u8::try_from(length).ok().filter(|length| (1..=15).contains(length))
     }
 
-    fn is_64bit(&self) -> bool {
+    fn cs_long(&self) -> bool {
         self.vmcs.read(Field::GuestCsAccess) as u32 & ACCESS_LONG != 0
-            && self.vmcs.read(Field::GuestEfer) & Efer::LMA.bits() != 0
+    }
+
+    fn is_64bit(&self) -> bool {
+        self.cs_long() && self.vmcs.read(Field::GuestEfer) & Efer::LMA.bits() != 0
     }
 
     fn shadow(&self) -> bool {
@@ -401,6 +421,9 @@ impl Backend for VmxVcpu {
         let state = self.interruptibility();
         if state & interruptibility::SHADOW != 0 {
             self.vmcs.write(Field::Interruptibility, state & !interruptibility::SHADOW);
+            // A step that the shadow held back is delivered by whoever ends it.
+            let pending = self.vmcs.read(Field::PendingDebug);
+            self.vmcs.write(Field::PendingDebug, pending & !DR6_BS);
         }
     }
 
@@ -415,12 +438,16 @@ impl Backend for VmxVcpu {
     }
 
     fn hasten_nmi(&mut self, _context: &mut Context) -> bool {
-        self.want(Primary::NMI_WINDOW, true);
+        // Processors may open the window for NMIs behind STI already, where an NMI must not be delivered. Interrupts are on
+        // there, and their window opens behind the shadow.
+        self.behind_sti = self.interruptibility() & interruptibility::STI != 0;
+        self.want(Primary::NMI_WINDOW, !self.behind_sti);
         false
     }
 
     fn request_window(&mut self, window: Option<Window>) {
-        self.want(Primary::INTERRUPT_WINDOW, window == Some(Window::Enabled));
+        let behind_sti = core::mem::take(&mut self.behind_sti);
+        self.want(Primary::INTERRUPT_WINDOW, behind_sti || window == Some(Window::Enabled));
         let threshold = match window {
             Some(Window::Class(class)) => class & 15,
             _ => 0,

@@ -5,7 +5,7 @@ use pasidon_arch_common::testing::TestMemory;
 use pasidon_kernel::base::addr::GuestPhys;
 use pasidon_kernel::memory::GuestMemory;
 
-use super::{Field, block, rig};
+use super::{Field, SegmentRegister, block, rig};
 use crate::backend::{Backend, ControlRegister, Event, Reason};
 use crate::emulate::Exception;
 use crate::extension::tests::guest::{CODE, DATA, Guest, Poke, RAM, Rig, STACK};
@@ -164,4 +164,42 @@ fn tasks_that_the_guest_switches_are_named() {
     guest.write(GDT + 24, 0x0000_8901_8000_0067_u64);
     block(&mut guest.vcpu).vmcs.write(Field::GuestGdtrLimit, 31);
     assert_eq!(machine.enter(&mut guest), Reason::TaskSwitch);
+}
+
+#[test]
+fn a_step_in_a_shadow_can_be_delivered() {
+    // sti; nop; hlt, and the same behind a move to SS that INT1 follows: mov ss, ecx; int1
+    for (code, register) in [(&[0xfb_u8, 0x90, 0xf4] as &[u8], 0), (&[0x8e, 0xd1, 0xf1, 0xf4], 0x10)] {
+        let (mut machine, mut guest) = rig(code);
+        guest.vcpu.set_gpr(1, register);
+        guest.set_rflags(0x102);
+        let exception = match machine.enter(&mut guest) {
+            Reason::Exception(exception) => exception,
+            other => panic!("{other:?}"),
+        };
+        let (shadow, pending) = machine
+            .on(&mut guest, |vcpu, _| (block(vcpu).shadow(), block(vcpu).vmcs.read(Field::PendingDebug)));
+        assert_eq!((shadow, pending), (false, 0), "an entry with a shadow and TF wants a pending step");
+        machine.on(&mut guest, |vcpu, _| vcpu.inject(Event::Exception(exception)));
+        assert_eq!(machine.delivered(&mut guest), Some(1));
+    }
+}
+
+#[test]
+fn long_mode_cannot_be_turned_on_from_a_64_bit_segment() {
+    // mov cr0, eax
+    let (mut machine, mut guest) = rig(&[0x0f, 0x22, 0xc0, 0xf4]);
+    start(&mut guest, 0x31);
+    let vmcs = &mut block(&mut guest.vcpu).vmcs;
+    vmcs.write(Field::GuestEfer, 0x100);
+    vmcs.write(Field::GuestCr4, 0x2060);
+    vmcs.write(Field::Cr4Shadow, 0x20);
+    vmcs.write_segment(SegmentRegister::Cs, 8, u32::MAX, 0xe09b, 0);
+    let value = 0xc000_0031;
+    guest.vcpu.set_gpr(0, value);
+    let reason = machine.enter(&mut guest);
+    assert!(matches!(reason, Reason::Control { register: ControlRegister::Cr0, .. }), "{reason:?}");
+    let memory = TestMemory::new(0, 0x1000);
+    let written = machine.on(&mut guest, |vcpu, _| vcpu.set_control(ControlRegister::Cr0, value, &memory));
+    assert!(written.is_err());
 }

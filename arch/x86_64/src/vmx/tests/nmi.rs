@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! NMIs of a guest's: blocked while their handler runs, whatever comes between.
 
-use super::rig;
+use super::super::controls::Primary;
+use super::super::{Field, interruptibility};
+use super::{block, rig};
 use crate::backend::{Event, Reason};
 use crate::extension::tests::guest::{CODE, RAM, STACK};
 
@@ -48,4 +50,22 @@ fn a_wish_for_a_window_ends_with_the_nmi() {
     assert_eq!(machine.delivered(&mut guest), Some(2));
     machine.on(&mut guest, |vcpu, _| vcpu.skip(1));
     assert_eq!(machine.delivered(&mut guest), Some(0x80), "and no window behind the IRET");
+}
+
+#[test]
+fn behind_sti_an_nmi_waits_for_the_window_of_interrupts() {
+    let (mut machine, mut guest) = rig(&[0x90, 0xf4]);
+    let controls = machine.on(&mut guest, |vcpu, _| {
+        block(vcpu).vmcs.write(Field::Interruptibility, interruptibility::STI);
+        vcpu.hasten_nmi();
+        vcpu.request_window(None);
+        let behind = block(vcpu).vmcs.read(Field::ProcessorControls) as u32;
+        block(vcpu).vmcs.write(Field::Interruptibility, 0);
+        vcpu.hasten_nmi();
+        vcpu.request_window(None);
+        [behind, block(vcpu).vmcs.read(Field::ProcessorControls) as u32]
+    });
+    let windows = Primary::INTERRUPT_WINDOW | Primary::NMI_WINDOW;
+    let open = controls.map(|controls| Primary::from_bits_truncate(controls) & windows);
+    assert_eq!(open, [Primary::INTERRUPT_WINDOW, Primary::NMI_WINDOW]);
 }
