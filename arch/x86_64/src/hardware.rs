@@ -168,8 +168,9 @@ impl Core for vcpu::Core {
         if reason == Reason::HostInterrupt {
             return false;
         }
-        // An exit that comes again with each delivery of an event leaves the processor no moment for an interrupt.
-        let delivering = self.hardware.has_event();
+        // An exit that comes again with each delivery of an event, or right behind it as a breakpoint on the frame of #DB
+        // does, leaves the processor no moment for an interrupt.
+        let delivering = self.hardware.has_event() || matches!(reason, Reason::Exception(_));
         exit::handle(self, vm, reason);
         !delivering
     }

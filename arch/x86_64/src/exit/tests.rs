@@ -24,6 +24,8 @@ on_both! {
     what_a_guest_asks_for_it_gets,
     what_a_guest_must_not_do_is_its_own_exception,
     a_triple_fault_is_a_reset,
+    each_debug_exception_lets_the_hosts_interrupts_in,
+    int1_returns_behind_itself,
     what_is_not_there_takes_no_interrupt,
 }
 
@@ -79,9 +81,9 @@ impl Machine {
         Machine { rig, guest, core, memory, board, seen: Seen::default() }
     }
 
-    /// Runs it until it waits for an interrupt, or its life is over. Returns what each exit took, in ticks of the TSC,
-    /// with its entry.
-    fn run(&mut self) -> Vec<(Reason, u64)> {
+    /// Runs it until it waits for an interrupt, or its life is over. Returns for each exit what it took, in ticks of the
+    /// TSC, with its entry, and whether the next entry may follow at once.
+    fn run(&mut self) -> Vec<(Reason, u64, bool)> {
         let Machine { rig, core, memory, board, seen, .. } = self;
         let vm = Vm { name: "alpha", memory, board, sink: seen };
         let pcpu = &mut rig.pcpu;
@@ -99,8 +101,8 @@ impl Machine {
                     core.prepare(&vm);
                     let reason = core.enter(pcpu, false);
                     core.left(&vm);
-                    core.handle(&vm, reason);
-                    exits.push((reason, time::tsc() - begin));
+                    let goes_on = core.handle(&vm, reason);
+                    exits.push((reason, time::tsc() - begin, goes_on));
                     assert!(exits.len() < 4096, "it does not come to an end");
                 }
                 core.unload(&vm, pcpu);
@@ -236,6 +238,23 @@ fn a_triple_fault_is_a_reset(extension: Extension) {
     assert!(matches!(end, Some(VmEnd::FaultReset(ref why)) if why.contains("RIP 0x1000")), "{end:?}");
 }
 
+fn each_debug_exception_lets_the_hosts_interrupts_in(extension: Extension) {
+    // One whose frame meets a breakpoint comes again behind each delivery, for ever.
+    let mut machine = Machine::new(extension, &[0x90, 0xf4]);
+    machine.core.hardware.parts().1.rflags = 0x102;
+    let exits = machine.run();
+    assert!(matches!(exits[0], (Reason::Exception(_), _, false)), "{exits:?}");
+    assert!(matches!(exits[1], (Reason::Halt, _, true)), "{exits:?}");
+    assert_eq!(handler_at(machine.core.hardware.rip() - 1), Some(1));
+}
+
+fn int1_returns_behind_itself(extension: Extension) {
+    let mut machine = Machine::new(extension, &[0xf1, 0x90, 0xf4]);
+    machine.run();
+    assert_eq!(handler_at(machine.core.hardware.rip() - 1), Some(1));
+    assert_eq!(machine.guest.read(machine.core.hardware.gpr(4)), CODE + 1);
+}
+
 fn what_is_not_there_takes_no_interrupt(extension: Extension) {
     // ud2, with a stack where the I/O APIC is.
     let mut machine = Machine::new(extension, &[0x0f, 0x0b]);
@@ -264,7 +283,7 @@ fn instructions_per_exit() {
                 machine.core.hardware.set_gpr(register, value);
             }
             let exits = machine.run();
-            let mut ticks: Vec<u64> = exits[..exits.len() - 1].iter().map(|(_, ticks)| *ticks).collect();
+            let mut ticks: Vec<u64> = exits[..exits.len() - 1].iter().map(|(_, ticks, _)| *ticks).collect();
             ticks.sort_unstable();
             let median = ticks[ticks.len() / 2];
             let extension = format!("{extension:?}").to_uppercase();
