@@ -22,7 +22,7 @@ use x86_64::structures::DescriptorTablePointer;
 use crate::descriptors::{CODE_SELECTOR, ist};
 use crate::trap_frame::TrapFrame;
 use crate::vector::{self, Vector};
-use crate::{apic, fault, pcpu};
+use crate::{apic, fault, machine_check, pcpu};
 
 const VECTORS: usize = 256;
 /// Bytes from one entry stub to the next.
@@ -227,6 +227,9 @@ pub fn unexpected() -> u64 {
 extern "sysv64" fn trap(frame: &TrapFrame) {
     let vector = frame.vector as u8;
     if vector < vector::FIRST_INTERRUPT {
+        if vector == vector::MACHINE_CHECK && machine_check::passes_by() {
+            return;
+        }
         fault::exception(frame);
     }
     let handler = HANDLERS[usize::from(vector)].load(Ordering::Acquire);

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! A machine check that came while a guest ran.
+//! A machine check, most of all one that came while a guest ran.
 //!
-//! **Principle.** CR4.MCE is set while guests run, so the processor hands it to the hypervisor instead of its own handler, with its registers of
-//! before the guest intact. Where no bank says that the processor's context is lost, and it can go on, the
+//! **Principle.** CR4.MCE is set while guests run, so the processor hands it to the hypervisor instead of its own handler,
+//! with its registers of before the guest intact. Where no bank says that the processor's context is lost, and it can go on, the
 //! VM that ran pays with its life; otherwise nothing that runs here can be trusted any more. One that cannot be
 //! delivered is a shutdown of the guest; so the banks are looked at before a guest is blamed for that.
 //!
@@ -51,8 +51,8 @@ type Bank = (u32, u64, u64);
 
 /// Whether what was interrupted can go on as if nothing had happened: there is no error here but corrected ones. Processors
 /// of Intel's tell all others of one's error.
-fn is_anothers(status: u64, banks: &[Bank]) -> bool {
-    status & MCG_STATUS_RIPV != 0 && banks.iter().all(|(_, status, _)| status & (UC | PCC) == 0)
+fn is_anothers(status: u64, mut banks: impl Iterator<Item = Bank>) -> bool {
+    status & MCG_STATUS_RIPV != 0 && banks.all(|(_, status, _)| status & (UC | PCC) == 0)
 }
 
 fn judge(status: u64, banks: impl Iterator<Item = Bank>) -> Verdict {
@@ -72,23 +72,27 @@ fn judge(status: u64, banks: impl Iterator<Item = Bank>) -> Verdict {
 }
 
 /// What this pCPU recorded: IA32_MCG_STATUS and the banks that hold an error. `None` where it cannot tell.
-fn recorded() -> Option<(u64, Vec<Bank>)> {
+fn recording() -> Option<(u64, impl Iterator<Item = Bank>)> {
     if core::arch::x86_64::__cpuid(1).edx & CPUID_MCA == 0 {
         return None;
     }
     // SAFETY: the processor has these registers, and as many banks.
-    unsafe {
-        let banks = (cpu::read_msr(IA32_MCG_CAP) & MCG_CAP_COUNT) as u32;
-        let found = (0..banks).filter_map(|number| {
-            let status = cpu::read_msr(IA32_MC0_STATUS + number * BANK_STRIDE);
-            let address = match status & ADDRV {
-                0 => 0,
-                _ => cpu::read_msr(IA32_MC0_ADDR + number * BANK_STRIDE),
-            };
-            (status & VAL != 0).then_some((number, status, address))
-        });
-        Some((cpu::read_msr(IA32_MCG_STATUS), found.collect()))
-    }
+    let read = |register| unsafe { cpu::read_msr(register) };
+    let banks = (read(IA32_MCG_CAP) & MCG_CAP_COUNT) as u32;
+    let found = (0..banks).filter_map(move |number| {
+        let status = read(IA32_MC0_STATUS + number * BANK_STRIDE);
+        let address = match status & ADDRV {
+            0 => 0,
+            _ => read(IA32_MC0_ADDR + number * BANK_STRIDE),
+        };
+        (status & VAL != 0).then_some((number, status, address))
+    });
+    Some((read(IA32_MCG_STATUS), found))
+}
+
+/// The same, kept.
+fn recorded() -> Option<(u64, Vec<Bank>)> {
+    recording().map(|(status, banks)| (status, banks.collect()))
 }
 
 /// Clears the banks; a second machine check before that would reset the machine.
@@ -108,7 +112,17 @@ pub fn take() -> Option<Verdict> {
         return Some(Verdict::HostLost("machine check, and the processor cannot say why".into()));
     };
     clear(&banks);
-    (!is_anothers(status, &banks)).then(|| judge(status, banks.into_iter()))
+    (!is_anothers(status, banks.iter().copied())).then(|| judge(status, banks.into_iter()))
+}
+
+/// A machine check came while the hypervisor ran. Whether it was another processor's, and what was interrupted goes on.
+/// Takes no memory and no lock: it may have come anywhere.
+pub(crate) fn passes_by() -> bool {
+    let passes = recording().is_some_and(|(status, banks)| is_anothers(status, banks));
+    if passes {
+        clear(&[]);
+    }
+    passes
 }
 
 /// The guest shut down: whether that was no fault of its own, but a machine check that could not be delivered.
@@ -169,7 +183,7 @@ mod tests {
             (MCG_STATUS_RIPV, &[corrected, (2, VAL | UC, 0)], false),
             (MCG_STATUS_RIPV, &[(2, VAL | PCC, 0)], false),
         ] {
-            assert_eq!(is_anothers(status, banks), goes_on, "{status:#x} {banks:x?}");
+            assert_eq!(is_anothers(status, banks.iter().copied()), goes_on, "{status:#x} {banks:x?}");
         }
     }
 
