@@ -43,7 +43,10 @@ fn what_must_not_be_offered_is_not_even_on_a_processor_with_everything() {
     assert_eq!(seven.ecx & (1 << 29 | 1 << 16 | 1 << 3 | 1 << 22), 0, "ENQCMD, LA57, PKU, RDPID");
     assert_eq!(query(&policy, 0x8000_0008, 0).ebx & 1 << 20, 1 << 20, "no LMSLE");
     assert_eq!(seven.ecx & (3 << 27), 3 << 27, "MOVDIRI, MOVDIR64B");
-    assert_eq!(seven.edx & (1 << 26 | 1 << 29), 0, "SPEC_CTRL, ARCH_CAPABILITIES");
+    assert_eq!(seven.edx & (0b111 << 26 | 1 << 30 | 1 << 31), 0, "controls of speculation");
+    let without = CpuidPolicy::new(&CpuidConfig { arch_capabilities: false, ..CONFIG }, &generous);
+    let told = [&policy, &without].map(|policy| query(policy, 7, 0).edx >> 29 & 1);
+    assert_eq!(told, [1, 0], "ARCH_CAPABILITIES where its register is given");
     for (leaf, subleaf) in [(5, 0), (7, 1), (0xa, 0), (0xf, 0), (0x14, 0), (0x8000_000a, 0), (0xd, 9)] {
         assert_eq!(query(&policy, leaf, subleaf), ZERO, "{leaf:#x}.{subleaf}");
     }
