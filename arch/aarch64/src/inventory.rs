@@ -15,17 +15,7 @@ use aarch64_cpu::registers::{
     CNTFRQ_EL0, ID_AA64MMFR0_EL1, ID_AA64MMFR1_EL1, ID_AA64PFR0_EL1, ID_AA64PFR1_EL1, MIDR_EL1, Readable,
 };
 
-use pasidon_kernel::base::refusal::Refusal;
-
 use crate::cpu::{self, Features};
-
-/// Whether Pasidon can run on the processor that calls.
-///
-/// # Errors
-/// When something is missing, or the firmware has switched it off.
-pub fn check() -> Result<(), Refusal> {
-    cpu::check().map(drop)
-}
 
 /// The processor that calls, as names and values.
 pub fn processor() -> Vec<(&'static str, String)> {

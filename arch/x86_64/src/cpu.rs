@@ -8,6 +8,7 @@
 //! Source: AMD64 Architecture Programmer's Manual (APM) volumes 2 and 3; Intel SDM volume 3.
 
 use alloc::string::String;
+use alloc::vec::Vec;
 use core::arch::asm;
 use core::arch::x86_64::{__cpuid_count, CpuidResult};
 
@@ -16,12 +17,16 @@ use pasidon_arch_common::entropy::{KEY_LEN, Key};
 use pasidon_kernel::base::refusal::Refusal;
 use x86_64::instructions::random::RdRand;
 
+use crate::vmx::controls::Controls;
+
 /// Model-specific registers by their specification names.
 pub mod msr {
     /// Whether the firmware allows VMX, and whether that can still be changed.
     pub const IA32_FEATURE_CONTROL: u32 = 0x3a;
     /// Local APIC base and mode.
     pub const IA32_APIC_BASE: u32 = 0x1b;
+    /// Why the local APIC's mode cannot be changed.
+    pub const IA32_XAPIC_DISABLE_STATUS: u32 = 0xbd;
     /// Which faults the processor does not have.
     pub const IA32_ARCH_CAPABILITIES: u32 = 0x10a;
     /// Compare value of the local APIC timer in TSC-deadline mode.
@@ -266,13 +271,8 @@ impl Features {
             (self.svm || self.vmx, "SVM or VMX"),
             (self.npt || self.vmx || !self.svm, "nested paging (NPT)"),
         ];
-        let mut missing = String::new();
-        for (_, name) in wanted.iter().filter(|(there, _)| !there) {
-            if !missing.is_empty() {
-                missing.push_str(", ");
-            }
-            missing.push_str(name);
-        }
+        let missing = wanted.into_iter().filter(|(there, _)| !there).map(|(_, name)| name);
+        let missing = missing.collect::<Vec<_>>().join(", ");
         if missing.is_empty() {
             return Ok(());
         }
@@ -294,6 +294,8 @@ pub fn check() -> Result<Features, Refusal> {
     check_svm_enabled(&features)?;
     if features.vmx {
         check_vmx_enabled()?;
+        // SAFETY: there is VMX, and of its registers those are read that the ones before say exist.
+        Controls::new(&|register| unsafe { read_msr(register) })?;
     }
     Ok(features)
 }
@@ -353,7 +355,7 @@ pub fn brand() -> String {
     if cpuid(0x8000_0000, 0).eax < LAST {
         return String::from("unnamed processor");
     }
-    let mut bytes = alloc::vec::Vec::new();
+    let mut bytes = Vec::new();
     for leaf in FIRST..=LAST {
         let CpuidResult { eax, ebx, ecx, edx } = cpuid(leaf, 0);
         for register in [eax, ebx, ecx, edx] {
@@ -366,7 +368,7 @@ pub fn brand() -> String {
 fn brand_text(bytes: &[u8]) -> String {
     let end = bytes.iter().position(|byte| *byte == 0).unwrap_or(bytes.len());
     let text = String::from_utf8_lossy(&bytes[..end]);
-    let words: alloc::vec::Vec<&str> = text.split_whitespace().collect();
+    let words: Vec<&str> = text.split_whitespace().collect();
     words.join(" ")
 }
 

@@ -13,22 +13,11 @@ use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 use core::arch::asm;
 
-use pasidon_kernel::base::refusal::Refusal;
-
 use crate::cpu::{self, Efer, Features, cpuid, msr, read_msr};
-use crate::vmx::controls::Controls;
+use crate::vmx::controls::{IA32_VMX_BASIC, IA32_VMX_EPT_VPID_CAP, IA32_VMX_MISC, IA32_VMX_PROCBASED_CTLS2};
 
-/// Registers beside those of [`cpu::msr`].
-mod more {
-    pub const IA32_XAPIC_DISABLE_STATUS: u32 = 0xbd;
-    pub const IA32_ARCH_CAPABILITIES: u32 = 0x10a;
-    pub const IA32_VMX_BASIC: u32 = 0x480;
-    pub const IA32_VMX_PINBASED_CTLS: u32 = 0x481;
-    pub const IA32_VMX_PROCBASED_CTLS: u32 = 0x482;
-    pub const IA32_VMX_MISC: u32 = 0x485;
-    pub const IA32_VMX_PROCBASED_CTLS2: u32 = 0x48b;
-    pub const IA32_VMX_EPT_VPID_CAP: u32 = 0x48c;
-}
+const IA32_VMX_PINBASED_CTLS: u32 = 0x481;
+const IA32_VMX_PROCBASED_CTLS: u32 = 0x482;
 
 /// IA32_VMX_PROCBASED_CTLS: secondary controls may be used, so that IA32_VMX_PROCBASED_CTLS2 exists.
 const SECONDARY_CONTROLS: u64 = 1 << 63;
@@ -52,10 +41,6 @@ impl Leaves {
 
     fn apic(&self) -> bool {
         self.basic.edx & 1 << 9 != 0
-    }
-
-    fn arch_capabilities(&self) -> bool {
-        self.structured.edx & 1 << 29 != 0
     }
 
     /// Every feature that is of interest, and whether it is there.
@@ -87,27 +72,14 @@ impl Leaves {
     }
 }
 
-/// Whether Pasidon can run on the processor that calls: what a start checks before and after boot services end, as far as
-/// it is a matter of reading.
-///
-/// # Errors
-/// When something is missing, or the firmware has switched it off.
-pub fn check() -> Result<(), Refusal> {
-    let features = cpu::check()?;
-    if features.vmx && !features.svm {
-        Controls::new(&vmx_register)?;
-    }
-    Ok(())
-}
-
 /// A register that says what VMX can do; 0 where one before it says that it does not exist. Only where there is VMX.
 fn vmx_register(register: u32) -> u64 {
     // SAFETY: there is VMX, and with it these registers, but for those asked for here.
     let read = |register| unsafe { read_msr(register) };
-    let secondary = read(more::IA32_VMX_PROCBASED_CTLS) & SECONDARY_CONTROLS != 0;
+    let secondary = read(IA32_VMX_PROCBASED_CTLS) & SECONDARY_CONTROLS != 0;
     let there = match register {
-        more::IA32_VMX_PROCBASED_CTLS2 => secondary,
-        more::IA32_VMX_EPT_VPID_CAP => secondary && read(more::IA32_VMX_PROCBASED_CTLS2) & EPT_OR_VPID != 0,
+        IA32_VMX_PROCBASED_CTLS2 => secondary,
+        IA32_VMX_EPT_VPID_CAP => secondary && read(IA32_VMX_PROCBASED_CTLS2) & EPT_OR_VPID != 0,
         _ => true,
     };
     if there { read(register) } else { 0 }
@@ -209,12 +181,9 @@ fn local_apic(leaves: &Leaves) -> String {
         (true, false) => "xAPIC mode",
         (true, true) => "x2APIC mode",
     };
-    // SAFETY: each is read where CPUID, or the one before it, says that it exists.
-    let locked = leaves.arch_capabilities()
-        && unsafe {
-            read_msr(more::IA32_ARCH_CAPABILITIES) & XAPIC_DISABLE != 0
-                && read_msr(more::IA32_XAPIC_DISABLE_STATUS) & LEGACY_XAPIC_DISABLED != 0
-        };
+    let locked = cpu::arch_capabilities().is_some_and(|capabilities| capabilities & XAPIC_DISABLE != 0)
+        // SAFETY: the register before it says that it exists.
+        && unsafe { read_msr(msr::IA32_XAPIC_DISABLE_STATUS) } & LEGACY_XAPIC_DISABLED != 0;
     let locked = if locked { ", which the firmware has locked" } else { "" };
     format!("{mode}{locked}, registers at {:#x}", base & ADDRESS)
 }
@@ -250,12 +219,12 @@ fn vmx(features: &Features) -> Vec<(&'static str, String)> {
     };
     Vec::from([
         ("VMX", format!("{state} (IA32_FEATURE_CONTROL {control:#x})")),
-        ("VMX_BASIC", hex(vmx_register(more::IA32_VMX_BASIC))),
-        ("VMX_PINBASED", hex(vmx_register(more::IA32_VMX_PINBASED_CTLS))),
-        ("VMX_PROCBASED", hex(vmx_register(more::IA32_VMX_PROCBASED_CTLS))),
-        ("VMX_PROCBASED2", hex(vmx_register(more::IA32_VMX_PROCBASED_CTLS2))),
-        ("VMX_EPT_VPID", hex(vmx_register(more::IA32_VMX_EPT_VPID_CAP))),
-        ("VMX_MISC", hex(vmx_register(more::IA32_VMX_MISC))),
+        ("VMX_BASIC", hex(vmx_register(IA32_VMX_BASIC))),
+        ("VMX_PINBASED", hex(vmx_register(IA32_VMX_PINBASED_CTLS))),
+        ("VMX_PROCBASED", hex(vmx_register(IA32_VMX_PROCBASED_CTLS))),
+        ("VMX_PROCBASED2", hex(vmx_register(IA32_VMX_PROCBASED_CTLS2))),
+        ("VMX_EPT_VPID", hex(vmx_register(IA32_VMX_EPT_VPID_CAP))),
+        ("VMX_MISC", hex(vmx_register(IA32_VMX_MISC))),
     ])
 }
 
@@ -267,9 +236,14 @@ fn hex(value: u64) -> String {
 mod tests {
     use super::*;
     use pasidon_cpu::{Model, Processor};
+    use pasidon_kernel::base::refusal::Refusal;
 
     fn looked(model: Model) -> Vec<(&'static str, String)> {
         Processor::new(model).run(processor).unwrap()
+    }
+
+    fn checked() -> Result<(), Refusal> {
+        cpu::check().map(drop)
     }
 
     fn fact<'f>(facts: &'f [(&'static str, String)], name: &str) -> &'f str {
@@ -302,10 +276,10 @@ mod tests {
             })
             .unwrap();
         assert!(fact(&locked, "VMX").starts_with("locked with VMX off"), "{locked:?}");
-        assert!(processor.run(check).unwrap().unwrap_err().why.contains("disabled VMX"));
+        assert!(processor.run(checked).unwrap().unwrap_err().why.contains("disabled VMX"));
         drop(processor);
         for model in [Model::Ryzen, Model::SapphireRapids] {
-            assert_eq!(Processor::new(model).run(check).unwrap(), Ok(()), "{model:?}");
+            assert_eq!(Processor::new(model).run(checked).unwrap(), Ok(()), "{model:?}");
         }
     }
 }

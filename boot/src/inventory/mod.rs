@@ -14,7 +14,7 @@ use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 
 use pasidon_arch::platform::Platform;
-use pasidon_arch::{firmware_tables, inventory as processor, serial};
+use pasidon_arch::{cpu, firmware_tables, inventory as processor, serial};
 use pasidon_arch_common::firmware_tables::serial_console;
 use pasidon_drivers::accel::dsa::{self, Silicon};
 use pasidon_drivers::pci::Function;
@@ -62,7 +62,7 @@ pub fn run(disk: BootDisk, tables: &Tables) {
 fn look(found: &mut Inventory, mut disk: BootDisk, tables: &Tables) {
     found.facts("firmware", firmware_facts());
     found.table(format!("tables of the firmware ({})", tables.source()), table_of_tables(tables));
-    if let Err(refusal) = processor::check() {
+    if let Err(refusal) = cpu::check() {
         found.refuse(Stops::Everything, refusal);
     }
     found.facts("first processor", processor::processor());

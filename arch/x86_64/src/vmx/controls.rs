@@ -7,15 +7,16 @@
 //! Source: Intel SDM volume 3, 25.6 to 25.8 (controls), appendix A (capability MSRs).
 
 use alloc::format;
-use alloc::string::String;
+use alloc::string::{String, ToString};
+use alloc::vec::Vec;
 
 use bitflags::{Flags, bitflags};
 use pasidon_kernel::base::refusal::Refusal;
 
-const IA32_VMX_BASIC: u32 = 0x480;
-const IA32_VMX_MISC: u32 = 0x485;
-const IA32_VMX_PROCBASED_CTLS2: u32 = 0x48b;
-const IA32_VMX_EPT_VPID_CAP: u32 = 0x48c;
+pub const IA32_VMX_BASIC: u32 = 0x480;
+pub const IA32_VMX_MISC: u32 = 0x485;
+pub const IA32_VMX_PROCBASED_CTLS2: u32 = 0x48b;
+pub const IA32_VMX_EPT_VPID_CAP: u32 = 0x48c;
 /// The first of the four that say what the true controls are: pin-based, processor-based, exit, entry.
 const IA32_VMX_TRUE_PINBASED_CTLS: u32 = 0x48d;
 
@@ -173,29 +174,21 @@ impl Choice {
     }
 
     /// The names of those `wanted` that may not be set, and of those `unwanted` that must, go to `missing`.
-    fn choose<F: bitflags::Flags<Bits = u32>>(&self, wanted: F, unwanted: F, missing: &mut Missing) -> u32 {
+    fn choose<F: bitflags::Flags<Bits = u32>>(
+        &self,
+        wanted: F,
+        unwanted: F,
+        missing: &mut Vec<String>,
+    ) -> u32 {
         for (name, flag) in F::FLAGS.iter().map(|flag| (flag.name(), flag.value().bits())) {
             if wanted.bits() & flag & !self.may != 0 {
-                missing.add(format_args!("{name}"));
+                missing.push(name.to_string());
             }
             if unwanted.bits() & flag & self.must != 0 {
-                missing.add(format_args!("guests without {name}"));
+                missing.push(format!("guests without {name}"));
             }
         }
         wanted.bits() | self.must
-    }
-}
-
-/// What a processor lacks, in words.
-#[derive(Default)]
-struct Missing(String);
-
-impl Missing {
-    fn add(&mut self, what: core::fmt::Arguments<'_>) {
-        if !self.0.is_empty() {
-            self.0.push_str(", ");
-        }
-        self.0.push_str(&format!("{what}"));
     }
 }
 
@@ -210,7 +203,7 @@ impl Controls {
     /// # Errors
     /// When it lacks some: all are named.
     pub fn new(read: &dyn Fn(u32) -> u64) -> Result<Self, Refusal> {
-        let mut missing = Missing::default();
+        let mut missing = Vec::new();
         let basic = read(IA32_VMX_BASIC);
         if basic & BASIC_TRUE_CONTROLS == 0 {
             return Err(refusal("true controls"));
@@ -220,7 +213,7 @@ impl Controls {
         let primary = choice(1);
         let windows = (Primary::INTERRUPT_WINDOW | Primary::NMI_WINDOW).bits() & !primary.may;
         if windows != 0 {
-            missing.add(format_args!("windows"));
+            missing.push("windows".to_string());
         }
         let unwanted = Primary::all() - PRIMARY;
         let absent = IF_THERE.difference(Primary::from_bits_truncate(primary.may));
@@ -228,7 +221,7 @@ impl Controls {
         let exit = choice(2).choose(EXIT, Exit::empty(), &mut missing);
         let entry = choice(3).choose(ENTRY, Entry::LONG_MODE, &mut missing);
         let mut secondary = 0;
-        if primary & Primary::SECONDARY.bits() != 0 && missing.0.is_empty() {
+        if primary & Primary::SECONDARY.bits() != 0 && missing.is_empty() {
             let choice = Choice::new(read(IA32_VMX_PROCBASED_CTLS2));
             // What only has to be held back where it exists.
             let wanted = SECONDARY | Secondary::from_bits_truncate(choice.may);
@@ -238,14 +231,14 @@ impl Controls {
             let told = if tells { read(IA32_VMX_EPT_VPID_CAP) } else { 0 };
             let has = Translation::from_bits_truncate(told);
             for flag in Translation::FLAGS.iter().filter(|flag| !has.contains(*flag.value())) {
-                missing.add(format_args!("EPT {}", flag.name()));
+                missing.push(format!("EPT {}", flag.name()));
             }
             if read(IA32_VMX_MISC) & MISC_STORES_LMA == 0 {
-                missing.add(format_args!("LMA stored at exits"));
+                missing.push("LMA stored at exits".to_string());
             }
         }
-        if !missing.0.is_empty() {
-            return Err(refusal(&missing.0));
+        if !missing.is_empty() {
+            return Err(refusal(&missing.join(", ")));
         }
         let revision = (basic & BASIC_REVISION) as u32;
         Ok(Self { revision, pin, primary, secondary, exit, entry })
