@@ -4,21 +4,20 @@
 //! **Principle.** It is found once, at start, and everything that depends on it is one of two. A branch that always goes
 //! the same way costs less than a second copy of all that runs guests.
 
-use pasidon_arch_common::stage2::{Content, Tables};
+use pasidon_arch_common::stage2::Tables;
 use pasidon_kernel::base::addr::HostPhys;
 use pasidon_kernel::base::refusal::Refusal;
 use pasidon_kernel::memory::frames::Frames;
-use pasidon_kernel::memory::page_table::{Entry, Format, Geometry};
+use pasidon_kernel::memory::page_table::Geometry;
 
+use crate::backend::stage2::Form;
 use crate::backend::{Backend, Context, Reason, Window};
 use crate::cpu::{self, Features};
 use crate::emulate::CpuState;
 use crate::guest::boot::EntryState;
 use crate::guest::control::{ControlPolicy, ControlState};
-use crate::svm::npt::{self, Nested};
-use crate::svm::{SvmPcpu, SvmVcpu};
-use crate::vmx::ept::{self, Extended};
-use crate::vmx::{VmxPcpu, VmxVcpu};
+use crate::svm::{SvmPcpu, SvmVcpu, npt};
+use crate::vmx::{VmxPcpu, VmxVcpu, ept};
 
 /// Which it is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -40,14 +39,6 @@ impl Extension {
         Self::of(&Features::read())
     }
 
-    /// Bits of a guest-physical address that stage 2 translates.
-    pub const fn physical_bits(self) -> u8 {
-        match self {
-            Self::Svm => npt::PHYSICAL_BITS,
-            Self::Vmx => ept::PHYSICAL_BITS,
-        }
-    }
-
     /// An empty stage 2.
     ///
     /// # Errors
@@ -57,10 +48,10 @@ impl Extension {
     }
 
     /// The form of its tables, on a host that walks five levels or four.
-    fn geometry(self, five: bool) -> Geometry<Stage2Format> {
+    fn geometry(self, five: bool) -> Geometry<Form> {
         match self {
-            Self::Svm => npt::geometry(Stage2Format::Nested, five),
-            Self::Vmx => ept::geometry(Stage2Format::Extended),
+            Self::Svm => npt::geometry(five),
+            Self::Vmx => ept::geometry(),
         }
     }
 
@@ -97,44 +88,7 @@ impl Pcpu {
 }
 
 /// The guest-physical memory of one VM.
-pub type Stage2 = Tables<Stage2Format>;
-
-/// Entries of its tables.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Stage2Format {
-    /// Of SVM.
-    Nested,
-    /// Of VMX.
-    Extended,
-}
-
-impl Format for Stage2Format {
-    type Attributes = Content;
-
-    const NAME: &'static str = "stage 2";
-    const BREAK_BEFORE_MAKE: bool = Nested::BREAK_BEFORE_MAKE || Extended::BREAK_BEFORE_MAKE;
-
-    fn leaf(&self, to: HostPhys, content: Content, level: u8) -> u64 {
-        match self {
-            Self::Nested => Nested.leaf(to, content, level),
-            Self::Extended => Extended.leaf(to, content, level),
-        }
-    }
-
-    fn table(&self, lower: HostPhys) -> u64 {
-        match self {
-            Self::Nested => Nested.table(lower),
-            Self::Extended => Extended.table(lower),
-        }
-    }
-
-    fn decode(&self, entry: u64, level: u8) -> Entry<Content> {
-        match self {
-            Self::Nested => Nested.decode(entry, level),
-            Self::Extended => Extended.decode(entry, level),
-        }
-    }
-}
+pub type Stage2 = Tables<Form>;
 
 /// The control block of one vCPU.
 #[derive(Debug)]

@@ -11,7 +11,7 @@ use pasidon_kernel::memory::ram::{GuestRam, RamRange};
 use pasidon_kernel::vm::exit::MsiMessage;
 use pasidon_kernel::vm::stats::ExitKind;
 
-use crate::backend::Reason;
+use crate::backend::{Reason, stage2};
 use crate::extension::{Extension, Pcpu, Stage2};
 use crate::guest::boot::{self, EntryState};
 use crate::guest::chipset::PcChipset;
@@ -59,7 +59,7 @@ impl Hardware for Pc {
     ) -> Result<(vcpu::Core, PcChipset), Refusal> {
         let features = cpu::Features::read();
         let extension = Extension::of(&features);
-        let physical_bits = features.physical_bits.min(extension.physical_bits());
+        let physical_bits = features.physical_bits.min(stage2::PHYSICAL_BITS);
         let mut core = vcpu::Core::new(vm, extension, stage2.root(), physical_bits, cpu::arch_capabilities());
         core.hardware.start_at(&entry);
         Ok((core, PcChipset::new(time::unix_ns())?))

@@ -8,6 +8,7 @@
 
 pub mod event;
 pub mod segment;
+pub mod stage2;
 pub mod vcpu;
 
 use crate::emulate::{CpuState, Exception, Fault};

@@ -8,73 +8,26 @@
 //! Source: AMD APM volume 2, 15.25 "Nested Paging", 15.25.3 (the host's paging mode), 5.4. Nested walks count as user
 //! accesses, so every level has the U bit.
 
-use pasidon_arch_common::stage2::{Content, LEAF_LEVELS};
-use pasidon_kernel::base::addr::HostPhys;
-use pasidon_kernel::memory::page_table::{Entry, Format, Geometry};
+use pasidon_kernel::memory::page_table::Geometry;
+
+use crate::backend::stage2::Form;
 
 const PRESENT: u64 = 1 << 0;
 const WRITE: u64 = 1 << 1;
 const USER: u64 = 1 << 2;
 const WRITE_THROUGH: u64 = 1 << 3;
 const CACHE_DISABLE: u64 = 1 << 4;
-const LARGE: u64 = 1 << 7;
 const NO_EXECUTE: u64 = 1 << 63;
-const ADDRESS: u64 = 0x000f_ffff_ffff_f000;
 const TABLE: u64 = PRESENT | WRITE | USER;
 /// Device memory: PAT entry 3, uncached after reset and in the hypervisor.
 const DEVICE: u64 = TABLE | WRITE_THROUGH | CACHE_DISABLE | NO_EXECUTE;
 
-/// Bits of a guest-physical address that the tables translate, whatever the host walks.
-pub const PHYSICAL_BITS: u8 = 48;
+/// Entries of nested page tables.
+const NESTED: Form = Form { table: TABLE, ram: TABLE, device: DEVICE, present: PRESENT, told: DEVICE };
 
 /// The form for a host that walks four levels, or `five`.
-pub const fn geometry<F: Copy>(format: F, five: bool) -> Geometry<F> {
-    let levels = if five { 5 } else { 4 };
-    let (address_bits, leaf_levels) = (PHYSICAL_BITS, LEAF_LEVELS);
-    Geometry { levels, address_bits, host_bits: 52, leaf_levels, format }
-}
-
-/// Entries of nested page tables.
-#[derive(Clone, Copy, Debug)]
-pub struct Nested;
-
-impl Format for Nested {
-    type Attributes = Content;
-
-    const NAME: &'static str = "stage 2";
-    const BREAK_BEFORE_MAKE: bool = false;
-
-    fn leaf(&self, to: HostPhys, content: Content, level: u8) -> u64 {
-        let large = if level > 1 { LARGE } else { 0 };
-        let bits = match content {
-            Content::Ram => TABLE,
-            Content::Device => DEVICE,
-        };
-        to.0 | bits | large
-    }
-
-    fn table(&self, lower: HostPhys) -> u64 {
-        lower.0 | TABLE
-    }
-
-    fn decode(&self, entry: u64, level: u8) -> Entry<Content> {
-        let address = HostPhys(entry & ADDRESS);
-        if entry & PRESENT == 0 {
-            return Entry::Nothing;
-        }
-        if level > 1 && entry & LARGE == 0 {
-            return Entry::Table(address);
-        }
-        // The processor's own marks (accessed, dirty) are left out.
-        Entry::Leaf(
-            address,
-            match entry & DEVICE {
-                TABLE => Some(Content::Ram),
-                DEVICE => Some(Content::Device),
-                _ => None,
-            },
-        )
-    }
+pub const fn geometry(five: bool) -> Geometry<Form> {
+    NESTED.geometry(if five { 5 } else { 4 })
 }
 
 #[cfg(test)]
@@ -82,32 +35,35 @@ mod tests {
     use super::*;
     use alloc::boxed::Box;
     use pasidon_arch_common::hardware::Stage2;
-    use pasidon_arch_common::stage2::Tables;
-    use pasidon_kernel::base::addr::{GuestPhys, LARGE_PAGE_SIZE};
+    use pasidon_arch_common::stage2::{Content, Tables};
+    use pasidon_kernel::base::addr::{GuestPhys, HostPhys, LARGE_PAGE_SIZE};
     use pasidon_kernel::base::id::VmId;
     use pasidon_kernel::memory::frames::Frames;
     use pasidon_kernel::memory::page_table::testing::equals_a_plain_map;
+    use pasidon_kernel::memory::page_table::{Entry, Format};
     use pasidon_kernel::memory::ram::{GuestRam, RamRange};
     use proptest::prelude::*;
 
     #[test]
     fn entries_are_as_the_manual_has_them() {
         let (ram, device) = (Some(Content::Ram), Some(Content::Device));
-        assert_eq!(Nested.table(HostPhys(0x1000)), 0x1007, "nested walks are user accesses");
-        assert_eq!(Nested.leaf(HostPhys(0x20_0000), Content::Ram, 2), 0x20_0087);
-        assert_eq!(Nested.leaf(HostPhys(0xe000_0000), Content::Device, 1), 0x8000_0000_e000_001f);
-        assert_eq!(Nested.decode(0x1007, 2), Entry::Table(HostPhys(0x1000)));
-        assert_eq!(Nested.decode(0x1007, 1), Entry::Leaf(HostPhys(0x1000), ram));
-        assert_eq!(Nested.decode(0x20_0087, 2), Entry::Leaf(HostPhys(0x20_0000), ram));
-        assert_eq!(Nested.decode(0x20_00e7, 2), Entry::Leaf(HostPhys(0x20_0000), ram), "accessed, dirty");
-        assert_eq!(Nested.decode(0x8000_0000_e000_001f, 1), Entry::Leaf(HostPhys(0xe000_0000), device));
-        assert_eq!(Nested.decode(0x20_0086, 2), Entry::Nothing);
-        assert_eq!(geometry(Nested, true).end(), 1 << 48);
+        assert_eq!(NESTED.table(HostPhys(0x1000)), 0x1007, "nested walks are user accesses");
+        assert_eq!(NESTED.leaf(HostPhys(0x20_0000), Content::Ram, 2), 0x20_0087);
+        assert_eq!(NESTED.leaf(HostPhys(0xe000_0000), Content::Device, 1), 0x8000_0000_e000_001f);
+        assert_eq!(NESTED.decode(0x1007, 2), Entry::Table(HostPhys(0x1000)));
+        assert_eq!(NESTED.decode(0x1007, 1), Entry::Leaf(HostPhys(0x1000), ram));
+        assert_eq!(NESTED.decode(0x20_0087, 2), Entry::Leaf(HostPhys(0x20_0000), ram));
+        assert_eq!(NESTED.decode(0x20_00e7, 2), Entry::Leaf(HostPhys(0x20_0000), ram), "accessed, dirty");
+        assert_eq!(NESTED.decode(0x8000_0000_e000_001f, 1), Entry::Leaf(HostPhys(0xe000_0000), device));
+        assert_eq!(NESTED.decode(0x20_0086, 2), Entry::Nothing);
+        assert_eq!(geometry(true).end(), 1 << 48);
     }
 
     /// Where a processor finds `guest` that walks so many levels, as it does it: by the bits, whatever the tables were
     /// meant for.
     fn walk(root: HostPhys, levels: u32, guest: u64) -> Option<u64> {
+        const LARGE: u64 = 1 << 7;
+        const ADDRESS: u64 = 0x000f_ffff_ffff_f000;
         let mut entry = root.0;
         for level in (0..levels).rev() {
             let shift = 12 + 9 * level;
@@ -135,7 +91,7 @@ mod tests {
         let frames: &'static Frames = Box::leak(Box::new(Frames::new([(HostPhys(start), len)])));
         let before = frames.counts();
         for (five, levels) in [(false, 4), (true, 5)] {
-            let mut table = Tables::new(frames, geometry(Nested, five)).unwrap();
+            let mut table = Tables::new(frames, geometry(five)).unwrap();
             // Only named, never touched.
             let host = Frames::new([(HostPhys(HOST), RAM)]);
             let taken = host.allocate_guest(RAM).unwrap().scrub(&mut |_, _| {});
@@ -148,7 +104,7 @@ mod tests {
             assert_eq!(reached(0xe000_0010), Some(0xd000_0010));
             for beyond in [RAM, 0x3000_0000, 1 << 30, 1 << 39, 1 << 48] {
                 // What four levels do not translate they do not look at.
-                if levels == 5 || beyond < geometry(Nested, five).end() {
+                if levels == 5 || beyond < geometry(five).end() {
                     assert_eq!(reached(beyond), None, "{levels} levels, {beyond:#x}");
                 }
             }
@@ -164,7 +120,7 @@ mod tests {
             steps in prop::collection::vec(any::<[u64; 6]>(), 1..24),
             five in any::<bool>(),
         ) {
-            equals_a_plain_map(geometry(Nested, five), &[Content::Ram, Content::Device], &steps);
+            equals_a_plain_map(geometry(five), &[Content::Ram, Content::Device], &steps);
         }
     }
 }

@@ -7,9 +7,10 @@
 //!
 //! Source: Intel SDM volume 3, 29.3.2 "EPT Translation Mechanism", 29.3.7 "EPT and Memory Typing".
 
-use pasidon_arch_common::stage2::{Content, LEAF_LEVELS};
 use pasidon_kernel::base::addr::HostPhys;
-use pasidon_kernel::memory::page_table::{Entry, Format, Geometry};
+use pasidon_kernel::memory::page_table::Geometry;
+
+use crate::backend::stage2::Form;
 
 const READ: u64 = 1 << 0;
 const WRITE: u64 = 1 << 1;
@@ -17,21 +18,20 @@ const EXECUTE: u64 = 1 << 2;
 const WRITE_BACK: u64 = 6 << 3;
 const MEMORY_TYPE: u64 = 7 << 3;
 const IGNORE_PAT: u64 = 1 << 6;
-const LARGE: u64 = 1 << 7;
-const ADDRESS: u64 = 0x000f_ffff_ffff_f000;
 const TABLE: u64 = READ | WRITE | EXECUTE;
 const RAM: u64 = TABLE | WRITE_BACK;
 /// Uncached is type 0.
 const DEVICE: u64 = READ | WRITE | IGNORE_PAT;
 
-/// Bits of a guest-physical address that the tables translate.
-pub const PHYSICAL_BITS: u8 = 48;
 const LEVELS: u8 = 4;
 
+/// Entries of extended page tables.
+const EXTENDED: Form =
+    Form { table: TABLE, ram: RAM, device: DEVICE, present: TABLE, told: TABLE | MEMORY_TYPE | IGNORE_PAT };
+
 /// The form of the tables.
-pub const fn geometry<F: Copy>(format: F) -> Geometry<F> {
-    let (address_bits, leaf_levels) = (PHYSICAL_BITS, LEAF_LEVELS);
-    Geometry { levels: LEVELS, address_bits, host_bits: 52, leaf_levels, format }
+pub const fn geometry() -> Geometry<Form> {
+    EXTENDED.geometry(LEVELS)
 }
 
 /// The EPT pointer that leads to the tables at `root`: walked through write-back memory, without accessed and dirty
@@ -42,70 +42,30 @@ pub const fn pointer(root: HostPhys) -> u64 {
     root.0 | WALKED_WRITE_BACK | (LEVELS as u64 - 1) << LEVELS_SHIFT
 }
 
-/// Entries of extended page tables.
-#[derive(Clone, Copy, Debug)]
-pub struct Extended;
-
-impl Format for Extended {
-    type Attributes = Content;
-
-    const NAME: &'static str = "stage 2";
-    const BREAK_BEFORE_MAKE: bool = false;
-
-    fn leaf(&self, to: HostPhys, content: Content, level: u8) -> u64 {
-        let large = if level > 1 { LARGE } else { 0 };
-        let bits = match content {
-            Content::Ram => RAM,
-            Content::Device => DEVICE,
-        };
-        to.0 | bits | large
-    }
-
-    fn table(&self, lower: HostPhys) -> u64 {
-        lower.0 | TABLE
-    }
-
-    fn decode(&self, entry: u64, level: u8) -> Entry<Content> {
-        let address = HostPhys(entry & ADDRESS);
-        if entry & TABLE == 0 {
-            return Entry::Nothing;
-        }
-        if level > 1 && entry & LARGE == 0 {
-            return Entry::Table(address);
-        }
-        Entry::Leaf(
-            address,
-            match entry & (TABLE | MEMORY_TYPE | IGNORE_PAT) {
-                RAM => Some(Content::Ram),
-                DEVICE => Some(Content::Device),
-                _ => None,
-            },
-        )
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use pasidon_arch_common::stage2::Content;
     use pasidon_kernel::memory::page_table::testing::equals_a_plain_map;
+    use pasidon_kernel::memory::page_table::{Entry, Format};
     use proptest::prelude::*;
 
     #[test]
     fn entries_are_as_the_manual_has_them() {
         let (ram, device) = (Some(Content::Ram), Some(Content::Device));
-        assert_eq!(Extended.table(HostPhys(0x1000)), 0x1007);
-        assert_eq!(Extended.leaf(HostPhys(0x20_0000), Content::Ram, 2), 0x20_00b7);
-        assert_eq!(Extended.leaf(HostPhys(0xe000_0000), Content::Device, 1), 0xe000_0043);
-        assert_eq!(Extended.decode(0x1007, 2), Entry::Table(HostPhys(0x1000)));
-        assert_eq!(Extended.decode(0x1037, 1), Entry::Leaf(HostPhys(0x1000), ram));
-        assert_eq!(Extended.decode(0x20_00b7, 2), Entry::Leaf(HostPhys(0x20_0000), ram));
-        assert_eq!(Extended.decode(0xe000_0043, 1), Entry::Leaf(HostPhys(0xe000_0000), device));
+        assert_eq!(EXTENDED.table(HostPhys(0x1000)), 0x1007);
+        assert_eq!(EXTENDED.leaf(HostPhys(0x20_0000), Content::Ram, 2), 0x20_00b7);
+        assert_eq!(EXTENDED.leaf(HostPhys(0xe000_0000), Content::Device, 1), 0xe000_0043);
+        assert_eq!(EXTENDED.decode(0x1007, 2), Entry::Table(HostPhys(0x1000)));
+        assert_eq!(EXTENDED.decode(0x1037, 1), Entry::Leaf(HostPhys(0x1000), ram));
+        assert_eq!(EXTENDED.decode(0x20_00b7, 2), Entry::Leaf(HostPhys(0x20_0000), ram));
+        assert_eq!(EXTENDED.decode(0xe000_0043, 1), Entry::Leaf(HostPhys(0xe000_0000), device));
         assert_eq!(
-            Extended.decode(0xe000_0003, 1),
+            EXTENDED.decode(0xe000_0003, 1),
             Entry::Leaf(HostPhys(0xe000_0000), None),
             "follows the PAT"
         );
-        assert_eq!(Extended.decode(0x20_00b0, 2), Entry::Nothing);
+        assert_eq!(EXTENDED.decode(0x20_00b0, 2), Entry::Nothing);
         assert_eq!(pointer(HostPhys(0x1000)), 0x101e);
     }
 
@@ -114,7 +74,7 @@ mod tests {
 
         #[test]
         fn a_table_equals_a_plain_map(steps in prop::collection::vec(any::<[u64; 6]>(), 1..24)) {
-            equals_a_plain_map(geometry(Extended), &[Content::Ram, Content::Device], &steps);
+            equals_a_plain_map(geometry(), &[Content::Ram, Content::Device], &steps);
         }
     }
 }
