@@ -1,8 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Segment registers at a kernel's first instruction.
+//! Segment registers, and what they hold at a kernel's first instruction.
 //!
-//! Attributes are those of a descriptor without its base and limit: type, S, DPL, P, AVL, L, D/B, G, in 12 bits, as the
-//! VMCB has them (APM 2, 15.5.1).
+//! Attributes are those of a descriptor without its base and limit: type, S, DPL, P, AVL, L, D/B, G.
 
 use crate::guest::boot::{EntryMode, EntryState};
 
@@ -23,14 +22,15 @@ const LDT: u16 = 0x82;
 /// Limit of a task state segment without an I/O map.
 const TSS_LIMIT: u32 = 0x67;
 
-/// What a segment register holds.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+/// What a segment register holds, laid out as in the VMCB (APM 2, appendix B).
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+#[repr(C)]
 pub struct Segment {
     /// Selector.
     pub selector: u16,
-    /// Attributes.
+    /// Attributes: descriptor bits 55:52 and 47:40, packed into 12 bits.
     pub attributes: u16,
-    /// Limit, in bytes.
+    /// Limit, in bytes, already scaled.
     pub limit: u32,
     /// Base.
     pub base: u64,

@@ -6,13 +6,14 @@
 
 use pasidon_kernel::base::addr::GuestPhys;
 use pasidon_kernel::memory::GuestMemory;
+use x86_64::registers::control::Cr0Flags;
 
 use super::event::{self, DEBUG_EXCEPTION};
 use super::{Backend, Context, ControlRegister, Event, Reason, Window};
 use crate::emulate::CpuState;
 use crate::guest::GeneralProtection;
 use crate::guest::boot::EntryState;
-use crate::guest::control::{self, ControlPolicy, ControlState, Cr0};
+use crate::guest::control::{self, ControlPolicy, ControlState};
 
 /// RFLAGS bit 1, always set.
 pub const RFLAGS_FIXED: u64 = 1 << 1;
@@ -32,8 +33,6 @@ pub const DR7_RESET: u64 = 0x400;
 pub const DR7_GD: u64 = 1 << 13;
 /// Reserved bits of a page-directory-pointer entry of three-level page tables, whatever the width of addresses.
 const PDPTE_RESERVED: u64 = 0x1e6;
-/// PAT after reset: WB, WT, UC-, UC, twice.
-pub const PAT_RESET: u64 = 0x0007_0406_0007_0406;
 
 /// A vCPU whose control block is a `B`. All calls come from the pCPU that runs it; all but [`Vcpu::start_at`] and those
 /// about general registers and events between [`Vcpu::load`] and [`Vcpu::unload`].
@@ -147,7 +146,9 @@ impl<B: Backend> Vcpu<B> {
             Event::Nmi => self.block.close_nmi(),
             Event::Exception(ref mut exception) => {
                 // In real mode there are none.
-                if exception.error_code.is_some() && self.block.control().cr0 & Cr0::PE.bits() == 0 {
+                if exception.error_code.is_some()
+                    && self.block.control().cr0 & Cr0Flags::PROTECTED_MODE_ENABLE.bits() == 0
+                {
                     exception.error_code = None;
                 }
                 if let Some(cr2) = exception.cr2 {

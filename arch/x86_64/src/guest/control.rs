@@ -10,41 +10,13 @@
 //! Intel SDM volume 2, "MOV—Move to/from Control Registers", volume 3, 5.4.1 (what loads PDPTEs).
 
 use bitflags::bitflags;
+use x86_64::registers::control::Cr0Flags;
 
 use super::GeneralProtection;
 use super::cpuid::{CpuidPolicy, CpuidState};
 
 /// CR3 bits that hold the PCID.
 const CR3_PCID: u64 = 0xfff;
-
-bitflags! {
-    /// CR0. Whoever sets further bits of the low half finds them clear.
-    #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-    pub struct Cr0: u64 {
-        /// Protection enabled.
-        const PE = 1 << 0;
-        /// Monitor coprocessor.
-        const MP = 1 << 1;
-        /// No coprocessor.
-        const EM = 1 << 2;
-        /// Task switched.
-        const TS = 1 << 3;
-        /// Extension type; always set.
-        const ET = 1 << 4;
-        /// Numeric errors are exceptions.
-        const NE = 1 << 5;
-        /// Read-only pages are so for the supervisor too.
-        const WP = 1 << 16;
-        /// RFLAGS.AC counts.
-        const AM = 1 << 18;
-        /// Not write-through.
-        const NW = 1 << 29;
-        /// Cache disabled.
-        const CD = 1 << 30;
-        /// Paging.
-        const PG = 1 << 31;
-    }
-}
 
 bitflags! {
     /// CR4, as far as guests may have it.
@@ -161,7 +133,7 @@ pub struct ControlState {
 }
 
 impl ControlState {
-    fn cr0_has(&self, bits: Cr0) -> bool {
+    fn cr0_has(&self, bits: Cr0Flags) -> bool {
         self.cr0 & bits.bits() != 0
     }
 
@@ -175,7 +147,7 @@ impl ControlState {
 
     /// Whether page tables have three levels.
     pub fn pages_by_pae(&self) -> bool {
-        self.cr0_has(Cr0::PG) && self.cr4_has(Cr4::PAE) && !self.efer_has(Efer::LMA)
+        self.cr0_has(Cr0Flags::PAGING) && self.cr4_has(Cr4::PAE) && !self.efer_has(Efer::LMA)
     }
 }
 
@@ -232,12 +204,12 @@ impl ControlPolicy {
         if value > u64::from(u32::MAX) {
             return Err(GeneralProtection);
         }
-        let cr0 = Cr0::from_bits_truncate(value) | Cr0::ET;
+        let cr0 = Cr0Flags::from_bits_truncate(value) | Cr0Flags::EXTENSION_TYPE;
         let new = ControlState { cr0: cr0.bits(), ..*now };
-        let turns_on = new.cr0_has(Cr0::PG) && !now.cr0_has(Cr0::PG);
-        let turns_off = !new.cr0_has(Cr0::PG) && now.cr0_has(Cr0::PG);
-        let contradiction =
-            new.cr0_has(Cr0::PG) && !new.cr0_has(Cr0::PE) || new.cr0_has(Cr0::NW) && !new.cr0_has(Cr0::CD);
+        let turns_on = new.cr0_has(Cr0Flags::PAGING) && !now.cr0_has(Cr0Flags::PAGING);
+        let turns_off = !new.cr0_has(Cr0Flags::PAGING) && now.cr0_has(Cr0Flags::PAGING);
+        let contradiction = new.cr0_has(Cr0Flags::PAGING) && !new.cr0_has(Cr0Flags::PROTECTED_MODE_ENABLE)
+            || new.cr0_has(Cr0Flags::NOT_WRITE_THROUGH) && !new.cr0_has(Cr0Flags::CACHE_DISABLE);
         let long = now.efer_has(Efer::LME);
         if contradiction
             || turns_on && long && (!now.cr4_has(Cr4::PAE) || cs_long)
@@ -245,7 +217,7 @@ impl ControlPolicy {
         {
             return Err(GeneralProtection);
         }
-        let active = if long && new.cr0_has(Cr0::PG) { Efer::LMA.bits() } else { 0 };
+        let active = if long && new.cr0_has(Cr0Flags::PAGING) { Efer::LMA.bits() } else { 0 };
         Ok(ControlState { efer: now.efer & !Efer::LMA.bits() | active, ..new })
     }
 
@@ -272,7 +244,8 @@ impl ControlPolicy {
             .filter(|bits| (self.efer | Efer::LMA).contains(*bits))
             .ok_or(GeneralProtection)?;
         let changed = value ^ now.efer;
-        if changed & Efer::LMA.bits() != 0 || now.cr0_has(Cr0::PG) && changed & Efer::LME.bits() != 0 {
+        if changed & Efer::LMA.bits() != 0 || now.cr0_has(Cr0Flags::PAGING) && changed & Efer::LME.bits() != 0
+        {
             return Err(GeneralProtection);
         }
         Ok(efer)
@@ -284,14 +257,14 @@ pub fn changes_translations(old: &ControlState, new: &ControlState) -> bool {
     const PAGING: Cr4 =
         Cr4::PSE.union(Cr4::PAE).union(Cr4::PGE).union(Cr4::PCIDE).union(Cr4::SMEP).union(Cr4::SMAP);
     (old.cr4 ^ new.cr4) & PAGING.bits() != 0
-        || (old.cr0 ^ new.cr0) & Cr0::PG.bits() != 0
+        || (old.cr0 ^ new.cr0) & Cr0Flags::PAGING.bits() != 0
         // Whether no-execute bits count is cached with translations.
         || (old.efer ^ new.efer) & Efer::NXE.bits() != 0
 }
 
 /// Whether a processor that makes this change reads the top level of three-level page tables anew.
 pub fn reloads_pdptes(old: &ControlState, new: &ControlState) -> bool {
-    const CR0: Cr0 = Cr0::CD.union(Cr0::NW).union(Cr0::PG);
+    const CR0: Cr0Flags = Cr0Flags::CACHE_DISABLE.union(Cr0Flags::NOT_WRITE_THROUGH).union(Cr0Flags::PAGING);
     const CR4: Cr4 = Cr4::PAE.union(Cr4::PGE).union(Cr4::PSE).union(Cr4::SMEP);
     new.pages_by_pae() && ((old.cr0 ^ new.cr0) & CR0.bits() != 0 || (old.cr4 ^ new.cr4) & CR4.bits() != 0)
 }
@@ -318,7 +291,7 @@ pub(crate) mod tests {
         ControlPolicy::new(&CpuidPolicy::new(&config, &host))
     }
 
-    const CR0_PG: u64 = Cr0::PG.bits();
+    const CR0_PG: u64 = Cr0Flags::PAGING.bits();
     const LONG: ControlState = ControlState { cr0: CR0_PG | 1, cr3: 0x1000, cr4: 0x20, efer: 0xd00 };
 
     #[test]

@@ -23,8 +23,10 @@ use alloc::boxed::Box;
 
 use pasidon_kernel::base::addr::HostPhys;
 
-use crate::backend::vcpu::{DR6_RESET, DR7_RESET, PAT_RESET};
-use crate::backend::{Backend, Context, Reason, Window, event, segment};
+use crate::backend::segment::{self, Segment};
+use crate::backend::vcpu::{DR6_RESET, DR7_RESET};
+use crate::backend::{Backend, Context, Reason, Window, event};
+use crate::cpu::PAT_AFTER_RESET;
 use crate::emulate::{CpuState, SegmentState};
 use crate::guest::boot::EntryState;
 use crate::guest::control::{ControlState, Cr4, Efer};
@@ -33,7 +35,7 @@ use nmi::NmiGate;
 pub use pcpu::SvmPcpu;
 use pcpu::{Asid, Assists, EFER_SVME};
 use permissions::{IoPermissionMap, MsrPermissionMap};
-use vmcb::{Segment, Vmcb, intercept, vintr};
+use vmcb::{Vmcb, intercept, vintr};
 
 /// Places of general registers that the VMCB holds.
 const RAX: usize = 0;
@@ -135,18 +137,12 @@ impl Backend for SvmVcpu {
 
     fn start_at(&mut self, entry: &EntryState) {
         let save = &mut self.vmcb.save;
-        let segment = |segment: segment::Segment| Segment {
-            selector: segment.selector,
-            attributes: segment.attributes,
-            limit: segment.limit,
-            base: segment.base,
-        };
-        save.cs = segment(segment::code(entry));
+        save.cs = segment::code(entry);
         for data in [&mut save.ds, &mut save.es, &mut save.ss, &mut save.fs, &mut save.gs] {
-            *data = segment(segment::data(entry));
+            *data = segment::data(entry);
         }
-        save.tr = segment(segment::TASK);
-        save.ldtr = segment(segment::NO_LDT);
+        save.tr = segment::TASK;
+        save.ldtr = segment::NO_LDT;
         let (base, limit) = entry.gdt.unwrap_or((0, 0));
         save.gdtr = Segment { base, limit: limit.into(), ..Segment::default() };
         save.idtr = Segment::default();
@@ -155,7 +151,7 @@ impl Backend for SvmVcpu {
         save.efer = entry.efer | EFER_SVME;
         save.dr6 = DR6_RESET;
         save.dr7 = DR7_RESET;
-        save.g_pat = PAT_RESET;
+        save.g_pat = PAT_AFTER_RESET;
         self.put_cr4(entry.cr4);
     }
 

@@ -66,8 +66,8 @@ fn a_guest_never_sees_svm_in_efer() {
 fn pat_types_that_do_not_exist_are_refused() {
     let mut vcpu = vcpu();
     assert!(!vcpu.set_pat(2) && !vcpu.set_pat(8 << 56));
-    assert!(vcpu.set_pat(PAT_RESET));
-    assert_eq!(vcpu.pat(), PAT_RESET);
+    assert!(vcpu.set_pat(PAT_AFTER_RESET));
+    assert_eq!(vcpu.pat(), PAT_AFTER_RESET);
 }
 
 #[test]

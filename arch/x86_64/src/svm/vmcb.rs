@@ -7,6 +7,8 @@
 use alloc::boxed::Box;
 use core::mem::offset_of;
 
+use crate::backend::segment::Segment;
+
 /// Intercept bits of the words at offsets 000h–010h (APM 2, table B-1).
 pub mod intercept {
     /// Vector 3 (offset 00Ch): physical interrupt.
@@ -160,20 +162,6 @@ pub mod vintr {
     pub const V_INTR_PRIO: u64 = 0xf << V_INTR_PRIO_SHIFT;
     /// Mask of V_TPR, bits 3:0 of CR8.
     pub const V_TPR: u64 = 0xf;
-}
-
-/// A segment register as the VMCB holds it.
-#[derive(Clone, Copy, Debug, Default)]
-#[repr(C)]
-pub struct Segment {
-    /// Selector.
-    pub selector: u16,
-    /// Attributes: descriptor bits 55:52 and 47:40, packed into 12 bits.
-    pub attributes: u16,
-    /// Limit, in bytes, already scaled.
-    pub limit: u32,
-    /// Base.
-    pub base: u64,
 }
 
 /// Control area, offsets 000h–3FFh.

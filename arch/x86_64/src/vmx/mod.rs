@@ -25,12 +25,14 @@ use alloc::boxed::Box;
 use core::arch::asm;
 
 use pasidon_kernel::base::addr::HostPhys;
+use x86_64::registers::control::Cr0Flags;
 
-use crate::backend::vcpu::{DR6_BS, DR7_RESET, PAT_RESET};
+use crate::backend::vcpu::{DR6_BS, DR7_RESET};
 use crate::backend::{Backend, Context, Event, Reason, Window, event, segment};
+use crate::cpu::PAT_AFTER_RESET;
 use crate::emulate::{CpuState, SegmentState};
 use crate::guest::boot::EntryState;
-use crate::guest::control::{ControlPolicy, ControlState, Cr0, Cr4, Efer};
+use crate::guest::control::{ControlPolicy, ControlState, Cr4, Efer};
 
 use controls::{Entry, Primary};
 use exits::{code, interruption};
@@ -43,7 +45,8 @@ const VPID: u16 = 1;
 /// Exceptions that leave the guest: #DB, #AC, #MC.
 const EXCEPTIONS: u64 = 1 << 1 | 1 << 17 | 1 << 18;
 /// CR0 bits that are not the guest's: what VMX wants set, and what would turn caches off.
-const CR0_OWNED: u64 = Cr0::NE.union(Cr0::NW).union(Cr0::CD).bits();
+const CR0_OWNED: u64 =
+    Cr0Flags::NUMERIC_ERROR.union(Cr0Flags::NOT_WRITE_THROUGH).union(Cr0Flags::CACHE_DISABLE).bits();
 /// CR4 bits that VMX and the hypervisor want set, whatever the guest sees.
 const CR4_SET: u64 = Cr4::MCE.bits() | CR4_VMXE;
 const CR4_VMXE: u64 = 1 << 13;
@@ -282,7 +285,7 @@ impl Backend for VmxVcpu {
             (Field::GuestCr3, entry.cr3),
             (Field::GuestDr7, DR7_RESET),
             (Field::GuestDebugCtl, 0),
-            (Field::GuestPat, PAT_RESET),
+            (Field::GuestPat, PAT_AFTER_RESET),
             (Field::GuestSysenterCs, 0),
             (Field::GuestSysenterEsp, 0),
             (Field::GuestSysenterEip, 0),
@@ -509,8 +512,7 @@ impl Backend for VmxVcpu {
     }
 
     fn set_control(&mut self, value: &ControlState, flush: bool) {
-        let owned = Cr0::NE.bits();
-        self.vmcs.write(Field::GuestCr0, value.cr0 & !CR0_OWNED | owned);
+        self.vmcs.write(Field::GuestCr0, value.cr0 & !CR0_OWNED | Cr0Flags::NUMERIC_ERROR.bits());
         self.vmcs.write(Field::Cr0Shadow, value.cr0);
         self.vmcs.write(Field::GuestCr4, value.cr4 | CR4_SET);
         self.vmcs.write(Field::Cr4Shadow, value.cr4);
