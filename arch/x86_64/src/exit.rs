@@ -177,7 +177,7 @@ pub fn handle(core: &mut Core, vm: &Vm<'_>, reason: Reason) {
     }
 }
 
-/// What a vm check costs.
+/// What a machine check costs.
 fn lost(vm: &Vm<'_>, verdict: Verdict) {
     match verdict {
         Verdict::GuestLost(text) => vm.end(VmEnd::Crashed(text)),
@@ -242,7 +242,7 @@ fn fail(core: &mut Core, vm: &Vm<'_>, failure: &Failure) {
     }
 }
 
-/// The guest's software used device memory as the vm cannot: that is an undefined instruction, for which a kernel
+/// The guest's software used device memory as the machine cannot: that is an undefined instruction, for which a kernel
 /// ends the program that did it, or itself.
 fn refuse(core: &mut Core, vm: &Vm<'_>, bytes: &InstructionBytes) {
     if !core::mem::replace(&mut core.refused_instruction, true) {

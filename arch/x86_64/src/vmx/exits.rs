@@ -98,8 +98,32 @@ const DEBUG: u64 = 1;
 const ALIGNMENT: u64 = 17;
 const MACHINE_CHECK: u64 = 18;
 
-/// Why the guest stopped, by the exit reason as the VMCS has it. What it takes further is read from there.
-pub fn reason(vmcs: &Vmcs, reason: u32) -> Reason {
+/// An exit, as far as several ask for it. Each field is read once.
+#[derive(Clone, Copy, Default, Debug)]
+pub struct Exit {
+    /// Reason, with its flags.
+    pub reason: u32,
+    /// Qualification.
+    pub qualification: u64,
+    /// Guest-physical address, where EPT is why.
+    pub address: u64,
+}
+
+impl Exit {
+    /// The last one of the guest whose VMCS it is.
+    pub fn read(vmcs: &Vmcs) -> Self {
+        let reason = vmcs.read(Field::ExitReason) as u32;
+        let address = match reason as u16 {
+            code::EPT_VIOLATION | code::EPT_MISCONFIGURATION => vmcs.read(Field::GuestPhysicalAddress),
+            _ => 0,
+        };
+        Self { reason, qualification: vmcs.read(Field::Qualification), address }
+    }
+}
+
+/// Why the guest stopped. What few exits tell is read from the VMCS.
+pub fn reason(vmcs: &Vmcs, exit: &Exit) -> Reason {
+    let Exit { reason, qualification, address } = *exit;
     let code = reason as u16;
     if reason & ENTRY_FAILED != 0 {
         return match code {
@@ -129,18 +153,15 @@ pub fn reason(vmcs: &Vmcs, reason: u32) -> Reason {
         code::INVD | code::WBINVD => Reason::Ignored,
         code::RDPMC => Reason::Forbidden,
         code::VMCALL => Reason::Hypercall,
-        code::CONTROL_REGISTER => control_register(vmcs.read(Field::Qualification)),
-        code::IO => Reason::Io(port(vmcs.read(Field::Qualification))),
+        code::CONTROL_REGISTER => control_register(qualification),
+        code::IO => Reason::Io(port(qualification)),
         code::RDMSR => Reason::ReadMsr,
         code::WRMSR => Reason::WriteMsr,
         code::MACHINE_CHECK_AT_ENTRY => Reason::MachineCheck,
-        code::EPT_VIOLATION => {
-            violation(vmcs.read(Field::Qualification), vmcs.read(Field::GuestPhysicalAddress))
+        code::EPT_VIOLATION => violation(qualification, address),
+        code::EPT_MISCONFIGURATION => {
+            Reason::HostFault { what: "EPT has an entry that cannot be, for guest-physical", code: address }
         }
-        code::EPT_MISCONFIGURATION => Reason::HostFault {
-            what: "EPT has an entry that cannot be, for guest-physical",
-            code: vmcs.read(Field::GuestPhysicalAddress),
-        },
         code::XSETBV => Reason::Xsetbv,
         code::GETSEC
         | code::VMCLEAR..=code::VMXON

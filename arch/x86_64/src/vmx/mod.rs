@@ -35,7 +35,7 @@ use crate::guest::boot::EntryState;
 use crate::guest::control::{ControlPolicy, ControlState, Cr4, Efer};
 
 use controls::{Entry, Primary};
-use exits::{code, interruption};
+use exits::{Exit, code, interruption};
 pub use pcpu::VmxPcpu;
 use switched::Switched;
 use vmcs::{Field, Page, SegmentRegister, Vmcs};
@@ -94,8 +94,8 @@ pub struct VmxVcpu {
     threshold: u8,
     /// Entry controls but for long mode.
     entry: u32,
-    /// Exit reason of the last exit.
-    reason: u32,
+    /// The last exit.
+    exit: Exit,
     /// Linear translations are dropped at the next entry.
     flush: bool,
     /// An NMI waits for the end of a shadow.
@@ -106,7 +106,7 @@ pub struct VmxVcpu {
 
 impl core::fmt::Debug for VmxVcpu {
     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
-        f.debug_struct("VmxVcpu").field("reason", &self.reason).finish_non_exhaustive()
+        f.debug_struct("VmxVcpu").field("exit", &self.exit).finish_non_exhaustive()
     }
 }
 
@@ -150,7 +150,7 @@ impl VmxVcpu {
             primary: 0,
             threshold: 0,
             entry: 0,
-            reason: 0,
+            exit: Exit::default(),
             flush: false,
             behind_sti: false,
             virtual_apic,
@@ -201,9 +201,9 @@ impl VmxVcpu {
             information
         };
         context.event = event::redelivered(word);
-        match self.reason as u16 {
+        match self.exit.reason as u16 {
             code::EPT_VIOLATION if information & event::VALID == 0 => {
-                self.block_nmis_again(self.vmcs.read(Field::Qualification));
+                self.block_nmis_again(self.exit.qualification);
             }
             code::EXCEPTION => {
                 let exit = self.vmcs.read(Field::ExitInterruption);
@@ -245,7 +245,7 @@ impl VmxVcpu {
             // The instruction asked for it: its handler returns behind it.
             context.rip = context.rip.wrapping_add(self.vmcs.read(Field::InstructionLength) & 15);
         } else {
-            self.note_debug(self.vmcs.read(Field::Qualification));
+            self.note_debug(self.exit.qualification);
         }
     }
 
@@ -369,15 +369,15 @@ impl Backend for VmxVcpu {
             let code = self.vmcs.read(Field::InstructionError);
             return Reason::HostFault { what: "a VM entry was refused, error", code };
         }
-        self.reason = self.vmcs.read(Field::ExitReason) as u32;
+        self.exit = Exit::read(&self.vmcs);
         self.written =
             [Field::GuestRip, Field::GuestRsp, Field::GuestRflags].map(|field| self.vmcs.read(field));
         [context.rip, context.gpr[RSP], context.rflags] = self.written;
-        if self.reason & exits::ENTRY_FAILED == 0 {
+        if self.exit.reason & exits::ENTRY_FAILED == 0 {
             self.resume = true;
             self.left(context);
         }
-        exits::reason(&self.vmcs, self.reason)
+        exits::reason(&self.vmcs, &self.exit)
     }
 
     fn state(&self, context: &Context) -> CpuState {
@@ -401,7 +401,7 @@ impl Backend for VmxVcpu {
     }
 
     fn known_length(&self, _context: &Context) -> Option<u8> {
-        if !exits::is_instruction(self.reason) {
+        if !exits::is_instruction(self.exit.reason) {
             return None;
         }
         let length = self.vmcs.read(Field::InstructionLength);
@@ -544,11 +544,8 @@ impl Backend for VmxVcpu {
     }
 
     fn last_exit(&self) -> [u64; 3] {
-        if !self.vmcs.is_current() {
-            return [self.reason.into(), 0, 0];
-        }
-        let read = |field| self.vmcs.read(field);
-        [self.reason.into(), read(Field::Qualification), read(Field::GuestPhysicalAddress)]
+        let Exit { reason, qualification, address } = self.exit;
+        [reason.into(), qualification, address]
     }
 }
 

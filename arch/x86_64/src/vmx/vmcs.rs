@@ -196,11 +196,6 @@ impl Vmcs {
         self.current = false;
     }
 
-    /// Whether it is the current one of some pCPU.
-    pub fn is_current(&self) -> bool {
-        self.current
-    }
-
     /// What a field holds. Only while it is current.
     pub fn read(&self, field: Field) -> u64 {
         self.read_at(field as u32)
