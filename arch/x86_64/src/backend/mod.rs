@@ -7,6 +7,7 @@
 //! extensions share. What an instruction or an event means for a guest stands once, in [`vcpu::Vcpu`].
 
 pub mod event;
+pub(crate) mod registers;
 pub mod segment;
 pub mod stage2;
 pub mod vcpu;

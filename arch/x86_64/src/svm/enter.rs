@@ -9,6 +9,8 @@
 
 use core::arch::naked_asm;
 
+use crate::backend::registers::{forget_guest, load_guest, restore_callers, save_callers, store_guest};
+
 /// Runs the guest of the VMCB at physical address `vmcb` until #VMEXIT. `registers` are in hardware order; RAX and RSP
 /// live in the VMCB, their places here are not used.
 ///
@@ -16,31 +18,13 @@ use core::arch::naked_asm;
 /// Interrupts are disabled, EFER.SVME is set and VM_HSAVE_PA valid; `vmcb` is a VMCB whose tables belong to a
 /// guest, `host_vmcb` a page filled by [`save_host`] on this pCPU, and RAM is mapped at its physical address.
 #[unsafe(naked)]
-pub unsafe extern "sysv64" fn enter(vmcb: u64, registers: *mut [u64; 16], host_vmcb: u64) {
+pub unsafe extern "sysv64" fn enter(registers: *mut [u64; 16], vmcb: u64, host_vmcb: u64) {
     naked_asm!(
-        "push rbp",
-        "push rbx",
-        "push r12",
-        "push r13",
-        "push r14",
-        "push r15",
-        "push rsi",
-        "push rdx",
+        save_callers!(),
         "push rdi",
-        "mov rcx, [rsi + 8]",
-        "mov rdx, [rsi + 16]",
-        "mov rbx, [rsi + 24]",
-        "mov rbp, [rsi + 40]",
-        "mov rdi, [rsi + 56]",
-        "mov r8, [rsi + 64]",
-        "mov r9, [rsi + 72]",
-        "mov r10, [rsi + 80]",
-        "mov r11, [rsi + 88]",
-        "mov r12, [rsi + 96]",
-        "mov r13, [rsi + 104]",
-        "mov r14, [rsi + 112]",
-        "mov r15, [rsi + 120]",
-        "mov rsi, [rsi + 48]",
+        "push rdx",
+        "push rsi",
+        load_guest!(),
         "mov rax, [rsp]",
         "clgi",
         "sti",
@@ -51,37 +35,11 @@ pub unsafe extern "sysv64" fn enter(vmcb: u64, registers: *mut [u64; 16], host_v
         "vmload rax",
         "cli",
         "mov rax, [rsp + 16]",
-        "mov [rax + 8], rcx",
-        "mov [rax + 16], rdx",
-        "mov [rax + 24], rbx",
-        "mov [rax + 40], rbp",
-        "mov [rax + 48], rsi",
-        "mov [rax + 56], rdi",
-        "mov [rax + 64], r8",
-        "mov [rax + 72], r9",
-        "mov [rax + 80], r10",
-        "mov [rax + 88], r11",
-        "mov [rax + 96], r12",
-        "mov [rax + 104], r13",
-        "mov [rax + 112], r14",
-        "mov [rax + 120], r15",
-        // No guest value stays in a register that the compiler does not know to be overwritten.
-        "xor ecx, ecx",
-        "xor edx, edx",
-        "xor esi, esi",
-        "xor edi, edi",
-        "xor r8d, r8d",
-        "xor r9d, r9d",
-        "xor r10d, r10d",
-        "xor r11d, r11d",
+        store_guest!(),
+        forget_guest!(),
         "stgi",
         "add rsp, 24",
-        "pop r15",
-        "pop r14",
-        "pop r13",
-        "pop r12",
-        "pop rbx",
-        "pop rbp",
+        restore_callers!(),
         "cld",
         "ret",
     )

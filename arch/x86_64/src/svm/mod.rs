@@ -176,7 +176,7 @@ impl Backend for SvmVcpu {
         let vmcb = core::ptr::from_mut(&mut *self.vmcb) as u64;
         // SAFETY: `pcpu` exists only where SVM is on for this pCPU and holds its host VMCB; interrupts are
         // disabled here always; memory is mapped at its physical address, so the pointer is one.
-        unsafe { enter::enter(vmcb, &raw mut context.gpr, pcpu.host_vmcb.0) };
+        unsafe { enter::enter(&raw mut context.gpr, vmcb, pcpu.host_vmcb.0) };
         let Vmcb { control, save } = &mut *self.vmcb;
         context.gpr[RAX] = save.rax;
         context.gpr[RSP] = save.rsp;

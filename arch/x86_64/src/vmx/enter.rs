@@ -9,6 +9,7 @@
 use core::arch::naked_asm;
 
 use super::vmcs::HOST_RSP;
+use crate::backend::registers::{forget_guest, load_guest, restore_callers, save_callers, store_guest};
 
 unsafe extern "C" {
     #[link_name = "pasidon_vmx_exited"]
@@ -30,12 +31,7 @@ pub fn host_rip() -> u64 {
 #[unsafe(naked)]
 pub unsafe extern "sysv64" fn enter(registers: *mut [u64; 16], resume: bool, host_rsp: *mut u64) -> bool {
     naked_asm!(
-        "push rbp",
-        "push rbx",
-        "push r12",
-        "push r13",
-        "push r14",
-        "push r15",
+        save_callers!(),
         "push rdi",
         "cmp [rdx], rsp",
         "je 2f",
@@ -45,20 +41,7 @@ pub unsafe extern "sysv64" fn enter(registers: *mut [u64; 16], resume: bool, hos
         "2: test sil, sil",
         // None of these changes flags.
         "mov rax, [rdi]",
-        "mov rcx, [rdi + 8]",
-        "mov rdx, [rdi + 16]",
-        "mov rbx, [rdi + 24]",
-        "mov rbp, [rdi + 40]",
-        "mov rsi, [rdi + 48]",
-        "mov r8, [rdi + 64]",
-        "mov r9, [rdi + 72]",
-        "mov r10, [rdi + 80]",
-        "mov r11, [rdi + 88]",
-        "mov r12, [rdi + 96]",
-        "mov r13, [rdi + 104]",
-        "mov r14, [rdi + 112]",
-        "mov r15, [rdi + 120]",
-        "mov rdi, [rdi + 56]",
+        load_guest!(),
         "jnz 3f",
         "vmlaunch",
         "jmp 4f",
@@ -69,38 +52,13 @@ pub unsafe extern "sysv64" fn enter(registers: *mut [u64; 16], resume: bool, hos
         "pasidon_vmx_exited:",
         "push rax",
         "mov rax, [rsp + 8]",
-        "mov [rax + 8], rcx",
-        "mov [rax + 16], rdx",
-        "mov [rax + 24], rbx",
-        "mov [rax + 40], rbp",
-        "mov [rax + 48], rsi",
-        "mov [rax + 56], rdi",
-        "mov [rax + 64], r8",
-        "mov [rax + 72], r9",
-        "mov [rax + 80], r10",
-        "mov [rax + 88], r11",
-        "mov [rax + 96], r12",
-        "mov [rax + 104], r13",
-        "mov [rax + 112], r14",
-        "mov [rax + 120], r15",
+        store_guest!(),
         "pop qword ptr [rax]",
         "xor eax, eax",
-        // No guest value stays in a register that the compiler does not know to be overwritten.
-        "5: xor ecx, ecx",
-        "xor edx, edx",
-        "xor esi, esi",
-        "xor edi, edi",
-        "xor r8d, r8d",
-        "xor r9d, r9d",
-        "xor r10d, r10d",
-        "xor r11d, r11d",
+        "5:",
+        forget_guest!(),
         "add rsp, 8",
-        "pop r15",
-        "pop r14",
-        "pop r13",
-        "pop r12",
-        "pop rbx",
-        "pop rbp",
+        restore_callers!(),
         "ret",
         host_rsp = const HOST_RSP,
     )
