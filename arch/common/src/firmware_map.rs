@@ -7,38 +7,22 @@
 
 use pasidon_kernel::base::addr::HostPhys;
 use pasidon_kernel::base::refusal::Refusal;
-use pasidon_kernel::memory::page_table::{Entry, Format, Top, index, span};
-
-/// Reads an entry of a table.
-pub type ReadEntry<'a> = &'a dyn Fn(HostPhys, usize) -> u64;
+use pasidon_kernel::memory::page_table::{Format, ReadEntry, Top, span, walk};
 
 /// Whether every byte of a range is mapped at its own address.
 pub fn is_mapped<F: Format>(format: F, top: Top, read: ReadEntry<'_>, start: HostPhys, len: u64) -> bool {
     let Some(end) = start.checked_add(len) else { return false };
     let mut at = start.0;
     while at < end.0 {
-        match page(format, top, read, at) {
-            Some(size) => at = at / size * size + size,
-            None => return false,
+        match walk(format, top, read, at) {
+            Some(mapped) if mapped.to.0 == at => {
+                let size = span(mapped.level);
+                at = at / size * size + size;
+            }
+            _ => return false,
         }
     }
     true
-}
-
-/// The size of the page that maps this address at itself.
-fn page<F: Format>(format: F, top: Top, read: ReadEntry<'_>, address: u64) -> Option<u64> {
-    let mut table = top.root;
-    for level in (1..=top.levels).rev() {
-        match format.decode(read(table, index(address, level)), level) {
-            Entry::Nothing => return None,
-            Entry::Table(lower) => table = lower,
-            Entry::Leaf(to, _) => {
-                let size = span(level);
-                return (to.0 / size == address / size).then_some(size);
-            }
-        }
-    }
-    None
 }
 
 /// The refusal of registers that the firmware does not map.

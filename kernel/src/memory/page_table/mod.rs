@@ -81,6 +81,26 @@ pub struct Mapped<A> {
     pub level: u8,
 }
 
+/// Reads an entry of a table.
+pub type ReadEntry<'a> = &'a dyn Fn(HostPhys, usize) -> u64;
+
+/// How tables, which may be anyone's, map an address that they have levels for.
+pub fn walk<F: Format>(format: F, top: Top, read: ReadEntry<'_>, at: u64) -> Option<Mapped<F::Attributes>> {
+    let mut table = top.root;
+    for level in (1..=top.levels).rev() {
+        match format.decode(read(table, index(at, level)), level) {
+            Entry::Nothing => return None,
+            Entry::Table(lower) => table = lower,
+            Entry::Leaf(to, attributes) => {
+                // A large leaf of others may have bits below its address that the format does not know.
+                let to = HostPhys(to.0 / span(level) * span(level) + at % span(level));
+                return Some(Mapped { to, attributes, level });
+            }
+        }
+    }
+    None
+}
+
 /// What a change left behind.
 #[derive(Debug, Default)]
 #[must_use = "walkers may still use what was removed"]
@@ -238,18 +258,10 @@ impl<F: Format, M: Memory> PageTable<F, M> {
 
     /// How an address is mapped, if it is.
     pub fn lookup(&self, at: u64) -> Option<Mapped<F::Attributes>> {
-        let mut table = self.root;
-        let levels = if at < self.geometry.end() { self.geometry.levels } else { 0 };
-        for level in (1..=levels).rev() {
-            match self.entry(table, index(at, level), level) {
-                Entry::Nothing => return None,
-                Entry::Table(lower) => table = lower,
-                Entry::Leaf(to, attributes) => {
-                    return Some(Mapped { to: HostPhys(to.0 + at % span(level)), attributes, level });
-                }
-            }
+        if at >= self.geometry.end() {
+            return None;
         }
-        None
+        walk(self.geometry.format, self.top(), &|table, slot| self.memory.read(table, slot), at)
     }
 
     /// Frees pages that left the tree. No walker can know them any more.
