@@ -45,13 +45,6 @@ static void say(const char *kind, const char *format, va_list arguments)
   machine.said(words);
 }
 
-logfunctions::logfunctions(void) {}
-logfunctions::~logfunctions() {}
-void logfunctions::put(const char *) {}
-void logfunctions::put(const char *, const char *) {}
-void logfunctions::info(const char *, ...) {}
-void logfunctions::ldebug(const char *, ...) {}
-
 void logfunctions::error(const char *format, ...)
 {
   va_list arguments;
@@ -85,8 +78,6 @@ void logfunctions::fatal1(const char *format, ...)
   machine.broken(words);
   abort();
 }
-
-logfunctions *genlog = new logfunctions, *pluginlog = genlog, *siminterface_log = genlog;
 
 // Ports.
 

@@ -33,13 +33,6 @@ void Machine::say(const std::string &line)
   if (words.size() < MOST_WORDS) words += line + "\n";
 }
 
-logfunctions::logfunctions(void) {}
-logfunctions::~logfunctions() {}
-void logfunctions::put(const char *) {}
-void logfunctions::put(const char *, const char *) {}
-void logfunctions::info(const char *, ...) {}
-void logfunctions::ldebug(const char *, ...) {}
-
 void logfunctions::error(const char *format, ...)
 {
   va_list arguments;
@@ -65,8 +58,6 @@ void logfunctions::fatal1(const char *format, ...)
   va_end(arguments);
   throw Ended();
 }
-
-logfunctions *genlog = new logfunctions, *pluginlog = genlog, *siminterface_log = genlog;
 
 // Memory.
 
