@@ -19,6 +19,10 @@ pub trait DmaMemory: Send + Sync {
     /// Writes an aligned 64-bit word in one store, ordered after all earlier stores.
     fn write64(&self, address: HostPhys, value: u64);
 
+    /// Writes two 64-bit words, aligned to 16 bytes, in one store that no device sees by halves, ordered as
+    /// [`DmaMemory::write64`] is. Nobody else may write to them meanwhile.
+    fn write128(&self, address: HostPhys, value: [u64; 2]);
+
     /// Makes earlier writes to `address .. address + len` visible to a device that does not snoop.
     fn flush(&self, address: HostPhys, len: usize);
 }

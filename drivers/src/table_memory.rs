@@ -69,6 +69,16 @@ impl<M: DmaMemory> TableMemory<M> {
             self.memory.flush(address, size_of::<u64>());
         }
     }
+
+    /// Writes two words from `index` on, an even one, in one store, as [`TableMemory::write`] does one: for an entry
+    /// that the unit may be reading.
+    pub fn write_pair(&self, table: HostPhys, index: usize, value: [u64; 2]) {
+        let address = word(table, index);
+        self.memory.write128(address, value);
+        if !self.coherent {
+            self.memory.flush(address, size_of_val(&value));
+        }
+    }
 }
 
 impl<M: DmaMemory> page_table::Memory for TableMemory<M> {

@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Caches, for devices that do not look into them and processors that run without them.
+//! Caches, for devices that do not look into them and processors that run without them, and what devices see of this
+//! processor's stores.
 //!
-//! Source: Arm Architecture Reference Manual (DDI 0487), D7.5 (cache maintenance), D19.2 (CTR_EL0).
+//! Source: Arm Architecture Reference Manual (DDI 0487), B2.2 (single-copy atomicity), D7.5 (cache maintenance), D19.2
+//! (CTR_EL0).
 
 use core::arch::asm;
 
@@ -12,6 +14,20 @@ use aarch64_cpu::asm::barrier;
 #[inline]
 pub fn order_for_devices() {
     barrier::dmb(barrier::OSH);
+}
+
+/// Writes two words in one store, the first one at the lower address. No device sees one of them without the other: a
+/// store of two words that are held exclusively is single-copy atomic, which STP is with FEAT_LSE2 only.
+///
+/// # Safety
+/// `address` must be that of 16 bytes of mapped RAM, aligned to as many, to which nobody else writes meanwhile.
+pub unsafe fn write128(address: u64, [low, high]: [u64; 2]) {
+    // SAFETY: by the contract of this function. Whatever takes the hold away, an exception, lets the next try succeed.
+    unsafe {
+        asm!("2: ldxp xzr, {other}, [{address}]", "stxp {failed:w}, {low}, {high}, [{address}]", "cbnz {failed:w}, 2b",
+            address = in(reg) address, low = in(reg) low, high = in(reg) high, other = out(reg) _, failed = out(reg) _,
+            options(nostack, preserves_flags));
+    }
 }
 
 /// Bytes of the smallest data cache line.

@@ -190,6 +190,8 @@ pub struct Features {
     pub long_mode: bool,
     /// No-execute pages.
     pub nx: bool,
+    /// CMPXCHG16B.
+    pub cx16: bool,
     /// x2APIC mode of the local APIC.
     pub x2apic: bool,
     /// SVM.
@@ -241,6 +243,7 @@ impl Features {
         Self {
             long_mode: bit(extended.edx, 29),
             nx: bit(extended.edx, 20),
+            cx16: bit(basic.ecx, 13),
             x2apic: bit(basic.ecx, 21),
             svm,
             vmx: bit(basic.ecx, 5),
@@ -267,6 +270,7 @@ impl Features {
         let wanted = [
             (self.long_mode, "64-bit mode"),
             (self.nx, "no-execute pages (NX)"),
+            (self.cx16, "CMPXCHG16B"),
             (self.x2apic, "x2APIC"),
             (self.svm || self.vmx, "SVM or VMX"),
             (self.npt || self.vmx || !self.svm, "nested paging (NPT)"),
@@ -500,12 +504,12 @@ mod tests {
         let none = Features::from_leaves(&|_, _| leaf(0, 0, 0, 0));
         assert_eq!(none.physical_bits, 36);
         let line = none.check().unwrap_err().to_string();
-        for name in ["64-bit", "NX", "x2APIC", "SVM or VMX"] {
+        for name in ["64-bit", "NX", "CMPXCHG16B", "x2APIC", "SVM or VMX"] {
             assert!(line.contains(name), "{name} in {line}");
         }
         let all = Features::from_leaves(&|number, _| match number {
             0 => leaf(7, 0, 0, 0),
-            1 => leaf(0, 0, 1 << 21, 0),
+            1 => leaf(0, 0, 1 << 21 | 1 << 13, 0),
             0x8000_0000 => leaf(0x8000_000a, 0, 0, 0),
             0x8000_0001 => leaf(0, 0, 1 << 2, 1 << 29 | 1 << 20),
             0x8000_0008 => leaf(0x3028, 0, 0, 0),

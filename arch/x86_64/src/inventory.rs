@@ -44,12 +44,13 @@ impl Leaves {
     }
 
     /// Every feature that is of interest, and whether it is there.
-    fn features(&self, features: &Features) -> [(bool, &'static str); 20] {
+    fn features(&self, features: &Features) -> [(bool, &'static str); 21] {
         let (basic, structured) = (&self.basic, &self.structured);
         let bit = |register: u32, bit: u32| register & 1 << bit != 0;
         [
             (features.long_mode, "64-bit mode"),
             (features.nx, "NX"),
+            (features.cx16, "CMPXCHG16B"),
             (features.x2apic, "x2APIC"),
             (features.svm, "SVM"),
             (features.npt, "nested paging (NPT)"),

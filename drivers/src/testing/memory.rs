@@ -204,6 +204,18 @@ impl DmaMemory for ModelMemory {
         self.noise();
     }
 
+    fn write128(&self, address: HostPhys, value: [u64; 2]) {
+        assert!(address.is_aligned(16));
+        {
+            let mut inner = self.inner.lock().unwrap();
+            for (at, half) in (address.0..).step_by(8).zip(value) {
+                inner.page(at, "the driver writes").processor[word(at)] = half;
+                inner.written(at);
+            }
+        }
+        self.noise();
+    }
+
     fn flush(&self, address: HostPhys, len: usize) {
         {
             let mut inner = self.inner.lock().unwrap();
