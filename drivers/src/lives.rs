@@ -28,7 +28,7 @@ use crate::accel::dsa::tests::model::Model;
 use crate::accel::dsa::{DsaParent, Options, Partition, Setup, TYPE_DWQ};
 use crate::iommu::vtd::Vtd;
 use crate::iommu::vtd::dmar::{Dmar, Drhd};
-use crate::iommu::vtd::model::{CAP, CAP_FOUR_RECORDS, ECAP, ModelRegisters, UnitModel};
+use crate::iommu::vtd::model::{CAP, CAP_FOUR_RECORDS, ECAP, ModelRegisters, Raised, UnitModel};
 use crate::pci::Function;
 use crate::testing::{ModelMemory, Watcher};
 
@@ -296,7 +296,10 @@ impl Rig {
         let [low, high, data, control] = self.device.state.lock().msix[usize::from(entry)];
         assert_eq!(control & 1, 0, "masked");
         let address = u64::from(high) << 32 | u64::from(low);
-        let (cpu, vector) = self.unit.message(DEVICE.rid, address, data).ok()?;
+        let Ok(Raised::Vector { destination: cpu, vector }) = self.unit.message(DEVICE.rid, address, data)
+        else {
+            return None;
+        };
         self.system.routes().deliver(HostVector { vector, cpu })
     }
 
@@ -404,7 +407,9 @@ fn an_interrupt_that_is_held_back_does_not_reach_the_next_owner() {
     let sent = machine.device.state.lock().sent.clone();
     assert_eq!(sent.len(), 1, "at the end of its owner");
     for (address, data) in sent {
-        if let Ok((cpu, vector)) = machine.unit.message(DEVICE.rid, address, data) {
+        if let Ok(Raised::Vector { destination: cpu, vector }) =
+            machine.unit.message(DEVICE.rid, address, data)
+        {
             let route = machine.system.routes().deliver(HostVector { vector, cpu });
             assert!(!matches!(route, Some(Route::Vdev { vm, .. }) if vm == gamma.id()), "{route:?}");
         }

@@ -135,6 +135,19 @@ impl ModelMemory {
         }
     }
 
+    /// What a device changes in one go: always coherent.
+    pub fn device_update<const LEN: usize, T>(
+        &self,
+        address: u64,
+        update: impl FnOnce(&mut [u64; LEN]) -> T,
+    ) -> T {
+        let mut inner = self.inner.lock().unwrap();
+        let page = inner.page(address, "the unit updates");
+        let first = word(address);
+        let words = <&mut [u64; LEN]>::try_from(&mut page.processor[first..first + LEN]).expect("as long");
+        update(words)
+    }
+
     /// What a device writes: always coherent.
     pub fn device_write32(&self, address: u64, value: u32) {
         let mut inner = self.inner.lock().unwrap();

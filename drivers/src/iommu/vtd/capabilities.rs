@@ -102,6 +102,7 @@ pub(super) fn describe(capability: Capability, extended: ExtendedCapability) -> 
         (extended.snoop_control(), "snoop control"),
         (extended.device_tlb(), "device TLBs"),
         (extended.extended_interrupt_mode(), "x2APIC destinations"),
+        (capability.posted_interrupts(), "posted interrupts"),
     ]);
     [
         (

@@ -149,6 +149,8 @@ pub const fn reason(code: u8) -> &'static str {
         0x24 => "interrupt remapping entry has reserved bits set",
         0x25 => "interrupt in compatibility format blocked",
         0x26 => "interrupt handle belongs to another device",
+        0x27 => "posted-interrupt descriptor not accessible by the IOMMU",
+        0x28 => "posted-interrupt descriptor has reserved bits set",
         0x30 => "root table address invalid",
         0x31 => "request with PASID while the unit is not in scalable mode",
         0x44 => "device TLB not enabled (ATS request refused)",

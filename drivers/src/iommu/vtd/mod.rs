@@ -43,7 +43,7 @@ use pasidon_kernel::base::addr::Requester;
 use pasidon_kernel::base::refusal::Refusal;
 use pasidon_kernel::irq::HostVector;
 use pasidon_kernel::irq::host::Host;
-use pasidon_kernel::irq::msi::{MsiController, RemappedInterrupt};
+use pasidon_kernel::irq::msi::{Delivery, MsiController, RemappedInterrupt};
 
 use self::capabilities::{check_table, common_geometry};
 use self::dmar::Dmar;
@@ -117,11 +117,23 @@ impl<R: Registers, M: DmaMemory> MsiController for Vtd<R, M> {
     }
 
     fn unmap_interrupt(&self, handle: u32) -> Result<(), Refusal> {
-        self.units
-            .get((handle >> HANDLE_UNIT_SHIFT) as usize)
-            .ok_or_else(|| Refusal::new(format!("interrupt handle {handle:#x}"), "not in use", ""))?
-            .unmap_interrupt(handle as u16)
+        unit_of(&self.units, handle)?.unmap_interrupt(handle as u16)
     }
+
+    fn can_post(&self, requester: Requester) -> bool {
+        let place = self.topology.place(requester);
+        place.is_ok_and(|Place { unit, .. }| self.units[unit].capability().posted_interrupts())
+    }
+
+    fn redirect(&self, handle: u32, to: Delivery<'_>) -> Result<(), Refusal> {
+        unit_of(&self.units, handle)?.redirect(handle as u16, to)
+    }
+}
+
+/// Whose entry an interrupt handle names.
+fn unit_of<U>(units: &[U], handle: u32) -> Result<&U, Refusal> {
+    let unit = units.get((handle >> HANDLE_UNIT_SHIFT) as usize);
+    unit.ok_or_else(|| Refusal::new(format!("interrupt handle {handle:#x}"), "not in use", ""))
 }
 
 #[cfg(test)]

@@ -197,6 +197,11 @@ impl Capability {
     pub const fn drains_reads(self) -> bool {
         self.bit(55)
     }
+
+    /// PI: interrupts can be posted.
+    pub const fn posted_interrupts(self) -> bool {
+        self.bit(59)
+    }
 }
 
 /// ECAP.
@@ -305,6 +310,7 @@ mod tests {
         assert_eq!(cap.max_address_mask(), 18);
         assert!(cap.drains_reads() && cap.drains_writes());
         assert!(!cap.caching_mode() && !cap.write_buffer_flush() && !cap.protected_memory());
+        assert!(!cap.posted_interrupts());
 
         let ecap = ExtendedCapability(0x0000_4900_80f0_0f4a);
         assert!(ecap.scalable_mode() && ecap.second_stage() && ecap.pasid());

@@ -187,6 +187,7 @@ mod tests {
         let geometry = common_geometry(&machine(1), &[unit]).unwrap();
         assert_eq!((geometry.levels, geometry.leaf_levels), (4, 3));
         assert!(unit.1.page_walk_coherent() && unit.1.pasid_bits() == 20);
+        assert!(describe(unit.0, unit.1)[1].1.ends_with("posted interrupts"));
     }
 
     #[test]

@@ -22,6 +22,7 @@ use pasidon_kernel::dma::iommu::AttachFailed;
 use pasidon_kernel::dma::pasid::Pasid;
 use pasidon_kernel::irq::HostVector;
 use pasidon_kernel::irq::host::Host;
+use pasidon_kernel::irq::msi::Delivery;
 use pasidon_kernel::memory::page_table::Top;
 use spin::Mutex;
 
@@ -160,13 +161,30 @@ impl<R: Registers, M: DmaMemory> Unit<R, M> {
         Ok(index)
     }
 
+    /// Has the messages of a remapping entry raise something else. On a refusal of the hardware's, the unit may go on
+    /// with what it remembers, so that stays held.
+    pub(super) fn redirect(&self, index: u16, to: Delivery<'_>) -> Result<(), Refusal> {
+        if matches!(to, Delivery::Guest(_)) && !self.capability.posted_interrupts() {
+            return Err(Refusal::new(
+                self.name(),
+                "it cannot post interrupts (CAP.PI)",
+                "leave them as they are",
+            ));
+        }
+        let mut inner = self.inner.lock();
+        let Inner { queue, interrupts, .. } = &mut *inner;
+        interrupts.redirect(&self.tables, index, to)?;
+        self.push_out()?;
+        self.forget(queue, &[Invalidation::Interrupt { index }])?;
+        interrupts.settle(index, to);
+        Ok(())
+    }
+
     /// Removes a remapping entry.
     pub(super) fn unmap_interrupt(&self, index: u16) -> Result<(), Refusal> {
         let mut inner = self.inner.lock();
         let Inner { queue, interrupts, .. } = &mut *inner;
-        if !interrupts.clear(&self.tables, index) {
-            return Err(Refusal::new(format!("interrupt handle {index}"), "not in use", ""));
-        }
+        interrupts.clear(&self.tables, index)?;
         self.push_out()?;
         self.forget(queue, &[Invalidation::Interrupt { index }])?;
         interrupts.release(index);

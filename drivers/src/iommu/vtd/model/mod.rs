@@ -12,6 +12,7 @@ mod translate;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
 
+use self::translate::Code;
 use crate::registers::Registers;
 use crate::testing::{ModelMemory, View, Watcher};
 
@@ -23,6 +24,7 @@ pub const CAP_RWBF: u64 = 1 << 4;
 pub const CAP_PROTECTED_MEMORY: u64 = 0b11 << 5;
 pub const CAP_CM: u64 = 1 << 7;
 pub const CAP_PSI: u64 = 1 << 39;
+pub const CAP_PI: u64 = 1 << 59;
 /// ECAP of QEMU 10.0 with second stage and PASIDs, here 20 bits wide, and EIM.
 pub const ECAP: u64 = 0x0000_4900_80f0_0f4a | 19 << 35 | 1 << 4;
 pub const ECAP_C: u64 = 1 << 0;
@@ -97,6 +99,19 @@ pub struct State {
     pub noisy: Vec<(u16, u32)>,
     /// Where the noise arrived, by tag.
     pub reached: BTreeMap<u32, BTreeSet<u64>>,
+    /// Devices that send the same message all the time, likewise. Routing ID, address.
+    pub noisy_messages: Vec<(u16, u64)>,
+    /// What these raised.
+    pub raised: Vec<Result<Raised, Code>>,
+}
+
+/// What an interrupt message has come to.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Raised {
+    /// An interrupt.
+    Vector { destination: u32, vector: u32 },
+    /// A bit of a posted-interrupt descriptor, and the notification: destination and vector.
+    Posted { descriptor: u64, vector: u32, notification: Option<(u32, u32)> },
 }
 
 /// One remapping unit.
@@ -131,6 +146,14 @@ impl UnitModel {
             if let Ok(host) = self.translate(state, rid, Some(pasid), 0, true) {
                 state.reached.entry(pasid).or_default().insert(host);
             }
+        }
+        for (rid, address) in state.noisy_messages.clone() {
+            let cached = self.remap(state, rid, address, 0);
+            // What is cached may be replaced at any time.
+            let kept = std::mem::take(&mut state.interrupts);
+            let read = self.remap(state, rid, address, 0);
+            state.interrupts = kept;
+            state.raised.extend([cached, read].map(|result| result.map_err(|(code, _)| code)));
         }
     }
 
@@ -169,7 +192,9 @@ impl Watcher for UnitModel {
         let tables = state.iotlb.values().flat_map(|entry| &entry.walked).copied();
         let roots = state.pasids.values().filter(|entry| entry[0] & 1 != 0).map(|entry| entry[0] & !0xfff);
         let directories = state.contexts.values().map(|entry| entry[0] & !0xfff);
-        for page in tables.chain(roots).chain(directories) {
+        let posted = state.interrupts.values().filter(|entry| entry[0] & 0x8001 == 0x8001);
+        let descriptors = posted.map(|entry| translate::descriptor(*entry) & !0xfff);
+        for page in tables.chain(roots).chain(directories).chain(descriptors) {
             assert!(!freed.contains(&page), "{page:#x} is freed while the unit still leads to it");
         }
     }

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! The model's translation of DMA and of interrupt messages.
 
-use super::{FSTS_PFO, GSTS_IRES, GSTS_TES, State, Translation, UnitModel, View};
+use super::{CAP_PI, FSTS_PFO, GSTS_IRES, GSTS_TES, Raised, State, Translation, UnitModel, View};
 
 const PAGE: u64 = 4096;
 const ADDRESS: u64 = 0x000f_ffff_ffff_f000;
@@ -23,8 +23,8 @@ impl UnitModel {
         result
     }
 
-    /// An interrupt message. Gives the destination and the vector, or the fault code.
-    pub fn message(&self, rid: u16, address: u64, data: u32) -> Result<(u32, u32), Code> {
+    /// An interrupt message. Gives what it has come to, or the fault code.
+    pub fn message(&self, rid: u16, address: u64, data: u32) -> Result<Raised, Code> {
         let mut state = self.state.lock().unwrap();
         let result = self.remap(&mut state, rid, address, data);
         if let Err((code, index)) = result {
@@ -33,7 +33,13 @@ impl UnitModel {
         result.map_err(|(code, _)| code)
     }
 
-    fn remap(&self, state: &mut State, rid: u16, address: u64, data: u32) -> Result<(u32, u32), (Code, u64)> {
+    pub(super) fn remap(
+        &self,
+        state: &mut State,
+        rid: u16,
+        address: u64,
+        data: u32,
+    ) -> Result<Raised, (Code, u64)> {
         assert_ne!(state.gsts & GSTS_IRES, 0, "interrupt remapping is off");
         assert_eq!(address >> 20, 0xfee, "an interrupt message");
         if address >> 4 & 1 == 0 {
@@ -62,12 +68,38 @@ impl UnitModel {
         if entry[0] & 1 == 0 {
             return Err((0x22, index));
         }
+        let extended = state.interrupt_table >> 11 & 1 != 0;
+        let posted = entry[0] >> 15 & 1 != 0;
+        let reserved = match (posted, extended) {
+            (true, _) => [0x3f_ff00_30fc, 0xfff0_0000],
+            (false, true) => [0xff00_7000, !0xf_ffff],
+            (false, false) => [0xffff_00ff_ff00_7000, !0xf_ffff],
+        };
+        if posted && state.cap & CAP_PI == 0 || entry[0] & reserved[0] | entry[1] & reserved[1] != 0 {
+            return Err((0x24, index));
+        }
         if entry[1] >> 18 & 3 == 1 && entry[1] as u16 != rid {
             return Err((0x26, index));
         }
-        let extended = state.interrupt_table >> 11 & 1 != 0;
-        let destination = if extended { entry[0] >> 32 } else { entry[0] >> 40 & 0xff };
-        Ok((destination as u32, (entry[0] >> 16 & 0xff) as u32))
+        let destination = |field: u64| (if extended { field } else { field >> 8 & 0xff }) as u32;
+        let vector = (entry[0] >> 16 & 0xff) as u32;
+        if !posted {
+            return Ok(Raised::Vector { destination: destination(entry[0] >> 32), vector });
+        }
+        let urgent = entry[0] >> 14 & 1 != 0;
+        let descriptor = descriptor(entry);
+        let notification = self.memory.device_update(descriptor, |words: &mut [u64; 8]| {
+            // ON, SN, NV and NDST.
+            let control = words[4];
+            if control & 0xff00_fffc != 0 || words[5..] != [0; 3] {
+                return Err((0x28, index));
+            }
+            words[vector as usize / 64] |= 1 << (vector % 64);
+            let notify = control & 1 == 0 && (control >> 1 & 1 == 0 || urgent);
+            words[4] |= u64::from(notify);
+            Ok(notify.then_some((destination(control >> 32), (control >> 16 & 0xff) as u32)))
+        })?;
+        Ok(Raised::Posted { descriptor, vector, notification })
     }
 
     pub(super) fn translate(
@@ -215,6 +247,11 @@ impl UnitModel {
         }
         unreachable!("level 1 is always a leaf")
     }
+}
+
+/// Where a posted entry leads.
+pub(super) fn descriptor(entry: [u64; 2]) -> u64 {
+    entry[0] >> 38 << 6 | entry[1] & 0xffff_ffff_0000_0000
 }
 
 impl State {

@@ -8,7 +8,7 @@ use pasidon_kernel::irq::msi::MsiController;
 use super::super::dmar::{DeviceList, DeviceScope, Rmrr, ScopeKind};
 use super::super::model::{
     CAP_CM, CAP_PROTECTED_MEMORY, ECAP_C, FSTS_ICE, FSTS_IQE, FSTS_ITE, FSTS_PRO, GSTS_IRES, GSTS_QIES,
-    GSTS_TES,
+    GSTS_TES, Raised,
 };
 use super::*;
 
@@ -250,7 +250,10 @@ fn an_interrupt_is_for_its_device_only() {
         assert_eq!(machine.unit.message(DEVICE.rid, 0xfee0_0010, 0), Err(0x22));
         let interrupt = machine.vtd.map_interrupt(DEVICE, target).unwrap();
         let message = interrupt.message;
-        assert_eq!(machine.unit.message(DEVICE.rid, message.address, message.data), Ok((0x1_0002, 0x41)));
+        assert_eq!(
+            machine.unit.message(DEVICE.rid, message.address, message.data),
+            Ok(Raised::Vector { destination: 0x1_0002, vector: 0x41 })
+        );
         assert_eq!(machine.unit.message(DEVICE.rid + 1, message.address, message.data), Err(0x26));
         let other = machine.vtd.map_interrupt(DEVICE, target).unwrap();
         assert_ne!(other.handle, interrupt.handle);

@@ -7,7 +7,7 @@ use pasidon_kernel::irq::HostVector;
 use pasidon_kernel::irq::msi::MsiController;
 
 use super::super::dmar::{DeviceScope, ScopeKind};
-use super::super::model::{CAP_CM, ECAP_C, ECAP_SC, ECAP_SMPWCS};
+use super::super::model::{CAP_CM, CAP_PI, ECAP_C, ECAP_SC, ECAP_SMPWCS, Raised};
 use super::*;
 use crate::pci::BusRange;
 
@@ -112,11 +112,21 @@ fn handles_and_faults_belong_to_their_unit() {
     assert_ne!(near.handle, far.handle);
     machine.vtd.unmap_interrupt(near.handle).unwrap();
     assert!(first.message(DEVICE.rid, near.message.address, 0).is_err());
-    assert_eq!(second.message(BEHIND_BRIDGE.rid, far.message.address, 0), Ok((1, 0x41)));
+    assert_eq!(
+        second.message(BEHIND_BRIDGE.rid, far.message.address, 0),
+        Ok(Raised::Vector { destination: 1, vector: 0x41 })
+    );
     second.dma(BEHIND_BRIDGE.rid, Some(9), 0, true).unwrap_err();
     let faults = look(&machine.vtd).complete();
     let requesters: Vec<_> = faults.iter().map(|fault| fault.requester).collect();
     assert_eq!(requesters, [DEVICE, BEHIND_BRIDGE]);
+}
+
+#[test]
+fn each_unit_says_whether_it_posts() {
+    let machine = two_units((CAP, ECAP), (CAP | CAP_PI, ECAP));
+    assert_eq!([DEVICE, BEHIND_BRIDGE].map(|device| machine.vtd.can_post(device)), [false, true]);
+    assert!(!machine.vtd.can_post(Requester::new(1, 0, 0, 0)), "of no unit");
 }
 
 #[test]
