@@ -53,7 +53,7 @@ const X86_64: &[Shape] = &[
         parents: DSA0,
         listed: &[
             "DMAR +120 +1 +BOCHS BXPC +good +yes",
-            "has +64-bit mode, NX, CMPXCHG16B, x2APIC, SVM, nested paging .NPT., .*",
+            "has +64-bit mode, NX, CMPXCHG16B, x2APIC, SVM, nested paging .NPT.,.*",
             "processors +2, highest APIC ID 1",
             "RAM +2047 MiB, .*",
             "Pasidon would use +a UART answers at port 0x3f8 .COM1.",
