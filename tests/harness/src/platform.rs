@@ -39,8 +39,10 @@ const X86_64: Model = Model {
     rom_folders: &["/usr/share/seabios", "/usr/share/qemu"],
     machine: "q35,hpet=on",
     cpu: "max",
-    // As Pasidon needs it: scalable mode with PASIDs, interrupt remapping with x2APIC.
-    iommu: Iommu::Device("intel-iommu,x-scalable-mode=on,x-pasid-mode=on,intremap=on,eim=on"),
+    // As Pasidon needs it: scalable mode with PASIDs, interrupt remapping with x2APIC; and what it uses: posted interrupts.
+    iommu: Iommu::Device(
+        "intel-iommu,x-scalable-mode=on,x-pasid-mode=on,intremap=on,eim=on,x-posted-interrupts=on",
+    ),
     dsa: "",
 };
 
