@@ -46,8 +46,8 @@ const SMMU: Program = Program {
 };
 
 /// Exceptions use the stack that they meet; no notes but the program's own.
-const SVM: Program = Program {
-    name: "svm",
+const PC: Program = Program {
+    name: "pc",
     compiler: "gcc",
     packages: &["gcc"],
     flags: &["-mno-red-zone", "-fcf-protection=none"],
@@ -61,12 +61,12 @@ pub fn smmu() -> Result<PathBuf> {
     SMMU.build()
 }
 
-/// The self-test of the processor's SVM as an ELF file, made when it is not in the cache.
+/// The self-test of the PC, its SVM and its interrupt remapping, as an ELF file, made when it is not in the cache.
 ///
 /// # Errors
 /// When it does not compile.
-pub fn svm() -> Result<PathBuf> {
-    SVM.build()
+pub fn pc() -> Result<PathBuf> {
+    PC.build()
 }
 
 impl Program {

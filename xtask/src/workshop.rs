@@ -67,8 +67,8 @@ impl Workshop for Shop {
         selftest::smmu()
     }
 
-    fn processor_self_test(&self) -> Result<PathBuf> {
-        selftest::svm()
+    fn pc_self_test(&self) -> Result<PathBuf> {
+        selftest::pc()
     }
 }
 

@@ -79,10 +79,10 @@ pub trait Workshop: Sync {
     /// When it does not build.
     fn iommu_self_test(&self) -> Result<PathBuf>;
 
-    /// The self-test of the x86_64 machine's SVM (`tests/platform/selftest/svm`): an ELF file that the machine starts as a
-    /// kernel.
+    /// The self-test of the x86_64 machine's SVM and interrupt remapping (`tests/platform/selftest/pc`): an ELF file that
+    /// the machine starts as a kernel.
     ///
     /// # Errors
     /// When it does not build.
-    fn processor_self_test(&self) -> Result<PathBuf>;
+    fn pc_self_test(&self) -> Result<PathBuf>;
 }

@@ -201,10 +201,10 @@ const SELF_TEST_TIMEOUT: Duration = Duration::from_secs(600);
 /// The platform's models do what their specifications say.
 pub const SELF_TEST: Scenario = Scenario {
     name: "platform-selftest",
-    about: "without Pasidon: the DSA model checked from user space, and SVM; on aarch64 what EL1 is given, and the SMMUv3's substreams, through the DSA",
+    about: "without Pasidon: the DSA model checked from user space, SVM and interrupt remapping; on aarch64 what EL1 is given, and the SMMUv3's substreams, through the DSA",
     arches: Arch::ALL,
     run: |lab| match lab.arch() {
-        Arch::X86_64 => processor_self_test(lab).and_then(|()| accelerator_self_test(lab)),
+        Arch::X86_64 => pc_self_test(lab).and_then(|()| accelerator_self_test(lab)),
         Arch::Aarch64 => iommu_self_test(lab),
     },
 };
@@ -237,26 +237,34 @@ fn iommu_self_test(lab: &Lab<'_>) -> Result<()> {
     machine.wait_for_end(COMMAND_TIMEOUT)
 }
 
-/// Processors for the self-test of SVM: the platform's, and one as old as SVM.
-const PROCESSORS: [&str; 2] = ["max", "max,nrip-save=off,decodeassists=off,flushbyasid=off"];
+/// Processors for the self-test of the PC, and IOMMUs: the platform's, and such as there were with the first SVM.
+const PCS: [(&str, Option<&str>); 2] = [
+    ("max", None),
+    ("max,nrip-save=off,decodeassists=off,flushbyasid=off", Some("intel-iommu,intremap=on,eim=off")),
+];
 /// A machine check of the first processor: bank 1, uncorrected, at no address.
 const MACHINE_CHECK: &str = "mce 0 1 0xb000000000000000 1 0 0";
 
-/// Intercepts, VMRUN's checks and the exceptions of control registers, from a program without a kernel.
-fn processor_self_test(lab: &Lab<'_>) -> Result<()> {
-    let program = lab.workshop.processor_self_test()?;
-    for processor in PROCESSORS {
-        let platform = Platform::program(lab.arch(), &program).arguments(["-cpu", processor]);
+/// Intercepts, VMRUN's checks, the exceptions of control registers, and where interrupt messages go, from a program without
+/// a kernel.
+fn pc_self_test(lab: &Lab<'_>) -> Result<()> {
+    let program = lab.workshop.pc_self_test()?;
+    for (processor, iommu) in PCS {
+        let mut platform = Platform::program(lab.arch(), &program).arguments(["-cpu", processor]);
+        if let Some(iommu) = iommu {
+            platform = platform.without_iommu().device(iommu);
+        }
+        let platform = platform.dsa("");
         let machine = Machine::start_plain(&lab.workshop.qemu()?, &platform)?;
         loop {
-            let said = machine.log().expect("^svm-selftest.*$\n", SELF_TEST_TIMEOUT)?;
+            let said = machine.log().expect("^pc-selftest.*$\n", SELF_TEST_TIMEOUT)?;
             let line = said[0].trim();
             if line.contains("wants a machine check") {
                 let command = serde_json::json!({ "command-line": MACHINE_CHECK });
                 machine.qmp()?.execute("human-monitor-command", command)?;
                 continue;
             }
-            ensure!(passed("svm-selftest", line), "{processor}: {line}\n{}", machine.transcript());
+            ensure!(passed("pc-selftest", line), "{processor}: {line}\n{}", machine.transcript());
             break;
         }
         machine.wait_for_end(COMMAND_TIMEOUT)?;

@@ -1,5 +1,5 @@
 /*
- * Self-test of the processor's SVM: entry, exceptions, and the way into a
+ * Self-test of the PC: entry, exceptions, and the way into a
  * guest.
  *
  * SPDX-License-Identifier: GPL-2.0-or-later

@@ -1,5 +1,5 @@
 /*
- * Self-test of the processor's SVM: serial line, checks, and what a
+ * Self-test of the PC: serial line, checks, and what a
  * freestanding program has to bring along.
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
@@ -13,7 +13,7 @@ static unsigned checks, failed;
 void print(const char *text)
 {
     while (*text) {
-        asm volatile("outb %0, %1" : : "a"(*text++), "d"((uint16_t)COM1));
+        outb(COM1, *text++);
     }
 }
 
@@ -54,7 +54,7 @@ bool check_eq(const char *file, int line, const char *what, const char *of,
 
 void summary(void)
 {
-    print("svm-selftest: ");
+    print("pc-selftest: ");
     print_number(checks, 10);
     print(" checks, ");
     print_number(failed, 10);
@@ -65,7 +65,7 @@ void summary(void)
 void unexpected(int vector);
 void unexpected(int vector)
 {
-    print("svm-selftest: exception ");
+    print("pc-selftest: exception ");
     print_number(vector, 10);
     print("\n");
     for (;;) {

@@ -1,15 +1,17 @@
 /*
- * Self-test of the processor's SVM: a program without operating system that
- * runs guests of a few instructions and compares their exits with the AMD64
- * Architecture Programmer's Manual, Volume 2, Chapter 15.
+ * Self-test of the PC: a program without operating system that runs guests of
+ * a few instructions and compares their exits with the AMD64 Architecture
+ * Programmer's Manual, Volume 2, Chapter 15, and interrupt remapping with
+ * Intel's specification of VT-d.
  *
  *   gcc -O2 -Wall -ffreestanding -nostdlib -static -no-pie -mno-red-zone \
- *       -mgeneral-regs-only -T link.ld -o svm-selftest *.c *.S
+ *       -mgeneral-regs-only -T link.ld -o pc-selftest *.c *.S
  *   qemu-system-x86_64 -M q35 -cpu max -m 2G -nodefaults -nographic \
  *       -no-reboot -serial stdio -monitor unix:monitor,server,nowait \
- *       -kernel svm-selftest
+ *       -device intel-iommu,intremap=on,eim=on,x-posted-interrupts=on \
+ *       -kernel pc-selftest -device dsa,addr=4
  *
- * Prints one line per failed check, ends in "svm-selftest: N checks, M
+ * Prints one line per failed check, ends in "pc-selftest: N checks, M
  * failed", and resets the machine. Where it asks for a machine check, the
  * command "mce 0 1 0xb000000000000000 1 0 0" in QEMU's monitor makes one.
  *
@@ -28,6 +30,7 @@ int main(void)
     test_vmrun();
     test_translations();
     test_machine_check();
+    test_remapping();
     summary();
     return 0;
 }

@@ -1,5 +1,5 @@
 /*
- * Self-test of the processor's SVM: what its parts share.
+ * Self-test of the PC: what its parts share.
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
  */
@@ -41,6 +41,44 @@ void print(const char *text);
 void summary(void);
 void *memset(void *to, int value, size_t size);
 void *memcpy(void *to, const void *from, size_t size);
+
+static inline uint32_t r32(uint64_t address)
+{
+    return *(volatile uint32_t *)address;
+}
+
+static inline void w32(uint64_t address, uint32_t value)
+{
+    *(volatile uint32_t *)address = value;
+}
+
+static inline uint64_t r64(uint64_t address)
+{
+    return *(volatile uint64_t *)address;
+}
+
+static inline void w64(uint64_t address, uint64_t value)
+{
+    *(volatile uint64_t *)address = value;
+}
+
+static inline void outb(uint16_t port, uint8_t value)
+{
+    asm volatile("outb %0, %1" : : "a"(value), "d"(port));
+}
+
+static inline void outl(uint16_t port, uint32_t value)
+{
+    asm volatile("outl %0, %1" : : "a"(value), "d"(port));
+}
+
+static inline uint32_t inl(uint16_t port)
+{
+    uint32_t value;
+
+    asm volatile("inl %1, %0" : "=a"(value) : "d"(port));
+    return value;
+}
 
 static inline uint64_t rdmsr(uint32_t msr)
 {
@@ -121,5 +159,6 @@ void test_priority(void);
 void test_vmrun(void);
 void test_translations(void);
 void test_machine_check(void);
+void test_remapping(void);
 #endif
 #endif

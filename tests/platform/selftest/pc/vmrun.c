@@ -81,8 +81,8 @@ static void check_machine_check(const char *ask, uint64_t mce, uint64_t exit)
 
 void test_machine_check(void)
 {
-    check_machine_check("svm-selftest wants a machine check with CR4.MCE\n",
+    check_machine_check("pc-selftest wants a machine check with CR4.MCE\n",
                         CR4_MCE, EXIT_MC);
-    check_machine_check("svm-selftest wants a machine check without CR4.MCE\n",
+    check_machine_check("pc-selftest wants a machine check without CR4.MCE\n",
                         0, EXIT_SHUTDOWN);
 }
