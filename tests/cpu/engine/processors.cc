@@ -97,14 +97,27 @@ void bx_devices_c::outp(Bit16u port, Bit32u value, unsigned size)
 struct Model {
   const char *name, *more, *fewer;
   /// MSRs that Bochs lacks read as zero, and what is written to them is lost: firmware takes some for granted that all
-  /// such processors have.
-  bool all_msrs;
+  /// of Intel's processors have.
+  bool intel;
 };
 
 static const Model MODELS[] = {
   { "ryzen", "x2apic,movdiri,movdir64b", "mwait,mwaitx", false },
   { "sapphire_rapids", "", "mwait,waitpkg,uintr,cet", true },
 };
+
+static const unsigned IA32_MISC_ENABLE = 0x1a0;
+static const Bit64u FAST_STRINGS = 1;
+
+/// What Intel's processors have, and system software counts on.
+static void complete(BX_CPU_C *cpu)
+{
+  // Where they are off, Linux 6.1 with FSRM moves few bytes wrongly.
+  cpu->msrs[IA32_MISC_ENABLE] = new MSR(IA32_MISC_ENABLE, FAST_STRINGS);
+  // Both controls are there whether MWAIT is switched off or not, and KVM needs them.
+  cpu->vmx_cap.vmx_proc_vmexec_ctrl_supported_bits |=
+    VMX_VM_EXEC_CTRL1_MWAIT_VMEXIT | VMX_VM_EXEC_CTRL1_MONITOR_VMEXIT;
+}
 
 static const char *open(const struct machine *given, const char *name)
 {
@@ -118,7 +131,7 @@ static const char *open(const struct machine *given, const char *name)
   set_parameter(BXPN_CPU_NPROCESSORS, machine.sockets);
   set_parameter(BXPN_CPU_NCORES, machine.cores);
   set_parameter(BXPN_CPU_NTHREADS, machine.threads);
-  set_flag(BXPN_IGNORE_BAD_MSRS, model->all_msrs);
+  set_flag(BXPN_IGNORE_BAD_MSRS, model->intel);
   // Traces as long as there are.
   set_parameter(BXPN_SMP_QUANTUM, BX_MAX_TRACE_LENGTH);
   bx_pc_system.set_enable_a20(true);
@@ -132,6 +145,7 @@ static const char *open(const struct machine *given, const char *name)
     room = (void *)((uintptr_t(room) + 63) & ~uintptr_t(63));
     bx_cpu_array[number] = new (room) BX_CPU_C(number);
     bx_cpu_array[number]->initialize();
+    if (model->intel) complete(bx_cpu_array[number]);
     bx_cpu_array[number]->sanity_checks();
   }
   for (unsigned number = 0; number < bx_cpu_count; number++) bx_cpu_array[number]->reset(BX_RESET_HARDWARE);
