@@ -150,7 +150,7 @@ static const char *open(const struct machine *given, const char *name)
   }
   for (unsigned number = 0; number < bx_cpu_count; number++) bx_cpu_array[number]->reset(BX_RESET_HARDWARE);
   resetting = RESET_NOTHING;
-  return refused.empty() ? nullptr : refused.c_str();
+  return refused.empty() ? open_exits() : refused.c_str();
 }
 
 static void reset(unsigned number)
@@ -204,10 +204,12 @@ static enum activity run(unsigned number, uint64_t instructions, const volatile 
     // From an exception, or an exit of a guest.
     running->icount++;
   }
+  if (exits_are_counted) look_for_exit(running);
   running->prev_rip = running->gen_reg[BX_64BIT_REG_RIP].rrx;
   running->speculative_rsp = false;
   do {
     running->cpu_run_trace();
+    if (exits_are_counted) look_for_exit(running);
     forget_now();
   } while (running->icount < until && !*stop && running->activity_state == BX_CPU_C::BX_ACTIVITY_STATE_ACTIVE);
   enum activity activity = activity_of(running);

@@ -31,4 +31,10 @@ void expire_timers(unsigned processor);
 /// Forgets where pages are.
 void forget_pages();
 
+/// Whether look_for_exit() is to be called wherever a processor may have left a guest or entered one.
+extern bool exits_are_counted;
+/// Begins to count, if that is asked for. Returns null, or words about why not.
+const char *open_exits();
+void look_for_exit(BX_CPU_C *cpu);
+
 #endif
