@@ -3,8 +3,8 @@
 
 use crate::{command, processor, setup, workspace};
 use anyhow::{Context, Result, bail, ensure};
+use pasidon_harness::Arch;
 use pasidon_harness::bench::{self, Figure, Results};
-use pasidon_harness::{Arch, Cpu};
 use std::fs;
 
 /// The benchmark that needs no machine: exits on the processors that host tests run on.
@@ -20,10 +20,15 @@ pub fn run(arch: Arch, names: &[String]) -> Result<()> {
         names.iter().cloned().partition(|name| name == PROCESSORS);
     let mut results = Results::default();
     if !machines.is_empty() || names.is_empty() {
-        let shop = setup::prepare(arch, Cpu::Tcg)?;
         let folder = workspace::target_dir().join("bench");
         fs::create_dir_all(&folder).with_context(|| format!("creating {}", folder.display()))?;
-        results = bench::run(&machines, &shop, &folder, |what| eprintln!("bench: {what}"))?;
+        results = bench::run(
+            &machines,
+            arch,
+            |cpu| setup::prepare(arch, cpu),
+            &folder,
+            |what| eprintln!("bench: {what}"),
+        )?;
     }
     if arch == Arch::X86_64 && (names.is_empty() || !processors.is_empty()) {
         eprintln!("bench: {PROCESSORS}: instructions per exit on Bochs's processors, counted");

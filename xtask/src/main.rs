@@ -16,6 +16,7 @@ mod clean;
 mod command;
 mod comments;
 mod docs;
+mod freestanding;
 mod guests;
 mod image;
 mod platform;
@@ -23,7 +24,6 @@ mod processor;
 mod progress;
 mod run;
 mod rust_src;
-mod selftest;
 mod setup;
 mod symbols;
 mod test;
@@ -131,7 +131,7 @@ struct Test {
 
 #[derive(Args)]
 struct Bench {
-    /// Names of benchmarks: guests, exits, attachments, and for x86_64 processors.
+    /// Names of benchmarks: guests, exits, attachments, and for x86_64 kvm and processors.
     names: Vec<String>,
     /// The processor architecture of the machines.
     #[arg(long, default_value_t = Arch::X86_64)]

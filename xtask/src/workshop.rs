@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Makes for the harness what machines are started from.
 
-use crate::{apt, guests, platform, processor, selftest, uefi};
+use crate::{apt, freestanding, guests, platform, processor, uefi};
 use anyhow::Result;
 use pasidon_harness::{Application, Arch, Cpu, Engine, Linux, Qemu, Workshop};
 use std::collections::BTreeMap;
@@ -64,11 +64,19 @@ impl Workshop for Shop {
     }
 
     fn iommu_self_test(&self) -> Result<PathBuf> {
-        selftest::smmu()
+        freestanding::smmu()
     }
 
     fn pc_self_test(&self) -> Result<PathBuf> {
-        selftest::pc()
+        freestanding::pc()
+    }
+
+    fn exits(&self) -> Result<PathBuf> {
+        freestanding::exits()
+    }
+
+    fn kvm(&self) -> Result<PathBuf> {
+        guests::kvm(&self.linux()?, &self.exits()?)
     }
 }
 

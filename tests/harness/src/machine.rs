@@ -8,7 +8,7 @@ use crate::qmp::Qmp;
 use crate::transcript::Transcript;
 use anyhow::{Context, Result, bail, ensure};
 use pasidon_kernel::console::framing::{Decoder, Encoder, MONITOR_CHANNEL};
-use serde_json::Value;
+use serde_json::{Value, json};
 use std::io::{Read, Write};
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -19,6 +19,8 @@ use tempfile::TempDir;
 const MONITOR: usize = MONITOR_CHANNEL as usize;
 /// How long Pasidon's monitor may take to answer a command.
 const MONITOR_TIMEOUT: Duration = Duration::from_secs(60);
+/// How long QEMU may take to end.
+const END_TIMEOUT: Duration = Duration::from_secs(60);
 /// Bytes read from the serial line at a time.
 const READ_BLOCK: usize = 4096;
 
@@ -69,6 +71,7 @@ impl Machine {
         let private = tempfile::Builder::new().prefix("pasidon-").tempdir()?;
         let mut command = Command::new(&qemu.program);
         command.args(platform.command_line(qemu, private.path())?);
+        command.envs(platform.variables().iter().map(|(name, value)| (name, value)));
         command.args(["-chardev", "stdio,id=serial,signal=off", "-serial", "chardev:serial"]);
         command.arg("-qmp").arg(format!("unix:{},server=on,wait=off", private.path().join("qmp").display()));
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
@@ -157,6 +160,19 @@ impl Machine {
     /// When the time is up first.
     pub fn wait_for_end(&self, timeout: Duration) -> Result<()> {
         self.transcript.wait_for_end(timeout).map(drop)
+    }
+
+    /// Has QEMU end in order, so that what it writes down at its end is there. The serial line must have shown something
+    /// before, as for [`Machine::qmp`].
+    ///
+    /// # Errors
+    /// When QEMU does not answer, or does not end.
+    pub fn quit(self) -> Result<()> {
+        self.qmp()?.execute("quit", json!({}))?;
+        self.wait_for_end(END_TIMEOUT)?;
+        let status = self.child.lock().unwrap_or_else(PoisonError::into_inner).wait()?;
+        ensure!(status.success(), "QEMU ended with {status}\n{}", self.transcript());
+        Ok(())
     }
 
     /// Everything every stream has said so far.

@@ -145,6 +145,7 @@ pub struct Platform {
     devices: Vec<String>,
     accelerators: u32,
     arguments: Vec<OsString>,
+    variables: Vec<(OsString, OsString)>,
 }
 
 impl Platform {
@@ -176,6 +177,7 @@ impl Platform {
             devices: Vec::new(),
             accelerators: 0,
             arguments: Vec::new(),
+            variables: Vec::new(),
         }
     }
 
@@ -223,6 +225,17 @@ impl Platform {
     pub fn arguments<A: Into<OsString>>(mut self, arguments: impl IntoIterator<Item = A>) -> Platform {
         self.arguments.extend(arguments.into_iter().map(Into::into));
         self
+    }
+
+    /// Adds a variable of QEMU's environment.
+    pub fn variable(mut self, name: impl Into<OsString>, value: impl Into<OsString>) -> Platform {
+        self.variables.push((name.into(), value.into()));
+        self
+    }
+
+    /// The variables of QEMU's environment, by name and value.
+    pub fn variables(&self) -> &[(OsString, OsString)] {
+        &self.variables
     }
 
     /// The arguments of `qemu`, without those for the serial line and for QMP.

@@ -85,4 +85,17 @@ pub trait Workshop: Sync {
     /// # Errors
     /// When it does not build.
     fn pc_self_test(&self) -> Result<PathBuf>;
+
+    /// The guest for x86_64 that only exits (`tests/guests/exits`): an ELF file with a PVH entry.
+    ///
+    /// # Errors
+    /// When it does not build.
+    fn exits(&self) -> Result<PathBuf>;
+
+    /// The Linux guest's initrd for x86_64 with what makes a hypervisor of it: KVM's modules in `/lib/modules`, that guest
+    /// as `/lib/exits`, and the monitor that runs it, `/bin/exits-on-kvm`.
+    ///
+    /// # Errors
+    /// When it cannot be made.
+    fn kvm(&self) -> Result<PathBuf>;
 }

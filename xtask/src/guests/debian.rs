@@ -2,8 +2,8 @@
 //! What the Linux guest takes from Debian: a kernel with modules, busybox, and where modules are built for it the
 //! kernel's headers and sources.
 //!
-//! Layout of the finished folder: `vmlinuz`, `vmlinux`, `busybox`, `modules/*.ko`, `sources/*.c`, and `kbuild/` with
-//! the header packages as they unpack, where `kbuild/flavour` leads to those of this kernel.
+//! Layout of the finished folder: `vmlinuz`, `vmlinux`, `busybox`, `modules/*.ko`, `kvm/*.ko`, `sources/*.c`, and
+//! `kbuild/` with the header packages as they unpack, where `kbuild/flavour` leads to those of this kernel.
 
 use super::kernel;
 use super::tool::Tool;
@@ -30,6 +30,9 @@ pub struct Guest {
     busybox: String,
     /// Modules of the kernel package.
     modules: Vec<PathBuf>,
+    /// Those of KVM.
+    #[serde(default)]
+    kvm: Vec<PathBuf>,
     /// Programs of this workspace, by the names of their packages.
     #[serde(default)]
     pub programs: Vec<String>,
@@ -73,7 +76,7 @@ impl Guest {
     /// When a package cannot be had or lacks what is wanted from it.
     pub fn files(&self, cache: &Cache, arch: Arch) -> Result<PathBuf> {
         let mut names = vec![&self.suite, &self.kernel, &self.busybox];
-        let mut paths: Vec<&PathBuf> = self.modules.iter().collect();
+        let mut paths: Vec<&PathBuf> = self.modules.iter().chain(&self.kvm).collect();
         if let Some(build) = &self.build {
             names.extend([&build.headers, &build.kbuild]);
             if let Some(source) = &build.from_source {
@@ -110,12 +113,14 @@ impl Guest {
             Arch::Aarch64 => std::os::unix::fs::symlink("vmlinuz", entry.join("vmlinux"))?,
         }
         fs::rename(work.join("bin/busybox"), entry.join("busybox")).context("taking busybox")?;
-        fs::create_dir(entry.join("modules"))?;
-        for module in &self.modules {
-            let name = module.file_name().context("a module path without a file name")?;
-            let path = work.join("lib/modules").join(release).join(module);
-            fs::rename(&path, entry.join("modules").join(name))
-                .with_context(|| format!("taking {}", path.display()))?;
+        for (folder, modules) in [("modules", &self.modules), ("kvm", &self.kvm)] {
+            fs::create_dir(entry.join(folder))?;
+            for module in modules {
+                let name = module.file_name().context("a module path without a file name")?;
+                let path = work.join("lib/modules").join(release).join(module);
+                fs::rename(&path, entry.join(folder).join(name))
+                    .with_context(|| format!("taking {}", path.display()))?;
+            }
         }
         fs::remove_dir_all(&work).context("deleting what is no longer needed")?;
         step.done();

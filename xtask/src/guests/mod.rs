@@ -14,19 +14,21 @@ use crate::apt;
 use crate::cache::{self, Cache, Key};
 use crate::progress::Step;
 use crate::{command, workspace};
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use debian::Guest;
 use pasidon_harness::{Arch, Linux};
 use serde::Deserialize;
 use std::collections::BTreeMap;
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// Part of the initrd's key: changes when this folder makes something different from the same inputs.
 const RECIPE_VERSION: &str = "3";
 /// Debian packages that the self-test is compiled with.
 const SELF_TEST_PACKAGES: [&str; 2] = ["gcc", "libc6-dev"];
+/// The program of this workspace that runs a guest under KVM.
+const KVM_MONITOR: &str = "exits-on-kvm";
 
 /// `tests/guests/linux/guest.toml`.
 #[derive(Deserialize)]
@@ -113,6 +115,39 @@ pub fn with_tool(linux: &Linux, arch: Arch, tool: &str) -> Result<PathBuf> {
     let found = guest.tools.get(tool);
     let found = found.with_context(|| format!("guest.toml has no tool {tool} for {arch}"))?;
     found.initrd(tool, &guest.suite, linux, arch)
+}
+
+/// The initrd of `linux`, for x86_64, with KVM in it, made when it is not in the cache: the modules, the monitor
+/// `exits-on-kvm`, and the guest `exits`, an ELF file.
+///
+/// # Errors
+/// When the recipe is wrong, a package cannot be had, or the monitor does not build.
+pub fn kvm(linux: &Linux, exits: &Path) -> Result<PathBuf> {
+    let arch = Arch::X86_64;
+    let (_, guest) = recipe(arch)?;
+    let cache = Cache::open()?;
+    let mut paths = workspace::list(&guest.files(&cache, arch)?.join("kvm"))?;
+    ensure!(!paths.is_empty(), "guest.toml has no modules of KVM for {arch}");
+    let mut targets: Vec<String> = Vec::new();
+    for module in &paths {
+        let name = module.file_name().context("a module without a name")?;
+        targets.push(format!("lib/modules/{}", name.display()));
+    }
+    paths.extend(programs::build(&[KVM_MONITOR.to_owned()], arch)?);
+    targets.push(format!("bin/{KVM_MONITOR}"));
+    paths.push(exits.to_path_buf());
+    targets.push("lib/exits".to_owned());
+    let contents: Vec<Vec<u8>> = paths.iter().map(|path| initrd::read(path)).collect::<Result<_>>()?;
+    let files: Vec<(String, Vec<u8>)> = targets.into_iter().zip(contents).collect();
+    let mut key = Key::new().part(RECIPE_VERSION).part(linux.initrd.as_os_str().as_encoded_bytes());
+    for (target, content) in &files {
+        key = key.part(target).part(content);
+    }
+    let entry = cache.entry("guest-initrd-kvm-x86_64", &key, |entry| {
+        let archive = initrd::joined(initrd::read(&linux.initrd)?, &initrd::of_files(&files)?);
+        fs::write(entry.join("initrd.img"), archive).context("writing the initrd")
+    })?;
+    Ok(entry.join("initrd.img"))
 }
 
 /// The initrd of `linux`, a guest for x86_64, with the accelerator model's self-test in it, made when it is not in the

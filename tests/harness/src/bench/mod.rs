@@ -6,9 +6,12 @@
 
 mod attached;
 mod counted;
+mod kvm;
 mod plugin;
 mod timed;
 
+use crate::arch::Arch;
+use crate::cpu::Cpu;
 use crate::workshop::Workshop;
 use anyhow::{Result, bail};
 use serde_json::{Value, json};
@@ -53,6 +56,8 @@ struct Benchmark {
     name: &'static str,
     /// What it does.
     about: &'static str,
+    /// The processors of its machines.
+    cpu: Cpu,
     run: fn(&dyn Workshop, &Path) -> Result<Results>,
 }
 
@@ -61,30 +66,56 @@ const ALL: &[Benchmark] = &[
     Benchmark {
         name: "guests",
         about: "the platform without Pasidon, then two guests on it, one of them copying",
+        cpu: Cpu::Tcg,
         run: timed::guests,
     },
-    Benchmark { name: "exits", about: "instructions per exit, counted", run: counted::exits },
+    Benchmark { name: "exits", about: "instructions per exit, counted", cpu: Cpu::Tcg, run: counted::exits },
     Benchmark {
         name: "attachments",
         about: "attaching and ending a PASID beside 1 and beside 1,000 others, counted",
+        cpu: Cpu::Tcg,
         run: attached::attachments,
+    },
+    Benchmark {
+        name: "kvm",
+        about: "instructions per exit beside those of Linux's KVM, on VMX",
+        cpu: Cpu::Vmx,
+        run: kvm::kvm,
     },
 ];
 
-/// Runs the benchmarks of those names, or all without names, with disk images in `folder`, telling `say` what is being
-/// done.
+/// Runs the benchmarks of those names that are for `arch`, or all without names, with machines from the workshop that
+/// there is for their processors and disk images in `folder`, telling `say` what is being done.
 ///
 /// # Errors
-/// When there is none of a name, or a machine does not do what is measured.
-pub fn run(names: &[String], workshop: &dyn Workshop, folder: &Path, say: impl Fn(&str)) -> Result<Results> {
-    if let Some(name) = names.iter().find(|name| ALL.iter().all(|one| one.name != **name)) {
-        let all: Vec<_> = ALL.iter().map(|one| one.name).collect();
-        bail!("no benchmark {name}; there are: {}", all.join(", "));
+/// When there is none of a name on `arch`, or a machine does not do what is measured.
+pub fn run<W: Workshop>(
+    names: &[String],
+    arch: Arch,
+    workshop: impl Fn(Cpu) -> Result<W>,
+    folder: &Path,
+    say: impl Fn(&str),
+) -> Result<Results> {
+    let here: Vec<_> = ALL.iter().filter(|one| one.cpu.check(arch).is_ok()).collect();
+    if let Some(name) = names.iter().find(|name| here.iter().all(|one| one.name != **name)) {
+        let all: Vec<_> = here.iter().map(|one| one.name).collect();
+        bail!("no benchmark {name} on {arch}; there are: {}", all.join(", "));
     }
-    let chosen: Vec<_> =
-        ALL.iter().filter(|one| names.is_empty() || names.iter().any(|name| name == one.name)).collect();
+    let chosen: Vec<_> = here
+        .into_iter()
+        .filter(|one| names.is_empty() || names.iter().any(|name| name == one.name))
+        .collect();
+    let mut workshops: Vec<(Cpu, W)> = Vec::new();
     let mut results = Results::default();
     for (place, one) in chosen.iter().enumerate() {
+        let found = match workshops.iter().position(|(cpu, _)| *cpu == one.cpu) {
+            Some(found) => found,
+            None => {
+                workshops.push((one.cpu, workshop(one.cpu)?));
+                workshops.len() - 1
+            }
+        };
+        let (_, workshop) = &workshops[found];
         say(&format!("{} ({} of {}): {}", one.name, place + 1, chosen.len(), one.about));
         let started = Instant::now();
         let more = (one.run)(workshop, folder)?;

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Self-tests of the platform that need no operating system: compiled for the machine's processor, started as they are.
+//! Programs without an operating system, self-tests of the platform and a guest: compiled for the machine's processor,
+//! started as they are.
 
 use crate::cache::{Cache, Key};
 use crate::progress::Step;
@@ -26,10 +27,12 @@ const FLAGS: [&str; 12] = [
     "-Tlink.ld",
 ];
 
-/// What differs between the self-tests.
+/// What differs between the programs.
 struct Program {
-    /// The folder in `tests/platform/selftest`.
+    /// What it is called.
     name: &'static str,
+    /// Its folder in `tests`.
+    folder: &'static str,
     compiler: &'static str,
     /// Debian packages with the compiler.
     packages: &'static [&'static str],
@@ -39,18 +42,30 @@ struct Program {
 
 /// Without an MMU, memory takes aligned accesses only.
 const SMMU: Program = Program {
-    name: "smmu",
+    name: "smmu-selftest",
+    folder: "platform/selftest/smmu",
     compiler: "aarch64-linux-gnu-gcc",
     packages: &["gcc-aarch64-linux-gnu"],
     flags: &["-mstrict-align"],
 };
 
 /// Exceptions use the stack that they meet; no notes but the program's own.
+const X86_64_FLAGS: &[&str] = &["-mno-red-zone", "-fcf-protection=none"];
+
 const PC: Program = Program {
-    name: "pc",
+    name: "pc-selftest",
+    folder: "platform/selftest/pc",
     compiler: "gcc",
     packages: &["gcc"],
-    flags: &["-mno-red-zone", "-fcf-protection=none"],
+    flags: X86_64_FLAGS,
+};
+
+const EXITS: Program = Program {
+    name: "exits",
+    folder: "guests/exits",
+    compiler: "gcc",
+    packages: &["gcc"],
+    flags: X86_64_FLAGS,
 };
 
 /// The self-test of the SMMUv3 model as an ELF file, made when it is not in the cache.
@@ -69,26 +84,33 @@ pub fn pc() -> Result<PathBuf> {
     PC.build()
 }
 
+/// The guest `exits` for x86_64 as an ELF file, made when it is not in the cache.
+///
+/// # Errors
+/// When it does not compile.
+pub fn exits() -> Result<PathBuf> {
+    EXITS.build()
+}
+
 impl Program {
     fn build(&self) -> Result<PathBuf> {
-        let dir = workspace::root().join("tests/platform/selftest").join(self.name);
+        let dir = workspace::root().join("tests").join(self.folder);
         let mut sources = workspace::list(&dir)?;
         let key = Key::new().part(RECIPE_VERSION).files(&sources)?;
         let compiled = |extension: &std::ffi::OsStr| extension == "c" || extension == "S";
         sources.retain(|source| source.extension().is_some_and(compiled));
-        let file = format!("{}-selftest", self.name);
-        let entry = Cache::open()?.entry(&format!("selftest-{}", self.name), &key, |entry| {
+        let entry = Cache::open()?.entry(self.name, &key, |entry| {
             apt::need(self.packages)?;
-            let step = Step::start(format!("building {file}"));
+            let step = Step::start(format!("building {}", self.name));
             // By their names alone: a failed check prints its file's, which must not be another clone's path.
             let names = sources.iter().filter_map(|source| source.file_name());
             let mut gcc = Command::new(self.compiler);
             gcc.current_dir(&dir).args(FLAGS).args(self.flags);
-            gcc.arg("-o").arg(entry.join(&file)).args(names);
+            gcc.arg("-o").arg(entry.join(self.name)).args(names);
             command::run(&mut gcc, &step)?;
             step.done();
             Ok(())
         })?;
-        Ok(entry.join(file))
+        Ok(entry.join(self.name))
     }
 }
