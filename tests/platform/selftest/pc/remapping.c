@@ -355,6 +355,34 @@ static void test_refusals(void)
     CHECK_EQ("the notification after them", came(vector), true);
 }
 
+/*
+ * This processor changes the word that an interrupt is posted to, all the
+ * while, and takes the interrupts away: nothing of either is lost.
+ */
+static void test_race(void)
+{
+    enum { ROUNDS = 1000, STEPS = 2000, BIT_63 = 255 };
+    uint64_t steps = 0, lost = 0;
+
+    posted(7, BIT_63);
+    pid_prepare(SN);
+    w64(BAR0 + DSA_MSIX_TABLE, MESSAGE(7));
+    for (unsigned round = 0; round < ROUNDS; round++) {
+        w32(BAR0 + DSA_CMD, DSA_INTERRUPT | DSA_DRAIN_ALL);
+        do {
+            for (unsigned step = 0; step < STEPS; step++, steps++) {
+                asm volatile("lock incq %0" : "+m"(pid[3]));
+            }
+        } while (r32(BAR0 + DSA_CMDSTS) & BIT(31));
+        bool there;
+
+        asm volatile("lock btrq $63, %1" : "=@ccc"(there), "+m"(pid[3]));
+        lost += !there;
+    }
+    CHECK_EQ("steps that were counted", pid[3], steps);
+    CHECK_EQ("interrupts that were lost", lost, 0);
+}
+
 /* The serial line's pin, edge-triggered */
 static void test_io_apic(void)
 {
@@ -389,6 +417,7 @@ void test_remapping(void)
         if (posts) {
             test_posting();
             test_refusals();
+            test_race();
             test_io_apic();
         } else {
             posted(7, 0x91);
