@@ -21,11 +21,11 @@ pub fn order_for_devices() {
 /// processor must have CMPXCHG16B, for which [`Features::check`](crate::cpu::Features::check) looks.
 pub unsafe fn write128(address: u64, [low, high]: [u64; 2]) {
     // What fails brings what is there, and nobody else writes, so the second try at the latest succeeds. RBX is the
-    // compiler's own.
+    // compiler's own, and it may choose that for what is not named.
     // SAFETY: by the contract of this function.
     unsafe {
-        asm!("xchg rbx, {low}", "2: lock cmpxchg16b [{address}]", "jne 2b", "mov rbx, {low}",
-            low = inout(reg) low => _, address = in(reg) address, in("rcx") high,
+        asm!("xchg rbx, rsi", "2: lock cmpxchg16b [rdi]", "jne 2b", "mov rbx, rsi",
+            inout("rsi") low => _, in("rdi") address, in("rcx") high,
             inout("rax") 0_u64 => _, inout("rdx") 0_u64 => _, options(nostack));
     }
 }
@@ -71,8 +71,8 @@ mod tests {
                 let (mut low, mut high) = (0_u64, 0_u64);
                 // SAFETY: as above; what is exchanged is zero for zero, so this writes nothing.
                 unsafe {
-                    asm!("xchg rbx, {zero}", "lock cmpxchg16b [{address}]", "mov rbx, {zero}",
-                        zero = inout(reg) 0_u64 => _, address = in(reg) address, in("rcx") 0_u64,
+                    asm!("xchg rbx, rsi", "lock cmpxchg16b [rdi]", "mov rbx, rsi",
+                        inout("rsi") 0_u64 => _, in("rdi") address, in("rcx") 0_u64,
                         inout("rax") low, inout("rdx") high, options(nostack));
                 }
                 assert!([low, high] == [0; 2] || high == !low, "{low:#x} with {high:#x}");
