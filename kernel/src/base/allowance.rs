@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! How many lines a guest may cause to be printed.
+//! How many lines a guest may cause to be printed, and how often it may cause something else that costs others.
 //!
 //! **Principle.** A few at once, then one a second: the serial line is slow, and whoever prints holds it. What is
 //! not printed is counted, and the next line says how many there were.

@@ -44,10 +44,12 @@ pub enum Route {
     /// To the driver of a parent: its event interrupt. The number is its place in
     /// [`crate::system::System::parents`].
     ParentEvent(u16),
+    /// To a VM that was posted an interrupt while it did not run.
+    Posted(VmId),
 }
 
 /// Layout of a route in one word: kind 63:62 (0: none), VM 61:46, vdev 45:14, vector 13:0; or the
-/// parent in 15:0.
+/// parent or the VM in 15:0.
 mod word {
     pub const KIND: u32 = 62;
     pub const VM: u32 = 46;
@@ -55,6 +57,7 @@ mod word {
     pub const VECTOR_MASK: u64 = (1 << VDEV) - 1;
     pub const KIND_VDEV: u64 = 1;
     pub const KIND_PARENT: u64 = 2;
+    pub const KIND_POSTED: u64 = 3;
 }
 
 impl Route {
@@ -70,6 +73,7 @@ impl Route {
                     | u64::from(vector) & word::VECTOR_MASK
             }
             Self::ParentEvent(parent) => word::KIND_PARENT << word::KIND | u64::from(parent),
+            Self::Posted(vm) => word::KIND_POSTED << word::KIND | u64::from(vm.0),
         }
     }
 
@@ -81,6 +85,7 @@ impl Route {
                 vector: (word & word::VECTOR_MASK) as u16,
             }),
             word::KIND_PARENT => Some(Self::ParentEvent(word as u16)),
+            word::KIND_POSTED => Some(Self::Posted(VmId(word as u16))),
             _ => None,
         }
     }

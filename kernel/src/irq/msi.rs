@@ -30,7 +30,7 @@ pub struct RemappedInterrupt {
 /// Memory through which a running guest takes interrupts without the hypervisor: whoever raises one sets its bit there and
 /// tells the processor, which hands it to the guest. Where the guest does not run, the processor tells the hypervisor.
 ///
-/// Made by architecture code. Whoever may still write to it holds it.
+/// Made by architecture code. The controller holds it for as long as the hardware may write to it.
 pub trait PostedInterrupts: Send + Sync + Debug {
     /// Where it is: 64 bytes, aligned to as many.
     fn address(&self) -> HostPhys;

@@ -103,7 +103,10 @@ pub static COMMANDS: [Command; 18] = [
         name: "interrupts",
         usage: &["interrupts"],
         about: "Lists the physical interrupts that lead to vdevs.",
-        more: &[],
+        more: &[
+            "POSTED AS is the guest's vector where the hardware posts it to the guest without the hypervisor,",
+            "which then sees, and counts, none of them. Else the hypervisor delivers it.",
+        ],
     },
     Command {
         name: "exits",

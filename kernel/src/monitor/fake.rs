@@ -39,6 +39,7 @@ fn vdev(id: u32, vm: &str, pasid: u32) -> VdevInfo {
             virtual_vector: 1,
             host_vector: 0x40 + id,
             cpu: 0,
+            posted_as: (id == 2).then_some(0x24),
             delivered: 10_016,
         }],
         away: AWAY,

@@ -253,7 +253,9 @@ pub struct InterruptInfo {
     pub host_vector: u32,
     /// That processor's hardware identifier.
     pub cpu: u32,
-    /// How often it was delivered.
+    /// Vector of the guest that the hardware posts it as, without the hypervisor; `None` where the hypervisor delivers it.
+    pub posted_as: Option<u8>,
+    /// How often the hypervisor delivered it.
     pub delivered: u64,
 }
 

@@ -315,6 +315,7 @@ pub(super) struct InterruptRow {
     pub virtual_vector: u16,
     pub host_vector: u32,
     pub cpu: u32,
+    pub posted_as: Option<u8>,
     pub delivered: u64,
 }
 
@@ -328,6 +329,7 @@ pub(super) fn interrupt_rows(vdevs: &[VdevRow]) -> Vec<InterruptRow> {
             virtual_vector: line.virtual_vector,
             host_vector: line.host_vector,
             cpu: line.cpu,
+            posted_as: line.posted_as,
             delivered: line.delivered,
         };
         vdev.info.interrupts.iter().map(line).collect::<Vec<_>>()
@@ -336,8 +338,17 @@ pub(super) fn interrupt_rows(vdevs: &[VdevRow]) -> Vec<InterruptRow> {
 }
 
 pub(super) fn interrupts(rows: &[InterruptRow]) -> String {
-    let mut table =
-        Table::new(["PARENT", "#ENTRY", "#CPU", "#HOST VECTOR", "VM", "VDEV", "#VECTOR", "#DELIVERED"]);
+    let mut table = Table::new([
+        "PARENT",
+        "#ENTRY",
+        "#CPU",
+        "#HOST VECTOR",
+        "VM",
+        "VDEV",
+        "#VECTOR",
+        "#POSTED AS",
+        "#DELIVERED",
+    ]);
     for row in rows {
         table.row([
             row.parent.clone(),
@@ -347,6 +358,7 @@ pub(super) fn interrupts(rows: &[InterruptRow]) -> String {
             row.vm.clone(),
             row.vdev.clone(),
             row.virtual_vector.to_string(),
+            row.posted_as.map_or_else(|| "-".to_string(), |vector| format!("{vector:#x}")),
             row.delivered.to_string(),
         ]);
     }

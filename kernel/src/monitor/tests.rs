@@ -55,8 +55,10 @@ fn tables_for_people() {
     ));
     assert!(text("faults").ends_with("1 record since boot, of one fault or several\n"));
     assert_eq!(
-        text("interrupts").lines().nth(1).unwrap(),
-        "dsa0        1    0         0x41  alpha  dsa0/dsa-dwq#1       1      10016"
+        text("interrupts"),
+        "PARENT  ENTRY  CPU  HOST VECTOR  VM     VDEV            VECTOR  POSTED AS  DELIVERED\n\
+         dsa0        1    0         0x41  alpha  dsa0/dsa-dwq#1       1          -      10016\n\
+         dsa0        2    0         0x42  beta   dsa0/dsa-dwq#2       1       0x24      10016\n"
     );
     assert!(text("parents").contains("dsa0    0000:00:04.0  on     dsa-dwq          6   8  direct"));
     assert!(text("pasids").contains("\n    2  attached  beta   dsa0       2      2\n"));

@@ -11,7 +11,7 @@ use crate::dma::fault::Noted;
 use crate::dma::iommu::{AttachFailed, Iommu, IommuCapabilities, TableId};
 use crate::dma::pasid::Pasid;
 use crate::irq::HostVector;
-use crate::irq::msi::{MsiController, RemappedInterrupt};
+use crate::irq::msi::{Delivery, MsiController, RemappedInterrupt};
 use crate::vm::exit::MsiMessage;
 
 fn fault(what: &str) -> Refusal {
@@ -157,9 +157,33 @@ impl MsiController for SharedTruth {
         if truth.fails(Fail::UnmapInterrupt) {
             return Err(fault("unmap interrupt"));
         }
+        truth.posted.remove(&handle);
         let known = truth.remapped.remove(&handle).is_some();
         truth.demand(known, || format!("interrupt {handle} unmapped twice"));
         truth.steps.push(Step::InterruptUnmapped);
         Ok(())
+    }
+
+    fn can_post(&self, _requester: Requester) -> bool {
+        true
+    }
+
+    fn redirect(&self, handle: u32, to: Delivery<'_>) -> Result<(), Refusal> {
+        let mut truth = self.lock();
+        truth.redirects += 1;
+        let known = truth.remapped.get(&handle).copied();
+        truth.demand(known.is_some(), || format!("interrupt {handle} redirected, which is not mapped"));
+        match to {
+            Delivery::Host(vector) => {
+                truth
+                    .demand(known == Some(vector), || format!("interrupt {handle} redirected to {vector:?}"));
+                truth.posted.remove(&handle);
+            }
+            Delivery::Guest(posting) => {
+                let way = (posting.descriptor.address(), posting.vector);
+                truth.posted.insert(handle, way);
+            }
+        }
+        if truth.fails(Fail::Redirect) { Err(fault("redirect")) } else { Ok(()) }
     }
 }

@@ -34,6 +34,7 @@ pub enum Fail {
     AllocateVector,
     MapInterrupt,
     UnmapInterrupt,
+    Redirect,
     /// The model refuses the tag.
     Tag,
     /// The queue does not stop.
@@ -91,6 +92,9 @@ pub struct Truth {
     pub claimed: BTreeSet<Requester>,
     pub attached: BTreeMap<(Requester, Pasid), TableId>,
     pub remapped: BTreeMap<u32, HostVector>,
+    /// Handles whose messages are posted to guests: where, and as what. How often one was redirected.
+    pub posted: BTreeMap<u32, (HostPhys, u8)>,
+    pub redirects: usize,
     pub next_handle: u32,
     /// The next event is a halt.
     pub halted: bool,

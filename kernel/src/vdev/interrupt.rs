@@ -6,10 +6,15 @@
 //! after the remapping entry is gone and what was under way has been handled.
 
 use alloc::format;
+use alloc::vec::Vec;
+
+use spin::Mutex;
 
 use super::Services;
+use crate::base::allowance::Allowance;
 use crate::base::refusal::Refusal;
-use crate::irq::msi::RemappedInterrupt;
+use crate::irq::host::Host;
+use crate::irq::msi::{Delivery, MsiController, Posting, RemappedInterrupt};
 use crate::irq::{HostVector, Route, RouteHandle};
 use crate::vdev::parent::Parent;
 
@@ -21,6 +26,10 @@ pub(crate) struct Interrupt {
     pub(crate) route: RouteHandle,
     /// `None` where the parent is used without an IOMMU.
     remapped: Option<RemappedInterrupt>,
+    /// The guest's vector that it is posted as; `None` while it is the hypervisor's.
+    pub(crate) posted_as: Option<u8>,
+    /// The hardware did not confirm a change of that. It is not posted any more then, if that is confirmed.
+    unconfirmed: bool,
 }
 
 /// A vector that a message may still raise, because the hardware did not confirm that its entry is gone.
@@ -61,7 +70,7 @@ impl Interrupt {
         let what = || format!("interrupt {entry} of {}", parent.name());
         let owner = match route {
             Route::Vdev { vm, .. } => Some(vm),
-            Route::ParentEvent(_) => None,
+            Route::ParentEvent(_) | Route::Posted(_) => None,
         };
         let vector = services.host.allocate_vector(owner).ok_or_else(|| {
             Refusal::new(
@@ -89,7 +98,7 @@ impl Interrupt {
         match message {
             Ok((message, remapped)) => {
                 parent.set_interrupt(entry, Some(message));
-                Ok(Self { entry, route: handle, remapped })
+                Ok(Self { entry, route: handle, remapped, posted_as: None, unconfirmed: false })
             }
             Err(refusal) => {
                 services.routes.unregister(handle);
@@ -115,5 +124,95 @@ impl Interrupt {
         services.host.settle_vector(vector);
         services.host.free_vector(vector);
         Ok(())
+    }
+
+    /// MSI-X vector of the vdev; `None` for a parent's own event.
+    pub(crate) fn virtual_vector(&self) -> Option<u16> {
+        match self.route.route() {
+            Route::Vdev { vector, .. } => Some(vector),
+            Route::ParentEvent(_) | Route::Posted(_) => None,
+        }
+    }
+
+    fn redirect(&mut self, msi: &dyn MsiController, to: Option<&Posting>) {
+        let Some(remapped) = self.remapped else { return };
+        let delivery = to.map_or(Delivery::Host(self.route.vector()), Delivery::Guest);
+        match msi.redirect(remapped.handle, delivery) {
+            Ok(()) => {
+                self.posted_as = to.map(|posting| posting.vector);
+                self.unconfirmed = false;
+            }
+            Err(refusal) => {
+                if !core::mem::replace(&mut self.unconfirmed, true) {
+                    log::warn!(
+                        "interrupt {}: its way to the guest is not certain now: {refusal}",
+                        self.entry
+                    );
+                }
+            }
+        }
+    }
+}
+
+/// The connected interrupts of one vdev. The guest's side has them posted, the owner's takes them apart.
+pub(crate) struct Interrupts {
+    /// What posts them; `None` where nothing can.
+    msi: Option<&'static dyn MsiController>,
+    host: &'static dyn Host,
+    connected: Mutex<Connected>,
+}
+
+struct Connected {
+    interrupts: Vec<Interrupt>,
+    /// How often the guest may still have one posted: each time costs an invalidation, for which others may wait. To be
+    /// the hypervisor's is free, as it has to be posted before.
+    posts: Allowance,
+}
+
+impl Interrupts {
+    /// None yet.
+    pub(crate) fn new(services: &Services, parent: &dyn Parent) -> Self {
+        let host = services.host;
+        let posts = Allowance::new(host.now_ns());
+        Self {
+            msi: services.msi.filter(|msi| msi.can_post(parent.requester())),
+            host,
+            connected: Mutex::new(Connected { interrupts: Vec::new(), posts }),
+        }
+    }
+
+    pub(crate) fn add(&self, interrupt: Interrupt) {
+        self.connected.lock().interrupts.push(interrupt);
+    }
+
+    /// Takes them, to be taken apart; nothing is redirected after that.
+    pub(crate) fn take(&self) -> Vec<Interrupt> {
+        core::mem::take(&mut self.connected.lock().interrupts)
+    }
+
+    /// Has the interrupt behind that MSI-X vector of the vdev posted to the guest, or raised for the hypervisor. Where it
+    /// cannot be posted, or that was done too often, it is the hypervisor's.
+    pub(crate) fn redirect(&self, vector: u16, to: Option<&Posting>) {
+        let Some(msi) = self.msi else { return };
+        let Connected { interrupts, posts } = &mut *self.connected.lock();
+        let Some(interrupt) = interrupts.iter_mut().find(|each| each.virtual_vector() == Some(vector)) else {
+            return;
+        };
+        let is_so = |to: Option<&Posting>, interrupt: &Interrupt| {
+            !interrupt.unconfirmed && interrupt.posted_as == to.map(|posting| posting.vector)
+        };
+        if is_so(to, interrupt) {
+            return;
+        }
+        let to = to.filter(|_| !interrupt.unconfirmed && posts.take(self.host.now_ns()).is_some());
+        if !is_so(to, interrupt) {
+            interrupt.redirect(msi, to);
+        }
+    }
+
+    /// Each of them, for the monitor; none while they are being changed.
+    pub(crate) fn describe<T>(&self, what: impl FnMut(&Interrupt) -> T) -> Vec<T> {
+        let connected = self.connected.try_lock();
+        connected.map(|connected| connected.interrupts.iter().map(what).collect()).unwrap_or_default()
     }
 }

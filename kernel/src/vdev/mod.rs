@@ -42,7 +42,7 @@ use crate::vdev::parent::{
 };
 use crate::vdev::retired::{Retired, Retirement, StuckSlice};
 use gate::{Came, Gate};
-use interrupt::Interrupt;
+use interrupt::{Interrupt, Interrupts};
 use model::SharedModel;
 
 /// A vdev as it is asked for.
@@ -122,13 +122,6 @@ impl From<Refusal> for CreateFailed {
     }
 }
 
-/// What is joined while a vdev lives.
-#[derive(Debug)]
-struct Live {
-    reach: Reach,
-    interrupts: Vec<Interrupt>,
-}
-
 /// One vdev. What the guest's bus needs of it is [`Vdev::guest_side`].
 pub struct Vdev {
     id: VdevId,
@@ -142,8 +135,9 @@ pub struct Vdev {
     ioas: Option<IoasId>,
     faults: AtomicU64,
     gate: Gate,
+    interrupts: Arc<Interrupts>,
     /// `None` after the end.
-    live: Mutex<Option<Live>>,
+    live: Mutex<Option<Reach>>,
 }
 
 /// `vm beta: vdev dsa0/dsa-dwq`.
@@ -239,27 +233,27 @@ impl Vdev {
             pasid,
             ioas,
             faults: AtomicU64::new(0),
+            interrupts: Arc::new(Interrupts::new(services, parent)),
             live: Mutex::new(None),
         };
-        let mut live = Live { reach, interrupts: Vec::new() };
-        match vdev.connect(services, &mut live) {
+        match vdev.connect(services) {
             Ok(()) => {
-                *vdev.live.lock() = Some(live);
+                *vdev.live.lock() = Some(reach);
                 Ok(vdev)
             }
             Err(refusal) => {
-                Err(CreateFailed { refusal: within(refusal), retired: vdev.dismantle(services, live) })
+                Err(CreateFailed { refusal: within(refusal), retired: vdev.dismantle(services, reach) })
             }
         }
     }
 
     /// The last two steps of creation: interrupts, then the tag.
-    fn connect(&self, services: &Services, live: &mut Live) -> Result<(), Refusal> {
+    fn connect(&self, services: &Services) -> Result<(), Refusal> {
         for binding in self.model.interrupts() {
             let route = Route::Vdev { vm: self.vm, vdev: self.id, vector: binding.virtual_vector };
             let interrupt =
                 Interrupt::connect(services, self.parent, self.pasid.is_some(), binding.physical, route)?;
-            live.interrupts.push(interrupt);
+            self.interrupts.add(interrupt);
         }
         match self.pasid {
             Some(pasid) => self.model.with(|model| model.attach(pasid)).unwrap_or(Ok(())),
@@ -285,12 +279,12 @@ impl Vdev {
         if unmapped.0 != self.id {
             return Err(refuse("its portals may still be mapped"));
         }
-        let live = self.live.lock().take().ok_or_else(|| refuse("it has ended already"))?;
-        Ok(self.dismantle(services, live))
+        let reach = self.live.lock().take().ok_or_else(|| refuse("it has ended already"))?;
+        Ok(self.dismantle(services, reach))
     }
 
     /// From a stopped queue to a returned slice.
-    fn dismantle(&self, services: &Services, live: Live) -> Vec<Retirement> {
+    fn dismantle(&self, services: &Services, reach: Reach) -> Vec<Retirement> {
         let mut retired = Vec::new();
         let mut keep = |why: String, what: Retired| {
             let now = services.host.now_ns();
@@ -299,12 +293,12 @@ impl Vdev {
         let parent = || self.parent.name().to_string();
         let (stopped, model) = stop(self.model.take());
         self.gate.end(self.parent);
-        for interrupt in live.interrupts.into_iter().rev() {
+        for interrupt in self.interrupts.take().into_iter().rev() {
             if let Err((lost, refusal)) = interrupt.disconnect(services, self.parent) {
                 keep(refusal.to_string(), Retired::Vector(lost));
             }
         }
-        match (live.reach, stopped) {
+        match (reach, stopped) {
             (Reach::Translated(attachment), Ok(proof)) => {
                 let ended = attachment.end(proof);
                 retired.extend(settle(services, &self.vm_name, self.parent, ended));
@@ -369,7 +363,7 @@ impl Vdev {
 
     /// What to put on the guest's bus.
     pub fn guest_side(&self) -> Box<dyn VdevRegisters> {
-        self.model.guest_side()
+        self.model.guest_side_of(&self.interrupts)
     }
 
     /// An interrupt came in another VM's turn of that number, and took that time.
@@ -392,20 +386,17 @@ impl Vdev {
 
     /// For the monitor. Waits for no device.
     pub(crate) fn info(&self, routes: &RouteTable) -> VdevInfo {
-        let live = self.live.lock();
-        let interrupts = live.iter().flat_map(|live| &live.interrupts).map(|interrupt| {
+        let interrupt = |interrupt: &Interrupt| {
             let vector = interrupt.route.vector();
             InterruptInfo {
                 entry: interrupt.entry,
-                virtual_vector: match interrupt.route.route() {
-                    Route::Vdev { vector, .. } => vector,
-                    Route::ParentEvent(_) => 0,
-                },
+                virtual_vector: interrupt.virtual_vector().unwrap_or(0),
                 host_vector: vector.vector,
                 cpu: vector.cpu,
+                posted_as: interrupt.posted_as,
                 delivered: routes.delivered(&interrupt.route),
             }
-        });
+        };
         VdevInfo {
             id: self.id.0,
             vm: self.vm_name.clone(),
@@ -413,7 +404,7 @@ impl Vdev {
             type_name: self.type_name.clone(),
             pasid: self.pasid.map(Pasid::value),
             ioas: self.ioas.map(|id| id.0),
-            interrupts: interrupts.collect(),
+            interrupts: self.interrupts.describe(interrupt),
             away: self.gate.away.info(),
             fault_records: self.faults(),
             details: details(self.model.describe()),

@@ -14,6 +14,8 @@ use core::fmt;
 use spin::Mutex;
 
 use crate::dev::bus::all_ones;
+use crate::irq::msi::Posting;
+use crate::vdev::interrupt::Interrupts;
 use crate::vdev::parent::{
     InterruptBinding, PciIdentity, Portal, QuiesceFailed, Remains, VdevModel, VdevRegisters,
 };
@@ -39,7 +41,12 @@ impl SharedModel {
 
     /// What the guest's bus gets of it.
     pub fn guest_side(self: &Arc<Self>) -> Box<dyn VdevRegisters> {
-        Box::new(GuestSide(self.clone()))
+        Box::new(GuestSide { model: self.clone(), interrupts: None })
+    }
+
+    /// The same for a vdev whose guest may have these posted.
+    pub(super) fn guest_side_of(self: &Arc<Self>, interrupts: &Arc<Interrupts>) -> Box<dyn VdevRegisters> {
+        Box::new(GuestSide { model: self.clone(), interrupts: Some(interrupts.clone()) })
     }
 
     /// How it presents itself on the guest's bus.
@@ -79,46 +86,54 @@ impl fmt::Debug for SharedModel {
 }
 
 /// What the guest's bus holds: everything of a model but its beginning and its end.
-#[derive(Debug)]
-struct GuestSide(Arc<SharedModel>);
+struct GuestSide {
+    model: Arc<SharedModel>,
+    interrupts: Option<Arc<Interrupts>>,
+}
 
 const ENDED: &str = "the vdev has ended";
 
 impl VdevRegisters for GuestSide {
     fn identity(&self) -> PciIdentity {
-        self.0.identity.clone()
+        self.model.identity.clone()
     }
 
     fn portals(&self) -> Vec<Portal> {
-        self.0.portals.clone()
+        self.model.portals.clone()
     }
 
     fn read(&mut self, bar: u8, offset: u64, size: u8) -> u64 {
-        self.0.with(|model| model.read(bar, offset, size)).unwrap_or(all_ones(size))
+        self.model.with(|model| model.read(bar, offset, size)).unwrap_or(all_ones(size))
     }
 
     fn write(&mut self, bar: u8, offset: u64, size: u8, value: u64, raise: &mut dyn FnMut(u16)) {
-        self.0.with(|model| model.write(bar, offset, size, value, raise));
+        self.model.with(|model| model.write(bar, offset, size, value, raise));
     }
 
     fn set_bus_master(&mut self, enabled: bool, raise: &mut dyn FnMut(u16)) {
-        self.0.with(|model| model.set_bus_master(enabled, raise));
+        self.model.with(|model| model.set_bus_master(enabled, raise));
     }
 
     fn reset(&mut self) -> Result<(), QuiesceFailed> {
-        self.0.with(|model| model.reset()).unwrap_or(Err(QuiesceFailed { why: ENDED.to_string() }))
+        self.model.with(|model| model.reset()).unwrap_or(Err(QuiesceFailed { why: ENDED.to_string() }))
     }
 
     fn is_waiting(&self) -> bool {
-        self.0.with(|model| model.is_waiting()).unwrap_or(false)
+        self.model.with(|model| model.is_waiting()).unwrap_or(false)
     }
 
     fn device_event(&mut self, raise: &mut dyn FnMut(u16)) {
-        self.0.with(|model| model.device_event(raise));
+        self.model.with(|model| model.device_event(raise));
+    }
+
+    fn route_interrupt(&mut self, vector: u16, to: Option<&Posting>) {
+        if let Some(interrupts) = &self.interrupts {
+            interrupts.redirect(vector, to);
+        }
     }
 
     fn remains(&mut self, raise: &mut dyn FnMut(u16)) -> Box<dyn Remains> {
-        self.0.with(|model| model.remains(raise)).unwrap_or_else(|| Box::new(Nothing))
+        self.model.with(|model| model.remains(raise)).unwrap_or_else(|| Box::new(Nothing))
     }
 }
 

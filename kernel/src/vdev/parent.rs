@@ -14,6 +14,7 @@ use crate::base::addr::{HostPhys, Requester};
 use crate::base::drained::Drained;
 use crate::base::refusal::Refusal;
 use crate::dma::pasid::Pasid;
+use crate::irq::msi::Posting;
 use crate::vm::exit::MsiMessage;
 
 /// A way to slice a parent.
@@ -273,6 +274,10 @@ pub trait VdevRegisters: Send {
     /// device, and while [`Parent::is_waiting`]: the model shows the guest its part of it. Waits for nothing. Not
     /// called from the interrupt itself.
     fn device_event(&mut self, _raise: &mut dyn FnMut(u16)) {}
+
+    /// The guest has programmed its MSI-X entry `vector` so that the physical interrupt behind it may be posted to it, or
+    /// not. Nothing happens where there is none, or it cannot be posted.
+    fn route_interrupt(&mut self, _vector: u16, _to: Option<&Posting>) {}
 
     /// What the guest finds in the BARs from now on instead of the slice: the vdev is about to end, or did not stop.
     /// A driver that waits for an interrupt of the slice gets it here.

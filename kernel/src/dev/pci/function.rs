@@ -17,8 +17,9 @@ use super::msix::{self, Gate, Msix};
 use crate::base::addr::PAGE_SIZE;
 use crate::base::refusal::Refusal;
 use crate::dev::bus::all_ones;
+use crate::irq::msi::Posting;
 use crate::vdev::parent::{Bar, PciIdentity, Portal, QuiesceFailed, Remains, VdevRegisters};
-use crate::vm::exit::{Action, Actions};
+use crate::vm::exit::{Action, Actions, MsiMessage};
 
 /// Largest BAR: more would not fit any window.
 const BAR_SIZE_MAX: u64 = 1 << 40;
@@ -134,6 +135,7 @@ impl VdevFunction {
     /// Lets go of the model, which comes back for the end of the vdev. The caller has the portals unmapped. `None`
     /// where that was done before.
     pub(super) fn end(&mut self, actions: Actions<'_>) -> Option<Box<dyn VdevRegisters>> {
+        self.take_interrupts_back();
         let mut model = self.model.take()?;
         if self.remains.is_none() {
             let (gate, msix) = (self.gate(), &mut self.msix);
@@ -204,11 +206,18 @@ impl VdevFunction {
 
     pub(super) fn config_write(&mut self, offset: u64, size: u8, value: u64, actions: Actions<'_>) -> Change {
         let claims = |f: &Self| f.claims().collect::<Vec<_>>();
-        let (claims_before, master_before) = (claims(self), self.config.bus_master());
+        let (claims_before, master_before, gate_before) =
+            (claims(self), self.config.bus_master(), self.gate());
         if self.config.write(offset, size, value) {
             return Change::Reset;
         }
         let (master, gate) = (self.config.bus_master(), self.gate());
+        if gate != gate_before {
+            self.msix.note_gate();
+            if !gate.open {
+                self.take_interrupts_back();
+            }
+        }
         if let (Some(model), None) = (&mut self.model, &self.remains)
             && master != master_before
         {
@@ -224,7 +233,31 @@ impl VdevFunction {
     pub(super) fn reset_registers(&mut self) {
         let homes = self.identity.bars.iter().copied().zip(self.homes.iter().copied());
         self.config = ConfigSpace::endpoint(&self.identity, homes);
-        self.msix = Msix::new(self.identity.msix_vectors);
+        self.msix.reset();
+    }
+
+    /// Nothing is posted to the guest any more. To be called before what its slice still raises must not reach it.
+    pub(super) fn take_interrupts_back(&mut self) {
+        if let Some(model) = &mut self.model {
+            let closed = Gate { enabled: false, open: false };
+            self.msix.tell(closed, &mut |vector, _| model.route_interrupt(vector, None));
+            self.msix.note_gate();
+        }
+    }
+
+    /// Whether [`VdevFunction::route_interrupts`] has something to do.
+    pub(super) fn interrupts_changed(&self) -> bool {
+        self.msix.has_changed()
+    }
+
+    /// Has physical interrupts posted to the guest, where `posting` has a way for what it programmed.
+    pub(super) fn route_interrupts(&mut self, posting: &mut dyn FnMut(MsiMessage) -> Option<Posting>) {
+        // One whose slice is not the guest's raises nothing.
+        let gate = Gate { enabled: self.remains.is_none() && self.gate().enabled, ..self.gate() };
+        let Some(model) = self.model.as_mut() else { return };
+        self.msix.tell(gate, &mut |vector, sends| {
+            model.route_interrupt(vector, sends.and_then(&mut *posting).as_ref());
+        });
     }
 
     /// The slice back to its start. Of one that does not stop the guest has what remains, until a later reset stops

@@ -23,8 +23,9 @@ use alloc::vec::Vec;
 use crate::base::addr::{GuestPhys, HostPhys};
 use crate::base::refusal::Refusal;
 use crate::dev::bus::all_ones;
+use crate::irq::msi::Posting;
 use crate::vdev::parent::{Bar, QuiesceFailed, VdevRegisters};
-use crate::vm::exit::{Action, Actions};
+use crate::vm::exit::{Action, Actions, MsiMessage};
 
 use config::ConfigSpace;
 use function::{Change, VdevFunction};
@@ -95,6 +96,8 @@ pub struct PciBus {
     unclaimed: u64,
     /// Function-level resets at which a slice did not stop.
     failed_resets: u64,
+    /// The device whose interrupts have changed with the last write.
+    rerouted: Option<usize>,
 }
 
 impl PciBus {
@@ -108,6 +111,7 @@ impl PciBus {
             mapped: Vec::new(),
             unclaimed: 0,
             failed_resets: 0,
+            rerouted: None,
         }
     }
 
@@ -192,6 +196,16 @@ impl PciBus {
         }
     }
 
+    /// After a write of the guest's: where it has changed which messages a function sends, has the physical interrupts
+    /// behind them posted to it, or not. `posting` says for a message whether, and how, that is possible.
+    pub fn route_interrupts(&mut self, posting: &mut dyn FnMut(MsiMessage) -> Option<Posting>) {
+        if let Some(device) = self.rerouted.take()
+            && let Some(Some(function)) = self.functions.get_mut(device)
+        {
+            function.route_interrupts(posting);
+        }
+    }
+
     /// Reads configuration space: `offset` is bus 27:20, device 19:15, function 14:12, register 11:0.
     pub fn ecam_read(&mut self, offset: u64, size: u8) -> u64 {
         let (device, register) = match ecam_target(offset) {
@@ -221,12 +235,16 @@ impl PciBus {
         }
         if let Some(Some(function)) = self.functions.get_mut(device) {
             function.ask_for_attention(actions);
+            if function.interrupts_changed() {
+                self.rerouted = Some(device);
+            }
         }
     }
 
     fn function_level_reset(&mut self, device: usize, actions: Actions<'_>) {
         if let Some(function) = &mut self.functions[device] {
             function.reset_registers();
+            function.take_interrupts_back();
         }
         // The portals go first: nothing is submitted while the slice is reset.
         self.update_decoding(actions);
@@ -243,7 +261,7 @@ impl PciBus {
         }
     }
 
-    fn decode(&mut self, address: u64, size: u8) -> Option<(&mut VdevFunction, u8, u64)> {
+    fn decode(&mut self, address: u64, size: u8) -> Option<(usize, &mut VdevFunction, u8, u64)> {
         let found = self.decoded.partition_point(|d| d.start <= address).checked_sub(1);
         let hit = found.and_then(|i| self.decoded.get(i)).filter(|d| {
             let offset = address - d.start;
@@ -254,22 +272,25 @@ impl PciBus {
             return None;
         };
         let function = self.functions.get_mut(slot)?.as_mut()?;
-        Some((function, bar, address - start))
+        Some((slot, function, bar, address - start))
     }
 
     /// Reads from a PCI window; all ones where no BAR answers.
     pub fn mmio_read(&mut self, address: u64, size: u8) -> u64 {
         match self.decode(address, size) {
-            Some((function, bar, offset)) => function.bar_read(bar, offset, size),
+            Some((_, function, bar, offset)) => function.bar_read(bar, offset, size),
             None => all_ones(size),
         }
     }
 
     /// Writes to a PCI window.
     pub fn mmio_write(&mut self, address: u64, size: u8, value: u64, actions: Actions<'_>) {
-        if let Some((function, bar, offset)) = self.decode(address, size) {
+        if let Some((device, function, bar, offset)) = self.decode(address, size) {
             function.bar_write(bar, offset, size, value, actions);
             function.ask_for_attention(actions);
+            if function.interrupts_changed() {
+                self.rerouted = Some(device);
+            }
         }
     }
 

@@ -30,6 +30,15 @@ const MASKED: u32 = 1;
 struct Entry {
     message: MsiMessage,
     masked: bool,
+    /// What others were told last that it sends.
+    sends: Option<MsiMessage>,
+}
+
+impl Entry {
+    /// As after reset, for who was told that it sends `sends`.
+    const fn reset(sends: Option<MsiMessage>) -> Self {
+        Self { message: MsiMessage { address: 0, data: 0 }, masked: true, sends }
+    }
 }
 
 /// Whether the function as a whole may send: MSI-X enabled, not masked, and a bus master.
@@ -43,6 +52,8 @@ pub(super) struct Gate {
 pub(super) struct Msix {
     entries: Vec<Entry>,
     pending: Vec<u64>,
+    /// What entries send may have changed.
+    changed: bool,
 }
 
 /// Length of the pending-bit array of `vectors` vectors, in bytes.
@@ -52,10 +63,40 @@ pub(super) fn pba_len(vectors: u16) -> u64 {
 
 impl Msix {
     pub(super) fn new(vectors: u16) -> Self {
-        let entry = Entry { message: MsiMessage::default(), masked: true };
         Self {
-            entries: alloc::vec![entry; usize::from(vectors)],
+            entries: alloc::vec![Entry::reset(None); usize::from(vectors)],
             pending: alloc::vec![0; usize::from(vectors).div_ceil(64)],
+            changed: false,
+        }
+    }
+
+    /// As after a reset of the function.
+    pub(super) fn reset(&mut self) {
+        self.entries.iter_mut().for_each(|entry| *entry = Entry::reset(entry.sends));
+        self.pending.fill(0);
+        self.changed = true;
+    }
+
+    /// The gate has changed.
+    pub(super) fn note_gate(&mut self) {
+        self.changed = true;
+    }
+
+    /// Whether [`Msix::tell`] has something to tell.
+    pub(super) fn has_changed(&self) -> bool {
+        self.changed
+    }
+
+    /// Tells which vectors send something else than at the last call, and what: nothing while they are masked.
+    pub(super) fn tell(&mut self, gate: Gate, told: &mut dyn FnMut(u16, Option<MsiMessage>)) {
+        self.changed = false;
+        let open = gate.enabled && gate.open;
+        for (vector, entry) in (0..).zip(&mut self.entries) {
+            let sends = (open && !entry.masked).then_some(entry.message);
+            if sends != entry.sends {
+                entry.sends = sends;
+                told(vector, sends);
+            }
         }
     }
 
@@ -109,6 +150,7 @@ impl Msix {
     fn set_dword(&mut self, offset: u64, value: u32) {
         let entry = usize::try_from(offset / ENTRY_LEN).ok().and_then(|i| self.entries.get_mut(i));
         let Some(entry) = entry else { return };
+        self.changed = true;
         let message = &mut entry.message;
         match offset % ENTRY_LEN / 4 {
             dword::ADDRESS_LOW => message.address = message.address & !0xffff_ffff | u64::from(value & !3),

@@ -4,6 +4,7 @@ use std::sync::{Arc, Mutex};
 use proptest::prelude::*;
 
 use super::*;
+use crate::irq::msi::PostedInterrupts;
 use crate::vdev::parent::{PciIdentity, Portal, Remains};
 use crate::vm::exit::MsiMessage;
 
@@ -72,6 +73,10 @@ impl VdevRegisters for Model {
         if !enabled && self.0.lock().unwrap().raises_when_suspended {
             raise(1);
         }
+    }
+
+    fn route_interrupt(&mut self, vector: u16, to: Option<&Posting>) {
+        self.note(format!("vector {vector} posted as {:x?}", to.map(|posting| posting.vector)));
     }
 
     fn remains(&mut self, raise: &mut dyn FnMut(u16)) -> Box<dyn Remains> {
@@ -157,6 +162,15 @@ impl Rig {
 
     fn take(&mut self) -> Vec<Action> {
         core::mem::take(&mut self.seen)
+    }
+
+    /// Has the interrupts routed that changed; what the model was told of them since the last call.
+    fn routed(&mut self) -> Vec<String> {
+        self.bus.route_interrupts(&mut |message| {
+            let descriptor = Arc::new(Descriptor);
+            (message.data != 0x666).then(|| Posting { descriptor, vector: message.data as u8 })
+        });
+        self.calls().into_iter().filter(|call| call.contains("posted as")).collect()
     }
 
     fn calls(&self) -> Vec<String> {
@@ -301,6 +315,78 @@ fn interrupts_are_sent_kept_and_sent_once() {
     assert_eq!(rig.take(), [], "MSI-X was off: nothing was kept");
     rig.write(base, 4, 77);
     assert_eq!(rig.take(), [], "no such vector");
+}
+
+#[derive(Debug)]
+struct Descriptor;
+
+impl PostedInterrupts for Descriptor {
+    fn address(&self) -> HostPhys {
+        HostPhys(0x1000)
+    }
+}
+
+#[test]
+fn what_vectors_send_is_told_when_it_changes_and_only_then() {
+    let mut rig = Rig::new();
+    let nothing: [&str; 0] = [];
+    assert_eq!(rig.routed(), nothing);
+    let base = rig.start();
+    let both = ["vector 0 posted as Some(40)", "vector 1 posted as Some(41)"];
+    assert_eq!(rig.routed(), both);
+    assert_eq!(rig.routed(), nothing);
+    rig.write(base + TABLE + 12, 4, 0);
+    rig.write(base, 4, 1);
+    assert_eq!(rig.routed(), nothing, "it is as it was");
+    for (mask, unmask) in [((0x82, 0xc000), (0x82, 0x8000)), ((0x82, 0), (0x82, 0x8000)), ((4, 2), (4, 6))] {
+        rig.set_config(mask.0, 2, mask.1);
+        assert_eq!(rig.routed(), ["vector 0 posted as None", "vector 1 posted as None"]);
+        rig.set_config(unmask.0, 2, unmask.1);
+        assert_eq!(rig.routed(), both);
+    }
+    rig.write(base + TABLE + 12, 4, 1);
+    rig.write(base + TABLE + 8, 4, 0x55);
+    assert_eq!(rig.routed(), ["vector 0 posted as None"]);
+    rig.write(base + TABLE + 12, 4, 0);
+    assert_eq!(rig.routed(), ["vector 0 posted as Some(55)"]);
+    rig.write(base + TABLE + 8, 4, 0x666);
+    assert_eq!(rig.routed(), ["vector 0 posted as None"], "where there is no way for it");
+    rig.set_config(0x48, 2, 0x8000);
+    assert_eq!(rig.routed(), ["vector 0 posted as None", "vector 1 posted as None"]);
+}
+
+#[test]
+fn of_a_slice_that_did_not_stop_nothing_is_posted() {
+    let mut rig = Rig::new();
+    rig.start();
+    assert_eq!(rig.routed().len(), 2);
+    rig.log.lock().unwrap().reset_fails = true;
+    rig.set_config(0x48, 2, 0x8000);
+    let nothing = ["vector 0 posted as None", "vector 1 posted as None"];
+    assert_eq!(
+        rig.calls(),
+        [&nothing[..], &["reset", "remains"]].concat(),
+        "before what the slice raises at its end"
+    );
+    rig.start();
+    assert_eq!(rig.routed(), [""; 0], "it has no slice");
+}
+
+#[test]
+fn nothing_is_posted_behind_the_back_of_a_guest_that_gives_its_function_up() {
+    let nothing = ["vector 0 posted as None", "vector 1 posted as None"];
+    let started = || {
+        let mut rig = Rig::new();
+        rig.start();
+        assert_eq!(rig.routed().len(), 2);
+        rig
+    };
+    let mut rig = started();
+    rig.set_config(4, 2, 2);
+    assert_eq!(rig.calls(), [&nothing[..], &["master false"]].concat());
+    let (mut rig, slot) = (started(), rig.slot);
+    assert!(rig.bus.end(slot, &mut |_| {}).is_some());
+    assert_eq!(rig.routed(), nothing, "before the vdev ends");
 }
 
 #[test]

@@ -3,6 +3,7 @@
 
 mod away;
 mod failures;
+mod posting;
 mod refusals;
 
 use super::*;
