@@ -9,6 +9,7 @@ use alloc::boxed::Box;
 use alloc::vec::Vec;
 
 use pasidon_kernel::base::addr::{GuestPhys, HostPhys};
+use pasidon_kernel::base::id::VmId;
 use pasidon_kernel::base::refusal::Refusal;
 use pasidon_kernel::dev::Received;
 use pasidon_kernel::dev::pci::{PciBus, Slot};
@@ -17,6 +18,7 @@ use pasidon_kernel::memory::frames::Frames;
 use pasidon_kernel::memory::ram::{GuestRam, RamRange};
 use pasidon_kernel::vdev::parent::VdevRegisters;
 use pasidon_kernel::vm::exit::{Actions, MsiMessage};
+use pasidon_kernel::vm::sched::PcpuId;
 use pasidon_kernel::vm::stats::ExitKind;
 
 use crate::entropy::Seed;
@@ -79,6 +81,9 @@ pub trait Hardware: Sized + 'static {
         entry: Self::Entry,
         stage2: &Self::Stage2,
     ) -> Result<(Self::Core, Self::Chipset), Refusal>;
+
+    /// Tells where a VM's vCPU has its seat, before its first turn.
+    fn take_seat(_core: &mut Self::Core, _chipset: &mut Self::Chipset, _vm: VmId, _pcpu: PcpuId) {}
 
     /// The hypervisor has written to a VM's RAM for the last time before its vCPU runs. Where a guest can look past the
     /// caches, it must find there what was written, not what others left in memory.

@@ -97,16 +97,25 @@ pub fn run<H: Hardware>(world: &World<H>) -> Result<core::convert::Infallible, R
 /// in use stay noted.
 fn deliver_notes<H: Hardware>(world: &World<H>, index: u32, charge: &mut dyn FnMut(&Instance<H>, VdevId)) {
     for _ in 0..world.notes.waiting(index) {
-        let Some(route @ Route::Vdev { vm, vdev, vector }) = world.notes.take(index) else {
+        let Some(route) = world.notes.take(index) else {
             continue;
         };
-        let Some(instance) = world.vms.instance(vm) else {
-            continue;
-        };
-        if instance.interrupt(vdev, vector) {
-            charge(&instance, vdev);
-        } else {
-            world.notes.leave(index, route);
+        let instance = |vm| world.vms.instance(vm);
+        match route {
+            Route::Vdev { vm, vdev, vector } => {
+                let Some(instance) = instance(vm) else { continue };
+                if instance.interrupt(vdev, vector) {
+                    charge(&instance, vdev);
+                } else {
+                    world.notes.leave(index, route);
+                }
+            }
+            Route::Posted(vm) => {
+                if let Some(instance) = instance(vm) {
+                    instance.notify();
+                }
+            }
+            Route::ParentEvent(_) => {}
         }
     }
 }

@@ -186,7 +186,7 @@ impl<H: Hardware> Instance<H> {
     }
 
     /// Makes the vCPU look at what it was sent.
-    fn notify(&self) {
+    pub(crate) fn notify(&self) {
         let kick = self.vms.scheduler.wake(self.vcpu.seat);
         if kick || self.vcpu.is_in_guest() {
             self.kick();

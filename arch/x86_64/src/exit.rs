@@ -68,9 +68,11 @@ pub fn kind(reason: &Reason) -> ExitKind {
         Reason::Cpuid => ExitKind::Identification,
         Reason::Halt => ExitKind::Halt,
         Reason::Io(_) => ExitKind::Io,
-        Reason::ReadMsr | Reason::WriteMsr | Reason::Xsetbv | Reason::Control { .. } => {
-            ExitKind::SystemRegister
-        }
+        Reason::ReadMsr
+        | Reason::WriteMsr
+        | Reason::EndOfInterrupt(_)
+        | Reason::Xsetbv
+        | Reason::Control { .. } => ExitKind::SystemRegister,
         Reason::Stage2 { fetch: false, .. } => ExitKind::Mmio,
         Reason::Stage2 { fetch: true, .. } => ExitKind::Stage2Fault,
         Reason::Hypercall => ExitKind::Hypercall,
@@ -153,6 +155,9 @@ pub fn handle(core: &mut Core, vm: &Vm<'_>, reason: Reason) {
                 "triple fault (RIP {rip:#x}, RSP {rsp:#x}, CR3 {cr3:#x}, last page fault at {:#x})",
                 core.hardware.cr2()
             )));
+        }
+        Reason::EndOfInterrupt(vector) => {
+            vm.board.lock().chipset.end_of_interrupt(vector, &mut |action| vm.act(action));
         }
         Reason::MachineCheck => {
             if let Some(verdict) = machine_check::take() {

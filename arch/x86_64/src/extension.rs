@@ -4,6 +4,8 @@
 //! **Principle.** It is found once, at start, and everything that depends on it is one of two. A branch that always goes
 //! the same way costs less than a second copy of all that runs guests.
 
+use alloc::sync::Arc;
+
 use pasidon_arch_common::stage2::Tables;
 use pasidon_kernel::base::addr::HostPhys;
 use pasidon_kernel::base::refusal::Refusal;
@@ -16,8 +18,10 @@ use crate::cpu::{self, Features};
 use crate::emulate::CpuState;
 use crate::guest::boot::EntryState;
 use crate::guest::control::{ControlPolicy, ControlState};
+use crate::guest::lapic::{ApicPage, Interrupts};
+use crate::posted::Posted;
 use crate::svm::{SvmPcpu, SvmVcpu, npt};
-use crate::vmx::{VmxPcpu, VmxVcpu, ept};
+use crate::vmx::{self, VmxPcpu, VmxVcpu, ept};
 
 /// Which it is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -39,6 +43,11 @@ impl Extension {
         Self::of(&Features::read())
     }
 
+    /// Whether the processor that calls takes posted interrupts for its guests.
+    pub fn posts(self) -> bool {
+        self == Self::Vmx && vmx::takes_posted_interrupts()
+    }
+
     /// An empty stage 2.
     ///
     /// # Errors
@@ -56,11 +65,17 @@ impl Extension {
     }
 
     /// The control block of a vCPU whose guest-physical memory is the stage 2 at `stage2`, and that may write to control
-    /// registers what `policy` allows. `tsc_offset` is added to the TSC that the guest reads.
-    pub fn control_block(self, stage2: HostPhys, tsc_offset: u64, policy: &ControlPolicy) -> ControlBlock {
+    /// registers what `policy` allows. `tsc_offset` is added to the TSC that the guest reads; `apic` is its local APIC's.
+    pub fn control_block(
+        self,
+        stage2: HostPhys,
+        tsc_offset: u64,
+        policy: &ControlPolicy,
+        apic: &Arc<ApicPage>,
+    ) -> ControlBlock {
         match self {
             Self::Svm => ControlBlock::Svm(SvmVcpu::new(stage2, tsc_offset)),
-            Self::Vmx => ControlBlock::Vmx(VmxVcpu::new(stage2, tsc_offset, policy)),
+            Self::Vmx => ControlBlock::Vmx(VmxVcpu::new(stage2, tsc_offset, policy, apic)),
         }
     }
 }
@@ -183,6 +198,18 @@ impl Backend for ControlBlock {
 
     fn request_window(&mut self, window: Option<Window>) {
         either!(self, block => block.request_window(window));
+    }
+
+    fn deliver(&mut self, wanted: bool) -> bool {
+        either!(self, block => block.deliver(wanted))
+    }
+
+    fn post_to(&mut self, posted: &Arc<Posted>) {
+        either!(self, block => block.post_to(posted));
+    }
+
+    fn set_interrupts(&mut self, interrupts: &Interrupts) {
+        either!(self, block => block.set_interrupts(interrupts));
     }
 
     fn cr8(&self) -> u8 {

@@ -1,14 +1,17 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! x86-64 with SVM or VMX, for the loop that runs guests.
 
+use alloc::sync::Arc;
 use alloc::vec::Vec;
 
 use pasidon_arch_common::hardware::{BootImage, Core, Hardware};
+use pasidon_kernel::base::id::VmId;
 use pasidon_kernel::base::refusal::Refusal;
 use pasidon_kernel::memory::GuestMemory;
 use pasidon_kernel::memory::frames::Frames;
 use pasidon_kernel::memory::ram::{GuestRam, RamRange};
 use pasidon_kernel::vm::exit::MsiMessage;
+use pasidon_kernel::vm::sched::PcpuId;
 use pasidon_kernel::vm::stats::ExitKind;
 
 use crate::backend::{Reason, stage2};
@@ -17,7 +20,7 @@ use crate::guest::boot::{self, EntryState};
 use crate::guest::chipset::PcChipset;
 use crate::guest::layout;
 use crate::vcpu::Vm;
-use crate::{apic, cpu, emulate, exit, extended, interrupts, machine_check, pcpu, time, vcpu};
+use crate::{apic, cpu, emulate, exit, extended, interrupts, machine_check, pcpu, posted, time, vcpu};
 
 /// A PC, whose processors have SVM or VMX.
 #[derive(Debug)]
@@ -63,6 +66,15 @@ impl Hardware for Pc {
         let mut core = vcpu::Core::new(vm, extension, stage2.root(), physical_bits, cpu::arch_capabilities());
         core.hardware.start_at(&entry);
         Ok((core, PcChipset::new(time::unix_ns())?))
+    }
+
+    fn take_seat(core: &mut vcpu::Core, chipset: &mut PcChipset, vm: VmId, pcpu: PcpuId) {
+        if Extension::here().posts()
+            && let Some(posted) = posted::make(vm, pcpu).map(Arc::new)
+        {
+            core.post_to(Arc::clone(&posted));
+            chipset.post_to(posted);
+        }
     }
 
     fn release_ram(_ram: &GuestRam) {
@@ -120,7 +132,7 @@ impl Core for vcpu::Core {
     }
 
     fn tick(&mut self) {
-        self.lapic.timer_expired(self.guest_tsc());
+        vcpu::Core::tick(self);
     }
 
     fn timer(&self) -> Option<u64> {
@@ -140,7 +152,9 @@ impl Core for vcpu::Core {
 
     fn prepare(&mut self, vm: &Vm<'_>) {
         self.prepare_event();
-        self.msrs.eoi.offer(&self.lapic, vm.memory);
+        if !self.delivers {
+            self.msrs.eoi.offer(&self.lapic, vm.memory);
+        }
     }
 
     fn cancel(&mut self, vm: &Vm<'_>) {
@@ -152,7 +166,11 @@ impl Core for vcpu::Core {
     }
 
     fn left(&mut self, vm: &Vm<'_>) {
-        self.lapic.set_cr8(self.hardware.cr8());
+        if self.delivers {
+            self.lapic.used_by_processor();
+        } else {
+            self.lapic.set_cr8(self.hardware.cr8());
+        }
         self.msrs.eoi.settle(&mut self.lapic, vm.memory);
     }
 

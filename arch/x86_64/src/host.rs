@@ -1,18 +1,21 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! The machine's services for the kernel and the drivers: time, and interrupt vectors.
 
+use alloc::boxed::Box;
 use core::ops::Range;
 
 use pasidon_arch_common::vectors::{Vectors, candidates};
 use pasidon_kernel::base::id::VmId;
 use pasidon_kernel::base::refusal::Refusal;
-use pasidon_kernel::irq::HostVector;
 use pasidon_kernel::irq::host::Host;
+use pasidon_kernel::irq::{HostVector, Route, RouteHandle};
 use pasidon_kernel::vm::exit::MsiMessage;
+use pasidon_kernel::vm::sched::PcpuId;
 use spin::{Mutex, Once};
 
 use crate::interrupts::{self, Handler};
 use crate::pcpu::{self, MAX_PCPUS};
+use crate::posted::{self, Posted};
 use crate::{ioapic, run, serial, time, vector, vms};
 
 /// Largest APIC ID that an interrupt message holds without remapping.
@@ -89,6 +92,41 @@ fn take(pcpu: u32) -> Option<HostVector> {
     let taken = PCPUS.get(pcpu as usize)?.lock().take(pcpu, run::rounds);
     let place = taken.map_err(|none| none.hurry(vms::kick)).ok()?;
     Some(HostVector { vector: device_vectors().start + place as u32, cpu: pcpu::apic_id_of(pcpu)? })
+}
+
+/// Has VMs get interrupts posted, where there is an IOMMU that may post them, and the processor takes those.
+pub fn connect_posted() {
+    posted::install(|vm, pcpu| {
+        let notification = Notification::new(vm, pcpu)?;
+        Some(Posted::new(notification.target, Box::new(notification)))
+    });
+}
+
+/// A vector of a pCPU that tells that a VM was posted an interrupt while its vCPU did not run.
+#[derive(Debug)]
+struct Notification {
+    target: HostVector,
+    /// Until it ends.
+    route: Option<RouteHandle>,
+}
+
+impl Notification {
+    /// Takes a vector of that pCPU for that VM; `None` where it has no more.
+    fn new(vm: VmId, pcpu: PcpuId) -> Option<Self> {
+        let world = run::world()?;
+        let mut taken = Self { target: take(pcpu.0)?, route: None };
+        taken.route = Some(world.system.routes().register(taken.target, Route::Posted(vm)).ok()?);
+        Some(taken)
+    }
+}
+
+impl Drop for Notification {
+    fn drop(&mut self) {
+        if let (Some(world), Some(route)) = (run::world(), self.route.take()) {
+            world.system.routes().unregister(route);
+        }
+        MachineHost.free_vector(self.target);
+    }
 }
 
 impl Host for MachineHost {

@@ -2,7 +2,8 @@
 //! The interrupt descriptor table, and who handles which vector.
 //!
 //! **Principle.** One table for all pCPUs. The hypervisor runs with interrupts off; they are taken only in
-//! [`window`] and [`wait`], where nobody holds a lock, so a handler may take any. Exceptions go to
+//! [`window`] and [`wait`], where nobody holds a lock, so a handler may take any, and where one ended a guest of VMX
+//! ([`deliver`]), where only the vCPU's own is held, which no handler takes. Exceptions go to
 //! [`crate::fault`] and do not come back.
 //! **Invariant.** Every interrupt but the spurious one is ended (EOI) after its handler, so each is taken
 //! once.
@@ -16,7 +17,7 @@ use core::sync::atomic::{AtomicPtr, AtomicU64, Ordering};
 use spin::Once;
 use x86_64::VirtAddr;
 use x86_64::instructions::port::Port;
-use x86_64::instructions::tables::lidt;
+use x86_64::instructions::tables::{lidt, sidt};
 use x86_64::structures::DescriptorTablePointer;
 
 use crate::descriptors::{CODE_SELECTOR, ist};
@@ -143,6 +144,10 @@ impl Gate {
             reserved: 0,
         }
     }
+
+    const fn address(self) -> u64 {
+        (self.offset_high as u64) << 32 | (self.offset_middle as u64) << 16 | self.offset_low as u64
+    }
 }
 
 static IDT: Once<&'static [Gate; VECTORS]> = Once::new();
@@ -246,6 +251,33 @@ extern "sysv64" fn trap(frame: &TrapFrame) {
     }
     if vector != vector::SPURIOUS && !vector::LEGACY.contains(&vector) {
         apic::end_of_interrupt();
+    }
+}
+
+/// Does what the processor does when it takes an interrupt of that vector: its gate is gone through.
+///
+/// # Safety
+/// The interrupt was taken from the local APIC, and nobody has handled it.
+pub unsafe fn deliver(vector: Vector) {
+    let table = sidt().base.as_u64() as *const Gate;
+    // SAFETY: a table with a gate for each vector is loaded, here and in tests. The gate's handler returns with IRETQ to
+    // what is pushed for it, keeps all registers, and finds interrupts off as it would.
+    unsafe {
+        let gate = table.add(vector.into()).read();
+        asm!(
+            "mov {stack}, rsp",
+            "and rsp, -16",
+            "mov {segment:e}, ss",
+            "push {segment}",
+            "push {stack}",
+            "pushfq",
+            "mov {segment:e}, cs",
+            "push {segment}",
+            "call {handler}",
+            stack = out(reg) _,
+            segment = out(reg) _,
+            handler = in(reg) gate.address(),
+        );
     }
 }
 

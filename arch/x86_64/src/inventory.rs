@@ -14,6 +14,7 @@ use alloc::vec::Vec;
 use core::arch::asm;
 
 use crate::cpu::{self, Efer, Features, cpuid, msr, read_msr};
+use crate::vmx;
 use crate::vmx::controls::{IA32_VMX_BASIC, IA32_VMX_EPT_VPID_CAP, IA32_VMX_MISC, IA32_VMX_PROCBASED_CTLS2};
 
 const IA32_VMX_PINBASED_CTLS: u32 = 0x481;
@@ -218,8 +219,10 @@ fn vmx(features: &Features) -> Vec<(&'static str, String)> {
         (true, false) => "locked with VMX off: switch VMX on in the firmware set-up",
         (false, _) => "not locked: VMX can be switched on",
     };
+    let posted = if vmx::takes_posted_interrupts() { "taken for guests" } else { "not taken for guests" };
     Vec::from([
         ("VMX", format!("{state} (IA32_FEATURE_CONTROL {control:#x})")),
+        ("posted interrupts", posted.to_string()),
         ("VMX_BASIC", hex(vmx_register(IA32_VMX_BASIC))),
         ("VMX_PINBASED", hex(vmx_register(IA32_VMX_PINBASED_CTLS))),
         ("VMX_PROCBASED", hex(vmx_register(IA32_VMX_PROCBASED_CTLS))),
@@ -263,6 +266,7 @@ mod tests {
         assert!(fact(&intel, "model").starts_with("family 0x6, model 0x8f, "), "{intel:?}");
         assert!(fact(&intel, "VMX").starts_with("not locked: "), "{intel:?}");
         assert!(fact(&intel, "VMX_EPT_VPID").starts_with("0x"), "{intel:?}");
+        assert_eq!(fact(&intel, "posted interrupts"), "taken for guests");
         assert_eq!(fact(&intel, "SVM"), "");
     }
 

@@ -32,6 +32,7 @@ pub mod marker;
 pub mod paging;
 pub mod pcpu;
 pub mod platform;
+pub mod posted;
 pub mod power;
 pub mod run;
 pub mod serial;

@@ -3,6 +3,7 @@
 //! floating point.
 
 use alloc::string::String;
+use alloc::sync::Arc;
 
 use pasidon_arch_common::view::VmView;
 use pasidon_kernel::base::addr::HostPhys;
@@ -19,6 +20,7 @@ use crate::guest::cpuid::{CpuidConfig, CpuidPolicy};
 use crate::guest::lapic::LocalApic;
 use crate::guest::msr::Msrs;
 use crate::guest::pvclock::GuestClock;
+use crate::posted::Posted;
 use crate::time;
 
 /// The VM as a vCPU sees it.
@@ -30,6 +32,10 @@ pub struct Core {
     pub hardware: Vcpu<ControlBlock>,
     /// Its local APIC.
     pub lapic: LocalApic,
+    /// The processor delivers its interrupts by itself.
+    pub delivers: bool,
+    /// Where they are posted; `None` where the processor does not take them from there.
+    posted: Option<Arc<Posted>>,
     /// Its MSRs.
     pub msrs: Msrs,
     /// What CPUID says.
@@ -85,9 +91,13 @@ impl Core {
         let cpuid =
             CpuidPolicy::new(&config, &|leaf, subleaf| core::arch::x86_64::__cpuid_count(leaf, subleaf));
         let policy = ControlPolicy::new(&cpuid);
+        let lapic = LocalApic::new(0);
+        let block = extension.control_block(stage2, tsc_offset, &policy, lapic.page());
         Self {
-            hardware: Vcpu::new(extension.control_block(stage2, tsc_offset, &policy), policy),
-            lapic: LocalApic::new(0),
+            hardware: Vcpu::new(block, policy),
+            lapic,
+            delivers: false,
+            posted: None,
             msrs: Msrs::new(String::from(vm)).with_arch_capabilities(arch_capabilities),
             cpuid,
             clock: GuestClock::new(time::tsc_hz(), time::unix_ns(), 0),
@@ -99,6 +109,20 @@ impl Core {
             nmi: false,
             refused_instruction: false,
         }
+    }
+
+    /// Has interrupts posted there. Before its first turn.
+    pub fn post_to(&mut self, posted: Arc<Posted>) {
+        self.hardware.post_to(&posted);
+        self.posted = Some(posted);
+    }
+
+    /// Takes what was posted, and looks at the timer.
+    pub fn tick(&mut self) {
+        if let Some(posted) = &self.posted {
+            posted.take(|vector| self.lapic.accept(vector, false));
+        }
+        self.lapic.timer_expired(self.guest_tsc());
     }
 
     /// The TSC as the guest reads it.
@@ -154,6 +178,7 @@ impl Core {
     /// interrupt. Asks for a window where an interrupt must wait.
     pub fn prepare_event(&mut self) {
         let hardware = &mut self.hardware;
+        self.delivers = hardware.deliver(self.lapic.suits_processor());
         self.nmi |= self.lapic.take_nmi();
         if !hardware.has_event() {
             if let Some(exception) = self.exception.take() {
@@ -163,12 +188,20 @@ impl Core {
                 hardware.inject(Event::Nmi);
             } else if self.nmi && hardware.hasten_nmi() {
                 // What came now would meet the step.
-            } else if hardware.interruptible()
+            } else if !self.delivers
+                && hardware.interruptible()
                 && let Some(vector) = self.lapic.pending()
             {
                 hardware.inject(Event::Interrupt(vector));
                 self.lapic.acknowledge(vector);
             }
+        }
+        if self.delivers {
+            if let Some(interrupts) = self.lapic.take_changes() {
+                self.hardware.set_interrupts(&interrupts);
+            }
+            self.hardware.request_window(None);
+            return;
         }
         let window = self.lapic.highest_requested().and_then(|vector| {
             let class = vector >> 4;

@@ -62,12 +62,23 @@ fn vector_of(message: MsiMessage) -> HostVector {
 }
 
 impl Device {
+    /// The vdev that has that entry, where it is programmed, and its VM.
+    pub fn owner(&self, which: usize) -> Option<(u16, &str)> {
+        let entry = self.entries.values().nth(which.checked_rem(self.entries.len())?)?;
+        entry.message.map(|_| (entry.id, entry.vm.as_str()))
+    }
+
+    /// A vdev's interrupt was raised.
+    pub fn note(&mut self, id: u16, now: u64) {
+        self.outstanding.entry(id).or_insert(Some(now));
+    }
+
     /// An entry raises its interrupt: where that is to be taken.
     pub fn raise(&mut self, which: usize, now: u64) -> Option<HostVector> {
-        let count = self.entries.len();
-        let entry = self.entries.values_mut().nth(which.checked_rem(count)?)?;
+        let (id, _) = self.owner(which)?;
+        self.note(id, now);
+        let entry = self.entries.values_mut().find(|entry| entry.id == id)?;
         let message = entry.message?;
-        self.outstanding.entry(entry.id).or_insert(Some(now));
         if entry.held {
             entry.pending = true;
             return None;

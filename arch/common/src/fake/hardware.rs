@@ -19,6 +19,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use pasidon_kernel::base::addr::{GuestPhys, HostPhys, PAGE_SIZE};
+use pasidon_kernel::base::id::VmId;
 use pasidon_kernel::base::refusal::Refusal;
 use pasidon_kernel::dev::Received;
 use pasidon_kernel::dev::pci::{PciBus, PciWindow, Slot};
@@ -27,6 +28,7 @@ use pasidon_kernel::memory::frames::Frames;
 use pasidon_kernel::memory::ram::{GuestRam, RamRange};
 use pasidon_kernel::vdev::parent::VdevRegisters;
 use pasidon_kernel::vm::exit::{Action, Actions, MsiMessage};
+use pasidon_kernel::vm::sched::PcpuId;
 use pasidon_kernel::vm::stats::ExitKind;
 
 use super::sim::here;
@@ -42,7 +44,7 @@ pub const KEY: MsiMessage = MsiMessage { address: 0, data: u32::MAX - 1 };
 /// The longest initrd and command line.
 const LOADED_MAX: usize = 16;
 /// Where a vdev's messages go.
-const MESSAGES: u64 = 0xfee0_0000;
+pub const MESSAGES: u64 = 0xfee0_0000;
 
 /// The processor.
 #[derive(Debug)]
@@ -110,6 +112,10 @@ impl Hardware for Fake {
         Ok((core, FakeChipset { vm: vm.to_string(), bus }))
     }
 
+    fn take_seat(core: &mut FakeCore, _chipset: &mut FakeChipset, vm: VmId, pcpu: PcpuId) {
+        here().0.begin_posting(&core.vm, vm, pcpu.0);
+    }
+
     fn release_ram(_ram: &GuestRam) {}
 
     fn this_pcpu() -> u32 {
@@ -170,6 +176,7 @@ pub struct FakeCore {
 impl Drop for FakeCore {
     fn drop(&mut self) {
         let (sim, _) = here();
+        sim.end_posting(&self.vm);
         let mut state = sim.lock();
         state.forget(&self.vm);
         if self.loaded {
@@ -216,6 +223,10 @@ impl Core for FakeCore {
     fn tick(&mut self) {
         let (sim, me) = here();
         sim.step(me);
+        let posted = sim.lock().descriptors.get_mut(&self.vm).map(|descriptor| descriptor.take());
+        for id in posted.into_iter().flatten() {
+            self.accept(MsiMessage { address: MESSAGES, data: id.into() });
+        }
         if self.timer.is_some_and(|due| due <= Fake::now_ns()) {
             self.timer = None;
             self.accept(TIMER);
@@ -263,6 +274,7 @@ impl Core for FakeCore {
         let reason = loop {
             sim.step(me);
             let mut state = sim.lock();
+            state.take_notification(&self.vm);
             if state.is_interrupted(me) {
                 break Reason::HostInterrupt;
             }

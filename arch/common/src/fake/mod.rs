@@ -12,6 +12,7 @@ mod device;
 mod hardware;
 mod line;
 mod outside;
+mod posted;
 mod sim;
 
 use std::sync::Arc;
@@ -66,6 +67,8 @@ pub struct Script {
     pub busy: bool,
     /// How many VMs run on each pCPU at most: it says how late an interrupt may come.
     pub share: u64,
+    /// Interrupts of vdevs are posted to their guests.
+    pub posts: bool,
 }
 
 impl Rig {
@@ -85,7 +88,7 @@ impl Rig {
             msi: None,
             frames,
             cpus: (0..PCPUS).collect(),
-            vectors: device::VECTORS,
+            vectors: device::VECTORS.start..device::VECTORS.end + VMS as u32,
             last_pasid: None,
         })
         .expect("a system");

@@ -11,9 +11,10 @@ use pasidon_kernel::vm::exit::MsiMessage;
 use pasidon_kernel::vm::sched::SLICE_NS;
 
 use super::device::Device;
-use super::hardware::{Fake, KEY, Life, TIMER};
+use super::hardware::{Fake, KEY, Life, MESSAGES, TIMER};
 use super::line::Line;
 use super::outside::Desk;
+use super::posted::Descriptor;
 use super::{Script, VMS};
 use crate::run::{World, note_device_interrupt};
 
@@ -101,6 +102,9 @@ pub struct State {
     steps: usize,
     limit: usize,
     over: bool,
+    /// Interrupts of vdevs are posted, and where, by the name of the VM.
+    pub posts: bool,
+    pub descriptors: BTreeMap<String, Descriptor>,
     /// What the last life of each VM has in the processor.
     pub lives: BTreeMap<String, Arc<Life>>,
     /// How often each VM was loaded.
@@ -123,6 +127,22 @@ impl State {
 
     pub fn raise(&mut self, vector: HostVector) {
         self.pending[vector.cpu as usize].devices.push(vector);
+    }
+
+    /// A processor that runs that guest takes its notification, if there is one, and gives it what is posted.
+    pub fn take_notification(&mut self, vm: &str) {
+        let Some(descriptor) = self.descriptors.get_mut(vm) else { return };
+        let notification = descriptor.notification();
+        let devices = &mut self.pending[notification.cpu as usize].devices;
+        let waiting = devices.len();
+        devices.retain(|vector| *vector != notification);
+        if devices.len() == waiting {
+            return;
+        }
+        for id in descriptor.take() {
+            let message = MsiMessage { address: MESSAGES, data: id.into() };
+            self.delivered(vm, message);
+        }
     }
 
     /// A guest took an interrupt.
@@ -195,10 +215,20 @@ impl State {
         if let Some(byte) = byte.filter(|byte| *byte >= TYPES) {
             self.line.type_one(usize::from(byte));
             self.pending[0].key = true;
-        } else if let Some(byte) = byte.filter(|byte| *byte >= RAISES)
-            && let Some(vector) = self.device.raise(usize::from(byte - RAISES), self.now)
-        {
-            self.raise(vector);
+        } else if let Some(byte) = byte.filter(|byte| *byte >= RAISES) {
+            let which = usize::from(byte - RAISES);
+            let posted =
+                self.device.owner(which).and_then(|(id, vm)| Some((id, self.descriptors.get_mut(vm)?)));
+            let vector = match posted {
+                Some((id, descriptor)) => {
+                    self.device.note(id, self.now);
+                    descriptor.post(id)
+                }
+                None => self.device.raise(which, self.now),
+            };
+            if let Some(vector) = vector {
+                self.raise(vector);
+            }
         }
         loop {
             let able: Vec<u32> = (0..PCPUS).filter(|pcpu| !self.rests(*pcpu)).collect();
@@ -253,6 +283,8 @@ impl Sim {
             steps: 0,
             limit: usize::MAX,
             over: true,
+            posts: script.posts,
+            descriptors: BTreeMap::new(),
             lives: BTreeMap::new(),
             turns: BTreeMap::new(),
         };
@@ -359,6 +391,22 @@ impl Sim {
             state = self.turn.wait(state).unwrap_or_else(|poisoned| poisoned.into_inner());
         }
         state.doing[me as usize] = Doing::Steps;
+    }
+
+    /// A life of a VM begins whose interrupts are posted.
+    pub fn begin_posting(&self, vm: &str, id: VmId, pcpu: u32) {
+        if let Some(world) = self.world.get().filter(|_| self.lock().posts) {
+            let descriptor = Descriptor::new(world.system.routes(), id, pcpu);
+            self.lock().descriptors.insert(vm.to_string(), descriptor);
+        }
+    }
+
+    /// It ends.
+    pub fn end_posting(&self, vm: &str) {
+        let descriptor = self.lock().descriptors.remove(vm);
+        if let (Some(world), Some(descriptor)) = (self.world.get(), descriptor) {
+            descriptor.end(world.system.routes());
+        }
     }
 
     /// The interrupts that wait on a pCPU are taken.

@@ -68,9 +68,10 @@ proptest! {
         schedule in schedules(),
         commands in bytes(&[4], 24),
         guests in programs(),
+        posts: bool,
     ) {
         let commands = [start_all(), commands].concat();
-        let wrong = run(Script { schedule, commands, guests, busy: false, share: VMS as u64 });
+        let wrong = run(Script { schedule, commands, guests, busy: false, share: VMS as u64, posts });
         prop_assert!(wrong.is_empty(), "{:#?}", wrong);
     }
 
@@ -80,10 +81,11 @@ proptest! {
         schedule in schedules(),
         commands in bytes(&[4, 5, 28, 29], 24),
         guests in programs(),
+        posts: bool,
     ) {
         let only_two = commands.into_iter().map(|byte| byte & !2);
         let commands = [0, 1].into_iter().chain(only_two).collect();
-        let wrong = run(Script { schedule, commands, guests, busy: false, share: 1 });
+        let wrong = run(Script { schedule, commands, guests, busy: false, share: 1, posts });
         prop_assert!(wrong.is_empty(), "{:#?}", wrong);
     }
 }
@@ -121,13 +123,18 @@ fn an_interrupt_comes_through_in_every_order_of_steps() {
     const ORDERED: u32 = 7;
     /// Has the second vdev raise its interrupt.
     const RAISE: u8 = 193;
-    for before in (16..48).step_by(2) {
+    let starts = (16..48).step_by(2).map(|before| (before, false));
+    for (before, posts) in starts.chain((16..48).step_by(4).map(|before| (before, true))) {
         for order in 0..1u8 << ORDERED {
             let turns = (0..ORDERED).map(|step| order >> step & 1);
             let schedule = (0..before).map(|step| step % 2).chain([RAISE]).chain(turns).collect();
             let guests = vec![vec![5], [vec![5; 3], vec![2; 40]].concat()];
-            let wrong = run(Script { schedule, commands: vec![0, 1], guests, busy: false, share: 1 });
-            assert!(wrong.is_empty(), "after {before} steps, in order {order:#09b}: {wrong:#?}");
+            let wrong =
+                run(Script { schedule, commands: vec![0, 1], guests, share: 1, posts, ..Script::default() });
+            assert!(
+                wrong.is_empty(),
+                "after {before} steps, in order {order:#09b}, posted {posts}: {wrong:#?}"
+            );
         }
     }
 }
@@ -141,9 +148,8 @@ fn the_first_pcpu_is_woken_wherever_it_is() {
             let schedule =
                 (0..before).map(|step| step % 2).chain([1; 4]).chain(core::iter::repeat_n(0, between));
             let guests = vec![vec![], vec![5, 247]];
-            let script =
-                Script { schedule: schedule.collect(), commands: vec![0, 1], guests, busy: false, share: 1 };
-            let wrong = run(script);
+            let schedule = schedule.collect();
+            let wrong = run(Script { schedule, commands: vec![0, 1], guests, share: 1, ..Script::default() });
             assert!(wrong.is_empty(), "after {before} steps, {between} of the first pCPU: {wrong:#?}");
         }
     }

@@ -56,10 +56,11 @@ impl<H: Hardware> VmHost for &'static Vms<H> {
         let mut stage2 = H::stage2(vms.frames)?;
         stage2.map_ram(ram)?;
         let entry = H::load(&memory, &image)?;
-        let (core, chipset) = H::build(vm.name(), ram.bytes(), entry, &stage2)?;
+        let (mut core, mut chipset) = H::build(vm.name(), ram.bytes(), entry, &stage2)?;
         H::release_ram(ram);
-        let board = Board::new(chipset);
         let seat = vms.scheduler.assign(VcpuId { vm: id, index: 0 })?;
+        H::take_seat(&mut core, &mut chipset, id, seat.pcpu);
+        let board = Board::new(chipset);
         let instance = Instance {
             id,
             vm: shared,

@@ -12,9 +12,13 @@ pub mod segment;
 pub mod stage2;
 pub mod vcpu;
 
+use alloc::sync::Arc;
+
 use crate::emulate::{CpuState, Exception, Fault};
 use crate::guest::boot::EntryState;
 use crate::guest::control::ControlState;
+use crate::guest::lapic::Interrupts;
+use crate::posted::Posted;
 
 /// Why the guest stopped running.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -44,6 +48,8 @@ pub enum Reason {
     Xsetbv,
     /// The guest can take an interrupt now.
     InterruptWindow,
+    /// The guest has ended a level-triggered interrupt that the processor had delivered by itself: its vector.
+    EndOfInterrupt(u8),
     /// A move from or to a control register.
     Control {
         /// Which.
@@ -177,6 +183,19 @@ pub trait Backend {
 
     /// Asks for [`Reason::InterruptWindow`], or no longer.
     fn request_window(&mut self, window: Option<Window>);
+
+    /// Has the processor deliver the local APIC's interrupts by itself, or no longer; where it cannot, nothing changes.
+    /// Returns whether it does: then [`Backend::set_interrupts`] has to follow each change of them.
+    fn deliver(&mut self, _wanted: bool) -> bool {
+        false
+    }
+
+    /// Where interrupts are posted to the guest while the processor delivers them by itself. Before the first
+    /// [`Backend::load`]; only where the extension [can](crate::extension::Extension::posts) take them.
+    fn post_to(&mut self, _posted: &Arc<Posted>) {}
+
+    /// What the processor delivers by itself has changed.
+    fn set_interrupts(&mut self, _interrupts: &Interrupts) {}
 
     /// CR8 as the guest left it.
     fn cr8(&self) -> u8;

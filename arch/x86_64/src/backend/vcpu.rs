@@ -4,6 +4,8 @@
 //! **Principle.** What follows from an instruction that the hypervisor carried out, from an event that it delivers, or
 //! from a value that it writes to a control register does not depend on the extension, and stands here.
 
+use alloc::sync::Arc;
+
 use pasidon_kernel::base::addr::GuestPhys;
 use pasidon_kernel::memory::GuestMemory;
 use x86_64::registers::control::Cr0Flags;
@@ -14,6 +16,8 @@ use crate::emulate::CpuState;
 use crate::guest::GeneralProtection;
 use crate::guest::boot::EntryState;
 use crate::guest::control::{self, ControlPolicy, ControlState};
+use crate::guest::lapic::Interrupts;
+use crate::posted::Posted;
 
 /// RFLAGS bit 1, always set.
 pub const RFLAGS_FIXED: u64 = 1 << 1;
@@ -188,6 +192,21 @@ impl<B: Backend> Vcpu<B> {
     /// Asks for [`Reason::InterruptWindow`], or no longer.
     pub fn request_window(&mut self, window: Option<Window>) {
         self.block.request_window(window);
+    }
+
+    /// Has the processor deliver the local APIC's interrupts by itself, or no longer. Returns whether it does.
+    pub fn deliver(&mut self, wanted: bool) -> bool {
+        self.block.deliver(wanted)
+    }
+
+    /// Where interrupts are posted to the guest meanwhile. Before the first [`Vcpu::load`].
+    pub fn post_to(&mut self, posted: &Arc<Posted>) {
+        self.block.post_to(posted);
+    }
+
+    /// What it delivers by itself has changed.
+    pub fn set_interrupts(&mut self, interrupts: &Interrupts) {
+        self.block.set_interrupts(interrupts);
     }
 
     /// CR8 as the guest left it.

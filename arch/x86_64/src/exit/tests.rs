@@ -1,13 +1,18 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! A vCPU as a whole, on processors that others have written: entries, exits and their answers, as the loop has them.
 
+use alloc::boxed::Box;
+use alloc::sync::Arc;
+use alloc::vec;
 use alloc::vec::Vec;
 
 use pasidon_arch_common::board::Board;
-use pasidon_arch_common::hardware::Core as _;
+use pasidon_arch_common::hardware::{Chipset as _, Core as _};
 use pasidon_arch_common::memory::RamView;
 use pasidon_arch_common::view::Sink;
-use pasidon_kernel::vm::exit::Action;
+use pasidon_kernel::irq::msi::Posting;
+use pasidon_kernel::vdev::parent::{Bar, PciIdentity, Portal, QuiesceFailed, Remains, VdevRegisters};
+use pasidon_kernel::vm::exit::{Action, MsiMessage};
 use spin::Mutex;
 
 use super::*;
@@ -17,8 +22,9 @@ use crate::extension::tests::guest::{
     CODE, CR4, DATA, Guest, IDT, Poke, Rig, STACK, entry, handler_at, poke_at,
 };
 use crate::extension::tests::on_both;
-use crate::guest::chipset::PcChipset;
+use crate::guest::chipset::{Answer, PcChipset};
 use crate::guest::layout;
+use crate::posted::tests::posted;
 
 on_both! {
     what_a_guest_asks_for_it_gets,
@@ -253,6 +259,134 @@ fn int1_returns_behind_itself(extension: Extension) {
     machine.run();
     assert_eq!(handler_at(machine.core.hardware.rip() - 1), Some(1));
     assert_eq!(machine.guest.read(machine.core.hardware.gpr(4)), CODE + 1);
+}
+
+/// A slice with one interrupt that says where it was routed.
+struct Slice(Arc<Mutex<Vec<Option<Posting>>>>);
+
+impl VdevRegisters for Slice {
+    fn identity(&self) -> PciIdentity {
+        PciIdentity {
+            vendor: 0x8086,
+            device: 0x0b25,
+            subsystem: (0x8086, 0),
+            revision: 0,
+            class: 0x08_8000,
+            bars: vec![Bar { index: 0, size: 0x1_0000, prefetchable: true }],
+            msix_vectors: 1,
+            msix_bar: 0,
+            msix_table: 0x2000,
+            msix_pba: 0x3000,
+        }
+    }
+
+    fn portals(&self) -> Vec<Portal> {
+        Vec::new()
+    }
+
+    fn read(&mut self, _bar: u8, _offset: u64, _size: u8) -> u64 {
+        0
+    }
+
+    fn write(&mut self, _bar: u8, _offset: u64, _size: u8, _value: u64, _raise: &mut dyn FnMut(u16)) {}
+
+    fn set_bus_master(&mut self, _enabled: bool, _raise: &mut dyn FnMut(u16)) {}
+
+    fn reset(&mut self) -> Result<(), QuiesceFailed> {
+        Ok(())
+    }
+
+    fn route_interrupt(&mut self, _vector: u16, to: Option<&Posting>) {
+        self.0.lock().push(to.cloned());
+    }
+
+    fn remains(&mut self, _raise: &mut dyn FnMut(u16)) -> Box<dyn Remains> {
+        panic!("it does not end")
+    }
+}
+
+/// Turns the local APIC on, as x2APIC: IA32_APIC_BASE, then SVR.
+const X2APIC_ON: [u8; 31] = [
+    0xb9, 0x1b, 0x00, 0x00, 0x00, // mov ecx, IA32_APIC_BASE
+    0xb8, 0x00, 0x0d, 0xe0, 0xfe, // mov eax, on, x2APIC, first processor
+    0x31, 0xd2, // xor edx, edx
+    0x0f, 0x30, // wrmsr
+    0xb9, 0x0f, 0x08, 0x00, 0x00, // mov ecx, SVR
+    0xb8, 0xff, 0x01, 0x00, 0x00, // mov eax, enabled
+    0x0f, 0x30, // wrmsr
+    0xfb, // sti
+    0x90, // nop
+    0xf4, // hlt
+    0x90, 0x90,
+];
+
+#[test]
+fn a_devices_interrupt_is_posted_where_the_guest_can_take_it_as_it_is() {
+    const TABLE: u64 = 0x2000;
+    let mut machine = Machine::new(Extension::Vmx, &X2APIC_ON);
+    let descriptor = Arc::new(posted(0x51, 0));
+    let routed = Arc::new(Mutex::new(Vec::new()));
+    let base = {
+        let mut board = machine.board.lock();
+        board.chipset.post_to(descriptor.clone());
+        board.chipset.add_vdev(Box::new(Slice(routed.clone()))).unwrap();
+        let at = layout::ECAM_BASE + (1 << 15);
+        let mut write = |address, size, value| {
+            let access = Access { address, size, kind: AccessKind::Write(value) };
+            let now = || Moment::default();
+            board.chipset.exit(&Exit::Mmio(access), &mut machine.core.lapic, &now, &mut |_| {});
+        };
+        write(at + 4, 2, 6);
+        write(at + 0x82, 2, 0x8000);
+        let Answer { value, .. } = board
+            .chipset
+            .exit(
+                &Exit::Mmio(Access { address: at + 0x10, size: 8, kind: AccessKind::Read }),
+                &mut machine.core.lapic,
+                &|| Moment::default(),
+                &mut |_| {},
+            )
+            .unwrap();
+        value & !0xf
+    };
+    machine.core.post_to(descriptor.clone());
+    machine.run();
+    let mut program = |message: MsiMessage| {
+        let lapic = &mut machine.core.lapic;
+        let mut board = machine.board.lock();
+        for (offset, size, value) in
+            [(12, 4, 1), (0, 8, message.address), (8, 4, message.data.into()), (12, 4, 0)]
+        {
+            let access = Access { address: base + TABLE + offset, size, kind: AccessKind::Write(value) };
+            let now = || Moment::default();
+            board.chipset.exit(&Exit::Mmio(access), lapic, &now, &mut |_| {});
+        }
+        let told = core::mem::take(&mut *routed.lock());
+        told.last().unwrap().as_ref().map(|posting| posting.vector)
+    };
+    // Physical and logical, everybody; another processor, another address, NMI, level, an exception's vector.
+    for (address, data, posted) in [
+        (0xfee0_0000, 0x41, Some(0x41)),
+        (0xfee0_1004, 0x42, Some(0x42)),
+        (0xfeef_f000, 0x43, Some(0x43)),
+        (0xfee0_1000, 0x41, None),
+        (0xfee0_2004, 0x41, None),
+        (0xfed0_0000, 0x41, None),
+        (0xfee0_0000, 0x441, None),
+        (0xfee0_0000, 0xc041, None),
+        (0xfee0_0000, 0x0f, None),
+        (0xfee0_0000, 0x141, Some(0x41)),
+    ] {
+        assert_eq!(program(MsiMessage { address, data }), posted, "{data:#x} to {address:#x}");
+    }
+
+    // Posted while it waits: it goes on, without a window or an injection.
+    descriptor.post(0x41);
+    machine.core.tick();
+    let exits = machine.run();
+    assert!(exits.iter().all(|(reason, ..)| *reason == Reason::Halt), "{exits:?}");
+    assert_eq!(handler_at(machine.core.hardware.rip() - 1), Some(0x41));
+    assert!(machine.core.delivers);
 }
 
 fn what_is_not_there_takes_no_interrupt(extension: Extension) {

@@ -7,6 +7,7 @@
 //! **Invariant.** No window holds RAM, so no BAR and no portal can be where RAM is.
 
 use alloc::boxed::Box;
+use alloc::sync::Arc;
 use core::fmt;
 
 use pasidon_arch_common::hardware::Chipset;
@@ -17,6 +18,7 @@ use pasidon_kernel::dev::i8254::{self, I8254};
 use pasidon_kernel::dev::mc146818::{self, Mc146818};
 use pasidon_kernel::dev::pci::{PciBus, Slot};
 use pasidon_kernel::dev::uart16550::{self, Uart16550};
+use pasidon_kernel::irq::msi::{PostedInterrupts, Posting};
 use pasidon_kernel::vdev::parent::VdevRegisters;
 use pasidon_kernel::vm::exit::{Access, AccessKind, Action, Actions, Device, Exit};
 
@@ -60,6 +62,8 @@ pub struct PcChipset {
     power: Power,
     timer: I8254,
     rtc: Mc146818,
+    /// Where devices' interrupts can be posted to the vCPU; `None` where they cannot.
+    posted: Option<Arc<dyn PostedInterrupts>>,
 }
 
 impl fmt::Debug for PcChipset {
@@ -102,7 +106,23 @@ impl PcChipset {
             power: Power::default(),
             timer: I8254::default(),
             rtc: Mc146818::new(unix_ns),
+            posted: None,
         })
+    }
+
+    /// Has devices' interrupts posted there, where that can be.
+    pub fn post_to(&mut self, posted: Arc<dyn PostedInterrupts>) {
+        self.posted = Some(posted);
+    }
+
+    /// The guest has written to a device on the PCI bus: its interrupts are posted where the local APIC would take the
+    /// message as it is.
+    fn route_interrupts(&mut self, lapic: &LocalApic) {
+        let Some(posted) = &self.posted else { return };
+        self.pci.route_interrupts(&mut |message| {
+            let vector = lapic.posts(message)?;
+            Some(Posting { descriptor: Arc::clone(posted), vector })
+        });
     }
 
     /// Answers [`Exit::Mmio`] and [`Exit::Io`]; `None` for all others. `lapic` is that of the vCPU that
@@ -139,6 +159,7 @@ impl PcChipset {
                 AccessKind::Read => self.pci.ecam_read(offset, access.size),
                 AccessKind::Write(value) => {
                     self.pci.ecam_write(offset, access.size, value, actions);
+                    self.route_interrupts(lapic);
                     0
                 }
             }),
@@ -146,6 +167,7 @@ impl PcChipset {
                 AccessKind::Read => self.pci.mmio_read(start + offset, access.size),
                 AccessKind::Write(value) => {
                     self.pci.mmio_write(start + offset, access.size, value, actions);
+                    self.route_interrupts(lapic);
                     0
                 }
             }),

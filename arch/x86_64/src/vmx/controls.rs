@@ -37,6 +37,8 @@ bitflags! {
         const NMI = 1 << 3;
         /// The guest's NMIs are its own, and blocked while their handler runs.
         const VIRTUAL_NMIS = 1 << 5;
+        /// Interrupts that others have posted reach the guest at their notification.
+        const POSTED_INTERRUPTS = 1 << 7;
     }
 
     /// Primary processor-based controls.
@@ -75,6 +77,8 @@ bitflags! {
     pub struct Secondary: u32 {
         /// Extended page tables.
         const EPT = 1 << 1;
+        /// The local APIC's MSRs are registers of the virtual-APIC page.
+        const X2APIC = 1 << 4;
         /// RDTSCP and RDPID exist.
         const RDTSCP = 1 << 3;
         /// Translations are tagged.
@@ -83,6 +87,10 @@ bitflags! {
         const WBINVD = 1 << 6;
         /// Real mode, and no paging.
         const UNRESTRICTED = 1 << 7;
+        /// All of these, and not TPR alone.
+        const APIC_REGISTERS = 1 << 8;
+        /// What the page requests is delivered.
+        const INTERRUPT_DELIVERY = 1 << 9;
         /// INVPCID exists.
         const INVPCID = 1 << 12;
         /// ENCLS by its bitmap.
@@ -96,6 +104,8 @@ bitflags! {
         const SAVE_DEBUG = 1 << 2;
         /// The host is in 64-bit mode.
         const HOST_64BIT = 1 << 9;
+        /// An interrupt that ends the guest is taken from the local APIC, and its vector told.
+        const ACKNOWLEDGE = 1 << 15;
         /// The host's PAT is loaded.
         const LOAD_PAT = 1 << 19;
         /// The guest's EFER is saved.
@@ -131,7 +141,7 @@ bitflags! {
 }
 
 /// What every guest needs. Its PAT needs no saving, as each write of it leaves the guest.
-pub const PIN: Pin = Pin::all();
+pub const PIN: Pin = Pin::all().difference(Pin::POSTED_INTERRUPTS);
 pub const PRIMARY: Primary = Primary::all()
     .difference(Primary::INTERRUPT_WINDOW)
     .difference(Primary::NMI_WINDOW)
@@ -141,11 +151,14 @@ pub const PRIMARY: Primary = Primary::all()
 const IF_THERE: Primary = Primary::MONITOR.union(Primary::MWAIT);
 const SECONDARY: Secondary =
     Secondary::EPT.union(Secondary::VPID).union(Secondary::WBINVD).union(Secondary::UNRESTRICTED);
+/// What has the processor deliver the local APIC's interrupts by itself: all of it, or nothing.
+pub const DELIVERY: Secondary =
+    Secondary::X2APIC.union(Secondary::APIC_REGISTERS).union(Secondary::INTERRUPT_DELIVERY);
 pub const EXIT: Exit = Exit::all();
 pub const ENTRY: Entry = Entry::all().difference(Entry::LONG_MODE);
 
 /// The values for the guests of one processor.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
 pub struct Controls {
     /// What the first word of a VMCS is.
     pub revision: u32,
@@ -155,6 +168,10 @@ pub struct Controls {
     pub primary: u32,
     /// Secondary processor-based controls.
     pub secondary: u32,
+    /// Those besides that have the processor deliver the local APIC's interrupts by itself; 0 where it cannot.
+    pub delivery: u32,
+    /// The pin-based control besides for posted interrupts, which needs these; 0 where it cannot.
+    pub posting: u32,
     /// Exit controls.
     pub exit: u32,
     /// Entry controls, without long mode.
@@ -209,7 +226,8 @@ impl Controls {
             return Err(refusal("true controls"));
         }
         let choice = |index| Choice::new(read(IA32_VMX_TRUE_PINBASED_CTLS + index));
-        let pin = choice(0).choose(PIN, Pin::empty(), &mut missing);
+        let pins = choice(0);
+        let pin = pins.choose(PIN, Pin::POSTED_INTERRUPTS, &mut missing);
         let primary = choice(1);
         let windows = (Primary::INTERRUPT_WINDOW | Primary::NMI_WINDOW).bits() & !primary.may;
         if windows != 0 {
@@ -220,12 +238,13 @@ impl Controls {
         let primary = primary.choose(PRIMARY - absent, unwanted, &mut missing);
         let exit = choice(2).choose(EXIT, Exit::empty(), &mut missing);
         let entry = choice(3).choose(ENTRY, Entry::LONG_MODE, &mut missing);
-        let mut secondary = 0;
+        let (mut secondary, mut delivery) = (0, 0);
         if primary & Primary::SECONDARY.bits() != 0 && missing.is_empty() {
             let choice = Choice::new(read(IA32_VMX_PROCBASED_CTLS2));
             // What only has to be held back where it exists.
-            let wanted = SECONDARY | Secondary::from_bits_truncate(choice.may);
-            secondary = choice.choose(wanted, Secondary::empty(), &mut missing);
+            let there = Secondary::from_bits_truncate(choice.may);
+            secondary = choice.choose(SECONDARY | (there - DELIVERY), DELIVERY, &mut missing);
+            delivery = if there.contains(DELIVERY) { DELIVERY.bits() } else { 0 };
             // The register is there only where one of these is.
             let tells = choice.may & (Secondary::EPT | Secondary::VPID).bits() != 0;
             let told = if tells { read(IA32_VMX_EPT_VPID_CAP) } else { 0 };
@@ -241,7 +260,8 @@ impl Controls {
             return Err(refusal(&missing.join(", ")));
         }
         let revision = (basic & BASIC_REVISION) as u32;
-        Ok(Self { revision, pin, primary, secondary, exit, entry })
+        let posting = if delivery != 0 { pins.may & Pin::POSTED_INTERRUPTS.bits() } else { 0 };
+        Ok(Self { revision, pin, primary, secondary, delivery, posting, exit, entry })
     }
 }
 
@@ -276,7 +296,8 @@ mod tests {
             (IA32_VMX_MISC, 0, "LMA stored at exits"),
             (IA32_VMX_EPT_VPID_CAP, !(1 << 16), "EPT LARGE_PAGES"),
             (IA32_VMX_EPT_VPID_CAP, !(1 << 41), "EPT INVVPID_ONE"),
-            (IA32_VMX_PROCBASED_CTLS2, !(1 << 39), "UNRESTRICTED"),
+            (IA32_VMX_PROCBASED_CTLS2, !(1 << 39) & u64::MAX << 32, "UNRESTRICTED"),
+            (IA32_VMX_PROCBASED_CTLS2, u64::MAX << 32 | 1 << 9, "guests without INTERRUPT_DELIVERY"),
             (IA32_VMX_TRUE_PINBASED_CTLS, !(1 << 37), "VIRTUAL_NMIS"),
             (IA32_VMX_TRUE_PINBASED_CTLS + 1, !(1 << 60), "MSR_BITMAP"),
             (IA32_VMX_TRUE_PINBASED_CTLS + 1, !(1 << 34) & u64::MAX << 32, "windows"),
@@ -309,13 +330,28 @@ mod tests {
     #[test]
     fn what_would_let_a_guest_do_something_to_others_is_on_where_it_exists() {
         let controls = Controls::new(&generous(0, 0)).unwrap();
-        assert_eq!(controls.secondary, Secondary::all().bits());
+        assert_eq!(controls.secondary, (Secondary::all() - DELIVERY).bits());
         let poor = generous(IA32_VMX_PROCBASED_CTLS2, u64::from(SECONDARY.bits()) << 32);
         assert_eq!(Controls::new(&poor).unwrap().secondary, SECONDARY.bits());
         assert_eq!(controls.primary, PRIMARY.bits());
         let rest = u64::from((Primary::all() - IF_THERE).bits()) << 32;
         let poor = Controls::new(&generous(IA32_VMX_TRUE_PINBASED_CTLS + 1, rest)).unwrap();
         assert_eq!(poor.primary, (PRIMARY - IF_THERE).bits(), "without MONITOR");
+    }
+
+    #[test]
+    fn interrupts_are_delivered_by_processors_that_can_do_all_of_it() {
+        let of = |msr, value| {
+            let controls = Controls::new(&generous(msr, value)).unwrap();
+            (controls.delivery, controls.posting)
+        };
+        assert_eq!(of(0, 0), (DELIVERY.bits(), Pin::POSTED_INTERRUPTS.bits()));
+        for bit in [36, 40, 41] {
+            let without = (u64::from(u32::MAX) << 32) & !(1 << bit);
+            assert_eq!(of(IA32_VMX_PROCBASED_CTLS2, without), (0, 0), "without bit {bit}");
+        }
+        let without = (u64::from(u32::MAX) << 32) & !(1 << 39);
+        assert_eq!(of(IA32_VMX_TRUE_PINBASED_CTLS, without), (DELIVERY.bits(), 0));
     }
 
     #[test]

@@ -39,6 +39,8 @@ pub mod code {
     pub const MONITOR: u16 = 39;
     pub const MACHINE_CHECK_AT_ENTRY: u16 = 41;
     pub const TPR_BELOW_THRESHOLD: u16 = 43;
+    /// The guest has ended an interrupt that others must hear of.
+    pub const VIRTUALIZED_EOI: u16 = 45;
     pub const EPT_VIOLATION: u16 = 48;
     pub const EPT_MISCONFIGURATION: u16 = 49;
     pub const INVEPT: u16 = 50;
@@ -158,6 +160,7 @@ pub fn reason(vmcs: &Vmcs, exit: &Exit) -> Reason {
         code::RDMSR => Reason::ReadMsr,
         code::WRMSR => Reason::WriteMsr,
         code::MACHINE_CHECK_AT_ENTRY => Reason::MachineCheck,
+        code::VIRTUALIZED_EOI => Reason::EndOfInterrupt(qualification as u8),
         code::EPT_VIOLATION => violation(qualification, address),
         code::EPT_MISCONFIGURATION => {
             Reason::HostFault { what: "EPT has an entry that cannot be, for guest-physical", code: address }

@@ -21,10 +21,11 @@ mod permissions;
 mod switched;
 mod vmcs;
 
-use alloc::boxed::Box;
+use alloc::sync::Arc;
 use core::arch::asm;
 
 use pasidon_kernel::base::addr::HostPhys;
+use pasidon_kernel::irq::msi::PostedInterrupts;
 use x86_64::registers::control::Cr0Flags;
 
 use crate::backend::vcpu::{DR6_BS, DR7_RESET};
@@ -33,12 +34,15 @@ use crate::cpu::PAT_AFTER_RESET;
 use crate::emulate::{CpuState, SegmentState};
 use crate::guest::boot::EntryState;
 use crate::guest::control::{ControlPolicy, ControlState, Cr4, Efer};
+use crate::guest::lapic::{ApicPage, Interrupts};
+use crate::interrupts;
+use crate::posted::Posted;
 
-use controls::{Entry, Primary};
+use controls::{Controls, Entry, Primary};
 use exits::{Exit, code, interruption};
-pub use pcpu::VmxPcpu;
+pub use pcpu::{VmxPcpu, takes_posted_interrupts};
 use switched::Switched;
-use vmcs::{Field, Page, SegmentRegister, Vmcs};
+use vmcs::{Field, SegmentRegister, Vmcs};
 
 /// That of all vCPUs, as each has an EPT pointer of its own; 0 is the hypervisor's.
 const VPID: u16 = 1;
@@ -52,8 +56,6 @@ const CR4_SET: u64 = Cr4::MCE.bits() | CR4_VMXE;
 const CR4_VMXE: u64 = 1 << 13;
 /// Place of RSP among the general registers.
 const RSP: usize = 4;
-/// Where the virtual-APIC page has the priority class, whose upper half counts.
-const TPR: usize = 0x80;
 /// Every leaf of ENCLS leaves the guest.
 const ALL_LEAVES: u64 = u64::MAX;
 
@@ -81,8 +83,9 @@ pub struct VmxVcpu {
     switched: Switched,
     /// CR4 bits that are the guest's alone.
     cr4_free: u64,
-    /// The pCPU whose host state and controls the VMCS has.
+    /// The pCPU whose host state and controls the VMCS has, and those.
     home: Option<u32>,
+    controls: Controls,
     /// It was entered since it became current.
     resume: bool,
     /// RSP of the host, as the VMCS has it.
@@ -92,16 +95,16 @@ pub struct VmxVcpu {
     /// Processor-based controls as the VMCS has them, and the threshold of CR8.
     primary: u32,
     threshold: u8,
-    /// Entry controls but for long mode.
-    entry: u32,
+    /// The processor delivers the local APIC's interrupts by itself.
+    delivers: bool,
     /// The last exit.
     exit: Exit,
     /// Linear translations are dropped at the next entry.
     flush: bool,
     /// An NMI waits for the end of a shadow.
     behind_sti: bool,
-    virtual_apic: Box<Page>,
-    _msr_bitmap: Box<Page>,
+    apic: Arc<ApicPage>,
+    posted: Option<Arc<Posted>>,
 }
 
 impl core::fmt::Debug for VmxVcpu {
@@ -112,17 +115,16 @@ impl core::fmt::Debug for VmxVcpu {
 
 impl VmxVcpu {
     /// For a vCPU whose guest-physical memory is that of the extended page tables at `stage2`, and that may write to
-    /// control registers what `policy` allows. `tsc_offset` is added to the TSC that the guest reads.
-    pub fn new(stage2: HostPhys, tsc_offset: u64, policy: &ControlPolicy) -> Self {
-        let (virtual_apic, msr_bitmap) = (Page::zeroed(), permissions::bitmap());
+    /// control registers what `policy` allows. `tsc_offset` is added to the TSC that the guest reads; `apic` is its local
+    /// APIC's.
+    pub fn new(stage2: HostPhys, tsc_offset: u64, policy: &ControlPolicy, apic: &Arc<ApicPage>) -> Self {
         let pointer = ept::pointer(stage2);
         let cr4_free = policy.cr4_allowed().bits() & !CR4_SET;
         let mut vmcs = Vmcs::new();
         for (field, value) in [
             (Field::Vpid, VPID.into()),
             (Field::Eptp, pointer),
-            (Field::MsrBitmap, msr_bitmap.address()),
-            (Field::VirtualApic, virtual_apic.address()),
+            (Field::VirtualApic, apic.address().0),
             (Field::TscOffset, tsc_offset),
             (Field::ExceptionBitmap, EXCEPTIONS),
             (Field::PageFaultMask, 0),
@@ -144,17 +146,18 @@ impl VmxVcpu {
             switched: Switched::new(),
             cr4_free,
             home: None,
+            controls: Controls::default(),
             resume: false,
             host_rsp: 0,
             written: [0; 3],
             primary: 0,
             threshold: 0,
-            entry: 0,
+            delivers: false,
             exit: Exit::default(),
             flush: false,
             behind_sti: false,
-            virtual_apic,
-            _msr_bitmap: msr_bitmap,
+            apic: Arc::clone(apic),
+            posted: None,
         }
     }
 
@@ -176,6 +179,25 @@ impl VmxVcpu {
             self.primary = primary;
             self.vmcs.write(Field::ProcessorControls, primary.into());
         }
+    }
+
+    /// Has the processor serve the local APIC's registers and deliver its interrupts, or not: then both are the
+    /// hypervisor's.
+    fn serve_apic(&mut self, by_processor: bool) {
+        self.delivers = by_processor;
+        let Controls { mut pin, mut secondary, delivery, posting, .. } = self.controls;
+        let bitmaps = permissions::bitmaps();
+        let mut bitmap = &bitmaps.closed;
+        if by_processor {
+            secondary |= delivery;
+            bitmap = &bitmaps.apic;
+            if self.posted.is_some() {
+                pin |= posting;
+            }
+        }
+        self.vmcs.write(Field::PinControls, pin.into());
+        self.vmcs.write(Field::SecondaryControls, secondary.into());
+        self.vmcs.write(Field::MsrBitmap, bitmap.address());
     }
 
     fn interruptibility(&self) -> u64 {
@@ -218,6 +240,13 @@ impl VmxVcpu {
                     if exit & interruption::VECTOR == 1 {
                         self.left_by_debug(exit, context);
                     }
+                }
+            }
+            code::EXTERNAL_INTERRUPT => {
+                let exit = self.vmcs.read(Field::ExitInterruption);
+                if exit & event::VALID != 0 {
+                    // SAFETY: the processor has taken it from the local APIC, and leaves it to be handled.
+                    unsafe { interrupts::deliver((exit & interruption::VECTOR) as u8) };
                 }
             }
             _ => {}
@@ -319,16 +348,14 @@ impl Backend for VmxVcpu {
         if self.home != Some(pcpu.index) {
             self.home = Some(pcpu.index);
             pcpu.write_host(&mut self.vmcs);
+            self.controls = pcpu.controls;
             let controls = &pcpu.controls;
             self.primary = controls.primary;
             self.threshold = 0;
             self.host_rsp = 0;
-            self.entry = controls.entry;
             let long = long_mode(self.vmcs.read(Field::GuestEfer));
             for (field, value) in [
-                (Field::PinControls, controls.pin),
                 (Field::ProcessorControls, controls.primary),
-                (Field::SecondaryControls, controls.secondary),
                 (Field::ExitControls, controls.exit),
                 (Field::EntryControls, controls.entry | long),
                 (Field::TprThreshold, 0),
@@ -338,6 +365,7 @@ impl Backend for VmxVcpu {
             if controls.has_encls() {
                 self.vmcs.write(Field::EnclsBitmap, ALL_LEAVES);
             }
+            self.serve_apic(false);
             pcpu::forget_memory(self.pointer);
         }
     }
@@ -461,12 +489,36 @@ impl Backend for VmxVcpu {
         }
     }
 
+    fn deliver(&mut self, wanted: bool) -> bool {
+        let wanted = wanted && self.controls.delivery != 0;
+        if wanted != self.delivers {
+            self.serve_apic(wanted);
+        }
+        wanted
+    }
+
+    fn post_to(&mut self, posted: &Arc<Posted>) {
+        self.vmcs.write(Field::PostedDescriptor, posted.address().0);
+        self.vmcs.write(Field::PostedVector, posted.vector().into());
+        self.posted = Some(Arc::clone(posted));
+    }
+
+    fn set_interrupts(&mut self, interrupts: &Interrupts) {
+        let Interrupts { requested, in_service, level_triggered } = *interrupts;
+        let status = u64::from(in_service.unwrap_or(0)) << 8 | u64::from(requested.unwrap_or(0));
+        self.vmcs.write(Field::InterruptStatus, status);
+        let fields = [Field::EoiExit0, Field::EoiExit1, Field::EoiExit2, Field::EoiExit3];
+        for (field, word) in fields.into_iter().zip(level_triggered) {
+            self.vmcs.write(field, word);
+        }
+    }
+
     fn cr8(&self) -> u8 {
-        self.virtual_apic.read(TPR) >> 4
+        self.apic.class()
     }
 
     fn set_cr8(&mut self, class: u8) {
-        self.virtual_apic.write(TPR, class << 4);
+        self.apic.set_class(class);
     }
 
     fn set_tsc_offset(&mut self, offset: u64) {
@@ -519,7 +571,7 @@ impl Backend for VmxVcpu {
         self.vmcs.write(Field::GuestEfer, value.efer);
         // Before the first time on a pCPU the other controls are not known yet, and all are written there.
         if self.home.is_some() {
-            self.vmcs.write(Field::EntryControls, (self.entry | long_mode(value.efer)).into());
+            self.vmcs.write(Field::EntryControls, (self.controls.entry | long_mode(value.efer)).into());
         }
         self.flush |= flush;
     }

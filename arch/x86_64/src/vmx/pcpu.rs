@@ -42,6 +42,13 @@ pub struct VmxPcpu {
 /// How many fields tell what the host is.
 const HOST_FIELDS: usize = 22;
 
+/// Whether the processor that calls takes posted interrupts for its guests. It has VMX.
+pub fn takes_posted_interrupts() -> bool {
+    // SAFETY: the processor has VMX, and so these MSRs.
+    let controls = Controls::new(&|msr| unsafe { cpu::read_msr(msr) });
+    controls.is_ok_and(|controls| controls.posting != 0)
+}
+
 impl VmxPcpu {
     /// Turns VMX on for the pCPU that calls. Its control registers, descriptor tables, page tables and the bases of FS and
     /// GS must be final.

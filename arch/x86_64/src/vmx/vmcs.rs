@@ -15,7 +15,9 @@ use core::arch::asm;
 #[repr(u32)]
 pub enum Field {
     Vpid = 0x0000,
+    PostedVector = 0x0002,
     GuestEsSelector = 0x0800,
+    InterruptStatus = 0x0810,
     HostEsSelector = 0x0c00,
     HostCsSelector = 0x0c02,
     HostSsSelector = 0x0c04,
@@ -26,7 +28,12 @@ pub enum Field {
     MsrBitmap = 0x2004,
     TscOffset = 0x2010,
     VirtualApic = 0x2012,
+    PostedDescriptor = 0x2016,
     Eptp = 0x201a,
+    EoiExit0 = 0x201c,
+    EoiExit1 = 0x201e,
+    EoiExit2 = 0x2020,
+    EoiExit3 = 0x2022,
     EnclsBitmap = 0x202e,
     GuestPhysicalAddress = 0x2400,
     LinkPointer = 0x2800,
@@ -127,18 +134,6 @@ impl Page {
     pub fn zeroed() -> Box<Page> {
         // SAFETY: it is made of bytes, for which zero is a value.
         unsafe { Box::<Page>::new_zeroed().assume_init() }
-    }
-
-    /// A byte of it.
-    pub fn read(&self, offset: usize) -> u8 {
-        // SAFETY: within the page. The processor may change it between two entries of the guest, never now.
-        unsafe { self.0.as_ptr().add(offset % 4096).read_volatile() }
-    }
-
-    /// Sets a byte of it.
-    pub fn write(&mut self, offset: usize, value: u8) {
-        // SAFETY: as in `read`.
-        unsafe { self.0.as_mut_ptr().add(offset % 4096).write_volatile(value) };
     }
 
     /// Its physical address: memory is mapped there.

@@ -86,6 +86,7 @@ impl MachineIommu {
             &mut registers::map,
         )?;
         let vtd: &'static Vtd<_, _> = Box::leak(Box::new(vtd));
+        host::connect_posted();
         vtd.take_over()?;
         Ok(Self { vtd, io_apic: dmar.units.iter().find_map(io_apic) })
     }

@@ -20,6 +20,7 @@ use crate::cpu;
 use crate::extension::{ControlBlock, Extension, Pcpu, Stage2 as Table};
 use crate::guest::boot::{EntryMode, EntryState};
 use crate::guest::control::tests::policy;
+use crate::guest::lapic::{LocalApic, MSR_APIC_BASE};
 
 /// Bytes of RAM.
 pub const RAM: u64 = LARGE_PAGE_SIZE;
@@ -57,6 +58,7 @@ pub struct Guest {
     pub vcpu: Vcpu<ControlBlock>,
     pub table: Table,
     pub memory: Arc<GuestRam>,
+    pub lapic: LocalApic,
     ram: u64,
 }
 
@@ -72,9 +74,10 @@ impl Guest {
         let mut table = Table::new(frames, extension.geometry(false)).unwrap();
         table.map_ram(&ram).unwrap();
         let base = ram.translate(GuestPhys(0)).unwrap().0.0;
-        let block = extension.control_block(table.root(), 0, &policy(true));
-        let mut guest =
-            Guest { vcpu: Vcpu::new(block, policy(true)), table, memory: Arc::new(ram), ram: base };
+        let lapic = LocalApic::new(0);
+        let block = extension.control_block(table.root(), 0, &policy(true), lapic.page());
+        let vcpu = Vcpu::new(block, policy(true));
+        let mut guest = Guest { vcpu, table, memory: Arc::new(ram), lapic, ram: base };
         guest.write_tables();
         guest.write_bytes(CODE, code);
         guest.start(CODE);
@@ -109,6 +112,12 @@ impl Guest {
         self.vcpu.start_at(&entry(rip));
         self.poke(Poke::Idt(IDT, 4095));
         self.vcpu.set_gpr(4, STACK);
+    }
+
+    /// Its local APIC is on, in x2APIC mode.
+    pub fn enable_apic(&mut self) {
+        self.lapic.write_msr(MSR_APIC_BASE, 0xfee0_0000 | 3 << 10, 0).unwrap();
+        self.lapic.write_msr(0x80f, 0x1ff, 0).unwrap();
     }
 
     /// Has it go on at `rip`.

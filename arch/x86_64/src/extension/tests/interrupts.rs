@@ -34,11 +34,10 @@ fn an_interrupt_ends_the_guest_whether_it_has_them_on_or_off(extension: Extensio
         machine.processor.interrupt(VECTOR, LATER);
         assert_eq!(machine.enter(&mut guest), Reason::HostInterrupt);
         assert!(guest.vcpu.gpr(0) > 1000, "it ran until then");
-        assert_eq!(
-            (machine.processor.taken(VECTOR), machine.processor.waiting().0),
-            (before, true),
-            "it waits"
-        );
+        // VMX has it taken at the exit, SVM leaves it.
+        let taken = u64::from(extension == Extension::Vmx);
+        let now = (machine.processor.taken(VECTOR), machine.processor.waiting().0);
+        assert_eq!(now, (before + taken, taken == 0));
         machine.processor.run(crate::interrupts::window).unwrap();
         assert_eq!((machine.processor.taken(VECTOR), machine.processor.waiting().0), (before + 1, false));
     }

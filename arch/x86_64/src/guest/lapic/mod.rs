@@ -9,16 +9,46 @@
 //!
 //! Source: Intel SDM volume 3A, chapter 11 "Advanced Programmable Interrupt Controller (APIC)".
 
+mod page;
 mod registers;
 mod timer;
 
 #[cfg(test)]
 mod tests;
 
+use alloc::sync::Arc;
+
 use pasidon_kernel::vm::exit::MsiMessage;
 
+pub use page::ApicPage;
+use page::{Sets, Vectors};
 pub use registers::{MSR_APIC_BASE, MSR_TSC_DEADLINE, X2APIC_MSR_FIRST, X2APIC_MSR_LAST};
 use timer::Timer;
+
+/// Register numbers: memory offset / 16.
+mod reg {
+    pub const ID: u32 = 0x02;
+    pub const VERSION: u32 = 0x03;
+    pub const TPR: u32 = 0x08;
+    pub const PPR: u32 = 0x0a;
+    pub const EOI: u32 = 0x0b;
+    pub const LDR: u32 = 0x0d;
+    pub const DFR: u32 = 0x0e;
+    pub const SVR: u32 = 0x0f;
+    pub const ISR: u32 = 0x10;
+    pub const TMR: u32 = 0x18;
+    pub const IRR: u32 = 0x20;
+    pub const IRR_LAST: u32 = 0x27;
+    pub const ESR: u32 = 0x28;
+    pub const ICR: u32 = 0x30;
+    pub const ICR_HIGH: u32 = 0x31;
+    pub const LVT_TIMER: u32 = 0x32;
+    pub const LVT_ERROR: u32 = 0x37;
+    pub const INITIAL_COUNT: u32 = 0x38;
+    pub const CURRENT_COUNT: u32 = 0x39;
+    pub const DIVIDE: u32 = 0x3e;
+    pub const SELF_IPI: u32 = 0x3f;
+}
 
 /// IA32_APIC_BASE bits.
 mod apic_base {
@@ -57,6 +87,18 @@ mod delivery {
     pub const NMI: u32 = 4;
 }
 
+/// Destination of a message: every processor.
+const MSI_EVERYONE: u32 = 0xff;
+/// Trigger mode in a message's data.
+const LEVEL: u32 = 1 << 15;
+
+/// Where an interrupt message goes, and whether that is logical; `None` for other writes.
+fn destination(message: MsiMessage) -> Option<(u32, bool)> {
+    const ADDRESS_TOP: u64 = 0xfee;
+    let destination = (message.address >> 12) as u32 & 0xff;
+    (message.address >> 20 == ADDRESS_TOP).then_some((destination, message.address & 1 << 2 != 0))
+}
+
 /// The first vector that is not an exception.
 const FIRST_VECTOR: u8 = 16;
 
@@ -71,41 +113,6 @@ pub enum ApicMode {
     X2Apic,
 }
 
-/// 256 bits, one per vector.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-struct VectorSet([u64; 4]);
-
-impl VectorSet {
-    const EMPTY: Self = Self([0; 4]);
-
-    fn insert(&mut self, vector: u8) {
-        self.0[usize::from(vector >> 6)] |= 1 << (vector & 63);
-    }
-
-    fn remove(&mut self, vector: u8) {
-        self.0[usize::from(vector >> 6)] &= !(1 << (vector & 63));
-    }
-
-    fn contains(&self, vector: u8) -> bool {
-        self.0[usize::from(vector >> 6)] & (1 << (vector & 63)) != 0
-    }
-
-    #[inline]
-    fn highest(&self) -> Option<u8> {
-        let [a, b, c, d] = self.0;
-        if a | b | c | d == 0 {
-            return None;
-        }
-        let (word, bits) = self.0.iter().enumerate().rev().find(|(_, bits)| **bits != 0)?;
-        Some((word as u8) << 6 | (63 - bits.leading_zeros()) as u8)
-    }
-
-    /// The register of the vectors from 32 · `index`, which is below 8.
-    fn register(&self, index: usize) -> u32 {
-        (self.0[index / 2] >> (32 * (index % 2))) as u32
-    }
-}
-
 /// What an access to the APIC asks of the world outside this vCPU.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum ApicEvent {
@@ -117,6 +124,17 @@ pub enum ApicEvent {
     /// An inter-processor interrupt that other vCPUs may be meant by. Delivery to the sender itself has
     /// been done already.
     Ipi(Ipi),
+}
+
+/// What a processor that delivers interrupts by itself must know of them besides the page.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Interrupts {
+    /// The highest one in IRR.
+    pub requested: Option<u8>,
+    /// The highest one in ISR.
+    pub in_service: Option<u8>,
+    /// TMR, the lowest vectors first: the I/O APIC must hear of their end.
+    pub level_triggered: [u64; 4],
 }
 
 /// An inter-processor interrupt: ICR, decoded.
@@ -135,19 +153,17 @@ pub struct Ipi {
 }
 
 /// The local APIC of one vCPU.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct LocalApic {
     id: u32,
     base: u64,
-    tpr: u8,
+    /// ISR, TMR and IRR; in the same page is TPR.
+    sets: Sets,
     /// xAPIC only; bits 31:24.
     ldr: u32,
     /// xAPIC only; bits 31:28.
     dfr: u32,
     svr: u32,
-    isr: VectorSet,
-    tmr: VectorSet,
-    irr: VectorSet,
     esr: u32,
     /// Errors since the last write to ESR.
     errors: u32,
@@ -159,18 +175,19 @@ pub struct LocalApic {
 
 impl LocalApic {
     /// The APIC after reset: on, in xAPIC mode, disabled by software. `id` 0 is the bootstrap processor.
-    pub const fn new(id: u32) -> Self {
+    pub fn new(id: u32) -> Self {
+        Self::reset(id, ApicPage::new())
+    }
+
+    fn reset(id: u32, page: Arc<ApicPage>) -> Self {
         let bsp = if id == 0 { apic_base::BSP } else { 0 };
         Self {
             id,
             base: super::layout::LAPIC_BASE | apic_base::ENABLE | bsp,
-            tpr: 0,
+            sets: Sets::clear(page),
             ldr: 0,
             dfr: u32::MAX,
             svr: 0xff,
-            isr: VectorSet::EMPTY,
-            tmr: VectorSet::EMPTY,
-            irr: VectorSet::EMPTY,
             esr: 0,
             errors: 0,
             icr: 0,
@@ -178,6 +195,34 @@ impl LocalApic {
             timer: Timer::new(),
             nmi: false,
         }
+    }
+
+    /// The page with those registers that processors can use.
+    pub const fn page(&self) -> &Arc<ApicPage> {
+        &self.sets.page
+    }
+
+    /// Whether a processor that knows nothing but that page may deliver its interrupts: it does not ask whether the APIC is
+    /// enabled by software, and serves the registers as MSRs.
+    #[inline]
+    pub fn suits_processor(&self) -> bool {
+        self.mode() == ApicMode::X2Apic && self.svr & SVR_ENABLE != 0
+    }
+
+    /// The processor was in the guest, and may have delivered interrupts by itself.
+    pub fn used_by_processor(&mut self) {
+        self.sets.used_by_processor();
+    }
+
+    /// What the processor must be told before it goes on to deliver by itself; `None` where nothing has changed since.
+    #[inline]
+    pub fn take_changes(&mut self) -> Option<Interrupts> {
+        let sets = &mut self.sets;
+        sets.take_changed().then(|| Interrupts {
+            requested: sets.highest(Vectors::Requested),
+            in_service: sets.highest(Vectors::InService),
+            level_triggered: sets.words(Vectors::LevelTriggered),
+        })
     }
 
     /// The APIC ID.
@@ -208,28 +253,39 @@ impl LocalApic {
             self.error(esr::RECEIVE_ILLEGAL_VECTOR);
             return;
         }
-        self.irr.insert(vector);
+        self.sets.insert(Vectors::Requested, vector);
         if level {
-            self.tmr.insert(vector);
+            self.sets.insert(Vectors::LevelTriggered, vector);
         } else {
-            self.tmr.remove(vector);
+            self.sets.remove(Vectors::LevelTriggered, vector);
         }
     }
 
     /// Takes an interrupt message if it is addressed to this vCPU; says whether it was.
     pub fn accept_message(&mut self, message: MsiMessage) -> bool {
-        const ADDRESS_TOP: u64 = 0xfee;
-        if message.address >> 20 != ADDRESS_TOP {
+        let Some((destination, logical)) = destination(message) else {
+            return false;
+        };
+        if !self.is_destination(destination, logical, destination == MSI_EVERYONE) {
             return false;
         }
-        let destination = (message.address >> 12) as u32 & 0xff;
-        let logical = message.address & 1 << 2 != 0;
-        if !self.is_destination(destination, logical, destination == 0xff) {
-            return false;
-        }
-        let level = message.data & 1 << 15 != 0;
+        let level = message.data & LEVEL != 0;
         self.deliver((message.data >> 8) & 7, message.data as u8, level);
         true
+    }
+
+    /// The vector that a message can be posted as: that of an edge-triggered interrupt for this vCPU, in x2APIC mode, where
+    /// software does not choose its logical destination. A guest that leaves that mode without programming its devices anew
+    /// gets their interrupts as before.
+    pub fn posts(&self, message: MsiMessage) -> Option<u8> {
+        let (destination, logical) = destination(message)?;
+        let delivery_mode = (message.data >> 8) & 7;
+        let fixed = matches!(delivery_mode, delivery::FIXED | delivery::LOWEST_PRIORITY);
+        let level = message.data & LEVEL != 0;
+        let vector = message.data as u8;
+        let here = self.mode() == ApicMode::X2Apic
+            && self.is_destination(destination, logical, destination == MSI_EVERYONE);
+        (here && fixed && !level && vector >= FIRST_VECTOR).then_some(vector)
     }
 
     /// The vector to inject now, if the guest's interrupt flag allows one: the highest in IRR whose
@@ -242,23 +298,22 @@ impl LocalApic {
     /// The highest vector waiting, whatever TPR says: what a TPR threshold is set from.
     #[inline]
     pub fn highest_requested(&self) -> Option<u8> {
-        // Hardly ever does one wait, and this is asked at each entry.
-        self.irr.highest().filter(|_| self.software_enabled())
+        self.sets.highest(Vectors::Requested).filter(|_| self.software_enabled())
     }
 
     /// The processor took `vector`: it moves from IRR to ISR.
     pub fn acknowledge(&mut self, vector: u8) {
-        if self.irr.contains(vector) {
-            self.irr.remove(vector);
-            self.isr.insert(vector);
+        if self.sets.contains(Vectors::Requested, vector) {
+            self.sets.remove(Vectors::Requested, vector);
+            self.sets.insert(Vectors::InService, vector);
         }
     }
 
     /// The processor could not deliver `vector` after all: it waits again.
     pub fn take_back(&mut self, vector: u8) {
-        if self.isr.contains(vector) {
-            self.isr.remove(vector);
-            self.irr.insert(vector);
+        if self.sets.contains(Vectors::InService, vector) {
+            self.sets.remove(Vectors::InService, vector);
+            self.sets.insert(Vectors::Requested, vector);
         }
     }
 
@@ -288,35 +343,35 @@ impl LocalApic {
     }
 
     /// CR8: the task priority class, 0..=15.
-    pub const fn cr8(&self) -> u8 {
-        self.tpr >> 4
+    pub fn cr8(&self) -> u8 {
+        self.sets.page.class()
     }
 
-    /// Sets the task priority from CR8, for processors that keep it in hardware while the guest runs. An
-    /// unchanged class leaves TPR as it is, with the bits that CR8 does not show.
-    pub const fn set_cr8(&mut self, class: u8) {
-        if self.cr8() != class & 0xf {
-            self.tpr = (class & 0xf) << 4;
-        }
+    /// Sets the task priority from CR8, for processors that keep it elsewhere while the guest runs.
+    pub fn set_cr8(&mut self, class: u8) {
+        self.sets.page.set_class(class);
     }
 
     /// Processor priority.
     fn ppr(&self) -> u8 {
-        let in_service = self.isr.highest().unwrap_or(0);
-        if self.tpr >> 4 >= in_service >> 4 { self.tpr } else { in_service & 0xf0 }
+        let in_service = self.sets.highest(Vectors::InService).unwrap_or(0);
+        let tpr = self.sets.page.get(reg::TPR) as u8;
+        if tpr >> 4 >= in_service >> 4 { tpr } else { in_service & 0xf0 }
     }
 
     /// Ends the interrupt in service with the highest priority.
     fn end_of_interrupt(&mut self) -> Option<ApicEvent> {
-        let vector = self.isr.highest()?;
-        self.isr.remove(vector);
-        self.tmr.contains(vector).then_some(ApicEvent::EndOfInterrupt { vector })
+        let vector = self.sets.highest(Vectors::InService)?;
+        self.sets.remove(Vectors::InService, vector);
+        self.sets.contains(Vectors::LevelTriggered, vector).then_some(ApicEvent::EndOfInterrupt { vector })
     }
 
     /// Whether an interrupt is in service whose end concerns nobody else: it is edge-triggered, and none waits.
     #[inline]
     pub fn ends_silently(&self) -> bool {
-        self.isr.highest().is_some_and(|vector| !self.tmr.contains(vector)) && self.irr == VectorSet::EMPTY
+        let sets = &self.sets;
+        sets.highest(Vectors::InService).is_some_and(|vector| !sets.contains(Vectors::LevelTriggered, vector))
+            && sets.highest(Vectors::Requested).is_none()
     }
 
     /// The guest has ended the interrupt that [`LocalApic::ends_silently`] was asked about.

@@ -7,8 +7,10 @@
 //! Source: Intel SDM volume 3A, tables 11-1 "Local APIC Register Address Map" and 11-6 "Local APIC
 //! Register Address Map Supported by x2APIC".
 
+use alloc::sync::Arc;
+
 use super::timer::Mode;
-use super::{ApicEvent, ApicMode, LVT_MASKED, LocalApic, SVR_ENABLE, apic_base, delivery, esr, lvt};
+use super::{ApicEvent, ApicMode, LVT_MASKED, LocalApic, SVR_ENABLE, apic_base, delivery, esr, lvt, reg};
 use crate::guest::GeneralProtection;
 use crate::guest::layout::LAPIC_BASE;
 
@@ -20,31 +22,6 @@ pub const X2APIC_MSR_LAST: u32 = 0x8ff;
 pub const MSR_APIC_BASE: u32 = 0x1b;
 /// IA32_TSC_DEADLINE.
 pub const MSR_TSC_DEADLINE: u32 = 0x6e0;
-
-/// Register numbers: memory offset / 16.
-mod reg {
-    pub const ID: u32 = 0x02;
-    pub const VERSION: u32 = 0x03;
-    pub const TPR: u32 = 0x08;
-    pub const PPR: u32 = 0x0a;
-    pub const EOI: u32 = 0x0b;
-    pub const LDR: u32 = 0x0d;
-    pub const DFR: u32 = 0x0e;
-    pub const SVR: u32 = 0x0f;
-    pub const ISR: u32 = 0x10;
-    pub const TMR: u32 = 0x18;
-    pub const IRR: u32 = 0x20;
-    pub const IRR_LAST: u32 = 0x27;
-    pub const ESR: u32 = 0x28;
-    pub const ICR: u32 = 0x30;
-    pub const ICR_HIGH: u32 = 0x31;
-    pub const LVT_TIMER: u32 = 0x32;
-    pub const LVT_ERROR: u32 = 0x37;
-    pub const INITIAL_COUNT: u32 = 0x38;
-    pub const CURRENT_COUNT: u32 = 0x39;
-    pub const DIVIDE: u32 = 0x3e;
-    pub const SELF_IPI: u32 = 0x3f;
-}
 
 /// Version 0x14 (integrated), six LVT entries, no suppression of EOI broadcasts.
 const VERSION: u32 = 0x14 | (lvt::COUNT as u32 - 1) << 16;
@@ -220,12 +197,9 @@ impl LocalApic {
     fn read_register(&self, number: u32, now: u64) -> Option<u32> {
         Some(match number {
             reg::VERSION => VERSION,
-            reg::TPR => u32::from(self.tpr),
             reg::PPR => u32::from(self.ppr()),
             reg::SVR => self.svr,
-            reg::ISR..reg::TMR => self.isr.register((number - reg::ISR) as usize),
-            reg::TMR..reg::IRR => self.tmr.register((number - reg::TMR) as usize),
-            reg::IRR..=reg::IRR_LAST => self.irr.register((number - reg::IRR) as usize),
+            reg::TPR | reg::ISR..=reg::IRR_LAST => self.sets.page.get(number),
             reg::ESR => self.esr,
             reg::LVT_TIMER..=reg::LVT_ERROR => self.lvt[(number - reg::LVT_TIMER) as usize],
             reg::INITIAL_COUNT => self.timer.initial_count(),
@@ -238,7 +212,7 @@ impl LocalApic {
     /// Registers that are written alike in both views. `None`: there is no such register.
     fn write_register(&mut self, number: u32, value: u32, now: u64) -> Option<Option<ApicEvent>> {
         match number {
-            reg::TPR => self.tpr = value as u8,
+            reg::TPR => self.sets.page.set(number, value & 0xff),
             reg::EOI => return Some(self.end_of_interrupt()),
             reg::SVR => {
                 self.svr = value & SVR_WRITABLE;
@@ -285,7 +259,9 @@ impl LocalApic {
             (_, false, true) | (ApicMode::Disabled, true, true) | (ApicMode::X2Apic, true, false) => {
                 return Err(GeneralProtection);
             }
-            (_, false, false) => *self = Self { nmi: self.nmi, ..Self::new(self.id) },
+            (_, false, false) => {
+                *self = Self { nmi: self.nmi, ..Self::reset(self.id, Arc::clone(&self.sets.page)) };
+            }
             (ApicMode::XApic, true, true) => self.icr = 0,
             _ => {}
         }

@@ -254,8 +254,8 @@ proptest! {
             }
             if let Some(vector) = apic.pending() {
                 prop_assert!(vector >= FIRST_VECTOR);
-                prop_assert!(vector >> 4 > apic.tpr >> 4);
-                let in_service = apic.isr.highest();
+                prop_assert!(vector >> 4 > apic.cr8());
+                let in_service = apic.sets.highest(Vectors::InService);
                 prop_assert!(in_service.is_none_or(|s| vector >> 4 > s >> 4));
                 if value & 2 != 0 { apic.acknowledge(vector); }
             }

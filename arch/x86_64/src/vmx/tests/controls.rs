@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! For each control, mask and intercept: what shows that it is on. Each is taken away once, and that has to be noticed.
 
-use super::super::controls::{ENTRY, EXIT, Entry, Exit, PIN, PRIMARY, Pin, Primary, Secondary};
+use super::super::controls::{DELIVERY, ENTRY, EXIT, Entry, Exit, PIN, PRIMARY, Pin, Primary, Secondary};
 use super::super::{CR0_OWNED, EXCEPTIONS, Field, SegmentRegister, VmxPcpu};
 use super::{block, pcpu, rig};
 use crate::backend::{Backend, ControlRegister, Reason};
@@ -131,6 +131,10 @@ fn probes() -> alloc::vec::Vec<Probe> {
                 && machine.on(guest, |vcpu, _| vcpu.parts().0.dr7()) == 0x401
         }),
         probe(Without::Exit(Exit::HOST_64BIT), &[HLT], comes_to!(Reason::Halt)),
+        probe(Without::Exit(Exit::ACKNOWLEDGE), COUNTER, |machine, guest| {
+            machine.processor.interrupt(0x51, LATER);
+            enter(machine, guest) == Some(Reason::HostInterrupt) && machine.processor.taken(0x51) == 1
+        }),
         probe(Without::Exit(Exit::LOAD_PAT), &[HLT], |machine, guest| {
             machine.on(guest, |vcpu, _| vcpu.set_pat(0));
             // SAFETY: the register exists.
@@ -251,7 +255,8 @@ fn each_control_has_its_probe_or_its_reason() {
             Without::Bits(..) => {}
         }
     }
-    assert_eq!((pin, primary, secondary), (PIN, PRIMARY, Secondary::all()));
+    // Those of interrupt delivery have tests of their own.
+    assert_eq!((pin, primary, secondary), (PIN, PRIMARY, Secondary::all() - DELIVERY));
     assert_eq!((exit, entry), (EXIT, ENTRY));
     assert_eq!((exceptions, cr0), (EXCEPTIONS, CR0_OWNED));
 }

@@ -2,6 +2,7 @@
 //! What is VMX's alone. The rest is in [`crate::extension`]'s tests.
 
 mod controls;
+mod delivery;
 mod modes;
 mod nmi;
 
@@ -115,7 +116,7 @@ fn a_vcpu_that_comes_back_to_a_pcpu_finds_nothing_of_before() {
     assert_eq!(look(&mut machine, &mut guest), 0xcc, "back again");
     map(&mut guest, &pages[0]);
     let (root, policy) = (guest.table.root(), crate::guest::control::tests::policy(true));
-    guest.vcpu = Vcpu::new(Extension::Vmx.control_block(root, 0, &policy), policy);
+    guest.vcpu = Vcpu::new(Extension::Vmx.control_block(root, 0, &policy, guest.lapic.page()), policy);
     guest.start(0x1000);
     assert_eq!(look(&mut machine, &mut guest), 0xaa, "another VM whose top table is in the same frame");
 }
