@@ -27,7 +27,7 @@ pub fn run(names: &[String], arch: Arch, cpu: Cpu, at_once: NonZero<usize>) -> R
     let host = names.is_empty() || names.iter().any(|name| name == HOST);
     let wanted: Vec<String> = names.iter().filter(|name| *name != HOST).cloned().collect();
     let mut chosen = match names.is_empty() || !wanted.is_empty() {
-        true => scenario::select(scenarios::ALL, &wanted, arch)?,
+        true => scenario::select(scenarios::ALL, &wanted, arch, cpu)?,
         false => Vec::new(),
     };
     let rank = |name| scenarios::LONGEST.iter().position(|longest| *longest == name);
@@ -75,19 +75,23 @@ pub fn scenarios_at_once() -> NonZero<usize> {
 
 /// Prints what there is to choose from.
 pub fn list() {
-    let scenarios =
-        scenarios::ALL.iter().map(|scenario| (scenario.name, scenario.about, names(scenario.arches)));
+    let scenarios = scenarios::ALL.iter().map(|scenario| {
+        let arches = names(scenario.arches);
+        let on =
+            if scenario.cpus == Cpu::ALL { arches } else { format!("{arches} ({})", names(scenario.cpus)) };
+        (scenario.name, scenario.about, on)
+    });
     let host = "the tests of the crates that build on the host";
     let all: Vec<_> = std::iter::once((HOST, host, "any".to_owned())).chain(scenarios).collect();
     let width = all.iter().map(|(name, ..)| name.len()).max().unwrap_or_default();
-    let arches = names(Arch::ALL).len();
+    let machines = all.iter().map(|(.., on)| on.len()).max().unwrap_or_default();
     for (name, about, on) in all {
-        println!("{name:width$}  {on:arches$}  {about}");
+        println!("{name:width$}  {on:machines$}  {about}");
     }
 }
 
-fn names(arches: &[Arch]) -> String {
-    let names: Vec<String> = arches.iter().map(Arch::to_string).collect();
+fn names(of: &[impl ToString]) -> String {
+    let names: Vec<String> = of.iter().map(ToString::to_string).collect();
     names.join(", ")
 }
 

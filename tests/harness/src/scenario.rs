@@ -2,6 +2,7 @@
 //! What a scenario is, and running a list of them.
 
 use crate::arch::Arch;
+use crate::cpu::Cpu;
 use crate::image::Image;
 use crate::machine::Machine;
 use crate::platform::Platform;
@@ -22,6 +23,8 @@ pub struct Scenario {
     pub about: &'static str,
     /// The architectures that it runs on.
     pub arches: &'static [Arch],
+    /// And the processors, where the architecture has them.
+    pub cpus: &'static [Cpu],
     /// Runs it.
     pub run: fn(&Lab<'_>) -> Result<()>,
 }
@@ -121,13 +124,13 @@ impl Lab<'_> {
     }
 }
 
-/// Picks the scenarios of those names that run on `arch`; no name means all. A name that ends in `*` stands for all that
+/// Picks the scenarios of those names that run on `arch` with processors `cpu`; no name means all. A name that ends in `*` stands for all that
 /// start so.
 ///
 /// # Errors
-/// When a name fits no scenario of that architecture.
-pub fn select<'a>(all: &'a [Scenario], names: &[String], arch: Arch) -> Result<Vec<&'a Scenario>> {
-    let here = |scenario: &&Scenario| scenario.arches.contains(&arch);
+/// When a name fits no scenario of that architecture with those processors.
+pub fn select<'a>(all: &'a [Scenario], names: &[String], arch: Arch, cpu: Cpu) -> Result<Vec<&'a Scenario>> {
+    let here = |scenario: &&Scenario| scenario.arches.contains(&arch) && scenario.cpus.contains(&cpu);
     let fits = |scenario: &Scenario, name: &str| match name.strip_suffix('*') {
         Some(start) => scenario.name.starts_with(start),
         None => scenario.name == name,
@@ -137,7 +140,9 @@ pub fn select<'a>(all: &'a [Scenario], names: &[String], arch: Arch) -> Result<V
             bail!("no scenario {name}; `cargo xtask list` shows them all");
         }
         if !all.iter().filter(here).any(|scenario| fits(scenario, name)) {
-            bail!("scenario {name} does not run on {arch}; `cargo xtask list` shows where each one runs");
+            bail!(
+                "scenario {name} does not run on {arch} with processors {cpu}; `cargo xtask list` shows where each one runs"
+            );
         }
     }
     let chosen = |scenario: &&Scenario| names.is_empty() || names.iter().any(|name| fits(scenario, name));
@@ -225,19 +230,27 @@ mod tests {
 
     #[test]
     fn scenarios_are_chosen_by_name_and_by_the_start_of_a_name() {
-        let scenario = |(name, arches)| Scenario { name, about: "", arches, run: |_| Ok(()) };
-        let all = [("platform-dsa", Arch::ALL), ("boot", &[Arch::X86_64]), ("platform-boot", Arch::ALL)]
-            .map(scenario);
+        let scenario = |(name, arches, cpus)| Scenario { name, about: "", arches, cpus, run: |_| Ok(()) };
+        let all = [
+            ("platform-dsa", Arch::ALL, Cpu::ALL),
+            ("boot", &[Arch::X86_64], Cpu::ALL),
+            ("platform-boot", Arch::ALL, Cpu::ALL),
+            ("posted", Arch::ALL, &[Cpu::Vmx]),
+        ]
+        .map(scenario);
         let chosen_on = |arch: Arch, names: &[&str]| -> Vec<&str> {
             let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
-            select(&all, &names, arch).unwrap().iter().map(|scenario| scenario.name).collect()
+            select(&all, &names, arch, Cpu::Tcg).unwrap().iter().map(|scenario| scenario.name).collect()
         };
         let chosen = |names: &[&str]| chosen_on(Arch::X86_64, names);
         assert_eq!(chosen(&[]), ["platform-dsa", "boot", "platform-boot"]);
         assert_eq!(chosen(&["boot"]), ["boot"]);
         assert_eq!(chosen(&["platform*"]), ["platform-dsa", "platform-boot"]);
-        assert!(select(&all, &["bot".to_owned()], Arch::X86_64).is_err());
+        let select = |name: &str, arch, cpu| select(&all, &[name.to_owned()], arch, cpu);
+        assert!(select("bot", Arch::X86_64, Cpu::Tcg).is_err());
         assert_eq!(chosen_on(Arch::Aarch64, &[]), ["platform-dsa", "platform-boot"]);
-        assert!(select(&all, &["boot".to_owned()], Arch::Aarch64).is_err());
+        assert!(select("boot", Arch::Aarch64, Cpu::Tcg).is_err());
+        assert!(select("posted", Arch::X86_64, Cpu::Tcg).is_err());
+        assert_eq!(select("posted", Arch::X86_64, Cpu::Vmx).unwrap().len(), 1);
     }
 }

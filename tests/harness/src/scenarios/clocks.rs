@@ -3,6 +3,7 @@
 
 use super::pasidon::{BOOT_TIMEOUT, COMMAND_TIMEOUT, HOST, check, shell, vm};
 use crate::arch::Arch;
+use crate::cpu::Cpu;
 use crate::demonstration;
 use crate::machine::{Console, Machine};
 use crate::scenario::{Lab, Scenario};
@@ -21,6 +22,7 @@ pub const CLOCKS: Scenario = Scenario {
     name: "guest-clocks",
     about: "guests with and without kvm-clock find the TSC's rate, and all know the date",
     arches: &[Arch::X86_64],
+    cpus: Cpu::ALL,
     run: |lab| {
         // Without kvm-clock Linux measures the TSC, for which the accesses of this platform take too long.
         let rate = tsc_khz(lab)?;
@@ -106,6 +108,7 @@ pub const PAUSE: Scenario = Scenario {
     name: "guest-pause",
     about: "a guest that was paused for longer than its kernel's stall detector waits goes on without a report; what its clocks say",
     arches: Arch::ALL,
+    cpus: Cpu::ALL,
     run: |lab| {
         const PATIENCE: u64 = 15;
         const PAUSE: u64 = 2 * PATIENCE;

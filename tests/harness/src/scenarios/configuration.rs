@@ -4,6 +4,7 @@
 
 use super::pasidon::{BOOT_TIMEOUT, COMMAND_TIMEOUT, HOST, shell, vm};
 use crate::arch::Arch;
+use crate::cpu::Cpu;
 use crate::demonstration;
 use crate::machine::Machine;
 use crate::scenario::{Lab, Scenario};
@@ -14,6 +15,7 @@ pub const OF_ONE_VM: Scenario = Scenario {
     name: "config-one-vm",
     about: "every configuration error within one VM is one line with place and remedy; the sound VM starts",
     arches: Arch::ALL,
+    cpus: Cpu::ALL,
     run: one_vm,
 };
 
@@ -22,6 +24,7 @@ pub const OF_ALL: Scenario = Scenario {
     name: "config-whole",
     about: "a configuration error that concerns everything is one line with place and remedy; no VM starts",
     arches: Arch::ALL,
+    cpus: Cpu::ALL,
     run: whole,
 };
 
@@ -30,6 +33,7 @@ pub const TWINS: Scenario = Scenario {
     name: "config-twins",
     about: "two parents matching one device: a line for each, VMs that use them are refused, the others start",
     arches: Arch::ALL,
+    cpus: Cpu::ALL,
     run: |lab| {
         let twin = "[parent.twin]\nmatch = \"8086:11fb\"\n\n";
         let configuration = [HOST, twin, &vm("uses", 1, ""), &vm("good", 0, "")].concat();

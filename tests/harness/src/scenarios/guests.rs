@@ -3,6 +3,7 @@
 
 use super::pasidon::{BOOT_TIMEOUT, COMMAND_TIMEOUT, HOST, check, shell, vm, wait_for_state};
 use crate::arch::Arch;
+use crate::cpu::Cpu;
 use crate::demonstration;
 use crate::machine::PROMPT;
 use crate::scenario::Scenario;
@@ -13,6 +14,7 @@ pub const INVENTORY: Scenario = Scenario {
     name: "boot",
     about: "Pasidon boots, lists processors, IOMMU and the parent, and starts a guest from a bzImage too",
     arches: Arch::ALL,
+    cpus: Cpu::ALL,
     run: |lab| {
         let bzimage = vm("alpha", 0, "").replace("guests/vmlinux", "guests/vmlinuz");
         let machine = lab.pasidon(&[HOST, &bzimage].concat(), demonstration::platform)?;
@@ -30,6 +32,7 @@ pub const TWO: Scenario = Scenario {
     name: "two-guests",
     about: "two Linux guests at their shells at once, each on its own console",
     arches: Arch::ALL,
+    cpus: Cpu::ALL,
     run: |lab| {
         let configuration = [HOST, &vm("alpha", 0, ""), &vm("beta", 0, "")].concat();
         let machine = lab.pasidon(&configuration, demonstration::platform)?;
@@ -46,6 +49,7 @@ pub const THREE: Scenario = Scenario {
     name: "three-guests",
     about: "three guests on two pCPUs: all compute to the end and all keep time",
     arches: Arch::ALL,
+    cpus: Cpu::ALL,
     run: |lab| {
         let configuration = [HOST, &vm("alpha", 0, ""), &vm("beta", 0, ""), &vm("gamma", 0, "")].concat();
         let machine = lab.pasidon(&configuration, demonstration::platform)?;
@@ -71,6 +75,7 @@ pub const FPU: Scenario = Scenario {
     name: "fpu-isolation",
     about: "three guests on two pCPUs keep patterns of their own in x87, SSE and AVX registers (on Arm V0-V31, DISR_EL1 and debug registers) across turns",
     arches: Arch::ALL,
+    cpus: Cpu::ALL,
     run: |lab| {
         let configuration = [HOST, &vm("alpha", 0, ""), &vm("beta", 0, ""), &vm("gamma", 0, "")].concat();
         let machine = lab.pasidon(&configuration, demonstration::platform)?;
@@ -103,6 +108,7 @@ pub const NEIGHBOUR: Scenario = Scenario {
     name: "hostile-neighbour",
     about: "two guests on one pCPU: one changes every register it can reach, the other reads every one and finds only its own values",
     arches: Arch::ALL,
+    cpus: Cpu::ALL,
     run: |lab| {
         let configuration = [HOST, &vm("alpha", 0, ""), &vm("beta", 0, "")].concat();
         let machine = lab.pasidon(&configuration, |machine| demonstration::platform(machine).cpus(1))?;
@@ -139,6 +145,7 @@ pub const DEVICE_MEMORY: Scenario = Scenario {
     name: "device-memory",
     about: "a process moves SSE and AVX registers to and from a BAR; what a BAR does not take ends that process only",
     arches: &[Arch::X86_64],
+    cpus: Cpu::ALL,
     run: |lab| {
         const SIGILL: &str = "signal=4";
         let configuration = [HOST, &vm("alpha", 1, "")].concat();
@@ -171,6 +178,7 @@ pub const WATCH: Scenario = Scenario {
     name: "watchpoints",
     about: "three guests on two pCPUs have hardware watchpoints at work: each fires at every write, in its own guest",
     arches: Arch::ALL,
+    cpus: Cpu::ALL,
     run: |lab| {
         let configuration = [HOST, &vm("alpha", 0, ""), &vm("beta", 0, ""), &vm("gamma", 0, "")].concat();
         let machine = lab.pasidon(&configuration, demonstration::platform)?;
@@ -204,6 +212,7 @@ pub const SEED: Scenario = Scenario {
     name: "clock-and-seed",
     about: "an Arm guest has the date by its real-time clock, and seeds for its addresses and random numbers",
     arches: &[Arch::Aarch64],
+    cpus: Cpu::ALL,
     run: |lab| {
         // The platform's own processor has no RNDR, and its firmware no random numbers.
         let machine = lab.pasidon(&[HOST, &vm("alpha", 0, "")].concat(), |machine| {
@@ -230,6 +239,7 @@ pub const ENDS: Scenario = Scenario {
     name: "guest-ends",
     about: "guest panic, triple fault (x86_64), reboot and poweroff, then a new start: the other guest goes on",
     arches: Arch::ALL,
+    cpus: Cpu::ALL,
     run: |lab| {
         // reboot=t: Linux resets by a triple fault, which is x86's own. panic=0: it stays where it panicked.
         let triple = ("triple", "reboot=t", "reboot -f", Some("crashed"));
@@ -269,6 +279,7 @@ pub const RESTARTS: Scenario = Scenario {
     name: "guest-restarts",
     about: "a guest restarts by a triple fault, by port CF9h and by the keyboard controller, and is there again",
     arches: &[Arch::X86_64],
+    cpus: Cpu::ALL,
     run: |lab| {
         let methods = ["triple", "pci", "kbd"];
         let mut configuration = HOST.to_string();
@@ -292,6 +303,7 @@ pub const RULES: Scenario = Scenario {
     name: "processor-rules",
     about: "single steps end behind trapped instructions, CR4 and EFER refuse what CPUID does not show, NMIs nest as they should, the TSC can be written",
     arches: &[Arch::X86_64],
+    cpus: Cpu::ALL,
     run: |lab| {
         // Both on one pCPU: what one turned on, the other would meet.
         let configuration = [HOST, &vm("alpha", 0, ""), &vm("beta", 0, "")].concat();
@@ -315,6 +327,7 @@ pub const WORDS: Scenario = Scenario {
     name: "guest-words",
     about: "a guest with pci=nomsi is at its shell; with noapic, acpi=off and nolapic_timer the kernel gets as far as its init",
     arches: &[Arch::X86_64],
+    cpus: Cpu::ALL,
     run: |lab| {
         let guests =
             [("timer", "nolapic_timer"), ("nomsi", "pci=nomsi"), ("noapic", "noapic"), ("acpi", "acpi=off")];

@@ -3,6 +3,7 @@
 
 use super::pasidon::{BOOT_TIMEOUT, COMMAND_TIMEOUT, HOST, check, copies, dsa_up, shell, vm};
 use crate::arch::Arch;
+use crate::cpu::Cpu;
 use crate::demonstration;
 use crate::machine::Machine;
 use crate::scenario::{Lab, Scenario};
@@ -13,6 +14,7 @@ pub const INVENTORY: Scenario = Scenario {
     name: "inventory",
     about: "processors, memory, ACPI tables and PCI functions in the same words everywhere, and a guest; on aarch64 with VHE, without, and refused at EL1",
     arches: Arch::ALL,
+    cpus: Cpu::ALL,
     run: |lab| match lab.arch() {
         Arch::X86_64 => listed(lab, &[], r"APIC IDs \[0, 1\]\), .*, TSC \d+ MHz, local APIC timer \d+ MHz"),
         Arch::Aarch64 => {
@@ -31,6 +33,7 @@ pub const DEVICE_TREE: Scenario = Scenario {
     name: "device-tree",
     about: "firmware with a device tree and without ACPI: the same inventory, and two guests share the accelerator",
     arches: &[Arch::Aarch64],
+    cpus: Cpu::ALL,
     run: |lab| {
         let configuration = [HOST, &vm("alpha", 1, ""), &vm("beta", 1, "")].concat();
         let adapt = |platform| demonstration::platform(platform).without_acpi();

@@ -11,6 +11,7 @@ use std::path::Path;
 
 use super::pasidon::{BOOT_TIMEOUT, COMMAND_TIMEOUT};
 use crate::arch::Arch;
+use crate::cpu::Cpu;
 use crate::platform::Platform;
 use crate::scenario::{Lab, Scenario};
 use anyhow::{Context, Result, ensure};
@@ -21,6 +22,7 @@ pub const MODE: Scenario = Scenario {
     name: "inventory-mode",
     about: "mode = \"inventory\" on machines with and without what Pasidon needs: what it lists, what it would refuse, no device or register written, and back to the firmware",
     arches: Arch::ALL,
+    cpus: Cpu::ALL,
     run: |lab| {
         let shapes = match lab.arch() {
             Arch::X86_64 => X86_64,

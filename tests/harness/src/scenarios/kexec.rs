@@ -4,6 +4,7 @@
 
 use super::pasidon::{BOOT_TIMEOUT, COMMAND_TIMEOUT, HOST, check, copies, dsa_up, named, shell, until, vm};
 use crate::arch::Arch;
+use crate::cpu::Cpu;
 use crate::demonstration::{self, Vdev};
 use crate::image::Image;
 use crate::machine::{Console, Machine, PROMPT};
@@ -129,6 +130,7 @@ pub const KEXEC: Scenario = Scenario {
     name: "guest-kexec",
     about: "a guest starts its next kernel by kexec (both system calls) in the middle of DMA: it takes the vdev; the neighbour copies on",
     arches: Arch::ALL,
+    cpus: Cpu::ALL,
     run: |lab| {
         let machine = machine(lab, "")?;
         let alpha = shell(&machine, "alpha")?;
@@ -159,6 +161,7 @@ pub const KDUMP: Scenario = Scenario {
     name: "guest-kdump",
     about: "a guest crashes in the middle of DMA and of an interrupt while somebody types: its crash kernel reads the dump, takes the vdev, restarts the VM; the neighbour copies on",
     arches: Arch::ALL,
+    cpus: Cpu::ALL,
     run: |lab| {
         let machine = machine(lab, "crashkernel=192M")?;
         let alpha = shell(&machine, "alpha")?;

@@ -5,6 +5,7 @@ use super::pasidon::{
     BOOT_TIMEOUT, COMMAND_TIMEOUT, HOST, check, copies, dsa_up, named, shell, vm, wait_for_state,
 };
 use crate::arch::Arch;
+use crate::cpu::Cpu;
 use crate::demonstration;
 use crate::machine::Machine;
 use crate::scenario::{Lab, Scenario};
@@ -37,6 +38,7 @@ pub const KILLED: Scenario = Scenario {
     name: "killed-in-dma",
     about: "a guest killed in the middle of DMA 20 times: PASID, queue and memory come back, the other goes on",
     arches: Arch::ALL,
+    cpus: Cpu::ALL,
     run: |lab| {
         let configuration = [HOST, &vm("alpha", 1, ""), &vm("beta", 1, "")].concat();
         let machine = lab.pasidon(&configuration, demonstration::platform)?;
@@ -84,6 +86,7 @@ pub const HANGS: Scenario = Scenario {
     name: "device-hangs",
     about: "a device that never ends a command: the queue is retired, the neighbour on the same pCPU waits 3 s at most, a reset brings back what was retired",
     arches: &[Arch::X86_64],
+    cpus: Cpu::ALL,
     run: |lab| {
         // Both on the pCPU that does the hypervisor's own work.
         let configuration = [HOST, &vm("alpha", 1, ""), &vm("beta", 1, "")].concat();
@@ -126,6 +129,7 @@ pub const STALE_PASID_CACHE: Scenario = Scenario {
     name: "stale-pasid-cache",
     about: "reuse of a PASID by another guest is sound; builds without an invalidation (PASID cache; CFGI_CD, TLBI) are caught at it",
     arches: Arch::ALL,
+    cpus: Cpu::ALL,
     run: |lab| {
         for Pair { sound, faulty } in pairs(lab.arch()) {
             reuse(lab, sound)?;

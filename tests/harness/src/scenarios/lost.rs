@@ -4,6 +4,7 @@
 
 use super::pasidon::{COMMAND_TIMEOUT, HOST, check, copies, dsa_up, shell, vm, wait_for_state};
 use crate::arch::Arch;
+use crate::cpu::Cpu;
 use crate::demonstration;
 use crate::machine::Machine;
 use crate::scenario::Scenario;
@@ -17,6 +18,7 @@ pub const PCPU: Scenario = Scenario {
     name: "lost-pcpu",
     about: "a pCPU stays away: named, its VMs ended or held, the rest goes on; all of it back when it is",
     arches: Arch::ALL,
+    cpus: Cpu::ALL,
     run: |lab| {
         // The first two have a pCPU each. The others take the same places, paused; they never get to their shells.
         let idle = |name| vm(name, 0, "").replace("memory =", "autostart = false\nmemory =");

@@ -4,6 +4,7 @@
 mod clocks;
 mod configuration;
 mod guests;
+mod interrupts;
 mod inventory;
 mod inventory_mode;
 mod kexec;
@@ -46,6 +47,7 @@ pub const ALL: &[Scenario] = &[
     kexec::KDUMP,
     clocks::CLOCKS,
     clocks::PAUSE,
+    interrupts::POSTED,
     sharing::BOTH,
     sharing::SAME_ADDRESSES,
     sharing::USER_SPACE,
@@ -79,6 +81,7 @@ pub const ON_BOCHS: &[&str] = &[
     "dma-denied",
     "killed-in-dma",
     "guest-ends",
+    "posted-interrupts",
     "hostile-neighbour",
     "processor-rules",
 ];

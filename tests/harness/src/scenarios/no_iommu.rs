@@ -3,6 +3,7 @@
 
 use super::pasidon::{BOOT_TIMEOUT, HOST, shell, vm};
 use crate::arch::Arch;
+use crate::cpu::Cpu;
 use crate::demonstration;
 use crate::scenario::{Lab, Scenario};
 use anyhow::{Result, ensure};
@@ -12,6 +13,7 @@ pub const REFUSED: Scenario = Scenario {
     name: "no-iommu",
     about: "without an IOMMU a vdev is refused; with iommu = \"off\" dsa-dwq is refused with the reason, and TAINTED",
     arches: Arch::ALL,
+    cpus: Cpu::ALL,
     run: |lab| {
         // The refusal names the VM, and what would help.
         refused(lab, HOST, "vm alpha: .*IOMMU.*; .+$")?;
@@ -26,6 +28,7 @@ pub const BYPASSED: Scenario = Scenario {
     name: "iommu-bypassed",
     about: "devices that the IOMMU does not stand in front of: their DMA is switched off, a vdev on one is refused",
     arches: Arch::ALL,
+    cpus: Cpu::ALL,
     run: |lab| {
         let configuration = [HOST, &vm("alpha", 1, ""), &vm("beta", 0, "")].concat();
         let machine = lab.pasidon(&configuration, |platform| {

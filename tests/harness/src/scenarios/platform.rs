@@ -2,6 +2,7 @@
 //! The platform without Pasidon: what it shows there is what Pasidon may be judged on.
 
 use crate::arch::Arch;
+use crate::cpu::Cpu;
 use crate::demonstration::Copies;
 use crate::machine::{Machine, PROMPT};
 use crate::platform::Platform;
@@ -47,6 +48,7 @@ pub const BOOT: Scenario = Scenario {
     name: "platform-boot",
     about: "Debian's kernel boots on the platform without Pasidon; the IOMMU comes up as needed, a disk behind it works",
     arches: Arch::ALL,
+    cpus: Cpu::ALL,
     run: |lab| {
         let words = match lab.arch() {
             Arch::X86_64 => SCALABLE_MODE,
@@ -86,6 +88,7 @@ pub const DMATEST: Scenario = Scenario {
     name: "platform-dmatest",
     about: "without Pasidon: the stock idxd driver binds to the DSA model, dmatest passes 10,000 verified copies; on aarch64 dsa-user does",
     arches: Arch::ALL,
+    cpus: Cpu::ALL,
     run: |lab| {
         let words = lab.arch().words_for_bare_accelerator();
         let words = format!("{words} pasidon.name=plain pasidon.run=dsa-test pasidon.iterations={COPIES}");
@@ -110,6 +113,7 @@ pub const FAULT: Scenario = Scenario {
     name: "platform-fault",
     about: "without Pasidon: copies from and to an address that VT-d does not map are denied, the next one works",
     arches: &[Arch::X86_64],
+    cpus: Cpu::ALL,
     run: |lab| {
         let machine = lab.bare_linux(SCALABLE_MODE, |platform| platform.dsa("device-id=0x0b25"))?;
         let console = machine.log();
@@ -148,6 +152,7 @@ pub const USER_DRIVER: Scenario = Scenario {
     name: "platform-user-driver",
     about: "without Pasidon: the user-space driver does 1,000 verified operations on the DSA model, 200 more by interrupt",
     arches: Arch::ALL,
+    cpus: Cpu::ALL,
     run: |lab| {
         // It gives the device physical addresses, so the IOMMU must let them pass.
         let words = match lab.arch() {
@@ -203,6 +208,7 @@ pub const SELF_TEST: Scenario = Scenario {
     name: "platform-selftest",
     about: "without Pasidon: the DSA model checked from user space, SVM and interrupt remapping; on aarch64 what EL1 is given, and the SMMUv3's substreams, through the DSA",
     arches: Arch::ALL,
+    cpus: Cpu::ALL,
     run: |lab| match lab.arch() {
         Arch::X86_64 => pc_self_test(lab).and_then(|()| accelerator_self_test(lab)),
         Arch::Aarch64 => iommu_self_test(lab),

@@ -4,6 +4,7 @@
 
 use super::pasidon::{BOOT_TIMEOUT, COMMAND_TIMEOUT, HOST, until, vm};
 use crate::arch::Arch;
+use crate::cpu::Cpu;
 use crate::demonstration;
 use crate::machine::Machine;
 use crate::scenario::{Lab, Scenario};
@@ -15,6 +16,7 @@ pub const REPORT: Scenario = Scenario {
     name: "panic-report",
     about: "a panic, a null read and a stack overflow: cause, symbolised backtrace, every pCPU stopped",
     arches: Arch::ALL,
+    cpus: Cpu::ALL,
     run: |lab| {
         let words = Words::of(lab.arch());
         fails(

@@ -3,6 +3,7 @@
 
 use super::pasidon::{COMMAND_TIMEOUT, COPIES_TIMEOUT, HOST, check, copies, copies_done, dsa_up, shell, vm};
 use crate::arch::Arch;
+use crate::cpu::Cpu;
 use crate::demonstration;
 use crate::machine::{Console, PROMPT};
 use crate::scenario::Scenario;
@@ -18,6 +19,7 @@ pub const BOTH: Scenario = Scenario {
     name: "dmatest-both",
     about: "10,000 verified copies by both guests at once (dmatest; on aarch64 dsa-user), two PASIDs, zero exits on submission",
     arches: Arch::ALL,
+    cpus: Cpu::ALL,
     run: |lab| {
         let configuration = demonstration::framed(DEMONSTRATION)?;
         let machine = lab.pasidon(&configuration, demonstration::platform)?;
@@ -45,6 +47,7 @@ pub const SAME_ADDRESSES: Scenario = Scenario {
     name: "same-addresses",
     about: "the same guest-physical addresses in both guests, different data: each copies its own",
     arches: Arch::ALL,
+    cpus: Cpu::ALL,
     run: |lab| {
         // The kernel leaves this piece of memory alone in both guests.
         let words = lab.arch().words_to_set_aside();
@@ -74,6 +77,7 @@ pub const USER_SPACE: Scenario = Scenario {
     name: "user-driver",
     about: "a user-space driver in each guest at once: copies, fills, compares, CRCs, by polling and by interrupt",
     arches: Arch::ALL,
+    cpus: Cpu::ALL,
     run: |lab| {
         let configuration = [HOST, &vm("alpha", 1, ""), &vm("beta", 1, "")].concat();
         let machine = lab.pasidon(&configuration, demonstration::platform)?;
@@ -138,6 +142,7 @@ pub const DENIED: Scenario = Scenario {
     name: "dma-denied",
     about: "DMA outside the guest: reads fail, writes are lost, a line with VM, vdev, PASID and address; the other guest is unharmed",
     arches: Arch::ALL,
+    cpus: Cpu::ALL,
     run: |lab| {
         let configuration = [HOST, &vm("alpha", 1, ""), &vm("beta", 1, "")].concat();
         let machine = lab.pasidon(&configuration, demonstration::platform)?;
@@ -183,6 +188,7 @@ pub const DOORBELL: Scenario = Scenario {
     name: "doorbell-denied",
     about: "DMA to where the device's interrupt messages go: a fault in the guest's name, no interrupt for the other guest",
     arches: Arch::ALL,
+    cpus: Cpu::ALL,
     run: |lab| {
         let words = lab.arch().words_to_set_aside();
         let configuration = [HOST, &vm("alpha", 1, words), &vm("beta", 1, words)].concat();

@@ -3,6 +3,7 @@
 
 use super::pasidon::{BOOT_TIMEOUT, COMMAND_TIMEOUT, HOST, check, copies, dsa_up, named, shell, until, vm};
 use crate::arch::Arch;
+use crate::cpu::Cpu;
 use crate::demonstration;
 use crate::image::Image;
 use crate::machine::{Machine, PROMPT};
@@ -15,6 +16,7 @@ pub const DESTROYED: Scenario = Scenario {
     name: "vdev-destroyed",
     about: "vdevs destroyed under bound drivers, one idle, one in the middle of DMA: both let go, and a new vdev works",
     arches: Arch::ALL,
+    cpus: Cpu::ALL,
     run: |lab| {
         let configuration = [HOST, &vm("alpha", 1, ""), &vm("beta", 1, "")].concat();
         let machine = lab.pasidon(&configuration, demonstration::platform)?;
@@ -60,6 +62,7 @@ pub const BUS_MASTER: Scenario = Scenario {
     name: "bus-master",
     about: "devices sleep and wake, a user-space driver is killed in the middle of DMA: Linux's own driver works after both",
     arches: &[Arch::X86_64],
+    cpus: Cpu::ALL,
     run: |lab| {
         let configuration = [HOST, &vm("alpha", 1, "")].concat();
         let machine = lab.pasidon(&configuration, demonstration::platform)?;
@@ -94,6 +97,7 @@ pub const SLEEP: Scenario = Scenario {
     name: "guest-sleep",
     about: "a guest with a bound vdev sleeps (freeze) until a key is pressed at its console; copies go on",
     arches: Arch::ALL,
+    cpus: Cpu::ALL,
     run: |lab| {
         let configuration = [HOST, &vm("alpha", 1, "")].concat();
         let machine = lab.pasidon(&configuration, demonstration::platform)?;
@@ -132,6 +136,7 @@ pub const ACCEL_CONFIG: Scenario = Scenario {
     name: "accel-config",
     about: "Debian's accel-config says which of its own samples a vdev does not take; one made to fit loads, and saves as the same file again",
     arches: &[Arch::X86_64],
+    cpus: Cpu::ALL,
     run: |lab| {
         const TOO_LARGE: &str = "wq0.0: size attribute write failed: Invalid argument";
         const NOT_ALL_THERE: &str = "Parse json and set device fail: -1";
