@@ -31,11 +31,10 @@ const KINDS: [(&str, &str); 4] = [
 /// Of so many the code may be another one: KVM answers the first access to a page of device memory by an entry with
 /// which all others are misconfigurations.
 const OTHER: u64 = 1;
-/// Words for KVM's kernel, and a parameter of its module, around what Bochs 3.0 lacks: XFD, without which Linux sets up
-/// half of AMX; exits from guests with four levels of tables to a host with five; posted-interrupt descriptors that do not
-/// begin a page. The guest here has no interrupts.
+/// Words for KVM's kernel, around what Bochs 3.0 lacks: XFD, without which Linux sets up half of AMX, and exits from guests
+/// with four levels of tables to a host with five.
 const WORDS: &str = "clearcpuid=600 no5lvl pasidon.name=kvm";
-const MODULES: [&str; 3] = ["irqbypass.ko", "kvm.ko", "kvm-intel.ko enable_apicv=0"];
+const MODULES: [&str; 3] = ["irqbypass.ko", "kvm.ko", "kvm-intel.ko"];
 
 /// What an exit comes to.
 #[derive(Clone, Copy, Debug, PartialEq)]
