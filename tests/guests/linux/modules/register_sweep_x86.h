@@ -79,7 +79,8 @@ static const struct rule rules[] = {
 	/* Without the others nothing runs. */
 	{ MSR_EFER, MSR_EFER, .writes = EFER_SCE },
 	{ CR0, CR0, .writes = X86_CR0_TS | X86_CR0_AM },
-	{ CR3, CR3 },
+	/* Which PCID its tables have, the kernel chooses anew when others ran. */
+	{ CR3, CR3, .moves = X86_CR3_PCID_MASK },
 	{ CR4, CR4, .writes = X86_CR4_TSD | X86_CR4_DE | X86_CR4_PCE },
 	{ XCR0, XCR0, .writes = XFEATURE_MASK_YMM },
 	/* The address of the last page fault. */
