@@ -196,6 +196,10 @@ impl VdevRegisters for TestModel {
         raise(value as u16);
     }
 
+    fn interrupt(&mut self, vector: u16, raise: &mut dyn FnMut(u16)) {
+        raise(vector + ENTRIES);
+    }
+
     fn set_bus_master(&mut self, _enabled: bool, _raise: &mut dyn FnMut(u16)) {}
 
     fn remains(&mut self, _raise: &mut dyn FnMut(u16)) -> Box<dyn Remains> {
@@ -211,10 +215,12 @@ impl VdevModel for TestModel {
     /// A trapped slice has none, so that it works where interrupts cannot be remapped.
     fn interrupts(&self) -> Vec<InterruptBinding> {
         let count = if self.direct { ENTRIES } else { 0 };
+        let for_guest = !self.truth.lock().keeps_interrupts;
         (0..count)
             .map(|virtual_vector| InterruptBinding {
                 physical: 1 + self.queue as u16 * ENTRIES + virtual_vector,
                 virtual_vector,
+                for_guest,
             })
             .collect()
     }

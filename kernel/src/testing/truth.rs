@@ -106,6 +106,8 @@ pub struct Truth {
     pub held: BTreeSet<u16>,
     pub holds: usize,
     pub cannot_hold: bool,
+    /// Interrupts of slices are not their guests' own.
+    pub keeps_interrupts: bool,
     pub vectors: BTreeSet<HostVector>,
     /// Vectors that a message could raise since they were allocated, and that have not settled since.
     pub unsettled: BTreeSet<HostVector>,

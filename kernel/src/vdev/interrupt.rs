@@ -26,6 +26,8 @@ pub(crate) struct Interrupt {
     pub(crate) route: RouteHandle,
     /// `None` where the parent is used without an IOMMU.
     remapped: Option<RemappedInterrupt>,
+    /// It may be posted to the guest.
+    for_guest: bool,
     /// The guest's vector that it is posted as; `None` while it is the hypervisor's.
     pub(crate) posted_as: Option<u8>,
     /// The hardware did not confirm a change of that. It is not posted any more then, if that is confirmed.
@@ -59,7 +61,7 @@ impl LostVector {
 }
 
 impl Interrupt {
-    /// Connects one MSI-X entry. All or nothing.
+    /// Connects one MSI-X entry, to the hypervisor. All or nothing.
     pub(crate) fn connect(
         services: &Services,
         parent: &dyn Parent,
@@ -98,7 +100,14 @@ impl Interrupt {
         match message {
             Ok((message, remapped)) => {
                 parent.set_interrupt(entry, Some(message));
-                Ok(Self { entry, route: handle, remapped, posted_as: None, unconfirmed: false })
+                Ok(Self {
+                    entry,
+                    route: handle,
+                    remapped,
+                    for_guest: false,
+                    posted_as: None,
+                    unconfirmed: false,
+                })
             }
             Err(refusal) => {
                 services.routes.unregister(handle);
@@ -181,8 +190,9 @@ impl Interrupts {
         }
     }
 
-    pub(crate) fn add(&self, interrupt: Interrupt) {
-        self.connected.lock().interrupts.push(interrupt);
+    /// One more. `for_guest`: the guest may have it posted.
+    pub(crate) fn add(&self, interrupt: Interrupt, for_guest: bool) {
+        self.connected.lock().interrupts.push(Interrupt { for_guest, ..interrupt });
     }
 
     /// Takes them, to be taken apart; nothing is redirected after that.
@@ -191,13 +201,12 @@ impl Interrupts {
     }
 
     /// Has the interrupt behind that MSI-X vector of the vdev posted to the guest, or raised for the hypervisor. Where it
-    /// cannot be posted, or that was done too often, it is the hypervisor's.
+    /// cannot be posted, or that was done too often, it is the hypervisor's. One that is not for the guest stays so.
     pub(crate) fn redirect(&self, vector: u16, to: Option<&Posting>) {
         let Some(msi) = self.msi else { return };
         let Connected { interrupts, posts } = &mut *self.connected.lock();
-        let Some(interrupt) = interrupts.iter_mut().find(|each| each.virtual_vector() == Some(vector)) else {
-            return;
-        };
+        let wanted = |each: &&mut Interrupt| each.for_guest && each.virtual_vector() == Some(vector);
+        let Some(interrupt) = interrupts.iter_mut().find(wanted) else { return };
         let is_so = |to: Option<&Posting>, interrupt: &Interrupt| {
             !interrupt.unconfirmed && interrupt.posted_as == to.map(|posting| posting.vector)
         };

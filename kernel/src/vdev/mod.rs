@@ -253,7 +253,7 @@ impl Vdev {
             let route = Route::Vdev { vm: self.vm, vdev: self.id, vector: binding.virtual_vector };
             let interrupt =
                 Interrupt::connect(services, self.parent, self.pasid.is_some(), binding.physical, route)?;
-            self.interrupts.add(interrupt);
+            self.interrupts.add(interrupt, binding.for_guest);
         }
         match self.pasid {
             Some(pasid) => self.model.with(|model| model.attach(pasid)).unwrap_or(Ok(())),

@@ -110,6 +110,10 @@ impl VdevRegisters for GuestSide {
         self.model.with(|model| model.write(bar, offset, size, value, raise));
     }
 
+    fn interrupt(&mut self, vector: u16, raise: &mut dyn FnMut(u16)) {
+        self.model.with(|model| model.interrupt(vector, raise));
+    }
+
     fn set_bus_master(&mut self, enabled: bool, raise: &mut dyn FnMut(u16)) {
         self.model.with(|model| model.set_bus_master(enabled, raise));
     }

@@ -213,6 +213,9 @@ pub struct InterruptBinding {
     pub physical: u16,
     /// MSI-X vector of the vdev.
     pub virtual_vector: u16,
+    /// It is the guest's own, so that it may be posted to it. One that is not always comes to
+    /// [`VdevRegisters::interrupt`].
+    pub for_guest: bool,
 }
 
 /// Proof that a slice's queue has stopped: it is disabled, nothing of it is in flight, and what the
@@ -254,6 +257,11 @@ pub trait VdevRegisters: Send {
 
     /// A write, likewise.
     fn write(&mut self, bar: u8, offset: u64, size: u8, value: u64, raise: &mut dyn FnMut(u16));
+
+    /// The physical interrupt behind `vector` came and is not posted: what the guest gets of it.
+    fn interrupt(&mut self, vector: u16, raise: &mut dyn FnMut(u16)) {
+        raise(vector);
+    }
 
     /// The guest changed bus mastering of its function.
     fn set_bus_master(&mut self, enabled: bool, raise: &mut dyn FnMut(u16));

@@ -245,7 +245,7 @@ impl VdevRegisters for Model {
 
 impl VdevModel for Model {
     fn interrupts(&self) -> Vec<InterruptBinding> {
-        vec![InterruptBinding { physical: self.number, virtual_vector: 0 }]
+        vec![InterruptBinding { physical: self.number, virtual_vector: 0, for_guest: true }]
     }
 
     fn attach(&mut self, _pasid: Pasid) -> Result<(), Refusal> {

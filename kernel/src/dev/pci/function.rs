@@ -283,10 +283,12 @@ impl VdevFunction {
         }
     }
 
-    /// The function's interrupt `vector`, from its model or from the physical device.
+    /// The physical interrupt behind `vector` came.
     pub(super) fn interrupt(&mut self, vector: u16, actions: Actions<'_>) {
-        if self.remains.is_none() {
-            self.msix.raise(vector, self.gate(), actions);
+        let gate = self.gate();
+        if let (None, Some(model)) = (&self.remains, &mut self.model) {
+            let msix = &mut self.msix;
+            model.interrupt(vector, &mut |vector| msix.raise(vector, gate, actions));
         }
     }
 

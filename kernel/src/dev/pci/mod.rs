@@ -189,10 +189,11 @@ impl PciBus {
         self.unclaimed
     }
 
-    /// Interrupt `vector` of a vdev, raised by the physical device: sent, or kept pending.
+    /// The physical interrupt behind `vector` of a vdev came: what its model makes of it is sent, or kept pending.
     pub fn interrupt(&mut self, slot: Slot, vector: u16, actions: Actions<'_>) {
         if let Some(function) = self.function(slot) {
             function.interrupt(vector, actions);
+            function.ask_for_attention(actions);
         }
     }
 

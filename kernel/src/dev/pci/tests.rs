@@ -22,6 +22,9 @@ struct Log {
     reset_fails: bool,
     /// Vector 1, when bus mastering goes.
     raises_when_suspended: bool,
+    /// The physical interrupt 0 is the model's own: it waits for the device then, and raises vector 1.
+    own_interrupt: bool,
+    waiting: bool,
 }
 
 /// A vdev like a slice of DSA: BAR 0 with MSI-X, BAR 2 with one portal page. Writing `v` to offset 0 of
@@ -66,6 +69,17 @@ impl VdevRegisters for Model {
         if bar == 0 && offset == 0 {
             raise(value as u16);
         }
+    }
+
+    fn interrupt(&mut self, vector: u16, raise: &mut dyn FnMut(u16)) {
+        let mut log = self.0.lock().unwrap();
+        let own = log.own_interrupt && vector == 0;
+        log.waiting |= own;
+        raise(if own { 1 } else { vector });
+    }
+
+    fn is_waiting(&self) -> bool {
+        self.0.lock().unwrap().waiting
     }
 
     fn set_bus_master(&mut self, enabled: bool, raise: &mut dyn FnMut(u16)) {
@@ -315,6 +329,17 @@ fn interrupts_are_sent_kept_and_sent_once() {
     assert_eq!(rig.take(), [], "MSI-X was off: nothing was kept");
     rig.write(base, 4, 77);
     assert_eq!(rig.take(), [], "no such vector");
+}
+
+#[test]
+fn an_interrupt_of_the_models_own_is_what_it_makes_of_it() {
+    let mut rig = Rig::new();
+    rig.start();
+    rig.log.lock().unwrap().own_interrupt = true;
+    rig.bus.interrupt(rig.slot, 1, &mut |a| rig.seen.push(a));
+    assert_eq!(rig.take(), [message(0x41)]);
+    rig.bus.interrupt(rig.slot, 0, &mut |a| rig.seen.push(a));
+    assert_eq!(rig.take(), [message(0x41), Action::Attend], "it began something on the device");
 }
 
 #[derive(Debug)]

@@ -97,3 +97,20 @@ fn a_guest_that_masks_and_unmasks_for_ever_is_not_posted_to_each_time() {
     side.route_interrupt(1, Some(&as_vector(&descriptor, 0x41)));
     assert_eq!(told(&machine), [None, Some(0x41)]);
 }
+
+#[test]
+fn one_that_is_not_the_guests_own_is_never_posted() {
+    let machine = TestMachine::new();
+    machine.truth.lock().keeps_interrupts = true;
+    let alpha = machine.system.define_vm(vm_spec("alpha", 2, 1, 1)).unwrap();
+    machine.system.start_vm(machine.truth, &alpha).unwrap();
+    let descriptor = Arc::new(Descriptor);
+    let mut side = alpha.vdevs()[0].guest_side();
+    for vector in [0, 1] {
+        side.route_interrupt(vector, Some(&as_vector(&descriptor, 0x41)));
+        side.route_interrupt(vector, None);
+    }
+    assert_eq!((machine.truth.lock().redirects, told(&machine)), (0, vec![None, None]));
+    machine.system.end_vm(machine.truth, &alpha, &POWER_OFF).unwrap();
+    machine.assert_as_at_start();
+}

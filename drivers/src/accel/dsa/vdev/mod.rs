@@ -296,6 +296,7 @@ impl<R: Registers, C: ConfigSpace> VdevModel for DsaVdev<R, C> {
         Vec::from([InterruptBinding {
             physical: self.lease.queue().interrupt_entry(),
             virtual_vector: VECTOR_COMPLETION,
+            for_guest: true,
         }])
     }
 
