@@ -283,7 +283,7 @@ fn port(core: &mut Core, vm: &Vm<'_>, io: IoExit) {
 }
 
 /// One access of the vCPU to its VM's devices.
-fn access_device(lapic: &mut LocalApic, tsc_offset: u64, vm: &Vm<'_>, exit: &Exit) -> u64 {
+fn access_device(lapic: &mut LocalApic, tsc_offset: u64, vm: &Vm<'_>, exit: &Exit<'_>) -> u64 {
     let now =
         || Moment { tsc: time::tsc().wrapping_add(tsc_offset), ns: time::now_ns(), unix_ns: time::unix_ns() };
     let mut board = vm.board.lock();
@@ -297,10 +297,9 @@ fn mmio(core: &mut Core, vm: &Vm<'_>, fault: Fault) {
     let tsc_offset = core.tsc_offset;
     // SAFETY: this is the pCPU that the vCPU runs on, between two entries: its state was loaded before the first.
     let mut vectors = unsafe { core.extended.vectors() };
-    let result =
-        emulate::mmio(&mut state, &mut vectors, vm.memory, &mut core.decoded, fault, &mut |access| {
-            access_device(&mut core.lapic, tsc_offset, vm, &Exit::Mmio(access))
-        });
+    let result = emulate::mmio(&mut state, &mut vectors, vm.memory, &mut core.decoded, fault, &mut |exit| {
+        access_device(&mut core.lapic, tsc_offset, vm, exit)
+    });
     match result {
         Ok(done) => emulated(core, &state, done),
         Err(failure) => fail(core, vm, &failure),
@@ -317,8 +316,8 @@ fn emulated(core: &mut Core, state: &CpuState, done: bool) {
 
 fn string_io(core: &mut Core, vm: &Vm<'_>) {
     let mut state = core.hardware.state();
-    let result = emulate::string_io(&mut state, vm.memory, &mut core.decoded, &mut |access| {
-        access_device(&mut core.lapic, core.tsc_offset, vm, &Exit::Io(access))
+    let result = emulate::string_io(&mut state, vm.memory, &mut core.decoded, &mut |exit| {
+        access_device(&mut core.lapic, core.tsc_offset, vm, exit)
     });
     match result {
         Ok(done) => emulated(core, &state, done),

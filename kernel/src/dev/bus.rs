@@ -9,7 +9,6 @@ use alloc::format;
 use alloc::vec::Vec;
 
 use crate::base::refusal::Refusal;
-use crate::vm::exit::Access;
 
 /// What a read of `size` bytes returns when no device answers.
 pub const fn all_ones(size: u8) -> u64 {
@@ -113,14 +112,14 @@ impl<T: Copy> GuestBus<T> {
         self.io.claim(u64::from(start), u64::from(len), target)
     }
 
-    /// The device that answers a memory access, and the offset in its window. `None` is counted.
-    pub fn mmio(&mut self, access: &Access) -> Option<(T, u64)> {
-        self.mmio.find(access.address, access.size)
+    /// The device that answers an access of `size` bytes at `address`, and the offset in its window. `None` is counted.
+    pub fn mmio(&mut self, address: u64, size: u8) -> Option<(T, u64)> {
+        self.mmio.find(address, size)
     }
 
-    /// The device that answers a port access, and the offset in its window. `None` is counted.
-    pub fn io(&mut self, access: &Access) -> Option<(T, u64)> {
-        self.io.find(access.address, access.size)
+    /// The device that answers an access of `size` bytes at `port`, and the offset in its window. `None` is counted.
+    pub fn io(&mut self, port: u64, size: u8) -> Option<(T, u64)> {
+        self.io.find(port, size)
     }
 
     /// How many memory and port accesses no device answered.
@@ -138,12 +137,7 @@ impl<T: Copy> Default for GuestBus<T> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::vm::exit::AccessKind;
     use proptest::prelude::*;
-
-    fn read(address: u64, size: u8) -> Access {
-        Access { address, size, kind: AccessKind::Read }
-    }
 
     #[test]
     fn finds_the_window_and_the_offset() {
@@ -151,9 +145,9 @@ mod tests {
         bus.claim_mmio(0x2000, 0x1000, 'b').unwrap();
         bus.claim_mmio(0x1000, 0x800, 'a').unwrap();
         bus.claim_io(0x3f8, 8, 'u').unwrap();
-        assert_eq!(bus.mmio(&read(0x1004, 4)), Some(('a', 4)));
-        assert_eq!(bus.mmio(&read(0x2fff, 1)), Some(('b', 0xfff)));
-        assert_eq!(bus.io(&read(0x3ff, 1)), Some(('u', 7)));
+        assert_eq!(bus.mmio(0x1004, 4), Some(('a', 4)));
+        assert_eq!(bus.mmio(0x2fff, 1), Some(('b', 0xfff)));
+        assert_eq!(bus.io(0x3ff, 1), Some(('u', 7)));
         assert_eq!(bus.unclaimed(), (0, 0));
     }
 
@@ -161,9 +155,9 @@ mod tests {
     fn an_access_over_the_edge_is_unclaimed_and_counted() {
         let mut bus = GuestBus::new();
         bus.claim_mmio(u64::MAX - 0xfff, 0x1000, ()).unwrap();
-        assert_eq!(bus.mmio(&read(u64::MAX - 1, 4)), None);
-        assert_eq!(bus.mmio(&read(0, 8)), None);
-        assert_eq!(bus.io(&read(0x80, 1)), None);
+        assert_eq!(bus.mmio(u64::MAX - 1, 4), None);
+        assert_eq!(bus.mmio(0, 8), None);
+        assert_eq!(bus.io(0x80, 1), None);
         assert_eq!(bus.unclaimed(), (2, 1));
     }
 
@@ -205,7 +199,7 @@ mod tests {
                 .iter()
                 .find(|(s, l, _)| *s <= probe && probe + u64::from(size) <= s + l)
                 .map(|(s, _, id)| (*id, probe - s));
-            prop_assert_eq!(bus.mmio(&read(probe, size)), expected);
+            prop_assert_eq!(bus.mmio(probe, size), expected);
         }
     }
 }

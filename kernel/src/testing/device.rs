@@ -196,6 +196,10 @@ impl VdevRegisters for TestModel {
         raise(value as u16);
     }
 
+    fn submit(&mut self, _bar: u8, _offset: u64, descriptor: &[u8; 64], raise: &mut dyn FnMut(u16)) {
+        raise(descriptor[0].into());
+    }
+
     fn interrupt(&mut self, vector: u16, raise: &mut dyn FnMut(u16)) {
         raise(vector + ENTRIES);
     }

@@ -110,6 +110,10 @@ impl VdevRegisters for GuestSide {
         self.model.with(|model| model.write(bar, offset, size, value, raise));
     }
 
+    fn submit(&mut self, bar: u8, offset: u64, descriptor: &[u8; 64], raise: &mut dyn FnMut(u16)) {
+        self.model.with(|model| model.submit(bar, offset, descriptor, raise));
+    }
+
     fn interrupt(&mut self, vector: u16, raise: &mut dyn FnMut(u16)) {
         self.model.with(|model| model.interrupt(vector, raise));
     }

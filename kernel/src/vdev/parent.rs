@@ -258,6 +258,10 @@ pub trait VdevRegisters: Send {
     /// A write, likewise.
     fn write(&mut self, bar: u8, offset: u64, size: u8, value: u64, raise: &mut dyn FnMut(u16));
 
+    /// A store of 64 bytes at once (MOVDIR64B) to a BAR outside of portals and MSI-X structures; `offset` is a multiple
+    /// of 64. Nothing where the device takes none.
+    fn submit(&mut self, _bar: u8, _offset: u64, _descriptor: &[u8; 64], _raise: &mut dyn FnMut(u16)) {}
+
     /// The physical interrupt behind `vector` came and is not posted: what the guest gets of it.
     fn interrupt(&mut self, vector: u16, raise: &mut dyn FnMut(u16)) {
         raise(vector);

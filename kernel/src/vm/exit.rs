@@ -8,9 +8,16 @@ use crate::base::addr::{GuestPhys, HostPhys};
 
 /// What a guest did that needs an answer.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Exit {
+pub enum Exit<'a> {
     /// An access to guest-physical memory that is not RAM.
     Mmio(Access),
+    /// A store of 64 bytes at once (MOVDIR64B) to guest-physical memory that is not RAM.
+    Store64 {
+        /// Guest-physical address, a multiple of 64.
+        address: u64,
+        /// What is stored: a copy, which the guest does not reach.
+        bytes: &'a [u8; 64],
+    },
     /// An access to the I/O port space (where the architecture has one). `address` is the port.
     Io(Access),
     /// The vCPU waits for an interrupt.

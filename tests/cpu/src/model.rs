@@ -18,11 +18,11 @@ pub enum Model {
 impl Model {
     /// Bochs's name of it, and what it has besides.
     ///
-    /// x2APIC, which later Ryzens have. AVX-512, as well: the C library chooses its string functions by the processor that
+    /// x2APIC and MOVDIR64B, which later Ryzens have. AVX-512, as well: the C library chooses its string functions by the processor that
     /// the test was started on.
     pub(crate) const fn name(self) -> (&'static CStr, &'static CStr) {
         match self {
-            Model::Ryzen => (c"ryzen", c"x2apic,avx512,avx512dq,avx512bw,avx512cd"),
+            Model::Ryzen => (c"ryzen", c"x2apic,movdir64b,avx512,avx512dq,avx512bw,avx512cd"),
             Model::SapphireRapids => (c"sapphire_rapids", c""),
         }
     }

@@ -118,10 +118,10 @@ impl ArmChipset {
 
     /// Answers [`Exit::Mmio`] of `vcpu`, whose list registers were taken back, with what a read returns
     /// (zero-extended; 0 for a write); `None` for all others.
-    pub fn exit(&mut self, vcpu: u16, exit: &Exit, actions: Actions<'_>) -> Option<u64> {
+    pub fn exit(&mut self, vcpu: u16, exit: &Exit<'_>, actions: Actions<'_>) -> Option<u64> {
         let Exit::Mmio(access) = exit else { return None };
         let size = access.size;
-        let Some((target, offset)) = self.bus.mmio(access) else {
+        let Some((target, offset)) = self.bus.mmio(access.address, size) else {
             return Some(match access.kind {
                 AccessKind::Read => all_ones(size),
                 AccessKind::Write(_) => 0,

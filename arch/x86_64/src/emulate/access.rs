@@ -4,10 +4,10 @@
 use arrayvec::ArrayVec;
 use pasidon_kernel::base::addr::{GuestPhys, PAGE_SIZE};
 use pasidon_kernel::memory::GuestMemory;
-use pasidon_kernel::vm::exit::{Access, AccessKind};
+use pasidon_kernel::vm::exit::{Access, AccessKind, Exit};
 
 use super::walk::translate;
-use super::{AccessType, CpuState, Exception, Fault};
+use super::{AccessType, CpuState, Devices, Exception, Fault};
 
 /// Largest operand: a descriptor of MOVDIR64B.
 pub(super) const MAX_OPERAND: usize = 64;
@@ -35,7 +35,7 @@ pub(super) struct Target {
 /// RAM and devices, as the guest's accesses see them.
 pub(super) struct Bus<'a> {
     pub(super) memory: &'a dyn GuestMemory,
-    pub(super) device: &'a mut dyn FnMut(Access) -> u64,
+    pub(super) devices: Devices<'a>,
 }
 
 impl Bus<'_> {
@@ -106,6 +106,16 @@ impl Bus<'_> {
         }
     }
 
+    /// Writes to an operand at a multiple of 64, which lies in one page: at once where that is a device.
+    pub(super) fn store64(&mut self, target: &Target, bytes: &[u8; MAX_OPERAND]) {
+        match *target.pieces {
+            [Piece { address, ram: false, .. }] => {
+                (self.devices)(&Exit::Store64 { address: address.0, bytes });
+            }
+            _ => self.write(target, bytes),
+        }
+    }
+
     /// An operand of up to 8 bytes, zero-extended.
     pub(super) fn read_value(&mut self, target: &Target) -> u64 {
         let mut bytes = [0; 8];
@@ -147,7 +157,8 @@ impl Bus<'_> {
         let (mut address, mut rest) = (address.0, buffer);
         while !rest.is_empty() {
             let size = step(address, rest.len());
-            let value = (self.device)(Access { address, size: size as u8, kind: AccessKind::Read });
+            let access = Access { address, size: size as u8, kind: AccessKind::Read };
+            let value = (self.devices)(&Exit::Mmio(access));
             let (bytes, after) = rest.split_at_mut(size);
             bytes.copy_from_slice(&value.to_le_bytes()[..size]);
             address = address.wrapping_add(size as u64);
@@ -162,11 +173,8 @@ impl Bus<'_> {
             let (bytes, after) = rest.split_at(size);
             let mut value = [0; MAX_BUS_ACCESS];
             value[..size].copy_from_slice(bytes);
-            (self.device)(Access {
-                address,
-                size: size as u8,
-                kind: AccessKind::Write(u64::from_le_bytes(value)),
-            });
+            let kind = AccessKind::Write(u64::from_le_bytes(value));
+            (self.devices)(&Exit::Mmio(Access { address, size: size as u8, kind }));
             address = address.wrapping_add(size as u64);
             rest = after;
         }

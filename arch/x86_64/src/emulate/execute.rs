@@ -7,7 +7,6 @@
 
 use iced_x86::{Instruction, Mnemonic, OpKind, Register};
 use pasidon_kernel::memory::GuestMemory;
-use pasidon_kernel::vm::exit::Access;
 use x86_64::registers::control::Cr4Flags;
 use x86_64::registers::rflags::RFlags;
 
@@ -16,13 +15,13 @@ use super::address::address_size;
 use super::alu::{self, Binary, Bit};
 use super::decode::Stop;
 use super::registers::{RAX, RBX, RCX, RDX, RSP, Slot, mask, sign_extend};
-use super::{AccessType, CpuState, Exception, Fault, condition};
+use super::{AccessType, CpuState, Devices, Exception, Fault, condition};
 
 /// Carries out `instruction`; changes `state` on success only.
 pub(super) fn run(
     state: &mut CpuState,
     memory: &dyn GuestMemory,
-    device: &mut dyn FnMut(Access) -> u64,
+    devices: Devices<'_>,
     instruction: &Instruction,
     fault: Fault,
 ) -> Result<(), Stop> {
@@ -30,7 +29,7 @@ pub(super) fn run(
     let mut execution = Execution {
         next_rip: state.next_rip(instruction.len()),
         cpu: state,
-        bus: Bus { memory, device },
+        bus: Bus { memory, devices },
         instruction,
         fault,
         moves: false,
@@ -166,7 +165,18 @@ impl Execution<'_> {
         access: AccessType,
     ) -> Result<Target, Stop> {
         let linear = self.cpu.linear(segment, offset, size)?;
-        let translated = self.moves.then(|| self.bus.translated(self.fault, linear, size, access)).flatten();
+        self.translate(linear, size, access, self.moves)
+    }
+
+    /// `exits`: if what exited is of this instruction, this operand is it.
+    fn translate(
+        &mut self,
+        linear: u64,
+        size: usize,
+        access: AccessType,
+        exits: bool,
+    ) -> Result<Target, Stop> {
+        let translated = exits.then(|| self.bus.translated(self.fault, linear, size, access)).flatten();
         let target = match translated {
             Some(target) => target,
             None => self.bus.resolve(self.cpu, linear, size, access)?,
@@ -408,8 +418,8 @@ impl Execution<'_> {
             return Err(Exception::general_protection(self.cpu).into());
         }
         let source = self.memory_operand(0, MAX_OPERAND, AccessType::Read)?;
-        let destination = self.bus.resolve(self.cpu, linear, MAX_OPERAND, AccessType::Write)?;
-        self.device |= destination.device;
+        // It is the only operand that is written.
+        let destination = self.translate(linear, MAX_OPERAND, AccessType::Write, true)?;
         Ok((source, destination))
     }
 
@@ -418,7 +428,7 @@ impl Execution<'_> {
         self.ready()?;
         let mut descriptor = [0; MAX_OPERAND];
         self.bus.read(&source, &mut descriptor);
-        self.bus.write(&destination, &descriptor);
+        self.bus.store64(&destination, &descriptor);
         Ok(())
     }
 

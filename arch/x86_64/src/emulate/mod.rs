@@ -39,7 +39,7 @@ mod walk;
 use arrayvec::ArrayVec;
 use pasidon_kernel::base::addr::GuestPhys;
 use pasidon_kernel::memory::GuestMemory;
-use pasidon_kernel::vm::exit::Access;
+use pasidon_kernel::vm::exit::Exit;
 use x86_64::structures::idt::ExceptionVector;
 
 pub use decode::{ControlMove, DecodeCache, control_move, fetch, instruction_length};
@@ -166,6 +166,9 @@ impl Exception {
     }
 }
 
+/// Where accesses go that no RAM answers: what a read returns, and anything for a write.
+pub type Devices<'a> = &'a mut dyn FnMut(&Exit<'_>) -> u64;
+
 /// The bytes of an instruction, for the log.
 pub type InstructionBytes = ArrayVec<u8, MAX_INSTRUCTION_LEN>;
 
@@ -198,11 +201,12 @@ impl From<Exception> for Failure {
 
 /// Carries out the instruction at CS:RIP, whose access `fault` exited because no RAM is there.
 ///
-/// Each device access goes to `bus`, naturally aligned and of 1, 2, 4 or 8 bytes; `bus` returns the value of
-/// a read, and anything for a write. What straddles a page or is misaligned becomes several accesses with
-/// ascending addresses. The addresses come from the instruction's operands through [`translate`]. Where a plain move
-/// has its only memory operand at `fault`, the processor has translated it already, with its rights; another
-/// instruction that stands there by now reaches no further than the one that faulted. `decoded` is the vCPU's own.
+/// Each device access goes to `devices` as an [`Exit::Mmio`], naturally aligned and of 1, 2, 4 or 8 bytes. What straddles
+/// a page or is misaligned becomes several accesses with ascending addresses. The 64 bytes of MOVDIR64B, read once,
+/// are one [`Exit::Store64`]. The addresses come from the instruction's operands through [`translate`]. Where the only
+/// memory operand of a plain move, or the destination of MOVDIR64B, is at `fault`, the processor has translated it
+/// already, with its rights; another instruction that stands there by now reaches no further than the one that
+/// faulted. `decoded` is the vCPU's own.
 ///
 /// On `Ok(true)` the state is as after the instruction, with RFLAGS.RF cleared. `Ok(false)` has the processor try
 /// again, because by now nothing that the instruction touches is a device (the guest changed its tables or code
@@ -219,7 +223,7 @@ pub fn mmio(
     memory: &dyn GuestMemory,
     decoded: &mut DecodeCache,
     fault: Fault,
-    bus: &mut dyn FnMut(Access) -> u64,
+    devices: Devices<'_>,
 ) -> Result<bool, Failure> {
     // RAM by now: the processor needs no help.
     if memory.is_ram(GuestPhys(fault.address), 1) {
@@ -227,10 +231,10 @@ pub fn mmio(
     }
     let instruction = decoded.decode(state, memory)?;
     let result = match string::StringInstruction::new(instruction) {
-        Some(string) if !string.is_port_io() => string::run(state, memory, bus, instruction, string),
+        Some(string) if !string.is_port_io() => string::run(state, memory, devices, instruction, string),
         _ => match vector::Move::new(instruction) {
-            Some(this) => vector::run(state, memory, bus, vectors, instruction, this),
-            None => execute::run(state, memory, bus, instruction, fault),
+            Some(this) => vector::run(state, memory, devices, vectors, instruction, this),
+            None => execute::run(state, memory, devices, instruction, fault),
         },
     };
     decode::finish(result, state, memory)
@@ -238,9 +242,8 @@ pub fn mmio(
 
 /// Carries out the INS or OUTS at CS:RIP, whose access to its port exited.
 ///
-/// Each port access goes to `bus`, with the port as the address; `bus` returns the value of a read. With a
-/// REP prefix a bounded number of iterations is done, and one where the guest steps; RIP stays on the instruction
-/// until the last.
+/// Each port access goes to `devices` as an [`Exit::Io`]. With a REP prefix a bounded number of iterations is done, and
+/// one where the guest steps; RIP stays on the instruction until the last.
 /// The processor has checked the I/O privilege before the exit; it is not checked again.
 ///
 /// # Errors
@@ -250,11 +253,11 @@ pub fn string_io(
     state: &mut CpuState,
     memory: &dyn GuestMemory,
     decoded: &mut DecodeCache,
-    bus: &mut dyn FnMut(Access) -> u64,
+    devices: Devices<'_>,
 ) -> Result<bool, Failure> {
     let instruction = decoded.decode(state, memory)?;
     let result = match string::StringInstruction::new(instruction) {
-        Some(string) if string.is_port_io() => string::run(state, memory, bus, instruction, string),
+        Some(string) if string.is_port_io() => string::run(state, memory, devices, instruction, string),
         _ => Err(decode::Stop::Unsupported),
     };
     decode::finish(result, state, memory)

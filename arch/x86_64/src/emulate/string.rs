@@ -10,7 +10,7 @@
 
 use iced_x86::{Code, Instruction, Register};
 use pasidon_kernel::memory::GuestMemory;
-use pasidon_kernel::vm::exit::{Access, AccessKind};
+use pasidon_kernel::vm::exit::{Access, AccessKind, Exit};
 use x86_64::registers::rflags::RFlags;
 
 use super::access::{Bus, Target};
@@ -18,7 +18,7 @@ use super::address::string_operand;
 use super::alu::{self, Binary};
 use super::decode::Stop;
 use super::registers::{RAX, RCX, RDI, RDX, RSI, Slot, mask};
-use super::{AccessType, CpuState};
+use super::{AccessType, CpuState, Devices};
 
 /// Iterations in one call; bounds the time away from the guest's other events.
 pub(super) const MAX_ITERATIONS: usize = 64;
@@ -89,7 +89,7 @@ impl StringInstruction {
 pub(super) fn run(
     state: &mut CpuState,
     memory: &dyn GuestMemory,
-    device: &mut dyn FnMut(Access) -> u64,
+    devices: Devices<'_>,
     instruction: &Instruction,
     string: StringInstruction,
 ) -> Result<(), Stop> {
@@ -102,7 +102,7 @@ pub(super) fn run(
     let count = Slot::new(RCX, address_size);
     let repeated = instruction.has_repe_prefix() || instruction.has_repne_prefix();
     let mut iteration = Iteration {
-        bus: Bus { memory, device },
+        bus: Bus { memory, devices },
         string,
         address_size,
         source_segment: instruction.memory_segment(),
@@ -220,11 +220,11 @@ impl Iteration<'_> {
     }
 
     fn port(&mut self, state: &CpuState, kind: AccessKind) -> u64 {
-        (self.bus.device)(Access {
+        (self.bus.devices)(&Exit::Io(Access {
             address: state.read(Slot::new(RDX, 2)),
             size: self.string.size as u8,
             kind,
-        })
+        }))
     }
 
     fn advance(&self, state: &mut CpuState, index: usize) {

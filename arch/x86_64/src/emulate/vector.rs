@@ -9,13 +9,12 @@
 
 use iced_x86::{EncodingKind, Instruction, Mnemonic, OpKind, Register};
 use pasidon_kernel::memory::GuestMemory;
-use pasidon_kernel::vm::exit::Access;
 use x86_64::registers::control::{Cr0Flags, Cr4Flags};
 use x86_64::registers::xcontrol::XCr0Flags;
 
 use super::access::Bus;
 use super::decode::Stop;
-use super::{AccessType, CpuState, Exception, VECTOR_LEN, Vector, VectorRegisters};
+use super::{AccessType, CpuState, Devices, Exception, VECTOR_LEN, Vector, VectorRegisters};
 
 /// Bytes of an XMM register; SSE leaves what is above.
 const XMM_LEN: usize = 16;
@@ -70,12 +69,12 @@ impl Move {
 pub(super) fn run(
     state: &mut CpuState,
     memory: &dyn GuestMemory,
-    device: &mut dyn FnMut(Access) -> u64,
+    devices: Devices<'_>,
     vectors: &mut dyn VectorRegisters,
     instruction: &Instruction,
     this: Move,
 ) -> Result<(), Stop> {
-    let mut bus = Bus { memory, device };
+    let mut bus = Bus { memory, devices };
     let stores = instruction.op0_kind() == OpKind::Memory;
     let last = instruction.op_count().saturating_sub(1);
     if !stores && instruction.op_kind(last) != OpKind::Memory {

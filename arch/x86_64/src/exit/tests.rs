@@ -22,7 +22,7 @@ use crate::extension::tests::guest::{
     CODE, CR4, DATA, Guest, IDT, Poke, Rig, STACK, entry, handler_at, poke_at,
 };
 use crate::extension::tests::on_both;
-use crate::guest::chipset::{Answer, PcChipset};
+use crate::guest::chipset::PcChipset;
 use crate::guest::layout;
 use crate::posted::tests::posted;
 
@@ -33,6 +33,7 @@ on_both! {
     each_debug_exception_lets_the_hosts_interrupts_in,
     int1_returns_behind_itself,
     what_is_not_there_takes_no_interrupt,
+    movdir64b_reaches_its_vdev_as_one_store,
 }
 
 /// Where the guest sees the I/O APIC: its linear addresses end at 1 GiB.
@@ -117,6 +118,23 @@ impl Machine {
         };
         rig.processor.run(run).unwrap();
         exits
+    }
+
+    /// Plugs a vdev and turns its bus mastering, memory decoding and MSI-X on. Returns where BAR 0 is.
+    fn plug(&mut self, model: Slice) -> u64 {
+        const FUNCTION: u64 = layout::ECAM_BASE + (1 << 15);
+        self.board.lock().chipset.add_vdev(Box::new(model)).unwrap();
+        self.access(FUNCTION + 4, 2, AccessKind::Write(6));
+        self.access(FUNCTION + 0x82, 2, AccessKind::Write(0x8000));
+        self.access(FUNCTION + 0x10, 8, AccessKind::Read) & !0xf
+    }
+
+    /// An access of the vCPU's to a device.
+    fn access(&mut self, address: u64, size: u8, kind: AccessKind) -> u64 {
+        let exit = Exit::Mmio(Access { address, size, kind });
+        let (lapic, now) = (&mut self.core.lapic, || Moment::default());
+        let answer = self.board.lock().chipset.exit(&exit, lapic, &now, &mut |_| {});
+        answer.unwrap_or_default().value
     }
 
     /// The words that the guest wrote.
@@ -261,8 +279,21 @@ fn int1_returns_behind_itself(extension: Extension) {
     assert_eq!(machine.guest.read(machine.core.hardware.gpr(4)), CODE + 1);
 }
 
-/// A slice with one interrupt that says where it was routed.
-struct Slice(Arc<Mutex<Vec<Option<Posting>>>>);
+/// What a [`Slice`] was told.
+#[derive(Default)]
+struct Told {
+    /// Where its interrupt was routed.
+    routed: Vec<Option<Posting>>,
+    /// BAR, offset and what was stored there.
+    submitted: Vec<(u8, u64, [u8; 64])>,
+}
+
+/// A slice with one interrupt.
+struct Slice(Arc<Mutex<Told>>);
+
+/// Where BAR 2 of a [`Slice`] is from BAR 0 after a reset, and its length.
+const SECOND_BAR: u64 = 0x1_0000;
+const SECOND_BAR_LEN: u64 = 0x4000;
 
 impl VdevRegisters for Slice {
     fn identity(&self) -> PciIdentity {
@@ -272,7 +303,10 @@ impl VdevRegisters for Slice {
             subsystem: (0x8086, 0),
             revision: 0,
             class: 0x08_8000,
-            bars: vec![Bar { index: 0, size: 0x1_0000, prefetchable: true }],
+            bars: vec![
+                Bar { index: 0, size: SECOND_BAR, prefetchable: true },
+                Bar { index: 2, size: SECOND_BAR_LEN, prefetchable: true },
+            ],
             msix_vectors: 1,
             msix_bar: 0,
             msix_table: 0x2000,
@@ -290,6 +324,10 @@ impl VdevRegisters for Slice {
 
     fn write(&mut self, _bar: u8, _offset: u64, _size: u8, _value: u64, _raise: &mut dyn FnMut(u16)) {}
 
+    fn submit(&mut self, bar: u8, offset: u64, descriptor: &[u8; 64], _raise: &mut dyn FnMut(u16)) {
+        self.0.lock().submitted.push((bar, offset, *descriptor));
+    }
+
     fn set_bus_master(&mut self, _enabled: bool, _raise: &mut dyn FnMut(u16)) {}
 
     fn reset(&mut self) -> Result<(), QuiesceFailed> {
@@ -297,7 +335,7 @@ impl VdevRegisters for Slice {
     }
 
     fn route_interrupt(&mut self, _vector: u16, to: Option<&Posting>) {
-        self.0.lock().push(to.cloned());
+        self.0.lock().routed.push(to.cloned());
     }
 
     fn remains(&mut self, _raise: &mut dyn FnMut(u16)) -> Box<dyn Remains> {
@@ -325,44 +363,19 @@ fn a_devices_interrupt_is_posted_where_the_guest_can_take_it_as_it_is() {
     const TABLE: u64 = 0x2000;
     let mut machine = Machine::new(Extension::Vmx, &X2APIC_ON);
     let descriptor = Arc::new(posted(0x51, 0));
-    let routed = Arc::new(Mutex::new(Vec::new()));
-    let base = {
-        let mut board = machine.board.lock();
-        board.chipset.post_to(descriptor.clone());
-        board.chipset.add_vdev(Box::new(Slice(routed.clone()))).unwrap();
-        let at = layout::ECAM_BASE + (1 << 15);
-        let mut write = |address, size, value| {
-            let access = Access { address, size, kind: AccessKind::Write(value) };
-            let now = || Moment::default();
-            board.chipset.exit(&Exit::Mmio(access), &mut machine.core.lapic, &now, &mut |_| {});
-        };
-        write(at + 4, 2, 6);
-        write(at + 0x82, 2, 0x8000);
-        let Answer { value, .. } = board
-            .chipset
-            .exit(
-                &Exit::Mmio(Access { address: at + 0x10, size: 8, kind: AccessKind::Read }),
-                &mut machine.core.lapic,
-                &|| Moment::default(),
-                &mut |_| {},
-            )
-            .unwrap();
-        value & !0xf
-    };
+    let told = Arc::new(Mutex::new(Told::default()));
+    machine.board.lock().chipset.post_to(descriptor.clone());
+    let base = machine.plug(Slice(told.clone()));
     machine.core.post_to(descriptor.clone());
     machine.run();
     let mut program = |message: MsiMessage| {
-        let lapic = &mut machine.core.lapic;
-        let mut board = machine.board.lock();
         for (offset, size, value) in
             [(12, 4, 1), (0, 8, message.address), (8, 4, message.data.into()), (12, 4, 0)]
         {
-            let access = Access { address: base + TABLE + offset, size, kind: AccessKind::Write(value) };
-            let now = || Moment::default();
-            board.chipset.exit(&Exit::Mmio(access), lapic, &now, &mut |_| {});
+            machine.access(base + TABLE + offset, size, AccessKind::Write(value));
         }
-        let told = core::mem::take(&mut *routed.lock());
-        told.last().unwrap().as_ref().map(|posting| posting.vector)
+        let routed = core::mem::take(&mut told.lock().routed);
+        routed.last().unwrap().as_ref().map(|posting| posting.vector)
     };
     // Physical and logical, everybody; another processor, another address, NMI, level, an exception's vector.
     for (address, data, posted) in [
@@ -396,6 +409,40 @@ fn what_is_not_there_takes_no_interrupt(extension: Extension) {
     machine.run();
     let end = machine.seen.end.lock().take();
     assert!(matches!(end, Some(VmEnd::Crashed(ref why)) if why.contains("which is not RAM")), "{end:?}");
+}
+
+/// Where the guest sees the page with a vdev's BAR 2.
+const VDEV: u64 = 101 << 21;
+
+/// A guest with a vdev behind [`VDEV`], whose BAR 2 is that far in.
+fn with_vdev(extension: Extension, code: &[u8]) -> (Machine, Arc<Mutex<Told>>, u64) {
+    let mut machine = Machine::new(extension, code);
+    let told = Arc::new(Mutex::new(Told::default()));
+    let bar = machine.plug(Slice(told.clone())) + SECOND_BAR;
+    machine.guest.map_linear(VDEV >> 21, bar & !0x1f_ffff);
+    (machine, told, VDEV + bar % 0x20_0000)
+}
+
+fn movdir64b_reaches_its_vdev_as_one_store(extension: Extension) {
+    // movdir64b rbx, [rdi]
+    const STORE: [u8; 5] = [0x66, 0x0f, 0x38, 0xf8, 0x1f];
+    let code: [&[u8]; 4] = [
+        &STORE,
+        &[0x48, 0x83, 0xc3, 0x40], // add rbx, 64
+        &STORE,
+        &[0xf4], // hlt
+    ];
+    let (mut machine, told, bar) = with_vdev(extension, &code.concat());
+    let descriptor: [u8; 64] = core::array::from_fn(|i| i as u8);
+    machine.guest.write_bytes(DATA, &descriptor);
+    // The first is the BAR's last, the second behind it.
+    machine.core.hardware.set_gpr(3, bar + SECOND_BAR_LEN - 64);
+    machine.core.hardware.set_gpr(7, DATA);
+    let exits = machine.run();
+    assert_eq!(machine.seen.end.lock().take(), None);
+    assert_eq!(exits.len(), 3, "{exits:?}");
+    assert_eq!(told.lock().submitted, [(2, SECOND_BAR_LEN - 64, descriptor)]);
+    assert_eq!(machine.board.lock().chipset.unclaimed(), (1, 0));
 }
 
 /// How many instructions exits take, with the entry: the processor's TSC counts them. To be run in a release build.

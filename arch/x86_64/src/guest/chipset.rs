@@ -125,18 +125,22 @@ impl PcChipset {
         });
     }
 
-    /// Answers [`Exit::Mmio`] and [`Exit::Io`]; `None` for all others. `lapic` is that of the vCPU that
-    /// exited, `now` tells the moment; few devices ask.
+    /// Answers [`Exit::Mmio`], [`Exit::Store64`] and [`Exit::Io`]; `None` for all others. `lapic` is that of the vCPU
+    /// that exited, `now` tells the moment; few devices ask.
     pub fn exit(
         &mut self,
-        exit: &Exit,
+        exit: &Exit<'_>,
         lapic: &mut LocalApic,
         now: &dyn Fn() -> Moment,
         actions: Actions<'_>,
     ) -> Option<Answer> {
         let (access, found) = match exit {
-            Exit::Mmio(access) => (access, self.bus.mmio(access)),
-            Exit::Io(access) => (access, self.bus.io(access)),
+            Exit::Mmio(access) => (access, self.bus.mmio(access.address, access.size)),
+            Exit::Io(access) => (access, self.bus.io(access.address, access.size)),
+            Exit::Store64 { address, bytes } => {
+                self.store64(*address, bytes, actions);
+                return Some(Answer::default());
+            }
             _ => return None,
         };
         let nobody = match access.kind {
@@ -194,6 +198,14 @@ impl PcChipset {
                 })
             }
         })
+    }
+
+    /// A store of 64 bytes. Nothing but a vdev takes one: the registers of the board's own devices, and of
+    /// configuration space, are at most 8 bytes wide.
+    fn store64(&mut self, address: u64, bytes: &[u8; 64], actions: Actions<'_>) {
+        if let Some((Target::Pci(start), offset)) = self.bus.mmio(address, bytes.len() as u8) {
+            self.pci.mmio_store64(start + offset, bytes, actions);
+        }
     }
 
     /// Reads a port of the old devices, which are a byte wide.
@@ -312,11 +324,11 @@ mod tests {
     use pasidon_kernel::vm::exit::MsiMessage;
     use proptest::prelude::*;
 
-    fn io(address: u64, size: u8, kind: AccessKind) -> Exit {
+    fn io(address: u64, size: u8, kind: AccessKind) -> Exit<'static> {
         Exit::Io(Access { address, size, kind })
     }
 
-    fn mmio(address: u64, size: u8, kind: AccessKind) -> Exit {
+    fn mmio(address: u64, size: u8, kind: AccessKind) -> Exit<'static> {
         Exit::Mmio(Access { address, size, kind })
     }
 
@@ -339,7 +351,7 @@ mod tests {
             rig
         }
 
-        fn run(&mut self, exit: &Exit) -> u64 {
+        fn run(&mut self, exit: &Exit<'_>) -> u64 {
             let Self { chipset, lapic, now, seen } = self;
             chipset.exit(exit, lapic, &|| *now, &mut |a| seen.push(a)).unwrap().value
         }
@@ -466,6 +478,22 @@ mod tests {
         assert_eq!(rig.chipset.exit(&Exit::Halt, &mut rig.lapic, &Moment::default, &mut |_| {}), None);
     }
 
+    #[test]
+    fn only_functions_take_a_store_of_64_bytes() {
+        let mut rig = Rig::new();
+        let store = |address| Exit::Store64 { address, bytes: &[0xff; 64] };
+        let ioapic = rig.run(&mmio(layout::IOAPIC_BASE + 0x10, 4, AccessKind::Read));
+        for address in [layout::IOAPIC_BASE, layout::LAPIC_BASE + 0xc0, layout::ECAM_BASE] {
+            rig.run(&store(address));
+        }
+        assert_eq!(rig.run(&mmio(layout::IOAPIC_BASE + 0x10, 4, AccessKind::Read)), ioapic);
+        assert_eq!((rig.seen.len(), rig.chipset.unclaimed()), (0, (0, 0)));
+        for address in [0xfed0_0000, layout::PCI64_BASE, !0x3f] {
+            rig.run(&store(address));
+        }
+        assert_eq!(rig.chipset.unclaimed(), (3, 0));
+    }
+
     proptest! {
         #[test]
         fn no_access_panics(
@@ -477,6 +505,9 @@ mod tests {
             for (base, offset, value, size, write) in ops {
                 let kind = if write { AccessKind::Write(value) } else { AccessKind::Read };
                 let exit = match BASES.get(usize::from(base)) {
+                    Some(base) if size == 0 => {
+                        Exit::Store64 { address: base.wrapping_add(offset & 0x1fc0), bytes: &[0x55; 64] }
+                    }
                     Some(base) => mmio(base.wrapping_add(offset & 0x1fff), size, kind),
                     None if offset & 1 == 0 => io(0x3f0 + offset % 0x220, size, kind),
                     None => io(0x40 + offset % 0x40, size, kind),

@@ -308,6 +308,17 @@ impl VdevFunction {
         table.or_else(|| within(self.identity.msix_pba, pba_len).map(Structure::PendingBits))
     }
 
+    fn touches_msix(&self, bar: u8, offset: u64, len: u64) -> bool {
+        let identity = &self.identity;
+        let touches = |start: u32, of: u64| {
+            let start = u64::from(start);
+            offset < start + of && start < offset.saturating_add(len)
+        };
+        bar == identity.msix_bar
+            && (touches(identity.msix_table, self.msix.table_len())
+                || touches(identity.msix_pba, msix::pba_len(identity.msix_vectors)))
+    }
+
     pub(super) fn bar_read(&mut self, bar: u8, offset: u64, size: u8) -> u64 {
         if self.in_portal(bar, offset, size) {
             self.portal_traps = self.portal_traps.saturating_add(1);
@@ -345,6 +356,24 @@ impl VdevFunction {
                     (None, None) => {}
                 }
             }
+        }
+    }
+
+    /// A store of 64 bytes at once. MSI-X structures take none: what comes of accesses other than of 4 and 8 bytes is
+    /// undefined (PCI Express Base 5.0, 6.1.4.2). Nor does what remains of a slice.
+    pub(super) fn bar_store64(&mut self, bar: u8, offset: u64, bytes: &[u8; 64], actions: Actions<'_>) {
+        const LEN: u8 = 64;
+        if self.in_portal(bar, offset, LEN) {
+            self.portal_traps = self.portal_traps.saturating_add(1);
+            return;
+        }
+        if self.touches_msix(bar, offset, LEN.into()) {
+            return;
+        }
+        let gate = self.gate();
+        if let (None, Some(model)) = (&self.remains, &mut self.model) {
+            let msix = &mut self.msix;
+            model.submit(bar, offset, bytes, &mut |vector| msix.raise(vector, gate, actions));
         }
     }
 }

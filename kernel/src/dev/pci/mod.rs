@@ -295,6 +295,19 @@ impl PciBus {
         }
     }
 
+    /// A store of 64 bytes at once to a PCI window, at a multiple of 64. It reaches the vdev's model as one
+    /// ([`VdevRegisters::submit`]), or nothing: registers are at most 8 bytes wide.
+    pub fn mmio_store64(&mut self, address: u64, bytes: &[u8; 64], actions: Actions<'_>) {
+        const LEN: u8 = 64;
+        if !address.is_multiple_of(LEN.into()) {
+            return;
+        }
+        if let Some((_, function, bar, offset)) = self.decode(address, LEN) {
+            function.bar_store64(bar, offset, bytes, actions);
+            function.ask_for_attention(actions);
+        }
+    }
+
     fn function(&mut self, slot: Slot) -> Option<&mut VdevFunction> {
         self.functions.get_mut(usize::from(slot.0))?.as_mut()
     }

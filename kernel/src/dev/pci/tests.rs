@@ -25,10 +25,12 @@ struct Log {
     /// The physical interrupt 0 is the model's own: it waits for the device then, and raises vector 1.
     own_interrupt: bool,
     waiting: bool,
+    /// How far its MSI-X structures are behind [`TABLE`] and [`PBA`].
+    msix_shift: u64,
 }
 
 /// A vdev like a slice of DSA: BAR 0 with MSI-X, BAR 2 with one portal page. Writing `v` to offset 0 of
-/// BAR 0 raises vector `v`; offset 8 reads back its own address.
+/// BAR 0 raises vector `v`, as does storing 64 bytes of which `v` is the first; offset 8 reads back its own address.
 struct Model(Arc<Mutex<Log>>);
 
 impl Model {
@@ -40,6 +42,7 @@ impl Model {
 impl VdevRegisters for Model {
     fn identity(&self) -> PciIdentity {
         let bar = |index, size| Bar { index, size, prefetchable: true };
+        let shift = self.0.lock().unwrap().msix_shift;
         PciIdentity {
             vendor: 0x8086,
             device: 0x0b25,
@@ -49,8 +52,8 @@ impl VdevRegisters for Model {
             bars: vec![bar(0, 0x1_0000), bar(2, 0x4000)],
             msix_vectors: 2,
             msix_bar: 0,
-            msix_table: TABLE as u32,
-            msix_pba: PBA as u32,
+            msix_table: (TABLE + shift) as u32,
+            msix_pba: (PBA + shift) as u32,
         }
     }
 
@@ -69,6 +72,12 @@ impl VdevRegisters for Model {
         if bar == 0 && offset == 0 {
             raise(value as u16);
         }
+    }
+
+    fn submit(&mut self, bar: u8, offset: u64, descriptor: &[u8; 64], raise: &mut dyn FnMut(u16)) {
+        assert!(offset.is_multiple_of(64) && offset < 0x1_0000);
+        self.note(format!("submit {bar} {offset:#x} {:x?}", &descriptor[..2]));
+        raise(descriptor[0].into());
     }
 
     fn interrupt(&mut self, vector: u16, raise: &mut dyn FnMut(u16)) {
@@ -132,7 +141,11 @@ struct Rig {
 
 impl Rig {
     fn new() -> Self {
-        let log = Arc::new(Mutex::new(Log::default()));
+        Self::with(Log::default())
+    }
+
+    fn with(log: Log) -> Self {
+        let log = Arc::new(Mutex::new(log));
         let mut bus = PciBus::new(&[WINDOW32, WINDOW64]);
         let slot = bus.add(Box::new(Model(log.clone()))).unwrap();
         Self { bus, slot, seen: Vec::new(), log }
@@ -158,6 +171,12 @@ impl Rig {
 
     fn write(&mut self, address: u64, size: u8, value: u64) {
         self.bus.mmio_write(address, size, value, &mut |a| self.seen.push(a));
+    }
+
+    fn store64(&mut self, address: u64, first: u8) {
+        let mut bytes = [0x5a; 64];
+        bytes[0] = first;
+        self.bus.mmio_store64(address, &bytes, &mut |a| self.seen.push(a));
     }
 
     /// Memory decoding and bus mastering on, MSI-X on with both vectors programmed and unmasked.
@@ -340,6 +359,77 @@ fn an_interrupt_of_the_models_own_is_what_it_makes_of_it() {
     assert_eq!(rig.take(), [message(0x41)]);
     rig.bus.interrupt(rig.slot, 0, &mut |a| rig.seen.push(a));
     assert_eq!(rig.take(), [message(0x41), Action::Attend], "it began something on the device");
+}
+
+#[test]
+fn a_store_of_64_bytes_reaches_the_model_as_one() {
+    let mut rig = Rig::new();
+    let (base, portals) = (rig.start(), rig.bar(2));
+    for address in [base, base + 0xffc0, portals, portals + 0x3fc0] {
+        rig.store64(address, 1);
+        assert_eq!(rig.take(), [message(0x41)]);
+    }
+    assert_eq!(
+        rig.calls().split_off(1),
+        [
+            "submit 0 0x0 [1, 5a]",
+            "submit 0 0xffc0 [1, 5a]",
+            "submit 2 0x0 [1, 5a]",
+            "submit 2 0x3fc0 [1, 5a]"
+        ]
+    );
+    rig.log.lock().unwrap().waiting = true;
+    rig.store64(portals, 77);
+    assert_eq!(rig.take(), [Action::Attend], "no such vector");
+}
+
+#[test]
+fn what_is_no_register_takes_no_store_of_64_bytes() {
+    let mut rig = Rig::new();
+    let (base, portals) = (rig.start(), rig.bar(2));
+    rig.calls();
+    for address in [base + TABLE, base + PBA, portals + PORTAL, portals + PORTAL + 0xfc0, portals + 8] {
+        rig.store64(address, 0);
+    }
+    assert_eq!(rig.bus.mmio_read(base + TABLE, 8), 0xfee0_0000, "MSI-X as it was");
+    assert_eq!(rig.bus.portal_traps(rig.slot), 2);
+    // No BAR answers: behind one, across its end, at the end of the address space.
+    let before = rig.bus.unclaimed();
+    for address in [portals + 0x4000, WINDOW64.start + WINDOW64.len, !0x3f] {
+        rig.store64(address, 0);
+    }
+    assert_eq!(rig.bus.unclaimed(), before + 3);
+    rig.store64(portals + 0x4000 - 32, 0);
+    // Nor where decoding is off, or the slice gone.
+    rig.set_config(4, 2, 4);
+    rig.store64(base, 0);
+    rig.set_config(4, 2, 6);
+    assert!(rig.bus.end(rig.slot, &mut |_| {}).is_some());
+    rig.calls();
+    rig.take();
+    rig.store64(base, 0);
+    assert_eq!((rig.take(), rig.calls()), (vec![], vec![]));
+}
+
+#[test]
+fn what_shares_64_bytes_with_a_structure_is_not_stored_to() {
+    // The table of 32 bytes lies across a multiple of 64, the array of 8 bytes before one.
+    let mut rig = Rig::with(Log { msix_shift: 56, ..Log::default() });
+    rig.set_config(4, 2, 6);
+    let base = rig.bar(0);
+    rig.calls();
+    for (offset, calls) in [
+        (TABLE - 64, 1),
+        (TABLE, 0),
+        (TABLE + 64, 0),
+        (TABLE + 128, 1),
+        (PBA - 64, 1),
+        (PBA, 0),
+        (PBA + 64, 1),
+    ] {
+        rig.store64(base + offset, 77);
+        assert_eq!(rig.calls().len(), calls, "{offset:#x}");
+    }
 }
 
 #[derive(Debug)]
@@ -617,7 +707,7 @@ fn models_that_cannot_be_are_refused() {
 proptest! {
     #[test]
     fn portals_stay_in_the_windows_whatever_the_guest_does(
-        ops in proptest::collection::vec((0u8..8, 1u64..4, any::<u64>(), any::<u64>(), 0u8..10), 0..200),
+        ops in proptest::collection::vec((0u8..9, 1u64..4, any::<u64>(), any::<u64>(), 0u8..10), 0..200),
     ) {
         let log = Arc::new(Mutex::new(Log::default()));
         let mut bus = PciBus::new(&[WINDOW32, WINDOW64]);
@@ -659,6 +749,7 @@ proptest! {
                 3 => { bus.ecam_read(select, size); }
                 4 => bus.mmio_write(target, size, value, &mut sink),
                 5 => { bus.mmio_read(target, size); }
+                6 => bus.mmio_store64(target, &[value as u8; 64], &mut sink),
                 _ => bus.interrupt(Slot(select as u8), value as u16, &mut sink),
             }
         }

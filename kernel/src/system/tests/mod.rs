@@ -307,12 +307,14 @@ fn the_guests_side_of_an_ended_vdev_is_an_empty_slot() {
     let mut side = vdev.guest_side();
     assert_eq!(side.read(0, 0x123, 4), 0x123);
     let mut raised = Vec::new();
+    side.submit(2, 0, &[7; 64], &mut |vector| raised.push(vector));
     side.interrupt(1, &mut |vector| raised.push(vector));
-    assert_eq!(raised, [3], "what the model makes of it");
+    assert_eq!(raised, [7, 3], "what the model makes of them");
     machine.system.destroy_vdev(machine.truth, &alpha, vdev.id()).unwrap();
     assert_eq!(side.read(0, 0x123, 4), 0xffff_ffff);
     let late = &mut |_| panic!("raised after the end");
     side.write(0, 0, 4, 1, late);
+    side.submit(2, 0, &[7; 64], late);
     side.interrupt(1, late);
     assert!(side.reset().is_err());
     machine.assert_sound();

@@ -4,7 +4,7 @@
 use x86_64::registers::rflags::RFlags;
 
 use super::{CODE, DEVICE, RFLAGS_FIXED, Rig, Seen, long_state};
-use crate::emulate::{Exception, Failure, InstructionBytes};
+use crate::emulate::{Failure, InstructionBytes};
 
 const CF: u64 = RFlags::CARRY_FLAG.bits();
 const PF: u64 = RFlags::PARITY_FLAG.bits();
@@ -208,55 +208,6 @@ fn stack_transfers_with_a_device() {
     assert_eq!(machine.mmio(), Ok(()));
     assert_eq!((machine.state.gpr[4], machine.ram.u64(0x7ff8)), (0x7ff8, CODE + 7));
     assert_eq!(machine.state.rip, 0x4321);
-}
-
-#[test]
-fn movdir64b_is_eight_writes_ascending() {
-    // movdir64b rbx, [rcx]
-    let mut machine = Rig::new(long_state(), &[0x66, 0x0f, 0x38, 0xf8, 0x19]);
-    machine.state.gpr[1] = 0x2000;
-    machine.state.gpr[3] = DEVICE + 0x40;
-    for i in 0..8 {
-        machine.ram.put_u64(0x2000 + i * 8, 0x100 + i);
-    }
-    assert_eq!(machine.mmio(), Ok(()));
-    let expected: Vec<Seen> = (0..8).map(|i| write(0x40 + i * 8, 8, 0x100 + i)).collect();
-    assert_eq!(machine.seen, expected);
-    assert_eq!(machine.state.rip, CODE + 5);
-}
-
-#[test]
-fn movdir64b_wants_an_aligned_destination() {
-    let mut machine = Rig::new(long_state(), &[0x66, 0x0f, 0x38, 0xf8, 0x19]);
-    machine.state.gpr[3] = DEVICE + 8;
-    let before = machine.state.clone();
-    let expected = Exception { vector: 13, error_code: Some(0), cr2: None };
-    assert_eq!(machine.mmio(), Err(Failure::Exception(expected)));
-    assert_eq!(machine.state, before);
-    assert_eq!(machine.seen, []);
-}
-
-#[test]
-fn enqcmd_is_told_to_retry() {
-    // enqcmd rbx, [rcx]; enqcmds rbx, [rcx]
-    for prefix in [0xf2, 0xf3] {
-        let mut machine = Rig::new(long_state(), &[prefix, 0x0f, 0x38, 0xf8, 0x19]);
-        machine.state.gpr[1] = 0x2000;
-        machine.state.gpr[3] = DEVICE;
-        machine.state.rflags |= CF | SF;
-        assert_eq!(machine.mmio(), Ok(()));
-        assert_eq!(machine.seen, []);
-        assert_eq!(machine.state.rflags, RFLAGS_FIXED | ZF);
-        assert_eq!(machine.state.rip, CODE + 5);
-    }
-}
-
-#[test]
-fn supervisor_enqueue_is_refused_to_users() {
-    let mut machine = Rig::new(long_state(), &[0xf3, 0x0f, 0x38, 0xf8, 0x19]);
-    machine.state.gpr[3] = DEVICE;
-    machine.state.cpl = 3;
-    assert!(matches!(machine.mmio(), Err(Failure::Exception(Exception { vector: 13, .. }))));
 }
 
 #[test]

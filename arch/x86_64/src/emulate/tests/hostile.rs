@@ -5,6 +5,7 @@ use proptest::prelude::*;
 use x86_64::registers::control::{Cr0Flags, Cr4Flags, EferFlags};
 
 use pasidon_arch_common::testing::TestMemory;
+use pasidon_kernel::vm::exit::Exit;
 
 use super::{DEVICE, Vectors, memory};
 use crate::emulate::access::MAX_OPERAND;
@@ -185,8 +186,16 @@ proptest! {
         }
         state.rip &= if state.rip < 0x1100 { !15 } else { u64::MAX };
         let mut accesses = 0;
-        let mut bus = |access: pasidon_kernel::vm::exit::Access| {
+        let mut bus = |exit: &Exit<'_>| {
             accesses += 1;
+            let access = match exit {
+                Exit::Mmio(access) => access,
+                Exit::Store64 { address, .. } => {
+                    assert!(address.is_multiple_of(64) && *address >= DEVICE);
+                    return answer;
+                }
+                _ => panic!("{exit:?}"),
+            };
             assert!(matches!(access.size, 1 | 2 | 4 | 8));
             assert!(access.address.is_multiple_of(access.size.into()));
             assert!(access.address >= DEVICE, "RAM on the bus");
@@ -200,7 +209,8 @@ proptest! {
         }
         prop_assert!(accesses <= MAX_ACCESSES);
         let mut ports = 0;
-        let _ = string_io(&mut state, &ram, &mut decoded, &mut |access| {
+        let _ = string_io(&mut state, &ram, &mut decoded, &mut |exit| {
+            let Exit::Io(access) = exit else { panic!("{exit:?}") };
             ports += 1;
             assert!(access.address <= 0xffff && matches!(access.size, 1 | 2 | 4));
             answer

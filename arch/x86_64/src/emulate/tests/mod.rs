@@ -2,6 +2,7 @@
 //! A vCPU with a little RAM and a device above it, for the tests of each subject.
 
 mod alu;
+mod descriptors;
 mod forms;
 mod hostile;
 mod modes;
@@ -10,7 +11,7 @@ mod vectors;
 mod walk;
 
 use pasidon_arch_common::testing::TestMemory;
-use pasidon_kernel::vm::exit::{Access, AccessKind};
+use pasidon_kernel::vm::exit::{AccessKind, Exit};
 use x86_64::registers::control::{Cr0Flags, EferFlags};
 
 use super::{CpuState, DecodeCache, Failure, Fault, SegmentState, VECTOR_LEN, Vector, VectorRegisters};
@@ -106,6 +107,8 @@ struct Rig {
     /// Contents of the device, from `DEVICE`.
     device: Vec<u8>,
     seen: Vec<Seen>,
+    /// Stores of 64 bytes: address and what was stored.
+    stored: Vec<(u64, [u8; 64])>,
     /// Whether the last instruction, or an iteration of it, was carried out.
     done: bool,
 }
@@ -122,6 +125,7 @@ impl Rig {
             fault: Fault { address: DEVICE, write: false, translated: false },
             device: vec![0; DEVICE_SIZE as usize],
             seen: Vec::new(),
+            stored: Vec::new(),
             done: false,
         }
     }
@@ -135,8 +139,17 @@ impl Rig {
     }
 
     fn mmio(&mut self) -> Result<(), Failure> {
-        let Self { state, vectors, ram, decoded, fault, device, seen, .. } = self;
-        let done = super::mmio(state, vectors, ram, decoded, *fault, &mut |access: Access| {
+        let Self { state, vectors, ram, decoded, fault, device, seen, stored, .. } = self;
+        let done = super::mmio(state, vectors, ram, decoded, *fault, &mut |exit| {
+            let access = match exit {
+                Exit::Mmio(access) => access,
+                Exit::Store64 { address, bytes } => {
+                    assert!(address.is_multiple_of(64));
+                    stored.push((*address, **bytes));
+                    return 0;
+                }
+                _ => panic!("{exit:?}"),
+            };
             assert!(access.address.is_multiple_of(access.size.into()));
             let start = (access.address - DEVICE) as usize;
             let bytes = &mut device[start..start + usize::from(access.size)];

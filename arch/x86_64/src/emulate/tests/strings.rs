@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! String instructions, on a device and between ports and RAM.
 
-use pasidon_kernel::vm::exit::{Access, AccessKind};
+use pasidon_kernel::vm::exit::{Access, AccessKind, Exit};
 use x86_64::registers::rflags::RFlags;
 
 use super::{CODE, DEVICE, Rig, long_state};
@@ -107,8 +107,9 @@ fn outs_and_ins() {
     machine.state.gpr[RCX] = 2;
     machine.state.gpr[RDX] = 0xffff_03f8;
     let mut seen = Vec::new();
-    let mut port = |access: Access| {
-        seen.push(access);
+    let mut port = |exit: &Exit<'_>| {
+        let Exit::Io(access) = exit else { panic!("{exit:?}") };
+        seen.push(*access);
         0xabcd_1234
     };
     assert_eq!(string_io(&mut machine.state, &machine.ram, &mut machine.decoded, &mut port), Ok(true));
@@ -137,8 +138,8 @@ fn ports_and_device_memory_do_not_mix() {
         let mut machine = Rig::new(long_state(), code);
         machine.state.gpr[RSI] = DEVICE;
         machine.state.gpr[RDI] = DEVICE;
-        let result = string_io(&mut machine.state, &machine.ram, &mut machine.decoded, &mut |access| {
-            panic!("{access:?} reached the bus")
+        let result = string_io(&mut machine.state, &machine.ram, &mut machine.decoded, &mut |exit| {
+            panic!("{exit:?} reached the bus")
         });
         assert!(matches!(result, Err(Failure::Unsupported(_))));
     }

@@ -17,10 +17,10 @@ const A: u64 = 0x20;
 const D: u64 = 0x40;
 const PS: u64 = 0x80;
 const NX: u64 = 1 << 63;
-const ALL: u64 = P | RW | US;
+pub(super) const ALL: u64 = P | RW | US;
 
 /// Tables of the tests, one page each, from the root down.
-const TABLE: [u64; 5] = [0x4000, 0x5000, 0x6000, 0x7000, 0x8000];
+pub(super) const TABLE: [u64; 5] = [0x4000, 0x5000, 0x6000, 0x7000, 0x8000];
 const PAGE: u64 = 0x9000;
 const LINEAR: u64 = 0x0000_0123_4567_8abc;
 
@@ -37,7 +37,7 @@ fn paged(mut state: CpuState) -> CpuState {
     state
 }
 
-fn four_levels() -> CpuState {
+pub(super) fn four_levels() -> CpuState {
     let mut state = paged(long_state());
     state.cr4 = Cr4Flags::PHYSICAL_ADDRESS_EXTENSION.bits();
     state.efer |= EferFlags::NO_EXECUTE_ENABLE.bits();
@@ -59,7 +59,7 @@ fn mapped(flags: u64) -> TestMemory {
     ram
 }
 
-fn page_fault(code: u32, linear: u64) -> Result<GuestPhys, Exception> {
+pub(super) fn page_fault(code: u32, linear: u64) -> Result<GuestPhys, Exception> {
     Err(Exception { vector: 14, error_code: Some(code), cr2: Some(linear) })
 }
 
@@ -246,7 +246,7 @@ fn pae() {
 }
 
 /// Maps the two pages of linear 0 and 0x1000 to the given frames (0: not present).
-fn two_pages(machine: &Rig, frames: [u64; 2]) {
+pub(super) fn two_pages(machine: &Rig, frames: [u64; 2]) {
     for i in 0..3 {
         machine.ram.put_u64(TABLE[i], TABLE[i + 1] | ALL);
     }
