@@ -105,6 +105,7 @@ resume:
 
 /* Exceptions of the host; one that nobody tries for ends the test. */
     .global exceptions
+    .balign 16
 exceptions:
     .set    i, 0
     .rept   32
