@@ -54,8 +54,8 @@ const AARCH64: Model = Model {
     // VHE, and none of what makes `max` slow to emulate.
     cpu: "neoverse-n1",
     iommu: Iommu::Machine("iommu=smmuv3"),
-    // These processors have no store of 64 bytes.
-    dsa: ",portal-merge=on",
+    // These processors have no store of 64 bytes, and interrupt messages go to the ITS.
+    dsa: ",portal-merge=on,ims-window=0x8000000",
 };
 
 impl Model {

@@ -196,9 +196,9 @@ pub const USER_DRIVER: Scenario = Scenario {
 const SELF_TEST_WORDS: &str = "intel_iommu=off intremap=off iomem=relaxed hugepages=8 pasidon.name=plain";
 /// Modes of the self-test, and the properties of the accelerator that they want.
 const SELF_TESTS: [(&str, &str); 3] = [
-    ("basic pasid fuzz", ",posted-writes=off"),
+    ("basic pasid ims fuzz", ",posted-writes=off"),
     ("posted latency", ",latency-ns=20000000"),
-    ("hang", ",drain-hang=on"),
+    ("hang no-ims", ",drain-hang=on,ims-size=0"),
 ];
 /// For the modes of one machine; about a minute.
 const SELF_TEST_TIMEOUT: Duration = Duration::from_secs(600);
@@ -235,8 +235,8 @@ fn accelerator_self_test(lab: &Lab<'_>) -> Result<()> {
 /// program without a kernel.
 fn iommu_self_test(lab: &Lab<'_>) -> Result<()> {
     let program = lab.workshop.iommu_self_test()?;
-    // It asks the device which of its accesses was denied.
-    let platform = Platform::program(lab.arch(), &program).dsa("posted-writes=off");
+    // It asks the device which of its accesses was denied, and has the doorbell at an address of its own.
+    let platform = Platform::program(lab.arch(), &program).dsa("posted-writes=off,ims-window=0x80000000");
     let machine = Machine::start_plain(&lab.workshop.qemu()?, &platform)?;
     let said = machine.log().expect("^smmu-selftest: .*$\n", SELF_TEST_TIMEOUT)?;
     ensure!(passed("smmu-selftest", said[0].trim()), "{}", machine.transcript());

@@ -6,17 +6,20 @@
  * Runs as root in a Linux guest booted with
  *   intel_iommu=off intremap=off iomem=relaxed hugepages=8
  * and with no driver on the device: the program owns it, and for the PASID
- * tests also VT-d, which it drives itself through /dev/mem. Shared queues are
- * tried if msr.ko is loaded. MSI-X entries are aimed at memory, so that an
- * interrupt is a value that can be read.
+ * tests also VT-d, which it drives itself through /dev/mem. MSI-X entries are aimed at
+ * memory, so that an interrupt is a value that can be read; those of Interrupt
+ * Message Storage are remapped by VT-d into memory.
  *
  *   gcc -O2 -Wall -static -o dsa-selftest *.c
  *
- *   dsa-selftest MODE...   modes: basic posted latency hang pasid fuzz
+ *   dsa-selftest MODE...   modes: basic posted latency hang
+ *                            no-ims pasid ims fuzz
  *
- * basic, pasid and fuzz want the device property posted-writes=off, latency
- * wants latency-ns=20000000, hang wants drain-hang=on, pasid and fuzz want an
- * intel-iommu with x-scalable-mode=on,x-pasid-mode=on. Prints one line per
+ * basic, pasid, ims and fuzz want the device property
+ * posted-writes=off, latency wants latency-ns=20000000, hang
+ * wants drain-hang=on, no-ims wants ims-size=0, those from pasid on want an
+ * intel-iommu with x-scalable-mode=on,x-pasid-mode=on,intremap=on and
+ * x-posted-interrupts=on. Prints one line per
  * failed check and ends in "dsa-selftest: N checks, M failed"; exit status 0
  * only if M is 0.
  *
@@ -36,6 +39,7 @@ int main(int argc, char **argv)
     for (int i = 1; i < argc; i++) {
         if (!strcmp(argv[i], "basic")) {
             test_registers();
+            test_ims_registers();
             test_commands();
             restore_bars();
             test_operations();
@@ -48,8 +52,12 @@ int main(int argc, char **argv)
             test_latency();
         } else if (!strcmp(argv[i], "hang")) {
             test_hang();
+        } else if (!strcmp(argv[i], "no-ims")) {
+            test_no_ims();
         } else if (!strcmp(argv[i], "pasid")) {
             test_pasid();
+        } else if (!strcmp(argv[i], "ims")) {
+            test_ims();
         } else if (!strcmp(argv[i], "fuzz")) {
             test_fuzz();
         } else {

@@ -26,12 +26,15 @@ enum {
     OPCAP = 0x40, OFFSETS = 0x60, GENCFG = 0x80, GENCTRL = 0x88, GENSTS = 0x90,
     INTCAUSE = 0x98, CMD = 0xa0, CMDSTS = 0xa8, CMDCAP = 0xb0, SWERR = 0xc0,
     MSIXPERM = 0x400, GRPCFG = 0x600, WQCFG = 0x800,
-    MSIX_TABLE = 0x2000, MSIX_PBA = 0x3000,
+    MSIX_TABLE = 0x2000, MSIX_PBA = 0x3000, IMS = 0x8000,
 };
 #define GRP_WQS(g) (GRPCFG + 64 * (g))
 #define GRP_ENGINES(g) (GRPCFG + 64 * (g) + 32)
 #define GRP_FLAGS(g) (GRPCFG + 64 * (g) + 40)
 #define WQ_DW(w, n) (WQCFG + 32 * (w) + 4 * (n))
+#define IMS_DW(i, n) (IMS + 16 * (i) + 4 * (n))
+/* Of handle commands: the index is one of Interrupt Message Storage. */
+#define OF_IMS (1 << 16)
 
 /* Commands */
 enum {
@@ -117,7 +120,7 @@ void swerr_clear(void);
 /* DMA memory: fixed places, by offset */
 enum {
     O_CR = 0x0, O_LIST = 0x1000, O_MSI = 0x8000, O_SRC = 0x10000,
-    O_DST = 0x40000, O_DST2 = 0x80000, O_VTD = 0x100000,
+    O_DST = 0x40000, O_DST2 = 0x80000, O_VTD = 0x100000, O_OTHER = 0x140000,
 };
 #define PA(o) (mem_pa + (o))
 
@@ -148,8 +151,29 @@ void msix_setup(void);
 void map_device(void);
 void map_memory(void);
 
+/*
+ * VT-d: the spaces of PASIDs. In those of 5 and 6 I/O virtual addresses from
+ * IOVA on are the DMA memory's, PASID 6 may only read; in that of 7 they are
+ * O_OTHER's. PASID 9 has none.
+ */
+#define IOVA 0x10000000UL
+uint64_t iova(unsigned o);
+void vtd_start(void);
+void vtd_clear_faults(void);
+/* Interrupt requests 0 to 15 of the device, which are posted, nobody told */
+void vtd_post_start(void);
+void vtd_post_stop(void);
+/* From now on it is @requester that may make request @n. */
+void vtd_post(unsigned n, unsigned requester);
+/* The requests since the last call, bit n for request n */
+uint32_t vtd_posted(void);
+/* The address of the message that makes request @n, and another with its data added to it */
+#define MESSAGE(n) (0xfee00010ULL | (n) << 5)
+#define MESSAGE_PLUS(n) (MESSAGE(n) | BIT(3))
+
 /* The tests */
 void test_registers(void);
+void test_ims_registers(void);
 void test_commands(void);
 void test_operations(void);
 void test_bad_descriptors(void);
@@ -158,7 +182,9 @@ void test_batch(void);
 void test_interrupts(void);
 void test_latency(void);
 void test_hang(void);
+void test_no_ims(void);
 void test_pasid(void);
+void test_ims(void);
 void test_fuzz(void);
 
 #endif

@@ -16,12 +16,15 @@ enum { PCI_COMMAND = 0x04, PCI_BAR0 = 0x10, PCI_BAR2 = 0x18, MSIX_CTRL = 0x82,
 
 enum {
     INTCAUSE = 0x98, CMD = 0xa0, CMDSTS = 0xa8, SWERR = 0xc0, GRPCFG = 0x600,
-    WQCFG = 0x800, MSIX_TABLE = 0x2000,
+    WQCFG = 0x800, MSIX_TABLE = 0x2000, IMS = 0x8000,
 };
-enum { ENABLE = 1, DRAIN_ALL = 3, RESET = 5, ENABLE_WQ = 6, DISABLE_WQ = 7 };
+enum { ENABLE = 1, DRAIN_ALL = 3, RESET = 5, ENABLE_WQ = 6, DISABLE_WQ = 7,
+       REQUEST_HANDLE = 13 };
+#define OF_IMS BIT(16)
 enum { NOOP = 0, MEMMOVE = 3 };
 #define CMD_INT BIT(31)
 #define CRAV_RCR (BIT(2) | BIT(3))
+#define RCI BIT(4)
 #define SWERR_CR_FAULT 0x1a
 
 struct descriptor {
@@ -176,6 +179,22 @@ void dsa_interrupt(uint64_t address, uint32_t data)
     w32(BAR0 + CMD, CMD_INT | DRAIN_ALL << 20);
     CHECK_TRUE(wait32(BAR0 + CMDSTS, BIT(31), 0));
     *(volatile uint16_t *)(CONFIG + MSIX_CTRL) = 0;
+}
+
+void dsa_interrupt_of_ims(uint64_t address, uint32_t data)
+{
+    struct descriptor d = { .word = { [0] = (RCI | NOOP << 24) << 32 } };
+
+    w64(BAR0 + IMS, address);
+    w64(BAR0 + IMS + 8, data);
+    CHECK_EQ(command(REQUEST_HANDLE, OF_IMS), 0);
+    d.word[4] = (uint64_t)(r32(BAR0 + CMDSTS) >> 8 & 0xffff) << 32;
+    tag(UNTAGGED);
+    asm volatile("dsb sy" : : : "memory");
+    for (unsigned i = 0; i < 8; i++) {
+        w64(BAR2 + 0x2000 + 8 * i, d.word[i]);
+    }
+    CHECK_EQ(command(DRAIN_ALL, 0), 0);
 }
 
 /* The SMMU lets everything without PASID pass. */

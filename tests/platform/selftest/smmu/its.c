@@ -30,6 +30,7 @@ enum { ITS_SYNC = 0x05, MAPD = 0x08, MAPC = 0x09, MAPTI = 0x0a, INV = 0x0c };
 #define FIRST_LPI 8192
 #define LPI_PRIORITY_ENABLED 0xa1
 #define NONE 1023               /* no interrupt is pending */
+#define OUTSIDE_IMS_WINDOW 0x100000
 #define EVENT_BITS 5
 #define EVENT 3                 /* the one that is mapped ... */
 #define LPI (FIRST_LPI + 7)     /* ... to this interrupt */
@@ -112,6 +113,13 @@ void test_its(void)
     CHECK_EQ(taken(), NONE);
     dsa_interrupt(doorbell, EVENT);
     CHECK_EQ(taken(), LPI);
+    CHECK_EQ(taken(), NONE);
+    no_event();
+
+    /* By Interrupt Message Storage, within the range that ims-window names */
+    dsa_interrupt_of_ims(doorbell, EVENT);
+    CHECK_EQ(taken(), LPI);
+    dsa_interrupt_of_ims(doorbell ^ OUTSIDE_IMS_WINDOW, EVENT);
     CHECK_EQ(taken(), NONE);
     no_event();
 

@@ -9,7 +9,8 @@
  *       -mgeneral-regs-only -mstrict-align -T link.ld -o smmu-selftest *.c *.S
  *   qemu-system-aarch64 -M virt,virtualization=on,gic-version=3,iommu=smmuv3 \
  *       -cpu neoverse-n1 -m 2G -nodefaults -nographic -serial stdio \
- *       -device dsa,addr=4,portal-merge=on -kernel smmu-selftest
+ *       -device dsa,addr=4,portal-merge=on,posted-writes=off,ims-window=0x80000000 \
+ *       -kernel smmu-selftest
  *
  * Prints one line per failed check, ends in "smmu-selftest: N checks, M
  * failed", and switches the machine off.

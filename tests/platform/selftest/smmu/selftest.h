@@ -58,6 +58,8 @@ unsigned dsa_probe(int ssid, uint64_t base, volatile uint8_t *seen);
 void dsa_fire(int ssid, uint64_t base);
 /* Sends the interrupt of a command as a write of @data to @address. */
 void dsa_interrupt(uint64_t address, uint32_t data);
+/* The same for the interrupt of a descriptor, by Interrupt Message Storage. */
+void dsa_interrupt_of_ims(uint64_t address, uint32_t data);
 /* Submissions that the interconnect must merge, or must not. */
 void test_portal(void);
 
