@@ -98,10 +98,15 @@ void test_posted_writes(void)
     /* reads have answers */
     CHECK_EQ(run(MEMMOVE, CR_FLAGS, NOWHERE, PA(O_DST), 100), 3);
     CHECK_EQ(cr_at(0)->fault, NOWHERE);
+    /* it halts a device that is enabled */
+    fresh();
     cfg_write(ATS_CTRL, 0x8000, 2);
+    start_dwq();
     CHECK_EQ(run(FILL, CR_FLAGS, 0, NOWHERE, 100), 0x83);
     CHECK_EQ(cr_at(0)->fault, NOWHERE);
+    fresh();
     cfg_write(ATS_CTRL, 0, 2);
+    start_dwq();
     CHECK_EQ(run(FILL, CR_FLAGS, 0, NOWHERE, 100), 1);
 }
 

@@ -64,6 +64,8 @@ void test_registers(void)
 
 void test_commands(void)
 {
+    struct desc d;
+
     fresh();
     CHECK_EQ(cmd(0, 0), 0x01);
     CHECK_EQ(cmd(15, 0), 0x01);
@@ -181,6 +183,11 @@ void test_commands(void)
     CHECK_EQ(r32(GENSTS) & 0xf, 3);
     CHECK_EQ(r64(SWERR) & 0xff01, 0x5101);
     CHECK_EQ(cmd(ENABLE_WQ, 0), 0x05);
+    d = mk(NOOP, CR_FLAGS, 0, 0, 0);
+    memset((void *)cr_at(0), 0, sizeof(*cr_at(0)));
+    movdir64b(portal(0, 0), &d);
+    usleep(10000);
+    CHECK_EQ(cr_at(0)->status, 0);
     CHECK_EQ(cmd(RESET, 0), 0);
     CHECK_EQ(r64(SWERR) & 0xff01, 0x5101);
     cfg_write(PASID_CTRL, 0, 2);
