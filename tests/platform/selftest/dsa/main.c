@@ -6,17 +6,18 @@
  * Runs as root in a Linux guest booted with
  *   intel_iommu=off intremap=off iomem=relaxed hugepages=8
  * and with no driver on the device: the program owns it, and for the PASID
- * tests also VT-d, which it drives itself through /dev/mem. MSI-X entries are aimed at
+ * tests also VT-d, which it drives itself through /dev/mem. Shared queues are
+ * tried on a processor with ENQCMD, and want msr.ko. MSI-X entries are aimed at
  * memory, so that an interrupt is a value that can be read; those of Interrupt
  * Message Storage are remapped by VT-d into memory.
  *
  *   gcc -O2 -Wall -static -o dsa-selftest *.c
  *
  *   dsa-selftest MODE...   modes: basic posted latency hang
- *                            no-ims pasid ims fuzz
+ *                            no-ims pasid ims shared shared-latency fuzz
  *
- * basic, pasid, ims and fuzz want the device property
- * posted-writes=off, latency wants latency-ns=20000000, hang
+ * basic, pasid, ims, shared and fuzz want the device property
+ * posted-writes=off, latency and shared-latency want latency-ns=100000000, hang
  * wants drain-hang=on, no-ims wants ims-size=0, those from pasid on want an
  * intel-iommu with x-scalable-mode=on,x-pasid-mode=on,intremap=on and
  * x-posted-interrupts=on. Prints one line per
@@ -58,6 +59,10 @@ int main(int argc, char **argv)
             test_pasid();
         } else if (!strcmp(argv[i], "ims")) {
             test_ims();
+        } else if (!strcmp(argv[i], "shared")) {
+            test_shared();
+        } else if (!strcmp(argv[i], "shared-latency")) {
+            test_shared_latency();
         } else if (!strcmp(argv[i], "fuzz")) {
             test_fuzz();
         } else {

@@ -124,6 +124,9 @@ enum {
 };
 #define PA(o) (mem_pa + (o))
 
+/* The device's property latency-ns, where a test wants one */
+#define LATENCY_MS 100
+
 /* Submission */
 void movdir64b(volatile void *dst, const void *src);
 bool enqcmd(volatile void *dst, const void *src);
@@ -185,6 +188,8 @@ void test_hang(void);
 void test_no_ims(void);
 void test_pasid(void);
 void test_ims(void);
+void test_shared(void);
+void test_shared_latency(void);
 void test_fuzz(void);
 
 #endif
