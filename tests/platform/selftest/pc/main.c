@@ -1,8 +1,8 @@
 /*
  * Self-test of the PC: a program without operating system that runs guests of
  * a few instructions and compares their exits with the AMD64 Architecture
- * Programmer's Manual, Volume 2, Chapter 15, and interrupt remapping with
- * Intel's specification of VT-d.
+ * Programmer's Manual, Volume 2, Chapter 15, enqueue stores with Intel's
+ * manual, and interrupt remapping with Intel's specification of VT-d.
  *
  *   gcc -O2 -Wall -ffreestanding -nostdlib -static -no-pie -mno-red-zone \
  *       -mgeneral-regs-only -T link.ld -o pc-selftest *.c *.S
@@ -30,6 +30,7 @@ int main(void)
     test_vmrun();
     test_translations();
     test_machine_check();
+    test_enqueue();
     test_remapping();
     summary();
     return 0;

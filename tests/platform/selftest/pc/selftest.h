@@ -159,6 +159,7 @@ void test_priority(void);
 void test_vmrun(void);
 void test_translations(void);
 void test_machine_check(void);
+void test_enqueue(void);
 void test_remapping(void);
 #endif
 #endif
