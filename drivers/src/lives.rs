@@ -242,7 +242,8 @@ impl Rig {
             function: Function::new(Arc::clone(&device.config), DEVICE).unwrap(),
             registers: Arc::clone(&device),
             host: Arc::new(TestHost::default()),
-            partition: Partition { queues: Vec::new() },
+            partition: Partition::default(),
+            trapping: None,
             options: Options::default(),
         })
         .unwrap();
@@ -265,6 +266,7 @@ impl Rig {
                     parent: "dsa0".to_string(),
                     type_name: TYPE_DWQ.to_string(),
                     entries: None,
+                    weight: None,
                 }],
             })
             .unwrap();

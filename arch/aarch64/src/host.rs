@@ -4,14 +4,18 @@
 //! **Principle.** An interrupt message of a device raises an LPI. The LPIs are the machine's, not a processor's: each is
 //! raised on one pCPU at a time.
 
+use alloc::sync::Arc;
 use core::ops::Range;
 
+use pasidon_arch_common::memory::RamView;
 use pasidon_arch_common::notes::Notes;
 use pasidon_arch_common::vectors::{Vectors, candidates};
 use pasidon_kernel::base::id::VmId;
 use pasidon_kernel::base::refusal::Refusal;
 use pasidon_kernel::irq::HostVector;
 use pasidon_kernel::irq::host::Host;
+use pasidon_kernel::memory::SharedMemory;
+use pasidon_kernel::memory::ram::GuestRam;
 use spin::Mutex;
 
 use crate::interrupts::{self, Handler};
@@ -50,6 +54,10 @@ impl Host for MachineHost {
     fn allocate_vector(&self, vm: Option<VmId>) -> Option<HostVector> {
         let count = u32::try_from(pcpu::count()).ok()?;
         candidates(run::world(), vm, count, |pcpu| LPIS.lock().used_by(pcpu)).find_map(take)
+    }
+
+    fn guest_memory(&self, ram: &Arc<GuestRam>) -> Arc<SharedMemory> {
+        Arc::new(RamView::new(ram))
     }
 
     fn free_vector(&self, vector: HostVector) {

@@ -25,6 +25,8 @@ pub mod cache;
 #[cfg(target_arch = "aarch64")]
 pub mod cpu;
 #[cfg(target_arch = "aarch64")]
+pub mod enqueue;
+#[cfg(target_arch = "aarch64")]
 pub mod exit;
 #[cfg(target_arch = "aarch64")]
 pub mod fault;

@@ -2,13 +2,17 @@
 //! The machine's services for the kernel and the drivers: time, and interrupt vectors.
 
 use alloc::boxed::Box;
+use alloc::sync::Arc;
 use core::ops::Range;
 
+use pasidon_arch_common::memory::RamView;
 use pasidon_arch_common::vectors::{Vectors, candidates};
 use pasidon_kernel::base::id::VmId;
 use pasidon_kernel::base::refusal::Refusal;
 use pasidon_kernel::irq::host::Host;
 use pasidon_kernel::irq::{HostVector, Route, RouteHandle};
+use pasidon_kernel::memory::SharedMemory;
+use pasidon_kernel::memory::ram::GuestRam;
 use pasidon_kernel::vm::exit::MsiMessage;
 use pasidon_kernel::vm::sched::PcpuId;
 use spin::{Mutex, Once};
@@ -148,6 +152,10 @@ impl Host for MachineHost {
             address: MESSAGE_BASE | u64::from(vector.cpu) << MESSAGE_DESTINATION_SHIFT,
             data: vector.vector,
         })
+    }
+
+    fn guest_memory(&self, ram: &Arc<GuestRam>) -> Arc<SharedMemory> {
+        Arc::new(RamView::new(ram))
     }
 
     fn free_vector(&self, vector: HostVector) {

@@ -16,6 +16,7 @@ pub mod cause;
 pub mod cpu;
 pub mod descriptors;
 pub mod emulate;
+pub mod enqueue;
 pub mod exit;
 pub mod extended;
 pub mod extension;

@@ -8,18 +8,23 @@ use alloc::vec::Vec;
 
 use pasidon_arch::host::MachineHost;
 use pasidon_arch::vms::Processor;
+use pasidon_arch::{enqueue, paging};
 use pasidon_arch_common::guest_files::Files;
 use pasidon_arch_common::hardware::Hardware;
-use pasidon_drivers::accel::dsa::{DsaParent, Options, Partition, Setup, Silicon};
-use pasidon_drivers::pci::{Ecam, Function, Identity};
+use pasidon_drivers::accel::dsa::{
+    DsaParent, Enqueue, Options, Partition, Setup, Silicon, Submission, Trapping, check_portals,
+};
+use pasidon_drivers::pci::{Ecam, Function, Identity, MemoryBar};
 use pasidon_drivers::registers::Mmio;
 use pasidon_kernel::base::addr::Requester;
 use pasidon_kernel::base::refusal::Refusal;
 use pasidon_kernel::config::{Config, ConfigError, ParentConfig, PciDevice};
+use pasidon_kernel::memory::frames::Frames;
 use pasidon_kernel::memory::ram::RamRange;
 use pasidon_kernel::system::startup::Machine;
-use pasidon_kernel::vdev::parent::Parent;
+use pasidon_kernel::vdev::parent::{Parent, Planned};
 
+use super::iommu::FrameMemory;
 use crate::registers::{self, Pci};
 
 /// What the kernel asks for when it starts VMs.
@@ -28,6 +33,8 @@ pub struct Supply<'a> {
     pub pci: &'a Pci,
     /// What was read from the disk.
     pub files: &'a Files,
+    /// For what is shared with devices.
+    pub frames: &'static Frames,
 }
 
 impl Machine for Supply<'_> {
@@ -43,9 +50,9 @@ impl Machine for Supply<'_> {
         &self,
         parent: &ParentConfig,
         device: &PciDevice,
-        queues: Vec<Option<u16>>,
+        planned: Vec<Planned>,
     ) -> Result<&'static dyn Parent, Refusal> {
-        bring_up_parent(parent, device, self.pci, queues)
+        bring_up_parent(parent, device, self, &planned)
     }
 
     fn ram(&self, bytes: u64) -> Vec<RamRange> {
@@ -98,24 +105,58 @@ pub fn function_at(
     Function::new(config, requester)
 }
 
+/// The portals of a device, for the processor's deferrable store.
+struct Portals(*mut u8);
+
+// SAFETY: the address of a window that stays mapped; what is written there is one transaction of the device.
+unsafe impl Send for Portals {}
+// SAFETY: as for `Send`.
+unsafe impl Sync for Portals {}
+
+impl Enqueue for Portals {
+    fn enqueue(&self, offset: u64, descriptor: &Submission) -> bool {
+        // SAFETY: the driver names portals of its device, which lie in the window, and the processor has the store:
+        // there is no `Portals` otherwise.
+        unsafe { enqueue::enqueue(self.0.wrapping_add(offset as usize), descriptor) }
+    }
+}
+
+/// What types whose portals are trapped need, where the processor can submit to a shared queue.
+fn trapping(portals: &MemoryBar, frames: &'static Frames) -> Result<Option<Trapping>, Refusal> {
+    if !enqueue::is_available() {
+        return Ok(None);
+    }
+    let window = paging::map_device(portals.address, portals.size)?;
+    Ok(Some(Trapping { enqueue: Arc::new(Portals(window)), memory: Arc::new(FrameMemory(frames)) }))
+}
+
 /// Brings up the accelerator that a parent names.
 fn bring_up_parent(
     parent: &ParentConfig,
     device: &PciDevice,
-    pci: &Pci,
-    queues: Vec<Option<u16>>,
+    supply: &Supply<'_>,
+    planned: &[Planned],
 ) -> Result<&'static dyn Parent, Refusal> {
     let what = alloc::format!("parent {}", parent.name.value);
     check_driver(&what, device)?;
-    let function = function_at(&what, device.requester, pci)?;
-    let bar = function.memory_bar(0)?;
+    let function = function_at(&what, device.requester, supply.pci)?;
+    let (bar, portals) = (function.memory_bar(0)?, function.memory_bar(2)?);
+    let allow_unsafe_portals = parent.allow_unsafe_portals.value;
+    let safe = Silicon::of(device.vendor, device.device)
+        .is_some_and(|silicon| check_portals(silicon, allow_unsafe_portals).is_ok());
+    let shared = parent.shared_entries.map(|entries| entries.value);
     let setup = Setup {
         name: String::clone(&parent.name.value),
         function,
         registers: registers::map(bar.address, bar.size)?,
         host: Arc::new(MachineHost),
-        partition: Partition { queues },
-        options: Options { allow_unsafe_portals: parent.allow_unsafe_portals.value, ..Options::default() },
+        partition: Partition::new(planned, shared, safe),
+        trapping: trapping(&portals, supply.frames)?,
+        options: Options {
+            allow_unsafe_portals,
+            merge_stores: cfg!(target_arch = "aarch64"),
+            ..Options::default()
+        },
     };
     let parent = DsaParent::new(setup)?;
     // Parents stay for as long as the machine runs.

@@ -96,7 +96,7 @@ pub fn run(handover: Handover) -> ! {
             nothing_started();
         }
     };
-    let supply = Supply { pci: &pci, files: &handover.files };
+    let supply = Supply { pci: &pci, files: &handover.files, frames };
     let checked = wanted.check(&mut system, &supply);
     if measure::ON {
         let device = checked.parents().next().map(|parent| parent.requester());

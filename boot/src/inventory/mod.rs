@@ -14,7 +14,8 @@ use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 
 use pasidon_arch::platform::Platform;
-use pasidon_arch::{cpu, firmware_tables, inventory as processor, serial};
+use pasidon_arch::vms::Processor;
+use pasidon_arch::{cpu, enqueue, firmware_tables, inventory as processor, serial};
 use pasidon_arch_common::firmware_tables::serial_console;
 use pasidon_drivers::accel::dsa::{self, Silicon};
 use pasidon_drivers::pci::Function;
@@ -25,13 +26,12 @@ use pasidon_kernel::config::{Config, ParentConfig, Parsed, check_memory, resolve
 use pasidon_kernel::inventory::{Inventory, Stops};
 use pasidon_kernel::memory::frames::Frames;
 use pasidon_kernel::system::check_confined;
-use pasidon_kernel::system::startup::Machine;
 use uefi::boot::{self, MemoryType};
 use uefi::mem::memory_map::MemoryMap;
 use uefi::system;
 
 use crate::files::BootDisk;
-use crate::hypervisor::devices::{Supply, check_driver, function_at, pci_devices};
+use crate::hypervisor::devices::{check_driver, function_at, pci_devices};
 use crate::hypervisor::iommu::{self, Surveyed};
 use crate::registers::{self, Pci};
 use crate::tables::Tables;
@@ -79,7 +79,7 @@ fn look(found: &mut Inventory, mut disk: BootDisk, tables: &Tables) {
             if !config.vms.is_empty() {
                 let files = disk.guests();
                 found.refuse_configured(&config, &check_memory(&config, for_guests));
-                found.refuse_configured(&config, &Supply { pci: &pci, files: &files }.check_files(&config));
+                found.refuse_configured(&config, &files.check::<Processor>(&config));
             }
         }
         // Whoever asks for the inventory has a file that can be read.
@@ -295,7 +295,12 @@ fn accelerator(
         Ok(function) => {
             facts.push(("device", function.identity().to_string()));
             let accepted = parent.is_some_and(|parent| parent.allow_unsafe_portals.value);
-            let survey = dsa::survey(&function, accepted, &mut registers::as_the_firmware_maps);
+            let survey = dsa::survey(
+                &function,
+                accepted,
+                enqueue::is_available(),
+                &mut registers::as_the_firmware_maps,
+            );
             facts.extend(survey.facts);
             survey.refused.into_iter().for_each(|refusal| refuse(refusal.within(&name)));
         }

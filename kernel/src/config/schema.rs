@@ -110,6 +110,16 @@ pub static PARENT: Section = Section {
             example: "allow_unsafe_portals = true",
             about: "Map portals of a device that is known to be unsafe for that (8086:0b25, INTEL-SA-01084) all the same.",
         },
+        Key {
+            name: "shared_entries",
+            takes: "a whole number from 0 to 65535",
+            default: Some(
+                "`16` where a vdev of a trapped type is defined or no other type is offered, else `0`",
+            ),
+            example: "shared_entries = 32",
+            about: "Entries of the work queue that the vdevs of a trapped type (`dsa-swq`) share: how many descriptors of \
+                    all of them the device has at a time. With `0` there is none, and the type is not offered.",
+        },
     ],
 };
 
@@ -210,6 +220,14 @@ pub static VDEV: Section = Section {
             default: Some("the driver's choice"),
             example: "entries = 32",
             about: "How many descriptors its work queue holds, at most what the device has left.",
+        },
+        Key {
+            name: "weight",
+            takes: "a whole number from 1 to 255",
+            default: Some("`1`"),
+            example: "weight = 2",
+            about: "Its part of a work queue that it shares with others: as much as two of weight 1 has one of weight 2. \
+                    For trapped types.",
         },
     ],
 };

@@ -17,6 +17,7 @@ last_pasid = 255
 [parent.dsa1]
 match = "8086:0b25"
 allow_unsafe_portals = true
+shared_entries = 24
 
 [parent.dsa0]
 pci = "0000:00:04.0"
@@ -41,6 +42,7 @@ on_reboot = "stop"
   [[vm.vdev]]
   parent = "dsa1"
   type = "dsa-swq"
+  weight = 3
 
 [[vm]]
 name = "beta"
@@ -98,7 +100,10 @@ fn every_key_is_read() {
     assert_eq!(alpha.vdevs.len(), 2);
     assert_eq!(alpha.vdevs[0].entries.unwrap().value, 32);
     assert_eq!(alpha.vdevs[1].type_name.value, "dsa-swq");
-    assert_eq!(alpha.vdevs[1].entries, None);
+    assert_eq!((alpha.vdevs[1].entries, alpha.vdevs[0].weight), (None, None));
+    assert_eq!(alpha.vdevs[1].weight.map(|weight| weight.value), Some(3));
+    assert_eq!(config.parents[0].shared_entries.map(|entries| entries.value), Some(24));
+    assert_eq!(config.parents[1].shared_entries, None);
 
     let beta = config.vm("beta").unwrap();
     assert_eq!((beta.index, beta.pasids.value, beta.autostart.value), (1, 8, true));
@@ -135,7 +140,7 @@ fn values_know_their_places() {
     let error = alpha.error_at(alpha.memory.at, "memory: the machine has 128M left", "use less");
     assert_eq!(
         error.to_string(),
-        "pasidon.toml:18:10: vm alpha: memory: the machine has 128M left; use less"
+        "pasidon.toml:19:10: vm alpha: memory: the machine has 128M left; use less"
     );
 }
 
@@ -190,7 +195,7 @@ fn unknown_keys_name_the_nearest_known_one() {
     assert_eq!(
         one_vm_refused(&vm("bad", "[[vm.vdev]]\nparent = \"dsa0\"\ntype = \"x\"\nsize = 3")),
         "pasidon.toml:14:1: vm bad: vdev number 1: unknown key \"size\"; \
-         [[vm.vdev]] knows parent, type, entries"
+         [[vm.vdev]] knows parent, type, entries, weight"
     );
 }
 

@@ -65,6 +65,8 @@ pub struct ParentConfig {
     pub iommu: Spanned<bool>,
     /// Portals are mapped even where the device is known to be unsafe for that.
     pub allow_unsafe_portals: Spanned<bool>,
+    /// Entries of the work queue that vdevs of a trapped type share; `None` leaves it to the driver.
+    pub shared_entries: Option<Spanned<u16>>,
 }
 
 /// Which physical device a parent is.
@@ -140,6 +142,8 @@ pub struct VdevConfig {
     pub type_name: Spanned<String>,
     /// Entries of its work queue, at least 1; `None` leaves it to the driver.
     pub entries: Option<Spanned<u16>>,
+    /// Its part of what it shares with others, 1 to 255; `None` leaves it to the driver.
+    pub weight: Option<Spanned<u8>>,
 }
 
 impl Config {

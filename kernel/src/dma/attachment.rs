@@ -15,12 +15,13 @@ use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::sync::Arc;
 
-use crate::base::addr::Requester;
+use crate::base::addr::{HostPhys, PAGE_SIZE, Requester};
 use crate::base::id::VdevId;
 use crate::base::refusal::Refusal;
 use crate::dma::ioas::IoAddressSpace;
 use crate::dma::iommu::AttachFailed;
 use crate::dma::pasid::{Pasid, PasidLease};
+use crate::dma::window::Window;
 use crate::vdev::parent::DeviceQuiesced;
 
 /// Proof that nothing can send with a PASID any more: its queue has stopped and the IOMMU has forgotten
@@ -68,6 +69,7 @@ pub struct RetiredAttachment {
     /// Why.
     pub why: String,
     lease: PasidLease,
+    window: Option<Window>,
     /// The device does not send with the tag; it is the IOMMU that did not confirm.
     stopped: bool,
 }
@@ -83,7 +85,7 @@ impl RetiredAttachment {
         if !self.stopped {
             return Err(self);
         }
-        match self.ioas.detach(self.requester, self.pasid) {
+        match part(&self.ioas, self.requester, self.pasid, &mut self.window) {
             Ok(()) => Ok(Quiesced(self.lease)),
             Err(refusal) => {
                 self.why = refusal.to_string();
@@ -91,6 +93,25 @@ impl RetiredAttachment {
             }
         }
     }
+
+    /// Whether the slice's driver must keep a page that the device may still be led to.
+    pub(crate) fn has_window(&self) -> bool {
+        self.window.is_some()
+    }
+}
+
+/// Takes the window away, and parts tag and table. The device has stopped sending with the tag.
+fn part(
+    ioas: &IoAddressSpace,
+    requester: Requester,
+    pasid: Pasid,
+    window: &mut Option<Window>,
+) -> Result<(), Refusal> {
+    if let Some(present) = window {
+        ioas.unmap(present.iova, PAGE_SIZE)?;
+        *window = None;
+    }
+    ioas.detach(requester, pasid)
 }
 
 /// One tag of one device, joined to one table.
@@ -100,6 +121,7 @@ pub struct Attachment {
     vdev: VdevId,
     lease: PasidLease,
     ioas: Arc<IoAddressSpace>,
+    window: Option<Window>,
 }
 
 impl Attachment {
@@ -123,7 +145,7 @@ impl Attachment {
                 "attach a VM's vdevs to its own address spaces",
             )))
         };
-        let attachment = Self { requester, vdev, lease, ioas: ioas.clone() };
+        let attachment = Self { requester, vdev, lease, ioas: ioas.clone(), window: None };
         match joined {
             Ok(()) => Ok(attachment),
             Err(AttachFailed { refusal, tag_kept }) => Err(NotAttached {
@@ -152,19 +174,36 @@ impl Attachment {
         &self.ioas
     }
 
+    /// Lets the slice's device reach a page that its driver keeps until [`Attachment::end`] is confirmed. Once.
+    ///
+    /// # Errors
+    /// When it has one, or the address space has no place for it.
+    pub(crate) fn add_window(&mut self, page: HostPhys) -> Result<Window, Refusal> {
+        if self.window.is_some() {
+            return Err(Refusal::new(
+                format!("PASID {}", self.pasid()),
+                "it has a window already",
+                "keep it",
+            ));
+        }
+        let window = self.ioas.map_window(page)?;
+        self.window = Some(window);
+        Ok(window)
+    }
+
     /// Parts tag and table, after the device has stopped.
     ///
     /// # Errors
     /// When the IOMMU does not confirm.
-    pub fn end(self, stopped: DeviceQuiesced) -> Result<Quiesced, RetiredAttachment> {
+    pub fn end(mut self, stopped: DeviceQuiesced) -> Result<Quiesced, RetiredAttachment> {
         let DeviceQuiesced { .. } = stopped;
-        match self.ioas.detach(self.requester, self.lease.pasid()) {
+        match part(&self.ioas, self.requester, self.lease.pasid(), &mut self.window) {
             Ok(()) => Ok(Quiesced(self.lease)),
             Err(refusal) => Err(self.retire(refusal.to_string(), true)),
         }
     }
 
-    /// Puts another address space of the same VM behind the same tag, while the device is stopped.
+    /// Puts another address space of the same VM behind the same tag, while the device is stopped; without a window.
     ///
     /// # Errors
     /// When the end of the old or the beginning of the new one fails. The tag is then detached from both, unless it had
@@ -195,6 +234,7 @@ impl Attachment {
             ioas: self.ioas,
             why,
             lease: self.lease,
+            window: self.window,
             stopped,
         }
     }

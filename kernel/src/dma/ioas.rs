@@ -3,7 +3,8 @@
 //!
 //! **Principle.** An address space is an object of its own: created, mapped, attached, destroyed. By
 //! default a VM has one, equal to its guest-physical memory. It can map nothing but the RAM of its owner,
-//! because mappings are asked for in guest-physical addresses of a [`GuestRam`] of the same VM.
+//! because mappings are asked for in guest-physical addresses of a [`GuestRam`] of the same VM, and the
+//! [windows](crate::dma::window) of its own slices.
 //!
 //! **Invariants.** It holds the RAM that it maps until its table is destroyed, and the table cannot be
 //! destroyed while a tag may reach it. RAM that a device might write is therefore never free.
@@ -21,6 +22,7 @@ use crate::base::id::{IoasId, VmId};
 use crate::base::refusal::Refusal;
 use crate::dma::iommu::{AttachFailed, Iommu, TableId};
 use crate::dma::pasid::Pasid;
+use crate::dma::window::{self, Window};
 use crate::memory::ram::GuestRam;
 use crate::monitor::info::IoasInfo;
 
@@ -33,11 +35,18 @@ enum State {
     Lost,
 }
 
+#[derive(Clone, Copy, Debug)]
+struct Mapping {
+    len: u64,
+    /// The RAM behind it; `None`: it is a window, or what is left of a mapping that could not be taken back.
+    guest: Option<GuestPhys>,
+}
+
 #[derive(Debug)]
 struct Inner {
     state: State,
-    /// By IOVA: length in bytes.
-    mappings: BTreeMap<u64, u64>,
+    /// By IOVA.
+    mappings: BTreeMap<u64, Mapping>,
     /// What is mapped. One VM has one RAM per life, so one reference is enough.
     ram: Option<Arc<GuestRam>>,
     /// Tags that reach the table, or may.
@@ -111,13 +120,16 @@ impl IoAddressSpace {
             );
         }
         let aligned = [guest.0, iova.0, len].iter().all(|value| value % PAGE_SIZE == 0);
-        let width = u32::from(self.iommu.capabilities().address_bits);
+        let width = self.iommu.capabilities().address_bits;
         let Some(end) = iova.checked_add(len).filter(|_| aligned && len > 0) else {
             return refuse("not whole pages".to_string(), "use multiples of 4096 bytes");
         };
-        if width < u64::BITS && (end.0 - 1) >> width != 0 {
+        if end > window::first(width) {
             return refuse(
-                format!("the IOMMU translates addresses of {width} bits"),
+                format!(
+                    "the IOMMU translates addresses of {width} bits, and those from {} on are windows",
+                    window::first(width)
+                ),
                 "use lower addresses, or give the VM less memory",
             );
         }
@@ -126,7 +138,7 @@ impl IoAddressSpace {
             return refuse("it is being destroyed".to_string(), "create another");
         }
         let below = inner.mappings.range(..end.0).next_back();
-        if below.is_some_and(|(start, length)| start + length > iova.0) {
+        if below.is_some_and(|(start, mapping)| start + mapping.len > iova.0) {
             return refuse("part of it is mapped".to_string(), "unmap it first");
         }
         let Some(pieces) = ram.host_ranges(guest, len) else {
@@ -139,14 +151,52 @@ impl IoAddressSpace {
             if let Err(refusal) = self.map_piece(iova, done, host, piece, writable) {
                 if done > 0 && self.iommu.unmap(self.table, iova, done).is_err() {
                     // Still there, as far as anyone knows. Listed, so that it is not mapped over.
-                    inner.mappings.insert(iova.0, done);
+                    inner.mappings.insert(iova.0, Mapping { len: done, guest: None });
                 }
                 return Err(refusal.within(format!("I/O address space {}", self.id)));
             }
             done += piece;
         }
-        inner.mappings.insert(iova.0, len);
+        inner.mappings.insert(iova.0, Mapping { len, guest: Some(guest) });
         Ok(())
+    }
+
+    /// Maps a page that a driver shares with a slice that this is the address space of.
+    ///
+    /// # Errors
+    /// When there is no place left for it, the address space is being destroyed, or the IOMMU refuses.
+    pub(crate) fn map_window(&self, page: HostPhys) -> Result<Window, Refusal> {
+        let refuse = |why: &str, remedy: &str| {
+            Refusal::new(format!("I/O address space {}: a window for a driver", self.id), why, remedy)
+        };
+        let width = self.iommu.capabilities().address_bits;
+        let mut inner = self.inner.lock();
+        if inner.state != State::Live {
+            return Err(refuse("it is being destroyed", "create another"));
+        }
+        let first = window::first(width).0;
+        let mut places = (first..window::end(width)).step_by(PAGE_SIZE as usize);
+        let free = places.find(|place| !inner.mappings.contains_key(place));
+        let iova = Iova(free.ok_or_else(|| refuse("no place is left", "destroy a vdev of it"))?);
+        self.iommu
+            .map(self.table, iova, page, PAGE_SIZE, true)
+            .map_err(|refusal| refusal.within(format!("I/O address space {}", self.id)))?;
+        inner.mappings.insert(iova.0, Mapping { len: PAGE_SIZE, guest: None });
+        Ok(Window { iova, page })
+    }
+
+    /// The first address that a guest may not name to a device.
+    pub(crate) fn limit(&self) -> Iova {
+        window::first(self.iommu.capabilities().address_bits)
+    }
+
+    /// The RAM behind `len` bytes at `iova`, where they lie in one mapping.
+    pub(crate) fn translate(&self, iova: Iova, len: u64) -> Option<GuestPhys> {
+        let inner = self.inner.lock();
+        let (start, mapping) = inner.mappings.range(..=iova.0).next_back()?;
+        let offset = iova.0 - start;
+        let inside = offset.checked_add(len).is_some_and(|end| end <= mapping.len);
+        mapping.guest.filter(|_| inside)?.checked_add(offset)
     }
 
     fn map_piece(
@@ -177,7 +227,8 @@ impl IoAddressSpace {
     /// When nothing was mapped so, or the IOMMU does not confirm; it then counts as mapped.
     pub fn unmap(&self, iova: Iova, len: u64) -> Result<(), Refusal> {
         let mut inner = self.inner.lock();
-        if inner.state != State::Live || inner.mappings.get(&iova.0) != Some(&len) {
+        let mapped = inner.mappings.get(&iova.0).is_some_and(|mapping| mapping.len == len);
+        if inner.state != State::Live || !mapped {
             return Err(Refusal::new(
                 format!("I/O address space {}: unmap {len:#x} bytes at {iova}", self.id),
                 "no such mapping",
@@ -264,7 +315,7 @@ impl IoAddressSpace {
             vm: vm.to_string(),
             table: self.table.0,
             mappings: inner.mappings.len(),
-            mapped_bytes: inner.mappings.values().sum(),
+            mapped_bytes: inner.mappings.values().map(|mapping| mapping.len).sum(),
             pasids: inner.attached.iter().map(|(_, pasid)| pasid.value()).collect(),
         }
     }
@@ -331,6 +382,37 @@ mod tests {
         space.destroy().unwrap();
         space.destroy().unwrap();
         assert!(truth.lock().violations.is_empty());
+    }
+
+    #[test]
+    fn a_window_lies_above_what_guests_may_name_and_is_no_ram() {
+        let (truth, space) = space();
+        let ram = split_ram(VmId(3));
+        let limit = space.limit();
+        let above = space.map(&ram, GuestPhys(0), limit, 0x1000, true).unwrap_err();
+        assert!(above.why.contains("are windows"), "{above}");
+        space.map(&ram, GuestPhys(0x1000), Iova(0x5000), 0x2000, true).unwrap();
+        let [one, two] = [0x10_0000, 0x20_0000].map(|page| space.map_window(HostPhys(page)).unwrap());
+        assert_eq!((one.iova, two.iova), (limit, Iova(limit.0 + PAGE_SIZE)));
+        assert_eq!(truth.lock().tables[&space.table][&one.iova.0], (0x10_0000, PAGE_SIZE));
+        assert_eq!(space.translate(one.iova, 8), None);
+        space.unmap(one.iova, PAGE_SIZE).unwrap();
+        assert_eq!(space.map_window(HostPhys(0x30_0000)).unwrap().iova, one.iova, "its place is free again");
+        truth.fail(Fail::Map);
+        assert!(space.map_window(HostPhys(0x40_0000)).is_err());
+        space.destroy().unwrap();
+        assert!(space.map_window(HostPhys(0x40_0000)).is_err());
+    }
+
+    #[test]
+    fn translation_ends_where_the_mapping_ends() {
+        let (_, space) = space();
+        let ram = split_ram(VmId(3));
+        space.map(&ram, GuestPhys(0x1000), Iova(0x5000), 0x2000, true).unwrap();
+        assert_eq!(space.translate(Iova(0x5008), 0x1ff8), Some(GuestPhys(0x1008)));
+        for (iova, len) in [(0x4fff, 1), (0x5008, 0x1ff9), (0x7000, 1), (u64::MAX, 2), (0x5000, u64::MAX)] {
+            assert_eq!(space.translate(Iova(iova), len), None, "{iova:#x}");
+        }
     }
 
     #[test]

@@ -10,3 +10,4 @@ pub mod fault_log;
 pub mod ioas;
 pub mod iommu;
 pub mod pasid;
+pub mod window;

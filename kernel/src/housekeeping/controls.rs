@@ -135,6 +135,7 @@ impl MonitorHost for Controls<'_> {
             parent: vdev.parent.to_string(),
             type_name: vdev.type_name.to_string(),
             entries: vdev.entries,
+            weight: vdev.weight,
         };
         let vdev = self.keeper.system.create_vdev(self.vm_host, &vm, &spec, None)?;
         Ok(vdev.0)

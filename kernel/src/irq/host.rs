@@ -1,8 +1,12 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! What the machine itself offers to the hypervisor: time, and interrupt vectors of its own.
 
+use alloc::sync::Arc;
+
 use crate::base::id::VmId;
 use crate::irq::HostVector;
+use crate::memory::ram::GuestRam;
+use crate::memory::{NoMemory, SharedMemory};
 use crate::vm::exit::MsiMessage;
 
 /// Services of the processor the hypervisor runs on; implemented by `arch`.
@@ -29,6 +33,12 @@ pub trait Host: Send + Sync {
     /// IOMMU; `None` where that is not possible.
     fn unremapped_message(&self, _vector: HostVector) -> Option<MsiMessage> {
         None
+    }
+
+    /// The RAM of a VM, for drivers that complete on behalf of its vdevs. Whoever holds it holds the RAM. A host that
+    /// has no such drivers has no memory for them.
+    fn guest_memory(&self, _ram: &Arc<GuestRam>) -> Arc<SharedMemory> {
+        Arc::new(NoMemory)
     }
 
     /// Gives a vector back. The caller has made sure that no message for it is under way.

@@ -31,6 +31,27 @@ impl fmt::Display for BadGuestAddress {
 
 impl core::error::Error for BadGuestAddress {}
 
+/// A VM without RAM.
+#[derive(Clone, Copy, Debug)]
+pub struct NoMemory;
+
+impl GuestMemory for NoMemory {
+    fn read(&self, address: GuestPhys, buffer: &mut [u8]) -> Result<(), BadGuestAddress> {
+        Err(BadGuestAddress { address, len: buffer.len() as u64 })
+    }
+
+    fn write(&self, address: GuestPhys, bytes: &[u8]) -> Result<(), BadGuestAddress> {
+        Err(BadGuestAddress { address, len: bytes.len() as u64 })
+    }
+
+    fn ram_size(&self) -> u64 {
+        0
+    }
+}
+
+/// Memory of a VM that several may use.
+pub type SharedMemory = dyn GuestMemory + Send + Sync;
+
 /// The RAM of one VM. Calls may race with the guest's own accesses; each byte is then either old or new.
 pub trait GuestMemory {
     /// Fills `buffer` from guest memory, or changes nothing.

@@ -51,17 +51,18 @@ pub static COMMANDS: [Command; 18] = [
         usage: &["vdevs"],
         about: "Lists the vdevs with their owners, PASIDs and counters.",
         more: &[
-            "SUBMISSION EXITS counts accesses to a portal that came to the hypervisor. It is 0 while the",
-            "guest reaches its queue directly.",
+            "SUBMISSION EXITS counts accesses to a portal that came to the hypervisor: each descriptor of a",
+            "trapped type. It is 0 while the guest reaches its queue directly.",
         ],
     },
     Command {
         name: "vdev",
-        usage: &["vdev ID", "vdev create VM PARENT/TYPE [entries=N]", "vdev destroy ID"],
+        usage: &["vdev ID", "vdev create VM PARENT/TYPE [KEY=N]...", "vdev destroy ID"],
         about: "Shows one vdev, creates one, or ends one.",
         more: &[
             "ID is the number, or the whole name as vdevs shows it. Creating gives queue, PASID, address",
-            "space and interrupts, or nothing. Ending quiesces in order before anything is reused.",
+            "space and interrupts, or nothing. Ending quiesces in order before anything is reused. KEY is",
+            "entries (how many descriptors its queue holds), or weight (its part of a queue it shares).",
         ],
     },
     Command {

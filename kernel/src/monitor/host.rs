@@ -47,6 +47,8 @@ pub struct NewVdev<'a> {
     pub type_name: &'a str,
     /// Queue entries; `None` leaves it to the driver.
     pub entries: Option<u16>,
+    /// Its part of what it shares with others; `None` leaves it to the driver.
+    pub weight: Option<u8>,
 }
 
 /// The hypervisor as the monitor sees and controls it. The monitor holds no lock while it calls.

@@ -448,30 +448,34 @@ fn create_vdev(
         done: &'a str,
     }
     let (parent, type_name) = slice.split_once('/').ok_or_else(|| command.misused())?;
-    let entries = match options {
-        [] => None,
-        [option] => {
-            let number = option.strip_prefix("entries=").ok_or_else(|| command.misused())?;
-            match number.parse::<u16>() {
-                Ok(entries @ 1..) => Some(entries),
-                _ => {
-                    let what = format!("vm {vm}: vdev {slice}");
-                    return Err(Refusal::new(
-                        what,
-                        "entries is no number from 1 to 65535",
-                        "write entries=32",
-                    ));
-                }
+    let (mut entries, mut weight) = (None, None);
+    let what = || format!("vm {vm}: vdev {slice}");
+    for option in options {
+        match option.split_once('=') {
+            Some(("entries", number)) if entries.is_none() => {
+                entries = Some(from_one(number).ok_or_else(|| {
+                    Refusal::new(what(), "entries is no number from 1 to 65535", "write entries=32")
+                })?);
             }
+            Some(("weight", number)) if weight.is_none() => {
+                let number = from_one(number).and_then(|number| u8::try_from(number).ok());
+                weight = Some(number.ok_or_else(|| {
+                    Refusal::new(what(), "weight is no number from 1 to 255", "write weight=2")
+                })?);
+            }
+            _ => return Err(command.misused()),
         }
-        _ => return Err(command.misused()),
-    };
+    }
     let vm = find_vm(host, vm)?;
-    let id = host.create_vdev(NewVdev { vm: &vm.name, parent, type_name, entries })?;
+    let id = host.create_vdev(NewVdev { vm: &vm.name, parent, type_name, entries, weight })?;
     let name = vdev_name(parent, type_name, id);
     let text = format!("vdev {name} created for vm {}", vm.name);
     let created = Created { vdev: id, name: &name, done: &text };
     Ok(answer(as_json, &created, || format!("{text}\n")))
+}
+
+fn from_one(number: &str) -> Option<u16> {
+    number.parse().ok().filter(|number| *number > 0)
 }
 
 fn log_level(host: &dyn MonitorHost, as_json: bool) -> String {

@@ -108,7 +108,8 @@ fn operations_reach_the_host_once() {
         (
             "vdev dsa0/dsa-dwq#3 created for vm beta\n".into(),
             vec![
-                "NewVdev { vm: \"beta\", parent: \"dsa0\", type_name: \"dsa-dwq\", entries: Some(32) }"
+                "NewVdev { vm: \"beta\", parent: \"dsa0\", type_name: \"dsa-dwq\", entries: Some(32), \
+                 weight: None }"
                     .into()
             ]
         )
@@ -140,12 +141,16 @@ fn refusals_say_what_helps_and_do_nothing() {
         ("vms all", "vms: the arguments do not fit; use vms"),
         (
             "vdev create alpha dsa0",
-            "vdev: the arguments do not fit; use vdev ID, or vdev create VM PARENT/TYPE [entries=N], \
+            "vdev: the arguments do not fit; use vdev ID, or vdev create VM PARENT/TYPE [KEY=N]..., \
              or vdev destroy ID",
         ),
         (
             "vdev create alpha dsa0/dsa-dwq entries=0",
             "vm alpha: vdev dsa0/dsa-dwq: entries is no number from 1 to 65535; write entries=32",
+        ),
+        (
+            "vdev create alpha dsa0/dsa-swq weight=256",
+            "vm alpha: vdev dsa0/dsa-swq: weight is no number from 1 to 255; write weight=2",
         ),
         ("vdev destroy 9", "monitor: unknown vdev 9; known: dsa0/dsa-dwq#1, dsa0/dsa-dwq#2"),
         ("log inf", "monitor: unknown level inf; did you mean info?"),

@@ -245,8 +245,9 @@ impl System {
             }
         }
         for entry in self.parents.iter().filter(|entry| entry.parent.is_waiting()) {
-            entry.parent.look();
-            self.announce(vm_host, entry.parent.name());
+            if entry.parent.look() {
+                self.announce(vm_host, entry.parent.name());
+            }
         }
     }
 

@@ -117,7 +117,7 @@ impl System {
                     Ok(stopped) => (stopped, None),
                     Err(failed) => (None, Some(failed.why)),
                 };
-                if stopped.is_some() {
+                if stopped.is_some() && !attachment.has_window() {
                     // It can be sliced again, whatever the IOMMU says.
                     slice = None;
                 }

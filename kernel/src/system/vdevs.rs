@@ -132,18 +132,20 @@ impl System {
             let found = life.spaces.iter().find(|s| space.is_none_or(|id| s.id() == id)).cloned();
             (life.ram.clone(), found)
         };
-        let place = match (entry.options.iommu, &found, &ram) {
-            (true, Some(found), _) => Space::Translated(found),
-            (true, None, _) => {
+        let Some(ram) = &ram else {
+            return Err(Refusal::new(what(), "the VM has no memory", "start it first"));
+        };
+        let place = match (entry.options.iommu, &found) {
+            (true, Some(found)) => Space::Translated(found),
+            (true, None) => {
                 return Err(match space {
                     Some(space) => self.no_space(vm, space),
                     None => Refusal::new(what(), "the VM has no I/O address space", "restart the VM"),
                 });
             }
-            (false, _, Some(ram)) => Space::Untranslated(ram),
-            (false, _, None) => return Err(Refusal::new(what(), "the VM has no memory", "start it first")),
+            (false, _) => Space::Untranslated,
         };
-        let owner = Owner { vm: vm.id(), name: vm.name(), quota: vm.quota() };
+        let owner = Owner { vm: vm.id(), name: vm.name(), quota: vm.quota(), ram };
         let id = VdevId(next(&self.next_vdev, "vdev")?);
         let vdev = match Vdev::create(&self.services, id, owner, entry.parent, spec, place) {
             Ok(vdev) => Arc::new(vdev),

@@ -1,14 +1,14 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! A parent with a few queues, and the models of its slices.
 
-use super::truth::{Fail, Queue, SharedTruth, Step};
+use super::truth::{Fail, Queue, SharedTruth, Step, WINDOWS};
 use crate::base::addr::{HostPhys, Requester};
 use crate::base::drained::Drained;
 use crate::base::refusal::Refusal;
 use crate::dma::pasid::Pasid;
 use crate::vdev::parent::{
-    Bar, DeviceQuiesced, DmaTag, InterruptBinding, Parent, ParentEvent, ParentUnreached, PciIdentity, Portal,
-    QuiesceFailed, Remains, VdevModel, VdevRegisters, VdevRequest, VdevType,
+    Attached, Bar, DeviceQuiesced, DmaTag, InterruptBinding, Parent, ParentEvent, ParentUnreached,
+    PciIdentity, Portal, QuiesceFailed, Remains, VdevModel, VdevRegisters, VdevRequest, VdevType,
 };
 use crate::vm::exit::MsiMessage;
 
@@ -22,8 +22,20 @@ pub const TRAPPED: &str = "trapped";
 const ENTRIES: u16 = 2;
 
 const TYPES: [VdevType; 2] = [
-    VdevType { name: DIRECT, description: "a queue with its portal", direct_portal: true, instances: 4 },
-    VdevType { name: TRAPPED, description: "a queue behind traps", direct_portal: false, instances: 4 },
+    VdevType {
+        name: DIRECT,
+        description: "a queue with its portal",
+        direct_portal: true,
+        needs_iommu: Some(VdevType::MAPS_A_PAGE),
+        instances: 4,
+    },
+    VdevType {
+        name: TRAPPED,
+        description: "a queue behind traps",
+        direct_portal: false,
+        needs_iommu: None,
+        instances: 4,
+    },
 ];
 
 pub struct TestParent(pub &'static SharedTruth);
@@ -125,8 +137,9 @@ impl Parent for TestParent {
         self.0.lock().waiting
     }
 
-    fn look(&self) {
+    fn look(&self) -> bool {
         self.0.lock().looks += 1;
+        true
     }
 
     fn recover(&self, unreached: &ParentUnreached) -> Result<(), Refusal> {
@@ -153,6 +166,12 @@ struct TestModel {
     truth: &'static SharedTruth,
     queue: usize,
     direct: bool,
+}
+
+impl TestModel {
+    fn page(&self) -> HostPhys {
+        HostPhys(WINDOWS + self.queue as u64 * 0x1000)
+    }
 }
 
 /// All zeros.
@@ -229,7 +248,13 @@ impl VdevModel for TestModel {
             .collect()
     }
 
-    fn attach(&mut self, pasid: Pasid) -> Result<(), Refusal> {
+    fn window(&self) -> Option<HostPhys> {
+        (!self.direct).then_some(self.page())
+    }
+
+    fn attach(&mut self, attached: Attached) -> Result<(), Refusal> {
+        let pasid = attached.pasid;
+        assert_eq!(attached.window.map(|window| window.page), self.window());
         let mut truth = self.truth.lock();
         let stands = truth.attached.contains_key(&(REQUESTER, pasid));
         truth.demand(stands, || format!("queue {} got PASID {pasid} before its table", self.queue));
@@ -270,6 +295,8 @@ impl Drop for TestModel {
         if truth.queues[queue].retired {
             return;
         }
+        let shared = truth.reachable(self.page().0, 0x1000);
+        truth.demand(!shared, || format!("the page of queue {queue} freed while a device reaches it"));
         let tagged = truth.queues[queue].tag;
         truth.demand(tagged.is_none(), || format!("queue {queue} given back with {tagged:?}"));
         truth.queues[queue] = Queue::default();

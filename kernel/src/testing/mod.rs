@@ -20,13 +20,14 @@ pub use truth::{Fail, Step};
 use crate::base::addr::{GuestPhys, HostPhys, LARGE_PAGE_SIZE, Requester};
 use crate::dma::iommu::Iommu;
 use crate::dma::pasid::Pasid;
+use crate::dma::window;
 use crate::irq::Route;
 use crate::irq::msi::MsiController;
 use crate::memory::frames::Frames;
 use crate::memory::ram::RamRange;
 use crate::system::{ParentOptions, System, SystemParts};
 use crate::vdev::VdevSpec;
-use crate::vdev::retired::Retired;
+use crate::vdev::retired::{Retired, Retirement};
 use crate::vm::VmSpec;
 pub use truth::{SharedTruth, Truth};
 
@@ -134,8 +135,11 @@ impl TestMachine {
                 expect(accounted.insert(tag), &|| format!("{pasid} is of two vdevs"));
                 let table = truth.attached.get(&tag).and_then(|table| truth.tables.get(table));
                 expect(table.is_some(), &|| format!("{pasid} of {vdev:?} is not attached"));
-                for (host, len) in table.into_iter().flatten().map(|(_, mapped)| *mapped) {
-                    let own = ram.iter().any(|(start, bytes)| *start <= host && host + len <= start + bytes);
+                for (iova, (host, len)) in table.into_iter().flatten() {
+                    let window =
+                        *iova >= window::first(39).0 && truth.owner_of_window(*host) == Some(vm.name());
+                    let own = window
+                        || ram.iter().any(|(start, bytes)| start <= host && host + len <= start + bytes);
                     expect(own, &|| format!("{pasid} of {vdev:?} maps foreign {host:#x}"));
                 }
                 let queues = truth.queues.iter().filter(|queue| queue.tag == Some(pasid));
@@ -181,8 +185,17 @@ impl TestMachine {
             .count();
         let reserved = truth.queues.iter().filter(|queue| queue.owner.is_some() && !queue.retired);
         let reserved = reserved.count();
-        expect(reserved == vdevs.len(), &|| {
-            format!("{reserved} queues are reserved for {} vdevs", vdevs.len())
+        // A slice that has stopped is kept for as long as a device may be led to the page that is shared with it.
+        let kept = |retirement: &&Retirement| match &retirement.what {
+            Retired::Attachment { slice: Some(slice), .. } => {
+                let queue: usize = slice.0.describe()[0].1.parse().unwrap();
+                !truth.queues[queue].retired
+            }
+            _ => false,
+        };
+        let kept = self.system.retired().iter().filter(kept).count();
+        expect(reserved == vdevs.len() + kept, &|| {
+            format!("{reserved} queues are reserved for {} vdevs, {kept} kept", vdevs.len())
         });
         let routed =
             truth.vectors.iter().filter(|vector| self.system.routes().peek(**vector).is_some()).count();
@@ -198,10 +211,12 @@ impl TestMachine {
                 expect(alive, &|| format!("{vector:?} leads to vdev {vdev}, which is gone"));
             }
         }
-        // Invariant 10: nothing but guest frames is mapped anywhere.
+        // Invariant 10: nothing but guest frames is mapped anywhere, and pages that drivers share with slices.
         for (host, len) in truth.tables.values().flatten().map(|(_, mapped)| *mapped) {
             let guests = self.memory.contains(&host) && host + len <= self.memory.end;
-            expect(guests, &|| format!("{host:#x} is mapped for a device"));
+            expect(guests || truth.owner_of_window(host).is_some(), &|| {
+                format!("{host:#x} is mapped for a device")
+            });
         }
         // The books agree.
         let info = self.system.info();
@@ -256,5 +271,10 @@ pub fn vm_spec(name: &str, frames: u64, quota: u32, vdevs: usize) -> VmSpec {
 
 /// The direct type of the parent.
 pub fn vdev_spec() -> VdevSpec {
-    VdevSpec { parent: PARENT.to_string(), type_name: device::DIRECT.to_string(), entries: None }
+    VdevSpec {
+        parent: PARENT.to_string(),
+        type_name: device::DIRECT.to_string(),
+        entries: None,
+        weight: None,
+    }
 }

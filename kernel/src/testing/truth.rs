@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use spin::{Mutex, MutexGuard};
 
-use crate::base::addr::{HostPhys, LARGE_PAGE_SIZE, Requester};
+use crate::base::addr::{HostPhys, LARGE_PAGE_SIZE, PAGE_SIZE, Requester};
 use crate::base::id::{VdevId, VmId};
 use crate::dev::Received;
 use crate::dma::fault::Noted;
@@ -15,6 +15,9 @@ use crate::dma::pasid::Pasid;
 use crate::irq::HostVector;
 use crate::irq::host::Host;
 use crate::vm::exit::MsiMessage;
+
+/// Pages that the driver shares with slices, one for each queue.
+pub const WINDOWS: u64 = 0xe000_0000;
 
 /// A step that can be told to fail, once.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -154,6 +157,12 @@ impl Truth {
         if !holds {
             self.violations.push(what());
         }
+    }
+
+    /// Whose slice a page belongs to that the driver shares with it.
+    pub fn owner_of_window(&self, page: u64) -> Option<&str> {
+        let queue = page.checked_sub(WINDOWS)? / PAGE_SIZE;
+        self.queues.get(usize::try_from(queue).ok()?)?.owner.as_deref()
     }
 
     /// Whether a processor or a device can reach a range.

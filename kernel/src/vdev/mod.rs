@@ -11,9 +11,11 @@
 
 pub(crate) mod gate;
 pub mod interrupt;
+mod memory;
 pub mod model;
 pub mod parent;
 pub mod retired;
+pub mod turns;
 
 use alloc::boxed::Box;
 use alloc::format;
@@ -37,8 +39,9 @@ use crate::irq::msi::MsiController;
 use crate::irq::{Route, RouteTable};
 use crate::memory::ram::GuestRam;
 use crate::monitor::info::{Detail, InterruptInfo, VdevInfo};
+use crate::vdev::memory::SpaceMemory;
 use crate::vdev::parent::{
-    DeviceQuiesced, Parent, QuiesceFailed, VdevModel, VdevRegisters, VdevRequest, VdevType,
+    Attached, DeviceQuiesced, Parent, QuiesceFailed, VdevModel, VdevRegisters, VdevRequest, VdevType,
 };
 use crate::vdev::retired::{Retired, Retirement, StuckSlice};
 use gate::{Came, Gate};
@@ -54,6 +57,8 @@ pub struct VdevSpec {
     pub type_name: String,
     /// Queue entries; `None` leaves it to the driver.
     pub entries: Option<u16>,
+    /// Its part of what it shares with others; `None` leaves it to the driver.
+    pub weight: Option<u8>,
 }
 
 /// Proof that no vCPU can reach any portal of a vdev.
@@ -97,7 +102,7 @@ enum Reach {
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Space<'a> {
     Translated(&'a Arc<IoAddressSpace>),
-    Untranslated(&'a Arc<GuestRam>),
+    Untranslated,
 }
 
 /// The VM a vdev is created for.
@@ -106,6 +111,7 @@ pub(crate) struct Owner<'a> {
     pub(crate) vm: VmId,
     pub(crate) name: &'a str,
     pub(crate) quota: &'a PasidQuota,
+    pub(crate) ram: &'a Arc<GuestRam>,
 }
 
 /// A vdev was not created.
@@ -162,19 +168,15 @@ pub(crate) fn check_type<'a>(
             format!("use one of: {}", names(&|_| true).join(", ")),
         ));
     };
-    if found.direct_portal && !translated {
-        let trapped = names(&|t| !t.direct_portal);
+    if let (Some(why), false) = (found.needs_iommu, translated) {
+        let others = names(&|t| t.needs_iommu.is_none());
         return Err(Refusal::new(
             "",
-            format!(
-                "the type maps a page of the device into the guest, which needs an IOMMU, and {} has iommu = \
-                 \"off\"",
-                parent.name()
-            ),
-            if trapped.is_empty() {
-                "remove iommu = \"off\"; the parent has no trapped type".to_string()
+            format!("the type {why}, which needs an IOMMU, and {} has iommu = \"off\"", parent.name()),
+            if others.is_empty() {
+                "remove iommu = \"off\"; no type of the parent can do without".to_string()
             } else {
-                format!("remove iommu = \"off\", or use type {}", trapped.join(" or "))
+                format!("remove iommu = \"off\", or use type {}", others.join(" or "))
             },
         ));
     }
@@ -199,10 +201,11 @@ impl Vdev {
             vm: owner.name,
             type_name: &spec.type_name,
             entries: spec.entries,
+            weight: spec.weight,
         })?;
 
         let reach = match space {
-            Space::Untranslated(ram) => Reach::Untranslated(ram.clone()),
+            Space::Untranslated => Reach::Untranslated(owner.ram.clone()),
             Space::Translated(ioas) => {
                 // Without a tag, dropping the model gives the slice back.
                 let lease = services.pasids.lock().lease(owner.quota).map_err(within)?;
@@ -212,7 +215,7 @@ impl Vdev {
                         let ended = failed.lease.map_err(|attachment| *attachment);
                         return Err(CreateFailed {
                             refusal: within(failed.refusal),
-                            retired: settle(services, owner.name, parent, ended).into_iter().collect(),
+                            retired: settle(services, owner.name, parent, ended, None).into_iter().collect(),
                         });
                     }
                 }
@@ -236,7 +239,8 @@ impl Vdev {
             interrupts: Arc::new(Interrupts::new(services, parent)),
             live: Mutex::new(None),
         };
-        match vdev.connect(services) {
+        let mut reach = reach;
+        match vdev.connect(services, &mut reach, owner.ram) {
             Ok(()) => {
                 *vdev.live.lock() = Some(reach);
                 Ok(vdev)
@@ -247,18 +251,22 @@ impl Vdev {
         }
     }
 
-    /// The last two steps of creation: interrupts, then the tag.
-    fn connect(&self, services: &Services) -> Result<(), Refusal> {
+    /// The last steps of creation: interrupts, the page that the driver shares with the slice, then the tag.
+    fn connect(&self, services: &Services, reach: &mut Reach, ram: &Arc<GuestRam>) -> Result<(), Refusal> {
         for binding in self.model.interrupts() {
             let route = Route::Vdev { vm: self.vm, vdev: self.id, vector: binding.virtual_vector };
             let interrupt =
                 Interrupt::connect(services, self.parent, self.pasid.is_some(), binding.physical, route)?;
             self.interrupts.add(interrupt, binding.for_guest);
         }
-        match self.pasid {
-            Some(pasid) => self.model.with(|model| model.attach(pasid)).unwrap_or(Ok(())),
-            None => Ok(()),
-        }
+        let Reach::Translated(attachment) = reach else {
+            return Ok(());
+        };
+        let page = self.model.with(|model| model.window()).flatten();
+        let window = page.map(|page| attachment.add_window(page)).transpose()?;
+        let memory = SpaceMemory { space: attachment.ioas().clone(), ram: services.host.guest_memory(ram) };
+        let attached = Attached { pasid: attachment.pasid(), memory: Arc::new(memory), window };
+        self.model.with(|model| model.attach(attached)).unwrap_or(Ok(()))
     }
 
     /// Ends the vdev. Returns what it cost: empty where everything was confirmed and given back.
@@ -301,7 +309,7 @@ impl Vdev {
         match (reach, stopped) {
             (Reach::Translated(attachment), Ok(proof)) => {
                 let ended = attachment.end(proof);
-                retired.extend(settle(services, &self.vm_name, self.parent, ended));
+                retired.extend(settle(services, &self.vm_name, self.parent, ended, model));
             }
             (Reach::Translated(attachment), Err(failed)) => keep(
                 failed.why.clone(),
@@ -424,24 +432,29 @@ impl fmt::Debug for Vdev {
     }
 }
 
-/// An attachment has ended: its PASID goes back, or it is retired.
+/// An attachment has ended: its PASID goes back, or it is retired. A slice whose driver shares a page with it goes back
+/// to its parent only when the device cannot be led there any more.
 fn settle(
     services: &Services,
     vm: &str,
     parent: &dyn Parent,
     ended: Result<Quiesced, RetiredAttachment>,
+    model: Option<Box<dyn VdevModel>>,
 ) -> Option<Retirement> {
     match ended {
         Ok(quiet) => {
             services.pasids.lock().give_back(quiet);
             None
         }
-        Err(attachment) => Some(Retirement::new(
-            vm.to_string(),
-            attachment.why.clone(),
-            Retired::Attachment { parent: parent.name().to_string(), attachment, slice: None },
-            services.host.now_ns(),
-        )),
+        Err(attachment) => {
+            let slice = model.filter(|_| attachment.has_window()).map(StuckSlice);
+            Some(Retirement::new(
+                vm.to_string(),
+                attachment.why.clone(),
+                Retired::Attachment { parent: parent.name().to_string(), attachment, slice },
+                services.host.now_ns(),
+            ))
+        }
     }
 }
 

@@ -8,12 +8,14 @@
 
 use alloc::boxed::Box;
 use alloc::string::{String, ToString};
+use alloc::sync::Arc;
 use alloc::vec::Vec;
 
-use crate::base::addr::{HostPhys, Requester};
+use crate::base::addr::{HostPhys, Iova, Requester};
 use crate::base::drained::Drained;
 use crate::base::refusal::Refusal;
 use crate::dma::pasid::Pasid;
+use crate::dma::window::Window;
 use crate::irq::msi::Posting;
 use crate::vm::exit::MsiMessage;
 
@@ -24,11 +26,17 @@ pub struct VdevType {
     pub name: &'static str,
     /// One line for people.
     pub description: &'static str,
-    /// Whether the guest reaches a page of the physical device without an exit. Such types need an
-    /// IOMMU, always.
+    /// Whether the guest reaches a page of the physical device without an exit.
     pub direct_portal: bool,
+    /// What it does that needs an IOMMU, in words that follow "the type"; `None` where it can do without.
+    pub needs_iommu: Option<&'static str>,
     /// How many instances an otherwise unused parent offers.
     pub instances: u16,
+}
+
+impl VdevType {
+    /// Why a type whose portals are mapped into guests needs an IOMMU, always.
+    pub const MAPS_A_PAGE: &'static str = "maps a page of the device into the guest";
 }
 
 /// What tells the DMA of a parent's slices apart on the bus.
@@ -49,6 +57,17 @@ pub struct VdevRequest<'a> {
     pub vm: &'a str,
     /// Name of the type.
     pub type_name: &'a str,
+    /// Queue entries wanted; `None` leaves it to the driver.
+    pub entries: Option<u16>,
+    /// Its part of what it shares with others, at least 1; `None` leaves it to the driver.
+    pub weight: Option<u8>,
+}
+
+/// What is wanted of a parent that is not up yet.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Planned {
+    /// Name of the type.
+    pub type_name: String,
     /// Queue entries wanted; `None` leaves it to the driver.
     pub entries: Option<u16>,
 }
@@ -127,14 +146,18 @@ pub trait Parent: Send + Sync {
     fn interrupt(&self, sink: &mut dyn FnMut(ParentEvent)) -> Drained;
 
     /// Whether something is under way on the device that nothing announces the end of: somebody is to call
-    /// [`Parent::look`], and [`VdevRegisters::device_event`] of each vdev on it, every few milliseconds. Takes no
+    /// [`Parent::look`], and where that says so [`VdevRegisters::device_event`] of each vdev on it, every few
+    /// milliseconds. Takes no
     /// lock.
     fn is_waiting(&self) -> bool {
         false
     }
 
-    /// Looks how far the device is with what it was given, and gives it what comes next. Waits for nothing.
-    fn look(&self) {}
+    /// Looks how far the device is with what it was given, and gives it what comes next. Waits for nothing. Whether the
+    /// vdevs on it are to be told.
+    fn look(&self) -> bool {
+        false
+    }
 
     /// Resets the whole device and sets it up again: the way out after a halt, or after a slice that would
     /// not stop. Nobody else touches the device until it returns: the driver keeps itself from it, and
@@ -296,16 +319,47 @@ pub trait VdevRegisters: Send {
     fn remains(&mut self, raise: &mut dyn FnMut(u16)) -> Box<dyn Remains>;
 }
 
+/// Guest memory at the addresses at which a slice's device sees it, for a driver that completes on its behalf. May be
+/// called from any processor; allocates nothing.
+pub trait SliceMemory: Send + Sync {
+    /// Writes where the device would. False, with nothing written, where it would meet no memory; also where the bytes
+    /// lie in two mappings of the address space.
+    fn write(&self, iova: Iova, bytes: &[u8]) -> bool;
+
+    /// Whether [`SliceMemory::write`] of so many bytes there would do it.
+    fn covers(&self, iova: Iova, len: u64) -> bool;
+
+    /// The first address that the guest may not name to the device ([`crate::dma::window`]).
+    fn limit(&self) -> Iova;
+}
+
+/// What a slice gets with its tag.
+#[derive(Clone)]
+pub struct Attached {
+    /// The tag.
+    pub pasid: Pasid,
+    /// The memory behind it.
+    pub memory: Arc<dyn SliceMemory>,
+    /// Where its device finds [`VdevModel::window`].
+    pub window: Option<Window>,
+}
+
 /// The model of one slice, joined to its queue of the physical device: its owner's side, which begins and ends it.
 pub trait VdevModel: VdevRegisters {
     /// The physical interrupts of this slice; constant for the life of the model.
     fn interrupts(&self) -> Vec<InterruptBinding>;
 
+    /// A page of the driver's that this slice's device writes to. The driver keeps it for as long as the model lives,
+    /// which is until the device cannot be led to it any more. Constant for the life of the model.
+    fn window(&self) -> Option<HostPhys> {
+        None
+    }
+
     /// Programs the queue's tag. Called once, after the IOMMU attached the table.
     ///
     /// # Errors
     /// When the device does not take it.
-    fn attach(&mut self, pasid: Pasid) -> Result<(), Refusal>;
+    fn attach(&mut self, attached: Attached) -> Result<(), Refusal>;
 
     /// Stops the queue for good within the driver's deadline.
     ///

@@ -10,12 +10,11 @@ use pasidon_kernel::base::addr::Requester;
 use pasidon_kernel::base::drained::Drained;
 use pasidon_kernel::base::id::VmId;
 use pasidon_kernel::base::refusal::Refusal;
-use pasidon_kernel::dma::pasid::Pasid;
 use pasidon_kernel::irq::HostVector;
 use pasidon_kernel::irq::host::Host;
 use pasidon_kernel::vdev::parent::{
-    Bar, DeviceQuiesced, DmaTag, InterruptBinding, Parent, ParentEvent, PciIdentity, Portal, QuiesceFailed,
-    Remains, VdevModel, VdevRegisters, VdevRequest, VdevType,
+    Attached, Bar, DeviceQuiesced, DmaTag, InterruptBinding, Parent, ParentEvent, PciIdentity, Portal,
+    QuiesceFailed, Remains, VdevModel, VdevRegisters, VdevRequest, VdevType,
 };
 use pasidon_kernel::vm::exit::MsiMessage;
 
@@ -27,8 +26,13 @@ use crate::vms;
 
 pub const PARENT: &str = "dev0";
 pub const TYPE: &str = "trapped";
-const TYPES: [VdevType; 1] =
-    [VdevType { name: TYPE, description: "behind traps", direct_portal: false, instances: ENTRIES }];
+const TYPES: [VdevType; 1] = [VdevType {
+    name: TYPE,
+    description: "behind traps",
+    direct_portal: false,
+    needs_iommu: None,
+    instances: ENTRIES,
+}];
 /// MSI-X entries, and so vdevs at a time.
 const ENTRIES: u16 = 40;
 /// Vectors of each pCPU.
@@ -248,7 +252,7 @@ impl VdevModel for Model {
         vec![InterruptBinding { physical: self.number, virtual_vector: 0, for_guest: true }]
     }
 
-    fn attach(&mut self, _pasid: Pasid) -> Result<(), Refusal> {
+    fn attach(&mut self, _attached: Attached) -> Result<(), Refusal> {
         Ok(())
     }
 

@@ -198,5 +198,10 @@ fn spec(number: usize) -> VmSpec {
 
 /// A vdev as the configuration asks for it.
 fn vdev() -> VdevSpec {
-    VdevSpec { parent: device::PARENT.to_string(), type_name: device::TYPE.to_string(), entries: None }
+    VdevSpec {
+        parent: device::PARENT.to_string(),
+        type_name: device::TYPE.to_string(),
+        entries: None,
+        weight: None,
+    }
 }

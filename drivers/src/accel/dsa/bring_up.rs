@@ -7,11 +7,14 @@
 //! again, and gives present owners their interrupts back.
 
 use alloc::string::{String, ToString};
+use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use pasidon_kernel::base::refusal::Refusal;
+use pasidon_kernel::dma::pasid::Pasid;
 use pasidon_kernel::vdev::parent::ParentUnreached;
+use spin::Mutex;
 
 use super::access::{Closed, Gate, Unreached};
 use super::capabilities::{Capabilities, OPCAP_WORDS};
@@ -19,11 +22,15 @@ use super::commands::{Command, CommandFailure, code};
 use super::device::{Device, OPERATION_BATCH};
 use super::queue::Queue;
 use super::registers::{GENCFG, GENCTRL, GENSTS, gencfg, genctrl, gensts, grpcfg, msix_entry, portal, wqcfg};
+use super::share::{ShareInterrupt, SharedQueue};
 use super::slot::Slot;
 use super::survey::{self, Found, OPERATIONS_1_0};
 use super::{Partition, Setup, Silicon};
 use crate::pci::ConfigSpace;
 use crate::registers::Registers;
+
+/// Most shares of one device.
+const MAX_SHARES: usize = 1024;
 
 impl<R: Registers, C: ConfigSpace> Device<R, C> {
     /// Brings the device up. On refusal it is left disabled and without bus mastering.
@@ -36,7 +43,7 @@ impl<R: Registers, C: ConfigSpace> Device<R, C> {
     }
 
     fn new(setup: Setup<R, C>) -> Result<Self, Refusal> {
-        let Setup { name, function, registers, host, partition, options } = setup;
+        let Setup { name, function, registers, host, partition, trapping, options } = setup;
         let Found { silicon, msix, pasid } = Found::of(&function)?;
         let bar0 = function.memory_bar(0)?;
         let bar2 = function.memory_bar(2)?;
@@ -60,10 +67,15 @@ impl<R: Registers, C: ConfigSpace> Device<R, C> {
             operations[0] &= !OPERATION_BATCH;
         }
         let usable = usable_queues(&capabilities);
+        let can_share = capabilities.work_queues.shared() && trapping.is_some();
+        let partition = Partition { shared: if can_share { partition.shared } else { 0 }, ..partition };
         let queues = make_queues(usable, &partition, &capabilities);
+        let shared = queues.iter().find(|queue| queue.shared).zip(trapping);
+        let shared =
+            shared.map(|(queue, trapping)| Arc::new(SharedQueue::new(queue.index, queue.size, trapping)));
         let device = Self {
             name,
-            gate: Gate::new(registers, Slot::new(usable, msix.entries)),
+            gate: Gate::new(registers, Slot::new(capabilities.interrupt_entries())),
             function,
             host,
             silicon,
@@ -74,6 +86,8 @@ impl<R: Registers, C: ConfigSpace> Device<R, C> {
             operations,
             portals: bar2.address,
             queues,
+            shared,
+            free_entries: Mutex::new(Vec::new()),
             epoch: AtomicU32::new(0),
             resets: AtomicU32::new(0),
             busy: AtomicBool::new(false),
@@ -82,6 +96,7 @@ impl<R: Registers, C: ConfigSpace> Device<R, C> {
         let closed = device.close(Unreached::NoVdevYet)?;
         device.reset(&closed)?;
         device.start(&closed)?;
+        *device.free_entries.lock() = device.share_interrupts(&closed)?;
         drop(closed);
         Ok(device)
     }
@@ -94,7 +109,10 @@ impl<R: Registers, C: ConfigSpace> Device<R, C> {
         self.function.enable_msix(&self.msix);
         self.configure(closed.registers);
         self.function.allow_dma()?;
-        let started = self.execute(closed, Command::EnableDevice).and_then(|_| self.request_handles(closed));
+        let started = self
+            .execute(closed, Command::EnableDevice)
+            .and_then(|_| self.request_handles(closed))
+            .and_then(|()| self.enable_shared(closed));
         started.map_err(|failure| {
             self.function.forbid_dma();
             Refusal::new("", failure.to_string(), "try again after a cold start of the machine")
@@ -105,6 +123,9 @@ impl<R: Registers, C: ConfigSpace> Device<R, C> {
     /// again: nothing survives a function-level reset.
     pub fn recover(&self, unreached: &ParentUnreached) -> Result<(), Refusal> {
         let closed = self.close(Unreached::Withheld(unreached))?;
+        if let Some(shared) = &self.shared {
+            shared.suspend();
+        }
         log::warn!("parent {}: resetting the device; every vdev on it stops", self.name);
         self.epoch.fetch_add(1, Ordering::AcqRel);
         // Whatever comes of the reset, no queue sends anything from here on.
@@ -125,6 +146,13 @@ impl<R: Registers, C: ConfigSpace> Device<R, C> {
             if let Some(pasid) = queue.pasid() {
                 self.write_permission(closed.registers, queue.interrupt_entry(), Some(pasid.value()));
             }
+        }
+        if let Some(shared) = &self.shared {
+            shared.for_each(|member| {
+                let pasid = member.pasid().map(Pasid::value);
+                self.write_permission(closed.registers, member.interrupt.entry, pasid);
+            });
+            shared.resume();
         }
         let messages = self.gate.with_slot(|slot| slot.messages.clone());
         for (entry, message) in (0u16..).zip(messages) {
@@ -218,6 +246,43 @@ impl<R: Registers, C: ConfigSpace> Device<R, C> {
         registers.write32(GENCTRL, genctrl::SWERR_INT_EN | genctrl::HALT_INT_EN);
     }
 
+    /// Enables the queue that is shared, which stays so.
+    fn enable_shared(&self, closed: &Closed<'_, R>) -> Result<(), CommandFailure> {
+        let Some(shared) = &self.shared else { return Ok(()) };
+        self.program_shared(closed.registers, shared.index(), shared.size());
+        self.execute(closed, Command::EnableWq(shared.index())).map(drop)
+    }
+
+    /// The interrupt entries that shares can have: those of the MSI-X table that no queue has, and the IMS. The first to
+    /// be given out comes last.
+    fn share_interrupts(&self, closed: &Closed<'_, R>) -> Result<Vec<ShareInterrupt>, Refusal> {
+        if self.shared.is_none() {
+            return Ok(Vec::new());
+        }
+        let portals = survey::check_portals(self.silicon, self.options.allow_unsafe_portals).is_ok();
+        let own = self.queues.iter().filter(|queue| portals && queue.is_offered());
+        let own: Vec<u16> = own.map(Queue::interrupt_entry).collect();
+        let entries = (1..self.capabilities.interrupt_entries()).filter(|entry| !own.contains(entry));
+        let interrupts: Result<Vec<ShareInterrupt>, CommandFailure> = entries
+            .take(MAX_SHARES)
+            .map(|entry| {
+                let (command, index, portal) = match self.capabilities.ims_index(entry) {
+                    Some(index) => (Command::RequestImsHandle(index), index, portal::UNLIMITED_IMS),
+                    None => (Command::RequestHandle(entry), entry, portal::UNLIMITED_MSIX),
+                };
+                let has_handles = self.capabilities.has_command(code::REQUEST_HANDLE);
+                let handle = if has_handles { self.execute(closed, command)? } else { index };
+                let wq = self.shared.as_ref().map_or(0, |shared| shared.index());
+                Ok(ShareInterrupt { entry, handle, portal: u64::from(wq) * portal::STRIDE + portal })
+            })
+            .collect();
+        let mut interrupts = interrupts.map_err(|failure| {
+            Refusal::new("", failure.to_string(), "try again after a cold start of the machine")
+        })?;
+        interrupts.reverse();
+        Ok(interrupts)
+    }
+
     /// The number by which descriptors name each queue's interrupt.
     fn request_handles(&self, closed: &Closed<'_, R>) -> Result<(), CommandFailure> {
         for queue in &self.queues {
@@ -233,7 +298,7 @@ impl<R: Registers, C: ConfigSpace> Device<R, C> {
     }
 
     fn mask_interrupts(&self, registers: &R) {
-        for entry in 0..self.capabilities.msix_entries {
+        for entry in 0..self.capabilities.interrupt_entries() {
             let at = self.msix_entry(entry);
             registers.write32(at + msix_entry::CONTROL, msix_entry::MASKED);
         }

@@ -12,6 +12,7 @@ use crate::registers::Registers;
 
 const MSIXPERM_FIELD: u32 = 32;
 const WQCFG_FIELD: u32 = 16;
+const IMS_FIELD: u32 = 48;
 const OFFSET_FIELD_MASK: u64 = 0xffff;
 /// Where the fixed registers end.
 const FIXED_REGISTERS_END: usize = 0x100;
@@ -45,6 +46,8 @@ pub struct Capabilities {
     pub msix_table: usize,
     /// Entries of the MSI-X table.
     pub msix_entries: u16,
+    /// Offset of the interrupt message storage.
+    pub ims: usize,
 }
 
 impl Capabilities {
@@ -81,6 +84,7 @@ impl Capabilities {
             msixperm: table(MSIXPERM_FIELD),
             msix_table: msix.table as usize,
             msix_entries: msix.entries,
+            ims: table(IMS_FIELD),
         })
     }
 
@@ -101,13 +105,15 @@ impl Capabilities {
         }
         let queues = usize::from(self.work_queues.queues());
         let entries = usize::from(self.msix_entries);
+        let ims = usize::from(self.general.ims_entries());
         let tables = [
             ("GRPCFG", self.grpcfg, usize::from(self.groups.groups()) * grpcfg::STRIDE),
             ("WQCFG", self.wqcfg, queues * self.work_queues.wqcfg_stride()),
             ("MSIXPERM", self.msixperm, entries * msixperm::STRIDE),
             ("MSI-X", self.msix_table, entries * msix_entry::STRIDE),
+            ("IMS", self.ims, ims * msix_entry::STRIDE),
         ];
-        for (name, start, len) in tables {
+        for (name, start, len) in tables.into_iter().filter(|(.., len)| *len > 0) {
             if start < FIXED_REGISTERS_END || window.is_some_and(|window| start + len > window) {
                 return Err(alloc::format!("its {name} table at {start:#x} does not lie in BAR0"));
             }
@@ -128,6 +134,25 @@ impl Capabilities {
     /// Offset of one entry of the MSI-X permission table.
     pub(super) fn msixperm_of(&self, entry: u16) -> usize {
         self.msixperm + usize::from(entry) * msixperm::STRIDE
+    }
+
+    /// Entries of interrupts: of the MSI-X table first, then of the IMS.
+    pub(super) fn interrupt_entries(&self) -> u16 {
+        self.msix_entries.saturating_add(self.general.ims_entries())
+    }
+
+    /// The entry's place in the IMS, where it is one of it.
+    pub(super) fn ims_index(&self, entry: u16) -> Option<u16> {
+        entry.checked_sub(self.msix_entries).filter(|index| *index < self.general.ims_entries())
+    }
+
+    /// Offset of an interrupt entry: both tables have the same layout, but for the control word.
+    pub(super) fn interrupt_entry_of(&self, entry: u16) -> usize {
+        let (table, index) = match self.ims_index(entry) {
+            Some(index) => (self.ims, index),
+            None => (self.msix_table, entry),
+        };
+        table + usize::from(index) * msix_entry::STRIDE
     }
 
     /// Whether OPCFG exists in WQCFG.

@@ -102,8 +102,12 @@ pub enum Command {
     DisableWq(u8),
     /// Reset WQ: aborts, disables, clears the configuration but the size.
     ResetWq(u8),
+    /// Abort PASID: what is in flight with that PASID is dropped, and nothing of it comes any more.
+    AbortPasid(u32),
     /// Request Interrupt Handle for an MSI-X entry.
     RequestHandle(u16),
+    /// Request Interrupt Handle for an entry of the IMS.
+    RequestImsHandle(u16),
 }
 
 impl Command {
@@ -115,11 +119,16 @@ impl Command {
             Self::EnableWq(wq) => (code::ENABLE_WQ, u32::from(wq)),
             Self::DisableWq(wq) => (code::DISABLE_WQ, wq_bitmap(wq)),
             Self::ResetWq(wq) => (code::RESET_WQ, wq_bitmap(wq)),
+            Self::AbortPasid(pasid) => (code::ABORT_PASID, pasid & cmd::OPERAND_MASK),
             Self::RequestHandle(index) => (code::REQUEST_HANDLE, u32::from(index)),
+            Self::RequestImsHandle(index) => (code::REQUEST_HANDLE, u32::from(index) | HANDLE_OF_IMS),
         };
         code << cmd::CODE_SHIFT | operand
     }
 }
+
+/// Operand of Request Interrupt Handle: the index is that of an entry of the IMS.
+const HANDLE_OF_IMS: u32 = 1 << 16;
 
 /// Operand of the commands that take a bitmap: 16 queues, and which 16.
 fn wq_bitmap(wq: u8) -> u32 {
@@ -134,7 +143,9 @@ impl fmt::Display for Command {
             Self::EnableWq(wq) => write!(f, "Enable WQ {wq}"),
             Self::DisableWq(wq) => write!(f, "Disable WQ {wq}"),
             Self::ResetWq(wq) => write!(f, "Reset WQ {wq}"),
+            Self::AbortPasid(pasid) => write!(f, "Abort PASID {pasid}"),
             Self::RequestHandle(index) => write!(f, "Request Interrupt Handle {index}"),
+            Self::RequestImsHandle(index) => write!(f, "Request Interrupt Handle {index} of the IMS"),
         }
     }
 }
@@ -225,6 +236,8 @@ mod tests {
         assert_eq!(Command::DisableWq(3).encode(), 0x0070_0008);
         assert_eq!(Command::ResetWq(17).encode(), 0x00a1_0002);
         assert_eq!(Command::RequestHandle(8).encode(), 0x00d0_0008);
+        assert_eq!(Command::RequestImsHandle(0x123).encode(), 0x00d1_0123);
+        assert_eq!(Command::AbortPasid(0xf_1234).encode(), 0x00cf_1234);
     }
 
     #[test]

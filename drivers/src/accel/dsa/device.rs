@@ -13,12 +13,14 @@ use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use pasidon_kernel::base::addr::{HostPhys, Requester};
 use pasidon_kernel::dma::pasid::Pasid;
 use pasidon_kernel::irq::host::Host;
+use spin::Mutex;
 
 use super::access::{Closed, Gate};
 use super::capabilities::{Capabilities, OPCAP_WORDS};
 use super::commands::{Command, CommandFailure, error};
 use super::queue::Queue;
-use super::registers::{CMD, CMDSTS, GENSTS, cmd, gensts, msix_entry, msixperm, wqcfg};
+use super::registers::{CMD, CMDSTS, GENSTS, cmd, gensts, ims_entry, msix_entry, msixperm, wqcfg};
+use super::share::{ShareInterrupt, SharedQueue};
 use super::{Options, Silicon};
 use crate::pci::{ConfigSpace, Function, MsixLocation, PasidCapability};
 use crate::registers::Registers;
@@ -60,6 +62,10 @@ pub(super) struct Device<R, C> {
     /// BAR2.
     pub portals: HostPhys,
     pub queues: Vec<Queue>,
+    /// The queue that is shared.
+    pub shared: Option<Arc<SharedQueue>>,
+    /// Interrupt entries for shares that nobody has.
+    pub free_entries: Mutex<Vec<ShareInterrupt>>,
     /// Counts the resets of the whole device since bring-up.
     pub epoch: AtomicU32,
     /// How often a reset ended well, so that nothing of what ran before it is left.
@@ -131,9 +137,20 @@ impl<R: Registers, C: ConfigSpace> Device<R, C> {
     }
 
     /// Programs a queue that is disabled as dedicated, tagged and unprivileged.
-    pub fn program_queue(&self, wq: u8, size: u16, pasid: u32, limits: Limits) {
-        let Some(access) = self.gate.open() else { return };
-        let registers = access.registers;
+    pub fn program_dedicated(&self, wq: u8, size: u16, pasid: u32, limits: Limits) {
+        if let Some(access) = self.gate.open() {
+            let mode = wqcfg::MODE_DEDICATED | pasid << wqcfg::PASID_SHIFT;
+            self.program(access.registers, wq, size, mode, limits);
+        }
+    }
+
+    /// Programs a queue that is disabled as shared: each descriptor brings its tag. All of it can be filled by the
+    /// hypervisor, which alone reaches its portals.
+    pub fn program_shared(&self, registers: &R, wq: u8, size: u16) {
+        self.program(registers, wq, size, 0, self.limits());
+    }
+
+    fn program(&self, registers: &R, wq: u8, size: u16, mode: u32, limits: Limits) {
         let at = self.capabilities.wqcfg_of(wq);
         let ceiling = self.limits();
         let priority =
@@ -145,10 +162,7 @@ impl<R: Registers, C: ConfigSpace> Device<R, C> {
         };
         let transfer = limits.max_transfer_log2.min(ceiling.max_transfer_log2);
         registers.write32(at + wqcfg::THRESHOLD, u32::from(size));
-        registers.write32(
-            at + wqcfg::MODE,
-            wqcfg::MODE_DEDICATED | priority | pasid << wqcfg::PASID_SHIFT | wqcfg::PASID_EN,
-        );
+        registers.write32(at + wqcfg::MODE, mode | priority | wqcfg::PASID_EN);
         registers
             .write32(at + wqcfg::LIMITS, u32::from(transfer) | u32::from(batch) << wqcfg::MAX_BATCH_SHIFT);
         registers.write32(at + wqcfg::OCCUPANCY_LIMIT, 0);
@@ -159,7 +173,7 @@ impl<R: Registers, C: ConfigSpace> Device<R, C> {
         }
     }
 
-    /// Allows completions of queues tagged with `pasid` (and no others) to use an MSI-X entry; `None`
+    /// Allows completions of queues tagged with `pasid` (and no others) to use an interrupt entry; `None`
     /// takes the permission away. Returns when the device has it. While the device is being reset there is
     /// nothing to do: the end of the reset gives present tags their permissions.
     pub fn permit_interrupt(&self, entry: u16, pasid: Option<u32>) {
@@ -168,7 +182,16 @@ impl<R: Registers, C: ConfigSpace> Device<R, C> {
         }
     }
 
+    /// The caller excludes others from the entry.
     pub fn write_permission(&self, registers: &R, entry: u16, pasid: Option<u32>) {
+        if self.capabilities.ims_index(entry).is_some() {
+            let control = self.msix_entry(entry) + msix_entry::CONTROL;
+            let mask = registers.read32(control) & msix_entry::MASKED;
+            let permission = pasid.map_or(0, |pasid| pasid << ims_entry::PASID_SHIFT | ims_entry::PASID_EN);
+            registers.write32(control, mask | permission);
+            registers.read32(control);
+            return;
+        }
         let at = self.capabilities.msixperm_of(entry);
         let value = pasid.map_or(0, |pasid| pasid << msixperm::PASID_SHIFT | msixperm::PASID_EN);
         registers.write32(at, value);
@@ -176,9 +199,9 @@ impl<R: Registers, C: ConfigSpace> Device<R, C> {
         registers.read32(at);
     }
 
-    /// Offset of an MSI-X table entry.
+    /// Offset of an interrupt entry.
     pub fn msix_entry(&self, entry: u16) -> usize {
-        self.capabilities.msix_table + usize::from(entry) * msix_entry::STRIDE
+        self.capabilities.interrupt_entry_of(entry)
     }
 
     /// Where it is on the bus.

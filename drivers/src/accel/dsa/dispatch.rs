@@ -7,7 +7,7 @@
 //! knows that from one whose command failed.
 //!
 //! **Invariants.** Only commands whose duration a guest does not control are given on its behalf: Enable, Reset
-//! and Disable WQ. Drain and Abort WQ end when nothing is queued, and a guest may go on submitting; Disable and
+//! and Disable WQ, and Abort PASID for a share, whose guest reaches the queue by way of the hypervisor only. Drain and Abort WQ end when nothing is queued, and a guest may go on submitting; Disable and
 //! Reset WQ take nothing more in. A Disable waits until little is queued, watched in WQCFG, before it takes the
 //! slot. The end of a queue goes before commands of guests.
 
@@ -17,7 +17,7 @@ use super::access::Access;
 use super::commands::{Command, CommandFailure, error};
 use super::device::Device;
 use super::registers::{CMD, CMDSTS, cmd, wqcfg};
-use super::slot::{Job, Progress};
+use super::slot::{Job, Progress, Waiter};
 use crate::pci::ConfigSpace;
 use crate::registers::Registers;
 
@@ -28,23 +28,21 @@ const FEW: u32 = 2;
 const MAX_STEPS: usize = 8;
 
 impl<R: Registers, C: ConfigSpace> Device<R, C> {
-    /// Puts a command on a queue in line, before all others where it ends the queue, in place of another one of
-    /// the same queue whose turn has not come. Nothing happens while the device is being reset.
-    pub fn give(&self, wq: u8, command: Command, ends_queue: bool) {
+    /// Puts somebody's command in line, before all others where it is for an end, in place of another one of
+    /// the same whose turn has not come. Nothing happens while the device is being reset.
+    pub fn give(&self, waiter: Waiter, command: Command, for_end: bool) {
         let now = self.host.now_ns();
         let Some(mut access) = self.gate.open() else {
             return;
         };
         let slot = access.slot();
-        if let Some(ended) = slot.ended.get_mut(usize::from(wq)) {
-            *ended = None;
-        }
-        if !ends_queue && slot.waiting.iter().any(|job| job.command == command) {
+        slot.take_end(waiter);
+        if !for_end && slot.waiting.iter().any(|job| job.command == command) {
             return;
         }
-        slot.waiting.retain(|job| job.wq != wq);
-        let job = Job { wq, command, since_ns: now };
-        if ends_queue {
+        slot.waiting.retain(|job| job.waiter != waiter);
+        let job = Job { waiter, command, since_ns: now };
+        if for_end {
             slot.waiting.push_front(job);
         } else {
             slot.waiting.push_back(job);
@@ -52,34 +50,34 @@ impl<R: Registers, C: ConfigSpace> Device<R, C> {
         self.advance(&mut access);
     }
 
-    /// Takes a queue's command out of the line again, where its turn has not come.
-    pub fn withdraw(&self, wq: u8) {
+    /// Takes somebody's command out of the line again, where its turn has not come.
+    pub fn withdraw(&self, waiter: Waiter) {
         let Some(mut access) = self.gate.open() else {
             return;
         };
-        access.slot().waiting.retain(|job| job.wq != wq);
+        access.slot().waiting.retain(|job| job.waiter != waiter);
         self.note_busy(&mut access);
     }
 
-    /// Moves the line on, and says where a queue's command is.
-    pub fn progress(&self, wq: u8) -> Progress {
+    /// Moves the line on, and says where somebody's command is.
+    pub fn progress(&self, waiter: Waiter) -> Progress {
         let Some(mut access) = self.gate.open() else {
             return Progress::Lost;
         };
         self.advance(&mut access);
         let slot = access.slot();
-        if let Some(place) = slot.line_of(wq) {
+        if let Some(place) = slot.line_of(waiter) {
             return place;
         }
-        match slot.ended.get_mut(usize::from(wq)).and_then(Option::take) {
+        match slot.take_end(waiter) {
             Some((command, end)) => Progress::Ended(command, end),
             None => Progress::Idle,
         }
     }
 
-    /// Whether a command on a queue is in line.
-    pub fn is_in_line(&self, wq: u8) -> bool {
-        self.busy.load(Ordering::Acquire) && self.gate.with_slot(|slot| slot.line_of(wq).is_some())
+    /// Whether a command of somebody is in line.
+    pub fn is_in_line(&self, waiter: Waiter) -> bool {
+        self.busy.load(Ordering::Acquire) && self.gate.with_slot(|slot| slot.line_of(waiter).is_some())
     }
 
     /// Moves the line on.
@@ -94,7 +92,7 @@ impl<R: Registers, C: ConfigSpace> Device<R, C> {
     pub fn queue_is_enabled(&self, wq: u8) -> Option<bool> {
         let mut access = self.gate.open()?;
         self.advance(&mut access);
-        if access.slot().line_of(wq).is_some() {
+        if access.slot().line_of(Waiter::Queue(wq)).is_some() {
             return None;
         }
         match self.queue_state(&access, wq) {
@@ -115,9 +113,7 @@ impl<R: Registers, C: ConfigSpace> Device<R, C> {
                     error::NONE => Ok(()),
                     code => Err(CommandFailure::Refused(job.command, code)),
                 };
-                if let Some(ended) = access.slot().ended.get_mut(usize::from(job.wq)) {
-                    *ended = Some((job.command, end));
-                }
+                access.slot().note_end(job, end);
             }
             let now = self.host.now_ns();
             let ready = (0..access.slot().waiting.len()).find(|&at| {
@@ -135,12 +131,14 @@ impl<R: Registers, C: ConfigSpace> Device<R, C> {
 
     /// Whether a command would end soon, or has waited long enough for that.
     fn is_ready(&self, access: &Access<'_, R>, job: Job, now: u64) -> bool {
-        let watched =
-            matches!(job.command, Command::DisableWq(_)) && self.capabilities.work_queues.occupancy();
         let patience = self.options.command_deadline_ns;
-        !watched
-            || self.queue_state(access, job.wq) & wqcfg::OCCUPANCY_MASK <= FEW
-            || now.saturating_sub(job.since_ns) > patience
+        match job.command {
+            Command::DisableWq(wq) if self.capabilities.work_queues.occupancy() => {
+                self.queue_state(access, wq) & wqcfg::OCCUPANCY_MASK <= FEW
+                    || now.saturating_sub(job.since_ns) > patience
+            }
+            _ => true,
+        }
     }
 
     fn queue_state(&self, access: &Access<'_, R>, wq: u8) -> u32 {

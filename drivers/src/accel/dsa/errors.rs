@@ -21,6 +21,12 @@ impl ErrorRecord {
         (self.0[0] & swerr::WQ_VALID != 0).then(|| self.field(swerr::WQ_SHIFT, 0xff) as usize)
     }
 
+    /// The tag that it names.
+    pub fn pasid(&self) -> Option<Pasid> {
+        Pasid::new(self.field(swerr::PASID_SHIFT, swerr::PASID_MASK) as u32)
+            .filter(|pasid| pasid.value() != 0)
+    }
+
     /// Whether it fits a queue with this tag: an error of the queue's earlier owner must not be shown to
     /// the present one. Errors that come before a tag is known have none.
     pub fn may_be_of(&self, pasid: Option<Pasid>) -> bool {

@@ -5,6 +5,8 @@
 //! carries the guest's numbers. The device has one record for all queues, which holds the first error until it
 //! is taken: when it says that further ones were lost, each queue may have lost one, and is told.
 
+use alloc::string::ToString;
+
 use pasidon_kernel::base::drained::Drained;
 use pasidon_kernel::vdev::parent::ParentEvent;
 use pasidon_kernel::vm::exit::MsiMessage;
@@ -12,7 +14,7 @@ use pasidon_kernel::vm::exit::MsiMessage;
 use super::device::Device;
 use super::errors::{ErrorRecord, describe};
 use super::queue::Queue;
-use super::registers::{GENSTS, INTCAUSE, SWERR, gensts, intcause, msix_entry, swerr};
+use super::registers::{GENSTS, INTCAUSE, SWERR, gensts, ims_entry, intcause, msix_entry, swerr};
 use crate::pci::ConfigSpace;
 use crate::registers::Registers;
 
@@ -20,14 +22,11 @@ use crate::registers::Registers;
 const MAX_PASSES: usize = 8;
 
 impl<R: Registers, C: ConfigSpace> Device<R, C> {
-    /// Programs and unmasks, or masks and clears, one MSI-X entry.
+    /// Programs and unmasks, or masks and clears, one interrupt entry.
     pub fn set_interrupt(&self, entry: u16, message: Option<MsiMessage>) {
-        if entry >= self.capabilities.msix_entries {
-            log::warn!(
-                "parent {}: MSI-X entry {entry} does not exist (it has {})",
-                self.name,
-                self.capabilities.msix_entries
-            );
+        let entries = self.capabilities.interrupt_entries();
+        if entry >= entries {
+            log::warn!("parent {}: interrupt entry {entry} does not exist (it has {entries})", self.name);
             return;
         }
         // While the device is being reset that is all: the end of the reset writes what is noted here.
@@ -41,16 +40,26 @@ impl<R: Registers, C: ConfigSpace> Device<R, C> {
     pub fn write_msix_entry(&self, registers: &R, entry: u16, message: Option<MsiMessage>) {
         let at = self.msix_entry(entry);
         // Masked while it changes, so that no half-written message is ever sent.
-        registers.write32(at + msix_entry::CONTROL, msix_entry::MASKED);
+        let control = self.control_of(registers, entry);
+        registers.write32(at + msix_entry::CONTROL, control | msix_entry::MASKED);
         let MsiMessage { address, data } = message.unwrap_or_default();
         registers.write32(at + msix_entry::ADDRESS_LOW, address as u32);
         registers.write32(at + msix_entry::ADDRESS_HIGH, (address >> 32) as u32);
         registers.write32(at + msix_entry::DATA, data);
         if message.is_some() {
-            registers.write32(at + msix_entry::CONTROL, 0);
+            registers.write32(at + msix_entry::CONTROL, control);
         }
         // The read pushes the writes, and messages the device sent before them.
         registers.read32(at + msix_entry::CONTROL);
+    }
+
+    /// The control word of an entry, unmasked: that of the IMS holds the permission, too.
+    fn control_of(&self, registers: &R, entry: u16) -> u32 {
+        let permission = ims_entry::PASID_EN | 0xf_ffff << ims_entry::PASID_SHIFT;
+        match self.capabilities.ims_index(entry) {
+            Some(_) => registers.read32(self.msix_entry(entry) + msix_entry::CONTROL) & permission,
+            None => 0,
+        }
     }
 
     /// Masks or unmasks an entry that is programmed. False where it is not, and while the device is reset: then nothing
@@ -65,7 +74,7 @@ impl<R: Registers, C: ConfigSpace> Device<R, C> {
         }
         let control = self.msix_entry(entry) + msix_entry::CONTROL;
         let mask = if hold { msix_entry::MASKED } else { 0 };
-        access.registers.write32(control, mask);
+        access.registers.write32(control, self.control_of(access.registers, entry) | mask);
         true
     }
 
@@ -127,20 +136,31 @@ impl<R: Registers, C: ConfigSpace> Device<R, C> {
         if let Some(queue) = queue {
             queue.errors.put(record);
         }
-        let place = match queue {
-            Some(queue) => alloc::format!("WQ {}", queue.index),
-            None => "the device".into(),
+        let member = self.shared.as_ref().and_then(|shared| {
+            let of_it = record.queue() == Some(usize::from(shared.index()));
+            shared.member_of(record.pasid().filter(|_| of_it)?)
+        });
+        if let Some(member) = &member {
+            member.errors.put(record);
+        }
+        let place = match (queue, &member) {
+            (Some(queue), None) => alloc::format!("WQ {}", queue.index),
+            (_, Some(member)) => member.to_string(),
+            (None, None) => "the device".into(),
         };
         let lost = if first & swerr::OVERFLOW != 0 {
             for queue in self.queues.iter().filter(|queue| queue.pasid().is_some()) {
                 queue.errors.note_lost();
+            }
+            if let Some(shared) = &self.shared {
+                shared.for_each(|member| member.errors.note_lost());
             }
             ", further errors, of whatever queue, were lost"
         } else {
             ""
         };
         sink(ParentEvent::Error {
-            pasid: queue.and_then(Queue::pasid),
+            pasid: member.and_then(|member| member.pasid()).or(queue.and_then(Queue::pasid)),
             text: alloc::format!(
                 "{place}: {} (SWERR {:#04x}), operation {:#04x}, address {:#x}{lost}",
                 describe(record.field(swerr::CODE_SHIFT, 0xff)),

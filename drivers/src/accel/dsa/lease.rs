@@ -1,220 +1,117 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Leases of work queues.
+//! What a vdev's model has of the device: a queue of its own (`dedicated`), or a share of one (`shared`).
 //!
-//! **Principle.** A vdev reaches the device only through its [`QueueLease`], which knows one queue and
-//! names no other. A lease that ends without the device's confirmation that the queue stopped does not
-//! give the queue back: it is retired until that confirmation comes, or the whole device is reset.
+//! **Principle.** A vdev reaches the device only through its lease, which knows what is its own and names nothing
+//! else. A lease that ends without the device's confirmation that nothing of it is in flight gives nothing back: what
+//! it had is retired until that confirmation comes, or the whole device is reset.
 
-use alloc::string::{String, ToString};
-use alloc::sync::Arc;
-use core::sync::atomic::Ordering;
+use alloc::string::String;
+use alloc::vec::Vec;
 
 use pasidon_kernel::base::addr::HostPhys;
 use pasidon_kernel::dma::pasid::Pasid;
+use pasidon_kernel::vdev::parent::{Attached, InterruptBinding};
 
-use super::commands::{Command, CommandFailure};
 use super::device::{Device, Limits};
-use super::queue::{Queue, QueueState};
-use super::registers::portal;
+use super::errors::ErrorMailbox;
+use super::share::guest::Share;
 use super::slot::Progress;
 use crate::pci::ConfigSpace;
 use crate::registers::Registers;
 
-/// The right to use one queue.
-pub(super) struct QueueLease<R: Registers, C: ConfigSpace> {
-    device: Arc<Device<R, C>>,
-    index: usize,
-    /// Set from the first attach on; cleared when the device confirmed the stop.
-    may_be_running: bool,
-    /// Whether the command that ends the queue is in line.
-    stopping: bool,
-    /// The device's epoch as far as the vdev was told.
-    epoch: u32,
-    /// Resets of the device before the queue could last run.
-    ran_after: u32,
-}
+/// The guest's vector of completions, which is also its handle where the device's is not used.
+pub(super) const VECTOR_COMPLETION: u16 = 1;
 
-impl<R: Registers, C: ConfigSpace> QueueLease<R, C> {
-    /// Takes a free queue; `None` where it was taken meanwhile.
-    pub fn take(device: &Arc<Device<R, C>>, index: usize, vm: &str) -> Option<Self> {
-        let queue = device.queues.get(index)?;
-        let mut state = queue.state.lock();
-        if *state != QueueState::default() || queue.size == 0 {
-            return None;
-        }
-        state.owner = Some(vm.to_string());
-        drop(state);
-        queue.errors.clear();
-        Some(Self {
-            device: Arc::clone(device),
-            index,
-            may_be_running: false,
-            stopping: false,
-            epoch: device.epoch(),
-            ran_after: device.resets.load(Ordering::Acquire),
-        })
-    }
+/// The right to a part of the device.
+pub(super) trait Lease: Send {
+    /// How the driver reaches registers.
+    type Registers: Registers;
+    /// And configuration space.
+    type Config: ConfigSpace;
 
-    /// Whether the whole device was reset since the last call: the queue is then disabled.
-    pub fn lost_by_reset(&mut self) -> bool {
-        let epoch = self.device.epoch();
-        core::mem::replace(&mut self.epoch, epoch) != epoch
-    }
+    /// The device.
+    fn device(&self) -> &Device<Self::Registers, Self::Config>;
 
-    pub fn device(&self) -> &Device<R, C> {
-        &self.device
-    }
+    /// What it is, for messages: `WQ 3`.
+    fn name(&self) -> String;
 
-    pub fn queue(&self) -> &Queue {
-        &self.device.queues[self.index]
-    }
+    /// Which queue it is, for the monitor.
+    fn queue(&self) -> String;
 
-    /// The physical portal page.
-    pub fn portal(&self) -> HostPhys {
-        let offset = u64::from(self.queue().index) * portal::STRIDE + portal::LIMITED_MSIX;
-        HostPhys(self.device.portals.0 + offset)
-    }
+    /// The most entries that the guest's queue can have.
+    fn entries(&self) -> u16;
 
-    /// Sets the tag and lets the queue's completions use its interrupt. The queue stays disabled.
-    pub fn attach(&mut self, pasid: Pasid) {
-        self.may_be_running = true;
-        self.queue().set_pasid(Some(pasid));
-        self.device.permit_interrupt(self.queue().interrupt_entry(), Some(pasid.value()));
-    }
-
-    /// Programs the queue, which is disabled, with its tag; false where it has none.
-    pub fn program(&mut self, limits: Limits) -> bool {
-        let Some(pasid) = self.queue().pasid() else {
-            return false;
-        };
-        // A reset that comes between this and the writes leaves it too low; what counts then is that a queue that may
-        // run is not seen as disabled (`was_stopped_by_reset`).
-        self.ran_after = self.device.resets.load(Ordering::Acquire);
-        let queue = self.queue();
-        self.device.program_queue(queue.index, queue.size, pasid.value(), limits);
+    /// Whether guests may submit batches, whose members nobody but the device sees.
+    fn takes_batches(&self) -> bool {
         true
     }
 
-    /// Puts a command on the queue in line.
-    pub fn give(&self, command: impl FnOnce(u8) -> Command) {
-        let wq = self.queue().index;
-        self.device.give(wq, command(wq), false);
+    /// Errors that the device reported for it.
+    fn errors(&self) -> &ErrorMailbox;
+
+    /// Its tag while one is attached.
+    fn pasid(&self) -> Option<Pasid>;
+
+    /// What the guest's descriptors name the interrupt of their completion with.
+    fn handle(&self) -> u16;
+
+    /// The physical interrupt of completions, and what it is to the guest.
+    fn interrupt(&self) -> InterruptBinding;
+
+    /// The physical portal page that the guest reaches directly, where it does.
+    fn portal(&self) -> Option<HostPhys> {
+        None
     }
 
-    /// Takes the command out of the line again, where its turn has not come.
-    pub fn withdraw(&self) {
-        self.device.withdraw(self.queue().index);
+    /// The page where the device writes what the driver must be able to believe, where there is one.
+    fn window(&self) -> Option<HostPhys> {
+        None
     }
 
-    /// Where the queue's last command is.
-    pub fn progress(&self) -> Progress {
-        self.device.progress(self.queue().index)
-    }
+    /// Sets the tag and lets completions use the interrupt. The guest's queue stays disabled.
+    fn attach(&mut self, attached: &Attached);
 
-    /// Whether a command on the queue is in line.
-    pub fn is_waiting(&self) -> bool {
-        self.device.is_in_line(self.queue().index)
-    }
+    /// Whether the whole device was reset since the last call: the guest's queue is then disabled.
+    fn lost_by_reset(&mut self) -> bool;
 
-    /// Whether the queue is enabled, as the device says; `None` while that is about to change.
-    pub fn is_enabled(&self) -> Option<bool> {
-        self.device.queue_is_enabled(self.queue().index)
-    }
+    /// Whether the guest's queue is enabled, as the device says; `None` while that is about to change.
+    fn is_enabled(&self) -> Option<bool>;
 
-    /// Has the queue stopped at once, unless the device says that it is disabled. Waits for nothing.
-    pub fn stop(&self) {
+    /// Has the queue, which is disabled, enabled with its tag, for as many descriptors as the guest gave it; false where it
+    /// has no tag.
+    fn enable(&mut self, limits: Limits, entries: u16) -> bool;
+
+    /// Has it disabled, what was submitted completed first.
+    fn disable(&mut self);
+
+    /// Has it disabled, what was submitted dropped.
+    fn reset(&mut self);
+
+    /// Where the last of these three is. The end is told once.
+    fn progress(&mut self) -> Progress;
+
+    /// Takes it back, where it has not begun.
+    fn withdraw(&mut self);
+
+    /// Whether one of them is under way.
+    fn is_waiting(&self) -> bool;
+
+    /// Has the queue stopped at once, unless it is disabled for certain. Waits for nothing.
+    fn stop(&mut self) {
         if self.is_enabled() != Some(false) {
-            self.give(Command::ResetWq);
+            self.reset();
         }
     }
 
-    /// Stops the queue for good and takes its interrupt permission and tag away, within `patience_ns` for its
-    /// turn and as much for the command itself. On failure the queue is retired, and the command stays in line:
-    /// a later try finds out what became of it, and revives the queue.
-    pub fn quiesce(&mut self, patience_ns: u64) -> Result<(), String> {
-        if !self.was_stopped_by_reset() {
-            let stopped =
-                self.stop_for_good(patience_ns).map_err(|failure| failure.to_string()).and_then(|()| {
-                    match self.is_enabled() {
-                        Some(false) => Ok(()),
-                        _ => Err(alloc::format!("WQ {} is still enabled after Reset WQ", self.queue().index)),
-                    }
-                });
-            if let Err(why) = stopped {
-                self.retire(&why);
-                return Err(why);
-            }
-        }
-        self.stopping = false;
-        self.device.permit_interrupt(self.queue().interrupt_entry(), None);
-        self.queue().set_pasid(None);
-        self.queue().errors.clear();
-        self.queue().revive();
-        self.may_be_running = false;
-        Ok(())
+    /// Stops it for good and takes its tag away, within `patience_ns` for its turn and as much for the command
+    /// itself. On failure it is retired, and the command stays in line: a later try finds out what became of it.
+    fn quiesce(&mut self, patience_ns: u64) -> Result<(), String>;
+
+    /// The share, where what the guest submits comes by way of the hypervisor.
+    fn share(&mut self) -> Option<&mut Share> {
+        None
     }
 
-    /// Whether the whole device was reset after the queue could last run, and it is disabled: nothing of it is left, and
-    /// no command is needed, which a device that hangs again would not carry out.
-    fn was_stopped_by_reset(&self) -> bool {
-        self.device.resets.load(Ordering::Acquire) != self.ran_after && self.is_enabled() == Some(false)
-    }
-
-    fn stop_for_good(&mut self, patience_ns: u64) -> Result<(), CommandFailure> {
-        let wq = self.queue().index;
-        let reset = Command::ResetWq(wq);
-        let start = self.device.host.now_ns();
-        if !core::mem::replace(&mut self.stopping, true) {
-            self.device.give(wq, reset, true);
-        }
-        loop {
-            // Time first: the device had all of it, however long this processor was away.
-            let now = self.device.host.now_ns();
-            let late = |since: u64| now.saturating_sub(since.max(start)) > patience_ns;
-            let failure = match self.device.progress(wq) {
-                Progress::Ended(command, end) if command == reset => {
-                    self.stopping = false;
-                    return end;
-                }
-                // An earlier command of the queue, or a reset of the device that forgot this one.
-                Progress::Ended(..) | Progress::Idle => {
-                    self.device.give(wq, reset, true);
-                    continue;
-                }
-                Progress::Waiting(..) if late(start) => {
-                    CommandFailure::Busy(reset, now.saturating_sub(start))
-                }
-                Progress::Active(command, since) if late(since) => {
-                    CommandFailure::Unfinished(command, now.saturating_sub(since))
-                }
-                Progress::Waiting(..) | Progress::Active(..) => {
-                    core::hint::spin_loop();
-                    continue;
-                }
-                Progress::Lost => CommandFailure::Lost(reset),
-            };
-            return Err(failure);
-        }
-    }
-
-    fn retire(&self, why: &str) {
-        let mut state = self.queue().state.lock();
-        if state.retired.is_none() {
-            log::error!(
-                "parent {}: WQ {} retired: {why}; it is used again once the device has confirmed its stop",
-                self.device.name,
-                self.queue().index
-            );
-            state.retired = Some(why.to_string());
-        }
-    }
-}
-
-impl<R: Registers, C: ConfigSpace> Drop for QueueLease<R, C> {
-    fn drop(&mut self) {
-        if self.may_be_running {
-            self.retire("its vdev ended without being quiesced");
-        }
-        self.queue().state.lock().owner = None;
-    }
+    /// For the monitor: what is worth knowing beside the vdev's own.
+    fn describe(&self) -> Vec<(&'static str, String)>;
 }

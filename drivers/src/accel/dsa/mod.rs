@@ -4,8 +4,10 @@
 //! **Principle.** The hypervisor owns everything of the device but one page per work queue. A vdev of type
 //! `dsa-dwq` is one dedicated work queue: its portal page is mapped into the guest, its PASID is set by
 //! the hypervisor in the queue's configuration (what a descriptor says about PASIDs is ignored by the
-//! device for such queues), and its interrupts are let through only with that PASID. BAR0 of the guest is
-//! a model ([`vdev`]); what the guest writes there never reaches the device as it is.
+//! device for such queues), and its interrupts are let through only with that PASID. One of type `dsa-swq` is a share
+//! of a shared work queue: its portal is trapped, and each descriptor is checked and gets the vdev's PASID. To the guest
+//! both are a device with one dedicated queue. BAR0 of the guest is
+//! a model (`vdev`); what the guest writes there never reaches the device as it is.
 //!
 //! | module | subject |
 //! |---|---|
@@ -17,10 +19,12 @@
 //! | `bring_up` | bring-up and recovery |
 //! | `access`, `device` | who may touch the registers; queue programming |
 //! | `slot`, `dispatch` | commands on queues, one after another |
-//! | `queue`, `lease` | queues, and the right to one |
+//! | `queue` | queues, and who has each |
+//! | `lease`, `dedicated`, `shared` | the right to a part of the device; to a whole queue; to a share of one |
+//! | `share`, `descriptor` | the queue that is shared; what guests submit to it |
 //! | `interrupts`, `errors` | MSI-X entries, events; what the device reports of errors |
 //! | `parent` | the [`Parent`](pasidon_kernel::vdev::parent::Parent) made of all that |
-//! | [`vdev`] | what a guest sees |
+//! | `vdev` | what a guest sees |
 //!
 //! Source: Intel DSA Architecture Specification 341204-006; Intel security advisory INTEL-SA-01084.
 
@@ -35,6 +39,8 @@ mod access;
 mod bring_up;
 mod capabilities;
 pub mod commands;
+mod dedicated;
+mod descriptor;
 mod device;
 mod dispatch;
 mod errors;
@@ -44,20 +50,27 @@ mod parent;
 pub mod partition;
 mod queue;
 pub mod registers;
+mod share;
+mod shared;
 mod slot;
 mod survey;
-pub mod vdev;
+mod vdev;
 
 #[cfg(test)]
 pub(crate) mod tests;
 
 pub use capabilities::Capabilities;
+pub use descriptor::{DESCRIPTOR_BYTES, Submission};
 pub use parent::DsaParent;
 pub use partition::Partition;
+pub use share::{Enqueue, Trapping};
 pub use survey::{Survey, check_portals, survey};
 
 /// Name of the type of a dedicated work queue.
 pub const TYPE_DWQ: &str = "dsa-dwq";
+
+/// Name of the type of a share of a shared work queue.
+pub const TYPE_SWQ: &str = "dsa-swq";
 
 /// Longest time a command may take, unless the options say otherwise, in nanoseconds.
 pub const COMMAND_DEADLINE_NS: u64 = 1_000_000_000;
@@ -74,6 +87,8 @@ pub struct Setup<R, C> {
     pub host: Arc<dyn Host>,
     /// What sizes the configuration wants.
     pub partition: Partition,
+    /// What trapped types need; `None` where the processor cannot submit to a shared queue.
+    pub trapping: Option<Trapping>,
     /// Settings.
     pub options: Options,
 }
@@ -85,11 +100,14 @@ pub struct Options {
     pub allow_unsafe_portals: bool,
     /// Longest time a command may take, in nanoseconds.
     pub command_deadline_ns: u64,
+    /// Merge stores of 8 bytes to a trapped portal to one of 64, as what lies before a device does where processors
+    /// have none of these.
+    pub merge_stores: bool,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { allow_unsafe_portals: false, command_deadline_ns: COMMAND_DEADLINE_NS }
+        Self { allow_unsafe_portals: false, command_deadline_ns: COMMAND_DEADLINE_NS, merge_stores: false }
     }
 }
 

@@ -15,23 +15,28 @@ use pasidon_kernel::vdev::parent::{
 };
 use pasidon_kernel::vm::exit::MsiMessage;
 
+use super::dedicated::QueueLease;
 use super::device::Device;
-use super::lease::QueueLease;
 use super::queue::Queue;
 use super::registers::GENSTS;
+use super::shared::ShareLease;
 use super::survey::{self, check_portals};
 use super::vdev::DsaVdev;
-use super::{Capabilities, Setup, TYPE_DWQ};
+use super::{Capabilities, Setup, TYPE_DWQ, TYPE_SWQ};
 use crate::pci::ConfigSpace;
 use crate::registers::Registers;
 
+/// Entries of the guest's queue with a share, unless it asks for a number.
+const SHARE_ENTRIES: u16 = 32;
 /// MSI-X entry of the device's own events.
 const EVENT_ENTRY: u16 = 0;
 
 /// One physical accelerator.
 pub struct DsaParent<R, C> {
     device: Arc<Device<R, C>>,
-    types: [VdevType; 1],
+    types: [VdevType; 2],
+    /// Whether the processor can submit to a shared queue.
+    can_trap: bool,
 }
 
 impl<R: Registers, C: ConfigSpace> DsaParent<R, C> {
@@ -41,16 +46,25 @@ impl<R: Registers, C: ConfigSpace> DsaParent<R, C> {
     /// # Errors
     /// When the device lacks what Pasidon needs of it, or does not do in time what it is told.
     pub fn new(setup: Setup<R, C>) -> Result<Arc<Self>, Refusal> {
+        let can_trap = setup.trapping.is_some();
         let device = Arc::new(Device::bring_up(setup)?);
-        let usable = device.queues.iter().filter(|queue| queue.size > 0).count() as u16;
+        let usable = device.queues.iter().filter(|queue| queue.is_offered()).count() as u16;
         let instances = if portals_allowed(&device) { usable } else { 0 };
         let dwq = VdevType {
             name: TYPE_DWQ,
             description: "a dedicated work queue, its portal mapped into the guest",
             direct_portal: true,
+            needs_iommu: Some(VdevType::MAPS_A_PAGE),
             instances,
         };
-        Ok(Arc::new(Self { device, types: [dwq] }))
+        let swq = VdevType {
+            name: TYPE_SWQ,
+            description: "a share of a shared work queue, its portal trapped",
+            direct_portal: false,
+            needs_iommu: Some("sends with a PASID of each vdev"),
+            instances: device.free_entries.lock().len() as u16,
+        };
+        Ok(Arc::new(Self { device, types: [dwq, swq], can_trap }))
     }
 
     /// What the device can do.
@@ -62,6 +76,11 @@ impl<R: Registers, C: ConfigSpace> DsaParent<R, C> {
     /// every status line should say so.
     pub fn unsafe_portals(&self) -> bool {
         !self.device.silicon.safe_portals() && self.device.options.allow_unsafe_portals
+    }
+
+    /// Whether a command is under way, or somebody is to hear of its end.
+    fn commands_wait(&self) -> bool {
+        self.device.busy.load(Ordering::Acquire) || self.device.attended.load(Ordering::Acquire) > 0
     }
 
     /// The free queue that suits best: with a size, the smallest that has it; without, one that the plan
@@ -103,13 +122,17 @@ impl<R: Registers, C: ConfigSpace> DsaParent<R, C> {
                 ),
             ),
             _ => {
-                let count = queues.iter().filter(|queue| queue.size > 0).count();
+                let count = queues.iter().filter(|queue| queue.is_offered()).count();
                 let retired = queues.iter().filter(|queue| queue.state.lock().retired.is_some()).count();
                 let mut why = alloc::format!("{} of {count} work queues", ordinal(count + 1));
                 if retired > 0 {
                     why.push_str(&alloc::format!(" ({retired} retired after a failed stop)"));
                 }
-                Refusal::new(what, why, "end a vdev on it, or use another parent")
+                let remedy = match self.device.shared {
+                    Some(_) => "use type dsa-swq, end a vdev on it, or use another parent",
+                    None => "end a vdev on it, or use another parent",
+                };
+                Refusal::new(what, why, remedy)
             }
         }
     }
@@ -130,6 +153,48 @@ fn ordinal(number: usize) -> String {
     alloc::format!("{number}{suffix}")
 }
 
+impl<R: Registers + 'static, C: ConfigSpace + 'static> DsaParent<R, C> {
+    fn create_share(&self, what: String, request: &VdevRequest<'_>) -> Result<Box<dyn VdevModel>, Refusal> {
+        let device = &self.device;
+        if device.shared.is_none() {
+            let (why, remedy) = if !device.capabilities.work_queues.shared() {
+                ("the device has no shared work queues (WQCAP)", "use another parent")
+            } else if !self.can_trap {
+                (
+                    "the processor has no deferrable store (ENQCMD), by which descriptors get to a shared queue",
+                    "use type dsa-dwq, or a machine whose processor has it",
+                )
+            } else {
+                (
+                    "no queue of the device is shared",
+                    "write shared_entries = 16 into its section, or define a vdev of this type there",
+                )
+            };
+            return Err(Refusal::new(what, why, remedy));
+        }
+        let most = device.capabilities.work_queues.total_size();
+        let entries = request.entries.unwrap_or(SHARE_ENTRIES.min(most));
+        if entries > most {
+            return Err(Refusal::new(
+                what,
+                alloc::format!("entries {entries}: more than the {most} that queues of the device have"),
+                alloc::format!("ask for at most {most}"),
+            ));
+        }
+        match ShareLease::take(device, request.weight.unwrap_or(1), entries) {
+            Some(lease) => Ok(Box::new(DsaVdev::new(lease, None))),
+            None => {
+                let [_, swq] = &self.types;
+                Err(Refusal::new(
+                    what,
+                    alloc::format!("{} of {} shares", ordinal(usize::from(swq.instances) + 1), swq.instances),
+                    "end a vdev on it, or use another parent",
+                ))
+            }
+        }
+    }
+}
+
 impl<R: Registers + 'static, C: ConfigSpace + 'static> Parent for DsaParent<R, C> {
     fn name(&self) -> &str {
         &self.device.name
@@ -148,23 +213,24 @@ impl<R: Registers + 'static, C: ConfigSpace + 'static> Parent for DsaParent<R, C
     }
 
     fn available(&self, type_name: &str) -> u16 {
-        if type_name != TYPE_DWQ || !portals_allowed(&self.device) {
-            return 0;
+        match type_name {
+            TYPE_DWQ if portals_allowed(&self.device) => {
+                self.device.queues.iter().filter(|queue| queue.is_free()).count() as u16
+            }
+            TYPE_SWQ => self.device.free_entries.lock().len() as u16,
+            _ => 0,
         }
-        self.device.queues.iter().filter(|queue| queue.is_free()).count() as u16
     }
 
     fn create(&self, request: &VdevRequest<'_>) -> Result<Box<dyn VdevModel>, Refusal> {
         let what = alloc::format!("vm {}: vdev {}/{}", request.vm, self.device.name, request.type_name);
-        if request.type_name != TYPE_DWQ {
+        if ![TYPE_DWQ, TYPE_SWQ].contains(&request.type_name) {
             return Err(Refusal::new(
                 what,
                 alloc::format!("unknown type {}", request.type_name),
-                alloc::format!("{} offers {TYPE_DWQ}", self.device.name),
+                alloc::format!("{} offers {TYPE_DWQ} and {TYPE_SWQ}", self.device.name),
             ));
         }
-        check_portals(self.device.silicon, self.device.options.allow_unsafe_portals)
-            .map_err(|refusal| Refusal { what: what.clone(), ..refusal })?;
         if request.entries == Some(0) {
             return Err(Refusal::new(
                 what,
@@ -172,6 +238,18 @@ impl<R: Registers + 'static, C: ConfigSpace + 'static> Parent for DsaParent<R, C
                 "leave the key out for a default size",
             ));
         }
+        if request.type_name == TYPE_SWQ {
+            return self.create_share(what, request);
+        }
+        if request.weight.is_some() {
+            return Err(Refusal::new(
+                what,
+                "weight: it has a queue of its own, and shares none",
+                alloc::format!("leave the key out, or use type {TYPE_SWQ}"),
+            ));
+        }
+        check_portals(self.device.silicon, self.device.options.allow_unsafe_portals)
+            .map_err(|refusal| Refusal { what: what.clone(), ..refusal })?;
         match self.take(request) {
             Some(lease) => Ok(Box::new(DsaVdev::new(lease, request.entries))),
             None => Err(self.refusal(what, request.entries)),
@@ -195,11 +273,14 @@ impl<R: Registers + 'static, C: ConfigSpace + 'static> Parent for DsaParent<R, C
     }
 
     fn is_waiting(&self) -> bool {
-        self.device.busy.load(Ordering::Acquire) || self.device.attended.load(Ordering::Acquire) > 0
+        let waits = self.device.shared.as_ref().is_some_and(|shared| shared.is_asked());
+        waits || self.commands_wait()
     }
 
-    fn look(&self) {
+    fn look(&self) -> bool {
+        let waited = self.commands_wait();
         self.device.look();
+        self.device.shared.as_ref().is_some_and(|shared| shared.look()) || waited
     }
 
     fn recover(&self, unreached: &ParentUnreached) -> Result<(), Refusal> {
@@ -214,6 +295,15 @@ impl<R: Registers + 'static, C: ConfigSpace + 'static> Parent for DsaParent<R, C
         lines.extend(survey::describe(caps, status));
         for queue in &device.queues {
             let state = queue.state.lock().clone();
+            if queue.shared {
+                let shares = self.types[1].instances - self.available(TYPE_SWQ);
+                let entries = queue.size;
+                lines.push((
+                    "queue",
+                    alloc::format!("{}: {entries} entries, shared by {shares} vdevs", queue.index),
+                ));
+                continue;
+            }
             let state = match (state.retired, state.owner, queue.pasid()) {
                 (Some(why), ..) => alloc::format!("retired: {why}"),
                 (None, Some(vm), Some(pasid)) => alloc::format!("vm {vm}, PASID {pasid}"),
@@ -227,7 +317,8 @@ impl<R: Registers + 'static, C: ConfigSpace + 'static> Parent for DsaParent<R, C
         } else if !device.silicon.safe_portals() {
             lines.push((
                 "portals",
-                "not offered: this silicon is not safe for that (INTEL-SA-01084)".to_string(),
+                "not offered: this silicon is not safe for that (INTEL-SA-01084); dsa-swq needs none"
+                    .to_string(),
             ));
         }
         lines

@@ -29,6 +29,8 @@ pub(super) struct Queue {
     pub size: u16,
     /// Whether the configuration planned this very size.
     pub planned: bool,
+    /// Whether it is shared, and nobody's own.
+    pub shared: bool,
     handle: AtomicU16,
     pub state: Mutex<QueueState>,
     pasid: AtomicU32,
@@ -42,6 +44,7 @@ impl Queue {
             index,
             size: size.entries,
             planned: size.planned,
+            shared: size.shared,
             handle: AtomicU16::new(0),
             state: Mutex::new(QueueState::default()),
             pasid: AtomicU32::new(NO_PASID),
@@ -73,9 +76,14 @@ impl Queue {
         self.handle.store(handle, Ordering::Release);
     }
 
+    /// Whether somebody could have it for themselves.
+    pub fn is_offered(&self) -> bool {
+        self.size > 0 && !self.shared
+    }
+
     /// Whether it can be leased.
     pub fn is_free(&self) -> bool {
-        self.size > 0 && *self.state.lock() == QueueState::default()
+        self.is_offered() && *self.state.lock() == QueueState::default()
     }
 
     /// Takes its retirement back; only after the device confirmed its stop, or was reset.

@@ -137,6 +137,8 @@ pub mod swerr {
     pub const VALID: u64 = 1 << 0;
     /// Further errors were lost; write 1 to clear.
     pub const OVERFLOW: u64 = 1 << 1;
+    /// The record is about a descriptor.
+    pub const DESCRIPTOR_VALID: u64 = 1 << 2;
     /// WQ index is valid.
     pub const WQ_VALID: u64 = 1 << 3;
     /// Shift of the 8-bit error code.
@@ -245,6 +247,8 @@ pub mod portal {
     pub const LIMITED_MSIX: u64 = 0x1000;
     /// The unlimited portal whose descriptors name MSI-X entries.
     pub const UNLIMITED_MSIX: u64 = 0x0000;
+    /// The unlimited portal whose descriptors name entries of the IMS.
+    pub const UNLIMITED_IMS: u64 = 0x2000;
 }
 
 /// One MSI-X table entry (PCI Express Base Specification 6.0, section 7.7.2).
@@ -263,6 +267,14 @@ pub mod msix_entry {
     pub const MASKED: u32 = 1;
 }
 
+/// One entry of the interrupt message storage (IMS): as of the MSI-X table, with the permission in the control word.
+pub mod ims_entry {
+    /// CONTROL: the entry checks the PASID.
+    pub const PASID_EN: u32 = 1 << 3;
+    /// CONTROL: shift of the 20-bit PASID.
+    pub const PASID_SHIFT: u32 = 12;
+}
+
 /// General capabilities.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct GenCap(pub u64);
@@ -278,6 +290,10 @@ impl GenCap {
     pub const MAX_TRANSFER_SHIFT: u32 = 16;
     /// Shift of the log2 of the largest batch.
     pub const MAX_BATCH_SHIFT: u32 = 21;
+    /// Shift of the number of entries of the IMS, in units of [`GenCap::IMS_UNIT`].
+    pub const IMS_SHIFT: u32 = 25;
+    /// Unit of the number of entries of the IMS.
+    pub const IMS_UNIT: u16 = 256;
     /// Bit of configurability.
     pub const CONFIG_EN: u64 = 1 << 31;
 
@@ -296,6 +312,11 @@ impl GenCap {
         (self.0 >> Self::MAX_BATCH_SHIFT & 0xf) as u8
     }
 
+    /// Entries of the interrupt message storage.
+    pub const fn ims_entries(self) -> u16 {
+        (self.0 >> Self::IMS_SHIFT & 0x3f) as u16 * Self::IMS_UNIT
+    }
+
     /// Whether groups and queues can be configured by software.
     pub const fn configurable(self) -> bool {
         self.0 & Self::CONFIG_EN != 0
@@ -309,6 +330,8 @@ pub struct WqCap(pub u64);
 impl WqCap {
     /// Shift of the 8-bit number of queues.
     pub const QUEUES_SHIFT: u32 = 16;
+    /// Bit of shared mode.
+    pub const SHARED: u64 = 1 << 48;
     /// Bit of dedicated mode.
     pub const DEDICATED: u64 = 1 << 49;
     /// Bit of control over ATS per queue.
@@ -327,6 +350,11 @@ impl WqCap {
     /// Distance of two WQCFG entries, in bytes.
     pub const fn wqcfg_stride(self) -> usize {
         1 << ((self.0 >> 24 & 0xf) + 5)
+    }
+
+    /// Whether queues can be shared.
+    pub const fn shared(self) -> bool {
+        self.0 & Self::SHARED != 0
     }
 
     /// Whether queues can be dedicated.

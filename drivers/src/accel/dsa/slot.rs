@@ -9,10 +9,19 @@ use pasidon_kernel::vm::exit::MsiMessage;
 
 use super::commands::{Command, CommandFailure};
 
-/// A command that a queue waits for.
+/// Who waits for a command.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Waiter {
+    /// Who has that queue.
+    Queue(u8),
+    /// Who has that share of a queue.
+    Share(u16),
+}
+
+/// A command that somebody waits for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) struct Job {
-    pub wq: u8,
+    pub waiter: Waiter,
     pub command: Command,
     pub since_ns: u64,
 }
@@ -26,13 +35,13 @@ pub(super) struct Slot {
     pub messages: Vec<Option<MsiMessage>>,
     /// What the device executes, and since when.
     pub active: Option<Job>,
-    /// One for each queue at most.
+    /// One for each who waits.
     pub waiting: VecDeque<Job>,
-    /// By queue: ends that nobody has taken yet.
-    pub ended: Vec<Option<(Command, End)>>,
+    /// Ends that nobody has taken yet, one of each waiter at most.
+    ended: Vec<(Waiter, Command, End)>,
 }
 
-/// Where the last command on a queue is.
+/// Where somebody's last command is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Progress {
     /// There is none.
@@ -49,12 +58,12 @@ pub(super) enum Progress {
 
 impl Slot {
     /// Nothing in line.
-    pub fn new(queues: usize, msix_entries: u16) -> Self {
+    pub fn new(interrupt_entries: u16) -> Self {
         Self {
-            messages: alloc::vec![None; usize::from(msix_entries)],
+            messages: alloc::vec![None; usize::from(interrupt_entries)],
             active: None,
             waiting: VecDeque::new(),
-            ended: alloc::vec![None; queues],
+            ended: Vec::new(),
         }
     }
 
@@ -62,7 +71,20 @@ impl Slot {
     pub fn clear(&mut self) {
         self.active = None;
         self.waiting.clear();
-        self.ended.fill(None);
+        self.ended.clear();
+    }
+
+    /// The device has ended that job's command.
+    pub fn note_end(&mut self, job: Job, end: End) {
+        self.take_end(job.waiter);
+        self.ended.push((job.waiter, job.command, end));
+    }
+
+    /// How somebody's command ended, where nobody has taken that yet.
+    pub fn take_end(&mut self, waiter: Waiter) -> Option<(Command, End)> {
+        let place = self.ended.iter().position(|(other, ..)| *other == waiter)?;
+        let (_, command, end) = self.ended.swap_remove(place);
+        Some((command, end))
     }
 
     /// Whether anything waits for the device.
@@ -70,10 +92,10 @@ impl Slot {
         self.active.is_some() || !self.waiting.is_empty()
     }
 
-    /// Where a queue's command is in line.
-    pub fn line_of(&self, wq: u8) -> Option<Progress> {
-        let waiting = self.waiting.iter().find(|job| job.wq == wq);
-        let active = self.active.iter().find(|job| job.wq == wq);
+    /// Where somebody's command is in line.
+    pub fn line_of(&self, waiter: Waiter) -> Option<Progress> {
+        let waiting = self.waiting.iter().find(|job| job.waiter == waiter);
+        let active = self.active.iter().find(|job| job.waiter == waiter);
         waiting
             .map(|job| Progress::Waiting(job.command, job.since_ns))
             .or_else(|| active.map(|job| Progress::Active(job.command, job.since_ns)))

@@ -136,15 +136,17 @@ pub struct Survey {
     pub refused: Vec<Refusal>,
 }
 
-/// Looks at a device. `accepted`: the configuration accepts that portals are unsafe.
+/// Looks at a device. `accepted`: the configuration accepts that portals are unsafe; `can_trap`: the processor can submit
+/// to a shared queue, so that portals are not needed.
 pub fn survey<R: Registers, C: ConfigSpace>(
     function: &Function<C>,
     accepted: bool,
+    can_trap: bool,
     map_registers: MapRegisters<'_, R>,
 ) -> Survey {
     let mut survey = Survey::default();
     survey.facts.push(("revision", format!("{:#04x}", function.identity().revision)));
-    if let Err(refusal) = survey.look(function, accepted, map_registers) {
+    if let Err(refusal) = survey.look(function, accepted, can_trap, map_registers) {
         survey.refused.push(refusal);
     }
     survey
@@ -155,6 +157,7 @@ impl Survey {
         &mut self,
         function: &Function<C>,
         accepted: bool,
+        can_trap: bool,
         map_registers: MapRegisters<'_, R>,
     ) -> Result<(), Refusal> {
         let found = Found::of(function)?;
@@ -163,7 +166,12 @@ impl Survey {
             ("PASID", format!("{} bits", found.pasid.bits)),
             ("MSI-X", format!("{} entries", found.msix.entries)),
         ]);
-        self.refused.extend(check_portals(found.silicon, accepted).err());
+        match check_portals(found.silicon, accepted) {
+            Err(refusal) if can_trap => {
+                self.facts.push(("portals", format!("not offered: {}; dsa-swq needs none", refusal.why)));
+            }
+            checked => self.refused.extend(checked.err()),
+        }
         let bar0 = function.memory_address(0)?;
         let bar2 = function.memory_address(2)?;
         self.facts.push(("registers", format!("BAR0 at {bar0}, portals BAR2 at {bar2}")));
@@ -254,7 +262,16 @@ mod tests {
     }
 
     fn looked(device: u32, command: u32, gencap: u64) -> (Vec<(&'static str, String)>, Vec<String>) {
-        let survey = survey(&function(device, command), false, &mut |base, _| {
+        looked_at(device, command, gencap, false)
+    }
+
+    fn looked_at(
+        device: u32,
+        command: u32,
+        gencap: u64,
+        can_trap: bool,
+    ) -> (Vec<(&'static str, String)>, Vec<String>) {
+        let survey = survey(&function(device, command), false, can_trap, &mut |base, _| {
             assert_eq!(base.0, 0x20_fe00_0000);
             Ok(registers(gencap))
         });
@@ -267,6 +284,14 @@ mod tests {
         assert_eq!(refused, [""; 0]);
         let queues = ("queues", "8 with 128 entries, 4 groups, 4 engines".to_string());
         assert!(facts.contains(&queues) && facts.contains(&("state", "disabled".to_string())), "{facts:?}");
+    }
+
+    #[test]
+    fn unsafe_portals_are_no_refusal_where_none_is_needed() {
+        let (facts, refused) = looked_at(0x0b25, MEMORY_ON, 1 << 31, true);
+        assert_eq!(refused, [""; 0]);
+        let said = facts.iter().find(|(name, _)| *name == "portals").map(|(_, value)| value.as_str());
+        assert!(said.is_some_and(|said| said.ends_with("dsa-swq needs none")), "{said:?}");
     }
 
     #[test]

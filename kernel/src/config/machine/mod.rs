@@ -204,21 +204,21 @@ fn reserve(
             remedy,
         ));
     };
-    if kind.direct_portal && !parent_config.iommu.value {
+    if let (Some(why), false) = (kind.needs_iommu, parent_config.iommu.value) {
         return Err(vm.error_at(
             vdev.type_name.at,
             format_args!(
-                "{subject}: type {} lets the guest submit without a trap, which needs an IOMMU, but parent {} \
-                 has iommu = \"off\"",
+                "{subject}: type {} {why}, which needs an IOMMU, but parent {} has iommu = \"off\"",
                 kind.name, vdev.parent.value
             ),
-            "use a trapped type, or iommu = \"on\"",
+            "use another type, or iommu = \"on\"",
         ));
     }
     let request = VdevRequest {
         vm: &vm.name,
         type_name: kind.name,
         entries: vdev.entries.map(|entries| entries.value),
+        weight: vdev.weight.map(|weight| weight.value),
     };
     parent.create(&request).map_err(|refusal| {
         // Whether it is the number of entries shows when it is left to the driver.

@@ -4,10 +4,9 @@
 use super::*;
 use crate::base::drained::Drained;
 use crate::config::parse;
-use crate::dma::pasid::Pasid;
 use crate::vdev::parent::{
-    DeviceQuiesced, DmaTag, InterruptBinding, ParentEvent, PciIdentity, Portal, QuiesceFailed, Remains,
-    VdevRegisters, VdevType,
+    Attached, DeviceQuiesced, DmaTag, InterruptBinding, ParentEvent, PciIdentity, Portal, QuiesceFailed,
+    Remains, VdevRegisters, VdevType,
 };
 use crate::vm::exit::MsiMessage;
 use std::sync::{Arc, Mutex};
@@ -145,7 +144,7 @@ impl VdevModel for Slice {
     fn interrupts(&self) -> Vec<InterruptBinding> {
         unreachable!("only reserved")
     }
-    fn attach(&mut self, _: Pasid) -> Result<(), Refusal> {
+    fn attach(&mut self, _: Attached) -> Result<(), Refusal> {
         unreachable!("only reserved")
     }
     fn quiesce(&mut self) -> Result<DeviceQuiesced, QuiesceFailed> {
@@ -168,7 +167,8 @@ impl Parent for FourQueues {
     }
     fn types(&self) -> &[VdevType] {
         const fn kind(name: &'static str, direct_portal: bool) -> VdevType {
-            VdevType { name, description: "", direct_portal, instances: 4 }
+            let needs_iommu = if direct_portal { Some(VdevType::MAPS_A_PAGE) } else { None };
+            VdevType { name, description: "", direct_portal, needs_iommu, instances: 4 }
         }
         static TYPES: [VdevType; 2] = [kind("dsa-dwq", true), kind("dsa-swq", false)];
         &TYPES
@@ -264,8 +264,10 @@ fn unknown_types_and_types_without_iommu() {
     let text = format!("{PARENT}iommu = \"off\"\n{}{}", vm("a", VDEV), vm("b", &typed("dsa-swq")));
     assert_eq!(
         checked(&text),
-        ["pasidon.toml:10:8: vm a: vdev number 1: type dsa-dwq lets the guest submit without a trap, which \
-          needs an IOMMU, but parent dsa0 has iommu = \"off\"; use a trapped type, or iommu = \"on\""]
+        [
+            "pasidon.toml:10:8: vm a: vdev number 1: type dsa-dwq maps a page of the device into the guest, which \
+          needs an IOMMU, but parent dsa0 has iommu = \"off\"; use another type, or iommu = \"on\""
+        ]
     );
 }
 

@@ -91,6 +91,7 @@ fn parent(
     table.refuse_unknown_keys(errors);
     let iommu = table.choice("iommu", &[("on", true), ("off", false)], true, errors);
     let allow_unsafe_portals = table.boolean("allow_unsafe_portals", false, errors);
+    let shared_entries = table.integer("shared_entries", 0..=u16::MAX, errors);
     let selector = match (table.value("pci"), table.value("match")) {
         (Some(_), Some((_, at))) => {
             errors.push(table.error(at, "pci and match both say which device it is", "keep one of them"));
@@ -111,7 +112,14 @@ fn parent(
             value::pci_ids(text).map(|(vendor, device)| ParentSelector::Match { vendor, device })
         }),
     };
-    Some(ParentConfig { index, name: name.clone(), selector: selector?, iommu, allow_unsafe_portals })
+    Some(ParentConfig {
+        index,
+        name: name.clone(),
+        selector: selector?,
+        iommu,
+        allow_unsafe_portals,
+        shared_entries,
+    })
 }
 
 /// Reports a parent that is not among the sound ones.

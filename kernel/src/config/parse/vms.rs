@@ -19,6 +19,9 @@ use crate::console::framing::CHANNELS;
 /// Most VMs: the channels of the framed console without the monitor's.
 pub const MAX_VMS: usize = CHANNELS as usize - 1;
 
+/// Largest weight of a vdev.
+const MAX_WEIGHT: u8 = u8::MAX;
+
 /// PASID quota of a VM that does not name one.
 const DEFAULT_PASIDS: u16 = 8;
 
@@ -196,11 +199,13 @@ fn vdevs(
         let parent = table.required_string("parent", errors);
         let type_name = table.required_string("type", errors);
         let entries = table.integer("entries", 1..=u16::MAX, errors);
+        let weight = table.integer("weight", 1..=MAX_WEIGHT.into(), errors);
+        let weight = weight.map(|weight| Spanned::new(weight.value.min(MAX_WEIGHT.into()) as u8, weight.at));
         if let Some(parent) = &parent {
             known_parent(&table, parent, parents, errors);
         }
         if let (Some(parent), Some(type_name)) = (parent, type_name) {
-            vdevs.push(VdevConfig { at, parent, type_name, entries });
+            vdevs.push(VdevConfig { at, parent, type_name, entries, weight });
         }
     }
     vdevs

@@ -167,8 +167,8 @@ impl VdevFunction {
         self.failed.as_ref()
     }
 
-    /// Accesses to portal pages that exited although the guest reaches them directly: those while the
-    /// portal was not mapped.
+    /// Stores of 64 bytes that exited, and other accesses to portal pages that did although the guest reaches them
+    /// directly: those while the portal was not mapped.
     pub(super) fn portal_traps(&self) -> u64 {
         self.portal_traps
     }
@@ -373,6 +373,7 @@ impl VdevFunction {
         let gate = self.gate();
         if let (None, Some(model)) = (&self.remains, &mut self.model) {
             let msix = &mut self.msix;
+            self.portal_traps = self.portal_traps.saturating_add(1);
             model.submit(bar, offset, bytes, &mut |vector| msix.raise(vector, gate, actions));
         }
     }

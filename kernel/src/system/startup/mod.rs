@@ -26,7 +26,7 @@ use crate::config::{
 use crate::memory::ram::RamRange;
 use crate::monitor::info::VmInfo;
 use crate::vdev::VdevSpec;
-use crate::vdev::parent::Parent;
+use crate::vdev::parent::{Parent, Planned};
 use crate::vm::{Vm, VmHost, VmSpec};
 
 /// What is asked of the machine meanwhile; implemented by `boot`.
@@ -37,7 +37,7 @@ pub trait Machine {
     /// Checks that each VM's files are there, and that its kernel is one.
     fn check_files(&self, config: &Config) -> Vec<ConfigError>;
 
-    /// Brings the device of a parent up. `queues` are the entries that each vdev on it asks for.
+    /// Brings the device of a parent up. `planned` is what the configuration wants of it.
     ///
     /// # Errors
     /// When there is no driver for it, or that cannot bring it up.
@@ -45,7 +45,7 @@ pub trait Machine {
         &self,
         parent: &ParentConfig,
         device: &PciDevice,
-        queues: Vec<Option<u16>>,
+        planned: Vec<Planned>,
     ) -> Result<&'static dyn Parent, Refusal>;
 
     /// Where a guest with so many bytes of RAM has them.
@@ -230,7 +230,7 @@ fn take_parents(
             continue;
         };
         let name = &parent.name.value;
-        let taken = machine.bring_up(parent, device, wanted_queues(config, name)).and_then(|driver| {
+        let taken = machine.bring_up(parent, device, planned(config, name)).and_then(|driver| {
             let options = ParentOptions {
                 iommu: parent.iommu.value,
                 unsafe_portals: parent.allow_unsafe_portals.value,
@@ -254,11 +254,15 @@ fn find(parents: &Parents, name: &str) -> Result<&'static dyn Parent, Refusal> {
     }
 }
 
-/// The queue entries that each vdev on a parent asks for.
-fn wanted_queues(config: &Config, parent: &str) -> Vec<Option<u16>> {
+/// What each vdev on a parent asks for.
+fn planned(config: &Config, parent: &str) -> Vec<Planned> {
     let vdevs = config.vms.iter().flat_map(|vm| &vm.vdevs);
     let own = vdevs.filter(|vdev| vdev.parent.value == parent);
-    own.map(|vdev| vdev.entries.map(|entries| entries.value)).collect()
+    own.map(|vdev| Planned {
+        type_name: vdev.type_name.value.clone(),
+        entries: vdev.entries.map(|entries| entries.value),
+    })
+    .collect()
 }
 
 /// One line about a parent. What there is of each queue is for the monitor to show.
@@ -287,6 +291,7 @@ fn spec(vm: &VmConfig, ram: Vec<RamRange>) -> VmSpec {
                 parent: vdev.parent.value.clone(),
                 type_name: vdev.type_name.value.clone(),
                 entries: vdev.entries.map(|entries| entries.value),
+                weight: vdev.weight.map(|weight| weight.value),
             })
             .collect(),
     }

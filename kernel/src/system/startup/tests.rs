@@ -7,6 +7,7 @@ use super::*;
 use crate::base::addr::GuestPhys;
 use crate::config::parse;
 use crate::testing::{Fail, Options, REQUESTER, TestMachine, TestParent, lines};
+use crate::vdev::parent::Planned;
 use crate::vm::VmState;
 
 const PARENT: &str = "[parent.dsa0]\npci = \"0000:00:04.0\"\n";
@@ -48,10 +49,10 @@ impl Machine for Supply {
         &self,
         parent: &ParentConfig,
         device: &PciDevice,
-        queues: Vec<Option<u16>>,
+        planned: Vec<Planned>,
     ) -> Result<&'static dyn Parent, Refusal> {
         assert_eq!((parent.name.value.as_str(), device.requester), ("dsa0", REQUESTER));
-        self.asked.borrow_mut().push(queues);
+        self.asked.borrow_mut().push(planned.into_iter().map(|vdev| vdev.entries).collect());
         match self.broken {
             true => Err(Refusal::new("parent dsa0", "it does not answer", "replace it")),
             false => Ok(self.parent),
@@ -153,7 +154,12 @@ fn a_vm_is_what_its_section_asks_for() {
         vm("beta", "")
     );
     let outcome = start(&text, &Fault::default());
-    let vdev = |entries| VdevSpec { parent: "dsa0".to_string(), type_name: "direct".to_string(), entries };
+    let vdev = |entries| VdevSpec {
+        parent: "dsa0".to_string(),
+        type_name: "direct".to_string(),
+        entries,
+        weight: None,
+    };
     let alpha = VmSpec {
         name: "alpha".to_string(),
         ram: vec![RamRange { start: GuestPhys(0), len: 16 << 20 }],

@@ -68,7 +68,12 @@ fn refusals_say_what_why_and_what_helps() {
     let system = &machine.system;
     let alpha = system.define_vm(vm_spec("alpha", 2, 1, 0)).unwrap();
     let create = |parent: &str, type_name: &str| {
-        let spec = VdevSpec { parent: parent.to_string(), type_name: type_name.to_string(), entries: None };
+        let spec = VdevSpec {
+            parent: parent.to_string(),
+            type_name: type_name.to_string(),
+            entries: None,
+            weight: None,
+        };
         system.create_vdev(machine.truth, &alpha, &spec, None).unwrap_err().to_string()
     };
     assert_eq!(create("dsa0", "direct"), "vm alpha: it is created; start it first");

@@ -14,6 +14,7 @@ mod no_iommu;
 pub(crate) mod pasidon;
 mod platform;
 mod report;
+mod shared_queue;
 mod sharing;
 mod vdev;
 
@@ -53,6 +54,7 @@ pub const ALL: &[Scenario] = &[
     sharing::USER_SPACE,
     sharing::DENIED,
     sharing::DOORBELL,
+    shared_queue::DMATEST,
     vdev::DESTROYED,
     vdev::BUS_MASTER,
     vdev::SLEEP,

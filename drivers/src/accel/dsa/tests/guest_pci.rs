@@ -46,7 +46,7 @@ impl Function {
 fn portals_commands_and_function_reset_through_the_bus() {
     let (model, parent) = parent(&[]);
     let mut vdev = create(&parent, "alpha", None).unwrap();
-    vdev.attach(pasid(9)).unwrap();
+    vdev.attach(attached(9, &GuestBytes::new(), None)).unwrap();
     let vdev = SharedModel::new(vdev);
     let mut function = Function::new(&vdev);
     assert_eq!(function.config(0, 4), 0x0b25_8086);

@@ -94,7 +94,8 @@ fn lines_of(start: State, steps: &[Step]) -> (u64, u64) {
         function: Function::new(Arc::clone(&model.config), Requester::new(0, 0, 4, 0)).unwrap(),
         registers: Arc::clone(&model),
         host: host.clone(),
-        partition: Partition { queues: Vec::new() },
+        partition: Partition::default(),
+        trapping: None,
         options: Options::default(),
     })
     .unwrap();

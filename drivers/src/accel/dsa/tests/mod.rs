@@ -5,16 +5,19 @@ use alloc::boxed::Box;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 
-use pasidon_kernel::base::addr::Requester;
+use pasidon_kernel::base::addr::{HostPhys, Iova, PAGE_SIZE, Requester};
 use pasidon_kernel::base::refusal::Refusal;
 use pasidon_kernel::dma::pasid::Pasid;
+use pasidon_kernel::dma::window::Window;
 use pasidon_kernel::irq::host::Host;
-use pasidon_kernel::vdev::parent::{Parent, ParentEvent, ParentUnreached, VdevModel, VdevRequest};
+use pasidon_kernel::vdev::parent::{
+    Attached, Parent, ParentEvent, ParentUnreached, SliceMemory, VdevModel, VdevRequest,
+};
 use pasidon_kernel::vm::exit::MsiMessage;
 use spin::Mutex;
 
 use self::model::Model;
-use super::{DsaParent, Options, Partition, Setup, TYPE_DWQ};
+use super::{DsaParent, Options, Partition, Setup, Submission, TYPE_DWQ};
 use crate::pci::Function;
 use crate::pci::tests::{ConfigModel, TestHost};
 use crate::registers::Registers;
@@ -25,6 +28,7 @@ mod lines;
 mod linux;
 pub(crate) mod model;
 mod parent;
+mod share;
 mod slot;
 
 /// What a driver writes of a queue's configuration: offset and value.
@@ -52,7 +56,8 @@ fn parent_on(
         function,
         registers: Arc::clone(model),
         host,
-        partition: Partition { queues: plan.to_vec() },
+        partition: Partition { queues: plan.to_vec(), shared: 0 },
+        trapping: None,
         options,
     })
 }
@@ -64,12 +69,50 @@ fn parent(plan: &[Option<u16>]) -> (Arc<Model>, Arc<TestParent>) {
 }
 
 fn create(parent: &TestParent, vm: &str, entries: Option<u16>) -> Result<Box<dyn VdevModel>, Refusal> {
-    parent.create(&VdevRequest { vm, type_name: TYPE_DWQ, entries })
+    parent.create(&VdevRequest { vm, type_name: TYPE_DWQ, entries, weight: None })
 }
 
 /// The parent is reset; no vdev of these tests has a portal mapped.
 fn recover(parent: &TestParent) -> Result<(), Refusal> {
     parent.recover(&ParentUnreached::confirmed_by_system("dsa0"))
+}
+
+/// What a vdev gets with that tag, with some memory that its guest has.
+fn attached(tag: u32, memory: &Arc<GuestBytes>, page: Option<HostPhys>) -> Attached {
+    let window = page.map(|page| Window { iova: Iova(WINDOWS + u64::from(tag) * PAGE_SIZE), page });
+    Attached { pasid: pasid(tag), memory: Arc::clone(memory) as Arc<dyn SliceMemory>, window }
+}
+
+/// Where windows are in the tests.
+const WINDOWS: u64 = 1 << 38;
+
+/// Memory of a guest from address 0 on.
+struct GuestBytes(Mutex<Vec<u8>>);
+
+impl GuestBytes {
+    fn new() -> Arc<Self> {
+        Arc::new(Self(Mutex::new(vec![0; 0x1_0000])))
+    }
+}
+
+impl SliceMemory for GuestBytes {
+    fn write(&self, iova: Iova, bytes: &[u8]) -> bool {
+        let mut memory = self.0.lock();
+        let start = iova.0 as usize;
+        let place = start.checked_add(bytes.len()).and_then(|end| memory.get_mut(start..end));
+        place.is_some_and(|place| {
+            place.copy_from_slice(bytes);
+            true
+        })
+    }
+
+    fn covers(&self, iova: Iova, len: u64) -> bool {
+        iova.0.checked_add(len).is_some_and(|end| end <= self.0.lock().len() as u64)
+    }
+
+    fn limit(&self) -> Iova {
+        Iova(WINDOWS)
+    }
 }
 
 fn pasid(value: u32) -> Pasid {
@@ -85,7 +128,7 @@ struct Guest {
 impl Guest {
     fn new(parent: &TestParent, vm: &str, entries: Option<u16>, tag: u32) -> Self {
         let mut vdev = create(parent, vm, entries).unwrap();
-        vdev.attach(pasid(tag)).unwrap();
+        vdev.attach(attached(tag, &GuestBytes::new(), None)).unwrap();
         let mut guest = Self { vdev, raised: Vec::new() };
         guest.set_bus_master(true);
         guest

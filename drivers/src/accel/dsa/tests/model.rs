@@ -18,9 +18,13 @@ pub const WQCFG: usize = 0x800;
 /// Without OPCFG.
 pub const WQCFG_STRIDE: usize = 0x20;
 pub const MSIX_TABLE: usize = 0x2000;
+/// Where it is present (GENCAP).
+pub const IMS_TABLE: usize = 0x8000;
+pub const IMS: usize = 256;
 const WINDOW: usize = 0x1_0000;
 /// The model's interrupt handles are not the entries' indices, so that a mix-up shows.
 pub const HANDLE_BASE: u16 = 0x100;
+pub const IMS_HANDLE_BASE: u16 = 0x400;
 
 pub struct State {
     pub gencfg: u32,
@@ -35,8 +39,12 @@ pub struct State {
     pub grpcfg: [[u64; 8]; GROUPS],
     pub msixperm: [u32; MSIX],
     pub msix: [[u32; 4]; MSIX],
+    /// The interrupt message storage: address, data, control with the permission.
+    pub ims: [[u32; 4]; IMS],
     /// Messages that wait behind the mask of their entry.
     pending: [bool; MSIX],
+    /// Descriptors that each queue has, where it is shared.
+    pub shared: [Vec<Submission>; QUEUES],
     /// Messages sent: address and data.
     pub sent: Vec<(u64, u32)>,
     resets: usize,
@@ -73,6 +81,8 @@ impl State {
             group[5] = 96 << 20;
         }
         self.msixperm = [0; MSIX];
+        self.ims = [[0, 0, 0, 1]; IMS];
+        self.shared = Default::default();
     }
 
     pub fn queue_enabled(&self, wq: usize) -> bool {
@@ -135,6 +145,8 @@ impl State {
             0x28
         } else if mode & 1 << 29 != 0 && mode & 1 << 28 != 0 {
             0x2a
+        } else if mode & 1 == 0 && (self.wqcap >> 48 & 1 == 0 || mode & 1 << 28 == 0) {
+            0x24
         } else {
             0
         }
@@ -202,12 +214,27 @@ impl State {
                 0
             }
             8 | 9 => 0,
+            12 => {
+                for queue in &mut self.shared {
+                    queue.retain(|descriptor| descriptor[0] as u32 & 0xf_ffff != operand);
+                }
+                0
+            }
             10 => {
                 for wq in bitmap {
                     let size = self.wqcfg[wq][0];
                     self.wqcfg[wq] = [size, 0, 0, 0, 0, 0, 0, 0];
+                    self.shared[wq].clear();
                 }
                 0
+            }
+            13 if self.cmdcap >> 13 & 1 != 0 && operand >> 16 == 1 => {
+                if (operand & 0xffff) as usize >= self.ims_entries() {
+                    0x41
+                } else {
+                    result = (operand & 0xffff) + u32::from(IMS_HANDLE_BASE);
+                    0
+                }
             }
             13 if self.cmdcap >> 13 & 1 != 0 => {
                 if operand as usize >= MSIX {
@@ -246,6 +273,10 @@ impl State {
         }
     }
 
+    fn ims_entries(&self) -> usize {
+        (self.gencap >> 25 & 0x3f) as usize * 256
+    }
+
     /// Descriptors in a queue.
     pub fn fill(&mut self, wq: usize, count: u32) {
         self.wqcfg[wq][6] = self.wqcfg[wq][6] & !0xffff | count;
@@ -273,6 +304,9 @@ impl State {
                     self.raise(entry);
                 }
             }
+            IMS_TABLE..0x9000 if self.ims_entries() > 0 => {
+                self.ims[(offset - IMS_TABLE) / 16][(offset - IMS_TABLE) % 16 / 4] = value;
+            }
             _ => {
                 if let Some((wq, word)) = self.queue_word(offset) {
                     let writable = match word {
@@ -299,7 +333,7 @@ impl State {
             0x30 => half(GROUPS as u64 | 96 << 8),
             0x38 => half(ENGINES.into()),
             at @ 0x40..0x60 => half(self.opcap[(at - 0x40) / 8]),
-            0x60 => half(0x6 | 0x8 << 16 | 0x4 << 32),
+            0x60 => half(0x6 | 0x8 << 16 | 0x4 << 32 | 0x80 << 48),
             0x80 => half(self.gencfg.into()),
             0x88 => half(self.genctrl.into()),
             0x90 => half(self.gensts.into()),
@@ -310,6 +344,9 @@ impl State {
             at @ MSIXPERM..0x448 if offset == at => self.msixperm[(at - MSIXPERM) / 8],
             at @ GRPCFG..0x700 => half(self.grpcfg[(at - GRPCFG) / 64][(at - GRPCFG) / 8 % 8]),
             MSIX_TABLE..0x2090 => self.msix[(offset - MSIX_TABLE) / 16][(offset - MSIX_TABLE) % 16 / 4],
+            IMS_TABLE..0x9000 if self.ims_entries() > 0 => {
+                self.ims[(offset - IMS_TABLE) / 16][(offset - IMS_TABLE) % 16 / 4]
+            }
             _ => match self.queue_word(offset) {
                 Some((wq, word @ 8..)) => self.opcfg[wq][word - 8],
                 Some((wq, word)) => self.wqcfg[wq][word],
@@ -333,6 +370,8 @@ impl Model {
             grpcfg: [[0; 8]; GROUPS],
             msixperm: [0; MSIX],
             msix: [[0; 4]; MSIX],
+            ims: [[0; 4]; IMS],
+            shared: Default::default(),
             pending: [false; MSIX],
             sent: Vec::new(),
             resets: 0,
@@ -359,7 +398,7 @@ impl Model {
         Arc::new(Self { config, state: Mutex::new(state) })
     }
 
-    fn locked(&self) -> spin::MutexGuard<'_, State> {
+    pub fn locked(&self) -> spin::MutexGuard<'_, State> {
         let mut state = self.state.lock();
         let resets = self.config.resets.load(Ordering::SeqCst);
         if state.resets != resets {

@@ -130,10 +130,13 @@ fn the_ninth_queue_is_refused_until_one_is_free() {
 fn unknown_types_and_empty_queues_are_refused() {
     let (_, parent) = parent(&[]);
     let refusal = parent
-        .create(&VdevRequest { vm: "beta", type_name: "dsa-xyz", entries: None })
+        .create(&VdevRequest { vm: "beta", type_name: "dsa-xyz", entries: None, weight: None })
         .map(|_| ())
         .unwrap_err();
-    assert_eq!(refusal.to_string(), "vm beta: vdev dsa0/dsa-xyz: unknown type dsa-xyz; dsa0 offers dsa-dwq");
+    assert_eq!(
+        refusal.to_string(),
+        "vm beta: vdev dsa0/dsa-xyz: unknown type dsa-xyz; dsa0 offers dsa-dwq and dsa-swq"
+    );
     assert_eq!(parent.available("dsa-xyz"), 0);
     assert!(create(&parent, "beta", Some(0)).is_err());
     assert_eq!(parent.available(TYPE_DWQ), 8);
@@ -260,7 +263,7 @@ fn a_vdev_dropped_with_its_tag_takes_the_queue_along() {
 fn a_tag_is_attached_once_and_must_fit() {
     let (_, parent) = parent(&[]);
     let mut guest = Guest::new(&parent, "alpha", None, 10);
-    let refusal = guest.vdev.attach(pasid(11)).unwrap_err();
+    let refusal = guest.vdev.attach(attached(11, &GuestBytes::new(), None)).unwrap_err();
     assert_eq!(refusal.to_string(), "dsa0 WQ 0: PASID 10 is attached already; detach it first");
 }
 

@@ -9,12 +9,11 @@
 //! A command that the device does not finish in time ends with the hardware-error code. One whose turn does not
 //! come has not failed: it waits much longer.
 
-use super::super::commands::{Command, CommandFailure, code, error};
+use super::super::commands::{CommandFailure, code, error};
+use super::super::lease::{Lease, VECTOR_COMPLETION};
 use super::super::registers::{CMD, cmd, gensts, intcause, swerr, wqcfg};
 use super::super::slot::Progress;
-use super::{DsaVdev, VECTOR_COMPLETION, VECTOR_MISC};
-use crate::pci::ConfigSpace;
-use crate::registers::Registers;
+use super::{DsaVdev, VECTOR_MISC};
 
 /// Operand bits of the commands on queues: which 16 of them the bitmap is about.
 const BITMAP_GROUP_MASK: u32 = 0xf_0000;
@@ -63,7 +62,7 @@ pub(super) struct Pending {
     since_ns: u64,
 }
 
-impl<R: Registers, C: ConfigSpace> DsaVdev<R, C> {
+impl<L: Lease> DsaVdev<L> {
     pub(super) fn write_register(
         &mut self,
         offset: usize,
@@ -241,20 +240,19 @@ impl<R: Registers, C: ConfigSpace> DsaVdev<R, C> {
                 pending.given = false;
                 pending.steps = pending.steps.get(1..).unwrap_or_default();
             }
-            (Step::Disable, true) => self.lease.give(Command::DisableWq),
-            (Step::Reset, true) => self.lease.give(Command::ResetWq),
+            (Step::Disable, true) => self.lease.disable(),
+            (Step::Reset, true) => self.lease.reset(),
             // An earlier Enable ended late: what it enabled is not what the guest asks for now.
             (Step::Enable, true) => {
                 pending.given = false;
-                self.lease.give(Command::ResetWq);
+                self.lease.reset();
             }
             (Step::Enable, false) => {
                 let limits = self.shadow.configured_limits();
-                if self.lease.program(limits) {
-                    self.lease.give(Command::EnableWq);
-                } else {
-                    let queue = self.lease.queue().index;
-                    self.tell(format_args!("WQ {queue} enabled by its guest before a PASID was attached"));
+                let entries = self.shadow.configured_size() as u16;
+                if !self.lease.enable(limits, entries) {
+                    let name = self.lease.name();
+                    self.tell(format_args!("{name} enabled by its guest before a PASID was attached"));
                     self.end(Err(error::HARDWARE));
                 }
             }
@@ -386,13 +384,13 @@ impl<R: Registers, C: ConfigSpace> DsaVdev<R, C> {
         if operand != u32::from(VECTOR_COMPLETION) {
             return Err(error::HANDLE_INDEX);
         }
-        Ok(self.lease.queue().handle())
+        Ok(self.lease.handle())
     }
 
     fn release_handle(&self, operand: u32) -> Outcome {
         // The specification wants the index, Linux gives the handle.
         let named = operand & HANDLE_INDEX_MASK;
-        let known = [u32::from(VECTOR_COMPLETION), u32::from(self.lease.queue().handle())];
+        let known = [u32::from(VECTOR_COMPLETION), u32::from(self.lease.handle())];
         if named != operand || !known.contains(&named) {
             return Err(error::HANDLE_INDEX);
         }

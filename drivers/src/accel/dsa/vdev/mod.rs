@@ -13,28 +13,29 @@ use alloc::vec::Vec;
 use core::fmt;
 use core::sync::atomic::Ordering;
 
-use pasidon_kernel::base::addr::PAGE_SIZE;
+use pasidon_kernel::base::addr::{HostPhys, PAGE_SIZE};
 use pasidon_kernel::base::allowance::{Allowance, Withheld};
 use pasidon_kernel::base::refusal::Refusal;
-use pasidon_kernel::dma::pasid::Pasid;
 use pasidon_kernel::vdev::parent::{
-    Bar, DeviceQuiesced, InterruptBinding, PciIdentity, Portal, QuiesceFailed, Remains, VdevModel,
+    Attached, Bar, DeviceQuiesced, InterruptBinding, PciIdentity, Portal, QuiesceFailed, Remains, VdevModel,
     VdevRegisters,
 };
 
 use self::commands::Pending;
 use self::remains::DsaRemains;
 use self::shadow::{Access, Shadow};
+use self::submit::Merge;
 use super::Silicon;
 use super::commands::error;
-use super::lease::QueueLease;
+use super::descriptor::DESCRIPTOR_BYTES;
+use super::device::OPERATION_BATCH;
+use super::lease::Lease;
 use super::registers::portal;
-use crate::pci::ConfigSpace;
-use crate::registers::Registers;
 
 mod commands;
 mod remains;
 mod shadow;
+mod submit;
 
 const BAR_REGISTERS: u8 = 0;
 const BAR_PORTALS: u8 = 2;
@@ -47,14 +48,12 @@ const MSIX_PBA: u32 = 0x3000;
 
 /// Vector of the guest's device events (command completion, error).
 const VECTOR_MISC: u16 = 0;
-/// Vector of the guest's completions.
-const VECTOR_COMPLETION: u16 = 1;
 /// Both.
 const VECTORS: u16 = 2;
 
-/// The model of one `dsa-dwq`.
-pub struct DsaVdev<R: Registers, C: ConfigSpace> {
-    lease: QueueLease<R, C>,
+/// The model of one vdev.
+pub(super) struct DsaVdev<L: Lease> {
+    lease: L,
     shadow: Shadow,
     bus_master: bool,
     /// The guest's command that has not ended.
@@ -67,18 +66,24 @@ pub struct DsaVdev<R: Registers, C: ConfigSpace> {
     commands: u64,
     /// Lines that the guest may still cause.
     lines: Allowance,
+    /// What it has stored of a descriptor, piece by piece.
+    merge: Merge,
 }
 
-impl<R: Registers, C: ConfigSpace> DsaVdev<R, C> {
-    pub(super) fn new(lease: QueueLease<R, C>, entries: Option<u16>) -> Self {
-        let queue_size = lease.queue().size;
-        let size = entries.map_or(queue_size, |entries| entries.min(queue_size));
+impl<L: Lease> DsaVdev<L> {
+    pub(super) fn new(lease: L, entries: Option<u16>) -> Self {
+        let most = lease.entries();
+        let size = entries.map_or(most, |entries| entries.min(most));
         let device = lease.device();
         let lines = Allowance::new(device.host.now_ns());
+        let mut operations = device.operations;
+        if !lease.takes_batches() {
+            operations[0] &= !OPERATION_BATCH;
+        }
         let shadow = Shadow::new(
             size,
             device.limits(),
-            device.operations,
+            operations,
             device.capabilities.general,
             device.capabilities.groups.read_buffers(),
         );
@@ -91,6 +96,7 @@ impl<R: Registers, C: ConfigSpace> DsaVdev<R, C> {
             attended: false,
             commands: 0,
             lines,
+            merge: Merge::new(),
         }
     }
 
@@ -181,7 +187,7 @@ impl<R: Registers, C: ConfigSpace> DsaVdev<R, C> {
 
     /// Takes over what the event handler left for this queue.
     fn collect_error(&mut self) -> bool {
-        let (record, lost) = self.lease.queue().errors.take();
+        let (record, lost) = self.lease.errors().take();
         if let Some(record) = &record {
             self.shadow.record_error(record.for_guest());
         }
@@ -192,7 +198,7 @@ impl<R: Registers, C: ConfigSpace> DsaVdev<R, C> {
     }
 }
 
-impl<R: Registers, C: ConfigSpace> Drop for DsaVdev<R, C> {
+impl<L: Lease> Drop for DsaVdev<L> {
     fn drop(&mut self) {
         self.pending = None;
         self.completion_due = false;
@@ -200,7 +206,7 @@ impl<R: Registers, C: ConfigSpace> Drop for DsaVdev<R, C> {
     }
 }
 
-impl<R: Registers, C: ConfigSpace> VdevRegisters for DsaVdev<R, C> {
+impl<L: Lease> VdevRegisters for DsaVdev<L> {
     fn identity(&self) -> PciIdentity {
         PciIdentity {
             vendor: Silicon::VENDOR,
@@ -222,10 +228,15 @@ impl<R: Registers, C: ConfigSpace> VdevRegisters for DsaVdev<R, C> {
     fn portals(&self) -> Vec<Portal> {
         // The same physical page behind both of the guest's MSI-X portals: for a dedicated queue the
         // limited and the unlimited one do the same. The IMS portals of the guest lead nowhere.
-        [portal::UNLIMITED_MSIX, portal::LIMITED_MSIX]
-            .into_iter()
-            .map(|offset| Portal { bar: BAR_PORTALS, offset, host: self.lease.portal(), len: PAGE_SIZE })
-            .collect()
+        let portal = |host: HostPhys| {
+            [portal::UNLIMITED_MSIX, portal::LIMITED_MSIX].map(|offset| Portal {
+                bar: BAR_PORTALS,
+                offset,
+                host,
+                len: PAGE_SIZE,
+            })
+        };
+        self.lease.portal().map(portal).into_iter().flatten().collect()
     }
 
     fn read(&mut self, bar: u8, offset: u64, size: u8) -> u64 {
@@ -244,10 +255,42 @@ impl<R: Registers, C: ConfigSpace> VdevRegisters for DsaVdev<R, C> {
     }
 
     fn write(&mut self, bar: u8, offset: u64, size: u8, value: u64, raise: &mut dyn FnMut(u16)) {
-        if let (BAR_REGISTERS, Some(access)) = (bar, Access::new(offset, size, REGISTERS_SIZE)) {
-            for (register, mask, value) in access.words(value) {
-                self.write_register(register, mask, value, raise);
+        match (bar, Access::new(offset, size, REGISTERS_SIZE)) {
+            (BAR_REGISTERS, Some(access)) => {
+                for (register, mask, value) in access.words(value) {
+                    self.write_register(register, mask, value, raise);
+                }
             }
+            (BAR_PORTALS, _) if self.lease.device().options.merge_stores => {
+                if let Some((slot, descriptor)) = self.merge.store(offset, size, value) {
+                    self.submit_descriptor(slot, &descriptor, raise);
+                }
+            }
+            _ => {}
+        }
+    }
+
+    fn submit(
+        &mut self,
+        bar: u8,
+        offset: u64,
+        descriptor: &[u8; DESCRIPTOR_BYTES],
+        raise: &mut dyn FnMut(u16),
+    ) {
+        if bar == BAR_PORTALS {
+            self.submit_descriptor(offset, descriptor, raise);
+        }
+    }
+
+    fn interrupt(&mut self, vector: u16, raise: &mut dyn FnMut(u16)) {
+        if self.lease.share().is_none() {
+            raise(vector);
+            return;
+        }
+        self.complete(raise);
+        if self.pending.is_some() {
+            self.proceed();
+            self.raise_completion(raise);
         }
     }
 
@@ -265,7 +308,7 @@ impl<R: Registers, C: ConfigSpace> VdevRegisters for DsaVdev<R, C> {
         self.completion_due = false;
         self.note_attention();
         self.bus_master = false;
-        self.lease.queue().errors.clear();
+        self.lease.errors().clear();
         self.shadow.function_reset();
         Ok(())
     }
@@ -276,6 +319,7 @@ impl<R: Registers, C: ConfigSpace> VdevRegisters for DsaVdev<R, C> {
 
     fn device_event(&mut self, raise: &mut dyn FnMut(u16)) {
         self.notice_halt(raise);
+        self.complete(raise);
         self.proceed();
         self.raise_completion(raise);
         if self.collect_error() && self.shadow.error_interrupts() {
@@ -291,33 +335,34 @@ impl<R: Registers, C: ConfigSpace> VdevRegisters for DsaVdev<R, C> {
     }
 }
 
-impl<R: Registers, C: ConfigSpace> VdevModel for DsaVdev<R, C> {
+impl<L: Lease> VdevModel for DsaVdev<L> {
     fn interrupts(&self) -> Vec<InterruptBinding> {
-        Vec::from([InterruptBinding {
-            physical: self.lease.queue().interrupt_entry(),
-            virtual_vector: VECTOR_COMPLETION,
-            for_guest: true,
-        }])
+        Vec::from([self.lease.interrupt()])
     }
 
-    fn attach(&mut self, pasid: Pasid) -> Result<(), Refusal> {
+    fn window(&self) -> Option<HostPhys> {
+        self.lease.window()
+    }
+
+    fn attach(&mut self, attached: Attached) -> Result<(), Refusal> {
         let device = self.lease.device();
-        let what = alloc::format!("{} WQ {}", device.name, self.lease.queue().index);
-        if let Some(present) = self.lease.queue().pasid() {
+        let what = || alloc::format!("{} {}", device.name, self.lease.name());
+        if let Some(present) = self.lease.pasid() {
             return Err(Refusal::new(
-                what,
+                what(),
                 alloc::format!("PASID {present} is attached already"),
                 "detach it first",
             ));
         }
+        let pasid = attached.pasid;
         if pasid.value() >> device.pasid_bits() != 0 {
             return Err(Refusal::new(
-                what,
+                what(),
                 alloc::format!("PASID {pasid} does not fit the device's {} bits", device.pasid_bits()),
                 "use a smaller PASID",
             ));
         }
-        self.lease.attach(pasid);
+        self.lease.attach(&attached);
         Ok(())
     }
 
@@ -331,18 +376,19 @@ impl<R: Registers, C: ConfigSpace> VdevModel for DsaVdev<R, C> {
     }
 
     fn describe(&self) -> Vec<(&'static str, String)> {
-        let queue = self.lease.queue();
         let state = match self.lease.is_enabled() {
             Some(true) => "enabled",
             Some(false) => "disabled",
             None => "waits for the device",
         };
-        Vec::from([
-            ("queue", alloc::format!("{} ({state})", queue.index)),
+        let mut lines = Vec::from([
+            ("queue", alloc::format!("{} ({state})", self.lease.queue())),
             ("entries", self.shadow.size().to_string()),
             ("device", self.shadow.state().to_string()),
-            ("pasid", queue.pasid().map_or_else(|| "none".to_string(), |pasid| pasid.to_string())),
+            ("pasid", self.lease.pasid().map_or_else(|| "none".to_string(), |pasid| pasid.to_string())),
             ("commands", self.commands.to_string()),
-        ])
+        ]);
+        lines.extend(self.lease.describe());
+        lines
     }
 }

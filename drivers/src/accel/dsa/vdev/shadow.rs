@@ -191,6 +191,11 @@ impl Shadow {
         self.work_queue[wqcfg::STATE / 4] = u32::from(enabled) << wqcfg::STATE_SHIFT;
     }
 
+    /// Operations that the guest may use, as in OPCAP.
+    pub fn operations(&self) -> &[u64; OPCAP_WORDS] {
+        &self.operations
+    }
+
     /// Entries of the allotment.
     pub fn size(&self) -> u16 {
         self.size

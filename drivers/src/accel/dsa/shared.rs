@@ -1,0 +1,317 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Leases of shares of a work queue.
+//!
+//! **Principle.** The guest sees a queue of its own that is enabled and disabled; the device's queue stays enabled, as
+//! others use it. What the guest asks of its queue is done here, but for one thing: that nothing of it is in flight any
+//! more is the device's word (Abort PASID), never what was read in memory.
+
+use alloc::format;
+use alloc::string::{String, ToString};
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+use core::sync::atomic::Ordering;
+
+use pasidon_kernel::base::addr::HostPhys;
+use pasidon_kernel::dma::pasid::Pasid;
+use pasidon_kernel::vdev::parent::{Attached, InterruptBinding};
+
+use super::commands::{Command, CommandFailure};
+use super::device::{Device, Limits};
+use super::errors::ErrorMailbox;
+use super::lease::{Lease, VECTOR_COMPLETION};
+use super::share::guest::Share;
+use super::share::{Member, Tag};
+use super::slot::{Progress, Waiter};
+use crate::pci::ConfigSpace;
+use crate::registers::Registers;
+
+/// What is done to the guest's queue without the device.
+#[derive(Clone, Copy)]
+enum Doing {
+    /// Enabled.
+    Enabled,
+    /// Being disabled, once what was submitted is completed.
+    Draining { since_ns: u64 },
+    /// Disabled, and there was nothing to abort.
+    Reset,
+}
+
+/// The right to a share.
+pub(super) struct ShareLease<R: Registers, C: ConfigSpace> {
+    device: Arc<Device<R, C>>,
+    share: Share,
+    weight: u8,
+    entries: u16,
+    /// As many as the guest gave its queue.
+    open: u16,
+    doing: Option<Doing>,
+    /// Set from the first attach on; cleared when the device confirmed that nothing is in flight.
+    may_be_running: bool,
+    /// Whether the command for the end is in line.
+    stopping: bool,
+    /// The device's epoch as far as the vdev was told.
+    epoch: u32,
+    /// Resets of the device before something could last be in flight.
+    ran_after: u32,
+}
+
+impl<R: Registers, C: ConfigSpace> ShareLease<R, C> {
+    /// Takes a share, of that weight and with so many entries; `None` where there is none left.
+    pub fn take(device: &Arc<Device<R, C>>, weight: u8, entries: u16) -> Option<Self> {
+        let queue = Arc::clone(device.shared.as_ref()?);
+        let interrupt = device.free_entries.lock().pop()?;
+        let Some(member) = queue.join(weight, entries, interrupt) else {
+            device.free_entries.lock().push(interrupt);
+            return None;
+        };
+        Some(Self {
+            device: Arc::clone(device),
+            share: Share::new(queue, member, VECTOR_COMPLETION),
+            weight,
+            entries,
+            open: 0,
+            doing: None,
+            may_be_running: false,
+            stopping: false,
+            epoch: device.epoch(),
+            ran_after: device.resets.load(Ordering::Acquire),
+        })
+    }
+
+    fn member(&self) -> &Member {
+        self.share.member()
+    }
+
+    fn waiter(&self) -> Waiter {
+        Waiter::Share(self.member().number())
+    }
+
+    fn abort(&self, for_end: bool) -> Option<Command> {
+        let command = Command::AbortPasid(self.member().pasid()?.value());
+        self.device.give(self.waiter(), command, for_end);
+        Some(command)
+    }
+
+    /// Whether the whole device was reset after something could last be in flight.
+    fn was_stopped_by_reset(&self) -> bool {
+        self.device.resets.load(Ordering::Acquire) != self.ran_after && self.is_enabled() == Some(false)
+    }
+
+    fn abort_for_good(&mut self, patience_ns: u64) -> Result<(), CommandFailure> {
+        let start = self.device.host.now_ns();
+        if core::mem::replace(&mut self.stopping, true) {
+            // Its end may be there by now.
+        } else if self.abort(true).is_none() {
+            return Ok(());
+        }
+        loop {
+            // Time first: the device had all of it, however long this processor was away.
+            let now = self.device.host.now_ns();
+            let late = |since: u64| now.saturating_sub(since.max(start)) > patience_ns;
+            let failure = match self.device.progress(self.waiter()) {
+                Progress::Ended(Command::AbortPasid(_), end) => {
+                    self.stopping = false;
+                    return end;
+                }
+                Progress::Ended(..) | Progress::Idle => match self.abort(true) {
+                    Some(_) => continue,
+                    None => return Ok(()),
+                },
+                Progress::Waiting(command, _) if late(start) => {
+                    CommandFailure::Busy(command, now.saturating_sub(start))
+                }
+                Progress::Active(command, since) if late(since) => {
+                    CommandFailure::Unfinished(command, now.saturating_sub(since))
+                }
+                Progress::Waiting(..) | Progress::Active(..) => {
+                    core::hint::spin_loop();
+                    continue;
+                }
+                Progress::Lost => {
+                    let pasid = self.member().pasid().map_or(0, Pasid::value);
+                    CommandFailure::Lost(Command::AbortPasid(pasid))
+                }
+            };
+            return Err(failure);
+        }
+    }
+}
+
+impl<R: Registers, C: ConfigSpace> Lease for ShareLease<R, C> {
+    type Registers = R;
+    type Config = C;
+
+    fn device(&self) -> &Device<R, C> {
+        &self.device
+    }
+
+    fn name(&self) -> String {
+        self.member().to_string()
+    }
+
+    fn queue(&self) -> String {
+        format!("{}, share {}", self.share.queue().index(), self.member().number())
+    }
+
+    fn entries(&self) -> u16 {
+        self.entries
+    }
+
+    fn takes_batches(&self) -> bool {
+        false
+    }
+
+    fn errors(&self) -> &ErrorMailbox {
+        &self.member().errors
+    }
+
+    fn pasid(&self) -> Option<Pasid> {
+        self.member().pasid()
+    }
+
+    /// The guest's own number: what the device is told is put in its place.
+    fn handle(&self) -> u16 {
+        VECTOR_COMPLETION
+    }
+
+    fn interrupt(&self) -> InterruptBinding {
+        InterruptBinding {
+            physical: self.member().interrupt.entry,
+            virtual_vector: VECTOR_COMPLETION,
+            for_guest: false,
+        }
+    }
+
+    fn window(&self) -> Option<HostPhys> {
+        Some(self.member().page())
+    }
+
+    fn attach(&mut self, attached: &Attached) {
+        let Some(window) = attached.window else { return };
+        self.may_be_running = true;
+        self.member().set_tag(Some(Tag { pasid: attached.pasid, records: window.iova }));
+        self.device.permit_interrupt(self.member().interrupt.entry, Some(attached.pasid.value()));
+        self.share.attach(attached);
+    }
+
+    fn lost_by_reset(&mut self) -> bool {
+        let epoch = self.device.epoch();
+        core::mem::replace(&mut self.epoch, epoch) != epoch
+    }
+
+    fn is_enabled(&self) -> Option<bool> {
+        let changes = matches!(self.doing, Some(Doing::Draining { .. }));
+        let member = self.member();
+        (!changes && !self.device.is_in_line(self.waiter())).then(|| member.is_open() || !member.is_idle())
+    }
+
+    fn enable(&mut self, limits: Limits, entries: u16) -> bool {
+        self.open = entries.min(self.entries);
+        self.ran_after = self.device.resets.load(Ordering::Acquire);
+        self.share.limit(limits.max_transfer_log2);
+        self.doing = Some(Doing::Enabled);
+        self.member().open(self.open)
+    }
+
+    fn disable(&mut self) {
+        self.member().close();
+        self.doing = Some(Doing::Draining { since_ns: self.device.host.now_ns() });
+    }
+
+    fn reset(&mut self) {
+        self.member().close();
+        self.member().drop_backlog();
+        self.doing = None;
+        if self.member().is_idle() || self.abort(false).is_none() {
+            self.doing = Some(Doing::Reset);
+        }
+    }
+
+    fn progress(&mut self) -> Progress {
+        let queue = self.share.queue().index();
+        match self.doing {
+            Some(Doing::Enabled) => {
+                self.doing = None;
+                Progress::Ended(Command::EnableWq(queue), Ok(()))
+            }
+            Some(Doing::Reset) => {
+                self.doing = None;
+                Progress::Ended(Command::ResetWq(queue), Ok(()))
+            }
+            Some(Doing::Draining { .. }) if self.member().is_idle() => {
+                self.doing = None;
+                Progress::Ended(Command::DisableWq(queue), Ok(()))
+            }
+            // Others have their turns, too.
+            Some(Doing::Draining { since_ns }) => Progress::Waiting(Command::DisableWq(queue), since_ns),
+            None => {
+                let progress = self.device.progress(self.waiter());
+                if let Progress::Ended(Command::AbortPasid(_), Ok(())) = progress {
+                    self.share.queue().forget(self.member());
+                }
+                progress
+            }
+        }
+    }
+
+    fn withdraw(&mut self) {
+        if let Some(Doing::Draining { .. }) = self.doing.take() {
+            self.member().open(self.open);
+        }
+        self.device.withdraw(self.waiter());
+    }
+
+    fn is_waiting(&self) -> bool {
+        self.doing.is_some() || self.device.is_in_line(self.waiter())
+    }
+
+    fn quiesce(&mut self, patience_ns: u64) -> Result<(), String> {
+        self.member().close();
+        self.member().drop_backlog();
+        self.doing = None;
+        if self.may_be_running && !self.was_stopped_by_reset() {
+            self.abort_for_good(patience_ns).map_err(|failure| {
+                log::error!(
+                    "parent {}: {} retired: {failure}; it is used again once the device has confirmed its stop",
+                    self.device.name,
+                    self.member()
+                );
+                failure.to_string()
+            })?;
+        }
+        self.stopping = false;
+        self.device.permit_interrupt(self.member().interrupt.entry, None);
+        self.share.queue().forget(self.member());
+        self.member().set_tag(None);
+        self.member().errors.clear();
+        self.may_be_running = false;
+        Ok(())
+    }
+
+    fn share(&mut self) -> Option<&mut Share> {
+        Some(&mut self.share)
+    }
+
+    fn describe(&self) -> Vec<(&'static str, String)> {
+        let [submitted, completed, deferred, waiting, in_flight] = self.member().counts();
+        Vec::from([
+            ("weight", self.weight.to_string()),
+            (
+                "submitted",
+                format!("{submitted} ({completed} completed, {in_flight} in flight, {waiting} wait)"),
+            ),
+            ("retries", deferred.to_string()),
+        ])
+    }
+}
+
+impl<R: Registers, C: ConfigSpace> Drop for ShareLease<R, C> {
+    fn drop(&mut self) {
+        if self.may_be_running {
+            log::error!("parent {}: {} was dropped without being quiesced", self.device.name, self.member());
+            return;
+        }
+        self.share.queue().leave(self.member());
+        self.device.free_entries.lock().push(self.member().interrupt);
+    }
+}
