@@ -12,6 +12,7 @@
 //! | `descriptor` | what the device is asked for, and what it answers |
 //! | `wait` | waits for the answer: by looking, or by interrupt |
 //! | `check` | operations with random data, each compared with what the processor computes |
+//! | `load` | copies for a time, so many at once |
 //! | `poke` | one copy between addresses of the user's choice |
 //!
 //! Nothing here knows that there is a hypervisor. The queue carries a PASID of which the guest sees nothing, and
@@ -21,6 +22,7 @@ mod check;
 mod descriptor;
 mod device;
 mod function;
+mod load;
 mod memory;
 mod poke;
 mod portal;
@@ -54,6 +56,11 @@ enum Command {
     /// The last line says how many operations of each kind were done, how many failed, and how many the device does in
     /// a second; preparing and verifying the data is not counted. The exit status is 0 only if none failed.
     Verify(Verify),
+    /// Copies for a time, so many at once: how many the queue does, and how long each takes
+    ///
+    /// The last line says how many copies there were, how many of them failed, how many in a second, and the time from
+    /// submission to completion as this program saw it: the median, and what 99 of 100 did not exceed.
+    Load(load::Load),
     /// One copy between addresses of your choice, also ones that are not yours
     ///
     /// The last line says what came of it: result=ok, error (with the status and the address that the device reports)
@@ -122,6 +129,12 @@ fn run(arguments: &Arguments) -> Result<bool> {
             device.disable().context("switching the device off")?;
             println!("PASIDON dsa-user {summary}");
             Ok(summary.done.failures == 0)
+        }
+        Command::Load(options) => {
+            let outcome = load::run(options, &mut memory, &queue, &wait)?;
+            device.disable().context("switching the device off")?;
+            println!("PASIDON dsa-user load {outcome}");
+            Ok(outcome.failures == 0)
         }
         Command::Poke(options) => {
             let outcome = poke::run(options, &mut memory, &queue, &wait)?;

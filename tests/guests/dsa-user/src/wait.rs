@@ -102,6 +102,22 @@ impl Wait {
     }
 }
 
+impl Wait {
+    /// Returns where something may have completed by now: at once by polling, after an interrupt else. `oldest`: how long
+    /// the operation waits that was submitted first.
+    ///
+    /// # Errors
+    /// When nothing completes any more.
+    pub fn any(&self, oldest: Duration) -> Result<()> {
+        ensure!(oldest < DEADLINE, "no completion record after {} s", DEADLINE.as_secs());
+        match self {
+            Self::Polling => std::thread::yield_now(),
+            Self::Interrupt(interrupts) => interrupts.wait()?,
+        }
+        Ok(())
+    }
+}
+
 impl Interrupts {
     /// Waits for at least one more than were seen.
     fn wait(&self) -> Result<()> {

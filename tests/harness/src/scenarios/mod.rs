@@ -55,6 +55,7 @@ pub const ALL: &[Scenario] = &[
     sharing::DENIED,
     sharing::DOORBELL,
     shared_queue::DMATEST,
+    shared_queue::FAIR,
     vdev::DESTROYED,
     vdev::BUS_MASTER,
     vdev::SLEEP,

@@ -1,13 +1,15 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Guests that share one work queue: their portals are trapped, and each descriptor is checked.
 
-use super::pasidon::{HOST, check, copies_done, dsa_up, shell};
+use super::pasidon::{COMMAND_TIMEOUT, COPIES_TIMEOUT, HOST, check, copies_done, dsa_up, shell};
 use crate::arch::Arch;
 use crate::cpu::Cpu;
 use crate::demonstration::{self, Vdev};
-use crate::machine::Machine;
+use crate::machine::{Console, Machine, PROMPT};
 use crate::scenario::Scenario;
 use anyhow::{Context, Result, ensure};
+use std::thread;
+use std::time::Duration;
 
 /// Verified copies that each guest does.
 const COPIES: u64 = 2_000;
@@ -77,4 +79,170 @@ fn ends(machine: &Machine) -> Result<()> {
     let alpha = shell(machine, "alpha")?;
     dsa_up(machine, alpha)?;
     check(machine, alpha, "dsa-test 200", "copies=200 failures=0").map(drop)
+}
+
+/// What each descriptor takes an engine, in microseconds, so that the accelerator is what there is too little of.
+const LATENCY_US: u64 = 5_000;
+/// A guest of the second scenario.
+struct Sharer {
+    name: &'static str,
+    weight: u64,
+    depth: u64,
+    size: u64,
+}
+
+const fn sharer(name: &'static str, weight: u64, depth: u64, size: u64) -> Sharer {
+    Sharer { name, weight, depth, size }
+}
+
+/// One that asks for all it can get, in large pieces, and three that do not.
+const SHARERS: [Sharer; 4] = [
+    sharer("greedy", 1, 32, 64 << 10),
+    sharer("one", 1, 16, 16 << 10),
+    sharer("two", 2, 16, 16 << 10),
+    sharer("four", 4, 16, 16 << 10),
+];
+/// How long they are watched.
+const WATCHED: Duration = Duration::from_secs(15);
+/// By how much of its part a guest's share may differ from that.
+const TOLERANCE: f64 = 0.1;
+
+/// Everybody's part of the queue, and what the greedy one costs the others.
+pub const FAIR: Scenario = Scenario {
+    name: "swq-fair",
+    about: "a greedy guest and three modest ones on one work queue: each has its part by weight, whatever it copies",
+    arches: &[Arch::X86_64],
+    cpus: &[Cpu::Tcg],
+    run: |lab| {
+        let guests: String = SHARERS
+            .iter()
+            .map(|sharer| vm(sharer.name, "dsa-swq", &format!("entries = 32\n  weight = {}", sharer.weight)))
+            .collect();
+        let machine = lab.pasidon(&[HOST, &guests].concat(), |platform| {
+            platform.dsa(&format!("latency-ns={}", LATENCY_US * 1000))
+        })?;
+        let mut consoles = Vec::new();
+        for sharer in &SHARERS {
+            let console = shell(&machine, sharer.name)?;
+            check(
+                &machine,
+                console,
+                "insmod /lib/modules/uio.ko && insmod /lib/modules/uio_msix.ko; echo $?",
+                "0",
+            )?;
+            consoles.push(console);
+        }
+        // All ask for more than there is.
+        for (sharer, console) in SHARERS.iter().zip(&consoles) {
+            start(*console, 35, sharer.depth, sharer.size)?;
+        }
+        let before = wait_for_all(&machine)?;
+        thread::sleep(WATCHED);
+        let after = submitted(&machine)?;
+        for console in &consoles {
+            load_done(&machine, *console)?;
+        }
+        let bytes: Vec<u64> = SHARERS
+            .iter()
+            .zip(before.iter().zip(&after))
+            .map(|(sharer, (before, after))| (after - before) * sharer.size)
+            .collect();
+        let (total, weights): (u64, u64) =
+            (bytes.iter().sum(), SHARERS.iter().map(|sharer| sharer.weight).sum());
+        let part =
+            |sharer: &Sharer, bytes: u64| bytes as f64 / total as f64 * weights as f64 / sharer.weight as f64;
+        for (sharer, bytes) in SHARERS.iter().zip(&bytes) {
+            let part = part(sharer, *bytes);
+            println!(
+                "  {}: weight {}, {} MiB, {part:.3} of its part",
+                sharer.name,
+                sharer.weight,
+                bytes >> 20
+            );
+        }
+        for (sharer, bytes) in SHARERS.iter().zip(&bytes) {
+            let part = part(sharer, *bytes);
+            ensure!(
+                (part - 1.0).abs() <= TOLERANCE,
+                "{} has {part:.3} of its part: {bytes} of {total} bytes by weight {} of {weights}",
+                sharer.name,
+                sharer.weight
+            );
+        }
+
+        // How long a single copy takes, beside the others and beside the greedy one.
+        let modest = &consoles[1..];
+        let alone = single_copies(&machine, modest)?;
+        start(consoles[0], 25, SHARERS[0].depth, SHARERS[0].size)?;
+        let beside = single_copies(&machine, modest)?;
+        load_done(&machine, consoles[0])?;
+        for ((sharer, alone), beside) in SHARERS[1..].iter().zip(&alone).zip(&beside) {
+            println!(
+                "  {}: a copy takes {} us (99 of 100: {}), beside the greedy one {} us ({})",
+                sharer.name, alone[0], alone[1], beside[0], beside[1]
+            );
+            // Before a copy of one who has nothing else under way there is what the device has of the greedy one, three
+            // quarters of the queue, and a turn of each other. All that it has waiting would be almost three times that.
+            let most = alone[0] + (12 + 3) * LATENCY_US;
+            ensure!(beside[0] <= most, "{}: {} us is more than {most} us", sharer.name, beside[0]);
+        }
+        Ok(())
+    },
+};
+
+fn start(console: Console<'_>, seconds: u64, depth: u64, size: u64) -> Result<()> {
+    console.send_line(&format!(
+        "dsa-user load --wait interrupt --seconds {seconds} --depth {depth} --size {size}"
+    ))
+}
+
+/// Median and 99th percentile of copies of the guests, one at a time in each, in microseconds.
+fn single_copies(machine: &Machine, consoles: &[Console<'_>]) -> Result<Vec<[u64; 2]>> {
+    for console in consoles {
+        start(*console, 8, 1, 16 << 10)?;
+    }
+    consoles.iter().map(|console| load_done(machine, *console)).collect()
+}
+
+/// Waits for the last line of `dsa-user load`: median and 99th percentile, in microseconds.
+fn load_done(machine: &Machine, console: Console<'_>) -> Result<[u64; 2]> {
+    let line = console.expect("PASIDON dsa-user (.*)\n", COPIES_TIMEOUT)?;
+    console.expect(PROMPT, COMMAND_TIMEOUT)?;
+    let value = |name: &str| -> Result<u64> {
+        let word = line[1].split(' ').find_map(|word| word.strip_prefix(name)?.strip_prefix('='));
+        Ok(word.with_context(|| format!("no {name} in: {}", line[0]))?.parse()?)
+    };
+    let (copies, failures) = (value("copies")?, value("failures")?);
+    ensure!(copies > 0 && failures == 0, "{}\n{}", line[0], machine.transcript());
+    Ok([value("median_us")?, value("p99_us")?])
+}
+
+/// Descriptors that each sharer has submitted to the device. While a vdev is at work nothing is told of it.
+fn submitted(machine: &Machine) -> Result<Vec<u64>> {
+    let mut counts = Vec::new();
+    super::pasidon::until(machine, COMMAND_TIMEOUT, || {
+        let answer = machine.monitor("vdevs")?;
+        let list = answer.as_array().with_context(|| format!("vdevs: not a list: {answer}"))?;
+        let of = |sharer: &Sharer| -> Option<u64> {
+            let vdev = list.iter().find(|entry| entry["vm"] == sharer.name)?;
+            let details = vdev["details"].as_array()?;
+            let line = details.iter().find(|detail| detail["name"] == "submitted")?;
+            line["value"].as_str()?.split(' ').next()?.parse().ok()
+        };
+        counts = SHARERS.iter().filter_map(of).collect();
+        Ok((counts.len() < SHARERS.len()).then(|| format!("submitted is missing in {answer}")))
+    })?;
+    Ok(counts)
+}
+
+/// Looks until each has submitted a good many more than at the first look; the looking takes the time.
+fn wait_for_all(machine: &Machine) -> Result<Vec<u64>> {
+    let first = submitted(machine)?;
+    let mut now = first.clone();
+    super::pasidon::until(machine, COMMAND_TIMEOUT, || {
+        now = submitted(machine)?;
+        let waits = SHARERS.iter().zip(first.iter().zip(&now)).find(|(_, (first, now))| **now < **first + 40);
+        Ok(waits.map(|(sharer, _)| format!("{} does not submit", sharer.name)))
+    })?;
+    Ok(now)
 }

@@ -83,7 +83,7 @@ pub(super) struct State {
 
 impl Member {
     /// One for each completion record of a page.
-    pub const MAX_IN_FLIGHT: u16 = 64;
+    pub const MAX_IN_FLIGHT: u16 = 96;
     const RECORDS: u32 = (PAGE_SIZE / RECORD_BYTES) as u32;
 
     pub(super) fn new(

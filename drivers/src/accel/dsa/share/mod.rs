@@ -104,9 +104,10 @@ impl SharedQueue {
         self.size
     }
 
-    /// Descriptors of one member that the device has at most.
+    /// Descriptors of one member that the device has at most: all but a quarter. Where its weight gives it more than that
+    /// of what is in flight, which takes others that copy much more at a time, this is what limits it.
     pub fn part(&self) -> u16 {
-        (self.size / 2).clamp(1, Member::MAX_IN_FLIGHT)
+        (self.size - self.size / 4).clamp(1, Member::MAX_IN_FLIGHT)
     }
 
     /// Takes a member in, of that weight and with so many entries; `None` where memory is short, or there are too many.

@@ -189,24 +189,24 @@ fn only_an_enabled_queue_takes_stores_and_only_on_its_own_portals() {
 #[test]
 fn a_queue_that_is_full_loses_what_comes_and_says_so() {
     let machine = Machine::new(true);
-    let mut guest = machine.guest_with(5, None, Some(6));
-    for record in 0..6 {
+    let mut guest = machine.guest_with(5, None, Some(8));
+    for record in 0..8 {
         guest.copy(record * 32);
     }
-    assert_eq!(machine.has().len(), 4, "its part of the shared queue");
+    assert_eq!(machine.has().len(), 6, "its part of the shared queue");
     assert_eq!(guest.raised(), [0u16; 0]);
-    guest.copy(6 * 32);
+    guest.copy(8 * 32);
     assert_eq!(guest.error()[0] >> 8 & 0xff, 0x53);
     assert_eq!(guest.raised(), [0]);
     // What was completed keeps its place until the guest was told.
     let descriptor = machine.model.locked().shared[SHARED].remove(0);
     machine.finish(&descriptor, SUCCESS, &guest);
-    guest.copy(7 * 32);
+    guest.copy(9 * 32);
     assert_eq!(guest.error()[0] >> 8 & 0xff, 0x53);
     guest.interrupt();
-    guest.copy(7 * 32);
+    guest.copy(9 * 32);
     assert_eq!(guest.error()[0], 0);
-    assert_eq!(machine.has().len(), 4);
+    assert_eq!(machine.has().len(), 6);
 }
 
 /// A drain that the device has completed is told after what it waited for.

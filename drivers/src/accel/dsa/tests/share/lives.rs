@@ -150,12 +150,12 @@ fn commands_of_a_guest_stay_its_own() {
 fn a_drain_ends_when_the_last_of_its_own_has_ended() {
     let machine = Machine::new(true);
     let mut guest = machine.guest_with(1, None, Some(8));
-    (0..6).for_each(|_| guest.copy(0x40));
+    (0..8).for_each(|_| guest.copy(0x40));
     guest.guest.w32(0xa0, 1 << 31 | 7 << 20 | 1);
     assert_eq!(guest.guest.r32(0xa8) >> 31, 1);
     guest.copy(0x40);
-    assert_eq!(guest.detail("submitted"), "4 (0 completed, 4 in flight, 2 wait)", "nothing more comes in");
-    for left in (0..6).rev() {
+    assert_eq!(guest.detail("submitted"), "6 (0 completed, 6 in flight, 2 wait)", "nothing more comes in");
+    for left in (0..8).rev() {
         machine.complete(0, SUCCESS, &mut guest);
         assert_eq!(guest.guest.r32(0xa8) >> 31, u32::from(left > 0));
     }
