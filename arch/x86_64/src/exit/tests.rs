@@ -10,8 +10,13 @@ use pasidon_arch_common::board::Board;
 use pasidon_arch_common::hardware::{Chipset as _, Core as _};
 use pasidon_arch_common::memory::RamView;
 use pasidon_arch_common::view::Sink;
+use pasidon_kernel::base::refusal::Refusal;
 use pasidon_kernel::irq::msi::Posting;
-use pasidon_kernel::vdev::parent::{Bar, PciIdentity, Portal, QuiesceFailed, Remains, VdevRegisters};
+use pasidon_kernel::vdev::model::SharedModel;
+use pasidon_kernel::vdev::parent::{
+    Attached, Bar, DeviceQuiesced, InterruptBinding, PciIdentity, Portal, QuiesceFailed, Remains, VdevModel,
+    VdevRegisters,
+};
 use pasidon_kernel::vm::exit::{Action, MsiMessage};
 use spin::Mutex;
 
@@ -121,9 +126,9 @@ impl Machine {
     }
 
     /// Plugs a vdev and turns its bus mastering, memory decoding and MSI-X on. Returns where BAR 0 is.
-    fn plug(&mut self, model: Slice) -> u64 {
+    fn plug(&mut self, model: Box<dyn VdevRegisters>) -> u64 {
         const FUNCTION: u64 = layout::ECAM_BASE + (1 << 15);
-        self.board.lock().chipset.add_vdev(Box::new(model)).unwrap();
+        self.board.lock().chipset.add_vdev(model).unwrap();
         self.access(FUNCTION + 4, 2, AccessKind::Write(6));
         self.access(FUNCTION + 0x82, 2, AccessKind::Write(0x8000));
         self.access(FUNCTION + 0x10, 8, AccessKind::Read) & !0xf
@@ -343,6 +348,24 @@ impl VdevRegisters for Slice {
     }
 }
 
+impl VdevModel for Slice {
+    fn interrupts(&self) -> Vec<InterruptBinding> {
+        Vec::new()
+    }
+
+    fn attach(&mut self, _to: Attached) -> Result<(), Refusal> {
+        Ok(())
+    }
+
+    fn quiesce(&mut self) -> Result<DeviceQuiesced, QuiesceFailed> {
+        Ok(DeviceQuiesced::confirmed_by_device())
+    }
+
+    fn describe(&self) -> Vec<(&'static str, alloc::string::String)> {
+        Vec::new()
+    }
+}
+
 /// Turns the local APIC on, as x2APIC: IA32_APIC_BASE, then SVR.
 const X2APIC_ON: [u8; 31] = [
     0xb9, 0x1b, 0x00, 0x00, 0x00, // mov ecx, IA32_APIC_BASE
@@ -365,7 +388,7 @@ fn a_devices_interrupt_is_posted_where_the_guest_can_take_it_as_it_is() {
     let descriptor = Arc::new(posted(0x51, 0));
     let told = Arc::new(Mutex::new(Told::default()));
     machine.board.lock().chipset.post_to(descriptor.clone());
-    let base = machine.plug(Slice(told.clone()));
+    let base = machine.plug(Box::new(Slice(told.clone())));
     machine.core.post_to(descriptor.clone());
     machine.run();
     let mut program = |message: MsiMessage| {
@@ -414,13 +437,12 @@ fn what_is_not_there_takes_no_interrupt(extension: Extension) {
 /// Where the guest sees the page with a vdev's BAR 2.
 const VDEV: u64 = 101 << 21;
 
-/// A guest with a vdev behind [`VDEV`], whose BAR 2 is that far in.
-fn with_vdev(extension: Extension, code: &[u8]) -> (Machine, Arc<Mutex<Told>>, u64) {
+/// A guest with that vdev behind [`VDEV`], and where it sees BAR 2.
+fn with_vdev(extension: Extension, code: &[u8], model: Box<dyn VdevRegisters>) -> (Machine, u64) {
     let mut machine = Machine::new(extension, code);
-    let told = Arc::new(Mutex::new(Told::default()));
-    let bar = machine.plug(Slice(told.clone())) + SECOND_BAR;
+    let bar = machine.plug(model) + SECOND_BAR;
     machine.guest.map_linear(VDEV >> 21, bar & !0x1f_ffff);
-    (machine, told, VDEV + bar % 0x20_0000)
+    (machine, VDEV + bar % 0x20_0000)
 }
 
 fn movdir64b_reaches_its_vdev_as_one_store(extension: Extension) {
@@ -432,7 +454,8 @@ fn movdir64b_reaches_its_vdev_as_one_store(extension: Extension) {
         &STORE,
         &[0xf4], // hlt
     ];
-    let (mut machine, told, bar) = with_vdev(extension, &code.concat());
+    let told = Arc::new(Mutex::new(Told::default()));
+    let (mut machine, bar) = with_vdev(extension, &code.concat(), Box::new(Slice(told.clone())));
     let descriptor: [u8; 64] = core::array::from_fn(|i| i as u8);
     machine.guest.write_bytes(DATA, &descriptor);
     // The first is the BAR's last, the second behind it.
@@ -457,10 +480,13 @@ fn instructions_per_exit() {
             ("port read", &[0xec, 0xff, 0xce, 0x75, 0xfb, 0xf4]),
             ("trapped MMIO read", &[0x8b, 0x03, 0xff, 0xce, 0x75, 0xfa, 0xf4]),
             ("RDMSR", &[0x0f, 0x32, 0xff, 0xce, 0x75, 0xfa, 0xf4]),
+            ("MOVDIR64B to a vdev", &[0x66, 0x0f, 0x38, 0xf8, 0x2f, 0xff, 0xce, 0x75, 0xf7, 0xf4]),
         ] {
-            let mut machine = Machine::new(extension, code);
-            // RCX: IA32_APIC_BASE; RDX: COM1's line status; RBX: the I/O APIC; RSI: how often.
-            for (register, value) in [(1, 0x1b), (2, 0x3fd), (3, IOAPIC + 0x10), (6, 64)] {
+            let model = SharedModel::new(Box::new(Slice(Arc::default())));
+            let (mut machine, bar) = with_vdev(extension, code, model.guest_side());
+            // RCX: IA32_APIC_BASE; RDX: COM1's line status; RBX: the I/O APIC; RBP: a vdev; RSI: how often.
+            for (register, value) in [(1, 0x1b), (2, 0x3fd), (3, IOAPIC + 0x10), (5, bar), (6, 64), (7, DATA)]
+            {
                 machine.core.hardware.set_gpr(register, value);
             }
             let exits = machine.run();
