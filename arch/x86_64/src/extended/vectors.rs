@@ -56,6 +56,10 @@ impl Layout {
         }
     }
 
+    fn of_processor() -> Self {
+        Self::new(|component| __cpuid_count(CPUID_XSAVE, component).ebx as usize)
+    }
+
     /// The parts of register `index`, 0 to 31, each with its place in the area.
     fn parts(&self, index: usize) -> impl Iterator<Item = (&Part, Range<usize>)> {
         let (parts, nth) = if index < LOW_REGISTERS {
@@ -115,7 +119,6 @@ fn in_use(area: &[u8]) -> u64 {
 /// The vector registers of a vCPU whose state is loaded.
 pub struct LiveVectors<'a> {
     extended: &'a mut Extended,
-    layout: Layout,
     /// The area holds what the registers hold.
     taken: bool,
 }
@@ -130,8 +133,7 @@ impl<'a> LiveVectors<'a> {
     /// # Safety
     /// The state was loaded on this pCPU, and stays so while this lives.
     pub(super) unsafe fn new(extended: &'a mut Extended) -> Self {
-        let layout = Layout::new(|component| __cpuid_count(CPUID_XSAVE, component).ebx as usize);
-        Self { extended, layout, taken: false }
+        Self { extended, taken: false }
     }
 }
 
@@ -147,7 +149,7 @@ impl VectorRegisters for LiveVectors<'_> {
             unsafe { self.extended.take_components(components) };
             self.taken = true;
         }
-        self.layout.read(self.extended.area.bytes(), index)
+        Layout::of_processor().read(self.extended.area.bytes(), index)
     }
 
     fn write(&mut self, index: usize, value: &Vector) {
@@ -157,7 +159,7 @@ impl VectorRegisters for LiveVectors<'_> {
             unsafe { self.extended.take_components(components) };
             self.taken = true;
         }
-        self.layout.write(self.extended.area.bytes_mut(), components, index, value);
+        Layout::of_processor().write(self.extended.area.bytes_mut(), components, index, value);
         // SAFETY: as in `read`; the area holds what was taken out of the registers, but for one of them.
         unsafe { self.extended.put_components(components) };
     }
