@@ -150,7 +150,7 @@ pub trait Backend {
     /// is the new event. `flush` drops the translations of the guest's memory first.
     fn enter(&mut self, pcpu: &mut Self::Pcpu, context: &mut Context, flush: bool) -> Reason;
 
-    /// The registers that an emulated instruction may use.
+    /// The registers that an emulated instruction may use: of segments, in 64-bit code, only what counts there.
     fn state(&self, context: &Context) -> CpuState;
 
     /// Length of the current instruction, where the processor told it; otherwise the caller must find it.

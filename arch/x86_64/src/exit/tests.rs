@@ -39,6 +39,7 @@ on_both! {
     int1_returns_behind_itself,
     what_is_not_there_takes_no_interrupt,
     movdir64b_reaches_its_vdev_as_one_store,
+    fs_and_gs_have_bases_in_64_bit_code,
 }
 
 /// Where the guest sees the I/O APIC: its linear addresses end at 1 GiB.
@@ -466,6 +467,36 @@ fn movdir64b_reaches_its_vdev_as_one_store(extension: Extension) {
     assert_eq!(exits.len(), 3, "{exits:?}");
     assert_eq!(told.lock().submitted, [(2, SECOND_BAR_LEN - 64, descriptor)]);
     assert_eq!(machine.board.lock().chipset.unclaimed(), (1, 0));
+}
+
+fn fs_and_gs_have_bases_in_64_bit_code(extension: Extension) {
+    const WINDOW: u8 = 0x10;
+    let read = |msr: u8, prefix: u8, at: u8| {
+        [
+            &[0xb9, msr, 0x01, 0x00, 0xc0][..], // mov ecx, FS.base or GS.base
+            &[0xb8, WINDOW, 0x00, 0x00, 0x00],  // mov eax, 10h
+            &[0x31, 0xd2],                      // xor edx, edx
+            &[0x0f, 0x30],                      // wrmsr
+            &[prefix, 0x8b, 0x03],              // mov eax, fs:[rbx] or gs:[rbx]
+            &[0x89, 0x47, at],                  // mov [rdi + at], eax
+            &[0xb8, 0x00, 0x00, 0x00, 0x00],    // mov eax, 0
+            &[0x0f, 0x30],                      // wrmsr
+        ]
+        .concat()
+    };
+    let code = [
+        &[0xc7, 0x03, 0x01, 0x00, 0x00, 0x00][..], // mov dword [rbx], 1
+        &read(0x00, 0x64, 0),
+        &read(0x01, 0x65, 8),
+        &[0xf4], // hlt
+    ];
+    let mut machine = Machine::new(extension, &code.concat());
+    machine.core.hardware.set_gpr(3, IOAPIC);
+    machine.core.hardware.set_gpr(7, DATA);
+    machine.run();
+    let version = machine.access(layout::IOAPIC_BASE + u64::from(WINDOW), 4, AccessKind::Read);
+    assert!(version > 1);
+    assert_eq!(machine.words(), [version; 2], "the I/O APIC's window, not its index");
 }
 
 /// How many instructions exits take, with the entry: the processor's TSC counts them. To be run in a release build.

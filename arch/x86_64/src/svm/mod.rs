@@ -197,7 +197,7 @@ impl Backend for SvmVcpu {
 
     fn state(&self, context: &Context) -> CpuState {
         let save = &self.vmcb.save;
-        CpuState {
+        let mut state = CpuState {
             gpr: context.gpr,
             rip: context.rip,
             rflags: context.rflags,
@@ -206,13 +206,20 @@ impl Backend for SvmVcpu {
             cr4: self.cr4(),
             efer: save.efer & !EFER_SVME,
             cpl: save.cpl,
-            cs: segment_state(&save.cs),
-            ss: segment_state(&save.ss),
-            ds: segment_state(&save.ds),
-            es: segment_state(&save.es),
-            fs: segment_state(&save.fs),
-            gs: segment_state(&save.gs),
+            cs: SegmentState { long: self.cs_long(), ..SegmentState::default() },
+            ..CpuState::default()
+        };
+        if state.is_64bit() {
+            (state.fs.base, state.gs.base) = (save.fs.base, save.gs.base);
+        } else {
+            state.cs = segment_state(&save.cs);
+            state.ss = segment_state(&save.ss);
+            state.ds = segment_state(&save.ds);
+            state.es = segment_state(&save.es);
+            state.fs = segment_state(&save.fs);
+            state.gs = segment_state(&save.gs);
         }
+        state
     }
 
     fn known_length(&self, context: &Context) -> Option<u8> {

@@ -410,7 +410,7 @@ impl Backend for VmxVcpu {
 
     fn state(&self, context: &Context) -> CpuState {
         let ControlState { cr0, cr3, cr4, efer } = self.control();
-        CpuState {
+        let mut state = CpuState {
             gpr: context.gpr,
             rip: context.rip,
             rflags: context.rflags,
@@ -419,13 +419,21 @@ impl Backend for VmxVcpu {
             cr4,
             efer,
             cpl: self.cpl(),
-            cs: self.segment_state(SegmentRegister::Cs),
-            ss: self.segment_state(SegmentRegister::Ss),
-            ds: self.segment_state(SegmentRegister::Ds),
-            es: self.segment_state(SegmentRegister::Es),
-            fs: self.segment_state(SegmentRegister::Fs),
-            gs: self.segment_state(SegmentRegister::Gs),
+            cs: SegmentState { long: self.cs_long(), ..SegmentState::default() },
+            ..CpuState::default()
+        };
+        if state.is_64bit() {
+            state.fs.base = self.vmcs.read(Field::GuestFsBase);
+            state.gs.base = self.vmcs.read(Field::GuestGsBase);
+        } else {
+            state.cs = self.segment_state(SegmentRegister::Cs);
+            state.ss = self.segment_state(SegmentRegister::Ss);
+            state.ds = self.segment_state(SegmentRegister::Ds);
+            state.es = self.segment_state(SegmentRegister::Es);
+            state.fs = self.segment_state(SegmentRegister::Fs);
+            state.gs = self.segment_state(SegmentRegister::Gs);
         }
+        state
     }
 
     fn known_length(&self, _context: &Context) -> Option<u8> {

@@ -86,6 +86,8 @@ pub enum Field {
     GuestCr3 = 0x6802,
     GuestCr4 = 0x6804,
     GuestEsBase = 0x6806,
+    GuestFsBase = 0x680e,
+    GuestGsBase = 0x6810,
     GuestGdtrBase = 0x6816,
     GuestIdtrBase = 0x6818,
     GuestDr7 = 0x681a,
