@@ -50,12 +50,14 @@ struct Window<T> {
 #[derive(Clone, Debug)]
 struct Space<T> {
     windows: Vec<Window<T>>,
+    /// Where the last access was: mostly the next one is there, too.
+    last: usize,
     unclaimed: u64,
 }
 
 impl<T: Copy> Space<T> {
     const fn new() -> Self {
-        Self { windows: Vec::new(), unclaimed: 0 }
+        Self { windows: Vec::new(), last: 0, unclaimed: 0 }
     }
 
     fn claim(&mut self, start: u64, len: u64, target: T) -> Result<(), BadWindow> {
@@ -71,15 +73,17 @@ impl<T: Copy> Space<T> {
     }
 
     fn find(&mut self, address: u64, size: u8) -> Option<(T, u64)> {
-        let found = self.windows.partition_point(|w| w.start <= address).checked_sub(1);
-        let hit = found.and_then(|i| self.windows.get(i)).and_then(|w| {
-            let last = address.checked_add(u64::from(size.max(1)) - 1)?;
-            (last <= w.last).then(|| (w.target, address - w.start))
-        });
+        let last = address.checked_add(u64::from(size.max(1)) - 1);
+        let within = |w: &&Window<T>| w.start <= address && last.is_some_and(|last| last <= w.last);
+        let mut hit = self.windows.get(self.last).filter(within);
+        if hit.is_none() {
+            self.last = self.windows.partition_point(|w| w.start <= address).saturating_sub(1);
+            hit = self.windows.get(self.last).filter(within);
+        }
         if hit.is_none() {
             self.unclaimed = self.unclaimed.saturating_add(1);
         }
-        hit
+        hit.map(|w| (w.target, address - w.start))
     }
 }
 

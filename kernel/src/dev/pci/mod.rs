@@ -92,6 +92,8 @@ pub struct PciBus {
     functions: [Option<VdevFunction>; DEVICES],
     /// Ascending by start.
     decoded: Vec<Decoded>,
+    /// Where in it the last access was: mostly the next one is there, too.
+    last: usize,
     mapped: Vec<Mapped>,
     unclaimed: u64,
     /// Function-level resets at which a slice did not stop.
@@ -108,6 +110,7 @@ impl PciBus {
             bridge: ConfigSpace::host_bridge(),
             functions: [const { None }; DEVICES],
             decoded: Vec::new(),
+            last: 0,
             mapped: Vec::new(),
             unclaimed: 0,
             failed_resets: 0,
@@ -263,11 +266,16 @@ impl PciBus {
     }
 
     fn decode(&mut self, address: u64, size: u8) -> Option<(usize, &mut VdevFunction, u8, u64)> {
-        let found = self.decoded.partition_point(|d| d.start <= address).checked_sub(1);
-        let hit = found.and_then(|i| self.decoded.get(i)).filter(|d| {
-            let offset = address - d.start;
-            offset.checked_add(u64::from(size.max(1))).is_some_and(|end| end <= d.len)
-        });
+        let within = |d: &&Decoded| {
+            let offset = address.checked_sub(d.start);
+            let end = offset.and_then(|offset| offset.checked_add(u64::from(size.max(1))));
+            end.is_some_and(|end| end <= d.len)
+        };
+        let mut hit = self.decoded.get(self.last).filter(within);
+        if hit.is_none() {
+            self.last = self.decoded.partition_point(|d| d.start <= address).saturating_sub(1);
+            hit = self.decoded.get(self.last).filter(within);
+        }
         let Some(Decoded { start, slot, bar, .. }) = hit.copied() else {
             self.unclaimed = self.unclaimed.saturating_add(1);
             return None;
