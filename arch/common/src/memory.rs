@@ -66,6 +66,7 @@ impl RamView {
 }
 
 impl GuestMemory for RamView {
+    #[inline]
     fn read(&self, address: GuestPhys, buffer: &mut [u8]) -> Result<(), BadGuestAddress> {
         let to = buffer.as_mut_ptr();
         self.pieces(address, buffer.len(), |host, offset, len| {
@@ -82,6 +83,7 @@ impl GuestMemory for RamView {
         })
     }
 
+    #[inline]
     fn read_u64(&self, address: GuestPhys) -> Option<u64> {
         if !address.is_aligned(size_of::<u64>() as u64) {
             return None;
@@ -93,8 +95,15 @@ impl GuestMemory for RamView {
         Some(u64::from_le(unsafe { host.read_volatile() }))
     }
 
+    #[inline]
     fn is_ram(&self, address: GuestPhys, len: usize) -> bool {
-        self.pieces(address, len, |_, _, _| {}).is_ok()
+        let (mut address, mut left) = (address, len as u64);
+        while left > 0 {
+            let Some((_, run)) = self.0.translate(address) else { return false };
+            let Some(next) = address.checked_add(run) else { return left <= run };
+            (address, left) = (next, left.saturating_sub(run));
+        }
+        true
     }
 
     fn ram_size(&self) -> u64 {

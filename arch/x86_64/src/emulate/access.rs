@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Translated operands, and how they reach RAM or the bus.
 
-use arrayvec::ArrayVec;
 use pasidon_kernel::base::addr::{GuestPhys, PAGE_SIZE};
 use pasidon_kernel::memory::GuestMemory;
 use pasidon_kernel::vm::exit::{Access, AccessKind, Exit};
@@ -23,22 +22,26 @@ struct Piece {
     ram: bool,
 }
 
+impl Piece {
+    const NONE: Self = Self { address: GuestPhys(0), len: 0, ram: false };
+}
+
 /// An operand whose translation succeeded.
-#[derive(Clone, Debug)]
+#[derive(Clone, Copy, Debug)]
 pub(super) struct Target {
-    /// At most [`MAX_OPERAND`] bytes, so at most two pages.
-    pieces: ArrayVec<Piece, 2>,
+    /// At most [`MAX_OPERAND`] bytes, so at most two pages. The second is empty where there is one.
+    pieces: [Piece; 2],
     /// Some of it is not RAM.
     pub(super) device: bool,
 }
 
 /// RAM and devices, as the guest's accesses see them.
-pub(super) struct Bus<'a> {
-    pub(super) memory: &'a dyn GuestMemory,
+pub(super) struct Bus<'a, M: ?Sized> {
+    pub(super) memory: &'a M,
     pub(super) devices: Devices<'a>,
 }
 
-impl Bus<'_> {
+impl<M: GuestMemory + ?Sized> Bus<'_, M> {
     /// Translates `len` bytes (at most [`MAX_OPERAND`]) at `linear`.
     pub(super) fn resolve(
         &self,
@@ -49,18 +52,24 @@ impl Bus<'_> {
     ) -> Result<Target, Exception> {
         let len = len.min(MAX_OPERAND);
         let first = len.min((PAGE_SIZE - linear % PAGE_SIZE) as usize);
-        let mut target = Target { pieces: ArrayVec::new(), device: false };
-        for (offset, len) in [(0, first), (first, len - first)] {
-            if len == 0 {
-                continue;
-            }
-            let address = translate(state, self.memory, linear.wrapping_add(offset as u64), access)?;
-            let ram = self.memory.is_ram(address, len);
-            target.device |= !ram;
-            // Cannot be full: two rounds.
-            let _ = target.pieces.try_push(Piece { address, len, ram });
+        let mut pieces = [self.piece(state, linear, first, access)?, Piece::NONE];
+        let mut device = !pieces[0].ram;
+        if first < len {
+            pieces[1] = self.piece(state, linear.wrapping_add(first as u64), len - first, access)?;
+            device |= !pieces[1].ram;
         }
-        Ok(target)
+        Ok(Target { pieces, device })
+    }
+
+    fn piece(
+        &self,
+        state: &CpuState,
+        linear: u64,
+        len: usize,
+        access: AccessType,
+    ) -> Result<Piece, Exception> {
+        let address = translate(state, self.memory, linear, access)?;
+        Ok(Piece { address, len, ram: self.memory.is_ram(address, len) })
     }
 
     /// The `len` bytes at `linear`, if they begin at the access that the processor translated for this instruction:
@@ -78,7 +87,7 @@ impl Bus<'_> {
             fault.translated && fault.address % PAGE_SIZE == offset && offset + len as u64 <= PAGE_SIZE;
         (allowed && same).then(|| {
             let piece = Piece { address: GuestPhys(fault.address), len, ram: false };
-            Target { pieces: ArrayVec::from_iter([piece]), device: true }
+            Target { pieces: [piece, Piece::NONE], device: true }
         })
     }
 
@@ -108,8 +117,8 @@ impl Bus<'_> {
 
     /// Writes to an operand at a multiple of 64, which lies in one page: at once where that is a device.
     pub(super) fn store64(&mut self, target: &Target, bytes: &[u8; MAX_OPERAND]) {
-        match *target.pieces {
-            [Piece { address, ram: false, .. }] => {
+        match target.pieces {
+            [Piece { address, ram: false, len: MAX_OPERAND }, _] => {
                 (self.devices)(&Exit::Store64 { address: address.0, bytes });
             }
             _ => self.write(target, bytes),

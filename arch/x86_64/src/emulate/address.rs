@@ -55,29 +55,51 @@ impl CpuState {
             (false, false) => 2,
         }
     }
+}
 
-    /// The offset of the instruction's memory operand (the one with base, index and displacement).
-    /// `None` for an index that is no general-purpose register.
-    pub(super) fn effective_address(&self, instruction: &Instruction) -> Option<u64> {
-        let (base, index) = (instruction.memory_base(), instruction.memory_index());
-        let displacement = instruction.memory_displacement64();
-        let size = address_size(instruction, self.is_64bit());
-        if base == Register::RIP || base == Register::EIP {
+/// A memory operand with base, index and displacement, as the instruction names it.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct MemoryOperand {
+    pub(super) segment: Register,
+    /// Places in [`CpuState::gpr`].
+    base: Option<usize>,
+    index: Option<usize>,
+    scale: u32,
+    displacement: u64,
+    /// The bits of an address.
+    mask: u64,
+}
+
+impl MemoryOperand {
+    /// That of `instruction`, or one that it does not use. `None` for an index that is no general-purpose register.
+    pub(super) fn new(instruction: &Instruction, is_64bit: bool) -> Option<Self> {
+        let place = |register: Register| match register {
             // The decoder gives the target, not the distance.
-            return Some(displacement & mask(size));
-        }
-        let value = |register: Register| match register {
-            Register::None => Some(0),
-            _ => Slot::of(register).map(|slot| self.read(slot)),
+            Register::None | Register::RIP | Register::EIP => Some(None),
+            _ => Slot::of(register).map(|slot| Some(slot.index)),
         };
-        let scaled = value(index)?.wrapping_mul(u64::from(instruction.memory_index_scale()));
-        let sum = value(base)?.wrapping_add(scaled).wrapping_add(displacement);
-        Some(sum & mask(size))
+        Some(Self {
+            segment: instruction.memory_segment(),
+            base: place(instruction.memory_base())?,
+            index: place(instruction.memory_index())?,
+            scale: instruction.memory_index_scale(),
+            displacement: instruction.memory_displacement64(),
+            mask: mask(address_size(instruction, is_64bit)),
+        })
+    }
+
+    /// Its offset in the segment, `distance` bytes further than the instruction says.
+    pub(super) fn offset(&self, state: &CpuState, distance: u64) -> u64 {
+        let value = |place: Option<usize>| place.map_or(0, |index| state.gpr[index & 15]);
+        let scaled = value(self.index).wrapping_mul(self.scale.into());
+        // The bits that addresses do not have, or registers of their size, do not reach those that they have.
+        value(self.base).wrapping_add(scaled).wrapping_add(self.displacement).wrapping_add(distance)
+            & self.mask
     }
 }
 
 /// Bytes of the address of the memory operand: from its registers, or else from its displacement.
-pub(super) fn address_size(instruction: &Instruction, is_64bit: bool) -> usize {
+fn address_size(instruction: &Instruction, is_64bit: bool) -> usize {
     let of_register = |register: Register| match register {
         Register::RIP => Some(8),
         Register::EIP => Some(4),

@@ -10,6 +10,7 @@ use pasidon_kernel::base::addr::PAGE_SIZE;
 use pasidon_kernel::memory::GuestMemory;
 use x86_64::registers::rflags::RFlags;
 
+use super::address::MemoryOperand;
 use super::walk::translate;
 use super::{AccessType, CpuState, Exception, Failure, InstructionBytes, MAX_INSTRUCTION_LEN};
 
@@ -31,10 +32,10 @@ impl From<Exception> for Stop {
 
 /// Turns an early end into what the caller of the emulator sees: whether the instruction, or an iteration of it, was
 /// carried out.
-pub(super) fn finish(
+pub(super) fn finish<M: GuestMemory + ?Sized>(
     result: Result<(), Stop>,
     state: &CpuState,
-    memory: &dyn GuestMemory,
+    memory: &M,
 ) -> Result<bool, Failure> {
     match result {
         Ok(()) => Ok(true),
@@ -44,7 +45,7 @@ pub(super) fn finish(
     }
 }
 
-fn unsupported(state: &CpuState, memory: &dyn GuestMemory) -> Failure {
+fn unsupported<M: GuestMemory + ?Sized>(state: &CpuState, memory: &M) -> Failure {
     Failure::Unsupported(Fetched::new(state, memory).to_bytes())
 }
 
@@ -81,7 +82,7 @@ impl CpuState {
 ///
 /// # Errors
 /// When the fetch of the first byte gives an exception.
-pub fn fetch(state: &CpuState, memory: &dyn GuestMemory) -> Result<InstructionBytes, Exception> {
+pub fn fetch<M: GuestMemory + ?Sized>(state: &CpuState, memory: &M) -> Result<InstructionBytes, Exception> {
     let fetched = Fetched::new(state, memory);
     match fetched.stopped_by {
         Some(exception) if fetched.len == 0 => Err(exception),
@@ -100,7 +101,7 @@ struct Fetched {
 }
 
 impl Fetched {
-    fn new(state: &CpuState, memory: &dyn GuestMemory) -> Self {
+    fn new<M: GuestMemory + ?Sized>(state: &CpuState, memory: &M) -> Self {
         let (start, available) = if state.is_64bit() {
             (state.rip, MAX_INSTRUCTION_LEN)
         } else {
@@ -154,17 +155,25 @@ impl Fetched {
 /// Instructions that were decoded before: a driver reads and writes its device with the same few all the time. One
 /// counts as the same where address, mode and bytes are, so there is nothing to invalidate.
 #[derive(Debug)]
-pub struct DecodeCache([Decoded; Self::ENTRIES]);
+pub struct DecodeCache([Entry; Self::ENTRIES]);
+
+/// A decoded instruction.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Decoded {
+    pub(super) instruction: Instruction,
+    /// Its memory operand; `None` for one that is not emulated.
+    pub(super) operand: Option<MemoryOperand>,
+}
 
 #[derive(Clone, Copy, Debug)]
-struct Decoded {
+struct Entry {
     rip: u64,
     bitness: u32,
     /// Its bytes, zeros behind them.
     bytes: u128,
     /// Ones where its bytes are.
     mask: u128,
-    instruction: Instruction,
+    decoded: Decoded,
 }
 
 impl DecodeCache {
@@ -173,28 +182,30 @@ impl DecodeCache {
     /// An empty one.
     pub fn new() -> Self {
         // Its mask fits all bytes, but no decoder has that bitness.
-        let nothing = Decoded { rip: 0, bitness: 0, bytes: 0, mask: 0, instruction: Instruction::default() };
-        Self([nothing; Self::ENTRIES])
+        let decoded = Decoded { instruction: Instruction::default(), operand: None };
+        Self([Entry { rip: 0, bitness: 0, bytes: 0, mask: 0, decoded }; Self::ENTRIES])
     }
 
     /// The instruction at CS:RIP.
-    pub(super) fn decode(
+    pub(super) fn decode<M: GuestMemory + ?Sized>(
         &mut self,
         state: &CpuState,
-        memory: &dyn GuestMemory,
-    ) -> Result<&Instruction, Failure> {
+        memory: &M,
+    ) -> Result<&Decoded, Failure> {
         let fetched = Fetched::new(state, memory);
         let (bitness, bytes) = (state.bitness(), u128::from_le_bytes(fetched.bytes));
         // Instructions are three to four bytes long on average.
         let entry = &mut self.0[(state.rip >> 2) as usize % Self::ENTRIES];
         let known = (entry.rip, entry.bitness, entry.bytes) == (state.rip, bitness, bytes & entry.mask)
-            && entry.instruction.len() <= fetched.len;
+            && entry.decoded.instruction.len() <= fetched.len;
         if !known {
             let instruction = fetched.decode(state)?;
             let mask = (1 << (8 * instruction.len())) - 1;
-            *entry = Decoded { rip: state.rip, bitness, bytes: bytes & mask, mask, instruction };
+            let operand = MemoryOperand::new(&instruction, state.is_64bit());
+            let decoded = Decoded { instruction, operand };
+            *entry = Entry { rip: state.rip, bitness, bytes: bytes & mask, mask, decoded };
         }
-        Ok(&entry.instruction)
+        Ok(&entry.decoded)
     }
 }
 
@@ -205,7 +216,7 @@ impl Default for DecodeCache {
 }
 
 /// The instruction at CS:RIP.
-fn decode(state: &CpuState, memory: &dyn GuestMemory) -> Result<Instruction, Failure> {
+fn decode<M: GuestMemory + ?Sized>(state: &CpuState, memory: &M) -> Result<Instruction, Failure> {
     Fetched::new(state, memory).decode(state)
 }
 
@@ -213,7 +224,7 @@ fn decode(state: &CpuState, memory: &dyn GuestMemory) -> Result<Instruction, Fai
 ///
 /// # Errors
 /// When the fetch gives an exception, or the bytes are no instruction ([`Failure::Unsupported`]).
-pub fn instruction_length(state: &CpuState, memory: &dyn GuestMemory) -> Result<u8, Failure> {
+pub fn instruction_length<M: GuestMemory + ?Sized>(state: &CpuState, memory: &M) -> Result<u8, Failure> {
     decode(state, memory).map(|instruction| instruction.len() as u8)
 }
 
@@ -233,7 +244,10 @@ pub struct ControlMove {
 ///
 /// # Errors
 /// When the fetch gives an exception, or the bytes are no instruction ([`Failure::Unsupported`]).
-pub fn control_move(state: &CpuState, memory: &dyn GuestMemory) -> Result<Option<ControlMove>, Failure> {
+pub fn control_move<M: GuestMemory + ?Sized>(
+    state: &CpuState,
+    memory: &M,
+) -> Result<Option<ControlMove>, Failure> {
     let instruction = decode(state, memory)?;
     let (control, gpr, write) = match instruction.code() {
         Code::Mov_cr_r32 | Code::Mov_cr_r64 => (instruction.op0_register(), instruction.op1_register(), true),

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Instructions with a memory operand that is a device, all but the string instructions.
 //!
-//! An instruction changes general registers and flags only. They are put back where it does not complete.
+//! An instruction changes general registers and flags only, and those only where it completes.
 //!
 //! Source: Intel SDM volume 2.
 
@@ -11,35 +11,35 @@ use x86_64::registers::control::Cr4Flags;
 use x86_64::registers::rflags::RFlags;
 
 use super::access::{Bus, MAX_OPERAND, Target};
-use super::address::address_size;
+use super::address::MemoryOperand;
 use super::alu::{self, Binary, Bit};
-use super::decode::Stop;
+use super::decode::{Decoded, Stop};
 use super::registers::{RAX, RBX, RCX, RDX, RSP, Slot, mask, sign_extend};
 use super::{AccessType, CpuState, Devices, Exception, Fault, condition};
 
-/// Carries out `instruction`; changes `state` on success only.
-pub(super) fn run(
+/// Carries out what was `decoded`; changes `state` on success only.
+pub(super) fn run<M: GuestMemory + ?Sized>(
     state: &mut CpuState,
-    memory: &dyn GuestMemory,
+    memory: &M,
     devices: Devices<'_>,
-    instruction: &Instruction,
+    decoded: &Decoded,
     fault: Fault,
 ) -> Result<(), Stop> {
-    let (gpr, rflags) = (state.gpr, state.rflags);
+    let Decoded { instruction, operand } = decoded;
     let mut execution = Execution {
         next_rip: state.next_rip(instruction.len()),
         cpu: state,
         bus: Bus { memory, devices },
         instruction,
+        operand: operand.as_ref(),
         fault,
         moves: false,
         device: false,
     };
     let result = execution.run();
     let Execution { cpu, next_rip, .. } = execution;
-    match result {
-        Ok(()) => cpu.complete(next_rip),
-        Err(_) => (cpu.gpr, cpu.rflags) = (gpr, rflags),
+    if result.is_ok() {
+        cpu.complete(next_rip);
     }
     result
 }
@@ -63,11 +63,12 @@ impl Place {
     }
 }
 
-struct Execution<'a> {
+struct Execution<'a, M: ?Sized> {
     cpu: &'a mut CpuState,
     next_rip: u64,
-    bus: Bus<'a>,
+    bus: Bus<'a, M>,
     instruction: &'a Instruction,
+    operand: Option<&'a MemoryOperand>,
     /// The access that exited.
     fault: Fault,
     /// It is a plain move: of its two operands one at most is in memory, and that one is what exited.
@@ -76,7 +77,7 @@ struct Execution<'a> {
     device: bool,
 }
 
-impl Execution<'_> {
+impl<M: GuestMemory + ?Sized> Execution<'_, M> {
     fn run(&mut self) -> Result<(), Stop> {
         match self.instruction.mnemonic() {
             Mnemonic::Mov | Mnemonic::Movnti | Mnemonic::Movdiri | Mnemonic::Movzx => self.mov(|v, _| v),
@@ -151,10 +152,8 @@ impl Execution<'_> {
 
     /// The memory operand, `distance` bytes further than the instruction says.
     fn memory_operand(&mut self, distance: u64, size: usize, access: AccessType) -> Result<Target, Stop> {
-        let offset = self.cpu.effective_address(self.instruction).ok_or(Stop::Unsupported)?;
-        let width = address_size(self.instruction, self.cpu.is_64bit());
-        let offset = offset.wrapping_add(distance) & mask(width);
-        self.resolve(self.instruction.memory_segment(), offset, size, access)
+        let operand = self.operand.ok_or(Stop::Unsupported)?;
+        self.resolve(operand.segment, operand.offset(self.cpu, distance), size, access)
     }
 
     fn resolve(
@@ -367,9 +366,11 @@ impl Execution<'_> {
         let top = self.cpu.read(slot);
         let stack = self.resolve(Register::SS, top, size, AccessType::Read)?;
         // A destination relative to the stack pointer uses the new one.
+        let before = self.cpu.gpr;
         self.cpu.write(slot, top.wrapping_add(size as u64));
-        let destination = self.operand(0, AccessType::Write)?;
-        self.ready()?;
+        let destination = self.operand(0, AccessType::Write);
+        let destination = destination.and_then(|destination| self.ready().map(|()| destination));
+        let destination = destination.inspect_err(|_| self.cpu.gpr = before)?;
         let value = self.bus.read_value(&stack);
         self.store(&destination, value);
         Ok(())

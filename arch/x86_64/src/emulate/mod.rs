@@ -217,10 +217,10 @@ impl From<Exception> for Failure {
 /// When it ends in an exception for the guest ([`Failure::Exception`]), or is not emulated ([`Failure::Unsupported`]):
 /// vector instructions that do more than move, x87, multiplication and division, far transfers, loads of segment
 /// registers.
-pub fn mmio(
+pub fn mmio<M: GuestMemory + ?Sized>(
     state: &mut CpuState,
     vectors: &mut dyn VectorRegisters,
-    memory: &dyn GuestMemory,
+    memory: &M,
     decoded: &mut DecodeCache,
     fault: Fault,
     devices: Devices<'_>,
@@ -229,12 +229,13 @@ pub fn mmio(
     if memory.is_ram(GuestPhys(fault.address), 1) {
         return Ok(false);
     }
-    let instruction = decoded.decode(state, memory)?;
+    let decoded = decoded.decode(state, memory)?;
+    let instruction = &decoded.instruction;
     let result = match string::StringInstruction::new(instruction) {
         Some(string) if !string.is_port_io() => string::run(state, memory, devices, instruction, string),
         _ => match vector::Move::new(instruction) {
-            Some(this) => vector::run(state, memory, devices, vectors, instruction, this),
-            None => execute::run(state, memory, devices, instruction, fault),
+            Some(this) => vector::run(state, memory, devices, vectors, decoded, this),
+            None => execute::run(state, memory, devices, decoded, fault),
         },
     };
     decode::finish(result, state, memory)
@@ -249,13 +250,13 @@ pub fn mmio(
 /// # Errors
 /// When it ends in an exception for the guest ([`Failure::Exception`]), or the instruction is another one (the guest
 /// changed it meanwhile) or its memory operand is not RAM ([`Failure::Unsupported`]).
-pub fn string_io(
+pub fn string_io<M: GuestMemory + ?Sized>(
     state: &mut CpuState,
-    memory: &dyn GuestMemory,
+    memory: &M,
     decoded: &mut DecodeCache,
     devices: Devices<'_>,
 ) -> Result<bool, Failure> {
-    let instruction = decoded.decode(state, memory)?;
+    let instruction = &decoded.decode(state, memory)?.instruction;
     let result = match string::StringInstruction::new(instruction) {
         Some(string) if string.is_port_io() => string::run(state, memory, devices, instruction, string),
         _ => Err(decode::Stop::Unsupported),

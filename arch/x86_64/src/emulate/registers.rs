@@ -8,7 +8,7 @@ use super::CpuState;
 /// Where a register lies in [`CpuState::gpr`].
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) struct Slot {
-    index: usize,
+    pub(super) index: usize,
     /// Bytes: 1, 2, 4 or 8.
     pub(super) size: usize,
     /// Lowest bit: 8 for AH, CH, DH and BH.

@@ -86,9 +86,9 @@ impl StringInstruction {
 }
 
 /// Runs the instruction, or the next iterations of it.
-pub(super) fn run(
+pub(super) fn run<M: GuestMemory + ?Sized>(
     state: &mut CpuState,
-    memory: &dyn GuestMemory,
+    memory: &M,
     devices: Devices<'_>,
     instruction: &Instruction,
     string: StringInstruction,
@@ -131,14 +131,14 @@ pub(super) fn run(
     Ok(())
 }
 
-struct Iteration<'a> {
-    bus: Bus<'a>,
+struct Iteration<'a, M: ?Sized> {
+    bus: Bus<'a, M>,
     string: StringInstruction,
     address_size: usize,
     source_segment: Register,
 }
 
-impl Iteration<'_> {
+impl<M: GuestMemory + ?Sized> Iteration<'_, M> {
     fn run(&mut self, state: &mut CpuState) -> Result<(), Stop> {
         let size = self.string.size;
         let accumulator = Slot::new(RAX, size);

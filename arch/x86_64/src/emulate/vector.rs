@@ -13,7 +13,7 @@ use x86_64::registers::control::{Cr0Flags, Cr4Flags};
 use x86_64::registers::xcontrol::XCr0Flags;
 
 use super::access::Bus;
-use super::decode::Stop;
+use super::decode::{Decoded, Stop};
 use super::{AccessType, CpuState, Devices, Exception, VECTOR_LEN, Vector, VectorRegisters};
 
 /// Bytes of an XMM register; SSE leaves what is above.
@@ -65,15 +65,16 @@ impl Move {
     }
 }
 
-/// Carries out `instruction`, which is `this` move; changes `state` and `vectors` on success only.
-pub(super) fn run(
+/// Carries out what was `decoded`, which is `this` move; changes `state` and `vectors` on success only.
+pub(super) fn run<M: GuestMemory + ?Sized>(
     state: &mut CpuState,
-    memory: &dyn GuestMemory,
+    memory: &M,
     devices: Devices<'_>,
     vectors: &mut dyn VectorRegisters,
-    instruction: &Instruction,
+    decoded: &Decoded,
     this: Move,
 ) -> Result<(), Stop> {
+    let Decoded { instruction, operand } = decoded;
     let mut bus = Bus { memory, devices };
     let stores = instruction.op0_kind() == OpKind::Memory;
     let last = instruction.op_count().saturating_sub(1);
@@ -91,8 +92,8 @@ pub(super) fn run(
     if size == 0 || this.at + size > VECTOR_LEN {
         return Err(Stop::Unsupported);
     }
-    let offset = state.effective_address(instruction).ok_or(Stop::Unsupported)?;
-    let linear = state.linear(instruction.memory_segment(), offset, size)?;
+    let operand = operand.as_ref().ok_or(Stop::Unsupported)?;
+    let linear = state.linear(operand.segment, operand.offset(state, 0), size)?;
     if this.aligned && !linear.is_multiple_of(size as u64) {
         return Err(Exception::general_protection(state).into());
     }

@@ -12,7 +12,6 @@
 //! Source: Intel SDM volume 3A, chapter 5 "Paging": 5.3–5.5 (formats), 5.6 (access rights), 5.7 (error code),
 //! 5.8 (accessed and dirty flags).
 
-use arrayvec::ArrayVec;
 use pasidon_kernel::base::addr::GuestPhys;
 use pasidon_kernel::memory::GuestMemory;
 use x86_64::registers::control::{Cr0Flags, Cr4Flags, EferFlags};
@@ -39,8 +38,10 @@ const LARGE_RESERVED: u64 = 0x001f_e000;
 const HUGE_RESERVED: u64 = 0x3fff_e000;
 /// Bit 21 of a 4-MiB entry.
 const PSE_RESERVED: u64 = 1 << 21;
-/// Most levels of a walk.
-const MAX_LEVELS: usize = 5;
+/// Room for all levels of a walk, from 1 to 5.
+const LEVELS: usize = 8;
+/// No entry lies there.
+const NOWHERE: GuestPhys = GuestPhys(u64::MAX);
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Format {
@@ -118,9 +119,9 @@ impl CpuState {
 /// # Errors
 /// When the guest may not do it: the page fault with its error code and CR2, or #GP(0) for an address that is not
 /// canonical.
-pub fn translate(
+pub fn translate<M: GuestMemory + ?Sized>(
     state: &CpuState,
-    memory: &dyn GuestMemory,
+    memory: &M,
     linear: u64,
     access: AccessType,
 ) -> Result<GuestPhys, Exception> {
@@ -135,9 +136,9 @@ pub fn translate(
     walk.run().map_err(|cause| walk.page_fault(cause))
 }
 
-struct Walk<'a> {
+struct Walk<'a, M: ?Sized> {
     state: &'a CpuState,
-    memory: &'a dyn GuestMemory,
+    memory: &'a M,
     linear: u64,
     access: AccessType,
     format: Format,
@@ -150,7 +151,7 @@ struct Rights {
     execute: bool,
 }
 
-impl Walk<'_> {
+impl<M: GuestMemory + ?Sized> Walk<'_, M> {
     /// `Err` holds the bits of the error code that tell the cause.
     fn run(&self) -> Result<GuestPhys, PageFaultErrorCode> {
         let cr3 = self.state.cr3;
@@ -174,10 +175,10 @@ impl Walk<'_> {
         index_bits: u32,
         root: u64,
     ) -> Result<GuestPhys, PageFaultErrorCode> {
-        // Entries that carry rights and an accessed flag, with their low byte as it was read; the flags that all of
-        // them have, and those that one of them has.
-        let mut visited: ArrayVec<(GuestPhys, u8), MAX_LEVELS> = ArrayVec::new();
-        let (mut all, mut any) = (PageTableFlags::all(), PageTableFlags::empty());
+        // By level, where entries lie that carry rights and an accessed flag; the bits that all of them have, and those
+        // that one of them has.
+        let mut visited = [NOWHERE; LEVELS];
+        let (mut all, mut any) = (u64::MAX, 0);
         let mut table = root;
         let mut level = levels;
         loop {
@@ -185,23 +186,27 @@ impl Walk<'_> {
             let index = (self.linear >> shift) & ((1 << index_bits) - 1);
             let address = GuestPhys(table | (index * format.entry_size()));
             let entry = self.read_entry(format, address).ok_or(PageFaultErrorCode::empty())?;
-            let flags = PageTableFlags::from_bits_retain(entry);
-            if !flags.contains(PageTableFlags::PRESENT) {
+            if entry & PageTableFlags::PRESENT.bits() == 0 {
                 return Err(PageFaultErrorCode::empty());
             }
-            let leaf = level == 1
-                || (flags.contains(PageTableFlags::HUGE_PAGE) && self.large_allowed(format, level));
-            if entry & self.reserved(format, level, leaf) != 0 {
+            let large = level > 1 && entry & PageTableFlags::HUGE_PAGE.bits() != 0;
+            let leaf = level == 1 || (large && self.large_allowed(format, level));
+            let mut reserved = self.reserved(format, level);
+            if large {
+                reserved |= self.reserved_where_large(format, level);
+            }
+            if entry & reserved != 0 {
                 return Err(PageFaultErrorCode::PROTECTION_VIOLATION | PageFaultErrorCode::MALFORMED_TABLE);
             }
             // The pointer entries of PAE paging carry neither.
             if !(format == Format::Pae && level == 3) {
-                all &= flags;
-                any |= flags;
-                // Cannot be full: no format has more levels.
-                let _ = visited.try_push((address, entry as u8));
+                all &= entry;
+                any |= entry;
+                visited[level as usize % LEVELS] = address;
             }
             if leaf {
+                let (all, any) =
+                    (PageTableFlags::from_bits_retain(all), PageTableFlags::from_bits_retain(any));
                 let rights = Rights {
                     writable: all.contains(PageTableFlags::WRITABLE),
                     user: all.contains(PageTableFlags::USER_ACCESSIBLE),
@@ -211,9 +216,9 @@ impl Walk<'_> {
                 if !self.permitted(&rights) {
                     return Err(PageFaultErrorCode::PROTECTION_VIOLATION);
                 }
-                let dirty = self.access != AccessType::Write || flags.contains(PageTableFlags::DIRTY);
+                let dirty = self.access != AccessType::Write || entry & PageTableFlags::DIRTY.bits() != 0;
                 if !(dirty && all.contains(PageTableFlags::ACCESSED)) {
-                    self.set_flags(&visited);
+                    self.set_flags(level, &visited);
                 }
                 let offset = (1u64 << shift) - 1;
                 return Ok(GuestPhys(format.frame(entry, level) & !offset | self.linear & offset));
@@ -245,16 +250,11 @@ impl Walk<'_> {
 
     /// The bits that must be zero in a present entry.
     #[inline(always)]
-    fn reserved(&self, format: Format, level: u32, leaf: bool) -> u64 {
+    fn reserved(&self, format: Format, level: u32) -> u64 {
         if format == Format::Legacy {
-            return if leaf && level == 2 { PSE_RESERVED } else { 0 };
+            return 0;
         }
-        let mut reserved = match (leaf, level) {
-            (true, 2) => LARGE_RESERVED,
-            (true, 3) => HUGE_RESERVED,
-            (false, 4..) => PageTableFlags::HUGE_PAGE.bits(),
-            _ => 0,
-        };
+        let mut reserved = 0;
         if !self.state.no_execute_enabled() {
             reserved |= PageTableFlags::NO_EXECUTE.bits();
         }
@@ -265,6 +265,20 @@ impl Walk<'_> {
             }
         }
         reserved
+    }
+
+    /// Those that must be zero, too, where its page-size bit is set. Without large pages of 4 MiB that is ignored, and so
+    /// is what they reserve.
+    fn reserved_where_large(&self, format: Format, level: u32) -> u64 {
+        match (format, level) {
+            (Format::Legacy, _) if self.large_allowed(format, level) => PSE_RESERVED,
+            (Format::Legacy, _) => 0,
+            (_, 2) => LARGE_RESERVED,
+            (Format::Long, 3) => HUGE_RESERVED,
+            // A pointer entry of PAE paging reserves the bit itself.
+            (Format::Pae, _) => 0,
+            (Format::Long, _) => PageTableFlags::HUGE_PAGE.bits(),
+        }
     }
 
     fn permitted(&self, rights: &Rights) -> bool {
@@ -283,20 +297,24 @@ impl Walk<'_> {
         }
     }
 
-    /// Sets the accessed flags, and the dirty flag of the last entry for a write. The processor did so before
-    /// it found no RAM, so hardly ever is anything to do. Where there is, only the byte with the flags is
+    /// Sets the accessed flags, and the dirty flag of the last entry, that of level `leaf`, for a write. The processor
+    /// did so before it found no RAM, so hardly ever is anything to do. Where there is, only the byte with the flags is
     /// written, to keep what another vCPU may be changing in the entry.
-    fn set_flags(&self, visited: &[(GuestPhys, u8)]) {
-        let leaf = visited.len().saturating_sub(1);
-        for (i, &(address, low)) in visited.iter().enumerate() {
+    #[cold]
+    fn set_flags(&self, leaf: u32, visited: &[GuestPhys; LEVELS]) {
+        for (level, &address) in (0..).zip(visited).skip(leaf as usize) {
             let mut wanted = PageTableFlags::ACCESSED;
-            if i == leaf && self.access == AccessType::Write {
+            if level == leaf && self.access == AccessType::Write {
                 wanted |= PageTableFlags::DIRTY;
             }
-            let new = low | wanted.bits() as u8;
-            if new != low {
+            let mut low = [0];
+            if self.memory.read(address, &mut low).is_err() {
+                continue;
+            }
+            let flags = PageTableFlags::from_bits_retain(low[0].into());
+            if flags.contains(PageTableFlags::PRESENT) && !flags.contains(wanted) {
                 // Tables in memory that refuses writes keep their flags clear, as in a ROM.
-                let _ = self.memory.write(address, &[new]);
+                let _ = self.memory.write(address, &[(flags | wanted).bits() as u8]);
             }
         }
     }

@@ -231,6 +231,19 @@ fn what_needs_selectors_is_told_with_its_bytes() {
 }
 
 #[test]
+fn a_pop_that_does_not_complete_leaves_the_stack_pointer() {
+    // pop [rbx], to RAM by now, and where no address is
+    for rbx in [0x3000, 1 << 63] {
+        let mut machine = Rig::new(long_state(), &[0x8f, 0x03]);
+        machine.state.gpr[3] = rbx;
+        machine.state.gpr[4] = 0x8000;
+        let before = machine.state.clone();
+        let _ = machine.mmio();
+        assert_eq!((machine.done, &machine.state), (false, &before), "{rbx:#x}");
+    }
+}
+
+#[test]
 fn code_outside_ram_has_no_bytes() {
     let mut machine = Rig::new(long_state(), &[]);
     machine.state.rip = DEVICE;

@@ -2,6 +2,7 @@
 //! The page walk: formats, rights, error codes, accessed and dirty flags.
 
 use pasidon_kernel::base::addr::GuestPhys;
+use pasidon_kernel::memory::{BadGuestAddress, GuestMemory};
 use x86_64::registers::control::{Cr0Flags, Cr4Flags, EferFlags};
 use x86_64::registers::rflags::RFlags;
 
@@ -83,6 +84,33 @@ fn four_levels_set_accessed_and_dirty() {
     assert_eq!(translate(&state, &ram, LINEAR, AccessType::Write), MAPPED);
     assert_eq!(ram.u64(slot(TABLE[3], LINEAR, 1)), PAGE | ALL | A | D);
     assert_eq!(ram.u64(slot(TABLE[2], LINEAR, 2)) & D, 0);
+}
+
+/// RAM whose single bytes are zero: the entry was taken away since it was read.
+struct TakenAway(TestMemory);
+
+impl GuestMemory for TakenAway {
+    fn read(&self, address: GuestPhys, buffer: &mut [u8]) -> Result<(), BadGuestAddress> {
+        self.0.read(address, buffer)?;
+        if buffer.len() == 1 {
+            buffer.fill(0);
+        }
+        Ok(())
+    }
+
+    fn write(&self, _: GuestPhys, _: &[u8]) -> Result<(), BadGuestAddress> {
+        panic!("a flag in what is no entry")
+    }
+
+    fn ram_size(&self) -> u64 {
+        self.0.ram_size()
+    }
+}
+
+#[test]
+fn an_entry_that_was_taken_away_meanwhile_gets_no_flags() {
+    let memory = TakenAway(mapped(ALL));
+    assert_eq!(translate(&four_levels(), &memory, LINEAR, AccessType::Write), MAPPED);
 }
 
 #[test]
