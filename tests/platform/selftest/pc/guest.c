@@ -25,6 +25,14 @@ static uint8_t guest_stack[4096] PAGE_ALIGNED;
 static struct gate idt[256];
 struct registers registers;
 
+bool has_guests(void)
+{
+    uint32_t a = 0x80000001, b, c, d;
+
+    asm volatile("cpuid" : "+a"(a), "=b"(b), "=c"(c), "=d"(d));
+    return c & BIT(2);
+}
+
 static uint32_t svm_features(void)
 {
     uint32_t a = 0x8000000a, b, c, d;
@@ -71,7 +79,7 @@ static void set_gate(unsigned vector, const uint8_t *to)
     };
 }
 
-void guest_start(void)
+void exceptions_start(void)
 {
     struct descriptor pointer = { sizeof(idt) - 1, (uint64_t)idt };
 
@@ -80,6 +88,11 @@ void guest_start(void)
     }
     set_gate(VECTOR, interrupted);
     asm volatile("lidt %0" : : "m"(pointer));
+}
+
+void guest_start(void)
+{
+    wrmsr(MSR_EFER, rdmsr(MSR_EFER) | EFER_SVME);
     wrmsr(MSR_VM_HSAVE_PA, (uint64_t)host_save);
     memset(io_map, 0xff, sizeof(io_map));
     memset(msr_map, 0xff, sizeof(msr_map));

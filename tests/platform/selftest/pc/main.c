@@ -1,8 +1,9 @@
 /*
  * Self-test of the PC: a program without operating system that runs guests of
- * a few instructions and compares their exits with the AMD64 Architecture
- * Programmer's Manual, Volume 2, Chapter 15, enqueue stores with Intel's
- * manual, and interrupt remapping with Intel's specification of VT-d.
+ * a few instructions, on a processor with SVM, and compares their exits with
+ * the AMD64 Architecture Programmer's Manual, Volume 2, Chapter 15, enqueue
+ * stores with Intel's manual, and interrupt remapping with Intel's
+ * specification of VT-d.
  *
  *   gcc -O2 -Wall -ffreestanding -nostdlib -static -no-pie -mno-red-zone \
  *       -mgeneral-regs-only -T link.ld -o pc-selftest *.c *.S
@@ -21,15 +22,18 @@
 
 int main(void)
 {
-    guest_start();
-    test_intercepts();
-    test_faults_of_memory();
-    test_faults_of_registers();
-    test_host_efer();
-    test_priority();
-    test_vmrun();
-    test_translations();
-    test_machine_check();
+    exceptions_start();
+    if (has_guests()) {
+        guest_start();
+        test_intercepts();
+        test_faults_of_memory();
+        test_faults_of_registers();
+        test_host_efer();
+        test_priority();
+        test_vmrun();
+        test_translations();
+        test_machine_check();
+    }
     test_enqueue();
     test_remapping();
     summary();

@@ -94,6 +94,8 @@ static inline void wrmsr(uint32_t msr, uint64_t value)
                  "c"(msr));
 }
 
+/* Before the first try() */
+void exceptions_start(void);
 /* The exception that a function meets, or -1 (start.S). */
 int try(void (*function)(uint64_t), uint64_t argument);
 
@@ -139,6 +141,7 @@ extern const uint8_t interrupted[];
     extern const uint8_t name[], name##_end[]
 
 /* What CPUID promises */
+bool has_guests(void);
 bool has_next_rip(void);
 bool has_decode_assists(void);
 bool has_flush_by_asid(void);

@@ -26,7 +26,7 @@ _start:
     mov     %eax, %cr3
     mov     $MSR_EFER, %ecx
     rdmsr
-    or      $(EFER_LME | EFER_NXE | EFER_SVME), %eax
+    or      $(EFER_LME | EFER_NXE), %eax
     wrmsr
     mov     %cr0, %eax
     and     $~(CR0_CD | CR0_NW), %eax
