@@ -380,17 +380,21 @@ mod tests {
     fn what_the_firmware_left_on_is_off() {
         let found = Processor::new(Model::SapphireRapids).run(|| {
             const XSS: u32 = 0xda0;
+            const PASID: u32 = 0xd93;
             /// CET's, which this model has.
             const USER_SHADOW_STACKS: u64 = 1 << 11;
+            const VALID_PASID: u64 = 1 << 31 | 7;
             // SAFETY: the processor has XSAVE, and all that `never_the_guests` names.
             unsafe {
-                Msr::new(XSS).write(USER_SHADOW_STACKS);
-                assert_eq!(Msr::new(XSS).read(), USER_SHADOW_STACKS);
+                for (msr, value) in [(XSS, USER_SHADOW_STACKS), (PASID, VALID_PASID)] {
+                    Msr::new(msr).write(value);
+                    assert_eq!(Msr::new(msr).read(), value);
+                }
                 enable();
                 never_the_guests().map(|msr| (msr, Msr::new(msr).read())).collect::<Vec<_>>()
             }
         });
-        assert_eq!(found.unwrap(), [(0xda0, 0)], "this model has neither XFD nor ENQCMD");
+        assert_eq!(found.unwrap(), [(0xda0, 0), (0xd93, 0)], "this model has no XFD");
     }
 
     #[test]

@@ -34,6 +34,8 @@ struct machine {
   /* Accesses within one page; a store of 64 bytes is one transaction. */
   void (*load)(unsigned processor, bool smm, uint64_t address, unsigned size, void *data);
   void (*store)(unsigned processor, bool smm, uint64_t address, unsigned size, const void *data);
+  /* A deferrable write of 64 bytes, in one transaction; false: it is to be tried again. */
+  bool (*enqueue)(unsigned processor, bool smm, uint64_t address, const void *data);
   uint32_t (*in)(unsigned processor, uint16_t port, unsigned size);
   void (*out)(unsigned processor, uint16_t port, unsigned size, uint32_t value);
 

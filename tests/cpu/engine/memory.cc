@@ -86,6 +86,11 @@ void BX_MEM_C::writePhysicalPage(BX_CPU_C *cpu, bx_phy_address address, unsigned
     machine.store(cpu->bx_cpuid, cpu->in_smm, address, size, data);
 }
 
+bool BX_MEM_C::enqueuePhysicalPage(BX_CPU_C *cpu, bx_phy_address address, const void *data)
+{
+  return machine.enqueue(cpu->bx_cpuid, cpu->in_smm, address, data);
+}
+
 bool BX_MEM_C::dbg_fetch_mem(BX_CPU_C *, bx_phy_address, unsigned, Bit8u *) { return false; }
 
 BX_MEM_C bx_mem;

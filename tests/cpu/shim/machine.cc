@@ -169,6 +169,14 @@ void BX_MEM_C::writePhysicalPage(BX_CPU_C *, bx_phy_address address, unsigned si
   if (is_device(address)) record(address, size, data, true);
 }
 
+/// Devices take what memory does not.
+bool BX_MEM_C::enqueuePhysicalPage(BX_CPU_C *cpu, bx_phy_address address, const void *data)
+{
+  if (!is_device(address)) return false;
+  writePhysicalPage(cpu, address, 64, const_cast<void *>(data));
+  return true;
+}
+
 bool BX_MEM_C::dbg_fetch_mem(BX_CPU_C *, bx_phy_address, unsigned, Bit8u *) { return false; }
 
 BX_MEM_C bx_mem;

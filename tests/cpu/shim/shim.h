@@ -69,7 +69,8 @@ PASIDON_API void pasidon_interrupt(uint8_t vector, uint64_t after);
 PASIDON_API void pasidon_nmi(uint64_t after);
 /* Whether an interrupt (1) or an NMI (2) was requested that the processor has not taken yet. */
 PASIDON_API uint32_t pasidon_waiting(void);
-/* Accesses to the page at `address` are recorded from now on; what is written is stored there, too. */
+/* Accesses to the page at `address` are recorded from now on; what is written is stored there, too. Enqueue stores are
+ * accepted there, and nowhere else. */
 PASIDON_API void pasidon_device(uint64_t address);
 /* Copies at most `room` of the oldest recorded accesses and forgets those; returns how many. */
 PASIDON_API size_t pasidon_accesses(struct access_seen *seen, size_t room);

@@ -161,7 +161,7 @@ impl Processor {
     }
 
     /// Makes the pages those of a device: the processor's accesses are seen one by one. A read finds what was written
-    /// there, by the processor or the test.
+    /// there, by the processor or the test. Enqueue stores (ENQCMD, ENQCMDS) are accepted there, and by no memory.
     pub fn device(&mut self, pages: &Pages) {
         for page in (0..pages.len() as u64).step_by(4096) {
             // SAFETY: `ONLY` is held.
