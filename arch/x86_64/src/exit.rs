@@ -297,7 +297,7 @@ fn mmio(core: &mut Core, vm: &Vm<'_>, fault: Fault) {
     let tsc_offset = core.tsc_offset;
     // SAFETY: this is the pCPU that the vCPU runs on, between two entries: its state was loaded before the first.
     let mut vectors = unsafe { core.extended.vectors() };
-    let result = emulate::mmio(&mut state, &mut vectors, vm.memory, &mut core.decoded, fault, &mut |exit| {
+    let result = emulate::mmio(&mut state, &mut vectors, vm.memory, &mut core.known, fault, &mut |exit| {
         access_device(&mut core.lapic, tsc_offset, vm, exit)
     });
     match result {
@@ -316,7 +316,7 @@ fn emulated(core: &mut Core, state: &CpuState, done: bool) {
 
 fn string_io(core: &mut Core, vm: &Vm<'_>) {
     let mut state = core.hardware.state();
-    let result = emulate::string_io(&mut state, vm.memory, &mut core.decoded, &mut |exit| {
+    let result = emulate::string_io(&mut state, vm.memory, &mut core.known, &mut |exit| {
         access_device(&mut core.lapic, core.tsc_offset, vm, exit)
     });
     match result {

@@ -11,7 +11,7 @@ use pasidon_kernel::memory::GuestMemory;
 
 use crate::backend::vcpu::Vcpu;
 use crate::backend::{Event, Window};
-use crate::emulate::{DecodeCache, Exception};
+use crate::emulate::{Exception, Known};
 use crate::extended::{Extended, ExtendedFeatures};
 use crate::extension::{ControlBlock, Extension};
 use crate::guest::chipset::PcChipset;
@@ -45,7 +45,7 @@ pub struct Core {
     /// Floating point and the like.
     pub extended: Extended,
     /// What it used on devices.
-    pub decoded: DecodeCache,
+    pub known: Known,
     /// Added to the host's TSC.
     pub tsc_offset: u64,
     /// It waits for an interrupt.
@@ -102,7 +102,7 @@ impl Core {
             cpuid,
             clock: GuestClock::new(time::tsc_hz(), time::unix_ns(), 0),
             extended: Extended::new(features),
-            decoded: DecodeCache::new(),
+            known: Known::new(),
             tsc_offset,
             halted: false,
             exception: None,

@@ -5,7 +5,7 @@ use pasidon_kernel::base::addr::{GuestPhys, PAGE_SIZE};
 use pasidon_kernel::memory::GuestMemory;
 use pasidon_kernel::vm::exit::{Access, AccessKind, Exit};
 
-use super::walk::translate;
+use super::walk::WalkCache;
 use super::{AccessType, CpuState, Devices, Exception, Fault};
 
 /// Largest operand: a descriptor of MOVDIR64B.
@@ -38,13 +38,14 @@ pub(super) struct Target {
 /// RAM and devices, as the guest's accesses see them.
 pub(super) struct Bus<'a, M: ?Sized> {
     pub(super) memory: &'a M,
+    pub(super) walks: &'a mut WalkCache,
     pub(super) devices: Devices<'a>,
 }
 
 impl<M: GuestMemory + ?Sized> Bus<'_, M> {
     /// Translates `len` bytes (at most [`MAX_OPERAND`]) at `linear`.
     pub(super) fn resolve(
-        &self,
+        &mut self,
         state: &CpuState,
         linear: u64,
         len: usize,
@@ -62,13 +63,13 @@ impl<M: GuestMemory + ?Sized> Bus<'_, M> {
     }
 
     fn piece(
-        &self,
+        &mut self,
         state: &CpuState,
         linear: u64,
         len: usize,
         access: AccessType,
     ) -> Result<Piece, Exception> {
-        let address = translate(state, self.memory, linear, access)?;
+        let address = self.walks.translate(state, self.memory, linear, access)?;
         Ok(Piece { address, len, ram: self.memory.is_ram(address, len) })
     }
 

@@ -6,12 +6,12 @@
 //! Source: Intel SDM volume 3A, 3.4 (segments).
 
 use iced_x86::{Code, Decoder, DecoderError, DecoderOptions, Instruction};
-use pasidon_kernel::base::addr::PAGE_SIZE;
+use pasidon_kernel::base::addr::{GuestPhys, PAGE_SIZE};
 use pasidon_kernel::memory::GuestMemory;
 use x86_64::registers::rflags::RFlags;
 
 use super::address::MemoryOperand;
-use super::walk::translate;
+use super::walk::{WalkCache, translate};
 use super::{AccessType, CpuState, Exception, Failure, InstructionBytes, MAX_INSTRUCTION_LEN};
 
 /// Why the execution of a decoded instruction ended early.
@@ -102,6 +102,14 @@ struct Fetched {
 
 impl Fetched {
     fn new<M: GuestMemory + ?Sized>(state: &CpuState, memory: &M) -> Self {
+        Self::with(state, memory, |linear| translate(state, memory, linear, AccessType::Execute))
+    }
+
+    fn with<M: GuestMemory + ?Sized>(
+        state: &CpuState,
+        memory: &M,
+        mut translate: impl FnMut(u64) -> Result<GuestPhys, Exception>,
+    ) -> Self {
         let (start, available) = if state.is_64bit() {
             (state.rip, MAX_INSTRUCTION_LEN)
         } else {
@@ -113,9 +121,18 @@ impl Fetched {
             (state.cs.base.wrapping_add(state.rip & 0xffff_ffff), left as usize)
         };
         let mut fetched = Self { bytes: [0; 16], len: 0, stopped_by: None };
+        if available == MAX_INSTRUCTION_LEN
+            && start % PAGE_SIZE <= PAGE_SIZE - fetched.bytes.len() as u64
+            && let Ok(address) = translate(start)
+            && memory.read(address, &mut fetched.bytes).is_ok()
+        {
+            // All at once, as mostly.
+            fetched.bytes[MAX_INSTRUCTION_LEN] = 0;
+            fetched.len = MAX_INSTRUCTION_LEN;
+        }
         while fetched.len < available {
             let linear = start.wrapping_add(fetched.len as u64);
-            let address = match translate(state, memory, linear, AccessType::Execute) {
+            let address = match translate(linear) {
                 Ok(address) => address,
                 Err(exception) => {
                     fetched.stopped_by = Some(exception);
@@ -155,7 +172,7 @@ impl Fetched {
 /// Instructions that were decoded before: a driver reads and writes its device with the same few all the time. One
 /// counts as the same where address, mode and bytes are, so there is nothing to invalidate.
 #[derive(Debug)]
-pub struct DecodeCache([Entry; Self::ENTRIES]);
+pub(super) struct DecodeCache([Entry; Self::ENTRIES]);
 
 /// A decoded instruction.
 #[derive(Clone, Copy, Debug)]
@@ -180,7 +197,7 @@ impl DecodeCache {
     const ENTRIES: usize = 16;
 
     /// An empty one.
-    pub fn new() -> Self {
+    pub(super) fn new() -> Self {
         // Its mask fits all bytes, but no decoder has that bitness.
         let decoded = Decoded { instruction: Instruction::default(), operand: None };
         Self([Entry { rip: 0, bitness: 0, bytes: 0, mask: 0, decoded }; Self::ENTRIES])
@@ -191,27 +208,33 @@ impl DecodeCache {
         &mut self,
         state: &CpuState,
         memory: &M,
+        walks: &mut WalkCache,
     ) -> Result<&Decoded, Failure> {
-        let fetched = Fetched::new(state, memory);
+        let fetched = Fetched::with(state, memory, |linear| {
+            walks.translate(state, memory, linear, AccessType::Execute)
+        });
         let (bitness, bytes) = (state.bitness(), u128::from_le_bytes(fetched.bytes));
         // Instructions are three to four bytes long on average.
         let entry = &mut self.0[(state.rip >> 2) as usize % Self::ENTRIES];
         let known = (entry.rip, entry.bitness, entry.bytes) == (state.rip, bitness, bytes & entry.mask)
             && entry.decoded.instruction.len() <= fetched.len;
         if !known {
-            let instruction = fetched.decode(state)?;
-            let mask = (1 << (8 * instruction.len())) - 1;
-            let operand = MemoryOperand::new(&instruction, state.is_64bit());
-            let decoded = Decoded { instruction, operand };
-            *entry = Entry { rip: state.rip, bitness, bytes: bytes & mask, mask, decoded };
+            entry.renew(state, &fetched)?;
         }
         Ok(&entry.decoded)
     }
 }
 
-impl Default for DecodeCache {
-    fn default() -> Self {
-        Self::new()
+impl Entry {
+    #[cold]
+    fn renew(&mut self, state: &CpuState, fetched: &Fetched) -> Result<(), Failure> {
+        let instruction = fetched.decode(state)?;
+        let mask = (1 << (8 * instruction.len())) - 1;
+        let operand = MemoryOperand::new(&instruction, state.is_64bit());
+        let decoded = Decoded { instruction, operand };
+        let bytes = u128::from_le_bytes(fetched.bytes) & mask;
+        *self = Self { rip: state.rip, bitness: state.bitness(), bytes, mask, decoded };
+        Ok(())
     }
 }
 

@@ -15,13 +15,12 @@ use super::address::MemoryOperand;
 use super::alu::{self, Binary, Bit};
 use super::decode::{Decoded, Stop};
 use super::registers::{RAX, RBX, RCX, RDX, RSP, Slot, mask, sign_extend};
-use super::{AccessType, CpuState, Devices, Exception, Fault, condition};
+use super::{AccessType, CpuState, Exception, Fault, condition};
 
 /// Carries out what was `decoded`; changes `state` on success only.
 pub(super) fn run<M: GuestMemory + ?Sized>(
     state: &mut CpuState,
-    memory: &M,
-    devices: Devices<'_>,
+    bus: Bus<'_, M>,
     decoded: &Decoded,
     fault: Fault,
 ) -> Result<(), Stop> {
@@ -29,7 +28,7 @@ pub(super) fn run<M: GuestMemory + ?Sized>(
     let mut execution = Execution {
         next_rip: state.next_rip(instruction.len()),
         cpu: state,
-        bus: Bus { memory, devices },
+        bus,
         instruction,
         operand: operand.as_ref(),
         fault,
@@ -63,10 +62,10 @@ impl Place {
     }
 }
 
-struct Execution<'a, M: ?Sized> {
+struct Execution<'a, 'bus, M: ?Sized> {
     cpu: &'a mut CpuState,
     next_rip: u64,
-    bus: Bus<'a, M>,
+    bus: Bus<'bus, M>,
     instruction: &'a Instruction,
     operand: Option<&'a MemoryOperand>,
     /// The access that exited.
@@ -77,7 +76,7 @@ struct Execution<'a, M: ?Sized> {
     device: bool,
 }
 
-impl<M: GuestMemory + ?Sized> Execution<'_, M> {
+impl<M: GuestMemory + ?Sized> Execution<'_, '_, M> {
     fn run(&mut self) -> Result<(), Stop> {
         match self.instruction.mnemonic() {
             Mnemonic::Mov | Mnemonic::Movnti | Mnemonic::Movdiri | Mnemonic::Movzx => self.mov(|v, _| v),

@@ -42,7 +42,11 @@ use pasidon_kernel::memory::GuestMemory;
 use pasidon_kernel::vm::exit::Exit;
 use x86_64::structures::idt::ExceptionVector;
 
-pub use decode::{ControlMove, DecodeCache, control_move, fetch, instruction_length};
+use access::Bus;
+use decode::DecodeCache;
+use walk::WalkCache;
+
+pub use decode::{ControlMove, control_move, fetch, instruction_length};
 pub use walk::translate;
 
 /// Longest instruction of the architecture, in bytes.
@@ -183,6 +187,26 @@ pub struct Fault {
     pub translated: bool,
 }
 
+/// What a vCPU's accesses to devices have taken before: the same few instructions, and walks of page tables.
+#[derive(Debug)]
+pub struct Known {
+    instructions: DecodeCache,
+    walks: WalkCache,
+}
+
+impl Known {
+    /// Nothing yet.
+    pub fn new() -> Self {
+        Self { instructions: DecodeCache::new(), walks: WalkCache::new() }
+    }
+}
+
+impl Default for Known {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
 /// Why an instruction was not carried out.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Failure {
@@ -206,7 +230,7 @@ impl From<Exception> for Failure {
 /// are one [`Exit::Store64`]. The addresses come from the instruction's operands through [`translate`]. Where the only
 /// memory operand of a plain move, or the destination of MOVDIR64B, is at `fault`, the processor has translated it
 /// already, with its rights; another instruction that stands there by now reaches no further than the one that
-/// faulted. `decoded` is the vCPU's own.
+/// faulted. `known` is the vCPU's own.
 ///
 /// On `Ok(true)` the state is as after the instruction, with RFLAGS.RF cleared. `Ok(false)` has the processor try
 /// again, because by now nothing that the instruction touches is a device (the guest changed its tables or code
@@ -221,7 +245,7 @@ pub fn mmio<M: GuestMemory + ?Sized>(
     state: &mut CpuState,
     vectors: &mut dyn VectorRegisters,
     memory: &M,
-    decoded: &mut DecodeCache,
+    known: &mut Known,
     fault: Fault,
     devices: Devices<'_>,
 ) -> Result<bool, Failure> {
@@ -229,13 +253,15 @@ pub fn mmio<M: GuestMemory + ?Sized>(
     if memory.is_ram(GuestPhys(fault.address), 1) {
         return Ok(false);
     }
-    let decoded = decoded.decode(state, memory)?;
+    let Known { instructions, walks } = known;
+    let decoded = instructions.decode(state, memory, walks)?;
     let instruction = &decoded.instruction;
+    let bus = Bus { memory, walks, devices };
     let result = match string::StringInstruction::new(instruction) {
-        Some(string) if !string.is_port_io() => string::run(state, memory, devices, instruction, string),
+        Some(string) if !string.is_port_io() => string::run(state, bus, instruction, string),
         _ => match vector::Move::new(instruction) {
-            Some(this) => vector::run(state, memory, devices, vectors, decoded, this),
-            None => execute::run(state, memory, devices, decoded, fault),
+            Some(this) => vector::run(state, bus, vectors, decoded, this),
+            None => execute::run(state, bus, decoded, fault),
         },
     };
     decode::finish(result, state, memory)
@@ -253,12 +279,14 @@ pub fn mmio<M: GuestMemory + ?Sized>(
 pub fn string_io<M: GuestMemory + ?Sized>(
     state: &mut CpuState,
     memory: &M,
-    decoded: &mut DecodeCache,
+    known: &mut Known,
     devices: Devices<'_>,
 ) -> Result<bool, Failure> {
-    let instruction = &decoded.decode(state, memory)?.instruction;
+    let Known { instructions, walks } = known;
+    let instruction = &instructions.decode(state, memory, walks)?.instruction;
+    let bus = Bus { memory, walks, devices };
     let result = match string::StringInstruction::new(instruction) {
-        Some(string) if string.is_port_io() => string::run(state, memory, devices, instruction, string),
+        Some(string) if string.is_port_io() => string::run(state, bus, instruction, string),
         _ => Err(decode::Stop::Unsupported),
     };
     decode::finish(result, state, memory)

@@ -18,7 +18,7 @@ use super::address::string_operand;
 use super::alu::{self, Binary};
 use super::decode::Stop;
 use super::registers::{RAX, RCX, RDI, RDX, RSI, Slot, mask};
-use super::{AccessType, CpuState, Devices};
+use super::{AccessType, CpuState};
 
 /// Iterations in one call; bounds the time away from the guest's other events.
 pub(super) const MAX_ITERATIONS: usize = 64;
@@ -88,8 +88,7 @@ impl StringInstruction {
 /// Runs the instruction, or the next iterations of it.
 pub(super) fn run<M: GuestMemory + ?Sized>(
     state: &mut CpuState,
-    memory: &M,
-    devices: Devices<'_>,
+    bus: Bus<'_, M>,
     instruction: &Instruction,
     string: StringInstruction,
 ) -> Result<(), Stop> {
@@ -101,12 +100,7 @@ pub(super) fn run<M: GuestMemory + ?Sized>(
     let next_rip = state.next_rip(instruction.len());
     let count = Slot::new(RCX, address_size);
     let repeated = instruction.has_repe_prefix() || instruction.has_repne_prefix();
-    let mut iteration = Iteration {
-        bus: Bus { memory, devices },
-        string,
-        address_size,
-        source_segment: instruction.memory_segment(),
-    };
+    let mut iteration = Iteration { bus, string, address_size, source_segment: instruction.memory_segment() };
     // A step ends behind one.
     let stepping = state.rflags & RFlags::TRAP_FLAG.bits() != 0;
     for _ in 0..if stepping { 1 } else { MAX_ITERATIONS } {
@@ -199,16 +193,16 @@ impl<M: GuestMemory + ?Sized> Iteration<'_, M> {
         Ok(())
     }
 
-    fn source(&self, state: &CpuState) -> Result<Target, Stop> {
+    fn source(&mut self, state: &CpuState) -> Result<Target, Stop> {
         self.resolve(state, self.source_segment, RSI, AccessType::Read)
     }
 
-    fn destination(&self, state: &CpuState, access: AccessType) -> Result<Target, Stop> {
+    fn destination(&mut self, state: &CpuState, access: AccessType) -> Result<Target, Stop> {
         self.resolve(state, Register::ES, RDI, access)
     }
 
     fn resolve(
-        &self,
+        &mut self,
         state: &CpuState,
         segment: Register,
         index: usize,

@@ -14,7 +14,7 @@ use x86_64::registers::xcontrol::XCr0Flags;
 
 use super::access::Bus;
 use super::decode::{Decoded, Stop};
-use super::{AccessType, CpuState, Devices, Exception, VECTOR_LEN, Vector, VectorRegisters};
+use super::{AccessType, CpuState, Exception, VECTOR_LEN, Vector, VectorRegisters};
 
 /// Bytes of an XMM register; SSE leaves what is above.
 const XMM_LEN: usize = 16;
@@ -68,14 +68,12 @@ impl Move {
 /// Carries out what was `decoded`, which is `this` move; changes `state` and `vectors` on success only.
 pub(super) fn run<M: GuestMemory + ?Sized>(
     state: &mut CpuState,
-    memory: &M,
-    devices: Devices<'_>,
+    mut bus: Bus<'_, M>,
     vectors: &mut dyn VectorRegisters,
     decoded: &Decoded,
     this: Move,
 ) -> Result<(), Stop> {
     let Decoded { instruction, operand } = decoded;
-    let mut bus = Bus { memory, devices };
     let stores = instruction.op0_kind() == OpKind::Memory;
     let last = instruction.op_count().saturating_sub(1);
     if !stores && instruction.op_kind(last) != OpKind::Memory {

@@ -12,6 +12,8 @@
 //! Source: Intel SDM volume 3A, chapter 5 "Paging": 5.3–5.5 (formats), 5.6 (access rights), 5.7 (error code),
 //! 5.8 (accessed and dirty flags).
 
+use core::ops::RangeInclusive;
+
 use pasidon_kernel::base::addr::GuestPhys;
 use pasidon_kernel::memory::GuestMemory;
 use x86_64::registers::control::{Cr0Flags, Cr4Flags, EferFlags};
@@ -22,6 +24,8 @@ use x86_64::structures::paging::PageTableFlags;
 use super::{AccessType, CpuState, Exception};
 
 const PAGE_SHIFT: u32 = 12;
+/// The bits of an address within a page.
+const OFFSET: u64 = (1 << PAGE_SHIFT) - 1;
 /// Bits 51:12 of a 64-bit entry.
 const FRAME_64: u64 = 0x000f_ffff_ffff_f000;
 /// Bits 31:12 of a 32-bit entry, and of CR3 with 32-bit paging.
@@ -40,8 +44,6 @@ const HUGE_RESERVED: u64 = 0x3fff_e000;
 const PSE_RESERVED: u64 = 1 << 21;
 /// Room for all levels of a walk, from 1 to 5.
 const LEVELS: usize = 8;
-/// No entry lies there.
-const NOWHERE: GuestPhys = GuestPhys(u64::MAX);
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Format {
@@ -125,6 +127,17 @@ pub fn translate<M: GuestMemory + ?Sized>(
     linear: u64,
     access: AccessType,
 ) -> Result<GuestPhys, Exception> {
+    translate_anew(state, memory, linear, access, &mut Seen::new())
+}
+
+/// The same, telling what was read.
+fn translate_anew<M: GuestMemory + ?Sized>(
+    state: &CpuState,
+    memory: &M,
+    linear: u64,
+    access: AccessType,
+    seen: &mut Seen,
+) -> Result<GuestPhys, Exception> {
     let linear = if state.long_mode() { linear } else { linear & 0xffff_ffff };
     if !state.is_canonical(linear) {
         return Err(Exception::general_protection(state));
@@ -133,7 +146,119 @@ pub fn translate<M: GuestMemory + ?Sized>(
         return Ok(GuestPhys(linear & 0xffff_ffff));
     }
     let walk = Walk { state, memory, linear, access, format: state.format() };
-    walk.run().map_err(|cause| walk.page_fault(cause))
+    walk.run(seen).map_err(|cause| walk.page_fault(cause))
+}
+
+/// What a walk has read.
+#[derive(Clone, Copy, Debug)]
+struct Seen {
+    /// Where entries lie, and what they held, by level.
+    entries: [(GuestPhys, u64); LEVELS],
+    /// The levels that were read, from the last to the first.
+    levels: (u32, u32),
+    /// It came to its end, through entries of 64 bits.
+    comparable: bool,
+}
+
+impl Seen {
+    const fn new() -> Self {
+        Self { entries: [(GuestPhys(0), 0); LEVELS], levels: (0, 0), comparable: false }
+    }
+
+    fn still_holds<M: GuestMemory + ?Sized>(&self, memory: &M) -> bool {
+        let (last, first) = self.levels;
+        let entries = self.entries.get(last as usize..=first as usize).unwrap_or_default();
+        for (address, entry) in entries {
+            if memory.read_u64(*address) != Some(*entry) {
+                return false;
+            }
+        }
+        true
+    }
+}
+
+/// Walks that were done before: a driver reaches its device through the same few pages all the time. One counts as the
+/// same where the registers that it depends on and all entries that it has read are as they were, so there is nothing
+/// to invalidate. An entry whose flags were set then is not as it was.
+#[derive(Debug)]
+pub(super) struct WalkCache([Done; Self::ENTRIES]);
+
+#[derive(Clone, Copy, Debug)]
+struct Done {
+    question: Question,
+    seen: Seen,
+    /// The page that it led to.
+    frame: u64,
+}
+
+/// What a walk depends on besides the entries.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+struct Question {
+    page: u64,
+    cr0: u64,
+    cr3: u64,
+    cr4: u64,
+    efer: u64,
+    /// Privilege level, RFLAGS.AC and kind of access.
+    rights: u64,
+}
+
+impl Question {
+    fn new(state: &CpuState, linear: u64, access: AccessType) -> Self {
+        let CpuState { cr0, cr3, cr4, efer, cpl, .. } = *state;
+        let alignment_check = state.rflags & RFlags::ALIGNMENT_CHECK.bits();
+        let rights = alignment_check | u64::from(cpl) << 8 | access as u64;
+        Self { page: linear & !OFFSET, cr0, cr3, cr4, efer, rights }
+    }
+}
+
+impl WalkCache {
+    const ENTRIES: usize = 16;
+
+    pub(super) fn new() -> Self {
+        // No page begins there.
+        let question = Question { page: 1, cr0: 0, cr3: 0, cr4: 0, efer: 0, rights: 0 };
+        Self([Done { question, seen: Seen::new(), frame: 0 }; Self::ENTRIES])
+    }
+
+    /// [`translate`], where it was not done before.
+    ///
+    /// # Errors
+    /// As [`translate`].
+    #[inline]
+    pub(super) fn translate<M: GuestMemory + ?Sized>(
+        &mut self,
+        state: &CpuState,
+        memory: &M,
+        linear: u64,
+        access: AccessType,
+    ) -> Result<GuestPhys, Exception> {
+        let question = Question::new(state, linear, access);
+        let done = &mut self.0[((linear >> PAGE_SHIFT) as usize ^ access as usize) % Self::ENTRIES];
+        if done.question == question && done.seen.still_holds(memory) {
+            return Ok(GuestPhys(done.frame | linear & OFFSET));
+        }
+        done.renew(question, state, memory, linear, access)
+    }
+}
+
+impl Done {
+    #[cold]
+    fn renew<M: GuestMemory + ?Sized>(
+        &mut self,
+        question: Question,
+        state: &CpuState,
+        memory: &M,
+        linear: u64,
+        access: AccessType,
+    ) -> Result<GuestPhys, Exception> {
+        let mut seen = Seen::new();
+        let address = translate_anew(state, memory, linear, access, &mut seen)?;
+        if seen.comparable {
+            *self = Self { question, seen, frame: address.0 & !OFFSET };
+        }
+        Ok(address)
+    }
 }
 
 struct Walk<'a, M: ?Sized> {
@@ -153,15 +278,15 @@ struct Rights {
 
 impl<M: GuestMemory + ?Sized> Walk<'_, M> {
     /// `Err` holds the bits of the error code that tell the cause.
-    fn run(&self) -> Result<GuestPhys, PageFaultErrorCode> {
+    fn run(&self, seen: &mut Seen) -> Result<GuestPhys, PageFaultErrorCode> {
         let cr3 = self.state.cr3;
         match self.format {
-            Format::Legacy => self.descend(Format::Legacy, 2, 10, cr3 & FRAME_32),
-            Format::Pae => self.descend(Format::Pae, 3, 9, cr3 & PAE_ROOT),
+            Format::Legacy => self.descend(seen, Format::Legacy, 2, 10, cr3 & FRAME_32),
+            Format::Pae => self.descend(seen, Format::Pae, 3, 9, cr3 & PAE_ROOT),
             Format::Long if self.state.cr4_has(Cr4Flags::L5_PAGING) => {
-                self.descend(Format::Long, 5, 9, cr3 & FRAME_64)
+                self.descend(seen, Format::Long, 5, 9, cr3 & FRAME_64)
             }
-            Format::Long => self.descend(Format::Long, 4, 9, cr3 & FRAME_64),
+            Format::Long => self.descend(seen, Format::Long, 4, 9, cr3 & FRAME_64),
         }
     }
 
@@ -170,14 +295,13 @@ impl<M: GuestMemory + ?Sized> Walk<'_, M> {
     #[inline(always)]
     fn descend(
         &self,
+        seen: &mut Seen,
         format: Format,
         levels: u32,
         index_bits: u32,
         root: u64,
     ) -> Result<GuestPhys, PageFaultErrorCode> {
-        // By level, where entries lie that carry rights and an accessed flag; the bits that all of them have, and those
-        // that one of them has.
-        let mut visited = [NOWHERE; LEVELS];
+        // The bits that all entries have, and those that one of them has.
         let (mut all, mut any) = (u64::MAX, 0);
         let mut table = root;
         let mut level = levels;
@@ -186,6 +310,7 @@ impl<M: GuestMemory + ?Sized> Walk<'_, M> {
             let index = (self.linear >> shift) & ((1 << index_bits) - 1);
             let address = GuestPhys(table | (index * format.entry_size()));
             let entry = self.read_entry(format, address).ok_or(PageFaultErrorCode::empty())?;
+            seen.entries[level as usize % LEVELS] = (address, entry);
             if entry & PageTableFlags::PRESENT.bits() == 0 {
                 return Err(PageFaultErrorCode::empty());
             }
@@ -198,11 +323,10 @@ impl<M: GuestMemory + ?Sized> Walk<'_, M> {
             if entry & reserved != 0 {
                 return Err(PageFaultErrorCode::PROTECTION_VIOLATION | PageFaultErrorCode::MALFORMED_TABLE);
             }
-            // The pointer entries of PAE paging carry neither.
+            // The pointer entries of PAE paging carry neither rights nor an accessed flag.
             if !(format == Format::Pae && level == 3) {
                 all &= entry;
                 any |= entry;
-                visited[level as usize % LEVELS] = address;
             }
             if leaf {
                 let (all, any) =
@@ -217,8 +341,10 @@ impl<M: GuestMemory + ?Sized> Walk<'_, M> {
                     return Err(PageFaultErrorCode::PROTECTION_VIOLATION);
                 }
                 let dirty = self.access != AccessType::Write || entry & PageTableFlags::DIRTY.bits() != 0;
+                seen.levels = (level, levels);
+                seen.comparable = format != Format::Legacy;
                 if !(dirty && all.contains(PageTableFlags::ACCESSED)) {
-                    self.set_flags(level, &visited);
+                    self.set_flags(level..=if format == Format::Pae { 2 } else { levels }, seen);
                 }
                 let offset = (1u64 << shift) - 1;
                 return Ok(GuestPhys(format.frame(entry, level) & !offset | self.linear & offset));
@@ -297,12 +423,14 @@ impl<M: GuestMemory + ?Sized> Walk<'_, M> {
         }
     }
 
-    /// Sets the accessed flags, and the dirty flag of the last entry, that of level `leaf`, for a write. The processor
+    /// Sets the accessed flags, and the dirty flag of the last entry, that of the lowest level, for a write. The processor
     /// did so before it found no RAM, so hardly ever is anything to do. Where there is, only the byte with the flags is
     /// written, to keep what another vCPU may be changing in the entry.
     #[cold]
-    fn set_flags(&self, leaf: u32, visited: &[GuestPhys; LEVELS]) {
-        for (level, &address) in (0..).zip(visited).skip(leaf as usize) {
+    fn set_flags(&self, levels: RangeInclusive<u32>, seen: &Seen) {
+        let leaf = *levels.start();
+        for level in levels {
+            let (address, _) = seen.entries[level as usize % LEVELS];
             let mut wanted = PageTableFlags::ACCESSED;
             if level == leaf && self.access == AccessType::Write {
                 wanted |= PageTableFlags::DIRTY;

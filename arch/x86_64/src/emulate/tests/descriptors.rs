@@ -10,7 +10,7 @@ use x86_64::registers::rflags::RFlags;
 
 use super::walk::{ALL, TABLE, four_levels, page_fault, two_pages};
 use super::{CODE, DEVICE, RFLAGS_FIXED, Rig, Vectors, long_state};
-use crate::emulate::{CpuState, DecodeCache, Exception, Failure, Fault, mmio};
+use crate::emulate::{CpuState, Exception, Failure, Fault, Known, mmio};
 
 const RCX: usize = 1;
 const RBX: usize = 3;
@@ -100,7 +100,7 @@ fn the_source_is_read_once() {
         &mut rig.state.clone(),
         &mut Vectors::zero(),
         &memory,
-        &mut DecodeCache::new(),
+        &mut Known::new(),
         rig.fault,
         &mut |exit| {
             let Exit::Store64 { bytes, .. } = exit else { panic!("{exit:?}") };

@@ -10,9 +10,9 @@ use pasidon_kernel::vm::exit::Exit;
 use super::{DEVICE, Vectors, memory};
 use crate::emulate::access::MAX_OPERAND;
 use crate::emulate::string::MAX_ITERATIONS;
+use crate::emulate::walk::WalkCache;
 use crate::emulate::{
-    AccessType, CpuState, DecodeCache, Fault, SegmentState, fetch, instruction_length, mmio, string_io,
-    translate,
+    AccessType, CpuState, Fault, Known, SegmentState, fetch, instruction_length, mmio, string_io, translate,
 };
 
 /// Most accesses of one call: both operands of each iteration byte by byte.
@@ -202,14 +202,14 @@ proptest! {
             answer
         };
         let before = state.clone();
-        let mut decoded = DecodeCache::new();
-        let result = mmio(&mut state, &mut Vectors::zero(), &ram, &mut decoded, fault, &mut bus);
+        let mut known = Known::new();
+        let result = mmio(&mut state, &mut Vectors::zero(), &ram, &mut known, fault, &mut bus);
         if result.is_err() && state.gpr == before.gpr {
             prop_assert_eq!(&state.rip, &before.rip);
         }
         prop_assert!(accesses <= MAX_ACCESSES);
         let mut ports = 0;
-        let _ = string_io(&mut state, &ram, &mut decoded, &mut |exit| {
+        let _ = string_io(&mut state, &ram, &mut known, &mut |exit| {
             let Exit::Io(access) = exit else { panic!("{exit:?}") };
             ports += 1;
             assert!(access.address <= 0xffff && matches!(access.size, 1 | 2 | 4));
@@ -219,6 +219,47 @@ proptest! {
         let _ = fetch(&state, &ram);
         if let Ok(len) = instruction_length(&state, &ram) {
             prop_assert!((1..=15).contains(&len));
+        }
+    }
+
+    /// Whatever the guest changes between two accesses, and with the same flags set.
+    #[test]
+    fn a_walk_done_before_says_what_a_new_one_would(mut state in state(), seed in any::<u64>(),
+        changes in proptest::collection::vec((0u8..12, any::<u64>()), 1..80)) {
+        let (ram, other) = (memory(), memory());
+        for ram in [&ram, &other] {
+            ordinary_paging(ram, &mut state, seed);
+        }
+        let mut walks = WalkCache::new();
+        for (what, value) in changes {
+            match what {
+                // An entry that leads to the few pages which are asked for, or of one of them.
+                0 => {
+                    let table = 0x2000 + (value & 3) * 0x1000;
+                    let index = if value & 3 == 3 { value >> 2 & 3 } else { 0 };
+                    let target = if value & 3 == 3 { value >> 8 & 0x10_f000 } else { table + 0x1000 };
+                    for ram in [&ram, &other] {
+                        ram.put_u64(table + 8 * index, target | value >> 32 & 0x67 | (value & 1 << 63));
+                    }
+                }
+                1 => state.cpl = value as u8 & 3,
+                2 => state.rflags = value,
+                3 => state.cr0 ^= Cr0Flags::WRITE_PROTECT.bits(),
+                4 => state.cr4 ^= value & (Cr4Flags::SUPERVISOR_MODE_ACCESS_PREVENTION
+                    | Cr4Flags::SUPERVISOR_MODE_EXECUTION_PROTECTION
+                    | Cr4Flags::PHYSICAL_ADDRESS_EXTENSION).bits(),
+                5 => state.efer ^= EferFlags::NO_EXECUTE_ENABLE.bits(),
+                6 => state.efer ^= EferFlags::LONG_MODE_ACTIVE.bits(),
+                7 => state.cr3 ^= 0x1000,
+                _ => {}
+            }
+            let linear = value >> 16 & 0x3fff;
+            let access = [AccessType::Read, AccessType::Write, AccessType::Execute][value as usize % 3];
+            prop_assert_eq!(
+                walks.translate(&state, &ram, linear, access),
+                translate(&state, &other, linear, access)
+            );
+            prop_assert_eq!(ram.bytes(0x2000, 0x5000), other.bytes(0x2000, 0x5000));
         }
     }
 

@@ -14,7 +14,7 @@ use pasidon_arch_common::testing::TestMemory;
 use pasidon_kernel::vm::exit::{AccessKind, Exit};
 use x86_64::registers::control::{Cr0Flags, EferFlags};
 
-use super::{CpuState, DecodeCache, Failure, Fault, SegmentState, VECTOR_LEN, Vector, VectorRegisters};
+use super::{CpuState, Failure, Fault, Known, SegmentState, VECTOR_LEN, Vector, VectorRegisters};
 
 /// Where the tests put code.
 const CODE: u64 = 0x1000;
@@ -101,7 +101,7 @@ struct Rig {
     state: CpuState,
     vectors: Vectors,
     ram: TestMemory,
-    decoded: DecodeCache,
+    known: Known,
     /// As the processor tells it; here it says nothing that would spare a translation.
     fault: Fault,
     /// Contents of the device, from `DEVICE`.
@@ -121,7 +121,7 @@ impl Rig {
             state,
             vectors: Vectors::zero(),
             ram,
-            decoded: DecodeCache::new(),
+            known: Known::new(),
             fault: Fault { address: DEVICE, write: false, translated: false },
             device: vec![0; DEVICE_SIZE as usize],
             seen: Vec::new(),
@@ -139,8 +139,8 @@ impl Rig {
     }
 
     fn mmio(&mut self) -> Result<(), Failure> {
-        let Self { state, vectors, ram, decoded, fault, device, seen, stored, .. } = self;
-        let done = super::mmio(state, vectors, ram, decoded, *fault, &mut |exit| {
+        let Self { state, vectors, ram, known, fault, device, seen, stored, .. } = self;
+        let done = super::mmio(state, vectors, ram, known, *fault, &mut |exit| {
             let access = match exit {
                 Exit::Mmio(access) => access,
                 Exit::Store64 { address, bytes } => {

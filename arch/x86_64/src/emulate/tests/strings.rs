@@ -112,10 +112,10 @@ fn outs_and_ins() {
         seen.push(*access);
         0xabcd_1234
     };
-    assert_eq!(string_io(&mut machine.state, &machine.ram, &mut machine.decoded, &mut port), Ok(true));
+    assert_eq!(string_io(&mut machine.state, &machine.ram, &mut machine.known, &mut port), Ok(true));
     assert_eq!((machine.state.gpr[RSI], machine.state.rip), (0x2002, CODE + 2));
     machine.state.gpr[RCX] = 2;
-    assert_eq!(string_io(&mut machine.state, &machine.ram, &mut machine.decoded, &mut port), Ok(true));
+    assert_eq!(string_io(&mut machine.state, &machine.ram, &mut machine.known, &mut port), Ok(true));
     assert_eq!((machine.state.gpr[RDI], machine.state.rip), (0x3004, CODE + 5));
     assert_eq!(machine.ram.u64(0x3000), 0x1234_1234);
     let access = |size, kind| Access { address: 0x3f8, size, kind };
@@ -138,7 +138,7 @@ fn ports_and_device_memory_do_not_mix() {
         let mut machine = Rig::new(long_state(), code);
         machine.state.gpr[RSI] = DEVICE;
         machine.state.gpr[RDI] = DEVICE;
-        let result = string_io(&mut machine.state, &machine.ram, &mut machine.decoded, &mut |exit| {
+        let result = string_io(&mut machine.state, &machine.ram, &mut machine.known, &mut |exit| {
             panic!("{exit:?} reached the bus")
         });
         assert!(matches!(result, Err(Failure::Unsupported(_))));
