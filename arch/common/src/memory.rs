@@ -69,6 +69,18 @@ impl GuestMemory for RamView {
     #[inline]
     fn read(&self, address: GuestPhys, buffer: &mut [u8]) -> Result<(), BadGuestAddress> {
         let to = buffer.as_mut_ptr();
+        if let Some(host) = self.whole(address, buffer.len() as u64) {
+            // SAFETY: `whole` gives host memory of this VM's RAM, mapped, as long as the buffer, which is the hypervisor's.
+            unsafe {
+                match buffer.len() {
+                    // What the emulator reads, without a call: code, and a descriptor.
+                    16 => to.cast::<[u8; 16]>().write_unaligned(host.cast::<[u8; 16]>().read_unaligned()),
+                    64 => to.cast::<[u8; 64]>().write_unaligned(host.cast::<[u8; 64]>().read_unaligned()),
+                    len => core::ptr::copy_nonoverlapping(host.cast_const(), to, len),
+                }
+            }
+            return Ok(());
+        }
         self.pieces(address, buffer.len(), |host, offset, len| {
             // SAFETY: `pieces` gives host memory of this VM's RAM, mapped, and `offset + len` lies within the
             // buffer. The two do not overlap: the buffer is the hypervisor's.
@@ -148,6 +160,12 @@ mod tests {
         view.read(GuestPhys(end - 3), &mut read).unwrap();
         assert_eq!(read, [1, 2, 3]);
         assert!(view.write(GuestPhys(end - 3), &[9; 4]).is_err());
+        for len in [8, 16, 64, 65] {
+            let mut read = [7; 66];
+            view.read(GuestPhys(end - len), &mut read[..len as usize]).unwrap();
+            assert_eq!(read[len as usize - 4..=len as usize], [0, 1, 2, 3, 7]);
+            assert!(view.read(GuestPhys(end - len + 1), &mut read[..len as usize]).is_err());
+        }
         view.read(GuestPhys(end - 3), &mut read).unwrap();
         assert_eq!(read, [1, 2, 3], "a refused write changes nothing");
         assert!(view.read(GuestPhys(u64::MAX), &mut read).is_err());

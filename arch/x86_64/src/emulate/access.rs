@@ -73,6 +73,28 @@ impl<M: GuestMemory + ?Sized> Bus<'_, M> {
         Ok(Piece { address, len, ram: self.memory.is_ram(address, len) })
     }
 
+    /// Fills `bytes` with the RAM at `linear`, in one access where it lies in one page. Where some of it is not RAM nothing
+    /// was read, and this is what to read.
+    pub(super) fn read_if_ram(
+        &mut self,
+        state: &CpuState,
+        linear: u64,
+        bytes: &mut [u8; MAX_OPERAND],
+    ) -> Result<Option<Target>, Exception> {
+        if linear % PAGE_SIZE <= PAGE_SIZE - MAX_OPERAND as u64 {
+            let address = self.walks.translate(state, self.memory, linear, AccessType::Read)?;
+            if self.memory.read(address, bytes).is_ok() {
+                return Ok(None);
+            }
+        }
+        let target = self.resolve(state, linear, MAX_OPERAND, AccessType::Read)?;
+        if target.device {
+            return Ok(Some(target));
+        }
+        self.read(&target, bytes);
+        Ok(None)
+    }
+
     /// The `len` bytes at `linear`, if they begin at the access that the processor translated for this instruction:
     /// that had the rights, and its accessed and dirty flags are set.
     pub(super) fn translated(

@@ -409,32 +409,43 @@ impl<M: GuestMemory + ?Sized> Execution<'_, '_, M> {
         Ok(())
     }
 
-    /// The operands of MOVDIR64B and ENQCMD: a source in memory, and a destination at ES and the register
-    /// that is operand 0.
-    fn descriptor_operands(&mut self) -> Result<(Target, Target), Stop> {
+    /// The linear address of what MOVDIR64B and ENQCMD write to: at ES and the register that is operand 0.
+    fn descriptor_address(&self) -> Result<u64, Stop> {
         let register = Slot::of(self.instruction.op0_register()).ok_or(Stop::Unsupported)?;
         let linear = self.cpu.linear(Register::ES, self.cpu.read(register), MAX_OPERAND)?;
         if !linear.is_multiple_of(MAX_OPERAND as u64) {
             return Err(Exception::general_protection(self.cpu).into());
         }
-        let source = self.memory_operand(0, MAX_OPERAND, AccessType::Read)?;
-        // It is the only operand that is written.
-        let destination = self.translate(linear, MAX_OPERAND, AccessType::Write, true)?;
-        Ok((source, destination))
+        Ok(linear)
+    }
+
+    /// What is there. It is the only operand that is written.
+    fn descriptor_destination(&mut self, linear: u64) -> Result<Target, Stop> {
+        self.translate(linear, MAX_OPERAND, AccessType::Write, true)
     }
 
     fn movdir64b(&mut self) -> Result<(), Stop> {
-        let (source, destination) = self.descriptor_operands()?;
-        self.ready()?;
+        let linear = self.descriptor_address()?;
+        let operand = self.operand.ok_or(Stop::Unsupported)?;
+        let source = self.cpu.linear(operand.segment, operand.offset(self.cpu, 0), MAX_OPERAND)?;
         let mut descriptor = [0; MAX_OPERAND];
-        self.bus.read(&source, &mut descriptor);
+        // RAM is read before the destination is translated, which nobody sees.
+        let device = self.bus.read_if_ram(self.cpu, source, &mut descriptor)?;
+        let destination = self.descriptor_destination(linear)?;
+        if let Some(device) = device {
+            self.device = true;
+            self.bus.read(&device, &mut descriptor);
+        }
+        self.ready()?;
         self.bus.store64(&destination, &descriptor);
         Ok(())
     }
 
     /// No shared queue of a device is reached this way, so none accepts the command: ZF says "retry".
     fn enqcmd(&mut self) -> Result<(), Stop> {
-        self.descriptor_operands()?;
+        let linear = self.descriptor_address()?;
+        self.memory_operand(0, MAX_OPERAND, AccessType::Read)?;
+        self.descriptor_destination(linear)?;
         self.ready()?;
         self.cpu.rflags = alu::with_flag(alu::without_status(self.cpu.rflags), RFlags::ZERO_FLAG, true);
         Ok(())
