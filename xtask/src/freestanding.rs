@@ -33,6 +33,8 @@ struct Program {
     name: &'static str,
     /// Its folder in `tests`.
     folder: &'static str,
+    /// The folder beside it with what it shares with others.
+    shared: Option<&'static str>,
     compiler: &'static str,
     /// Debian packages with the compiler.
     packages: &'static [&'static str],
@@ -44,6 +46,7 @@ struct Program {
 const SMMU: Program = Program {
     name: "smmu-selftest",
     folder: "platform/selftest/smmu",
+    shared: None,
     compiler: "aarch64-linux-gnu-gcc",
     packages: &["gcc-aarch64-linux-gnu"],
     flags: &["-mstrict-align"],
@@ -55,6 +58,7 @@ const X86_64_FLAGS: &[&str] = &["-mno-red-zone", "-fcf-protection=none"];
 const PC: Program = Program {
     name: "pc-selftest",
     folder: "platform/selftest/pc",
+    shared: None,
     compiler: "gcc",
     packages: &["gcc"],
     flags: X86_64_FLAGS,
@@ -63,10 +67,13 @@ const PC: Program = Program {
 const EXITS: Program = Program {
     name: "exits",
     folder: "guests/exits",
+    shared: Some("bare"),
     compiler: "gcc",
     packages: &["gcc"],
     flags: X86_64_FLAGS,
 };
+
+const SHARES: Program = Program { name: "shares", folder: "guests/shares", ..EXITS };
 
 /// The self-test of the SMMUv3 model as an ELF file, made when it is not in the cache.
 ///
@@ -92,20 +99,35 @@ pub fn exits() -> Result<PathBuf> {
     EXITS.build()
 }
 
+/// The guest `shares` for x86_64 as an ELF file, made when it is not in the cache.
+///
+/// # Errors
+/// When it does not compile.
+pub fn shares() -> Result<PathBuf> {
+    SHARES.build()
+}
+
 impl Program {
     fn build(&self) -> Result<PathBuf> {
         let dir = workspace::root().join("tests").join(self.folder);
+        let shared = self.shared.map(|shared| format!("../{shared}"));
         let mut sources = workspace::list(&dir)?;
+        if let Some(shared) = &shared {
+            sources.extend(workspace::list(&dir.join(shared))?);
+        }
         let key = Key::new().part(RECIPE_VERSION).files(&sources)?;
         let compiled = |extension: &std::ffi::OsStr| extension == "c" || extension == "S";
         sources.retain(|source| source.extension().is_some_and(compiled));
         let entry = Cache::open()?.entry(self.name, &key, |entry| {
             apt::need(self.packages)?;
             let step = Step::start(format!("building {}", self.name));
-            // By their names alone: a failed check prints its file's, which must not be another clone's path.
-            let names = sources.iter().filter_map(|source| source.file_name());
+            // From here: a failed check prints its file's name, which must not be another clone's path.
+            let names = sources.iter().filter_map(|source| source.strip_prefix(&dir).ok());
             let mut gcc = Command::new(self.compiler);
             gcc.current_dir(&dir).args(FLAGS).args(self.flags);
+            if let Some(shared) = &shared {
+                gcc.arg(format!("-I{shared}")).arg(format!("-L{shared}"));
+            }
             gcc.arg("-o").arg(entry.join(self.name)).args(names);
             command::run(&mut gcc, &step)?;
             step.done();

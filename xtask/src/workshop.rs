@@ -75,6 +75,10 @@ impl Workshop for Shop {
         freestanding::exits()
     }
 
+    fn shares(&self) -> Result<PathBuf> {
+        freestanding::shares()
+    }
+
     fn kvm(&self) -> Result<PathBuf> {
         guests::kvm(&self.linux()?, &self.exits()?)
     }

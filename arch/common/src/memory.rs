@@ -107,6 +107,14 @@ impl GuestMemory for RamView {
         Some(u64::from_le(unsafe { host.read_volatile() }))
     }
 
+    fn write_u64(&self, address: GuestPhys, value: u64) -> bool {
+        let host = self.whole(address, size_of::<u64>() as u64).filter(|_| address.is_aligned(8));
+        let Some(host) = host else { return false };
+        // SAFETY: as in `read_u64`.
+        unsafe { host.cast::<u64>().write_volatile(value.to_le()) };
+        true
+    }
+
     #[inline]
     fn is_ram(&self, address: GuestPhys, len: usize) -> bool {
         let (mut address, mut left) = (address, len as u64);
@@ -169,6 +177,12 @@ mod tests {
         view.read(GuestPhys(end - 3), &mut read).unwrap();
         assert_eq!(read, [1, 2, 3], "a refused write changes nothing");
         assert!(view.read(GuestPhys(u64::MAX), &mut read).is_err());
+        assert!(view.write_u64(GuestPhys(end - 8), 0x0807_0605_0403_0201));
+        assert_eq!(view.read_u64(GuestPhys(end - 8)), Some(0x0807_0605_0403_0201));
+        for bad in [end - 4, end, 0x1004, u64::MAX - 7] {
+            assert!(!view.write_u64(GuestPhys(bad), 1), "{bad:#x}");
+        }
+        view.write(GuestPhys(end - 3), &[1, 2, 3]).unwrap();
         view.write(GuestPhys(0x4000_0000), &[7]).unwrap();
         drop(view);
         let unscrubbed = ram_frames(ram).end(GuestGone::confirmed_by_arch());

@@ -6,8 +6,9 @@
 //! address that a guest may name to the device ([`first`]), which the driver checks in what it submits.
 //!
 //! A slice of the same address space whose portal is mapped into the guest has nobody to check that: a guest that has
-//! both kinds on one device can write to its own windows, and deceive what is counted of itself. Nothing about another
-//! guest, and no end, rests on what lies in a window.
+//! both kinds on one device can write to its own windows, and deceive what is counted of itself: then the device has more
+//! of it than is known, and others may be told to try again. No end, and nothing of another's, rests on what lies in a
+//! window.
 
 use crate::base::addr::{HostPhys, Iova};
 

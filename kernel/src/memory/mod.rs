@@ -75,6 +75,12 @@ pub trait GuestMemory {
         Some(u64::from_le_bytes(bytes))
     }
 
+    /// Writes a number at `address`, which is a multiple of 8, the lowest byte first; false, with nothing written, unless
+    /// all of it is RAM. Where the memory is shared with a running guest it is written at once.
+    fn write_u64(&self, address: GuestPhys, value: u64) -> bool {
+        self.write(address, &value.to_le_bytes()).is_ok()
+    }
+
     /// Whether all of the `len` bytes from `address` are RAM.
     fn is_ram(&self, address: GuestPhys, len: usize) -> bool {
         let mut probe = [0; 64];

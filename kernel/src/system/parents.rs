@@ -245,8 +245,16 @@ impl System {
             }
         }
         for entry in self.parents.iter().filter(|entry| entry.parent.is_waiting()) {
-            if entry.parent.look() {
+            let mut concerned = Vec::new();
+            if entry.parent.look(&mut |pasid| concerned.push(pasid)) {
                 self.announce(vm_host, entry.parent.name());
+                continue;
+            }
+            for pasid in concerned {
+                let vdev = self.tags.lock().get(&(entry.parent.requester(), pasid)).cloned();
+                if let Some(vdev) = vdev {
+                    self.take_up(vm_host, &vdev);
+                }
             }
         }
     }

@@ -137,7 +137,7 @@ impl Parent for TestParent {
         self.0.lock().waiting
     }
 
-    fn look(&self) -> bool {
+    fn look(&self, _concerned: &mut dyn FnMut(Pasid)) -> bool {
         self.0.lock().looks += 1;
         true
     }

@@ -15,9 +15,9 @@ pub(super) struct SpaceMemory {
 }
 
 impl SliceMemory for SpaceMemory {
-    fn write(&self, iova: Iova, bytes: &[u8]) -> bool {
-        let place = self.space.translate(iova, bytes.len() as u64);
-        place.is_some_and(|place| self.ram.write(place, bytes).is_ok())
+    fn write_u64(&self, iova: Iova, value: u64) -> bool {
+        let place = self.space.translate(iova, size_of_val(&value) as u64);
+        place.is_some_and(|place| self.ram.write_u64(place, value))
     }
 
     fn covers(&self, iova: Iova, len: u64) -> bool {

@@ -146,16 +146,15 @@ pub trait Parent: Send + Sync {
     fn interrupt(&self, sink: &mut dyn FnMut(ParentEvent)) -> Drained;
 
     /// Whether something is under way on the device that nothing announces the end of: somebody is to call
-    /// [`Parent::look`], and where that says so [`VdevRegisters::device_event`] of each vdev on it, every few
-    /// milliseconds. Takes no
+    /// [`Parent::look`], and [`VdevRegisters::device_event`] of the vdevs that it names, every few milliseconds. Takes no
     /// lock.
     fn is_waiting(&self) -> bool {
         false
     }
 
-    /// Looks how far the device is with what it was given, and gives it what comes next. Waits for nothing. Whether the
-    /// vdevs on it are to be told.
-    fn look(&self) -> bool {
+    /// Looks how far the device is with what it was given, and gives it what comes next. Waits for nothing. Names the
+    /// vdevs that are to be told, by their tags; true: all of them are.
+    fn look(&self, _concerned: &mut dyn FnMut(Pasid)) -> bool {
         false
     }
 
@@ -322,11 +321,11 @@ pub trait VdevRegisters: Send {
 /// Guest memory at the addresses at which a slice's device sees it, for a driver that completes on its behalf. May be
 /// called from any processor; allocates nothing.
 pub trait SliceMemory: Send + Sync {
-    /// Writes where the device would. False, with nothing written, where it would meet no memory; also where the bytes
-    /// lie in two mappings of the address space.
-    fn write(&self, iova: Iova, bytes: &[u8]) -> bool;
+    /// Writes a number where the device would, at a multiple of 8, in one store. False, with nothing written, where it
+    /// would meet no memory.
+    fn write_u64(&self, iova: Iova, value: u64) -> bool;
 
-    /// Whether [`SliceMemory::write`] of so many bytes there would do it.
+    /// Whether so many bytes there are memory, in one mapping of the address space.
     fn covers(&self, iova: Iova, len: u64) -> bool;
 
     /// The first address that the guest may not name to the device ([`crate::dma::window`]).

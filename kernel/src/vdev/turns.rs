@@ -30,11 +30,14 @@ struct Member {
     asks: bool,
 }
 
-/// The line. Asking and serving take logarithmic time and allocate nothing.
+/// The line. Asking and serving take logarithmic time and allocate nothing; joining and leaving take constant time, but
+/// for one who leaves while it asks.
 #[derive(Debug, Default)]
 pub struct Turns {
     members: Vec<Option<Member>>,
-    /// Start tags; an entry whose member does not ask with that tag is none.
+    /// Numbers of members that left.
+    left: Vec<u16>,
+    /// Start tags of those who ask.
     line: BinaryHeap<Reverse<(u128, MemberId)>>,
     /// Virtual time: the start tag of the last turn.
     now: u128,
@@ -43,28 +46,32 @@ pub struct Turns {
 impl Turns {
     /// Nobody takes part yet.
     pub const fn new() -> Self {
-        Self { members: Vec::new(), line: BinaryHeap::new(), now: 0 }
+        Self { members: Vec::new(), left: Vec::new(), line: BinaryHeap::new(), now: 0 }
     }
 
     /// Takes somebody in, with a weight of at least 1; `None` where there are 65,536. May allocate.
     pub fn join(&mut self, weight: u8) -> Option<MemberId> {
-        let free = self.members.iter().position(Option::is_none).unwrap_or(self.members.len());
-        let id = u16::try_from(free).ok()?;
-        if free == self.members.len() {
-            self.members.push(None);
-            // One entry each.
-            self.line.reserve(self.members.len() - self.line.len());
-        }
-        self.members[free] = Some(Member { weight: weight.max(1), next: self.now, asks: false });
+        let id = match self.left.pop() {
+            Some(id) => id,
+            None => {
+                let id = u16::try_from(self.members.len()).ok()?;
+                self.members.push(None);
+                // One entry each.
+                self.line.reserve(self.members.len() - self.line.len());
+                id
+            }
+        };
+        self.members[usize::from(id)] = Some(Member { weight: weight.max(1), next: self.now, asks: false });
         Some(MemberId(id))
     }
 
     /// Lets somebody go, in the line or not.
     pub fn leave(&mut self, id: MemberId) {
-        if let Some(member) = self.members.get_mut(usize::from(id.0)) {
-            *member = None;
+        let Some(member) = self.members.get_mut(usize::from(id.0)).and_then(Option::take) else { return };
+        self.left.push(id.0);
+        if member.asks {
+            self.line.retain(|Reverse((_, other))| *other != id);
         }
-        self.line.retain(|Reverse((_, other))| *other != id);
     }
 
     /// That member wants a turn. Nothing where it asks already.

@@ -14,51 +14,15 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "bare.h"
+
 #define ROUNDS 15
 #define REPEATS 200
 
-#define COM1 0x3f8
-#define LINE_STATUS (COM1 + 5)
-#define TRANSMITTER_EMPTY 0x20
 #define PIT_GATE 0x61
-#define SLEEP_CONTROL 0x600
-#define SLEEP_ENABLE_TYPE_5 (1 << 5 | 5 << 2)
 #define IOAPIC_WINDOW 0xfec00010
 /* No hypercall has this number. */
 #define NO_SUCH_HYPERCALL 0x7fffffff
-
-static uint8_t in(uint16_t port)
-{
-	uint8_t value;
-
-	asm volatile("inb %1, %0" : "=a"(value) : "d"(port));
-	return value;
-}
-
-static void out(uint16_t port, uint8_t value)
-{
-	asm volatile("outb %0, %1" : : "a"(value), "d"(port));
-}
-
-static void print(const char *text)
-{
-	for (; *text; text++) {
-		while (!(in(LINE_STATUS) & TRANSMITTER_EMPTY))
-			;
-		out(COM1, *text);
-	}
-}
-
-static void print_number(uint64_t value, unsigned base)
-{
-	char digits[21], *p = digits + sizeof(digits) - 1;
-
-	*p = 0;
-	do {
-		*--p = "0123456789abcdef"[value % base];
-	} while (value /= base);
-	print(p);
-}
 
 static uint64_t now(void)
 {
@@ -148,5 +112,5 @@ void main(void)
 		print("\n");
 	}
 	print("PASIDON exits done\n");
-	out(SLEEP_CONTROL, SLEEP_ENABLE_TYPE_5);
+	power_off();
 }

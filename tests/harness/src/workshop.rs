@@ -92,6 +92,12 @@ pub trait Workshop: Sync {
     /// When it does not build.
     fn exits(&self) -> Result<PathBuf>;
 
+    /// The guest for x86_64 that has each vdev it finds copy (`tests/guests/shares`): an ELF file with a PVH entry.
+    ///
+    /// # Errors
+    /// When it does not build.
+    fn shares(&self) -> Result<PathBuf>;
+
     /// The Linux guest's initrd for x86_64 with what makes a hypervisor of it: KVM's modules in `/lib/modules`, that guest
     /// as `/lib/exits`, and the monitor that runs it, `/bin/exits-on-kvm`.
     ///

@@ -120,13 +120,8 @@ impl<H: Hardware> VmHost for &'static Vms<H> {
             return true;
         };
         let done = instance.try_with_board(|board| {
-            let mut raised = Vec::new();
-            let Some(slot) = board.slot(vdev) else { return };
-            if let Some(model) = board.chipset.pci().model(slot) {
-                model.device_event(&mut |vector| raised.push(vector));
-            }
-            for vector in raised {
-                board.chipset.vdev_interrupt(slot, vector, &mut |action| instance.act(action));
+            if let Some(slot) = board.slot(vdev) {
+                board.chipset.pci().device_event(slot, &mut |action| instance.act(action));
             }
         });
         done.is_some()

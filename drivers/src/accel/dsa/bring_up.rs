@@ -9,7 +9,7 @@
 use alloc::string::{String, ToString};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
-use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU16, AtomicU32, Ordering};
 
 use pasidon_kernel::base::refusal::Refusal;
 use pasidon_kernel::dma::pasid::Pasid;
@@ -67,9 +67,13 @@ impl<R: Registers, C: ConfigSpace> Device<R, C> {
             operations[0] &= !OPERATION_BATCH;
         }
         let usable = usable_queues(&capabilities);
-        let can_share = capabilities.work_queues.shared() && trapping.is_some();
+        let can_share = capabilities.can_share() && trapping.is_some();
         let partition = Partition { shared: if can_share { partition.shared } else { 0 }, ..partition };
-        let queues = make_queues(usable, &partition, &capabilities);
+        let mut queues = make_queues(usable, &partition, &capabilities);
+        if partition.shared > 0 && survey::check_portals(silicon, options.allow_unsafe_portals).is_err() {
+            // Nobody can have them; so all engines serve the one that is shared.
+            queues.iter_mut().filter(|queue| !queue.shared).for_each(|queue| queue.size = 0);
+        }
         let shared = queues.iter().find(|queue| queue.shared).zip(trapping);
         let shared =
             shared.map(|(queue, trapping)| Arc::new(SharedQueue::new(queue.index, queue.size, trapping)));
@@ -87,6 +91,7 @@ impl<R: Registers, C: ConfigSpace> Device<R, C> {
             portals: bar2.address,
             queues,
             shared,
+            share_interrupts: Mutex::new(Vec::new()),
             free_entries: Mutex::new(Vec::new()),
             epoch: AtomicU32::new(0),
             resets: AtomicU32::new(0),
@@ -96,7 +101,7 @@ impl<R: Registers, C: ConfigSpace> Device<R, C> {
         let closed = device.close(Unreached::NoVdevYet)?;
         device.reset(&closed)?;
         device.start(&closed)?;
-        *device.free_entries.lock() = device.share_interrupts(&closed)?;
+        device.offer_shares(&closed);
         drop(closed);
         Ok(device)
     }
@@ -112,6 +117,7 @@ impl<R: Registers, C: ConfigSpace> Device<R, C> {
         let started = self
             .execute(closed, Command::EnableDevice)
             .and_then(|_| self.request_handles(closed))
+            .and_then(|()| self.request_share_handles(closed))
             .and_then(|()| self.enable_shared(closed));
         started.map_err(|failure| {
             self.function.forbid_dma();
@@ -253,46 +259,67 @@ impl<R: Registers, C: ConfigSpace> Device<R, C> {
         self.execute(closed, Command::EnableWq(shared.index())).map(drop)
     }
 
-    /// The interrupt entries that shares can have: those of the MSI-X table that no queue has, and the IMS. The first to
-    /// be given out comes last.
-    fn share_interrupts(&self, closed: &Closed<'_, R>) -> Result<Vec<ShareInterrupt>, Refusal> {
-        if self.shared.is_none() {
-            return Ok(Vec::new());
-        }
-        let portals = survey::check_portals(self.silicon, self.options.allow_unsafe_portals).is_ok();
-        let own = self.queues.iter().filter(|queue| portals && queue.is_offered());
+    /// Offers shares, as many as the device has interrupt entries for: those of the MSI-X table that no queue has, and the
+    /// IMS; and handles.
+    fn offer_shares(&self, closed: &Closed<'_, R>) {
+        let Some(shared) = &self.shared else { return };
+        let own = self.queues.iter().filter(|queue| queue.is_offered());
         let own: Vec<u16> = own.map(Queue::interrupt_entry).collect();
         let entries = (1..self.capabilities.interrupt_entries()).filter(|entry| !own.contains(entry));
-        let interrupts: Result<Vec<ShareInterrupt>, CommandFailure> = entries
-            .take(MAX_SHARES)
-            .map(|entry| {
-                let (command, index, portal) = match self.capabilities.ims_index(entry) {
-                    Some(index) => (Command::RequestImsHandle(index), index, portal::UNLIMITED_IMS),
-                    None => (Command::RequestHandle(entry), entry, portal::UNLIMITED_MSIX),
-                };
-                let has_handles = self.capabilities.has_command(code::REQUEST_HANDLE);
-                let handle = if has_handles { self.execute(closed, command)? } else { index };
-                let wq = self.shared.as_ref().map_or(0, |shared| shared.index());
-                Ok(ShareInterrupt { entry, handle, portal: u64::from(wq) * portal::STRIDE + portal })
-            })
-            .collect();
-        let mut interrupts = interrupts.map_err(|failure| {
-            Refusal::new("", failure.to_string(), "try again after a cold start of the machine")
-        })?;
+        let mut interrupts = Vec::new();
+        for entry in entries.take(MAX_SHARES) {
+            match self.request_handle(closed, entry) {
+                Ok(handle) => {
+                    let ims = self.capabilities.ims_index(entry).is_some();
+                    let page = if ims { portal::UNLIMITED_IMS } else { portal::UNLIMITED_MSIX };
+                    interrupts.push(ShareInterrupt {
+                        entry,
+                        handle: Arc::new(AtomicU16::new(handle)),
+                        portal: u64::from(shared.index()) * portal::STRIDE + page,
+                    });
+                }
+                Err(failure) => {
+                    log::warn!(
+                        "parent {}: {} shares are offered, no more: {failure}",
+                        self.name,
+                        interrupts.len()
+                    );
+                    break;
+                }
+            }
+        }
+        *self.share_interrupts.lock() = interrupts.clone();
+        // The first one is given out first.
         interrupts.reverse();
-        Ok(interrupts)
+        *self.free_entries.lock() = interrupts;
+    }
+
+    /// The handles of shares that were offered before: a reset took them away.
+    fn request_share_handles(&self, closed: &Closed<'_, R>) -> Result<(), CommandFailure> {
+        for interrupt in &*self.share_interrupts.lock() {
+            let handle = self.request_handle(closed, interrupt.entry)?;
+            interrupt.handle.store(handle, Ordering::Release);
+        }
+        Ok(())
+    }
+
+    /// What descriptors name an interrupt entry with, on the portal that is for its table.
+    fn request_handle(&self, closed: &Closed<'_, R>, entry: u16) -> Result<u16, CommandFailure> {
+        let (command, index) = match self.capabilities.ims_index(entry) {
+            Some(index) => (Command::RequestImsHandle(index), index),
+            None => (Command::RequestHandle(entry), entry),
+        };
+        if self.capabilities.has_command(code::REQUEST_HANDLE) {
+            self.execute(closed, command)
+        } else {
+            Ok(index)
+        }
     }
 
     /// The number by which descriptors name each queue's interrupt.
     fn request_handles(&self, closed: &Closed<'_, R>) -> Result<(), CommandFailure> {
         for queue in &self.queues {
-            let entry = queue.interrupt_entry();
-            let handle = if self.capabilities.has_command(code::REQUEST_HANDLE) {
-                self.execute(closed, Command::RequestHandle(entry))?
-            } else {
-                entry
-            };
-            queue.set_handle(handle);
+            queue.set_handle(self.request_handle(closed, queue.interrupt_entry())?);
         }
         Ok(())
     }

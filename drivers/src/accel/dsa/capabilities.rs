@@ -3,6 +3,7 @@
 
 use alloc::string::String;
 
+use super::commands::code;
 use super::registers::{
     CMDCAP, ENGCAP, GENCAP, GRPCAP, GenCap, GrpCap, OFFSETS, OFFSETS_UNIT, OPCAP, VERSION, WQCAP, WqCap,
     grpcfg, msix_entry, msixperm, wqcfg,
@@ -134,6 +135,12 @@ impl Capabilities {
     /// Offset of one entry of the MSI-X permission table.
     pub(super) fn msixperm_of(&self, entry: u16) -> usize {
         self.msixperm + usize::from(entry) * msixperm::STRIDE
+    }
+
+    /// Whether queues can be shared, and what one who shares has in flight can be dropped. Where the device does not say
+    /// which commands it has, it has all of the first version.
+    pub(super) fn can_share(&self) -> bool {
+        self.work_queues.shared() && (self.commands.is_none() || self.has_command(code::ABORT_PASID))
     }
 
     /// Entries of interrupts: of the MSI-X table first, then of the IMS.

@@ -64,7 +64,9 @@ pub(super) struct Device<R, C> {
     pub queues: Vec<Queue>,
     /// The queue that is shared.
     pub shared: Option<Arc<SharedQueue>>,
-    /// Interrupt entries for shares that nobody has.
+    /// Interrupt entries for shares.
+    pub share_interrupts: Mutex<Vec<ShareInterrupt>>,
+    /// Those of them that nobody has.
     pub free_entries: Mutex<Vec<ShareInterrupt>>,
     /// Counts the resets of the whole device since bring-up.
     pub epoch: AtomicU32,

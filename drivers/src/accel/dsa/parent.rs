@@ -10,6 +10,7 @@ use core::sync::atomic::Ordering;
 use pasidon_kernel::base::addr::Requester;
 use pasidon_kernel::base::drained::Drained;
 use pasidon_kernel::base::refusal::Refusal;
+use pasidon_kernel::dma::pasid::Pasid;
 use pasidon_kernel::vdev::parent::{
     DmaTag, Parent, ParentEvent, ParentUnreached, VdevModel, VdevRequest, VdevType,
 };
@@ -19,7 +20,8 @@ use super::dedicated::QueueLease;
 use super::device::Device;
 use super::queue::Queue;
 use super::registers::GENSTS;
-use super::shared::ShareLease;
+use super::share::Member;
+use super::shared::{NoShare, ShareLease};
 use super::survey::{self, check_portals};
 use super::vdev::DsaVdev;
 use super::{Capabilities, Setup, TYPE_DWQ, TYPE_SWQ};
@@ -65,6 +67,11 @@ impl<R: Registers, C: ConfigSpace> DsaParent<R, C> {
             instances: device.free_entries.lock().len() as u16,
         };
         Ok(Arc::new(Self { device, types: [dwq, swq], can_trap }))
+    }
+
+    #[cfg(test)]
+    pub(super) fn device(&self) -> &Device<R, C> {
+        &self.device
     }
 
     /// What the device can do.
@@ -157,22 +164,22 @@ impl<R: Registers + 'static, C: ConfigSpace + 'static> DsaParent<R, C> {
     fn create_share(&self, what: String, request: &VdevRequest<'_>) -> Result<Box<dyn VdevModel>, Refusal> {
         let device = &self.device;
         if device.shared.is_none() {
-            let (why, remedy) = if !device.capabilities.work_queues.shared() {
-                ("the device has no shared work queues (WQCAP)", "use another parent")
+            let (why, remedy) = if !device.capabilities.can_share() {
+                (
+                    "the device has no shared work queues, or no Abort PASID (WQCAP, CMDCAP)",
+                    "use another parent",
+                )
             } else if !self.can_trap {
                 (
                     "the processor has no deferrable store (ENQCMD), by which descriptors get to a shared queue",
                     "use type dsa-dwq, or a machine whose processor has it",
                 )
             } else {
-                (
-                    "no queue of the device is shared",
-                    "write shared_entries = 16 into its section, or define a vdev of this type there",
-                )
+                ("no queue of the device is shared", "write shared_entries = 16 into its section")
             };
             return Err(Refusal::new(what, why, remedy));
         }
-        let most = device.capabilities.work_queues.total_size();
+        let most = device.capabilities.work_queues.total_size().min(Member::MAX_ENTRIES);
         let entries = request.entries.unwrap_or(SHARE_ENTRIES.min(most));
         if entries > most {
             return Err(Refusal::new(
@@ -182,8 +189,13 @@ impl<R: Registers + 'static, C: ConfigSpace + 'static> DsaParent<R, C> {
             ));
         }
         match ShareLease::take(device, request.weight.unwrap_or(1), entries) {
-            Some(lease) => Ok(Box::new(DsaVdev::new(lease, None))),
-            None => {
+            Ok(lease) => Ok(Box::new(DsaVdev::new(lease, None))),
+            Err(NoShare::Memory) => Err(Refusal::new(
+                what,
+                "no page of memory left for its completion records",
+                "give the guests less memory",
+            )),
+            Err(NoShare::Taken) => {
                 let [_, swq] = &self.types;
                 Err(Refusal::new(
                     what,
@@ -277,10 +289,13 @@ impl<R: Registers + 'static, C: ConfigSpace + 'static> Parent for DsaParent<R, C
         waits || self.commands_wait()
     }
 
-    fn look(&self) -> bool {
+    fn look(&self, concerned: &mut dyn FnMut(Pasid)) -> bool {
         let waited = self.commands_wait();
         self.device.look();
-        self.device.shared.as_ref().is_some_and(|shared| shared.look()) || waited
+        if let Some(shared) = &self.device.shared {
+            shared.look(concerned);
+        }
+        waited
     }
 
     fn recover(&self, unreached: &ParentUnreached) -> Result<(), Refusal> {

@@ -36,6 +36,14 @@ enum Doing {
     Reset,
 }
 
+/// Why there is no share to be had.
+pub(super) enum NoShare {
+    /// Others have them all.
+    Taken,
+    /// Memory is short.
+    Memory,
+}
+
 /// The right to a share.
 pub(super) struct ShareLease<R: Registers, C: ConfigSpace> {
     device: Arc<Device<R, C>>,
@@ -49,6 +57,8 @@ pub(super) struct ShareLease<R: Registers, C: ConfigSpace> {
     may_be_running: bool,
     /// Whether the command for the end is in line.
     stopping: bool,
+    /// It did not stop when it should, which has been said.
+    retired: bool,
     /// The device's epoch as far as the vdev was told.
     epoch: u32,
     /// Resets of the device before something could last be in flight.
@@ -56,15 +66,15 @@ pub(super) struct ShareLease<R: Registers, C: ConfigSpace> {
 }
 
 impl<R: Registers, C: ConfigSpace> ShareLease<R, C> {
-    /// Takes a share, of that weight and with so many entries; `None` where there is none left.
-    pub fn take(device: &Arc<Device<R, C>>, weight: u8, entries: u16) -> Option<Self> {
-        let queue = Arc::clone(device.shared.as_ref()?);
-        let interrupt = device.free_entries.lock().pop()?;
-        let Some(member) = queue.join(weight, entries, interrupt) else {
+    /// Takes a share, of that weight and with so many entries.
+    pub fn take(device: &Arc<Device<R, C>>, weight: u8, entries: u16) -> Result<Self, NoShare> {
+        let queue = device.shared.as_ref().map(Arc::clone).ok_or(NoShare::Taken)?;
+        let interrupt = device.free_entries.lock().pop().ok_or(NoShare::Taken)?;
+        let Some(member) = queue.join(weight, entries, interrupt.clone()) else {
             device.free_entries.lock().push(interrupt);
-            return None;
+            return Err(NoShare::Memory);
         };
-        Some(Self {
+        Ok(Self {
             device: Arc::clone(device),
             share: Share::new(queue, member, VECTOR_COMPLETION),
             weight,
@@ -73,6 +83,7 @@ impl<R: Registers, C: ConfigSpace> ShareLease<R, C> {
             doing: None,
             may_be_running: false,
             stopping: false,
+            retired: false,
             epoch: device.epoch(),
             ran_after: device.resets.load(Ordering::Acquire),
         })
@@ -206,11 +217,17 @@ impl<R: Registers, C: ConfigSpace> Lease for ShareLease<R, C> {
     }
 
     fn enable(&mut self, limits: Limits, entries: u16) -> bool {
+        if self.pasid().is_none() {
+            return false;
+        }
         self.open = entries.min(self.entries);
         self.ran_after = self.device.resets.load(Ordering::Acquire);
         self.share.limit(limits.max_transfer_log2);
-        self.doing = Some(Doing::Enabled);
-        self.member().open(self.open)
+        // While the device is reset this waits.
+        if self.member().open(self.open) {
+            self.doing = Some(Doing::Enabled);
+        }
+        true
     }
 
     fn disable(&mut self) {
@@ -220,7 +237,7 @@ impl<R: Registers, C: ConfigSpace> Lease for ShareLease<R, C> {
 
     fn reset(&mut self) {
         self.member().close();
-        self.member().drop_backlog();
+        self.member().silence();
         self.doing = None;
         if self.member().is_idle() || self.abort(false).is_none() {
             self.doing = Some(Doing::Reset);
@@ -238,12 +255,13 @@ impl<R: Registers, C: ConfigSpace> Lease for ShareLease<R, C> {
                 self.doing = None;
                 Progress::Ended(Command::ResetWq(queue), Ok(()))
             }
-            Some(Doing::Draining { .. }) if self.member().is_idle() => {
+            Some(Doing::Draining { .. }) if self.member().is_done() => {
                 self.doing = None;
                 Progress::Ended(Command::DisableWq(queue), Ok(()))
             }
             // Others have their turns, too.
             Some(Doing::Draining { since_ns }) => Progress::Waiting(Command::DisableWq(queue), since_ns),
+            None if self.member().is_suspended() => Progress::Lost,
             None => {
                 let progress = self.device.progress(self.waiter());
                 if let Progress::Ended(Command::AbortPasid(_), Ok(())) = progress {
@@ -255,30 +273,35 @@ impl<R: Registers, C: ConfigSpace> Lease for ShareLease<R, C> {
     }
 
     fn withdraw(&mut self) {
-        if let Some(Doing::Draining { .. }) = self.doing.take() {
+        let draining = matches!(self.doing.take(), Some(Doing::Draining { .. }));
+        if draining && self.device.epoch() == self.epoch {
             self.member().open(self.open);
         }
         self.device.withdraw(self.waiter());
     }
 
     fn is_waiting(&self) -> bool {
-        self.doing.is_some() || self.device.is_in_line(self.waiter())
+        let waits_for_room = || self.share.queue().is_asked() && self.member().waits();
+        self.doing.is_some() || self.device.is_in_line(self.waiter()) || waits_for_room()
     }
 
     fn quiesce(&mut self, patience_ns: u64) -> Result<(), String> {
         self.member().close();
-        self.member().drop_backlog();
+        self.member().silence();
         self.doing = None;
         if self.may_be_running && !self.was_stopped_by_reset() {
             self.abort_for_good(patience_ns).map_err(|failure| {
-                log::error!(
-                    "parent {}: {} retired: {failure}; it is used again once the device has confirmed its stop",
-                    self.device.name,
-                    self.member()
-                );
+                if !core::mem::replace(&mut self.retired, true) {
+                    log::error!(
+                        "parent {}: {} retired: {failure}; it is used again once the device has confirmed its stop",
+                        self.device.name,
+                        self.member()
+                    );
+                }
                 failure.to_string()
             })?;
         }
+        self.retired = false;
         self.stopping = false;
         self.device.permit_interrupt(self.member().interrupt.entry, None);
         self.share.queue().forget(self.member());
@@ -312,6 +335,6 @@ impl<R: Registers, C: ConfigSpace> Drop for ShareLease<R, C> {
             return;
         }
         self.share.queue().leave(self.member());
-        self.device.free_entries.lock().push(self.member().interrupt);
+        self.device.free_entries.lock().push(self.member().interrupt.clone());
     }
 }

@@ -292,6 +292,19 @@ impl VdevFunction {
         }
     }
 
+    /// Something happened on the device: the interrupts are the model's own.
+    pub(super) fn device_event(&mut self, actions: Actions<'_>) {
+        let (gate, told) = (self.gate(), self.remains.is_none());
+        if let Some(model) = &mut self.model {
+            let msix = &mut self.msix;
+            model.device_event(&mut |vector| {
+                if told {
+                    msix.raise(vector, gate, actions);
+                }
+            });
+        }
+    }
+
     fn in_portal(&self, bar: u8, offset: u64, size: u8) -> bool {
         let end = offset.saturating_add(u64::from(size));
         self.portals().iter().any(|p| p.bar == bar && p.offset < end && offset < p.offset + p.len)

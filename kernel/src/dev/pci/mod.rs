@@ -18,6 +18,7 @@ mod msix;
 mod tests;
 
 use alloc::boxed::Box;
+use alloc::format;
 use alloc::vec::Vec;
 
 use crate::base::addr::{GuestPhys, HostPhys};
@@ -32,16 +33,37 @@ use function::{Change, VdevFunction};
 
 /// Device numbers on a bus; 0 is the host bridge.
 const DEVICES: usize = 32;
+/// Header type, and its bit of a device with several functions.
+const HEADER_TYPE: u64 = 0x0e;
+const MULTIFUNCTION: u64 = 1 << 7;
+/// Functions of a device.
+const FUNCTIONS: usize = 8;
 
-/// A vdev's place on the bus: its device number, 1..=31.
+/// A vdev's place on the bus: a function of one of the devices 1..=31. Those that are function 0 of a device come first:
+/// more than 31 vdevs are functions of devices that have one already.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct Slot(u8);
 
 impl Slot {
     /// The device number.
     pub const fn device(self) -> u8 {
+        self.0 >> 3
+    }
+
+    /// The function's number in it.
+    pub const fn function(self) -> u8 {
+        self.0 & 7
+    }
+
+    /// Device 31:3, function 2:0: what it is known by on its bus.
+    pub const fn routing_id(self) -> u8 {
         self.0
     }
+}
+
+/// The places that are that function of their device.
+fn places(function: usize) -> impl Iterator<Item = usize> {
+    (1..DEVICES).map(move |device| device << 3 | function)
 }
 
 /// A range of guest-physical addresses that the platform leaves to BARs.
@@ -88,8 +110,8 @@ struct Mapped {
 pub struct PciBus {
     windows: Vec<PciWindow>,
     bridge: ConfigSpace,
-    /// By device number; the first stays empty.
-    functions: [Option<VdevFunction>; DEVICES],
+    /// By device and function; the first device's stay empty.
+    functions: Vec<Option<Box<VdevFunction>>>,
     /// Ascending by start.
     decoded: Vec<Decoded>,
     /// Where in it the last access was: mostly the next one is there, too.
@@ -108,7 +130,7 @@ impl PciBus {
         Self {
             windows: windows.to_vec(),
             bridge: ConfigSpace::host_bridge(),
-            functions: [const { None }; DEVICES],
+            functions: (0..DEVICES * FUNCTIONS).map(|_| None).collect(),
             decoded: Vec::new(),
             last: 0,
             mapped: Vec::new(),
@@ -119,30 +141,33 @@ impl PciBus {
     }
 
     /// Puts a vdev into the first free slot, its BARs assigned, memory decoding off; where there is none, into that
-    /// of a vdev that has ended.
+    /// of a vdev that has ended, before a further function of a device: drivers look for these only where the device said
+    /// from the start that it has them.
     ///
     /// # Errors
     /// When no slot is free, or a BAR finds no room in the windows; the model is dropped.
     pub fn add(&mut self, model: Box<dyn VdevRegisters>) -> Result<Slot, Refusal> {
-        let ended = |i: &usize| self.functions[*i].as_ref().is_some_and(VdevFunction::has_ended);
-        let free = (1..DEVICES)
-            .find(|i| self.functions[*i].is_none())
-            .or_else(|| (1..DEVICES).find(ended))
+        let ended = |i: &usize| self.functions[*i].as_ref().is_some_and(|function| function.has_ended());
+        let unused = |i: &usize| self.functions[*i].is_none();
+        let free = (0..FUNCTIONS)
+            .find_map(|function| places(function).find(unused).or_else(|| places(function).find(ended)))
             .ok_or_else(|| {
-            Refusal::new("vdev", "all 31 slots of the PCI bus are taken", "give the VM fewer vdevs")
-        })?;
+                let all = (DEVICES - 1) * FUNCTIONS;
+                let why = format!("all {all} places of the PCI bus are taken");
+                Refusal::new("vdev", why, "give the VM fewer vdevs")
+            })?;
         // One that has ended has no portals that would have to go.
         self.functions[free] = None;
         self.decoded.retain(|decoded| decoded.slot != free);
         let mut taken: Vec<(u64, u64)> =
-            self.functions.iter().flatten().flat_map(VdevFunction::homes).collect();
+            self.functions.iter().flatten().flat_map(|function| function.homes()).collect();
         let windows = &self.windows;
         let function = VdevFunction::new(model, |bar| {
             let home = first_fit(windows, &taken, bar)?;
             taken.push((home, bar.size));
             Some(home)
         })?;
-        self.functions[free] = Some(function);
+        self.functions[free] = Some(Box::new(function));
         Ok(Slot(free as u8))
     }
 
@@ -164,8 +189,8 @@ impl PciBus {
 
     /// The slots of vdevs that have not ended.
     pub fn slots(&self) -> impl Iterator<Item = Slot> {
-        (1u8..)
-            .zip(self.functions.iter().skip(1))
+        (0u8..=u8::MAX)
+            .zip(&self.functions)
             .filter(|(_, f)| f.as_ref().is_some_and(|function| !function.has_ended()))
             .map(|(i, _)| Slot(i))
     }
@@ -180,11 +205,11 @@ impl PciBus {
         self.functions.get(usize::from(slot.0))?.as_ref()?.failed()
     }
 
-    /// Accesses to portal pages that exited: the guest touched the page while it was not mapped. Zero for
-    /// a driver that behaves.
+    /// Accesses to portals that exited: each submission, where portals are trapped; where they are mapped, those while
+    /// one was not, which a driver that behaves does not do.
     pub fn portal_traps(&self, slot: Slot) -> u64 {
         let function = self.functions.get(usize::from(slot.0)).and_then(Option::as_ref);
-        function.map_or(0, VdevFunction::portal_traps)
+        function.map_or(0, |function| function.portal_traps())
     }
 
     /// Accesses to PCI windows where no BAR answered.
@@ -200,6 +225,13 @@ impl PciBus {
         }
     }
 
+    /// Something happened on the device that a vdev is to hear of ([`VdevRegisters::device_event`]).
+    pub fn device_event(&mut self, slot: Slot, actions: Actions<'_>) {
+        if let Some(function) = self.function(slot) {
+            function.device_event(actions);
+        }
+    }
+
     /// After a write of the guest's: where it has changed which messages a function sends, has the physical interrupts
     /// behind them posted to it, or not. `posting` says for a message whether, and how, that is possible.
     pub fn route_interrupts(&mut self, posting: &mut dyn FnMut(MsiMessage) -> Option<Posting>) {
@@ -212,16 +244,28 @@ impl PciBus {
 
     /// Reads configuration space: `offset` is bus 27:20, device 19:15, function 14:12, register 11:0.
     pub fn ecam_read(&mut self, offset: u64, size: u8) -> u64 {
-        let (device, register) = match ecam_target(offset) {
+        let (place, register) = match ecam_target(offset) {
             Some(target) => target,
             None => return all_ones(size),
         };
-        let value = match self.functions.get(device) {
-            _ if device == 0 => self.bridge.read(register, size),
-            Some(Some(function)) => function.config_read(register, size),
+        let value = match self.functions.get(place) {
+            _ if place == 0 => self.bridge.read(register, size),
+            Some(Some(function)) => {
+                function.config_read(register, size) | self.multifunction(place, register, size)
+            }
             _ => all_ones(size),
         };
         value & all_ones(size)
+    }
+
+    /// The bit of the header type that says that a device has more functions than this one, as it lies in a read.
+    fn multifunction(&self, place: usize, register: u64, size: u8) -> u64 {
+        let first = place & !(FUNCTIONS - 1);
+        let more = self.functions[first..first + FUNCTIONS].iter().skip(1).any(Option::is_some);
+        match HEADER_TYPE.checked_sub(register) {
+            Some(byte) if more && byte < size.into() => MULTIFUNCTION << (8 * byte),
+            _ => 0,
+        }
     }
 
     /// Writes configuration space.
@@ -252,7 +296,7 @@ impl PciBus {
         }
         // The portals go first: nothing is submitted while the slice is reset.
         self.update_decoding(actions);
-        if let Some(Err(failed)) = self.functions[device].as_mut().map(VdevFunction::reset_model) {
+        if let Some(Err(failed)) = self.functions[device].as_mut().map(|function| function.reset_model()) {
             self.failed_resets = self.failed_resets.saturating_add(1);
             // The guest can do this for ever: lines at 1, 2, 4, 8, …
             if self.failed_resets.is_power_of_two() {
@@ -317,14 +361,14 @@ impl PciBus {
     }
 
     fn function(&mut self, slot: Slot) -> Option<&mut VdevFunction> {
-        self.functions.get_mut(usize::from(slot.0))?.as_mut()
+        self.functions.get_mut(usize::from(slot.0))?.as_deref_mut()
     }
 
     /// Finds out anew which BARs answer, and moves the portals after them.
     fn update_decoding(&mut self, actions: Actions<'_>) {
         let mut decoded: Vec<Decoded> = Vec::new();
         for (slot, function) in self.functions.iter().enumerate() {
-            for (bar, start, len) in function.iter().flat_map(VdevFunction::claims) {
+            for (bar, start, len) in function.iter().flat_map(|function| function.claims()) {
                 let in_window = self.windows.iter().any(|w| contains(w, start, len));
                 let at = decoded.partition_point(|d| d.start < start);
                 let free_below = at.checked_sub(1).is_none_or(|i| decoded[i].start + decoded[i].len <= start);
@@ -338,7 +382,7 @@ impl PciBus {
 
         let mut wanted = Vec::new();
         for d in &self.decoded {
-            let portals = self.functions[d.slot].iter().flat_map(VdevFunction::portals);
+            let portals = self.functions[d.slot].iter().flat_map(|function| function.portals());
             wanted.extend(portals.filter(|p| p.bar == d.bar).map(|p| Mapped {
                 guest: GuestPhys(d.start + p.offset),
                 host: p.host,
@@ -355,10 +399,9 @@ impl PciBus {
     }
 }
 
-/// Device and register of an ECAM offset; `None` where no function can be.
+/// Place and register of an ECAM offset; `None` where no function can be.
 fn ecam_target(offset: u64) -> Option<(usize, u64)> {
-    let (bus, function) = (offset >> 20, (offset >> 12) & 7);
-    (bus == 0 && function == 0).then_some(((offset >> 15) as usize & 31, offset & 0xfff))
+    (offset >> 20 == 0).then_some(((offset >> 12) as usize & 0xff, offset & 0xfff))
 }
 
 fn contains(window: &PciWindow, start: u64, len: u64) -> bool {

@@ -56,6 +56,7 @@ pub const ALL: &[Scenario] = &[
     sharing::DOORBELL,
     shared_queue::DMATEST,
     shared_queue::FAIR,
+    shared_queue::THOUSAND,
     vdev::DESTROYED,
     vdev::BUS_MASTER,
     vdev::SLEEP,

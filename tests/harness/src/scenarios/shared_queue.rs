@@ -6,8 +6,9 @@ use crate::arch::Arch;
 use crate::cpu::Cpu;
 use crate::demonstration::{self, Vdev};
 use crate::machine::{Console, Machine, PROMPT};
-use crate::scenario::Scenario;
+use crate::scenario::{Lab, Scenario};
 use anyhow::{Context, Result, ensure};
+use serde_json::Value;
 use std::thread;
 use std::time::Duration;
 
@@ -34,7 +35,7 @@ pub const DMATEST: Scenario = Scenario {
     name: "swq-dmatest",
     about: "stock idxd and dmatest in four guests at once: two share one work queue by traps, two have one each",
     arches: &[Arch::X86_64],
-    cpus: &[Cpu::Tcg],
+    cpus: &[Cpu::Tcg, Cpu::Vmx],
     run: |lab| {
         let guests = GUESTS.map(|(name, kind)| vm(name, kind, "entries = 16")).concat();
         let machine = lab.pasidon(&[HOST, &guests].concat(), demonstration::platform)?;
@@ -245,4 +246,69 @@ fn wait_for_all(machine: &Machine) -> Result<Vec<u64>> {
         Ok(waits.map(|(sharer, _)| format!("{} does not submit", sharer.name)))
     })?;
     Ok(now)
+}
+
+/// Guests of the third scenario, as many as the console can tell apart, and vdevs of each: more than 31 are functions of
+/// devices that have one already.
+const CROWD: u64 = 31;
+const EACH: u64 = 33;
+/// Pairs of guests and vdevs of each that are measured.
+const CROWDS: [(u64, u64); 3] = [(2, 4), (4, 16), (CROWD, EACH)];
+/// Copies that each vdev does.
+const ROUNDS: u64 = 4;
+
+/// As many vdevs as PASIDs, not as queues.
+pub const THOUSAND: Scenario = Scenario {
+    name: "swq-thousand",
+    about: "1,023 vdevs of one accelerator in 31 small guests, each at work; what a vdev costs, beside 8 and 64",
+    arches: &[Arch::X86_64],
+    cpus: &[Cpu::Tcg],
+    run: |lab| {
+        for (guests, each) in CROWDS {
+            crowd(lab, guests, each)?;
+        }
+        Ok(())
+    },
+};
+
+fn crowd(lab: &Lab<'_>, guests: u64, each: u64) -> Result<()> {
+    let vdev = "  [[vm.vdev]]\n  parent = \"dsa0\"\n  type = \"dsa-swq\"\n  entries = 4\n\n";
+    let vm = |number: u64| {
+        format!(
+            "[[vm]]\nname = \"vm{number}\"\nmemory = \"16M\"\nkernel = \"guests/shares\"\npasids = {each}\n\n{}",
+            vdev.repeat(each as usize)
+        )
+    };
+    let configuration = [HOST.to_owned(), (1..=guests).map(vm).collect()].concat();
+    // Each vdev has an interrupt of its own, and a processor some 190 vectors.
+    let guest = lab.workshop.shares()?;
+    let machine = lab.pasidon_with(
+        &configuration,
+        &[],
+        |image| image.file("guests/shares", &guest),
+        |platform| platform.cpus(8).dsa(""),
+    )?;
+    let wanted = format!("vdevs={each} copies={} failures=0", each * ROUNDS);
+    for number in 1..=guests {
+        let console = machine.console(&format!("vm{number}"))?;
+        let line = console.expect("PASIDON shares (vdevs.*)\n", COPIES_TIMEOUT)?;
+        ensure!(line[1] == wanted, "vm{number}: {}, wanted {wanted}", line[1]);
+    }
+    let vdevs = demonstration::vdevs(&machine)?;
+    let count = guests * each;
+    let mut pasids: Vec<u64> = vdevs.iter().map(|vdev| vdev.pasid).collect();
+    pasids.sort_unstable();
+    pasids.dedup();
+    ensure!(pasids.len() as u64 == count, "{} PASIDs for {count} vdevs", pasids.len());
+    let wrong = vdevs.iter().find(|vdev| vdev.submission_exits != ROUNDS || vdev.fault_records != 0);
+    ensure!(wrong.is_none(), "{wrong:?}");
+    let memory = machine.monitor("version")?["memory"].take();
+    let bytes = |value: &Value| value.as_u64().with_context(|| format!("not as documented: {memory}"));
+    let (heap, tables) = (bytes(&memory["hypervisor"]["heap_used"])?, bytes(&memory["tables"])?);
+    println!(
+        "  {count:4} vdevs of {guests} guests: {} KiB of heap, {} KiB in tables and pages of drivers",
+        heap >> 10,
+        tables >> 10
+    );
+    Ok(())
 }

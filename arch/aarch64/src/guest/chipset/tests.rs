@@ -136,7 +136,7 @@ fn typing_reaches_the_processor_as_a_level_interrupt() {
 fn a_vdev_interrupts_by_message_and_its_portal_is_mapped() {
     let mut rig = Rig::new();
     let slot = rig.chipset.add_vdev(Box::new(Model)).unwrap();
-    let config = layout::ECAM_BASE + (u64::from(slot.device()) << 15);
+    let config = layout::ECAM_BASE + (u64::from(slot.routing_id()) << 12);
     assert_eq!(rig.read(config, 4), 0x0b25_8086);
     let bar = |rig: &mut Rig, at| rig.read(config + at, 8) & !0xf;
     let (registers, portal) = (bar(&mut rig, 0x10), bar(&mut rig, 0x18));

@@ -7,7 +7,7 @@ use core::sync::atomic::{Ordering, fence};
 use pasidon_kernel::vdev::parent::Attached;
 
 use super::super::capabilities::OPCAP_WORDS;
-use super::super::descriptor::{Answer, Descriptor, RECORD_BYTES, Refused, Rules};
+use super::super::descriptor::{Answer, Descriptor, Refused, Rules};
 use super::{Member, SharedQueue};
 
 /// The way of a guest's descriptors to the device and back.
@@ -79,15 +79,12 @@ impl Share {
     /// Writes a completion record for the guest; the status comes last.
     fn write_record(&self, answer: &Answer) {
         let (Some(attached), Some((place, record))) = (&self.attached, &answer.record) else { return };
-        let mut bytes = [0; RECORD_BYTES as usize];
-        for (word, value) in bytes.chunks_exact_mut(8).zip(record) {
-            word.copy_from_slice(&value.to_le_bytes());
-        }
-        let rest = place.checked_add(8);
         // Where it is memory no more, nobody waits for it.
-        if rest.is_some_and(|rest| attached.memory.write(rest, &bytes[8..])) {
+        for (word, value) in record.iter().enumerate().rev() {
             fence(Ordering::SeqCst);
-            attached.memory.write(*place, &bytes[..8]);
+            if let Some(place) = place.checked_add(word as u64 * 8) {
+                attached.memory.write_u64(place, *value);
+            }
         }
     }
 }

@@ -47,7 +47,8 @@ pub(in super::super) struct Member {
 struct Flight {
     /// Its completion record.
     record: u8,
-    wishes: Wishes,
+    /// `None`: the guest is not told of it any more.
+    wishes: Option<Wishes>,
     completed: bool,
 }
 
@@ -84,6 +85,8 @@ pub(super) struct State {
 impl Member {
     /// One for each completion record of a page.
     pub const MAX_IN_FLIGHT: u16 = 96;
+    /// Most entries of a guest's queue: what was sent keeps its record until the guest has been told of it.
+    pub const MAX_ENTRIES: u16 = Self::RECORDS as u16;
     const RECORDS: u32 = (PAGE_SIZE / RECORD_BYTES) as u32;
 
     pub(super) fn new(
@@ -141,7 +144,7 @@ impl Member {
         self.pasid.store(tag.map_or(NO_PASID, |tag| tag.pasid.value()), Ordering::Release);
     }
 
-    /// The guest's queue takes that many descriptors from here on; false where there is no tag.
+    /// The guest's queue takes that many descriptors from here on. Not without a tag, and while the device is reset.
     pub fn open(&self, entries: u16) -> bool {
         let mut state = self.state.lock();
         let may = state.tag.is_some() && !state.suspended;
@@ -156,9 +159,11 @@ impl Member {
         self.state.lock().open = None;
     }
 
-    /// What waits is dropped.
-    pub fn drop_backlog(&self) {
-        self.state.lock().backlog.clear();
+    /// What waits is dropped, and the guest is told of nothing that it has submitted so far.
+    pub fn silence(&self) {
+        let mut state = self.state.lock();
+        state.backlog.clear();
+        state.flights.iter_mut().for_each(|flight| flight.wishes = None);
     }
 
     /// Whether the guest's queue takes descriptors.
@@ -166,10 +171,26 @@ impl Member {
         self.state.lock().open.is_some()
     }
 
+    /// Whether the device is being reset.
+    pub fn is_suspended(&self) -> bool {
+        self.state.lock().suspended
+    }
+
     /// Whether nothing waits, and the device has nothing.
     pub fn is_idle(&self) -> bool {
         let state = self.state.lock();
         state.backlog.is_empty() && state.in_flight == 0
+    }
+
+    /// Whether nothing waits, the device has nothing, and the guest has been told of all that it had.
+    pub fn is_done(&self) -> bool {
+        let state = self.state.lock();
+        state.backlog.is_empty() && state.flights.is_empty()
+    }
+
+    /// Whether something waits.
+    pub fn waits(&self) -> bool {
+        !self.state.lock().backlog.is_empty()
     }
 
     /// Descriptors that were sent, that were completed, and that had to wait; how many wait, and how many the device
@@ -224,15 +245,16 @@ impl State {
             trapping.memory.write128(HostPhys(place.0 + half * 16), [0; 2]);
         }
         let iova = Iova(tag.records.0 + u64::from(record) * RECORD_BYTES);
-        let ShareInterrupt { handle, portal, .. } = member.interrupt;
+        let ShareInterrupt { handle, portal, .. } = &member.interrupt;
+        let handle = handle.load(Ordering::Acquire);
         let submission = descriptor.submission(tag.pasid.value(), iova, handle);
-        if !trapping.enqueue.enqueue(portal, &submission) {
+        if !trapping.enqueue.enqueue(*portal, &submission) {
             member.deferred.fetch_add(1, Ordering::Relaxed);
             return Sent::Retry;
         }
         self.records &= !(1 << record);
         self.in_flight += 1;
-        self.flights.push_back(Flight { record, wishes: descriptor.wishes(), completed: false });
+        self.flights.push_back(Flight { record, wishes: Some(descriptor.wishes()), completed: false });
         member.submitted.fetch_add(1, Ordering::Relaxed);
         Sent::Accepted
     }
@@ -252,14 +274,17 @@ impl State {
         completed
     }
 
-    /// The oldest that was completed.
+    /// The oldest that was completed, and that the guest is told of.
     pub fn take(&mut self, memory: &dyn DmaMemory, member: &Member) -> Option<Completion> {
-        let place = self.flights.iter().position(|flight| flight.completed)?;
-        let Flight { record, wishes, .. } = self.flights.remove(place)?;
-        self.records |= 1 << record;
-        let from = member.record(record);
-        let record = core::array::from_fn(|word| memory.read64(HostPhys(from.0 + word as u64 * 8)));
-        Some(Completion { record, wishes })
+        loop {
+            let place = self.flights.iter().position(|flight| flight.completed)?;
+            let Flight { record, wishes, .. } = self.flights.remove(place)?;
+            self.records |= 1 << record;
+            let Some(wishes) = wishes else { continue };
+            let from = member.record(record);
+            let record = core::array::from_fn(|word| memory.read64(HostPhys(from.0 + word as u64 * 8)));
+            return Some(Completion { record, wishes });
+        }
     }
 
     /// Nothing waits any more, and nothing is told of what the device had; of how many it had.

@@ -17,7 +17,7 @@
 
 use alloc::sync::Arc;
 use alloc::vec::Vec;
-use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU16, AtomicU32, Ordering};
 
 use pasidon_kernel::dma::pasid::Pasid;
 use pasidon_kernel::vdev::turns::Turns;
@@ -49,12 +49,12 @@ pub struct Trapping {
 }
 
 /// An interrupt entry of the device that a share can have.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct ShareInterrupt {
     /// Of the MSI-X table or the IMS.
     pub entry: u16,
-    /// What descriptors name it with.
-    pub handle: u16,
+    /// What descriptors name it with. A reset of the device takes it away, and another is asked for.
+    pub handle: Arc<AtomicU16>,
     /// Offset in BAR2 of the portal on which they do.
     pub portal: u64,
 }
@@ -74,9 +74,6 @@ pub(super) struct SharedQueue {
     free: AtomicU32,
     /// Whether somebody is in the line.
     asked: AtomicBool,
-    /// Descriptors that have completed, and as many as there were at the last look.
-    completed: AtomicU32,
-    looked: AtomicU32,
     line: Mutex<Line>,
 }
 
@@ -88,8 +85,6 @@ impl SharedQueue {
             trapping,
             free: AtomicU32::new(size.into()),
             asked: AtomicBool::new(false),
-            completed: AtomicU32::new(0),
-            looked: AtomicU32::new(0),
             line: Mutex::new(Line { turns: Turns::new(), members: Vec::new() }),
         }
     }
@@ -129,13 +124,15 @@ impl SharedQueue {
 
     /// Lets a member go, of which nothing is in flight, and whose page the device cannot be led to any more.
     pub fn leave(&self, member: &Member) {
-        self.forget(member);
+        let lost = member.state.lock().forget();
+        self.return_places(lost);
         let mut line = self.line.lock();
         line.turns.leave(member.id);
         self.note_asked(&line);
         if let Some(place) = line.members.get_mut(usize::from(member.id.0)) {
             *place = None;
         }
+        self.serve(&mut line);
         drop(line);
         self.trapping.memory.free(member.page, 1);
     }
@@ -180,7 +177,6 @@ impl SharedQueue {
         let completed = state.collect(&*self.trapping.memory, member);
         let asks = state.wants_turn();
         drop(state);
-        self.completed.fetch_add(completed, Ordering::Relaxed);
         self.return_places(completed);
         if asks {
             self.ask(member);
@@ -194,22 +190,21 @@ impl SharedQueue {
         member.state.lock().take(&*self.trapping.memory, member)
     }
 
-    /// The same as [`SharedQueue::collect`] for every member, where somebody waits and nothing has completed since the
-    /// last look: an interrupt may be late, or held back. Whether something had.
-    pub fn look(&self) -> bool {
-        let completed = self.completed.load(Ordering::Relaxed);
-        let went_on = self.looked.swap(completed, Ordering::Relaxed) != completed;
-        if went_on || !self.asked.load(Ordering::SeqCst) {
-            return false;
+    /// The same as [`SharedQueue::collect`] for every member, where somebody waits: an interrupt may be late, or held back
+    /// while its owner is away, and others may go on meanwhile. Names whose descriptors were completed.
+    pub fn look(&self, concerned: &mut dyn FnMut(Pasid)) {
+        if !self.asked.load(Ordering::SeqCst) {
+            return;
         }
         let mut line = self.line.lock();
-        let mut completed = 0;
         for member in line.members.iter().flatten() {
-            completed += member.state.lock().collect(&*self.trapping.memory, member);
+            let completed = member.state.lock().collect(&*self.trapping.memory, member);
+            if completed > 0 {
+                self.return_places(completed);
+                member.pasid().map(&mut *concerned);
+            }
         }
-        self.return_places(completed);
         self.serve(&mut line);
-        completed > 0
     }
 
     /// Whether somebody waits for room.
@@ -225,8 +220,10 @@ impl SharedQueue {
     /// The device was reset: whatever was in flight or waited is lost, and all queues are closed.
     pub fn resume(&self) {
         self.for_each(|member| {
-            self.forget(member);
-            member.state.lock().suspended = false;
+            let mut state = member.state.lock();
+            let lost = state.forget();
+            state.suspended = false;
+            self.return_places(lost);
         });
     }
 
@@ -234,10 +231,8 @@ impl SharedQueue {
     pub fn forget(&self, member: &Member) {
         let lost = member.state.lock().forget();
         self.return_places(lost);
-        if self.asked.load(Ordering::SeqCst)
-            && let Some(mut line) = self.line.try_lock()
-        {
-            self.serve(&mut line);
+        if self.asked.load(Ordering::SeqCst) {
+            self.serve(&mut self.line.lock());
         }
     }
 

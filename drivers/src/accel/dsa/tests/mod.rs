@@ -96,12 +96,13 @@ impl GuestBytes {
 }
 
 impl SliceMemory for GuestBytes {
-    fn write(&self, iova: Iova, bytes: &[u8]) -> bool {
+    fn write_u64(&self, iova: Iova, value: u64) -> bool {
+        assert!(iova.is_aligned(8));
         let mut memory = self.0.lock();
         let start = iova.0 as usize;
-        let place = start.checked_add(bytes.len()).and_then(|end| memory.get_mut(start..end));
+        let place = start.checked_add(8).and_then(|end| memory.get_mut(start..end));
         place.is_some_and(|place| {
-            place.copy_from_slice(bytes);
+            place.copy_from_slice(&value.to_le_bytes());
             true
         })
     }

@@ -56,6 +56,10 @@ pub struct State {
     hanging: Option<u32>,
     /// Whether not even a function-level reset helps.
     pub stays_stuck: bool,
+    /// Interrupt handles that were given out; a reset takes them away.
+    pub handles: Vec<u16>,
+    /// As many as there are.
+    pub handles_max: usize,
     /// CMDCAP; without handles where bit 13 is clear.
     pub cmdcap: u32,
     pub wqcap: u64,
@@ -83,6 +87,7 @@ impl State {
         self.msixperm = [0; MSIX];
         self.ims = [[0, 0, 0, 1]; IMS];
         self.shared = Default::default();
+        self.handles.clear();
     }
 
     pub fn queue_enabled(&self, wq: usize) -> bool {
@@ -232,16 +237,14 @@ impl State {
                 if (operand & 0xffff) as usize >= self.ims_entries() {
                     0x41
                 } else {
-                    result = (operand & 0xffff) + u32::from(IMS_HANDLE_BASE);
-                    0
+                    self.give_handle((operand & 0xffff) as u16 + IMS_HANDLE_BASE, &mut result)
                 }
             }
             13 if self.cmdcap >> 13 & 1 != 0 => {
                 if operand as usize >= MSIX {
                     0x41
                 } else {
-                    result = operand + u32::from(HANDLE_BASE);
-                    0
+                    self.give_handle(operand as u16 + HANDLE_BASE, &mut result)
                 }
             }
             _ => 1,
@@ -271,6 +274,16 @@ impl State {
         } else {
             self.sent.push((u64::from(high) << 32 | u64::from(low), data));
         }
+    }
+
+    /// The error of a request for that handle.
+    fn give_handle(&mut self, handle: u16, result: &mut u32) -> u32 {
+        if self.handles.len() == self.handles_max {
+            return 0x42;
+        }
+        self.handles.push(handle);
+        *result = handle.into();
+        0
     }
 
     fn ims_entries(&self) -> usize {
@@ -379,6 +392,8 @@ impl Model {
             hang: Vec::new(),
             hanging: None,
             stays_stuck: false,
+            handles: Vec::new(),
+            handles_max: usize::MAX,
             cmdcap: 0x7ffe,
             wqcap: 3 << 48 | 3 << 51 | (QUEUES as u64) << 16 | u64::from(TOTAL_SIZE),
             gencap: 1 << 31 | 10 << 21 | 31 << 16 | 1 << 4 | 1 << 1,

@@ -254,7 +254,7 @@ fn nobody_touches_the_device_while_it_is_reset() {
         guest.vdev.set_bus_master(false, &mut |_| ());
         guest.vdev.reset().unwrap();
         let _ = other.interrupt(&mut |_| ());
-        other.look();
+        other.look(&mut |_| ());
         let _ = other.describe();
     }));
     recover(&parent).unwrap();
@@ -318,7 +318,7 @@ proptest! {
         }
         model.finish();
         for _ in 0..4 {
-            parent.look();
+            parent.look(&mut |_| ());
             guests.iter_mut().for_each(Guest::event);
         }
         prop_assert!(!parent.is_waiting());

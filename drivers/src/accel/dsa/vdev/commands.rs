@@ -59,6 +59,8 @@ pub(super) struct Pending {
     steps: &'static [Step],
     /// Whether the command in line is that first one, not an earlier one.
     given: bool,
+    /// Whether it makes room for that first one: a queue that is to be enabled is first disabled where it is not.
+    clearing: bool,
     since_ns: u64,
 }
 
@@ -117,7 +119,7 @@ impl<L: Lease> DsaVdev<L> {
         if self.pending.is_some() {
             self.lease.withdraw();
         }
-        self.pending = Some(Pending { value, steps, given: false, since_ns: self.now_ns() });
+        self.pending = Some(Pending { value, steps, given: false, clearing: false, since_ns: self.now_ns() });
         self.proceed_briefly();
     }
 
@@ -209,11 +211,12 @@ impl<L: Lease> DsaVdev<L> {
                     self.fail(CommandFailure::Unfinished(command, waited));
                 }
                 Progress::Ended(_, end) => {
-                    if core::mem::take(&mut pending.given) {
-                        match end {
-                            Ok(()) => pending.steps = pending.steps.get(1..).unwrap_or_default(),
-                            Err(failure) => self.fail(failure),
-                        }
+                    let given = core::mem::take(&mut pending.given);
+                    let clearing = core::mem::take(&mut pending.clearing);
+                    match end {
+                        Ok(()) if given => pending.steps = pending.steps.get(1..).unwrap_or_default(),
+                        Err(failure) if given || clearing => self.fail(failure),
+                        _ => {}
                     }
                 }
                 Progress::Idle => match pending.steps.first() {
@@ -245,6 +248,7 @@ impl<L: Lease> DsaVdev<L> {
             // An earlier Enable ended late: what it enabled is not what the guest asks for now.
             (Step::Enable, true) => {
                 pending.given = false;
+                pending.clearing = true;
                 self.lease.reset();
             }
             (Step::Enable, false) => {

@@ -224,6 +224,49 @@ fn ends_are_told_in_the_order_of_submission() {
     assert_eq!(guest.raised(), [1], "one interrupt for all that was there");
 }
 
+/// Once its driver sees that a drain, or a reset, has ended, nothing is written for it any more: it frees the records.
+#[test]
+fn nothing_is_told_after_the_guest_saw_the_end() {
+    for (command, told) in [(7, true), (10, false), (2, true), (5, false)] {
+        let machine = Machine::new(true);
+        let (mut alpha, mut beta) = (machine.guest(5), machine.guest(6));
+        (0..6).for_each(|record| alpha.copy(0x40 + record * 32));
+        (0..6).for_each(|_| beta.copy(0x40));
+        // The device completes them; the interrupt has not come yet, but somebody who waits for room looks.
+        for descriptor in machine.has().iter().filter(|descriptor| descriptor[0] as u32 == 5) {
+            machine.finish(descriptor, SUCCESS, &alpha);
+        }
+        machine.model.locked().shared[SHARED].retain(|descriptor| descriptor[0] as u32 != 5);
+        machine.look();
+        let operand = u32::from(matches!(command, 7 | 10));
+        alpha.guest.w32(0xa0, command << 20 | operand);
+        if alpha.guest.r32(0xa8) >> 31 != 0 {
+            alpha.interrupt();
+        }
+        assert_eq!(alpha.guest.r32(0xa8) >> 31, 0, "command {command}");
+        let records: Vec<u64> = (0..6).map(|record| alpha.record(0x40 + record * 32)[0]).collect();
+        assert_eq!(records, [u64::from(told); 6], "command {command}");
+        alpha.memory.0.lock().fill(0xee);
+        alpha.interrupt();
+        alpha.guest.event();
+        assert!(alpha.memory.0.lock().iter().all(|byte| *byte == 0xee), "command {command}");
+    }
+}
+
+#[test]
+fn a_reset_of_the_function_ends_what_the_guest_hears() {
+    let (machine, mut guest) = one();
+    (0..3).for_each(|_| guest.copy(RECORD));
+    machine.model.state.lock().hang = vec![12];
+    guest.guest.vdev.reset().unwrap();
+    let has = machine.has();
+    machine.finish(&has[0], SUCCESS, &guest);
+    guest.memory.0.lock().fill(0xee);
+    guest.interrupt();
+    guest.guest.event();
+    assert!(guest.memory.0.lock().iter().all(|byte| *byte == 0xee));
+}
+
 proptest::proptest! {
     /// Whatever a guest stores, the device gets nothing but unprivileged descriptors with its tag, its window and its
     /// interrupt, and no address that is not the guest's to name.

@@ -75,9 +75,10 @@ fn a_device_that_refuses_is_asked_again() {
     *portals.refuse.lock() = 3;
     guest.copy(0x40);
     assert_eq!((machine.has().len(), machine.parent.is_waiting()), (0, true));
+    assert!(guest.guest.vdev.is_waiting(), "so that somebody is told to look");
     assert_eq!(guest.detail("submitted"), "0 (0 completed, 0 in flight, 1 wait)");
     while machine.has().is_empty() {
-        machine.parent.look();
+        machine.look();
     }
     assert!(!machine.parent.is_waiting());
     machine.complete(0, SUCCESS, &mut guest);
@@ -101,13 +102,29 @@ fn what_has_completed_makes_room_also_where_its_interrupt_does_not_come() {
     }
     machine.model.locked().shared[SHARED].clear();
     assert!(machine.parent.is_waiting());
-    // One look to see that nothing goes on, if something had before.
-    let told = machine.parent.look() || machine.parent.look();
-    assert!(told, "the vdevs are to be told");
+    assert_eq!(machine.look(), [1, 2], "are to be told");
     assert!(machine.tags().contains(&3), "{:?}", machine.tags());
     assert_eq!(alpha.raised(), [0u16; 0]);
     alpha.guest.event();
     assert_eq!(alpha.raised(), [1]);
+}
+
+/// One that sleeps, with its interrupts held back, does not keep its places, although others go on.
+#[test]
+fn a_sleeper_keeps_no_room_from_those_who_go_on() {
+    let machine = Machine::new(true);
+    let (mut alpha, mut beta) = (machine.guest(1), machine.guest(2));
+    (0..6).for_each(|_| alpha.copy(0x40));
+    (0..8).for_each(|_| beta.copy(0x40));
+    for descriptor in machine.has().iter().filter(|descriptor| descriptor[0] as u32 == 1) {
+        machine.finish(descriptor, SUCCESS, &alpha);
+    }
+    machine.model.locked().shared[SHARED].retain(|descriptor| descriptor[0] as u32 != 1);
+    assert_eq!(machine.tags(), [2, 2]);
+    machine.complete(0, SUCCESS, &mut beta);
+    beta.copy(0x40);
+    machine.look();
+    assert_eq!(machine.tags(), [2; 6]);
 }
 
 /// As many as there are entries: none waits for ever, and the books agree in the end.

@@ -30,6 +30,9 @@ fn the_shared_queue_is_up_before_anybody_has_a_share() {
 #[test]
 fn silicon_with_unsafe_portals_is_shared_by_traps() {
     let (machine, _) = Machine::with(true, 0x0b25, SHARED_ENTRIES);
+    let engines =
+        machine.model.locked().grpcfg.iter().find(|group| group[0] >> SHARED & 1 != 0).map(|group| group[4]);
+    assert_eq!(engines, Some(0xf), "nobody else can have an engine");
     let refusal = create(&machine.parent, "alpha", None).map(drop).unwrap_err();
     assert!(refusal.why.contains("INTEL-SA-01084"), "{refusal}");
     let mut guest = machine.guest(3);
@@ -49,8 +52,7 @@ fn refusals_say_what_is_missing() {
     let none = Machine::with(true, 0x11fb, 0).0;
     assert_eq!(
         why(&none, &request),
-        "vm alpha: vdev dsa0/dsa-swq: no queue of the device is shared; write shared_entries = 16 into its section, or \
-         define a vdev of this type there"
+        "vm alpha: vdev dsa0/dsa-swq: no queue of the device is shared; write shared_entries = 16 into its section"
     );
     let (model, parent) = parent(&[]);
     let refusal = parent.create(&request).map(drop).unwrap_err().to_string();
@@ -109,6 +111,68 @@ fn an_end_that_the_device_does_not_confirm_gives_nothing_back() {
     alpha.guest.vdev.try_quiesce().unwrap();
     drop(alpha);
     assert_eq!((machine.memory.used(), machine.parent.available(TYPE_SWQ)), (1, before - 1));
+}
+
+/// What is left of an end that is asked for again and again is said once.
+#[test]
+fn a_share_that_does_not_stop_is_said_to_be_retired_once() {
+    let machine = Machine::new(true);
+    let mut guest = machine.guest(1);
+    guest.copy(0x40);
+    machine.model.state.lock().hang = vec![ABORT_PASID as u32];
+    for _ in 0..20 {
+        guest.guest.vdev.try_quiesce().unwrap_err();
+    }
+    machine.model.finish();
+    guest.guest.vdev.try_quiesce().unwrap();
+}
+
+/// As many shares as the device has handles for; the queues of others come first.
+#[test]
+fn a_device_with_few_handles_offers_few_shares() {
+    let model = Model::new(0x11fb);
+    model.state.lock().gencap |= 1 << 25;
+    // One for each queue, and three.
+    model.state.lock().handles_max = QUEUES + 3;
+    let machine = Machine::on(model, SHARED_ENTRIES).0;
+    assert_eq!(machine.parent.available(TYPE_SWQ), 3);
+    let mut guest = machine.guest(1);
+    guest.copy(0x40);
+    machine.complete(0, SUCCESS, &mut guest);
+}
+
+/// A device that halts under a queue that is being enabled again ends that, however often somebody looks.
+#[test]
+fn a_device_that_refuses_to_abort_keeps_nobody() {
+    let machine = Machine::new(true);
+    let mut guest = machine.guest(1);
+    guest.copy(0x40);
+    machine.model.state.lock().hang = vec![ABORT_PASID as u32];
+    guest.guest.set_bus_master(false);
+    guest.guest.set_bus_master(true);
+    machine.model.state.lock().gensts = 3;
+    machine.model.finish();
+    guest.guest.r32(0x90);
+    guest.guest.event();
+    assert_eq!(guest.guest.r32(0x90) & 3, 3);
+}
+
+/// Who enables a queue while the device is reset waits for the end of that.
+#[test]
+fn a_queue_that_is_enabled_during_a_reset_is_enabled_after_it() {
+    let machine = Machine::new(true);
+    let mut guest = machine.guest(1);
+    guest.guest.w32(0xa0, 7 << 20 | 1);
+    let shared = machine.parent.device().shared.clone().unwrap();
+    shared.suspend();
+    guest.guest.w32(0xa0, 6 << 20);
+    guest.copy(0x40);
+    assert_eq!(machine.tags(), [0; 0]);
+    shared.resume();
+    guest.guest.event();
+    assert_eq!(guest.guest.r32(0xa8), 0);
+    guest.copy(0x40);
+    assert_eq!(machine.tags(), [1]);
 }
 
 #[test]

@@ -50,6 +50,7 @@ impl Enqueue for Portals {
             page == 0x2000,
             "the handle is of the portal's table: {handle:#x}"
         );
+        assert!(state.handles.contains(&handle), "a handle that the device does not know: {handle:#x}");
         if *self.refuse.lock() > 0 {
             *self.refuse.lock() -= 1;
             return false;
@@ -73,6 +74,10 @@ impl Machine {
         if ims {
             model.state.lock().gencap |= 1 << 25;
         }
+        Self::on(model, shared)
+    }
+
+    fn on(model: Arc<Model>, shared: u16) -> (Self, Arc<Portals>) {
         // Delta records, too.
         model.state.lock().opcap[0] |= 3 << 7;
         let memory = Arc::new(ModelMemory::new());
@@ -112,6 +117,13 @@ impl Machine {
         let mut sharer = Sharer { guest, memory, tag };
         sharer.start(entries.unwrap_or(8));
         sharer
+    }
+
+    /// The tags of vdevs that are to be told something.
+    fn look(&self) -> Vec<u32> {
+        let mut concerned = Vec::new();
+        self.parent.look(&mut |pasid| concerned.push(pasid.value()));
+        concerned
     }
 
     /// What the device has, the oldest first.

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT OR Apache-2.0 */
 /*
- * exits: from the PVH entry, in 32-bit mode without paging, to main() in 64-bit mode. The first 4 GiB are mapped to
+ * Guests without an operating system: from the PVH entry, in 32-bit mode without paging, to main() in 64-bit mode. The first 4 GiB are mapped to
  * themselves.
  */
 #define CR4_PAE (1 << 5)
@@ -65,6 +65,7 @@ gdt_pointer:
 pml4:
 	.quad pdpt + TABLE
 	.fill 511, 8, 0
+	.global pdpt
 pdpt:
 	.quad PAGE, 0x40000000 + PAGE, 0x80000000 + PAGE, 0xc0000000 + PAGE
 	.fill 508, 8, 0
