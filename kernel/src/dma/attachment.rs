@@ -94,6 +94,11 @@ impl RetiredAttachment {
         }
     }
 
+    /// Whether the device is known not to send with the tag any more.
+    pub(crate) fn has_stopped(&self) -> bool {
+        self.stopped
+    }
+
     /// Whether the slice's driver must keep a page that the device may still be led to.
     pub(crate) fn has_window(&self) -> bool {
         self.window.is_some()

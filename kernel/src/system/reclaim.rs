@@ -112,7 +112,9 @@ impl System {
         };
         match what {
             Retired::Attachment { parent, attachment, mut slice } => {
-                let stopped = slice.as_mut().map(|slice| stop(slice.0.as_mut())).transpose();
+                // What has said so once is not asked again: it may be kept for its window's sake only.
+                let stuck = slice.as_mut().filter(|_| !attachment.has_stopped());
+                let stopped = stuck.map(|slice| stop(slice.0.as_mut())).transpose();
                 let (stopped, failed) = match stopped {
                     Ok(stopped) => (stopped, None),
                     Err(failed) => (None, Some(failed.why)),

@@ -179,6 +179,25 @@ fn what_was_retired_comes_back_by_itself_when_the_device_has_stopped() {
 }
 
 #[test]
+fn a_slice_that_has_stopped_and_waits_for_the_iommu_is_not_asked_to_stop_again() {
+    let machine = TestMachine::new();
+    let system = &machine.system;
+    let alpha = system.define_vm(vm_spec("alpha", 3, 1, 0)).unwrap();
+    system.start_vm(machine.truth, &alpha).unwrap();
+    let vdev = system.create_vdev(machine.truth, &alpha, &trapped(), None).unwrap();
+    // The driver's page stays mapped for the device, so the slice is kept with it.
+    machine.truth.fail(Fail::Unmap);
+    system.destroy_vdev(machine.truth, &alpha, vdev).unwrap();
+    assert_eq!(system.info().retired.len(), 1);
+    // A second stop could fail, and the queue would be lost though it is quiet.
+    machine.truth.fail(Fail::Quiesce);
+    assert_eq!(system.reclaim(machine.truth).reclaimed.len(), 1);
+    machine.truth.lock().fail.clear();
+    system.end_vm(machine.truth, &alpha, &POWER_OFF).unwrap();
+    machine.assert_as_at_start();
+}
+
+#[test]
 fn a_reset_that_fails_is_announced_too() {
     let machine = TestMachine::new();
     let alpha = machine.system.define_vm(vm_spec("alpha", 2, 1, 1)).unwrap();
