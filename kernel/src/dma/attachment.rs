@@ -20,7 +20,7 @@ use crate::base::id::VdevId;
 use crate::base::refusal::Refusal;
 use crate::dma::ioas::IoAddressSpace;
 use crate::dma::iommu::AttachFailed;
-use crate::dma::pasid::{Pasid, PasidLease};
+use crate::dma::pasid::{LeaseRecord, Pasid, PasidLease};
 use crate::dma::window::Window;
 use crate::vdev::parent::DeviceQuiesced;
 
@@ -92,6 +92,11 @@ impl RetiredAttachment {
                 Err(self)
             }
         }
+    }
+
+    /// What is told of its PASID.
+    pub(crate) fn lease(&self) -> LeaseRecord {
+        self.lease.record()
     }
 
     /// Whether the device is known not to send with the tag any more.
@@ -167,6 +172,11 @@ impl Attachment {
     /// The tag.
     pub fn pasid(&self) -> Pasid {
         self.lease.pasid()
+    }
+
+    /// What is told of the tag.
+    pub(crate) fn lease(&self) -> LeaseRecord {
+        self.lease.record()
     }
 
     /// The device.
@@ -276,7 +286,7 @@ mod tests {
         }
 
         fn attach(&mut self, ioas: &Arc<IoAddressSpace>) -> Result<Attachment, NotAttached> {
-            let lease = self.pasids.lease(&self.quota).unwrap();
+            let lease = self.pasids.lease(&self.quota, 0).unwrap();
             Attachment::attach(REQUESTER, VdevId(1), lease, ioas)
         }
 

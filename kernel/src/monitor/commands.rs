@@ -86,6 +86,7 @@ pub static COMMANDS: [Command; 18] = [
         about: "Lists the PASIDs that are attached or retired.",
         more: &[
             "A PASID is retired when a device or the IOMMU did not confirm its end, and is used again once it has.",
+            "SECONDS is how long it has been in that state, BEFORE how many attachments had the number before this one.",
         ],
     },
     Command {

@@ -153,6 +153,8 @@ impl MonitorHost for FakeHost {
         let pasid = |vdev: &VdevInfo| PasidInfo {
             pasid: vdev.pasid.unwrap(),
             state: "attached",
+            since_ns: 41_000_000_000 + u64::from(vdev.id),
+            used_before: 0,
             vm: vdev.vm.clone(),
             parent: vdev.parent.clone(),
             vdev: vdev.id,

@@ -266,6 +266,10 @@ pub struct PasidInfo {
     pub pasid: u32,
     /// `attached` or `retired`.
     pub state: &'static str,
+    /// Since when it is in that state, in nanoseconds since boot.
+    pub since_ns: u64,
+    /// How many attachments had it before.
+    pub used_before: u32,
     /// Name of the VM that has or had it.
     pub vm: String,
     /// Name of the parent.

@@ -196,7 +196,7 @@ impl Monitor {
             }
             ("pasids", []) => {
                 let pasids = host.pasids();
-                answer(json, &pasids, || show::pasids(&pasids))
+                answer(json, &pasids, || show::pasids(&pasids, host.now_ns()))
             }
             ("iommu", []) => {
                 let system = host.system();

@@ -208,12 +208,20 @@ pub(super) fn parents(parents: &[ParentInfo]) -> String {
     text
 }
 
-pub(super) fn pasids(pasids: &[PasidInfo]) -> String {
-    let mut table = Table::new(["#PASID", "STATE", "VM", "PARENT", "#VDEV", "#SPACE", "REASON"]);
+/// How long ago that was, in whole seconds.
+fn seconds_since(since_ns: u64, uptime_ns: u64) -> String {
+    (uptime_ns.saturating_sub(since_ns) / 1_000_000_000).to_string()
+}
+
+pub(super) fn pasids(pasids: &[PasidInfo], uptime_ns: u64) -> String {
+    let mut table =
+        Table::new(["#PASID", "STATE", "#SECONDS", "#BEFORE", "VM", "PARENT", "#VDEV", "#SPACE", "REASON"]);
     for pasid in pasids {
         table.row([
             pasid.pasid.to_string(),
             pasid.state.to_string(),
+            seconds_since(pasid.since_ns, uptime_ns),
+            pasid.used_before.to_string(),
             pasid.vm.clone(),
             pasid.parent.clone(),
             pasid.vdev.to_string(),
@@ -266,7 +274,7 @@ pub(super) fn iommu(state: &IommuState<'_>) -> String {
             loss.what.to_string(),
             loss.vm.clone(),
             loss.value.to_string(),
-            (state.uptime_ns.saturating_sub(loss.since_ns) / 1_000_000_000).to_string(),
+            seconds_since(loss.since_ns, state.uptime_ns),
             loss.tries.to_string(),
             loss.why.clone(),
         ]);

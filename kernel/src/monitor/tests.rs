@@ -61,7 +61,7 @@ fn tables_for_people() {
          dsa0        2    0         0x42  beta   dsa0/dsa-dwq#2       1       0x24      10016\n"
     );
     assert!(text("parents").contains("dsa0    0000:00:04.0  on     dsa-dwq          6   8  direct"));
-    assert!(text("pasids").contains("\n    2  attached  beta   dsa0       2      2\n"));
+    assert!(text("pasids").contains("\n    2  attached       41       0  beta   dsa0       2      2\n"));
     assert!(text("iommu").contains("PASID width            20 bits\n"));
     assert!(text("version").contains("504M free of 1G"));
     assert!(text("vm beta").contains("exits          mmio 1204, halt 5310\n"));

@@ -95,24 +95,16 @@ impl System {
 
     /// Snapshots of all PASIDs in use, then of the retired ones.
     pub fn pasid_infos(&self) -> Vec<PasidInfo> {
-        let attached = self.vdev_infos().into_iter().filter_map(|vdev| {
-            Some(PasidInfo {
-                pasid: vdev.pasid?,
-                state: "attached",
-                vm: vdev.vm,
-                parent: vdev.parent,
-                vdev: vdev.id,
-                ioas: vdev.ioas,
-                reason: None,
-            })
-        });
-        let mut infos: Vec<PasidInfo> = attached.collect();
+        let vdevs = self.vms().into_iter().flat_map(|vm| vm.vdevs());
+        let mut infos: Vec<PasidInfo> = vdevs.filter_map(|vdev| vdev.pasid_info()).collect();
         infos.sort_by_key(|info| info.pasid);
         let retired = self.retired.lock();
         infos.extend(retired.iter().filter_map(|retirement| match &retirement.what {
             Retired::Attachment { parent, attachment, .. } => Some(PasidInfo {
                 pasid: attachment.pasid.value(),
                 state: "retired",
+                since_ns: retirement.since_ns,
+                used_before: attachment.lease().used_before,
                 vm: retirement.vm.clone(),
                 parent: parent.clone(),
                 vdev: attachment.vdev.0,

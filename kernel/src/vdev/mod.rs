@@ -33,12 +33,12 @@ use crate::base::refusal::Refusal;
 use crate::dma::attachment::{Attachment, Quiesced, RetiredAttachment};
 use crate::dma::ioas::IoAddressSpace;
 use crate::dma::iommu::Iommu;
-use crate::dma::pasid::{Pasid, PasidQuota, PasidSpace};
+use crate::dma::pasid::{LeaseRecord, Pasid, PasidQuota, PasidSpace};
 use crate::irq::host::Host;
 use crate::irq::msi::MsiController;
 use crate::irq::{Route, RouteTable};
 use crate::memory::ram::GuestRam;
-use crate::monitor::info::{Detail, InterruptInfo, VdevInfo};
+use crate::monitor::info::{Detail, InterruptInfo, PasidInfo, VdevInfo};
 use crate::vdev::memory::SpaceMemory;
 use crate::vdev::parent::{
     Attached, DeviceQuiesced, Parent, QuiesceFailed, VdevModel, VdevRegisters, VdevRequest, VdevType,
@@ -137,7 +137,7 @@ pub struct Vdev {
     type_name: String,
     model: Arc<SharedModel>,
     /// Kept after the end, for messages.
-    pasid: Option<Pasid>,
+    lease: Option<LeaseRecord>,
     ioas: Option<IoasId>,
     faults: AtomicU64,
     gate: Gate,
@@ -208,7 +208,8 @@ impl Vdev {
             Space::Untranslated => Reach::Untranslated(owner.ram.clone()),
             Space::Translated(ioas) => {
                 // Without a tag, dropping the model gives the slice back.
-                let lease = services.pasids.lock().lease(owner.quota).map_err(within)?;
+                let lease =
+                    services.pasids.lock().lease(owner.quota, services.host.now_ns()).map_err(within)?;
                 match Attachment::attach(parent.requester(), id, lease, ioas) {
                     Ok(attachment) => Reach::Translated(attachment),
                     Err(failed) => {
@@ -221,8 +222,8 @@ impl Vdev {
                 }
             }
         };
-        let (pasid, ioas) = match &reach {
-            Reach::Translated(attachment) => (Some(attachment.pasid()), Some(attachment.ioas().id())),
+        let (lease, ioas) = match &reach {
+            Reach::Translated(attachment) => (Some(attachment.lease()), Some(attachment.ioas().id())),
             Reach::Untranslated(_) => (None, None),
         };
         let vdev = Self {
@@ -233,7 +234,7 @@ impl Vdev {
             type_name: spec.type_name.clone(),
             gate: Gate::new(model.interrupts().iter().map(|binding| binding.physical).collect()),
             model: SharedModel::new(model),
-            pasid,
+            lease,
             ioas,
             faults: AtomicU64::new(0),
             interrupts: Arc::new(Interrupts::new(services, parent)),
@@ -256,7 +257,7 @@ impl Vdev {
         for binding in self.model.interrupts() {
             let route = Route::Vdev { vm: self.vm, vdev: self.id, vector: binding.virtual_vector };
             let interrupt =
-                Interrupt::connect(services, self.parent, self.pasid.is_some(), binding.physical, route)?;
+                Interrupt::connect(services, self.parent, self.lease.is_some(), binding.physical, route)?;
             self.interrupts.add(interrupt, binding.for_guest);
         }
         let Reach::Translated(attachment) = reach else {
@@ -361,7 +362,7 @@ impl Vdev {
 
     /// Its tag; `None` where the parent is used without an IOMMU.
     pub fn pasid(&self) -> Option<Pasid> {
-        self.pasid
+        self.lease.map(|lease| lease.pasid)
     }
 
     /// Its model.
@@ -392,6 +393,22 @@ impl Vdev {
         self.faults.load(Ordering::Relaxed)
     }
 
+    /// Its PASID, for the monitor; `None` where the parent is used without an IOMMU.
+    pub(crate) fn pasid_info(&self) -> Option<PasidInfo> {
+        let lease = self.lease?;
+        Some(PasidInfo {
+            pasid: lease.pasid.value(),
+            state: "attached",
+            since_ns: lease.since_ns,
+            used_before: lease.used_before,
+            vm: self.vm_name.clone(),
+            parent: self.parent.name().to_string(),
+            vdev: self.id.0,
+            ioas: self.ioas.map(|id| id.0),
+            reason: None,
+        })
+    }
+
     /// For the monitor. Waits for no device.
     pub(crate) fn info(&self, routes: &RouteTable) -> VdevInfo {
         let interrupt = |interrupt: &Interrupt| {
@@ -410,7 +427,7 @@ impl Vdev {
             vm: self.vm_name.clone(),
             parent: self.parent.name().to_string(),
             type_name: self.type_name.clone(),
-            pasid: self.pasid.map(Pasid::value),
+            pasid: self.pasid().map(Pasid::value),
             ioas: self.ioas.map(|id| id.0),
             interrupts: self.interrupts.describe(interrupt),
             away: self.gate.away.info(),
@@ -427,7 +444,7 @@ impl fmt::Debug for Vdev {
             .field("vm", &self.vm)
             .field("parent", &self.parent.name())
             .field("type_name", &self.type_name)
-            .field("pasid", &self.pasid)
+            .field("pasid", &self.pasid())
             .finish_non_exhaustive()
     }
 }

@@ -60,13 +60,24 @@ enum LeaseState {
     Returned,
 }
 
+/// What is told of a lease, which may have ended since.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct LeaseRecord {
+    /// The number.
+    pub pasid: Pasid,
+    /// When it was leased, in nanoseconds since boot.
+    pub since_ns: u64,
+    /// How many leases of the number have come back before; the largest number stands for more, too.
+    pub used_before: u32,
+}
+
 /// The right to use one PASID for one attachment.
 ///
 /// Not `Clone`. Dropping it retires the number; only [`PasidSpace::give_back`](super::PasidSpace::give_back)
 /// returns it.
 #[derive(Debug)]
 pub struct PasidLease {
-    pasid: Pasid,
+    record: LeaseRecord,
     quota: PasidQuota,
     space: Arc<Counters>,
     state: LeaseState,
@@ -74,25 +85,30 @@ pub struct PasidLease {
 
 impl PasidLease {
     /// That number, counted on the quota and in its namespace from here on.
-    pub(super) fn new(pasid: Pasid, quota: &PasidQuota, space: &Arc<Counters>) -> Self {
+    pub(super) fn new(record: LeaseRecord, quota: &PasidQuota, space: &Arc<Counters>) -> Self {
         for counters in [&quota.0.counters, &**space] {
             counters.leased.fetch_add(1, Ordering::Relaxed);
         }
-        Self { pasid, quota: quota.clone(), space: space.clone(), state: LeaseState::Leased }
+        Self { record, quota: quota.clone(), space: space.clone(), state: LeaseState::Leased }
     }
 
-    /// Ends it, where it is of that namespace; the number, which may be leased again. A lease of another one is retired
+    /// Ends it, where it is of that namespace; what is told of its number, which may be leased again. A lease of another one is retired
     /// there.
-    pub(super) fn end(mut self, space: &Arc<Counters>) -> Option<Pasid> {
+    pub(super) fn end(mut self, space: &Arc<Counters>) -> Option<LeaseRecord> {
         Arc::ptr_eq(&self.space, space).then(|| {
             self.change(LeaseState::Returned);
-            self.pasid
+            self.record
         })
     }
 
     /// The number.
     pub fn pasid(&self) -> Pasid {
-        self.pasid
+        self.record.pasid
+    }
+
+    /// Its number, with since when it is leased and how often it was before.
+    pub fn record(&self) -> LeaseRecord {
+        self.record
     }
 
     /// The VM on whose quota it is.

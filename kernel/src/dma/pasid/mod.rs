@@ -15,7 +15,7 @@ mod space;
 
 use core::fmt;
 
-pub use lease::{PasidLease, PasidQuota};
+pub use lease::{LeaseRecord, PasidLease, PasidQuota};
 pub use space::PasidSpace;
 
 /// A process address space identifier (PCIe), the same thing as an Arm SubstreamID. 20 bits.

@@ -9,7 +9,7 @@ use alloc::sync::Arc;
 use core::sync::atomic::Ordering;
 
 use super::Pasid;
-use super::lease::{Counters, PasidLease, PasidQuota};
+use super::lease::{Counters, LeaseRecord, PasidLease, PasidQuota};
 use crate::base::refusal::Refusal;
 use crate::dma::attachment::Quiesced;
 use crate::monitor::info::PasidSpaceInfo;
@@ -21,8 +21,8 @@ pub struct PasidSpace {
     last: u32,
     /// The smallest number that was never leased.
     fresh: u32,
-    /// Returned numbers, the oldest first.
-    returned: VecDeque<u32>,
+    /// Returned numbers with how often each was leased, the oldest first.
+    returned: VecDeque<(Pasid, u32)>,
     counters: Arc<Counters>,
 }
 
@@ -48,11 +48,11 @@ impl PasidSpace {
         })
     }
 
-    /// Leases one number on a VM's quota.
+    /// Leases one number on a VM's quota, at a time in nanoseconds since boot.
     ///
     /// # Errors
     /// When the quota or the namespace is used up.
-    pub fn lease(&mut self, quota: &PasidQuota) -> Result<PasidLease, Refusal> {
+    pub fn lease(&mut self, quota: &PasidQuota, now_ns: u64) -> Result<PasidLease, Refusal> {
         let taken = quota.leased() + quota.retired();
         if taken >= quota.limit() {
             return Err(Refusal::new(
@@ -65,9 +65,9 @@ impl PasidSpace {
                 },
             ));
         }
-        let number = if self.fresh <= self.last {
+        let (pasid, used_before) = if self.fresh <= self.last {
             self.fresh += 1;
-            self.fresh - 1
+            (Pasid(self.fresh - 1), 0)
         } else {
             self.returned.pop_front().ok_or_else(|| {
                 let retired = self.counters.retired.load(Ordering::Relaxed);
@@ -84,13 +84,15 @@ impl PasidSpace {
                 )
             })?
         };
-        Ok(PasidLease::new(Pasid(number), quota, &self.counters))
+        let record = LeaseRecord { pasid, since_ns: now_ns, used_before };
+        Ok(PasidLease::new(record, quota, &self.counters))
     }
 
     /// Takes a number back from an attachment that has ended; it can be leased again. The proof carries
     /// the lease, so that the two cannot be mixed up.
     pub fn give_back(&mut self, ended: Quiesced) {
-        self.returned.extend(ended.into_lease().end(&self.counters).map(Pasid::value));
+        let record = ended.into_lease().end(&self.counters);
+        self.returned.extend(record.map(|record| (record.pasid, record.used_before.saturating_add(1))));
     }
 
     /// For the monitor.
@@ -133,12 +135,12 @@ mod tests {
     fn a_number_that_came_back_is_used_last() {
         let mut space = space(1, 3);
         let quota = PasidQuota::new(VmId(0), 3);
-        let first = space.lease(&quota).unwrap();
+        let first = space.lease(&quota, 0).unwrap();
         assert_eq!(first.pasid(), Pasid(1));
         space.give_back(Quiesced::for_test(first));
         let next: Vec<u32> = (0..3)
             .map(|_| {
-                let lease = space.lease(&quota).unwrap();
+                let lease = space.lease(&quota, 0).unwrap();
                 let number = lease.pasid().value();
                 core::mem::forget(lease);
                 number
@@ -148,18 +150,33 @@ mod tests {
     }
 
     #[test]
+    fn a_lease_tells_since_when_it_is_and_how_often_the_number_was_leased() {
+        let mut space = space(1, 2);
+        let quota = PasidQuota::new(VmId(0), 2);
+        let other = space.lease(&quota, 5).unwrap();
+        assert_eq!(other.record(), LeaseRecord { pasid: Pasid(1), since_ns: 5, used_before: 0 });
+        for round in 0..3 {
+            let lease = space.lease(&quota, 10 + u64::from(round)).unwrap();
+            let expected =
+                LeaseRecord { pasid: Pasid(2), since_ns: 10 + u64::from(round), used_before: round };
+            assert_eq!(lease.record(), expected);
+            space.give_back(Quiesced::for_test(lease));
+        }
+    }
+
+    #[test]
     fn quota_and_namespace_refuse_with_a_remedy() {
         let mut space = space(1, 2);
         let small = PasidQuota::new(VmId(0), 1);
-        let kept = space.lease(&small).unwrap();
+        let kept = space.lease(&small, 0).unwrap();
         assert_eq!(
-            space.lease(&small).unwrap_err().to_string(),
+            space.lease(&small, 0).unwrap_err().to_string(),
             "PASID: quota of 1 used up; raise pasids of this VM or destroy one of its vdevs"
         );
         let large = PasidQuota::new(VmId(1), 9);
-        let other = space.lease(&large).unwrap();
+        let other = space.lease(&large, 0).unwrap();
         assert_eq!(
-            space.lease(&large).unwrap_err().to_string(),
+            space.lease(&large, 0).unwrap_err().to_string(),
             "PASID: all 2 of 1..=2 are in use; destroy a vdev"
         );
         assert_eq!((space.info().leased, small.leased(), large.leased()), (2, 1, 1));
@@ -172,19 +189,19 @@ mod tests {
     fn a_dropped_lease_is_retired_and_stays_on_the_quota() {
         let mut space = space(1, 1);
         let quota = PasidQuota::new(VmId(0), 1);
-        drop(space.lease(&quota).unwrap());
+        drop(space.lease(&quota, 0).unwrap());
         assert_eq!((quota.leased(), quota.retired()), (0, 1));
         assert_eq!((space.info().leased, space.info().retired), (0, 1));
-        assert!(space.lease(&quota).unwrap_err().why.contains("1 retired"));
+        assert!(space.lease(&quota, 0).unwrap_err().why.contains("1 retired"));
         let other = PasidQuota::new(VmId(1), 1);
-        assert!(space.lease(&other).unwrap_err().why.contains("1 retired"));
+        assert!(space.lease(&other, 0).unwrap_err().why.contains("1 retired"));
     }
 
     #[test]
     fn a_lease_of_another_namespace_is_not_taken() {
         let (mut one, mut two) = (space(1, 1), space(1, 1));
         let quota = PasidQuota::new(VmId(0), 1);
-        let lease = one.lease(&quota).unwrap();
+        let lease = one.lease(&quota, 0).unwrap();
         two.give_back(Quiesced::for_test(lease));
         assert_eq!(one.info().retired, 1);
         assert!(two.returned.is_empty());
@@ -202,7 +219,7 @@ mod tests {
             let mut retired = BTreeSet::new();
             for (step, vm, index) in steps {
                 match step {
-                    0 => if let Ok(lease) = space.lease(&quotas[usize::from(vm)]) {
+                    0 => if let Ok(lease) = space.lease(&quotas[usize::from(vm)], 0) {
                         prop_assert!((3..=12).contains(&lease.pasid().value()));
                         prop_assert!(live.iter().all(|other| other.pasid() != lease.pasid()));
                         prop_assert!(!retired.contains(&lease.pasid()));

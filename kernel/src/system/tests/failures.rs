@@ -86,6 +86,7 @@ fn a_queue_that_does_not_stop_costs_itself_and_the_memory_behind_it() {
     system.start_vm(machine.truth, &alpha).unwrap();
     system.start_vm(machine.truth, &beta).unwrap();
     machine.truth.fail(Fail::Quiesce);
+    machine.truth.set_clock(7_000_000_000);
     let report = system.end_vm(machine.truth, &alpha, &POWER_OFF).unwrap();
     machine.assert_sound();
     let whats: Vec<_> = report.retired.iter().map(|r| (r.what, r.value)).collect();
@@ -103,6 +104,7 @@ fn a_queue_that_does_not_stop_costs_itself_and_the_memory_behind_it() {
     assert_eq!(owner.vm_name, "alpha");
     let retired: Vec<_> = system.pasid_infos().into_iter().filter(|p| p.state == "retired").collect();
     assert_eq!((retired.len(), retired[0].pasid), (1, 2));
+    assert_eq!(retired[0].since_ns, 7_000_000_000, "retired since, not leased since");
     assert_eq!(system.iommu_info().unwrap().spaces.len(), 2);
 
     // Its quota has shrunk for good; nobody else's has.

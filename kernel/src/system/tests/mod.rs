@@ -33,13 +33,20 @@ fn two_vms_have_their_own_pasid_and_everything_comes_back() {
     let system = &machine.system;
     let alpha = system.define_vm(vm_spec("alpha", 3, 1, 1)).unwrap();
     let beta = system.define_vm(vm_spec("beta", 4, 1, 1)).unwrap();
-    for _ in 0..20 {
+    for round in 0..20 {
+        let began = u64::from(round) * 1_000_000_000;
+        machine.truth.set_clock(began);
         system.start_vm(machine.truth, &alpha).unwrap();
         system.start_vm(machine.truth, &beta).unwrap();
         machine.assert_sound();
         let infos = system.pasid_infos();
         assert_eq!(infos.len(), 2);
         assert_ne!(infos[0].pasid, infos[1].pasid);
+        // Of six numbers two are used in each round.
+        assert!(
+            infos.iter().all(|info| info.since_ns == began && info.used_before == round / 3),
+            "{infos:?}"
+        );
         assert_eq!(system.info().memory.guests, 7 * LARGE_PAGE_SIZE);
         system.end_vm(machine.truth, &alpha, &VmEnd::Crashed("triple fault".to_string())).unwrap();
         machine.assert_sound();
