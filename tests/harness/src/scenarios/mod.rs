@@ -73,8 +73,15 @@ pub const ALL: &[Scenario] = &[
 
 /// Those that take longest, the longest first: they are started before all others, so that none of them is left at the
 /// end with a processor that has nothing to do beside it.
-pub const LONGEST: &[&str] =
-    &["stale-pasid-cache", "killed-in-dma", "inventory", "guest-kexec", "panic-report", "device-tree"];
+pub const LONGEST: &[&str] = &[
+    "stale-pasid-cache",
+    "killed-in-dma",
+    "inventory",
+    "swq-fair",
+    "guest-kexec",
+    "panic-report",
+    "device-tree",
+];
 
 /// Those that are run on Bochs's processors, which do a tenth of the work per second, where nobody names any.
 pub const ON_BOCHS: &[&str] = &[
