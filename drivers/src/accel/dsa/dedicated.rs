@@ -75,40 +75,8 @@ impl<R: Registers, C: ConfigSpace> QueueLease<R, C> {
     }
 
     fn stop_for_good(&mut self, patience_ns: u64) -> Result<(), CommandFailure> {
-        let wq = self.own().index;
-        let reset = Command::ResetWq(wq);
-        let start = self.device.host.now_ns();
-        if !core::mem::replace(&mut self.stopping, true) {
-            self.device.give(self.waiter(), reset, true);
-        }
-        loop {
-            // Time first: the device had all of it, however long this processor was away.
-            let now = self.device.host.now_ns();
-            let late = |since: u64| now.saturating_sub(since.max(start)) > patience_ns;
-            let failure = match self.device.progress(self.waiter()) {
-                Progress::Ended(command, end) if command == reset => {
-                    self.stopping = false;
-                    return end;
-                }
-                // An earlier command of the queue, or a reset of the device that forgot this one.
-                Progress::Ended(..) | Progress::Idle => {
-                    self.device.give(self.waiter(), reset, true);
-                    continue;
-                }
-                Progress::Waiting(..) if late(start) => {
-                    CommandFailure::Busy(reset, now.saturating_sub(start))
-                }
-                Progress::Active(command, since) if late(since) => {
-                    CommandFailure::Unfinished(command, now.saturating_sub(since))
-                }
-                Progress::Waiting(..) | Progress::Active(..) => {
-                    core::hint::spin_loop();
-                    continue;
-                }
-                Progress::Lost => CommandFailure::Lost(reset),
-            };
-            return Err(failure);
-        }
+        let reset = Command::ResetWq(self.own().index);
+        self.device.end_with(self.waiter(), reset, &mut self.stopping, patience_ns)
     }
 
     fn retire(&self, why: &str) {

@@ -7,9 +7,10 @@
 //! knows that from one whose command failed.
 //!
 //! **Invariants.** Only commands whose duration a guest does not control are given on its behalf: Enable, Reset
-//! and Disable WQ, and Abort PASID for a share, whose guest reaches the queue by way of the hypervisor only. Drain and Abort WQ end when nothing is queued, and a guest may go on submitting; Disable and
-//! Reset WQ take nothing more in. A Disable waits until little is queued, watched in WQCFG, before it takes the
-//! slot. The end of a queue goes before commands of guests.
+//! and Disable WQ, and Abort PASID for a share, whose guest reaches the queue by way of the hypervisor only. Drain
+//! and Abort WQ end when nothing is queued, and a guest may go on submitting; Disable and Reset WQ take nothing more
+//! in. A Disable waits until little is queued, watched in WQCFG, before it takes the slot. The end of a queue goes
+//! before commands of guests.
 
 use core::sync::atomic::Ordering;
 
@@ -72,6 +73,49 @@ impl<R: Registers, C: ConfigSpace> Device<R, C> {
         match slot.take_end(waiter) {
             Some((command, end)) => Progress::Ended(command, end),
             None => Progress::Idle,
+        }
+    }
+
+    /// Gives the command with which somebody ends, and waits for it: `patience_ns` for its turn and as much for the
+    /// command itself. `begun`: whether an earlier try left it in line, as this one does where it fails for want of time.
+    pub fn end_with(
+        &self,
+        waiter: Waiter,
+        command: Command,
+        begun: &mut bool,
+        patience_ns: u64,
+    ) -> Result<(), CommandFailure> {
+        let start = self.host.now_ns();
+        if !core::mem::replace(begun, true) {
+            self.give(waiter, command, true);
+        }
+        loop {
+            // Time first: the device had all of it, however long this processor was away.
+            let now = self.host.now_ns();
+            let late = |since: u64| now.saturating_sub(since.max(start)) > patience_ns;
+            let failure = match self.progress(waiter) {
+                Progress::Ended(ended, end) if ended == command => {
+                    *begun = false;
+                    return end;
+                }
+                // An earlier command of the same, or a reset of the device that forgot this one.
+                Progress::Ended(..) | Progress::Idle => {
+                    self.give(waiter, command, true);
+                    continue;
+                }
+                Progress::Waiting(..) if late(start) => {
+                    CommandFailure::Busy(command, now.saturating_sub(start))
+                }
+                Progress::Active(active, since) if late(since) => {
+                    CommandFailure::Unfinished(active, now.saturating_sub(since))
+                }
+                Progress::Waiting(..) | Progress::Active(..) => {
+                    core::hint::spin_loop();
+                    continue;
+                }
+                Progress::Lost => CommandFailure::Lost(command),
+            };
+            return Err(failure);
         }
     }
 

@@ -97,10 +97,8 @@ impl<R: Registers, C: ConfigSpace> ShareLease<R, C> {
         Waiter::Share(self.member().number())
     }
 
-    fn abort(&self, for_end: bool) -> Option<Command> {
-        let command = Command::AbortPasid(self.member().pasid()?.value());
-        self.device.give(self.waiter(), command, for_end);
-        Some(command)
+    fn abort(&self) -> Option<Command> {
+        self.member().pasid().map(|pasid| Command::AbortPasid(pasid.value()))
     }
 
     /// Whether the whole device was reset after something could last be in flight.
@@ -109,42 +107,9 @@ impl<R: Registers, C: ConfigSpace> ShareLease<R, C> {
     }
 
     fn abort_for_good(&mut self, patience_ns: u64) -> Result<(), CommandFailure> {
-        let start = self.device.host.now_ns();
-        if core::mem::replace(&mut self.stopping, true) {
-            // Its end may be there by now.
-        } else if self.abort(true).is_none() {
-            return Ok(());
-        }
-        loop {
-            // Time first: the device had all of it, however long this processor was away.
-            let now = self.device.host.now_ns();
-            let late = |since: u64| now.saturating_sub(since.max(start)) > patience_ns;
-            let failure = match self.device.progress(self.waiter()) {
-                Progress::Ended(Command::AbortPasid(_), end) => {
-                    self.stopping = false;
-                    return end;
-                }
-                Progress::Ended(..) | Progress::Idle => match self.abort(true) {
-                    Some(_) => continue,
-                    None => return Ok(()),
-                },
-                Progress::Waiting(command, _) if late(start) => {
-                    CommandFailure::Busy(command, now.saturating_sub(start))
-                }
-                Progress::Active(command, since) if late(since) => {
-                    CommandFailure::Unfinished(command, now.saturating_sub(since))
-                }
-                Progress::Waiting(..) | Progress::Active(..) => {
-                    core::hint::spin_loop();
-                    continue;
-                }
-                Progress::Lost => {
-                    let pasid = self.member().pasid().map_or(0, Pasid::value);
-                    CommandFailure::Lost(Command::AbortPasid(pasid))
-                }
-            };
-            return Err(failure);
-        }
+        // Without a tag nothing is in flight.
+        let Some(abort) = self.abort() else { return Ok(()) };
+        self.device.end_with(self.waiter(), abort, &mut self.stopping, patience_ns)
     }
 }
 
@@ -239,8 +204,9 @@ impl<R: Registers, C: ConfigSpace> Lease for ShareLease<R, C> {
         self.member().close();
         self.member().silence();
         self.doing = None;
-        if self.member().is_idle() || self.abort(false).is_none() {
-            self.doing = Some(Doing::Reset);
+        match self.abort().filter(|_| !self.member().is_idle()) {
+            Some(abort) => self.device.give(self.waiter(), abort, false),
+            None => self.doing = Some(Doing::Reset),
         }
     }
 
