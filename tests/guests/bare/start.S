@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT OR Apache-2.0 */
 /*
- * Guests without an operating system: from the PVH entry, in 32-bit mode without paging, to main() in 64-bit mode. The first 4 GiB are mapped to
- * themselves.
+ * Guests without an operating system: from the PVH entry, in 32-bit mode without paging, to main() in 64-bit mode.
+ * The first 4 GiB are mapped to themselves.
  */
 #define CR4_PAE (1 << 5)
 #define MSR_EFER 0xc0000080

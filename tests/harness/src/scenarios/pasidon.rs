@@ -64,6 +64,15 @@ pub fn dsa_up(machine: &Machine, console: Console<'_>) -> Result<()> {
     Ok(())
 }
 
+/// Loads the drivers by which `dsa-user` in the guest can wait for interrupts.
+///
+/// # Errors
+/// When that fails.
+pub fn user_interrupts_up(machine: &Machine, console: Console<'_>) -> Result<()> {
+    check(machine, console, "insmod /lib/modules/uio.ko && insmod /lib/modules/uio_msix.ko; echo $?", "0")?;
+    Ok(())
+}
+
 /// Has the guest do that many verified copies, after [`dsa_up`].
 ///
 /// # Errors

@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Guests that share the accelerator: what they may do together, and what they may not do to each other.
 
-use super::pasidon::{COMMAND_TIMEOUT, COPIES_TIMEOUT, HOST, check, copies, copies_done, dsa_up, shell, vm};
+use super::pasidon::{
+    COMMAND_TIMEOUT, COPIES_TIMEOUT, HOST, check, copies, copies_done, dsa_up, shell, user_interrupts_up, vm,
+};
 use crate::arch::Arch;
 use crate::cpu::Cpu;
 use crate::demonstration;
@@ -98,12 +100,7 @@ pub const USER_SPACE: Scenario = Scenario {
             );
         }
         for console in guests {
-            check(
-                &machine,
-                console,
-                "insmod /lib/modules/uio.ko && insmod /lib/modules/uio_msix.ko; echo $?",
-                "0",
-            )?;
+            user_interrupts_up(&machine, console)?;
             console.send_line("dsa-user verify --operations 500 --wait interrupt")?;
             let [.., failures, interrupts] = summary(console)?;
             ensure!(
