@@ -38,6 +38,23 @@ impl From<BadWindow> for Refusal {
     }
 }
 
+/// The window that holds an access, of those that lie one behind the other without overlap. `begins`: it begins at the
+/// access or before; `holds`: it holds all of it. `last`: where the access before was found, which is mostly where the
+/// next one is, too.
+#[inline]
+pub(super) fn look_up<'w, W>(
+    windows: &'w [W],
+    last: &mut usize,
+    begins: impl Fn(&W) -> bool,
+    holds: impl Fn(&W) -> bool,
+) -> Option<&'w W> {
+    if let Some(hit) = windows.get(*last).filter(|w| holds(w)) {
+        return Some(hit);
+    }
+    *last = windows.partition_point(begins).saturating_sub(1);
+    windows.get(*last).filter(|w| holds(w))
+}
+
 #[derive(Clone, Copy, Debug)]
 struct Window<T> {
     start: u64,
@@ -74,12 +91,8 @@ impl<T: Copy> Space<T> {
 
     fn find(&mut self, address: u64, size: u8) -> Option<(T, u64)> {
         let last = address.checked_add(u64::from(size.max(1)) - 1);
-        let within = |w: &&Window<T>| w.start <= address && last.is_some_and(|last| last <= w.last);
-        let mut hit = self.windows.get(self.last).filter(within);
-        if hit.is_none() {
-            self.last = self.windows.partition_point(|w| w.start <= address).saturating_sub(1);
-            hit = self.windows.get(self.last).filter(within);
-        }
+        let holds = |w: &Window<T>| w.start <= address && last.is_some_and(|last| last <= w.last);
+        let hit = look_up(&self.windows, &mut self.last, |w| w.start <= address, holds);
         if hit.is_none() {
             self.unclaimed = self.unclaimed.saturating_add(1);
         }

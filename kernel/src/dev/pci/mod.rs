@@ -23,7 +23,7 @@ use alloc::vec::Vec;
 
 use crate::base::addr::{GuestPhys, HostPhys};
 use crate::base::refusal::Refusal;
-use crate::dev::bus::all_ones;
+use crate::dev::bus::{all_ones, look_up};
 use crate::irq::msi::Posting;
 use crate::vdev::parent::{Bar, QuiesceFailed, VdevRegisters};
 use crate::vm::exit::{Action, Actions, MsiMessage};
@@ -310,16 +310,12 @@ impl PciBus {
     }
 
     fn decode(&mut self, address: u64, size: u8) -> Option<(usize, &mut VdevFunction, u8, u64)> {
-        let within = |d: &&Decoded| {
+        let holds = |d: &Decoded| {
             let offset = address.checked_sub(d.start);
             let end = offset.and_then(|offset| offset.checked_add(u64::from(size.max(1))));
             end.is_some_and(|end| end <= d.len)
         };
-        let mut hit = self.decoded.get(self.last).filter(within);
-        if hit.is_none() {
-            self.last = self.decoded.partition_point(|d| d.start <= address).saturating_sub(1);
-            hit = self.decoded.get(self.last).filter(within);
-        }
+        let hit = look_up(&self.decoded, &mut self.last, |d| d.start <= address, holds);
         let Some(Decoded { start, slot, bar, .. }) = hit.copied() else {
             self.unclaimed = self.unclaimed.saturating_add(1);
             return None;
