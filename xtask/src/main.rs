@@ -30,6 +30,7 @@ mod test;
 mod toolchain;
 mod uefi;
 mod upstream;
+mod watch;
 mod workshop;
 mod workspace;
 
@@ -56,6 +57,9 @@ enum Command {
     /// Boots Pasidon with two Linux guests. On a terminal: a live console. Elsewhere: the demonstration to its end, a
     /// summary, and success only if every guest's copies were right.
     Run(Run),
+    /// Shows what a running machine does: VMs, vdevs, PASIDs, queues, faults, rates, and who may reach what. Takes the
+    /// framed serial line, or what was recorded of it.
+    Watch(watch::Watch),
     /// Runs the host tests and the scenarios; with names only those scenarios.
     Test(Test),
     /// Lists the scenarios.
@@ -97,6 +101,10 @@ struct Run {
     /// Another configuration than the demonstration's (pasidon.toml at the top of the checkout).
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
+    /// Puts the serial line, framed, on a socket of this name in the place of the terminal, for `cargo xtask watch FILE`.
+    /// Ctrl-C ends the machine.
+    #[arg(long, value_name = "FILE")]
+    socket: Option<PathBuf>,
 }
 
 #[derive(Args)]
@@ -207,7 +215,10 @@ fn is_closed_pipe(panic: &str) -> bool {
 
 fn dispatch(command: Command) -> Result<()> {
     match command {
-        Command::Run(options) => run::run(options.arch, options.cpu, options.config.as_deref()),
+        Command::Run(options) => {
+            run::run(options.arch, options.cpu, options.config.as_deref(), options.socket.as_deref())
+        }
+        Command::Watch(options) => watch::run(&options),
         Command::Image(options) => {
             let configuration = image::configuration(options.arch, options.config.as_deref())?;
             println!("{}", image::make(options.arch, &configuration, options.output.as_deref())?.display());

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! `cargo xtask run`: on a terminal a live console; elsewhere the demonstration to its end, with a summary.
+//! `cargo xtask run`: on a terminal a live console; elsewhere the demonstration to its end, with a summary; or the
+//! serial line on a socket.
 
 use crate::workshop::Shop;
 use crate::{command, image};
@@ -7,16 +8,22 @@ use anyhow::{Context, Result, bail, ensure};
 use pasidon_harness::demonstration::{self, Copies, Results};
 use pasidon_harness::{Arch, Cpu, Machine, Platform, Workshop};
 use std::io::{IsTerminal, Read, Write};
+use std::os::unix::fs::FileTypeExt;
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::{ChildStdout, Command, Stdio};
 use toml::{Table, Value};
 
-/// Runs that configuration (the demonstration's when none is given) on a machine of `arch` with processors `cpu`.
+/// Runs that configuration (the demonstration's when none is given) on a machine of `arch` with processors `cpu`, its
+/// serial line on `socket` if that is given.
 ///
 /// # Errors
 /// When something cannot be made or started; without a terminal also when a guest's copies were not all right.
-pub fn run(arch: Arch, cpu: Cpu, configuration: Option<&Path>) -> Result<()> {
+pub fn run(arch: Arch, cpu: Cpu, configuration: Option<&Path>, socket: Option<&Path>) -> Result<()> {
     let text = image::configuration(arch, configuration)?;
+    if let Some(socket) = socket {
+        return on_socket(arch, cpu, &text, socket);
+    }
     if std::io::stdin().is_terminal() && std::io::stdout().is_terminal() {
         return live(arch, cpu, &text);
     }
@@ -87,6 +94,29 @@ fn live(arch: Arch, cpu: Cpu, text: &str) -> Result<()> {
     }
     passed_on?;
     println!();
+    ensure!(status.success(), "QEMU ended with {status}");
+    Ok(())
+}
+
+/// Starts the machine with its serial line, framed, on a socket, and stays until it ends.
+fn on_socket(arch: Arch, cpu: Cpu, text: &str, socket: &Path) -> Result<()> {
+    // QEMU would put its own in the place of whatever has that name.
+    let shown = socket.display();
+    ensure!(UnixStream::connect(socket).is_err(), "{shown} is a running machine's; choose another name");
+    if let Ok(metadata) = std::fs::symlink_metadata(socket) {
+        ensure!(metadata.file_type().is_socket(), "{shown} is there already; choose another name");
+    }
+    let disk = image::make(arch, &demonstration::framed(text)?, None)?;
+    let qemu = Shop::new(arch, cpu).qemu()?;
+    let private = tempfile::Builder::new().prefix("pasidon-").tempdir()?;
+    let platform = demonstration::platform(Platform::disk(arch, &disk));
+    let mut machine = Command::new(&qemu.program);
+    machine.args(platform.command_line(&qemu, private.path())?).stdin(Stdio::null());
+    let path = socket.to_string_lossy().replace(',', ",,");
+    machine.args(["-chardev", &format!("socket,id=serial,path={path},server=on,wait=off")]);
+    machine.args(["-serial", "chardev:serial"]);
+    println!("Pasidon boots; look at it with: cargo xtask watch {shown}\nCtrl-C ends it");
+    let status = machine.status().context("starting QEMU")?;
     ensure!(status.success(), "QEMU ended with {status}");
     Ok(())
 }

@@ -10,11 +10,11 @@ use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::base::allowance::Allowance;
 use crate::dma::fault::{DmaFault, FaultAccess};
-use crate::monitor::info::vdev_name;
+use crate::monitor::info::{Word, vdev_name};
 use crate::system::VdevName;
 
 /// Records kept per vdev.
@@ -42,7 +42,7 @@ impl<'a> From<&'a VdevName> for FaultOwner<'a> {
 }
 
 /// One fault.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct FaultRecord {
     /// Its number, from 1, over all faults.
     pub number: u64,
@@ -57,11 +57,11 @@ pub struct FaultRecord {
     /// Its tag.
     pub pasid: Option<u32>,
     /// `read`, `write` or `interrupt`.
-    pub access: &'static str,
+    pub access: Word,
     /// The address on the bus; for interrupts the index.
     pub address: u64,
     /// Why it was refused.
-    pub reason: &'static str,
+    pub reason: Word,
     /// The hardware's number for that.
     pub code: u8,
 }
@@ -77,7 +77,7 @@ impl core::fmt::Display for FaultRecord {
             Some(pasid) => write!(f, " pasid {pasid}: ")?,
             None => f.write_str(" without pasid: ")?,
         }
-        let preposition = match self.access {
+        let preposition = match &*self.access {
             "read" => "from",
             "write" => "to",
             _ => "index",
@@ -91,7 +91,7 @@ impl core::fmt::Display for FaultRecord {
 }
 
 /// What the monitor shows.
-#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize)]
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 pub struct FaultsInfo {
     /// Records since boot. Faults themselves are counted by nobody: a unit may merge those of one device that come
     /// while a record of it is unread (VT-d does), and drops those for which it has no room.
@@ -107,7 +107,7 @@ pub struct FaultsInfo {
 }
 
 /// How many records one vdev has.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct FaultCount {
     /// The vdev: `dsa0/dsa-dwq#3`; `None` counts requests that belong to no vdev.
     pub vdev: Option<String>,
@@ -171,13 +171,13 @@ impl FaultLog {
             vdev: name.clone(),
             requester: fault.requester.to_string(),
             pasid: fault.pasid.map(|pasid| pasid.value()),
-            access: match fault.access {
+            access: Word::Borrowed(match fault.access {
                 FaultAccess::Read => "read",
                 FaultAccess::Write => "write",
                 FaultAccess::Interrupt => "interrupt",
-            },
+            }),
             address: fault.address,
-            reason: fault.reason,
+            reason: fault.reason.into(),
             code: fault.code,
         };
         let owner = self.owners.entry(key).or_insert_with(|| Owner {

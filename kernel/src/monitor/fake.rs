@@ -52,11 +52,11 @@ fn vdev(id: u32, vm: &str, pasid: u32) -> VdevInfo {
 }
 
 fn vm(id: u32, name: &str, pasid: u32) -> VmInfo {
-    let exit = |kind, count| ExitCount { kind, count };
+    let exit = |kind: &'static str, count| ExitCount { kind: kind.into(), count };
     VmInfo {
         id,
         name: name.into(),
-        state: "running",
+        state: "running".into(),
         reason: None,
         vcpus: 1,
         memory: 256 << 20,
@@ -152,7 +152,7 @@ impl MonitorHost for FakeHost {
     fn pasids(&self) -> Vec<PasidInfo> {
         let pasid = |vdev: &VdevInfo| PasidInfo {
             pasid: vdev.pasid.unwrap(),
-            state: "attached",
+            state: "attached".into(),
             since_ns: 41_000_000_000 + u64::from(vdev.id),
             used_before: 0,
             vm: vdev.vm.clone(),

@@ -2,15 +2,20 @@
 //! What the monitor shows: plain copies of the state at one moment.
 //!
 //! **Principle.** Whoever renders these holds no lock and can change nothing. Taking a snapshot never
-//! waits for a device. Field names are the ones of `--json` and so part of the monitor's interface.
+//! waits for a device. Field names are the ones of `--json` and so part of the monitor's interface; programs
+//! at the other end of the line read answers back into the same types.
 
+use alloc::borrow::Cow;
 use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::config::VmConfig;
+
+/// One of a few words: a constant here, text of its own where an answer is read back.
+pub type Word = Cow<'static, str>;
 
 /// A vdev's name: `dsa0/dsa-dwq#3`.
 pub fn vdev_name(parent: &str, type_name: &str, id: u32) -> String {
@@ -18,7 +23,7 @@ pub fn vdev_name(parent: &str, type_name: &str, id: u32) -> String {
 }
 
 /// Name and value of something worth knowing that only its driver understands.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Detail {
     /// Name.
     pub name: String,
@@ -27,7 +32,7 @@ pub struct Detail {
 }
 
 /// The hypervisor as a whole.
-#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize)]
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 pub struct SystemInfo {
     /// Time since boot in nanoseconds.
     pub uptime_ns: u64,
@@ -53,7 +58,7 @@ pub struct SystemInfo {
 }
 
 /// The IOMMU.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct IommuInfo {
     /// Its kind: `vtd`.
     pub name: String,
@@ -72,7 +77,7 @@ pub struct IommuInfo {
 }
 
 /// One I/O address space.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct IoasInfo {
     /// Its number.
     pub id: u32,
@@ -89,7 +94,7 @@ pub struct IoasInfo {
 }
 
 /// Physical memory, in bytes.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 pub struct MemoryInfo {
     /// All that was given to the hypervisor for guests and tables.
     pub total: u64,
@@ -107,7 +112,7 @@ pub struct MemoryInfo {
 }
 
 /// What the hypervisor itself takes, in bytes. Whoever loads it fills it in; 0 where that is not known.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 pub struct HypervisorMemory {
     /// Its loaded image.
     pub image: u64,
@@ -118,7 +123,7 @@ pub struct HypervisorMemory {
 }
 
 /// The PASID namespace.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 pub struct PasidSpaceInfo {
     /// Smallest PASID that is leased.
     pub first: u32,
@@ -131,7 +136,7 @@ pub struct PasidSpaceInfo {
 }
 
 /// One VM.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct VmInfo {
     /// Its number.
     pub id: u32,
@@ -139,7 +144,7 @@ pub struct VmInfo {
     pub name: String,
     /// `created`, `starting`, `running`, `paused`, `stopping`, `held`, `stopped` or `crashed`; `refused` where it could not be
     /// made at boot.
-    pub state: &'static str,
+    pub state: Word,
     /// Why it stopped, crashed or could not start.
     pub reason: Option<String>,
     /// Number of vCPUs.
@@ -178,7 +183,7 @@ impl VmInfo {
         Self {
             id: FIRST_ID + config.index as u32,
             name: config.name.value.clone(),
-            state: "refused",
+            state: "refused".into(),
             reason: Some(why),
             vcpus: config.vcpus.value,
             memory: config.memory.value,
@@ -198,7 +203,7 @@ impl VmInfo {
 }
 
 /// Interrupts of devices that came in turns of other VMs on the same pCPU.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 pub struct AwayInfo {
     /// How many.
     pub interrupts: u64,
@@ -209,16 +214,16 @@ pub struct AwayInfo {
 }
 
 /// How often a VM exited for one reason.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct ExitCount {
     /// The reason: `mmio`, `io`, `halt`, …
-    pub kind: &'static str,
+    pub kind: Word,
     /// How often.
     pub count: u64,
 }
 
 /// One vdev.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct VdevInfo {
     /// Its number; never used for another.
     pub id: u32,
@@ -242,8 +247,33 @@ pub struct VdevInfo {
     pub details: Vec<Detail>,
 }
 
+/// A vdev as the monitor lists it.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct VdevRow {
+    /// `dsa0/dsa-dwq#3`.
+    pub name: String,
+    /// Exits that accesses to its portals caused.
+    pub submission_exits: u64,
+    /// The rest.
+    #[serde(flatten)]
+    pub info: VdevInfo,
+}
+
+impl VdevRow {
+    /// How many interrupts of it the hypervisor delivered.
+    pub fn interrupts(&self) -> u64 {
+        self.info.interrupts.iter().map(|line| line.delivered).fold(0, u64::saturating_add)
+    }
+
+    /// A value only its driver knows.
+    pub fn detail(&self, name: &str) -> Option<&str> {
+        let detail = self.info.details.iter().find(|detail| detail.name == name);
+        detail.map(|detail| detail.value.as_str())
+    }
+}
+
 /// One physical interrupt that leads to a vdev.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct InterruptInfo {
     /// MSI-X entry of the parent.
     pub entry: u16,
@@ -260,12 +290,12 @@ pub struct InterruptInfo {
 }
 
 /// One PASID in use or retired.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct PasidInfo {
     /// The number.
     pub pasid: u32,
     /// `attached` or `retired`.
-    pub state: &'static str,
+    pub state: Word,
     /// Since when it is in that state, in nanoseconds since boot.
     pub since_ns: u64,
     /// How many attachments had it before.
@@ -283,7 +313,7 @@ pub struct PasidInfo {
 }
 
 /// One parent.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct ParentInfo {
     /// Its name.
     pub name: String,
@@ -302,7 +332,7 @@ pub struct ParentInfo {
 }
 
 /// One type of a parent.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct TypeInfo {
     /// Its name.
     pub name: String,
@@ -318,10 +348,10 @@ pub struct TypeInfo {
 
 /// Something that a device or IOMMU that did not stop has cost, until its stop is confirmed, its parent is reset or
 /// the machine restarts.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct RetiredInfo {
     /// `pasid`, `vdev`, `interrupt`, `ioas` or `memory`.
-    pub what: &'static str,
+    pub what: Word,
     /// Name of the VM it belonged to.
     pub vm: String,
     /// Which one: the number of the PASID, vdev, vector or address space, or the number of bytes.
@@ -345,7 +375,7 @@ impl core::fmt::Display for RetiredInfo {
 }
 
 /// One pCPU, for `top`.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct PcpuInfo {
     /// Its number, from 0.
     pub index: u32,

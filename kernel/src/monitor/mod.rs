@@ -30,8 +30,7 @@ use crate::base::table::Table;
 use crate::config::ConsoleMode;
 use crate::console::log::{LEVELS, level_name};
 use crate::console::{BadLine, Console, Sink};
-use crate::monitor::info::{SystemInfo, VmInfo, vdev_name};
-use show::VdevRow;
+use crate::monitor::info::{SystemInfo, VdevRow, VmInfo, vdev_name};
 use top::Sample;
 
 pub use commands::{COMMANDS, Command, command};

@@ -11,7 +11,7 @@ use crate::base::table::{Table, bytes, duration, pairs};
 use crate::console::TypedInfo;
 use crate::dma::fault_log::FaultsInfo;
 use crate::monitor::info::{
-    AwayInfo, IommuInfo, ParentInfo, PasidInfo, RetiredInfo, SystemInfo, VdevInfo, VmInfo, vdev_name,
+    AwayInfo, IommuInfo, ParentInfo, PasidInfo, RetiredInfo, SystemInfo, VdevInfo, VdevRow, VmInfo, vdev_name,
 };
 
 /// Stands where there is no value.
@@ -25,30 +25,6 @@ pub(super) fn or_none(value: Option<impl ToString>) -> String {
 pub(super) fn taints(system: &SystemInfo) -> String {
     let line = |taint: &String| format!("TAINTED: {taint}\n");
     system.taints.iter().map(line).collect()
-}
-
-/// A vdev as programs get it.
-#[derive(Debug, Serialize)]
-pub(super) struct VdevRow {
-    /// `dsa0/dsa-dwq#3`.
-    pub name: String,
-    /// Exits that accesses to its portals caused.
-    pub submission_exits: u64,
-    /// The rest.
-    #[serde(flatten)]
-    pub info: VdevInfo,
-}
-
-impl VdevRow {
-    pub fn interrupts(&self) -> u64 {
-        self.info.interrupts.iter().map(|line| line.delivered).sum()
-    }
-
-    /// A value only its driver knows.
-    pub fn detail(&self, name: &str) -> String {
-        let detail = self.info.details.iter().find(|detail| detail.name == name);
-        or_none(detail.map(|detail| &detail.value))
-    }
 }
 
 pub(super) fn vms(vms: &[VmInfo]) -> String {
@@ -150,8 +126,8 @@ pub(super) fn vdevs(vdevs: &[VdevRow]) -> String {
             vdev.info.vm.clone(),
             or_none(vdev.info.pasid),
             or_none(vdev.info.ioas),
-            vdev.detail("queue"),
-            vdev.detail("entries"),
+            or_none(vdev.detail("queue")),
+            or_none(vdev.detail("entries")),
             vdev.submission_exits.to_string(),
             vdev.interrupts().to_string(),
             vdev.info.fault_records.to_string(),
@@ -395,11 +371,11 @@ pub(super) fn exits_rows(vms: &[VmInfo]) -> Vec<ExitsRow<'_>> {
 }
 
 /// The kinds of exit that occurred at all, in the order in which the VMs give them.
-pub(super) fn exit_kinds(vms: &[VmInfo]) -> Vec<&'static str> {
+pub(super) fn exit_kinds(vms: &[VmInfo]) -> Vec<&str> {
     let mut kinds = Vec::new();
     for exit in vms.iter().flat_map(|vm| &vm.exits) {
-        if exit.count > 0 && !kinds.contains(&exit.kind) {
-            kinds.push(exit.kind);
+        if exit.count > 0 && !kinds.contains(&&*exit.kind) {
+            kinds.push(&*exit.kind);
         }
     }
     kinds

@@ -32,6 +32,29 @@ fn asked(line: &str) -> (String, Vec<String>) {
     }
 }
 
+/// What a program gets is what the monitor had, but for fields that the answer has besides.
+#[test]
+fn answers_can_be_read_back() {
+    fn read<T: serde::de::DeserializeOwned>(line: &str) -> T {
+        serde_json::from_value(value(line)).unwrap()
+    }
+    #[derive(serde::Deserialize)]
+    struct Top {
+        pcpus: Vec<info::PcpuInfo>,
+        vdevs: Vec<info::VdevRow>,
+    }
+    let host = FakeHost::new();
+    let rows = vdev_rows(&host.vms(), &host);
+    assert_eq!(read::<SystemInfo>("version"), host.system());
+    assert_eq!(read::<Vec<VmInfo>>("vms"), host.vms());
+    assert_eq!(read::<Vec<info::VdevRow>>("vdevs"), rows);
+    assert_eq!(read::<Vec<info::PasidInfo>>("pasids"), host.pasids());
+    assert_eq!(read::<Vec<info::ParentInfo>>("parents"), host.parents());
+    assert_eq!(read::<crate::dma::fault_log::FaultsInfo>("faults"), host.faults());
+    let top: Top = read("top");
+    assert_eq!((top.pcpus, top.vdevs), (host.pcpus(), rows));
+}
+
 #[test]
 fn tables_for_people() {
     assert_eq!(

@@ -8,9 +8,9 @@ use alloc::vec::Vec;
 use serde::Serialize;
 
 use super::host::MonitorHost;
-use super::show::{self, NONE, VdevRow};
+use super::show::{self, NONE};
 use crate::base::table::{Table, bytes, duration};
-use crate::monitor::info::{PcpuInfo, SystemInfo, VmInfo};
+use crate::monitor::info::{PcpuInfo, SystemInfo, VdevRow, VmInfo};
 
 /// Time between two pictures.
 pub(super) const INTERVAL_NS: u64 = 1_000_000_000;
@@ -40,19 +40,19 @@ struct Picture<'a> {
 #[derive(Debug, Serialize)]
 struct VmRates<'a> {
     name: &'a str,
-    state: &'static str,
+    state: &'a str,
     run_ns: u64,
     /// Share of one processor, in thousandths.
     run_permille: u64,
-    exits_per_second: Vec<KindRate>,
+    exits_per_second: Vec<KindRate<'a>>,
     interrupts: u64,
     interrupts_per_second: u64,
     fault_records: u64,
 }
 
 #[derive(Debug, Serialize)]
-struct KindRate {
-    kind: &'static str,
+struct KindRate<'a> {
+    kind: &'a str,
     rate: u64,
 }
 
@@ -93,11 +93,11 @@ impl Sample {
                 scaled(now, before, 1_000_000_000)
             };
             let kind_rate =
-                |kind: &&'static str| KindRate { kind, rate: per_second(&|vm| show::exit_count(vm, kind)) };
+                |kind: &&'a str| KindRate { kind, rate: per_second(&|vm| show::exit_count(vm, kind)) };
             let (run, run_before) = count(&|vm| vm.run_ns);
             VmRates {
                 name: &vm.name,
-                state: vm.state,
+                state: &vm.state,
                 run_ns: vm.run_ns,
                 run_permille: scaled(run, run_before, 1000),
                 exits_per_second: kinds.iter().map(kind_rate).collect(),
@@ -196,7 +196,7 @@ impl Sample {
                 vdev.name.clone(),
                 vdev.info.vm.clone(),
                 vdev.info.pasid.map_or_else(|| NONE.to_string(), |pasid| pasid.to_string()),
-                vdev.detail("submitted"),
+                show::or_none(vdev.detail("submitted")),
                 vdev.submission_exits.to_string(),
                 vdev.interrupts().to_string(),
                 vdev.info.fault_records.to_string(),

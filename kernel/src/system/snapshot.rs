@@ -102,7 +102,7 @@ impl System {
         infos.extend(retired.iter().filter_map(|retirement| match &retirement.what {
             Retired::Attachment { parent, attachment, .. } => Some(PasidInfo {
                 pasid: attachment.pasid.value(),
-                state: "retired",
+                state: "retired".into(),
                 since_ns: retirement.since_ns,
                 used_before: attachment.lease().used_before,
                 vm: retirement.vm.clone(),

@@ -398,7 +398,7 @@ impl Vdev {
         let lease = self.lease?;
         Some(PasidInfo {
             pasid: lease.pasid.value(),
-            state: "attached",
+            state: "attached".into(),
             since_ns: lease.since_ns,
             used_before: lease.used_before,
             vm: self.vm_name.clone(),

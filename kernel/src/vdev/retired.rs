@@ -120,7 +120,7 @@ impl Retirement {
             Retired::Memory { ram, .. } => ("memory", ram.bytes()),
         };
         RetiredInfo {
-            what,
+            what: what.into(),
             vm: self.vm.to_string(),
             value,
             why: self.why.to_string(),

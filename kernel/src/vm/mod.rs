@@ -479,7 +479,7 @@ impl Vm {
         VmInfo {
             id: self.id.0.into(),
             name: self.name().to_string(),
-            state: status.state.name(),
+            state: status.state.name().into(),
             reason: status.reason.clone(),
             vcpus: self.spec.vcpus,
             memory: self.spec.ram.iter().map(|range| range.len).sum(),

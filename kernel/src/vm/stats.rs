@@ -127,7 +127,10 @@ impl VmStats {
 
     /// Exits of all kinds, in the order of [`ExitKind::ALL`].
     pub fn all_exits(&self) -> Vec<ExitCount> {
-        ExitKind::ALL.iter().map(|kind| ExitCount { kind: kind.name(), count: self.exits(*kind) }).collect()
+        ExitKind::ALL
+            .iter()
+            .map(|kind| ExitCount { kind: kind.name().into(), count: self.exits(*kind) })
+            .collect()
     }
 
     /// Time its vCPUs ran until `now`, in nanoseconds. Not to be called from an interrupt handler.

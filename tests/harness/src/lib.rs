@@ -12,6 +12,7 @@
 //! | [`cpu`] | whose processors run the instructions |
 //! | [`transcript`] | what came in on each stream, and waiting for it |
 //! | [`platform`] | the machine as a QEMU command line |
+//! | [`mod@line`] | this end of a serial line: consoles, and the monitor's answers |
 //! | [`machine`] | a running machine: consoles, monitor, log |
 //! | [`qmp`] | changing the machine from outside |
 //! | [`image`] | the boot disk |
@@ -27,6 +28,7 @@ pub mod bench;
 pub mod cpu;
 pub mod demonstration;
 pub mod image;
+pub mod line;
 pub mod machine;
 pub mod platform;
 pub mod qmp;
@@ -37,6 +39,7 @@ pub mod workshop;
 
 pub use arch::Arch;
 pub use cpu::Cpu;
-pub use machine::{Console, Machine};
+pub use line::{Console, Line};
+pub use machine::Machine;
 pub use platform::{Engine, Platform, Qemu};
 pub use workshop::{Application, Linux, Workshop};

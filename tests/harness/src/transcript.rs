@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! What came in on each stream of a machine, and waiting for it.
 //!
-//! Invariant: nothing is ever dropped. A wait looks at what arrived since the last match on that stream, whether it
+//! Invariant: nothing is ever dropped unless its owner says so ([`Transcript::forget`]). A wait looks at what arrived since the last match on that stream, whether it
 //! arrived before or after the wait began, so there is no race between sending and expecting.
 
 use anyhow::{Result, bail};
@@ -118,6 +118,17 @@ impl Transcript {
         self.lock().streams[index].cursor = place;
     }
 
+    /// Drops every whole line that came so far, on all streams: for who stays with a machine for days.
+    pub fn forget(&self) {
+        for stream in &mut self.lock().streams {
+            let whole = stream.bytes.iter().rposition(|byte| *byte == b'\n').map_or(0, |end| end + 1);
+            stream.bytes.drain(..whole);
+            stream.cursor = stream.cursor.saturating_sub(whole);
+            stream.lines.retain(|(start, _)| *start >= whole);
+            stream.lines.iter_mut().for_each(|(start, _)| *start -= whole);
+        }
+    }
+
     /// Waits until the machine has ended, and says why it did.
     ///
     /// # Errors
@@ -232,6 +243,18 @@ mod tests {
         assert_eq!(transcript.expect(1, r"^one (\d)$", Duration::ZERO).unwrap()[1], "2");
         assert!(transcript.expect(1, r"^one", Duration::ZERO).is_err());
         assert_eq!(transcript.count(1, "^one").unwrap(), 2);
+    }
+
+    #[test]
+    fn what_was_forgotten_is_not_found_again() {
+        let transcript = two();
+        say(&transcript, 1, "one 1\none 2\n");
+        transcript.expect(1, "^one 1$", Duration::ZERO).unwrap();
+        say(&transcript, 1, "on");
+        transcript.forget();
+        say(&transcript, 1, "e 3\n");
+        assert_eq!(transcript.expect(1, r"^one (\d)$", Duration::ZERO).unwrap()[1], "3");
+        assert_eq!(transcript.count(1, "^one").unwrap(), 1);
     }
 
     #[test]

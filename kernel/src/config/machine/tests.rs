@@ -320,6 +320,6 @@ fn what_the_loader_refuses_keeps_its_remedy() {
     assert!(said("command line").contains("vm a: cmdline: it needs"));
 
     let known = crate::monitor::info::VmInfo::refused(vm, kernel.clone());
-    assert_eq!((known.name.as_str(), known.state, known.reason), ("a", "refused", Some(kernel)));
+    assert_eq!((known.name.as_str(), &*known.state, known.reason), ("a", "refused", Some(kernel)));
     assert_eq!((known.memory, known.memory_in_use), (vm.memory.value, 0));
 }

@@ -190,7 +190,7 @@ fn stops_one(bad: &str, fault: &Fault, before: &[&str], error: &str) -> Outcome 
 fn refuses_one(bad: &str, fault: &Fault, before: &[&str], error: &str) {
     let outcome = stops_one(bad, fault, before, error);
     let [info] = outcome.refused.as_slice() else { panic!("{:?}", outcome.refused) };
-    assert_eq!((info.name.as_str(), info.state, info.reason.as_deref()), ("bad", "refused", Some(error)));
+    assert_eq!((info.name.as_str(), &*info.state, info.reason.as_deref()), ("bad", "refused", Some(error)));
     assert!(outcome.machine.system.vm_named("bad").is_none());
 }
 

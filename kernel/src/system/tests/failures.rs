@@ -89,7 +89,7 @@ fn a_queue_that_does_not_stop_costs_itself_and_the_memory_behind_it() {
     machine.truth.set_clock(7_000_000_000);
     let report = system.end_vm(machine.truth, &alpha, &POWER_OFF).unwrap();
     machine.assert_sound();
-    let whats: Vec<_> = report.retired.iter().map(|r| (r.what, r.value)).collect();
+    let whats: Vec<_> = report.retired.iter().map(|r| (&*r.what, r.value)).collect();
     // The later vdev ends first.
     assert_eq!(whats, [("pasid", 2), ("ioas", 1), ("memory", 3 * LARGE_PAGE_SIZE)]);
     assert_eq!(report.retired[0].why, "the drain never ends");
@@ -123,7 +123,7 @@ fn a_queue_that_does_not_stop_costs_itself_and_the_memory_behind_it() {
     let others = beta.vdevs()[0].id();
     machine.truth.lock().steps.clear();
     let report = system.recover_parent(machine.truth, "dsa0").unwrap();
-    let whats: Vec<_> = report.reclaimed.iter().map(|r| (r.what, r.value)).collect();
+    let whats: Vec<_> = report.reclaimed.iter().map(|r| (&*r.what, r.value)).collect();
     assert_eq!(whats, [("pasid", 2), ("ioas", 1), ("memory", 3 * LARGE_PAGE_SIZE)]);
     assert_eq!(report.left, []);
     assert_eq!(
@@ -243,7 +243,7 @@ fn a_detach_that_fails_retires_the_pasid_and_holds_the_memory() {
     machine.system.create_vdev(machine.truth, &alpha, &vdev_spec(), None).unwrap();
     assert_eq!(alpha.vdevs()[0].pasid(), Some(pasid(2)));
     let report = machine.system.end_vm(machine.truth, &alpha, &POWER_OFF).unwrap();
-    let whats: Vec<_> = report.retired.iter().map(|r| r.what).collect();
+    let whats: Vec<_> = report.retired.iter().map(|r| &*r.what).collect();
     assert_eq!(whats, ["ioas", "memory"]);
     assert!(report.retired[0].why.contains("PASID 1 of 0000:00:04.0 may still reach it"));
     machine.assert_sound();
@@ -294,7 +294,7 @@ fn a_table_that_stays_holds_the_memory() {
     machine.system.start_vm(machine.truth, &alpha).unwrap();
     machine.truth.fail(Fail::DestroyTable);
     let report = machine.system.end_vm(machine.truth, &alpha, &POWER_OFF).unwrap();
-    let whats: Vec<_> = report.retired.iter().map(|r| r.what).collect();
+    let whats: Vec<_> = report.retired.iter().map(|r| &*r.what).collect();
     assert_eq!(whats, ["ioas", "memory"]);
     machine.assert_sound();
     machine.system.start_vm(machine.truth, &alpha).unwrap();

@@ -53,7 +53,7 @@ fn iommu_off_is_for_trapped_types_only_and_tainted() {
         // It may reach any memory: where it does not stop, the VM's is held.
         machine.truth.fail(Fail::Quiesce);
         let report = system.end_vm(machine.truth, &alpha, &POWER_OFF).unwrap();
-        let whats: Vec<_> = report.retired.iter().map(|r| r.what).collect();
+        let whats: Vec<_> = report.retired.iter().map(|r| &*r.what).collect();
         assert_eq!(whats, ["vdev", "memory"]);
         assert_eq!(system.info().memory.held, 2 * LARGE_PAGE_SIZE);
         assert_eq!(system.reclaim(machine.truth).left.len(), 2);

@@ -7,7 +7,8 @@
 //! What KVM can do in the kernel it does there (`tests/guests/exits-on-kvm`).
 
 use super::{Figure, Results};
-use crate::machine::{Console, Machine, PROMPT};
+use crate::line::{Console, PROMPT};
+use crate::machine::Machine;
 use crate::platform::Platform;
 use crate::scenario::Lab;
 use crate::scenarios::pasidon::{BOOT_TIMEOUT, COMMAND_TIMEOUT};

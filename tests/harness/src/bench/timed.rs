@@ -3,7 +3,8 @@
 
 use super::{Figure, Results, median};
 use crate::demonstration;
-use crate::machine::{Console, Machine};
+use crate::line::Console;
+use crate::machine::Machine;
 use crate::scenario::Lab;
 use crate::scenarios::pasidon::{BOOT_TIMEOUT, HOST, check, copies, dsa_up, named, shell, vm};
 use crate::workshop::Workshop;
@@ -33,7 +34,7 @@ fn bare(workshop: &dyn Workshop) -> Result<Bare> {
     let machine = lab.bare_linux(&words, |p| p.dsa("device-id=0x0b25"))?;
     let console = machine.log();
     let kernel_to_init = kernel_to_init(console, "plain")?;
-    console.expect(crate::machine::PROMPT, BOOT_TIMEOUT)?;
+    console.expect(crate::line::PROMPT, BOOT_TIMEOUT)?;
     dsa_up(&machine, console)?;
     Ok(Bare { machine, kernel_to_init })
 }
@@ -62,7 +63,7 @@ pub fn guests(workshop: &dyn Workshop, folder: &Path) -> Result<Results> {
         figures.push(Figure::new(format!("{name}: kernel's first line to init"), kernel.as_secs_f64(), "s"));
     }
     let alpha = machine.console("alpha")?;
-    alpha.expect(crate::machine::PROMPT, BOOT_TIMEOUT)?;
+    alpha.expect(crate::line::PROMPT, BOOT_TIMEOUT)?;
     dsa_up(&machine, alpha)?;
     let Compared { here, bare, ratio, exits } = compare(&machine, alpha, &bare.machine)?;
     let descriptors = (COPIES * RUNS as u64) as f64;

@@ -5,7 +5,7 @@ use super::pasidon::{BOOT_TIMEOUT, COMMAND_TIMEOUT, HOST, check, shell, vm, wait
 use crate::arch::Arch;
 use crate::cpu::Cpu;
 use crate::demonstration;
-use crate::machine::PROMPT;
+use crate::line::PROMPT;
 use crate::scenario::Scenario;
 use anyhow::Context;
 

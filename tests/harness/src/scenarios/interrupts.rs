@@ -5,7 +5,8 @@ use super::pasidon::{BOOT_TIMEOUT, HOST, check, copies, dsa_up, named, shell, un
 use crate::arch::Arch;
 use crate::cpu::Cpu;
 use crate::demonstration;
-use crate::machine::{Console, Machine};
+use crate::line::Console;
+use crate::machine::Machine;
 use crate::scenario::Scenario;
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;

@@ -3,7 +3,8 @@
 //! monitor says.
 
 use crate::demonstration::Copies;
-use crate::machine::{Console, Machine, PROMPT};
+use crate::line::{Console, PROMPT};
+use crate::machine::Machine;
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 use std::time::{Duration, Instant};

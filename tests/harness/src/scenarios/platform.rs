@@ -4,7 +4,8 @@
 use crate::arch::Arch;
 use crate::cpu::Cpu;
 use crate::demonstration::Copies;
-use crate::machine::{Machine, PROMPT};
+use crate::line::PROMPT;
+use crate::machine::Machine;
 use crate::platform::Platform;
 use crate::scenario::{Lab, Scenario};
 use anyhow::{Result, ensure};

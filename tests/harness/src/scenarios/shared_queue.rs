@@ -7,7 +7,8 @@ use super::pasidon::{
 use crate::arch::Arch;
 use crate::cpu::Cpu;
 use crate::demonstration::{self, Vdev};
-use crate::machine::{Console, Machine, PROMPT};
+use crate::line::{Console, PROMPT};
+use crate::machine::Machine;
 use crate::scenario::{Lab, Scenario};
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;

@@ -7,7 +7,7 @@ use super::pasidon::{
 use crate::arch::Arch;
 use crate::cpu::Cpu;
 use crate::demonstration;
-use crate::machine::{Console, PROMPT};
+use crate::line::{Console, PROMPT};
 use crate::scenario::Scenario;
 use anyhow::{Context, Result, ensure};
 
