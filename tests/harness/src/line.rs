@@ -77,18 +77,20 @@ impl Line {
     /// # Errors
     /// When the monitor refuses, or no line of JSON comes back in time.
     pub fn monitor(&self, command: &str) -> Result<Value> {
-        let answer = self.ask(command, MONITOR_TIMEOUT)?;
+        let text = self.ask(command, MONITOR_TIMEOUT)?;
+        let answer: Value =
+            serde_json::from_str(&text).with_context(|| format!("monitor: {command}: not JSON: {text}"))?;
         if let Some(error) = answer.get("error") {
             bail!("monitor: {command}: {error}");
         }
         Ok(answer)
     }
 
-    /// Like [`Line::monitor`], but a refusal is an answer too.
+    /// Like [`Line::monitor`], but returns the line as it came, whatever it says.
     ///
     /// # Errors
     /// When no line of JSON comes back in that time.
-    pub fn ask(&self, command: &str, timeout: Duration) -> Result<Value> {
+    pub fn ask(&self, command: &str, timeout: Duration) -> Result<String> {
         let _one_at_a_time = self.monitor.lock().unwrap_or_else(PoisonError::into_inner);
         let command = format!("{command} --json");
         // Log lines share the stream and may come in between; they never start like this. Only what comes from now
@@ -99,8 +101,7 @@ impl Line {
         let answer = log.expect(r"^[{\[].*$\n", timeout).with_context(|| format!("monitor: {command}"))?;
         // Log lines that came before the answer are still to be seen by who waits for them.
         self.transcript.go_back(MONITOR, seen);
-        serde_json::from_str(answer[0].trim())
-            .with_context(|| format!("monitor: {command}: not JSON: {}", answer[0]))
+        Ok(answer[0].trim().to_owned())
     }
 
     /// The stream of that channel.
@@ -267,16 +268,16 @@ mod tests {
             writer.write_all(b"\x10A[2]\n\x10@a line of the log\r\n[3]\r\n").unwrap();
         });
         line.join(MONITOR_TIMEOUT).unwrap();
-        assert_eq!(line.ask("vms", MONITOR_TIMEOUT).unwrap(), serde_json::json!([3]));
+        assert_eq!(line.ask("vms", MONITOR_TIMEOUT).unwrap(), "[3]");
     }
 
     #[test]
     fn a_line_that_is_not_answered_cannot_be_joined() {
         let echo = line(|mut reader, mut writer| {
-            // What a line does that people use.
+            // An echo, and an answer of whoever did not see the word.
             let typed = command(&mut reader);
             writer.write_all(typed.as_bytes()).unwrap();
-            writer.write_all(b"\nhelp: unknown command\n").unwrap();
+            writer.write_all(b"\n{\"error\":{\"why\":\"unknown command line-0\"}}\n").unwrap();
             let _ = command(&mut reader);
         });
         assert!(echo.join(Duration::from_millis(50)).is_err());

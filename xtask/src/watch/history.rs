@@ -50,6 +50,9 @@ pub struct History {
     counters: BTreeMap<Key, VecDeque<(u64, u64)>>,
 }
 
+/// A rate at a time in seconds since boot; `None` where the counter told none.
+pub type Point = (f64, Option<f64>);
+
 impl History {
     /// The history of these, which are in order.
     pub fn of<'a>(snapshots: impl IntoIterator<Item = &'a Snapshot>) -> History {
@@ -87,6 +90,19 @@ impl History {
         let samples = self.counters.get(&(subject.clone(), counter))?;
         let now = samples.back().filter(|(time, _)| Some(time) == self.times.back())?;
         rate(*samples.get(samples.len().checked_sub(2)?)?, *now)
+    }
+
+    /// Its rates over time.
+    pub fn points(&self, subject: &Subject, counter: Counter) -> Vec<Point> {
+        let samples = self.counters.get(&(subject.clone(), counter));
+        let pairs = samples.iter().flat_map(|samples| samples.iter().zip(samples.iter().skip(1)));
+        pairs.map(|(before, now)| (now.0 as f64 / SECOND, rate(*before, *now))).collect()
+    }
+
+    /// Everybody who has that counter.
+    pub fn subjects(&self, counter: &Counter) -> Vec<&Subject> {
+        let with = self.counters.keys().filter(|(_, other)| other == counter);
+        with.map(|(subject, _)| subject).collect()
     }
 
     /// The times of the first and the last snapshot, in seconds since boot.
@@ -187,6 +203,7 @@ mod tests {
         assert_eq!(history.rate(&alpha(), Counter::Kind("io".to_owned())), None);
         assert_eq!(history.rate(&alpha(), Counter::RunTime), Some(5e8));
         assert_eq!(history.rate(&vdev(), Counter::Descriptors), None);
+        assert_eq!(history.points(&alpha(), Counter::Exits), [(14.0, Some(50.0))]);
         assert_eq!(history.span(), Some((10.0, 14.0)));
     }
 
@@ -195,7 +212,8 @@ mod tests {
         let counts = [100, 300, 20, 30].into_iter().zip(10..);
         let snapshots: Vec<Snapshot> = counts.map(|(count, time)| snapshot(time, Some(count), "")).collect();
         assert_eq!(History::of(&snapshots[..3]).rate(&alpha(), Counter::Exits), None);
-        assert_eq!(History::of(&snapshots).rate(&alpha(), Counter::Exits), Some(10.0));
+        let points = History::of(&snapshots).points(&alpha(), Counter::Exits);
+        assert_eq!(points, [(11.0, Some(200.0)), (12.0, None), (13.0, Some(10.0))]);
     }
 
     #[test]
@@ -229,7 +247,7 @@ mod tests {
             history.add(&snapshot(time, None, ""));
         }
         assert_eq!(history.len(), SAMPLES);
-        assert!(!history.counters.contains_key(&(alpha(), Counter::Exits)));
-        assert_eq!(history.counters[&(vdev(), Counter::Interrupts)].len(), SAMPLES);
+        assert!(history.subjects(&Counter::Exits).is_empty());
+        assert_eq!(history.points(&vdev(), Counter::Interrupts).len(), SAMPLES - 1);
     }
 }

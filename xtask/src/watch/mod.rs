@@ -4,10 +4,12 @@
 //! Principle: it asks the monitor what anybody may ask, and changes nothing. What was recorded is shown as what is live.
 
 mod history;
+mod rates;
 mod reach;
 mod snapshot;
 mod source;
 mod tables;
+mod view;
 
 #[cfg(test)]
 mod tests;
@@ -17,10 +19,13 @@ use clap::Args;
 use history::History;
 use snapshot::Snapshot;
 use source::Poll;
+use std::io::IsTerminal;
 use std::path::PathBuf;
+use std::sync::mpsc::{self, Receiver};
 use std::time::Duration;
+use view::Moments;
 
-/// Snapshots that are taken of a running machine: rates need two.
+/// Snapshots that `--once` takes of a running machine: rates need two.
 const ONCE: usize = 2;
 
 /// What to watch, and how it is shown.
@@ -32,6 +37,9 @@ pub struct Watch {
     /// In the place of a running machine, what was recorded of one: by --record, or a framed line byte by byte.
     #[arg(long, value_name = "FILE", conflicts_with_all = ["line", "record"])]
     transcript: Option<PathBuf>,
+    /// Prints the tables once, as plain text, and ends. Without it there is a view on the terminal that stays.
+    #[arg(long)]
+    once: bool,
     /// Seconds between two looks at a running machine. It rests at least as long as its answers took.
     #[arg(long, value_name = "SECONDS", default_value = "1", value_parser = seconds)]
     interval: Duration,
@@ -49,18 +57,43 @@ fn seconds(text: &str) -> Result<Duration> {
 /// Shows what `options` ask for.
 ///
 /// # Errors
-/// When there is nothing to show: no such line or transcript, or no answer.
+/// When there is nothing to show: no such line or transcript, or no answer; and when the view has no terminal.
 pub fn run(options: &Watch) -> Result<()> {
-    let snapshots = match (&options.line, &options.transcript) {
+    let terminal = std::io::stdin().is_terminal() && std::io::stdout().is_terminal();
+    ensure!(options.once || terminal, "there is no terminal to show it on; --once prints tables");
+    let moments = match (&options.line, &options.transcript) {
         (Some(line), _) => {
             let mut poll = Poll::open(line, options.interval, options.record.as_deref())?;
-            (0..ONCE).map(|_| poll.snapshot()).collect::<Result<Vec<_>>>()?
+            if options.once {
+                Moments::Recorded((0..ONCE).map(|_| poll.snapshot()).collect::<Result<_>>()?)
+            } else {
+                Moments::Live(ask_on(poll))
+            }
         }
-        (None, Some(path)) => source::transcript(path)?,
-        (None, None) => Vec::new(),
+        (None, Some(path)) => Moments::Recorded(source::transcript(path)?),
+        (None, None) => Moments::Recorded(Vec::new()),
     };
-    print!("{}", text(&snapshots));
+    match moments {
+        Moments::Recorded(snapshots) if options.once => print!("{}", text(&snapshots)),
+        moments => view::show(moments)?,
+    }
     Ok(())
+}
+
+/// Asks a machine again and again until it does not answer, or nobody wants to know any more.
+fn ask_on(mut poll: Poll) -> Receiver<Result<Snapshot>> {
+    // A place for the next one only: while the view is paused, nothing is asked.
+    let (sender, receiver) = mpsc::sync_channel(1);
+    std::thread::spawn(move || {
+        loop {
+            let snapshot = poll.snapshot();
+            let failed = snapshot.is_err();
+            if sender.send(snapshot).is_err() || failed {
+                break;
+            }
+        }
+    });
+    receiver
 }
 
 /// The last of these moments as plain text.

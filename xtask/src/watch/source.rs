@@ -23,6 +23,8 @@ const BOOT_TIMEOUT: Duration = Duration::from_secs(60);
 const JOIN_TIMEOUT: Duration = Duration::from_secs(3);
 /// How long an answer may take: a long one is slow on a real serial line.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
+/// What is said of an answer that is not JSON.
+const DAMAGED: &str = "an answer is damaged";
 /// Pasidon sets its serial port so.
 const BAUD: &str = "115200";
 
@@ -65,7 +67,10 @@ impl Poll {
             if let Some((file, path)) = &mut self.record {
                 writeln!(file, "{answer}").with_context(|| format!("writing {}", path.display()))?;
             }
-            snapshot.take(command, answer);
+            match serde_json::from_str(&answer) {
+                Ok(answer) => snapshot.take(command, answer),
+                Err(_) => snapshot.notes.push(DAMAGED.to_owned()),
+            }
         }
         // Nobody reads what guests print; it must not pile up.
         self.line.transcript().forget();
@@ -168,7 +173,7 @@ pub fn snapshots(bytes: &[u8]) -> Vec<Snapshot> {
             continue;
         }
         let Ok(answer) = serde_json::from_slice::<Value>(line) else {
-            current.notes.push("an answer is damaged".to_owned());
+            current.notes.push(DAMAGED.to_owned());
             continue;
         };
         let Some(command) = current.command_of(&answer) else { continue };

@@ -12,9 +12,36 @@ const NONE: &str = "-";
 /// Records of faults that are shown: the last ones.
 const FAULTS: usize = 20;
 
+/// What a table is about.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum About {
+    /// VMs, and what they cost.
+    Vms,
+    /// Exits by kind.
+    Exits,
+    /// Physical processors.
+    Processors,
+    /// Vdevs, and what passes through them.
+    Vdevs,
+    /// Shared devices and their queues.
+    Parents,
+    /// PASIDs.
+    Pasids,
+    /// I/O address spaces.
+    Spaces,
+    /// What failed stops have cost.
+    Retired,
+    /// DMA that was refused.
+    Faults,
+    /// Who may reach what.
+    Reach,
+}
+
 /// A table.
 #[derive(Debug)]
 pub struct Grid {
+    /// What it is about.
+    pub about: About,
     /// What stands above it.
     pub title: String,
     /// The headings; one that begins with `#` is of a column of numbers.
@@ -35,9 +62,9 @@ pub struct Row {
 }
 
 impl Grid {
-    fn new(title: &str, headings: &[&str], otherwise: &'static str) -> Grid {
+    fn new(about: About, title: &str, headings: &[&str], otherwise: &'static str) -> Grid {
         let headings = headings.iter().map(|heading| (*heading).to_owned()).collect();
-        Grid { title: title.to_owned(), headings, rows: Vec::new(), otherwise }
+        Grid { about, title: title.to_owned(), headings, rows: Vec::new(), otherwise }
     }
 
     fn row(&mut self, cells: impl IntoIterator<Item = String>) {
@@ -131,7 +158,7 @@ pub fn rate(rate: Option<f64>) -> String {
 fn reach(snapshot: &Snapshot) -> Grid {
     let headings = ["VM", "", "VDEV", "", "TAG OF ITS DMA", "", "I/O ADDRESS SPACE", "", "MEMORY", ""];
     let none = otherwise(&snapshot.vdevs, "there is no vdev: no device reaches any memory");
-    let mut grid = Grid::new("Who may reach what", &headings, none);
+    let mut grid = Grid::new(About::Reach, "Who may reach what", &headings, none);
     let devices: Vec<String> = reach::devices(snapshot).into_iter().map(|device| device.about).collect();
     if !devices.is_empty() {
         grid.title = format!("{}: {}", grid.title, devices.join("; "));
@@ -163,7 +190,7 @@ fn vms(snapshot: &Snapshot, history: &History) -> Grid {
         "#FAULT RECORDS",
         "REASON",
     ];
-    let mut grid = Grid::new("VMs", &headings, otherwise(&snapshot.vms, "there is no VM"));
+    let mut grid = Grid::new(About::Vms, "VMs", &headings, otherwise(&snapshot.vms, "there is no VM"));
     for vm in snapshot.vms.iter().flatten() {
         let of = |counter| history.rate(&Subject::Vm(vm.name.clone()), counter);
         let wrong = ["crashed", "held", "refused"].contains(&&*vm.state) || vm.pasids_retired > 0;
@@ -201,7 +228,7 @@ fn kinds(vms: &[VmInfo]) -> Vec<&str> {
 
 fn exits(snapshot: &Snapshot, history: &History) -> Grid {
     let kinds = snapshot.vms.as_deref().map(kinds).unwrap_or_default();
-    let mut grid = Grid::new("Exits by kind, per second", &["VM"], "");
+    let mut grid = Grid::new(About::Exits, "Exits by kind, per second", &["VM"], "");
     grid.headings.extend(kinds.iter().map(|kind| format!("#{kind}")));
     for vm in snapshot.vms.iter().flatten().filter(|vm| vm.exits.iter().any(|exit| exit.count > 0)) {
         let of = |kind: &&str| {
@@ -215,7 +242,7 @@ fn exits(snapshot: &Snapshot, history: &History) -> Grid {
 fn processors(snapshot: &Snapshot) -> Grid {
     let headings = ["#PCPU", "RUNNING", "#WAITING", "#VCPUS"];
     let none = otherwise(&snapshot.pcpus, "no processor is known");
-    let mut grid = Grid::new("Processors", &headings, none);
+    let mut grid = Grid::new(About::Processors, "Processors", &headings, none);
     for pcpu in snapshot.pcpus.iter().flatten() {
         let lost = if pcpu.lost { " (lost)" } else { "" };
         let running = format!("{}{lost}", or_none(pcpu.running.as_ref()));
@@ -241,7 +268,7 @@ fn vdevs(snapshot: &Snapshot, history: &History) -> Grid {
         "#FAULT RECORDS",
     ];
     let none = otherwise(&snapshot.vdevs, "there is no vdev");
-    let mut grid = Grid::new("Vdevs", &headings, none);
+    let mut grid = Grid::new(About::Vdevs, "Vdevs", &headings, none);
     for vdev in snapshot.vdevs.iter().flatten() {
         let of = |counter| rate(history.rate(&Subject::Vdev(vdev.name.clone()), counter));
         let portal = match snapshot.is_direct(vdev) {
@@ -274,7 +301,7 @@ fn queue(vdev: &VdevRow) -> String {
 
 fn parents(snapshot: &Snapshot) -> Grid {
     let none = otherwise(&snapshot.parents, "there is no parent");
-    let mut grid = Grid::new("Parents and their queues", &["PARENT", "WHAT", "STATE"], none);
+    let mut grid = Grid::new(About::Parents, "Parents and their queues", &["PARENT", "WHAT", "STATE"], none);
     for parent in snapshot.parents.iter().flatten() {
         let mut add = |alarm, what: &str, state: String| {
             grid.marked(alarm, [parent.name.clone(), what.to_owned(), state]);
@@ -302,7 +329,7 @@ fn seconds_since(snapshot: &Snapshot, since_ns: u64) -> String {
 fn pasids(snapshot: &Snapshot) -> Grid {
     let headings = ["#PASID", "STATE", "#SECONDS", "#BEFORE", "VM", "PARENT", "#VDEV", "#SPACE", "REASON"];
     let none = otherwise(&snapshot.pasids, "no PASID is in use");
-    let mut grid = Grid::new("PASIDs", &headings, none);
+    let mut grid = Grid::new(About::Pasids, "PASIDs", &headings, none);
     for pasid in snapshot.pasids.iter().flatten() {
         grid.marked(
             pasid.state == "retired",
@@ -329,7 +356,7 @@ fn spaces(snapshot: &Snapshot) -> Grid {
         Some(system) if system.iommu.is_none() => "there is no IOMMU",
         Some(_) => "there is no I/O address space",
     };
-    let mut grid = Grid::new("I/O address spaces", &headings, none);
+    let mut grid = Grid::new(About::Spaces, "I/O address spaces", &headings, none);
     let iommu = snapshot.system.iter().flat_map(|system| &system.iommu);
     for space in iommu.flat_map(|iommu| &iommu.spaces) {
         let pasids: Vec<String> = space.pasids.iter().map(u32::to_string).collect();
@@ -347,7 +374,7 @@ fn spaces(snapshot: &Snapshot) -> Grid {
 
 fn retired(snapshot: &Snapshot) -> Grid {
     let headings = ["RETIRED", "VM", "#VALUE", "#SECONDS", "#TRIES", "WHY"];
-    let mut grid = Grid::new("What failed stops have cost", &headings, "");
+    let mut grid = Grid::new(About::Retired, "What failed stops have cost", &headings, "");
     for loss in snapshot.system.iter().flat_map(|system| &system.retired) {
         grid.marked(
             true,
@@ -366,10 +393,11 @@ fn retired(snapshot: &Snapshot) -> Grid {
 
 fn faults(snapshot: &Snapshot) -> Grid {
     let none = otherwise(&snapshot.faults, "no fault was recorded since boot");
-    let mut grid = Grid::new("DMA that was refused", &["#SECONDS", "RECORD"], none);
+    let mut grid = Grid::new(About::Faults, "DMA that was refused", &["#SECONDS", "RECORD"], none);
     let Some(faults) = &snapshot.faults else { return grid };
     if faults.records > 0 {
-        grid.title = format!("{}: {} records since boot", grid.title, faults.records);
+        let records = if faults.records == 1 { "record" } else { "records" };
+        grid.title = format!("{}: {} {records} since boot", grid.title, faults.records);
     }
     if faults.overflows > 0 {
         grid.title += &format!(", {} times the IOMMU had no room for more", faults.overflows);

@@ -12,19 +12,19 @@ const RECORDED: &[u8] = include_bytes!("../../tests/watch/two-guests.jsonl");
 /// A character that clears the screen, and one that a browser would take for a tag.
 const HOSTILE: &str = "\\u001b[2J<script>alert('x')</script>\\u202e\\u0007";
 
-fn recorded() -> Vec<Snapshot> {
+pub fn recorded() -> Vec<Snapshot> {
     snapshots(RECORDED)
 }
 
 /// The recorded machine with names that mean ill.
-fn hostile() -> Vec<Snapshot> {
+pub fn hostile() -> Vec<Snapshot> {
     let text = String::from_utf8(RECORDED.to_vec()).unwrap();
     let text = text.replace("alpha", HOSTILE).replace("dsa0", HOSTILE).replace("not mapped", HOSTILE);
     snapshots(text.as_bytes())
 }
 
 /// Compares with a file of `xtask/tests/watch`, or writes it where `PASIDON_BLESS` is set.
-fn same_as_file(name: &str, shown: &str) {
+pub fn same_as_file(name: &str, shown: &str) {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/watch").join(name);
     if std::env::var_os("PASIDON_BLESS").is_some() {
         std::fs::write(&path, shown).unwrap();
