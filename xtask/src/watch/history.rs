@@ -9,7 +9,7 @@ use pasidon_kernel::monitor::info::VdevRow;
 use std::collections::{BTreeMap, VecDeque};
 
 /// Samples that are kept of each counter.
-const SAMPLES: usize = 600;
+pub const SAMPLES: usize = 600;
 /// Nanoseconds in a second.
 const SECOND: f64 = 1e9;
 
@@ -37,8 +37,8 @@ pub enum Counter {
 pub enum Subject {
     /// The VM of that name.
     Vm(String),
-    /// The vdev of that name.
-    Vdev(String),
+    /// A vdev, by its VM's name and its own.
+    Vdev(String, String),
 }
 
 type Key = (Subject, Counter);
@@ -136,7 +136,7 @@ fn counters(snapshot: &Snapshot) -> Vec<(Key, u64)> {
         }
     }
     for vdev in snapshot.vdevs.iter().flatten() {
-        let subject = Subject::Vdev(vdev.name.clone());
+        let subject = Subject::Vdev(vdev.info.vm.clone(), vdev.name.clone());
         let mut add = |counter, count| all.push(((subject.clone(), counter), count));
         add(Counter::Interrupts, vdev.interrupts());
         add(Counter::Faults, vdev.info.fault_records);
@@ -192,7 +192,7 @@ mod tests {
     }
 
     fn vdev() -> Subject {
-        Subject::Vdev("dsa0/dsa-swq#1".to_owned())
+        Subject::Vdev("alpha".to_owned(), "dsa0/dsa-swq#1".to_owned())
     }
 
     #[test]

@@ -3,7 +3,11 @@
 //!
 //! Principle: it asks the monitor what anybody may ask, and changes nothing. What was recorded is shown as what is live.
 
+mod curves;
+mod diagram;
 mod history;
+mod html;
+mod markup;
 mod rates;
 mod reach;
 mod snapshot;
@@ -14,15 +18,17 @@ mod view;
 #[cfg(test)]
 mod tests;
 
-use anyhow::{Result, ensure};
+use crate::progress::Step;
+use anyhow::{Context, Result, ensure};
 use clap::Args;
-use history::History;
+use history::{History, SAMPLES};
 use snapshot::Snapshot;
 use source::Poll;
+use std::collections::VecDeque;
 use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::sync::mpsc::{self, Receiver};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use view::Moments;
 
 /// Snapshots that `--once` takes of a running machine: rates need two.
@@ -40,6 +46,12 @@ pub struct Watch {
     /// Prints the tables once, as plain text, and ends. Without it there is a view on the terminal that stays.
     #[arg(long)]
     once: bool,
+    /// Writes one page for a browser, with the tables, a picture of who may reach what, and the rates over time.
+    #[arg(long, value_name = "FILE")]
+    html: Option<PathBuf>,
+    /// How long a running machine is watched for --html; of the time, the last 600 looks are kept.
+    #[arg(long, value_name = "SECONDS", default_value = "30", value_parser = seconds, requires = "html")]
+    seconds: Duration,
     /// Seconds between two looks at a running machine. It rests at least as long as its answers took.
     #[arg(long, value_name = "SECONDS", default_value = "1", value_parser = seconds)]
     interval: Duration,
@@ -57,27 +69,62 @@ fn seconds(text: &str) -> Result<Duration> {
 /// Shows what `options` ask for.
 ///
 /// # Errors
-/// When there is nothing to show: no such line or transcript, or no answer; and when the view has no terminal.
+/// When there is nothing to show: no such line or transcript, or no answer; when the page cannot be written, and when the
+/// view has no terminal.
 pub fn run(options: &Watch) -> Result<()> {
+    let stays = !options.once && options.html.is_none();
     let terminal = std::io::stdin().is_terminal() && std::io::stdout().is_terminal();
-    ensure!(options.once || terminal, "there is no terminal to show it on; --once prints tables");
+    ensure!(
+        terminal || !stays,
+        "there is no terminal to show it on; --once prints tables, --html FILE writes a page"
+    );
     let moments = match (&options.line, &options.transcript) {
         (Some(line), _) => {
             let mut poll = Poll::open(line, options.interval, options.record.as_deref())?;
-            if options.once {
-                Moments::Recorded((0..ONCE).map(|_| poll.snapshot()).collect::<Result<_>>()?)
-            } else {
-                Moments::Live(ask_on(poll))
+            if stays {
+                return view::show(Moments::Live(ask_on(poll)));
             }
+            let least = options.html.as_ref().map_or(Duration::ZERO, |_| options.seconds);
+            some(&mut poll, least)?
         }
-        (None, Some(path)) => Moments::Recorded(source::transcript(path)?),
-        (None, None) => Moments::Recorded(Vec::new()),
+        (None, Some(path)) => source::transcript(path)?,
+        (None, None) => Vec::new(),
     };
-    match moments {
-        Moments::Recorded(snapshots) if options.once => print!("{}", text(&snapshots)),
-        moments => view::show(moments)?,
+    if stays {
+        return view::show(Moments::Recorded(moments));
+    }
+    let (Some(last), history) = (moments.last(), History::of(&moments)) else { return Ok(()) };
+    if let Some(path) = &options.html {
+        std::fs::write(path, html::page(last, &history))
+            .with_context(|| format!("writing {}", path.display()))?;
+        eprintln!("  the page is {}", path.display());
+    }
+    if options.once {
+        print!("{}", text(last, &history));
     }
     Ok(())
+}
+
+/// Watches a machine for that time, and for at least [`ONCE`] snapshots. One that ends in the meantime was seen until then.
+fn some(poll: &mut Poll, least: Duration) -> Result<Vec<Snapshot>> {
+    let step = (!least.is_zero()).then(|| Step::start(format!("watching for {:.0} s", least.as_secs_f64())));
+    let started = Instant::now();
+    let mut seen = VecDeque::new();
+    while seen.len() < ONCE || started.elapsed() < least {
+        match poll.snapshot() {
+            Ok(snapshot) => seen.push_back(snapshot),
+            Err(error) if seen.is_empty() => return Err(error),
+            Err(error) => {
+                eprintln!("  {error:#}");
+                break;
+            }
+        }
+        if seen.len() > SAMPLES {
+            seen.pop_front();
+        }
+    }
+    step.into_iter().for_each(Step::done);
+    Ok(seen.into())
 }
 
 /// Asks a machine again and again until it does not answer, or nobody wants to know any more.
@@ -96,15 +143,15 @@ fn ask_on(mut poll: Poll) -> Receiver<Result<Snapshot>> {
     receiver
 }
 
-/// The last of these moments as plain text.
-fn text(snapshots: &[Snapshot]) -> String {
-    let Some(last) = snapshots.last() else { return String::new() };
-    let history = History::of(snapshots);
-    let words: Vec<String> =
-        tables::summary(last, &history).into_iter().map(|(name, value)| format!("{name} {value}")).collect();
+/// A moment as plain text.
+fn text(snapshot: &Snapshot, history: &History) -> String {
+    let words: Vec<String> = tables::summary(snapshot, history)
+        .into_iter()
+        .map(|(name, value)| format!("{name} {value}"))
+        .collect();
     let mut text = format!("{}\n", words.join("  "));
-    tables::alarms(last).iter().for_each(|alarm| text += &format!("{alarm}\n"));
-    for grid in tables::tables(last, &history) {
+    tables::alarms(snapshot).iter().for_each(|alarm| text += &format!("{alarm}\n"));
+    for grid in tables::tables(snapshot, history) {
         text += &format!("\n{}\n{}", grid.title, grid.text());
     }
     text

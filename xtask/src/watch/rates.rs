@@ -55,24 +55,26 @@ pub fn drawings(history: &History) -> Vec<Drawing> {
 fn drawing(history: &History, title: &str, counter: Counter, unit: f64) -> Option<Drawing> {
     // What VMs and vdevs both have is drawn for the vdevs.
     let subjects = history.subjects(&counter);
-    let vdevs = subjects.iter().any(|subject| matches!(subject, Subject::Vdev(_)));
-    let wanted = subjects.into_iter().filter(|subject| matches!(subject, Subject::Vdev(_)) == vdevs);
+    let vdevs = subjects.iter().any(|subject| matches!(subject, Subject::Vdev(..)));
+    let wanted = subjects.into_iter().filter(|subject| matches!(subject, Subject::Vdev(..)) == vdevs);
     let curve = |subject: &Subject| {
-        let (Subject::Vm(name) | Subject::Vdev(name)) = subject;
+        let name = match subject {
+            Subject::Vm(name) => name.clone(),
+            Subject::Vdev(vm, name) => format!("{vm}: {name}"),
+        };
         let points = history.points(subject, counter.clone());
         let points = points.into_iter().map(|(time, rate)| (time, rate.map(|rate| rate * unit))).collect();
-        Curve { name: name.clone(), points }
+        Curve { name, points }
     };
     let mut curves: Vec<Curve> = wanted.map(curve).filter(|curve| curve.most() > 0.0).collect();
     curves.sort_by(|one, other| other.most().total_cmp(&one.most()));
     let most = curves.first()?.most();
-    let left_out = curves.len().saturating_sub(MOST_CURVES);
+    let title = match curves.len() {
+        all if all > MOST_CURVES => format!("{title}, the {MOST_CURVES} largest of {all}"),
+        _ => title.to_owned(),
+    };
     curves.truncate(MOST_CURVES);
     curves.sort_by(|one, other| one.name.cmp(&other.name));
-    let title = match left_out {
-        0 => title.to_owned(),
-        _ => format!("{title} (the {MOST_CURVES} largest; {left_out} more are in the tables)"),
-    };
     Some(Drawing { title, curves, most })
 }
 

@@ -42,7 +42,9 @@ pub struct Device {
 pub fn ways(snapshot: &Snapshot) -> Vec<Way> {
     let live = snapshot.vdevs.iter().flatten().map(|vdev| way(snapshot, vdev));
     let retired = snapshot.pasids.iter().flatten().filter(|pasid| pasid.state == "retired").map(|pasid| {
-        let (space, memory, _) = space(snapshot, &pasid.vm, pasid.ioas);
+        let (space, memory, foreign) = space(snapshot, &pasid.vm, pasid.ioas);
+        let why = pasid.reason.as_deref().unwrap_or("its end was not confirmed");
+        let foreign = foreign.map_or(String::new(), |why| format!("; {why}"));
         Way {
             vm: pasid.vm.clone(),
             vdev: format!("{} vdev {} (ended)", pasid.parent, pasid.vdev),
@@ -50,10 +52,7 @@ pub fn ways(snapshot: &Snapshot) -> Vec<Way> {
             pasid: format!("PASID {}", pasid.pasid),
             space,
             memory,
-            alarm: Some(format!(
-                "retired: {}",
-                pasid.reason.as_deref().unwrap_or("its end was not confirmed")
-            )),
+            alarm: Some(format!("retired: {why}{foreign}")),
         }
     });
     live.chain(retired).collect()
@@ -89,10 +88,20 @@ fn space(snapshot: &Snapshot, vm: &str, id: Option<u32>) -> (String, String, Opt
     (format!("space {id}"), format!("{} of {owner}", bytes(*mapped_bytes)), alarm)
 }
 
-/// VMs that reach no device at all.
+/// The place of a VM among all, by name: its colour, wherever there are colours.
+pub fn place(snapshot: &Snapshot, vm: &str) -> Option<usize> {
+    let vms = snapshot.vms.as_ref()?;
+    let known = vms.iter().any(|other| other.name == vm);
+    known.then(|| vms.iter().filter(|other| *other.name < *vm).count())
+}
+
+/// VMs that no device works for, not even one that should have stopped.
 pub fn without_vdev(snapshot: &Snapshot) -> Vec<&str> {
-    let Some(vdevs) = &snapshot.vdevs else { return Vec::new() };
-    let has = |vm: &str| vdevs.iter().any(|vdev| vdev.info.vm == vm);
+    if snapshot.vdevs.is_none() {
+        return Vec::new();
+    }
+    let ways = ways(snapshot);
+    let has = |vm: &str| ways.iter().any(|way| way.vm == vm);
     let names = snapshot.vms.iter().flatten().map(|vm| vm.name.as_str());
     names.filter(|vm| !has(vm)).collect()
 }
@@ -116,6 +125,7 @@ pub fn devices(snapshot: &Snapshot) -> Vec<Device> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::watch::tests::recorded;
     use serde_json::{Value, json};
 
     fn vdev(id: u32, vm: &str, pasid: Value, ioas: Value) -> Value {
@@ -186,6 +196,10 @@ mod tests {
             json!([{ "pasid": 7, "state": "retired", "since_ns": 0, "used_before": 0,
             "vm": "alpha", "parent": "dsa0", "vdev": 3, "ioas": 1, "reason": "the queue did not drain" }]),
         );
+        // Two VMs, none of which has a vdev.
+        snapshot.vms.clone_from(&recorded()[0].vms);
+        assert_eq!(without_vdev(&snapshot), ["beta"]);
+        assert_eq!([place(&snapshot, "beta"), place(&snapshot, "gamma")], [Some(1), None]);
         let ways = ways(&snapshot);
         assert_eq!(
             (ways[0].vdev.as_str(), ways[0].memory.as_str()),

@@ -270,7 +270,8 @@ fn vdevs(snapshot: &Snapshot, history: &History) -> Grid {
     let none = otherwise(&snapshot.vdevs, "there is no vdev");
     let mut grid = Grid::new(About::Vdevs, "Vdevs", &headings, none);
     for vdev in snapshot.vdevs.iter().flatten() {
-        let of = |counter| rate(history.rate(&Subject::Vdev(vdev.name.clone()), counter));
+        let subject = Subject::Vdev(vdev.info.vm.clone(), vdev.name.clone());
+        let of = |counter| rate(history.rate(&subject, counter));
         let portal = match snapshot.is_direct(vdev) {
             Some(true) => "direct",
             Some(false) => "trapped",

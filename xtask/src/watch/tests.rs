@@ -4,9 +4,10 @@
 
 use super::snapshot::Snapshot;
 use super::source::{snapshots, transcript};
-use super::*;
+use super::{History, Poll, html};
 use pasidon_kernel::console::framing::Encoder;
 use std::path::Path;
+use std::time::Duration;
 
 const RECORDED: &[u8] = include_bytes!("../../tests/watch/two-guests.jsonl");
 /// A character that clears the screen, and one that a browser would take for a tag.
@@ -21,6 +22,12 @@ pub fn hostile() -> Vec<Snapshot> {
     let text = String::from_utf8(RECORDED.to_vec()).unwrap();
     let text = text.replace("alpha", HOSTILE).replace("dsa0", HOSTILE).replace("not mapped", HOSTILE);
     snapshots(text.as_bytes())
+}
+
+/// The last of these moments as plain text.
+fn text(snapshots: &[Snapshot]) -> String {
+    let Some(last) = snapshots.last() else { return String::new() };
+    super::text(last, &History::of(snapshots))
 }
 
 /// Compares with a file of `xtask/tests/watch`, or writes it where `PASIDON_BLESS` is set.
@@ -115,5 +122,65 @@ fn what_is_no_transcript_or_no_line_is_said_with_a_remedy() {
     assert!(why(&socket).contains("nobody listens"));
     for (path, why) in [(&file, why(&file)), (&socket, why(&socket))] {
         assert!(!why.contains('\n') && why.contains(&path.display().to_string()), "{why}");
+    }
+}
+
+/// The page of the last of these moments, read back.
+fn page(snapshots: &[Snapshot], look: impl FnOnce(&str, &roxmltree::Document<'_>)) {
+    let nothing = Snapshot::default();
+    let page = html::page(snapshots.last().unwrap_or(&nothing), &History::of(snapshots));
+    let options = roxmltree::ParsingOptions { allow_dtd: true, ..roxmltree::ParsingOptions::default() };
+    look(&page, &roxmltree::Document::parse_with_options(&page, options).unwrap());
+}
+
+/// How many elements of that name and class there are.
+fn count(document: &roxmltree::Document<'_>, name: &str, class: &str) -> usize {
+    let has = |node: &roxmltree::Node<'_, '_>| {
+        class.is_empty() || node.attribute("class").is_some_and(|all| all.split(' ').any(|one| one == class))
+    };
+    document.descendants().filter(|node| node.tag_name().name() == name).filter(has).count()
+}
+
+#[test]
+fn the_recorded_machine_on_a_page() {
+    page(&recorded(), |text, document| {
+        // VM, vdev, PASID, space and memory of two guests, and their ways; the device around their vdevs.
+        assert_eq!([count(document, "g", "node"), count(document, "path", "way")], [10, 2]);
+        assert_eq!([count(document, "g", "parent"), count(document, "g", "alarm")], [1, 0]);
+        // Exits, processor time, interrupts, and beta's fault.
+        assert_eq!(count(document, "figure", ""), 4);
+        assert!(count(document, "polyline", "") >= 6);
+        let title = document.descendants().find(|node| node.tag_name().name() == "h1").unwrap();
+        assert_eq!(title.text(), Some("Pasidon, seen from its serial line"));
+        // It loads nothing and runs nothing.
+        for outside in ["script", "link", "img", "iframe", "object", "a"] {
+            assert_eq!(count(document, outside, ""), 0, "{outside}");
+        }
+        assert!(!text.replace("http://www.w3.org/2000/svg", "").contains("http") && !text.contains("url("));
+        for look in ["prefers-color-scheme: dark", ">space 3</text>", "<td class=\"n\">256M</td>"] {
+            assert!(text.contains(look), "{look}");
+        }
+    });
+}
+
+#[test]
+fn names_stay_text_on_a_page() {
+    page(&hostile(), |text, document| {
+        assert!(text.contains("&lt;script&gt;alert(&#39;x&#39;)&lt;/script&gt;"));
+        assert_eq!(count(document, "script", ""), 0);
+        assert!(!text.chars().any(|c| (c.is_control() && c != '\n') || c == '\u{202e}'));
+        assert_eq!(count(document, "path", "way"), 2);
+    });
+}
+
+#[test]
+fn a_page_of_little_is_a_page() {
+    for snapshots in
+        [Vec::new(), recorded()[..1].to_vec(), snapshots(&RECORDED[..9000]), snapshots(&RECORDED[3000..9000])]
+    {
+        page(&snapshots, |text, document| {
+            assert_eq!(count(document, "body", ""), 1);
+            assert!(!text.contains("NaN") && !text.contains("inf"));
+        });
     }
 }

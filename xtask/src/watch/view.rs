@@ -5,6 +5,7 @@
 
 use crate::watch::history::History;
 use crate::watch::rates::{self, Drawing};
+use crate::watch::reach;
 use crate::watch::snapshot::{Snapshot, plain};
 use crate::watch::tables::{self, About, Grid};
 use anyhow::{Context, Result};
@@ -239,8 +240,7 @@ impl View {
     }
 
     fn colour(&self, vm: &str) -> Color {
-        let place = self.shown.vms.iter().flatten().position(|other| other.name == vm);
-        place.map_or(Color::Reset, |place| COLOURS[place % COLOURS.len()])
+        reach::place(&self.shown, vm).map_or(Color::Reset, |place| COLOURS[place % COLOURS.len()])
     }
 
     fn draw_rates(&self, frame: &mut Frame<'_>, area: Rect) {
