@@ -381,6 +381,8 @@ impl<F: Format, M: Memory> PageTable<F, M> {
                     }
                     format.publish();
                     self.memory.write(table, slot, format.table(fresh));
+                    // Also where the next split fails.
+                    format.publish();
                     fresh
                 }
                 Entry::Leaf(..) => {

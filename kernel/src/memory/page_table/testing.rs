@@ -96,10 +96,15 @@ impl<F: Format> Walked<F> {
         }
     }
 
+    /// A walker sees every change.
+    pub fn assert_published(&self) {
+        assert!(self.inner.lock().unpublished.is_empty(), "a change is not published");
+    }
+
     /// Where each page leads: all of it.
     fn contents(&self, root: HostPhys) -> BTreeMap<u64, (u64, F::Attributes)> {
+        self.assert_published();
         let inner = self.inner.lock();
-        assert!(inner.unpublished.is_empty(), "a change is not published");
         let mut contents = BTreeMap::new();
         let mut below = vec![(root.0, self.geometry.levels, 0)];
         while let Some((table, level, start)) = below.pop() {

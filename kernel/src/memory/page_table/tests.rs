@@ -132,6 +132,18 @@ fn nothing_is_mapped_twice_or_out_of_reach() {
     assert_eq!(pages.used(), 2);
 }
 
+#[test]
+fn a_split_that_fails_half_way_is_published() {
+    let pages = Walked::new(geometry::<false>(3, 3));
+    let mut table = pages.table();
+    table.map(0, HostPhys(0), 1 << 30, 0).unwrap();
+    // The leaf of 1 GiB can be split, that of 2 MiB below it cannot.
+    pages.limit(1);
+    assert!(table.unmap(PAGE_SIZE, PAGE_SIZE).is_err());
+    pages.assert_published();
+    assert_eq!(table.lookup(0).map(|mapped| mapped.level), Some(2));
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
 
