@@ -25,7 +25,7 @@ use pasidon_kernel::vm::exit::{Action, MsiMessage};
 use pasidon_kernel::vm::{VcpusStopped, Vm, VmEnd, VmHost, VmSpec, VmState};
 
 use crate::accel::dsa::tests::model::Model;
-use crate::accel::dsa::{DsaParent, Options, Partition, Setup, TYPE_DWQ};
+use crate::accel::dsa::{DsaParent, Options, Partition, Sending, Setup, TYPE_DWQ};
 use crate::iommu::vtd::Vtd;
 use crate::iommu::vtd::dmar::{Dmar, Drhd};
 use crate::iommu::vtd::model::{CAP, CAP_FOUR_RECORDS, ECAP, ModelRegisters, Raised, UnitModel};
@@ -243,7 +243,8 @@ impl Rig {
             registers: Arc::clone(&device),
             host: Arc::new(TestHost::default()),
             partition: Partition::default(),
-            trapping: None,
+            sending: Sending::Tagged(None),
+            memory: Arc::new(ModelMemory::new()),
             options: Options::default(),
         })
         .unwrap();

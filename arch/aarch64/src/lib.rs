@@ -25,8 +25,6 @@ pub mod cache;
 #[cfg(target_arch = "aarch64")]
 pub mod cpu;
 #[cfg(target_arch = "aarch64")]
-pub mod enqueue;
-#[cfg(target_arch = "aarch64")]
 pub mod exit;
 #[cfg(target_arch = "aarch64")]
 pub mod fault;
@@ -48,6 +46,8 @@ pub mod paging;
 pub mod pcpu;
 #[cfg(target_arch = "aarch64")]
 pub mod platform;
+#[cfg(target_arch = "aarch64")]
+pub mod portal;
 #[cfg(target_arch = "aarch64")]
 pub mod power;
 #[cfg(target_arch = "aarch64")]

@@ -8,11 +8,11 @@ use alloc::vec::Vec;
 
 use pasidon_arch::host::MachineHost;
 use pasidon_arch::vms::Processor;
-use pasidon_arch::{enqueue, paging};
+use pasidon_arch::{paging, portal};
 use pasidon_arch_common::guest_files::Files;
 use pasidon_arch_common::hardware::Hardware;
 use pasidon_drivers::accel::dsa::{
-    DsaParent, Enqueue, Options, Partition, Setup, Silicon, Submission, Trapping, check_portals,
+    DsaParent, Enqueue, Options, Partition, Sending, Setup, Silicon, Store, Submission, check_portals,
 };
 use pasidon_drivers::pci::{Ecam, Function, Identity, MemoryBar};
 use pasidon_drivers::registers::Mmio;
@@ -105,7 +105,7 @@ pub fn function_at(
     Function::new(config, requester)
 }
 
-/// The portals of a device, for the processor's deferrable store.
+/// The portals of a device, for the processor's stores of 64 bytes.
 struct Portals(*mut u8);
 
 // SAFETY: the address of a window that stays mapped; what is written there is one transaction of the device.
@@ -113,21 +113,37 @@ unsafe impl Send for Portals {}
 // SAFETY: as for `Send`.
 unsafe impl Sync for Portals {}
 
-impl Enqueue for Portals {
-    fn enqueue(&self, offset: u64, descriptor: &Submission) -> bool {
-        // SAFETY: the driver names portals of its device, which lie in the window, and the processor has the store:
-        // there is no `Portals` otherwise.
-        unsafe { enqueue::enqueue(self.0.wrapping_add(offset as usize), descriptor) }
+impl Portals {
+    fn at(&self, offset: u64) -> *mut u8 {
+        self.0.wrapping_add(offset as usize)
     }
 }
 
-/// What types whose portals are trapped need, where the processor can submit to a shared queue.
-fn trapping(portals: &MemoryBar, frames: &'static Frames) -> Result<Option<Trapping>, Refusal> {
-    if !enqueue::is_available() {
-        return Ok(None);
+impl Enqueue for Portals {
+    fn enqueue(&self, offset: u64, descriptor: &Submission) -> bool {
+        // SAFETY: the driver names portals of its device, which lie in the window, and the processor has the store:
+        // it is not given to the driver otherwise.
+        unsafe { portal::enqueue(self.at(offset), descriptor) }
     }
-    let window = paging::map_device(portals.address, portals.size)?;
-    Ok(Some(Trapping { enqueue: Arc::new(Portals(window)), memory: Arc::new(FrameMemory(frames)) }))
+}
+
+impl Store for Portals {
+    fn store(&self, offset: u64, descriptor: &Submission) {
+        // SAFETY: as in `enqueue`. No handler of an interrupt submits.
+        unsafe { portal::store(self.at(offset), descriptor) }
+    }
+}
+
+/// How descriptors of trapped types get to a device.
+fn sending(bar: &MemoryBar, iommu: bool) -> Result<Sending, Refusal> {
+    let available = if iommu { portal::can_enqueue() } else { portal::can_store() };
+    let window = || paging::map_device(bar.address, bar.size).map(|window| Arc::new(Portals(window)));
+    let portals = available.then(window).transpose()?;
+    Ok(if iommu {
+        Sending::Tagged(portals.map(|portals| portals as Arc<dyn Enqueue>))
+    } else {
+        Sending::Untranslated(portals.map(|portals| portals as Arc<dyn Store>))
+    })
 }
 
 /// Brings up the accelerator that a parent names.
@@ -151,7 +167,8 @@ fn bring_up_parent(
         registers: registers::map(bar.address, bar.size)?,
         host: Arc::new(MachineHost),
         partition: Partition::new(planned, shared, safe),
-        trapping: trapping(&portals, supply.frames)?,
+        sending: sending(&portals, parent.iommu.value)?,
+        memory: Arc::new(FrameMemory(supply.frames)),
         options: Options {
             allow_unsafe_portals,
             merge_stores: cfg!(target_arch = "aarch64"),

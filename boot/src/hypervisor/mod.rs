@@ -82,7 +82,7 @@ pub fn run(handover: Handover) -> ! {
     let cpus: Vec<u32> = (0..count as u32).filter_map(host::cpu_of).collect();
     let parts = SystemParts {
         host: &MachineHost,
-        iommu: iommu.as_ref().map(MachineIommu::iommu),
+        iommu: iommu.as_ref().and_then(MachineIommu::iommu),
         msi: iommu.as_ref().and_then(MachineIommu::msi),
         frames,
         cpus,
@@ -100,7 +100,7 @@ pub fn run(handover: Handover) -> ! {
     let checked = wanted.check(&mut system, &supply);
     if measure::ON {
         let device = checked.parents().next().map(|parent| parent.requester());
-        measure::attachments(iommu.as_ref().map(MachineIommu::iommu), device, frames);
+        measure::attachments(iommu.as_ref().and_then(MachineIommu::iommu), device, frames);
     }
     let system: &'static System = SYSTEM.call_once(|| system);
     let images = Images::new(checked.vms(), &handover.files);

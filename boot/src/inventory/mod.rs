@@ -15,7 +15,7 @@ use alloc::vec::Vec;
 
 use pasidon_arch::platform::Platform;
 use pasidon_arch::vms::Processor;
-use pasidon_arch::{cpu, enqueue, firmware_tables, inventory as processor, serial};
+use pasidon_arch::{cpu, firmware_tables, inventory as processor, portal, serial};
 use pasidon_arch_common::firmware_tables::serial_console;
 use pasidon_drivers::accel::dsa::{self, Silicon};
 use pasidon_drivers::pci::Function;
@@ -295,12 +295,8 @@ fn accelerator(
         Ok(function) => {
             facts.push(("device", function.identity().to_string()));
             let accepted = parent.is_some_and(|parent| parent.allow_unsafe_portals.value);
-            let survey = dsa::survey(
-                &function,
-                accepted,
-                enqueue::is_available(),
-                &mut registers::as_the_firmware_maps,
-            );
+            let survey =
+                dsa::survey(&function, accepted, portal::can_enqueue(), &mut registers::as_the_firmware_maps);
             facts.extend(survey.facts);
             survey.refused.into_iter().for_each(|refusal| refuse(refusal.within(&name)));
         }

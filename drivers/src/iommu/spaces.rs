@@ -86,11 +86,6 @@ impl<U: IommuUnit> Spaces<U> {
         &self.topology
     }
 
-    /// Whether a unit stands between a device and memory.
-    pub fn serves(&self, requester: Requester) -> bool {
-        self.topology.place(requester).is_ok()
-    }
-
     /// [`Iommu::claim`] for a device that may use ATS: its own TLB is then invalidated too. Its driver
     /// turns ATS on only after this returned.
     ///
@@ -196,6 +191,10 @@ impl<U: IommuUnit> Iommu for Spaces<U> {
         table.free(limbo);
         table.destroy();
         Ok(())
+    }
+
+    fn confines(&self, requester: Requester) -> bool {
+        self.topology.place(requester).is_ok()
     }
 
     fn claim(&self, requester: Requester) -> Result<(), Refusal> {

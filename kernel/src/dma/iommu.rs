@@ -95,6 +95,9 @@ pub trait Iommu: Send + Sync {
     /// When it is attached anywhere.
     fn destroy_table(&self, table: TableId) -> Result<(), Refusal>;
 
+    /// Whether it stands between a device and memory.
+    fn confines(&self, requester: Requester) -> bool;
+
     /// Takes a device: its untagged DMA is blocked, its tagged DMA too until a PASID is attached.
     ///
     /// # Errors

@@ -32,6 +32,7 @@ fn vdev(id: u32, vm: &str, pasid: u32) -> VdevInfo {
         vm: vm.into(),
         parent: "dsa0".into(),
         type_name: "dsa-dwq".into(),
+        taints: Vec::new(),
         pasid: Some(pasid),
         ioas: Some(id),
         interrupts: vec![InterruptInfo {
@@ -136,6 +137,7 @@ impl MonitorHost for FakeHost {
             name: "dsa0".into(),
             requester: "0000:00:04.0".into(),
             iommu: true,
+            taints: Vec::new(),
             unusable: None,
             types: vec![TypeInfo {
                 name: "dsa-dwq".into(),

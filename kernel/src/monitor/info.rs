@@ -233,6 +233,8 @@ pub struct VdevInfo {
     pub parent: String,
     /// Name of its type.
     pub type_name: String,
+    /// Why its isolation is weaker than it should be. Anything here is TAINTED.
+    pub taints: Vec<String>,
     /// Its PASID; `None` where its parent is used without an IOMMU.
     pub pasid: Option<u32>,
     /// The I/O address space it is attached to.
@@ -321,6 +323,8 @@ pub struct ParentInfo {
     pub requester: String,
     /// Whether an IOMMU confines it. False is TAINTED.
     pub iommu: bool,
+    /// Why isolation on it is weaker than it should be. Anything here is TAINTED.
+    pub taints: Vec<String>,
     /// Why it cannot be used at all.
     pub unusable: Option<String>,
     /// Its types.

@@ -200,6 +200,7 @@ impl Monitor {
             ("iommu", []) => {
                 let system = host.system();
                 let state = show::IommuState {
+                    taints: &system.taints,
                     iommu: &system.iommu,
                     retired: &system.retired,
                     revived: system.revived,

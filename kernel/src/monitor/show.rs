@@ -211,6 +211,7 @@ pub(super) fn pasids(pasids: &[PasidInfo], uptime_ns: u64) -> String {
 /// What `iommu` gives to programs.
 #[derive(Debug, Serialize)]
 pub(super) struct IommuState<'a> {
+    pub taints: &'a [String],
     pub iommu: &'a Option<IommuInfo>,
     pub retired: &'a [RetiredInfo],
     pub revived: u64,

@@ -214,7 +214,7 @@ fn without_an_iommu_it_says_so() {
     let Reply::Text(text) = monitor.command("iommu", &mut host) else { panic!() };
     assert_eq!(text, "there is no IOMMU: vdevs only of parents with iommu = \"off\"\n");
     let Reply::Text(json) = monitor.command("iommu --json", &mut host) else { panic!() };
-    assert!(json.starts_with("{\"iommu\":null"));
+    assert!(json.contains("\"iommu\":null"), "{json}");
 }
 
 #[test]

@@ -165,18 +165,11 @@ impl System {
 
     /// Why isolation is weaker than it should be; empty is what one wants.
     pub fn taints(&self) -> Vec<String> {
-        let mut taints = Vec::new();
-        for entry in &self.parents {
+        let of = |entry: &ParentEntry| {
             let name = entry.parent.name();
-            if !entry.options.iommu {
-                taints.push(format!("{name}: iommu = \"off\", no IOMMU confines it"));
-            }
-            if entry.options.unsafe_portals {
-                taints
-                    .push(format!("{name}: allow_unsafe_portals = true, its portals may not isolate guests"));
-            }
-        }
-        taints
+            entry.options.taints().map(|taint| format!("{name}: {taint}")).collect::<Vec<_>>()
+        };
+        self.parents.iter().flat_map(of).collect()
     }
 
     /// What was retired.

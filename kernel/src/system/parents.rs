@@ -7,12 +7,13 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicU64, Ordering};
 
+use crate::base::addr::Requester;
 use crate::base::drained::Drained;
 use crate::base::refusal::Refusal;
 use crate::irq::Route;
-use crate::vdev::Vdev;
 use crate::vdev::interrupt::Interrupt;
 use crate::vdev::parent::{DmaTag, Parent, ParentEvent, ParentUnreached};
+use crate::vdev::{Services, Vdev};
 use crate::vm::{Vm, VmHost};
 
 use super::{ReclaimReport, System, VdevName};
@@ -24,6 +25,16 @@ pub struct ParentOptions {
     pub iommu: bool,
     /// Whether portals are mapped although the device is known to be unsafe for that. TAINTED.
     pub unsafe_portals: bool,
+}
+
+impl ParentOptions {
+    /// Why isolation is weaker than it should be.
+    pub(super) fn taints(&self) -> impl Iterator<Item = &'static str> + use<> {
+        let untranslated = (!self.iommu).then_some("iommu = \"off\", no IOMMU confines it");
+        let portals =
+            self.unsafe_portals.then_some("allow_unsafe_portals = true, its portals may not isolate guests");
+        untranslated.into_iter().chain(portals)
+    }
 }
 
 /// A parent in use.
@@ -113,6 +124,31 @@ impl System {
         outcome
     }
 
+    /// Whether a device can be used as its parent's options say, before its driver touches it.
+    ///
+    /// # Errors
+    /// When nothing confines its DMA or its messages although something is to, or an IOMMU does although none is to.
+    pub(super) fn check_confinement(
+        &self,
+        name: &str,
+        requester: Requester,
+        options: ParentOptions,
+    ) -> Result<(), Refusal> {
+        let what = || format!("parent {name}");
+        let Services { iommu, msi, .. } = &self.services;
+        if options.iommu {
+            return check_confined(&what(), iommu.is_some(), msi.is_some());
+        }
+        if iommu.is_some_and(|iommu| iommu.confines(requester)) {
+            return Err(Refusal::new(
+                what(),
+                "iommu = \"off\", and an IOMMU stands in front of it, which lets through what has a PASID only",
+                "remove iommu = \"off\"",
+            ));
+        }
+        Ok(())
+    }
+
     pub(super) fn take_parent(
         &self,
         parent: &'static dyn Parent,
@@ -137,11 +173,9 @@ impl System {
                 "share a device whose vdevs are told apart by PASID",
             ));
         }
-        if options.iommu {
-            check_confined(&what(), self.services.iommu.is_some(), self.services.msi.is_some())?;
-            if let Some(iommu) = self.services.iommu {
-                iommu.claim(parent.requester()).map_err(|refusal| refusal.within(what()))?;
-            }
+        self.check_confinement(parent.name(), parent.requester(), options)?;
+        if let Some(iommu) = self.services.iommu.filter(|_| options.iommu) {
+            iommu.claim(parent.requester()).map_err(|refusal| refusal.within(what()))?;
         }
         let Some(entry) = parent.event_interrupt() else {
             return Ok(None);

@@ -136,6 +136,7 @@ impl System {
                 name: entry.parent.name().to_string(),
                 requester: entry.parent.requester().to_string(),
                 iommu: entry.options.iommu,
+                taints: entry.options.taints().map(str::to_string).collect(),
                 unusable: entry.unusable.as_ref().map(Refusal::to_string),
                 types: type_info(entry.parent),
                 events: entry.events.load(Ordering::Relaxed),

@@ -145,9 +145,10 @@ impl System {
             }
             (false, _) => Space::Untranslated,
         };
+        let taints = entry.options.taints().map(str::to_string).collect();
         let owner = Owner { vm: vm.id(), name: vm.name(), quota: vm.quota(), ram };
         let id = VdevId(next(&self.next_vdev, "vdev")?);
-        let vdev = match Vdev::create(&self.services, id, owner, entry.parent, spec, place) {
+        let vdev = match Vdev::create(&self.services, id, owner, entry.parent, spec, place, taints) {
             Ok(vdev) => Arc::new(vdev),
             Err(failed) => {
                 for retirement in failed.retired {

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! A parent with a few queues, and the models of its slices.
 
+use std::sync::Arc;
+
 use super::truth::{Fail, Queue, SharedTruth, Step, WINDOWS};
 use crate::base::addr::{HostPhys, Requester};
 use crate::base::drained::Drained;
@@ -8,7 +10,8 @@ use crate::base::refusal::Refusal;
 use crate::dma::pasid::Pasid;
 use crate::vdev::parent::{
     Attached, Bar, DeviceQuiesced, DmaTag, InterruptBinding, Parent, ParentEvent, ParentUnreached,
-    PciIdentity, Portal, QuiesceFailed, Remains, VdevModel, VdevRegisters, VdevRequest, VdevType,
+    PciIdentity, Portal, QuiesceFailed, Remains, UntranslatedMemory, VdevModel, VdevRegisters, VdevRequest,
+    VdevType,
 };
 use crate::vm::exit::MsiMessage;
 
@@ -268,6 +271,16 @@ impl VdevModel for TestModel {
         Ok(())
     }
 
+    fn attach_untranslated(&mut self, _memory: Arc<dyn UntranslatedMemory>) -> Result<(), Refusal> {
+        let mut truth = self.truth.lock();
+        truth.demand(!self.direct, || "a portal without an IOMMU".to_string());
+        if truth.fails(Fail::Tag) {
+            return Err(Refusal::new("queue", "the test makes it fail", "none"));
+        }
+        truth.queues[self.queue].untranslated = true;
+        Ok(())
+    }
+
     fn quiesce(&mut self) -> Result<DeviceQuiesced, QuiesceFailed> {
         let mut truth = self.truth.lock();
         let queue = self.queue;
@@ -279,6 +292,7 @@ impl VdevModel for TestModel {
             return Err(QuiesceFailed { why: "the drain never ends".to_string() });
         }
         truth.queues[queue].tag = None;
+        truth.queues[queue].untranslated = false;
         truth.steps.push(Step::QueueStopped);
         Ok(DeviceQuiesced::confirmed_by_device())
     }

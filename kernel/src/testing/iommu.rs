@@ -27,6 +27,10 @@ impl Iommu for SharedTruth {
         IommuCapabilities { pasid_bits: 20, address_bits: 39, largest_page: 1 << 30 }
     }
 
+    fn confines(&self, _requester: Requester) -> bool {
+        !self.lock().bypassed
+    }
+
     fn create_table(&self) -> Result<TableId, Refusal> {
         let mut truth = self.lock();
         if truth.fails(Fail::CreateTable) {

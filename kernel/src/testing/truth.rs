@@ -83,6 +83,8 @@ pub struct Queue {
     pub owner: Option<String>,
     /// The tag; from then on the guest may have the device send with it.
     pub tag: Option<Pasid>,
+    /// The same without an IOMMU.
+    pub untranslated: bool,
     /// It would not stop.
     pub retired: bool,
 }
@@ -103,6 +105,8 @@ pub struct Truth {
     pub halted: bool,
     /// The parent's slices have requester IDs of their own.
     pub tagged_by_requester: bool,
+    /// The IOMMU does not stand in front of the parent.
+    pub bypassed: bool,
     pub queues: Vec<Queue>,
     pub msix: BTreeMap<u16, MsiMessage>,
     /// MSI-X entries that are held back, how often one was held or let through, and whether that cannot be now.

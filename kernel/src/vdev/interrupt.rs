@@ -84,18 +84,19 @@ impl Interrupt {
         let handle = services.routes.register(vector, route).inspect_err(|_| {
             services.host.free_vector(vector);
         })?;
-        let message = if let Some(msi) = services.msi.filter(|_| translated) {
-            msi.map_interrupt(parent.requester(), vector).map(|remapped| (remapped.message, Some(remapped)))
-        } else {
-            let message = services.host.unremapped_message(vector);
-            message.map(|message| (message, None)).ok_or_else(|| {
-                // Which interrupt it is comes below, as for what the machine refuses.
-                Refusal::new(
-                    "",
-                    "this machine cannot raise it without interrupt remapping",
-                    "use the parent with an IOMMU",
-                )
-            })
+        // Without an IOMMU what remaps messages may not see the device's, where it is part of the IOMMU.
+        let unremapped = if translated { None } else { services.host.unremapped_message(vector) };
+        let message = match (unremapped, services.msi) {
+            (Some(message), _) => Ok((message, None)),
+            (None, Some(msi)) => msi
+                .map_interrupt(parent.requester(), vector)
+                .map(|remapped| (remapped.message, Some(remapped))),
+            // Which interrupt it is comes below, as for what the machine refuses.
+            (None, None) => Err(Refusal::new(
+                "",
+                "this machine cannot raise it without interrupt remapping",
+                "use the parent with an IOMMU",
+            )),
         };
         match message {
             Ok((message, remapped)) => {

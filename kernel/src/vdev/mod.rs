@@ -39,7 +39,7 @@ use crate::irq::msi::MsiController;
 use crate::irq::{Route, RouteTable};
 use crate::memory::ram::GuestRam;
 use crate::monitor::info::{Detail, InterruptInfo, PasidInfo, VdevInfo};
-use crate::vdev::memory::SpaceMemory;
+use crate::vdev::memory::{SpaceMemory, WholeMemory};
 use crate::vdev::parent::{
     Attached, DeviceQuiesced, Parent, QuiesceFailed, VdevModel, VdevRegisters, VdevRequest, VdevType,
 };
@@ -135,6 +135,8 @@ pub struct Vdev {
     vm_name: String,
     parent: &'static dyn Parent,
     type_name: String,
+    /// Why its isolation is weaker than it should be, for the monitor.
+    taints: Vec<String>,
     model: Arc<SharedModel>,
     /// Kept after the end, for messages.
     lease: Option<LeaseRecord>,
@@ -192,6 +194,7 @@ impl Vdev {
         parent: &'static dyn Parent,
         spec: &VdevSpec,
         space: Space<'_>,
+        taints: Vec<String>,
     ) -> Result<Self, CreateFailed> {
         let what = title(owner.name, parent.name(), &spec.type_name);
         let within = |refusal: Refusal| refusal.within(&what);
@@ -232,6 +235,7 @@ impl Vdev {
             vm_name: owner.name.to_string(),
             parent,
             type_name: spec.type_name.clone(),
+            taints,
             gate: Gate::new(model.interrupts().iter().map(|binding| binding.physical).collect()),
             model: SharedModel::new(model),
             lease,
@@ -260,12 +264,14 @@ impl Vdev {
                 Interrupt::connect(services, self.parent, self.lease.is_some(), binding.physical, route)?;
             self.interrupts.add(interrupt, binding.for_guest);
         }
+        let ram_view = services.host.guest_memory(ram);
         let Reach::Translated(attachment) = reach else {
-            return Ok(());
+            let memory = Arc::new(WholeMemory { layout: ram.clone(), ram: ram_view });
+            return self.model.with(|model| model.attach_untranslated(memory)).unwrap_or(Ok(()));
         };
         let page = self.model.with(|model| model.window()).flatten();
         let window = page.map(|page| attachment.add_window(page)).transpose()?;
-        let memory = SpaceMemory { space: attachment.ioas().clone(), ram: services.host.guest_memory(ram) };
+        let memory = SpaceMemory { space: attachment.ioas().clone(), ram: ram_view };
         let attached = Attached { pasid: attachment.pasid(), memory: Arc::new(memory), window };
         self.model.with(|model| model.attach(attached)).unwrap_or(Ok(()))
     }
@@ -427,6 +433,7 @@ impl Vdev {
             vm: self.vm_name.clone(),
             parent: self.parent.name().to_string(),
             type_name: self.type_name.clone(),
+            taints: self.taints.clone(),
             pasid: self.pasid().map(Pasid::value),
             ioas: self.ioas.map(|id| id.0),
             interrupts: self.interrupts.describe(interrupt),

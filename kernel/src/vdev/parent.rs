@@ -3,7 +3,8 @@
 //!
 //! **Order.** A slice is born without a tag: [`Parent::create`] reserves a queue and nothing else. It can
 //! do DMA only after [`VdevModel::attach`] has given it a PASID, which the lifecycle code calls when
-//! the IOMMU's table for that PASID stands. It ends with [`VdevModel::quiesce`], whose proof
+//! the IOMMU's table for that PASID stands; or, on a parent without an IOMMU, after
+//! [`VdevModel::attach_untranslated`]. It ends with [`VdevModel::quiesce`], whose proof
 //! ([`DeviceQuiesced`]) is what the IOMMU detach and the PASID's return ask for.
 
 use alloc::boxed::Box;
@@ -332,6 +333,14 @@ pub trait SliceMemory: Send + Sync {
     fn limit(&self) -> Iova;
 }
 
+/// The same, for a device that no IOMMU stands in front of: what it is given are host addresses. The RAM behind an address
+/// stays what it is, and its owner's, for as long as this is held.
+pub trait UntranslatedMemory: SliceMemory {
+    /// Where the device finds what the guest has at that address, and how many bytes follow there in one piece; `None`
+    /// where it is no RAM.
+    fn run(&self, address: Iova) -> Option<(HostPhys, u64)>;
+}
+
 /// What a slice gets with its tag.
 #[derive(Clone)]
 pub struct Attached {
@@ -359,6 +368,13 @@ pub trait VdevModel: VdevRegisters {
     /// # Errors
     /// When the device does not take it.
     fn attach(&mut self, attached: Attached) -> Result<(), Refusal>;
+
+    /// The same without an IOMMU: there is no tag, and the driver puts host addresses into what it submits, each of them
+    /// proven to be the guest's. Called once, instead of [`VdevModel::attach`], and only for types that need no IOMMU.
+    ///
+    /// # Errors
+    /// When the driver cannot.
+    fn attach_untranslated(&mut self, memory: Arc<dyn UntranslatedMemory>) -> Result<(), Refusal>;
 
     /// Stops the queue for good within the driver's deadline.
     ///

@@ -14,7 +14,7 @@ use pasidon_kernel::irq::HostVector;
 use pasidon_kernel::irq::host::Host;
 use pasidon_kernel::vdev::parent::{
     Attached, Bar, DeviceQuiesced, DmaTag, InterruptBinding, Parent, ParentEvent, PciIdentity, Portal,
-    QuiesceFailed, Remains, VdevModel, VdevRegisters, VdevRequest, VdevType,
+    QuiesceFailed, Remains, UntranslatedMemory, VdevModel, VdevRegisters, VdevRequest, VdevType,
 };
 use pasidon_kernel::vm::exit::MsiMessage;
 
@@ -253,6 +253,10 @@ impl VdevModel for Model {
     }
 
     fn attach(&mut self, _attached: Attached) -> Result<(), Refusal> {
+        Ok(())
+    }
+
+    fn attach_untranslated(&mut self, _memory: Arc<dyn UntranslatedMemory>) -> Result<(), Refusal> {
         Ok(())
     }
 

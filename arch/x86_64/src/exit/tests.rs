@@ -14,8 +14,8 @@ use pasidon_kernel::base::refusal::Refusal;
 use pasidon_kernel::irq::msi::Posting;
 use pasidon_kernel::vdev::model::SharedModel;
 use pasidon_kernel::vdev::parent::{
-    Attached, Bar, DeviceQuiesced, InterruptBinding, PciIdentity, Portal, QuiesceFailed, Remains, VdevModel,
-    VdevRegisters,
+    Attached, Bar, DeviceQuiesced, InterruptBinding, PciIdentity, Portal, QuiesceFailed, Remains,
+    UntranslatedMemory, VdevModel, VdevRegisters,
 };
 use pasidon_kernel::vm::exit::{Action, MsiMessage};
 use spin::Mutex;
@@ -355,6 +355,10 @@ impl VdevModel for Slice {
     }
 
     fn attach(&mut self, _to: Attached) -> Result<(), Refusal> {
+        Ok(())
+    }
+
+    fn attach_untranslated(&mut self, _to: Arc<dyn UntranslatedMemory>) -> Result<(), Refusal> {
         Ok(())
     }
 

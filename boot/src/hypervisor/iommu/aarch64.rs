@@ -14,7 +14,7 @@ use pasidon_drivers::iommu::smmuv3::{self, Smmu};
 use pasidon_drivers::iort::{self, Iort};
 use pasidon_drivers::irq::its::{Its, ItsNode, LPIS, Redistributor};
 use pasidon_drivers::registers::Mmio;
-use pasidon_kernel::base::addr::{HostPhys, Requester};
+use pasidon_kernel::base::addr::HostPhys;
 use pasidon_kernel::base::refusal::Refusal;
 use pasidon_kernel::dma::iommu::Iommu;
 use pasidon_kernel::irq::msi::MsiController;
@@ -25,6 +25,7 @@ use crate::registers::{self, Pci};
 use crate::tables::Tables;
 
 type MachineIts = Its<Mmio, FrameMemory>;
+type MachineSmmu = Smmu<Mmio, FrameMemory>;
 
 const _: () = {
     let given = pasidon_arch::vector::DEVICES;
@@ -34,18 +35,22 @@ const _: () = {
 /// The SMMUs, in charge, and what comes of messages.
 #[derive(Clone, Copy)]
 pub struct MachineIommu {
-    smmu: &'static Smmu<Mmio, FrameMemory>,
+    /// `None` where there is none that can be driven.
+    smmu: Option<&'static MachineSmmu>,
     its: Option<&'static MachineIts>,
 }
 
 /// What the firmware says of units.
 fn iort_of(tables: &Tables) -> Result<Iort, Without> {
     let table = tables.get("IORT").ok_or(Without::Absent("the firmware has no IORT table"))?;
-    let iort = iort::parse(table)?;
+    Ok(iort::parse(table)?)
+}
+
+fn check_units(iort: &Iort) -> Result<(), Without> {
     if iort.units.is_empty() {
         return Err(Without::Absent("the firmware's IORT describes no SMMUv3"));
     }
-    Ok(iort)
+    Ok(())
 }
 
 /// Looks at all units and changes none.
@@ -54,6 +59,7 @@ fn iort_of(tables: &Tables) -> Result<Iort, Without> {
 /// When there is none that could be driven.
 pub fn survey(tables: &Tables, platform: Option<&Platform>, _pci: &Pci) -> Result<Surveyed, Without> {
     let iort = iort_of(tables)?;
+    check_units(&iort)?;
     Ok(Surveyed {
         make: "SMMUv3",
         survey: smmuv3::survey(&iort, &mut registers::as_the_firmware_maps),
@@ -99,48 +105,59 @@ fn find_its(platform: &Platform, iort: &Iort, frames: &'static Frames) -> Option
     }
 }
 
+fn take_smmu(
+    iort: Iort,
+    its: Option<&'static MachineIts>,
+    frames: &'static Frames,
+) -> Result<&'static MachineSmmu, Without> {
+    check_units(&iort)?;
+    let doorbells = its.map_or_else(Vec::new, MachineIts::doorbells);
+    let smmu = Smmu::new(iort, Arc::new(FrameMemory(frames)), &MachineHost, &doorbells, &mut registers::map)?;
+    let smmu: &'static Smmu<_, _> = Box::leak(Box::new(smmu));
+    smmu.take_over()?;
+    Ok(smmu)
+}
+
 impl MachineIommu {
-    /// Takes all units over: from here on no device reaches memory.
+    /// Takes all units over: from here on no device reaches memory. Where there are none, that is told, and messages may
+    /// come all the same.
     pub(super) fn take(
         tables: &Tables,
         platform: &Platform,
         _pci: &Pci,
         frames: &'static Frames,
-    ) -> Result<Self, Without> {
-        let iort = iort_of(tables)?;
+    ) -> (Option<Self>, Option<Without>) {
+        let iort = match iort_of(tables) {
+            Ok(iort) => iort,
+            Err(without) => return (None, Some(without)),
+        };
         let its = find_its(platform, &iort, frames);
-        let doorbells = its.map_or_else(Vec::new, MachineIts::doorbells);
-        let smmu =
-            Smmu::new(iort, Arc::new(FrameMemory(frames)), &MachineHost, &doorbells, &mut registers::map)?;
-        let smmu: &'static Smmu<_, _> = Box::leak(Box::new(smmu));
-        smmu.take_over()?;
-        // Only now, when no device writes a message any more.
+        let (smmu, without) = match take_smmu(iort, its, frames) {
+            Ok(smmu) => (Some(smmu), None),
+            Err(without) => (None, Some(without)),
+        };
+        // Only now, when no device behind a unit writes a message any more.
         let its = its.filter(|its| {
             its.take_over().inspect_err(|refusal| log::error!("ITS not usable: {refusal}")).is_ok()
         });
-        Ok(Self { smmu, its })
+        (Some(Self { smmu, its }), without)
     }
 
     /// What it is, in words.
     pub(super) fn title(&self) -> String {
-        format!("SMMUv3, {} unit(s)", self.smmu.units().len())
+        format!("SMMUv3, {} unit(s)", self.smmu.map_or(0, |smmu| smmu.units().len()))
     }
 
     /// What there is to know about it, as names and values.
     pub(super) fn describe(&self) -> Vec<(&'static str, String)> {
-        let mut lines = self.smmu.describe();
+        let mut lines = self.smmu.map(Iommu::describe).unwrap_or_default();
         lines.extend(self.its.map(MachineIts::describe).unwrap_or_default());
         lines
     }
 
-    /// Whether it stands between a device and memory.
-    pub(super) fn serves(&self, requester: Requester) -> bool {
-        self.smmu.serves(requester)
-    }
-
     /// What confines DMA.
-    pub fn iommu(&self) -> &'static dyn Iommu {
-        self.smmu
+    pub fn iommu(&self) -> Option<&'static dyn Iommu> {
+        self.smmu.map(|smmu| smmu as &dyn Iommu)
     }
 
     /// What confines interrupt messages.
@@ -150,7 +167,8 @@ impl MachineIommu {
 
     /// Has `handler` called, as an interrupt handler, when faults were recorded.
     pub fn connect_faults(&self, handler: Handler) -> Result<(), Refusal> {
-        for node in &self.smmu.topology().units {
+        let Some(smmu) = self.smmu else { return Ok(()) };
+        for node in &smmu.topology().units {
             let name = || format!("smmuv3 {}", node.registers);
             for (interrupt, missing) in [
                 (node.interrupts.event, "the IORT names no wired interrupt of its events"),
@@ -162,7 +180,7 @@ impl MachineIommu {
                 host::connect_edge(interrupt, handler).map_err(|refusal| refusal.within(name()))?;
             }
         }
-        self.smmu.enable_fault_interrupts()
+        smmu.enable_fault_interrupts()
     }
 }
 

@@ -111,30 +111,30 @@ impl From<Refusal> for Without {
     }
 }
 
-/// Takes the IOMMU over and says so: from here on no device reaches memory. `None` where there is none that can be
-/// driven, which is said, too.
+/// Takes the IOMMU over and says so: from here on no device reaches memory. Where there is none that can be driven, that
+/// is said, too, and every device loses the right to do DMA. `None` where there is nothing to drive.
 pub fn take(
     tables: &Tables,
     platform: &Platform,
     pci: &Pci,
     frames: &'static Frames,
 ) -> Option<MachineIommu> {
-    match MachineIommu::take(tables, platform, pci, frames) {
-        Ok(iommu) => {
-            log::info!("{}: every device is blocked until a VM owns a part of it", iommu.title());
-            for (name, value) in iommu.describe() {
-                log::info!("{name}: {value}");
-            }
-            pci.silence(&|requester| iommu.serves(requester));
-            Some(iommu)
+    let (machine, without) = MachineIommu::take(tables, platform, pci, frames);
+    match without {
+        Some(absent @ Without::Absent(_)) => log::warn!("{}", absent.refusal()),
+        Some(Without::Unusable(refusal)) => log::error!("not usable: {refusal}"),
+        None => {}
+    }
+    if let Some(machine) = &machine {
+        if machine.iommu().is_some() {
+            log::info!("{}: every device is blocked until a VM owns a part of it", machine.title());
         }
-        Err(absent @ Without::Absent(_)) => {
-            log::warn!("{}", absent.refusal());
-            None
-        }
-        Err(unusable @ Without::Unusable(_)) => {
-            log::error!("not usable: {}", unusable.refusal());
-            None
+        for (name, value) in machine.describe() {
+            log::info!("{name}: {value}");
         }
     }
+    // What firmware left running reaches all memory; a parent gets the right back from its driver.
+    let iommu = machine.as_ref().and_then(MachineIommu::iommu);
+    pci.silence(&|requester| iommu.is_some_and(|iommu| iommu.confines(requester)));
+    machine
 }

@@ -69,13 +69,20 @@ fn io_apic(unit: &Drhd) -> Option<Requester> {
 }
 
 impl MachineIommu {
-    /// Takes all units over: from here on no device reaches memory.
+    /// Takes all units over: from here on no device reaches memory. Where there are none, that is told.
     pub(super) fn take(
         tables: &Tables,
         _platform: &Platform,
         pci: &Pci,
         frames: &'static Frames,
-    ) -> Result<Self, Without> {
+    ) -> (Option<Self>, Option<Without>) {
+        match Self::take_units(tables, pci, frames) {
+            Ok(taken) => (Some(taken), None),
+            Err(without) => (None, Some(without)),
+        }
+    }
+
+    fn take_units(tables: &Tables, pci: &Pci, frames: &'static Frames) -> Result<Self, Without> {
         let dmar = dmar_of(tables)?;
         let vtd = Vtd::new(
             &dmar,
@@ -101,14 +108,9 @@ impl MachineIommu {
         self.vtd.describe()
     }
 
-    /// Whether it stands between a device and memory.
-    pub(super) fn serves(&self, requester: Requester) -> bool {
-        self.vtd.serves(requester)
-    }
-
     /// What confines DMA.
-    pub fn iommu(&self) -> &'static dyn Iommu {
-        self.vtd
+    pub fn iommu(&self) -> Option<&'static dyn Iommu> {
+        Some(self.vtd)
     }
 
     /// What confines interrupt messages.

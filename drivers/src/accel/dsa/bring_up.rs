@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Bring-up of the device, and its recovery by a reset.
 //!
-//! **Order.** Memory decoding; what firmware left is reset; PASID on, ATS and page requests off (a change
+//! **Order.** Memory decoding; what firmware left is reset; PASID on (behind an IOMMU), ATS and page requests off (a change
 //! of these while the device is enabled halts it); groups, engines and queue sizes (writable only while it
 //! is disabled); user-mode interrupts allowed; enabled. Recovery is a function-level reset and the same
 //! again, and gives present owners their interrupts back.
@@ -20,12 +20,13 @@ use super::access::{Closed, Gate, Unreached};
 use super::capabilities::{Capabilities, OPCAP_WORDS};
 use super::commands::{Command, CommandFailure, code};
 use super::device::{Device, OPERATION_BATCH};
+use super::pieces;
 use super::queue::Queue;
 use super::registers::{GENCFG, GENCTRL, GENSTS, gencfg, genctrl, gensts, grpcfg, msix_entry, portal, wqcfg};
-use super::share::{ShareInterrupt, SharedQueue};
+use super::share::{Portals, ShareInterrupt, SharedQueue, Trapping};
 use super::slot::Slot;
 use super::survey::{self, Found, OPERATIONS_1_0};
-use super::{Partition, Setup, Silicon};
+use super::{Partition, Sending, Setup, Silicon};
 use crate::pci::ConfigSpace;
 use crate::registers::Registers;
 
@@ -43,7 +44,8 @@ impl<R: Registers, C: ConfigSpace> Device<R, C> {
     }
 
     fn new(setup: Setup<R, C>) -> Result<Self, Refusal> {
-        let Setup { name, function, registers, host, partition, trapping, options } = setup;
+        let Setup { name, function, registers, host, partition, sending, memory, options } = setup;
+        let untranslated = matches!(sending, Sending::Untranslated(_));
         let Found { silicon, msix, pasid } = Found::of(&function)?;
         let bar0 = function.memory_bar(0)?;
         let bar2 = function.memory_bar(2)?;
@@ -66,17 +68,25 @@ impl<R: Registers, C: ConfigSpace> Device<R, C> {
         if silicon == Silicon::SapphireRapids {
             operations[0] &= !OPERATION_BATCH;
         }
+        if untranslated {
+            operations[0] &= pieces::OPERATIONS;
+        }
         let usable = usable_queues(&capabilities);
-        let can_share = capabilities.can_share() && trapping.is_some();
+        let portals = match sending {
+            Sending::Tagged(portals) => portals.filter(|_| capabilities.can_share()).map(Portals::Deferrable),
+            Sending::Untranslated(portals) => portals.map(Portals::Posted),
+        };
+        let can_share = portals.is_some();
         let partition = Partition { shared: if can_share { partition.shared } else { 0 }, ..partition };
         let mut queues = make_queues(usable, &partition, &capabilities);
-        if partition.shared > 0 && survey::check_portals(silicon, options.allow_unsafe_portals).is_err() {
+        let safe = survey::check_portals(silicon, options.allow_unsafe_portals).is_ok();
+        if partition.shared > 0 && (untranslated || !safe) {
             // Nobody can have them; so all engines serve the one that is shared.
             queues.iter_mut().filter(|queue| !queue.shared).for_each(|queue| queue.size = 0);
         }
-        let shared = queues.iter().find(|queue| queue.shared).zip(trapping);
-        let shared =
-            shared.map(|(queue, trapping)| Arc::new(SharedQueue::new(queue.index, queue.size, trapping)));
+        let shared = queues.iter().find(|queue| queue.shared).zip(portals).map(|(queue, portals)| {
+            Arc::new(SharedQueue::new(queue.index, queue.size, Trapping { portals, memory }))
+        });
         let device = Self {
             name,
             gate: Gate::new(registers, Slot::new(capabilities.interrupt_entries())),
@@ -87,6 +97,7 @@ impl<R: Registers, C: ConfigSpace> Device<R, C> {
             capabilities,
             msix,
             pasid,
+            untranslated,
             operations,
             portals: bar2.address,
             queues,
@@ -109,7 +120,9 @@ impl<R: Registers, C: ConfigSpace> Device<R, C> {
     /// Configures and enables the device after a reset. On refusal it cannot do DMA.
     fn start(&self, closed: &Closed<'_, R>) -> Result<(), Refusal> {
         self.function.disable_ats_and_pri();
-        self.function.enable_pasid(&self.pasid);
+        if !self.untranslated {
+            self.function.enable_pasid(&self.pasid);
+        }
         self.mask_interrupts(closed.registers);
         self.function.enable_msix(&self.msix);
         self.configure(closed.registers);

@@ -8,8 +8,9 @@ use alloc::vec::Vec;
 use core::sync::atomic::Ordering;
 
 use pasidon_kernel::base::addr::HostPhys;
+use pasidon_kernel::base::refusal::Refusal;
 use pasidon_kernel::dma::pasid::Pasid;
-use pasidon_kernel::vdev::parent::{Attached, InterruptBinding};
+use pasidon_kernel::vdev::parent::{Attached, InterruptBinding, UntranslatedMemory, VdevType};
 
 use super::commands::{Command, CommandFailure};
 use super::device::{Device, Limits};
@@ -141,6 +142,11 @@ impl<R: Registers, C: ConfigSpace> Lease for QueueLease<R, C> {
         self.may_be_running = true;
         self.own().set_pasid(Some(attached.pasid));
         self.device.permit_interrupt(self.own().interrupt_entry(), Some(attached.pasid.value()));
+    }
+
+    /// The guest reaches the portal itself.
+    fn attach_untranslated(&mut self, _memory: Arc<dyn UntranslatedMemory>) -> Result<(), Refusal> {
+        Err(Refusal::new(self.name(), VdevType::MAPS_A_PAGE, "use it behind an IOMMU"))
     }
 
     fn lost_by_reset(&mut self) -> bool {

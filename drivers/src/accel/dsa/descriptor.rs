@@ -27,18 +27,30 @@ pub(super) const RECORD_WORDS: usize = RECORD_BYTES as usize / 8;
 const COST_MIN: u32 = 4096;
 
 /// Flags, as in bits 55:32 of the first word.
-mod flag {
+pub(super) mod flag {
     pub const BLOCK_ON_FAULT: u32 = 1 << 1;
     /// The address of the completion record is valid.
     pub const RECORD_VALID: u32 = 1 << 2;
     /// A completion record is written also where there is no error.
     pub const REQUEST_RECORD: u32 = 1 << 3;
     pub const REQUEST_INTERRUPT: u32 = 1 << 4;
+    /// The result is compared with the expected one.
+    pub const CHECK_RESULT: u32 = 1 << 7;
+    pub const CACHE_CONTROL: u32 = 1 << 8;
+    /// Traffic classes of three addresses and the completion record.
+    pub const TRAFFIC_CLASSES: u32 = 0xf << 9;
+    pub const STRICT_ORDER: u32 = 1 << 13;
+    /// What was written is read before the completion record is written.
+    pub const READ_BACK: u32 = 1 << 14;
     pub const MASK: u32 = 0xff_ffff;
 }
 
+/// Flags of what the driver submits: it is completed to the driver, with an interrupt.
+pub(super) const COMPLETES_TO_DRIVER: u32 =
+    flag::RECORD_VALID | flag::REQUEST_RECORD | flag::REQUEST_INTERRUPT;
+
 /// Operations that are looked at.
-mod operation {
+pub(super) mod operation {
     pub const NOOP: u8 = 0x00;
     pub const DRAIN: u8 = 0x02;
     pub const MEMORY_MOVE: u8 = 0x03;
@@ -63,15 +75,63 @@ pub(super) mod status {
     pub const CODE: u64 = 0x3f;
     /// It went well.
     pub const SUCCESS: u8 = 0x01;
+    /// It went well, and the result is not the expected one.
+    pub const FALSE_PREDICATE: u8 = 0x02;
     pub const PAGE_FAULT: u8 = 0x03;
     pub const OPERATION: u8 = 0x10;
     pub const FLAGS: u8 = 0x11;
     pub const SIZE: u8 = 0x13;
+    pub const OVERLAP: u8 = 0x16;
     pub const HANDLE: u8 = 0x19;
     pub const RECORD_FAULT: u8 = 0x1a;
     pub const RECORD_ALIGNMENT: u8 = 0x1b;
+    /// With a fault: at a write.
+    pub const WRITE: u8 = 0x80;
     /// SWERR only: a dedicated queue was full.
     pub const QUEUE_FULL: u8 = 0x53;
+}
+
+/// An address of a descriptor, beside that of its completion record.
+#[derive(Clone, Copy)]
+pub(super) struct Operand {
+    /// The word that it is in.
+    pub word: usize,
+    /// Whether the device writes there.
+    pub written: bool,
+}
+
+impl Operand {
+    /// The status of a fault there.
+    pub fn fault(self) -> u8 {
+        status::PAGE_FAULT | if self.written { status::WRITE } else { 0 }
+    }
+}
+
+/// The addresses of an operation. Where a word is one only with a flag, it is zero without.
+pub(super) fn operands(code: u8) -> &'static [Operand] {
+    const fn read(word: usize) -> Operand {
+        Operand { word, written: false }
+    }
+    const fn written(word: usize) -> Operand {
+        Operand { word, written: true }
+    }
+    match code {
+        operation::MEMORY_MOVE
+        | operation::APPLY_DELTA
+        | operation::DIF_INSERT
+        | operation::DIF_STRIP
+        | operation::DIF_UPDATE => const { &[read(2), written(3)] },
+        operation::FILL => const { &[written(3)] },
+        // A flush writes nothing that was not written.
+        operation::CACHE_FLUSH => const { &[read(3)] },
+        operation::COMPARE | operation::DRAIN => const { &[read(2), read(3)] },
+        operation::COMPARE_PATTERN | operation::DIF_CHECK => const { &[read(2)] },
+        operation::CREATE_DELTA => const { &[read(2), read(3), written(5)] },
+        operation::DUALCAST => const { &[read(2), written(3), written(5)] },
+        operation::CRC => const { &[read(2), read(6)] },
+        operation::COPY_WITH_CRC => const { &[read(2), written(3), read(6)] },
+        _ => &[],
+    }
 }
 
 /// A descriptor as the guest stored it, read once.
@@ -116,6 +176,16 @@ pub(super) struct Wishes {
 /// A completion record, as the device writes it.
 pub(super) type Record = [u64; RECORD_WORDS];
 
+/// The code of a completion record.
+pub(super) fn status_of(record: &Record) -> u8 {
+    (record[0] & status::CODE) as u8
+}
+
+/// The result of a completion record, of operations that have one.
+pub(super) fn result_of(record: &Record) -> u8 {
+    (record[0] >> 8) as u8
+}
+
 /// What the guest finds of a descriptor's end.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub(super) struct Answer {
@@ -134,7 +204,12 @@ impl Descriptor {
         }))
     }
 
-    fn flags(&self) -> u32 {
+    /// A word of it.
+    pub fn word(&self, word: usize) -> u64 {
+        self.0[word]
+    }
+
+    pub fn flags(&self) -> u32 {
         (self.0[0] >> 32) as u32 & flag::MASK
     }
 
@@ -142,11 +217,12 @@ impl Descriptor {
         self.flags() & flags == flags
     }
 
-    fn operation(&self) -> u8 {
+    pub fn operation(&self) -> u8 {
         (self.0[0] >> 56) as u8
     }
 
-    fn size(&self) -> u32 {
+    /// Bytes of transfer.
+    pub fn size(&self) -> u32 {
         self.0[4] as u32
     }
 
@@ -202,11 +278,13 @@ impl Descriptor {
         // Twice: with DIF, one side is longer than the other by a few bytes per block.
         let span = u64::from(self.size()) * 2;
         let limit = rules.memory.limit();
-        let beyond = self.addresses().find(|address| {
-            let end = address.checked_add(span);
+        let beyond = operands(self.operation()).iter().find(|operand| {
+            let end = self.word(operand.word).checked_add(span);
             end.is_none_or(|end| end > limit.0)
         });
-        beyond.map_or(Ok(()), |address| Err(Refused { code: status::PAGE_FAULT, flags: 0, address }))
+        beyond.map_or(Ok(()), |operand| {
+            Err(Refused { code: operand.fault(), flags: 0, address: self.word(operand.word) })
+        })
     }
 
     /// Flags that do not fit together, or that queues do not allow.
@@ -230,31 +308,11 @@ impl Descriptor {
         invalid | needed & !flags
     }
 
-    /// Addresses beside that of the completion record. Where a word is one only with a flag, it is zero without.
-    fn addresses(&self) -> impl Iterator<Item = u64> {
-        let words: &[usize] = match self.operation() {
-            operation::FILL | operation::CACHE_FLUSH => &[3],
-            operation::COMPARE_PATTERN | operation::DIF_CHECK => &[2],
-            operation::MEMORY_MOVE
-            | operation::COMPARE
-            | operation::APPLY_DELTA
-            | operation::DRAIN
-            | operation::DIF_INSERT
-            | operation::DIF_STRIP
-            | operation::DIF_UPDATE => &[2, 3],
-            operation::CREATE_DELTA | operation::DUALCAST => &[2, 3, 5],
-            operation::CRC => &[2, 6],
-            operation::COPY_WITH_CRC => &[2, 3, 6],
-            _ => &[],
-        };
-        words.iter().map(|word| self.0[*word])
-    }
-
     /// As the device gets it: unprivileged with that tag, completing to the driver.
     pub fn submission(&self, pasid: u32, record: Iova, handle: u16) -> Submission {
-        let flags = flag::RECORD_VALID | flag::REQUEST_RECORD | flag::REQUEST_INTERRUPT;
+        let flags = u64::from(COMPLETES_TO_DRIVER) << 32;
         let mut words = self.0;
-        words[0] = words[0] & !u64::from(u32::MAX) | u64::from(flags) << 32 | u64::from(pasid);
+        words[0] = words[0] & !u64::from(u32::MAX) | flags | u64::from(pasid);
         words[1] = record.0;
         words[4] = words[4] & !(0xffff << 32) | u64::from(handle) << 32;
         words
@@ -291,7 +349,7 @@ impl Refused {
 impl Wishes {
     /// What the guest finds of a descriptor that ended with that record.
     pub fn answer(&self, record: &Record) -> Answer {
-        let code = (record[0] & status::CODE) as u8;
+        let code = status_of(record);
         let failed = code != status::SUCCESS;
         match self.record {
             Some(place) => Answer {

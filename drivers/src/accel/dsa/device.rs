@@ -57,6 +57,8 @@ pub(super) struct Device<R, C> {
     pub msix: MsixLocation,
     /// Its PASID capability.
     pub pasid: PasidCapability,
+    /// No IOMMU stands in front of it: nothing is sent with a PASID.
+    pub untranslated: bool,
     /// Operations guests may use.
     pub operations: [u64; OPCAP_WORDS],
     /// BAR2.
@@ -141,15 +143,16 @@ impl<R: Registers, C: ConfigSpace> Device<R, C> {
     /// Programs a queue that is disabled as dedicated, tagged and unprivileged.
     pub fn program_dedicated(&self, wq: u8, size: u16, pasid: u32, limits: Limits) {
         if let Some(access) = self.gate.open() {
-            let mode = wqcfg::MODE_DEDICATED | pasid << wqcfg::PASID_SHIFT;
+            let mode = wqcfg::MODE_DEDICATED | wqcfg::PASID_EN | pasid << wqcfg::PASID_SHIFT;
             self.program(access.registers, wq, size, mode, limits);
         }
     }
 
-    /// Programs a queue that is disabled as shared: each descriptor brings its tag. All of it can be filled by the
-    /// hypervisor, which alone reaches its portals.
+    /// Programs a queue that is disabled as the one that is shared: each descriptor brings its tag, or none has one. All of
+    /// it can be filled by the hypervisor, which alone reaches its portals.
     pub fn program_shared(&self, registers: &R, wq: u8, size: u16) {
-        self.program(registers, wq, size, 0, self.limits());
+        let mode = if self.untranslated { wqcfg::MODE_DEDICATED } else { wqcfg::PASID_EN };
+        self.program(registers, wq, size, mode, self.limits());
     }
 
     fn program(&self, registers: &R, wq: u8, size: u16, mode: u32, limits: Limits) {
@@ -164,7 +167,7 @@ impl<R: Registers, C: ConfigSpace> Device<R, C> {
         };
         let transfer = limits.max_transfer_log2.min(ceiling.max_transfer_log2);
         registers.write32(at + wqcfg::THRESHOLD, u32::from(size));
-        registers.write32(at + wqcfg::MODE, mode | priority | wqcfg::PASID_EN);
+        registers.write32(at + wqcfg::MODE, mode | priority);
         registers
             .write32(at + wqcfg::LIMITS, u32::from(transfer) | u32::from(batch) << wqcfg::MAX_BATCH_SHIFT);
         registers.write32(at + wqcfg::OCCUPANCY_LIMIT, 0);

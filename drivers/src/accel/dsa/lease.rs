@@ -6,11 +6,13 @@
 //! it had is retired until that confirmation comes, or the whole device is reset.
 
 use alloc::string::String;
+use alloc::sync::Arc;
 use alloc::vec::Vec;
 
 use pasidon_kernel::base::addr::HostPhys;
+use pasidon_kernel::base::refusal::Refusal;
 use pasidon_kernel::dma::pasid::Pasid;
-use pasidon_kernel::vdev::parent::{Attached, InterruptBinding};
+use pasidon_kernel::vdev::parent::{Attached, InterruptBinding, UntranslatedMemory};
 
 use super::device::{Device, Limits};
 use super::errors::ErrorMailbox;
@@ -71,14 +73,25 @@ pub(super) trait Lease: Send {
     /// Sets the tag and lets completions use the interrupt. The guest's queue stays disabled.
     fn attach(&mut self, attached: &Attached);
 
+    /// The same without a tag, where there is no IOMMU.
+    ///
+    /// # Errors
+    /// When it sends what nobody checks.
+    fn attach_untranslated(&mut self, memory: Arc<dyn UntranslatedMemory>) -> Result<(), Refusal>;
+
+    /// Whether it is attached, with a tag or without.
+    fn is_attached(&self) -> bool {
+        self.pasid().is_some()
+    }
+
     /// Whether the whole device was reset since the last call: the guest's queue is then disabled.
     fn lost_by_reset(&mut self) -> bool;
 
     /// Whether the guest's queue is enabled, as the device says; `None` while that is about to change.
     fn is_enabled(&self) -> Option<bool>;
 
-    /// Has the queue, which is disabled, enabled with its tag, for as many descriptors as the guest gave it; false where it
-    /// has no tag.
+    /// Has the queue, which is disabled, enabled, for as many descriptors as the guest gave it; false where it is not
+    /// attached.
     fn enable(&mut self, limits: Limits, entries: u16) -> bool;
 
     /// Has it disabled, what was submitted completed first.

@@ -22,6 +22,7 @@
 //! | `queue` | queues, and who has each |
 //! | `lease`, `dedicated`, `shared` | the right to a part of the device; to a whole queue; to a share of one |
 //! | `share`, `descriptor` | the queue that is shared; what guests submit to it |
+//! | `pieces` | the same without an IOMMU, at host addresses |
 //! | `interrupts`, `errors` | MSI-X entries, events; what the device reports of errors |
 //! | `parent` | the [`Parent`](pasidon_kernel::vdev::parent::Parent) made of all that |
 //! | `vdev` | what a guest sees |
@@ -33,6 +34,7 @@ use alloc::sync::Arc;
 
 use pasidon_kernel::irq::host::Host;
 
+use crate::memory::DmaMemory;
 use crate::pci::Function;
 
 mod access;
@@ -48,6 +50,7 @@ mod interrupts;
 mod lease;
 mod parent;
 pub mod partition;
+mod pieces;
 mod queue;
 pub mod registers;
 mod share;
@@ -63,7 +66,7 @@ pub use capabilities::Capabilities;
 pub use descriptor::{DESCRIPTOR_BYTES, Submission};
 pub use parent::DsaParent;
 pub use partition::Partition;
-pub use share::{Enqueue, Trapping};
+pub use share::{Enqueue, Store};
 pub use survey::{Survey, check_portals, survey};
 
 /// Name of the type of a dedicated work queue.
@@ -87,10 +90,20 @@ pub struct Setup<R, C> {
     pub host: Arc<dyn Host>,
     /// What sizes the configuration wants.
     pub partition: Partition,
-    /// What trapped types need; `None` where the processor cannot submit to a shared queue.
-    pub trapping: Option<Trapping>,
+    /// How descriptors of trapped types get to it.
+    pub sending: Sending,
+    /// For completion records.
+    pub memory: Arc<dyn DmaMemory>,
     /// Settings.
     pub options: Options,
+}
+
+/// How descriptors of trapped types get to the device, where the processor can do that.
+pub enum Sending {
+    /// Behind an IOMMU, each with the PASID of its vdev.
+    Tagged(Option<Arc<dyn Enqueue>>),
+    /// Without an IOMMU, at host addresses.
+    Untranslated(Option<Arc<dyn Store>>),
 }
 
 /// Settings of the driver.

@@ -24,7 +24,7 @@ use super::share::Member;
 use super::shared::{NoShare, ShareLease};
 use super::survey::{self, check_portals};
 use super::vdev::DsaVdev;
-use super::{Capabilities, Setup, TYPE_DWQ, TYPE_SWQ};
+use super::{Capabilities, Sending, Setup, TYPE_DWQ, TYPE_SWQ};
 use crate::pci::ConfigSpace;
 use crate::registers::Registers;
 
@@ -48,10 +48,13 @@ impl<R: Registers, C: ConfigSpace> DsaParent<R, C> {
     /// # Errors
     /// When the device lacks what Pasidon needs of it, or does not do in time what it is told.
     pub fn new(setup: Setup<R, C>) -> Result<Arc<Self>, Refusal> {
-        let can_trap = setup.trapping.is_some();
+        let can_trap = match &setup.sending {
+            Sending::Tagged(portals) => portals.is_some(),
+            Sending::Untranslated(portals) => portals.is_some(),
+        };
         let device = Arc::new(Device::bring_up(setup)?);
         let usable = device.queues.iter().filter(|queue| queue.is_offered()).count() as u16;
-        let instances = if portals_allowed(&device) { usable } else { 0 };
+        let instances = if portals_allowed(&device) && !device.untranslated { usable } else { 0 };
         let dwq = VdevType {
             name: TYPE_DWQ,
             description: "a dedicated work queue, its portal mapped into the guest",
@@ -61,9 +64,9 @@ impl<R: Registers, C: ConfigSpace> DsaParent<R, C> {
         };
         let swq = VdevType {
             name: TYPE_SWQ,
-            description: "a share of a shared work queue, its portal trapped",
+            description: "a share of a work queue, its portal trapped",
             direct_portal: false,
-            needs_iommu: Some("sends with a PASID of each vdev"),
+            needs_iommu: (!device.untranslated).then_some("sends with a PASID of each vdev"),
             instances: device.free_entries.lock().len() as u16,
         };
         Ok(Arc::new(Self { device, types: [dwq, swq], can_trap }))
@@ -164,7 +167,12 @@ impl<R: Registers + 'static, C: ConfigSpace + 'static> DsaParent<R, C> {
     fn create_share(&self, what: String, request: &VdevRequest<'_>) -> Result<Box<dyn VdevModel>, Refusal> {
         let device = &self.device;
         if device.shared.is_none() {
-            let (why, remedy) = if !device.capabilities.can_share() {
+            let (why, remedy) = if device.untranslated && !self.can_trap {
+                (
+                    "the processor has no 64-byte store (MOVDIR64B), by which descriptors get to a queue",
+                    "use a machine whose processor has it",
+                )
+            } else if !device.untranslated && !device.capabilities.can_share() {
                 (
                     "the device has no shared work queues, or no Abort PASID (WQCAP, CMDCAP)",
                     "use another parent",
@@ -226,7 +234,7 @@ impl<R: Registers + 'static, C: ConfigSpace + 'static> Parent for DsaParent<R, C
 
     fn available(&self, type_name: &str) -> u16 {
         match type_name {
-            TYPE_DWQ if portals_allowed(&self.device) => {
+            TYPE_DWQ if portals_allowed(&self.device) && !self.device.untranslated => {
                 self.device.queues.iter().filter(|queue| queue.is_free()).count() as u16
             }
             TYPE_SWQ => self.device.free_entries.lock().len() as u16,
@@ -292,10 +300,8 @@ impl<R: Registers + 'static, C: ConfigSpace + 'static> Parent for DsaParent<R, C
     fn look(&self, concerned: &mut dyn FnMut(Pasid)) -> bool {
         let waited = self.commands_wait();
         self.device.look();
-        if let Some(shared) = &self.device.shared {
-            shared.look(concerned);
-        }
-        waited
+        let nameless = self.device.shared.as_ref().is_some_and(|shared| shared.look(concerned));
+        waited || nameless
     }
 
     fn recover(&self, unreached: &ParentUnreached) -> Result<(), Refusal> {

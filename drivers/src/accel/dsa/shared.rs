@@ -3,7 +3,9 @@
 //!
 //! **Principle.** The guest sees a queue of its own that is enabled and disabled; the device's queue stays enabled, as
 //! others use it. What the guest asks of its queue is done here, but for one thing: that nothing of it is in flight any
-//! more is the device's word (Abort PASID), never what was read in memory.
+//! more is the device's word. With PASIDs that is the end of Abort PASID, never what was read in memory, which guests may
+//! reach by the device. Without an IOMMU there is no such command; but no address of the completion records is ever
+//! given to the device for a guest, so that they are the device's word.
 
 use alloc::format;
 use alloc::string::{String, ToString};
@@ -12,15 +14,16 @@ use alloc::vec::Vec;
 use core::sync::atomic::Ordering;
 
 use pasidon_kernel::base::addr::HostPhys;
+use pasidon_kernel::base::refusal::Refusal;
 use pasidon_kernel::dma::pasid::Pasid;
-use pasidon_kernel::vdev::parent::{Attached, InterruptBinding};
+use pasidon_kernel::vdev::parent::{Attached, InterruptBinding, UntranslatedMemory};
 
-use super::commands::{Command, CommandFailure};
+use super::commands::Command;
 use super::device::{Device, Limits};
 use super::errors::ErrorMailbox;
 use super::lease::{Lease, VECTOR_COMPLETION};
 use super::share::guest::Share;
-use super::share::{Member, Tag};
+use super::share::{Member, Reach};
 use super::slot::{Progress, Waiter};
 use crate::pci::ConfigSpace;
 use crate::registers::Registers;
@@ -32,8 +35,8 @@ enum Doing {
     Enabled,
     /// Being disabled, once what was submitted is completed.
     Draining { since_ns: u64 },
-    /// Disabled, and there was nothing to abort.
-    Reset,
+    /// Disabled at once. Nothing is in flight, or what is ends by itself, where no command ends it.
+    Reset { since_ns: u64 },
 }
 
 /// Why there is no share to be had.
@@ -106,10 +109,28 @@ impl<R: Registers, C: ConfigSpace> ShareLease<R, C> {
         self.device.resets.load(Ordering::Acquire) != self.ran_after && self.is_enabled() == Some(false)
     }
 
-    fn abort_for_good(&mut self, patience_ns: u64) -> Result<(), CommandFailure> {
-        // Without a tag nothing is in flight.
-        let Some(abort) = self.abort() else { return Ok(()) };
-        self.device.end_with(self.waiter(), abort, &mut self.stopping, patience_ns)
+    fn abort_for_good(&mut self, patience_ns: u64) -> Result<(), String> {
+        let Some(abort) = self.abort() else { return self.wait_for_flights(patience_ns) };
+        let ended = self.device.end_with(self.waiter(), abort, &mut self.stopping, patience_ns);
+        ended.map_err(|failure| failure.to_string())
+    }
+
+    /// Without PASIDs no command ends what is one vdev's; but no guest can write what the device completes to, either.
+    fn wait_for_flights(&mut self, patience_ns: u64) -> Result<(), String> {
+        let host = Arc::clone(&self.device.host);
+        let deadline = host.now_ns().saturating_add(patience_ns);
+        loop {
+            let late = host.now_ns() >= deadline;
+            self.share.collect();
+            if self.member().is_idle() {
+                return Ok(());
+            }
+            if late {
+                let [.., in_flight] = self.member().counts();
+                return Err(format!("{in_flight} descriptors of it have not ended"));
+            }
+            core::hint::spin_loop();
+        }
     }
 }
 
@@ -165,9 +186,20 @@ impl<R: Registers, C: ConfigSpace> Lease for ShareLease<R, C> {
     fn attach(&mut self, attached: &Attached) {
         let Some(window) = attached.window else { return };
         self.may_be_running = true;
-        self.member().set_tag(Some(Tag { pasid: attached.pasid, records: window.iova }));
+        self.member().set_reach(Some(Reach::Tagged { pasid: attached.pasid, records: window.iova }));
         self.device.permit_interrupt(self.member().interrupt.entry, Some(attached.pasid.value()));
         self.share.attach(attached);
+    }
+
+    fn attach_untranslated(&mut self, memory: Arc<dyn UntranslatedMemory>) -> Result<(), Refusal> {
+        self.may_be_running = true;
+        self.member().set_reach(Some(Reach::Untranslated(Arc::clone(&memory))));
+        self.share.attach_untranslated(memory);
+        Ok(())
+    }
+
+    fn is_attached(&self) -> bool {
+        self.member().is_attached()
     }
 
     fn lost_by_reset(&mut self) -> bool {
@@ -182,7 +214,7 @@ impl<R: Registers, C: ConfigSpace> Lease for ShareLease<R, C> {
     }
 
     fn enable(&mut self, limits: Limits, entries: u16) -> bool {
-        if self.pasid().is_none() {
+        if !self.is_attached() {
             return false;
         }
         self.open = entries.min(self.entries);
@@ -206,21 +238,26 @@ impl<R: Registers, C: ConfigSpace> Lease for ShareLease<R, C> {
         self.doing = None;
         match self.abort().filter(|_| !self.member().is_idle()) {
             Some(abort) => self.device.give(self.waiter(), abort, false),
-            None => self.doing = Some(Doing::Reset),
+            None => self.doing = Some(Doing::Reset { since_ns: self.device.host.now_ns() }),
         }
     }
 
     fn progress(&mut self) -> Progress {
         let queue = self.share.queue().index();
+        if self.doing.is_some() {
+            self.share.collect();
+        }
         match self.doing {
             Some(Doing::Enabled) => {
                 self.doing = None;
                 Progress::Ended(Command::EnableWq(queue), Ok(()))
             }
-            Some(Doing::Reset) => {
+            Some(Doing::Reset { .. }) if self.member().is_idle() => {
                 self.doing = None;
+                self.share.queue().forget(self.member());
                 Progress::Ended(Command::ResetWq(queue), Ok(()))
             }
+            Some(Doing::Reset { since_ns }) => Progress::Waiting(Command::ResetWq(queue), since_ns),
             Some(Doing::Draining { .. }) if self.member().is_done() => {
                 self.doing = None;
                 Progress::Ended(Command::DisableWq(queue), Ok(()))
@@ -256,7 +293,7 @@ impl<R: Registers, C: ConfigSpace> Lease for ShareLease<R, C> {
         self.member().silence();
         self.doing = None;
         if self.may_be_running && !self.was_stopped_by_reset() {
-            self.abort_for_good(patience_ns).map_err(|failure| {
+            self.abort_for_good(patience_ns).inspect_err(|failure| {
                 if !core::mem::replace(&mut self.retired, true) {
                     log::error!(
                         "parent {}: {} retired: {failure}; it is used again once the device has confirmed its stop",
@@ -264,14 +301,13 @@ impl<R: Registers, C: ConfigSpace> Lease for ShareLease<R, C> {
                         self.member()
                     );
                 }
-                failure.to_string()
             })?;
         }
         self.retired = false;
         self.stopping = false;
         self.device.permit_interrupt(self.member().interrupt.entry, None);
         self.share.queue().forget(self.member());
-        self.member().set_tag(None);
+        self.member().set_reach(None);
         self.member().errors.clear();
         self.may_be_running = false;
         Ok(())

@@ -6,7 +6,7 @@ use crate::base::drained::Drained;
 use crate::config::parse;
 use crate::vdev::parent::{
     Attached, DeviceQuiesced, DmaTag, InterruptBinding, ParentEvent, PciIdentity, Portal, QuiesceFailed,
-    Remains, VdevRegisters, VdevType,
+    Remains, UntranslatedMemory, VdevRegisters, VdevType,
 };
 use crate::vm::exit::MsiMessage;
 use std::sync::{Arc, Mutex};
@@ -145,6 +145,10 @@ impl VdevModel for Slice {
         unreachable!("only reserved")
     }
     fn attach(&mut self, _: Attached) -> Result<(), Refusal> {
+        unreachable!("only reserved")
+    }
+
+    fn attach_untranslated(&mut self, _: Arc<dyn UntranslatedMemory>) -> Result<(), Refusal> {
         unreachable!("only reserved")
     }
     fn quiesce(&mut self) -> Result<DeviceQuiesced, QuiesceFailed> {

@@ -230,13 +230,12 @@ fn take_parents(
             continue;
         };
         let name = &parent.name.value;
-        let taken = machine.bring_up(parent, device, planned(config, name)).and_then(|driver| {
-            let options = ParentOptions {
-                iommu: parent.iommu.value,
-                unsafe_portals: parent.allow_unsafe_portals.value,
-            };
-            system.add_parent(driver, options).map(|()| driver)
-        });
+        let options =
+            ParentOptions { iommu: parent.iommu.value, unsafe_portals: parent.allow_unsafe_portals.value };
+        let taken = system
+            .check_confinement(name, device.requester, options)
+            .and_then(|()| machine.bring_up(parent, device, planned(config, name)))
+            .and_then(|driver| system.add_parent(driver, options).map(|()| driver));
         match &taken {
             Ok(driver) => log::info!("parent {name}: {} at {}", description(*driver), device.requester),
             Err(refusal) => tell(&[parent.refused(parent.selector.at, refusal)]),

@@ -34,7 +34,7 @@ fn a_parent_whose_slices_have_requester_ids_of_their_own_is_refused() {
 #[test]
 fn iommu_off_is_for_trapped_types_only_and_tainted() {
     for iommu in [false, true] {
-        let mut options = Options { iommu, ..Options::default() };
+        let mut options = Options { iommu, bypassed: true, ..Options::default() };
         options.parent.iommu = false;
         let (machine, added) = TestMachine::with(options);
         added.unwrap();
@@ -49,6 +49,9 @@ fn iommu_off_is_for_trapped_types_only_and_tainted() {
         system.create_vdev(machine.truth, &alpha, &trapped(), None).unwrap();
         assert_eq!(system.vdev_infos()[0].pasid, None);
         assert_eq!(system.taints(), ["dsa0: iommu = \"off\", no IOMMU confines it"]);
+        let [vdev] = &system.vdev_infos()[..] else { panic!("one vdev") };
+        assert_eq!(vdev.taints, ["iommu = \"off\", no IOMMU confines it"]);
+        assert_eq!(vdev.taints, system.parent_infos()[0].taints);
         machine.assert_sound();
         // It may reach any memory: where it does not stop, the VM's is held.
         machine.truth.fail(Fail::Quiesce);
@@ -60,6 +63,19 @@ fn iommu_off_is_for_trapped_types_only_and_tainted() {
         system.recover_parent(machine.truth, "dsa0").unwrap();
         machine.assert_as_at_start();
     }
+}
+
+#[test]
+fn iommu_off_is_not_for_a_device_behind_one() {
+    let mut options = Options::default();
+    options.parent.iommu = false;
+    let (machine, added) = TestMachine::with(options);
+    assert_eq!(
+        added.unwrap_err().to_string(),
+        "parent dsa0: iommu = \"off\", and an IOMMU stands in front of it, which lets through what has a PASID only; \
+         remove iommu = \"off\""
+    );
+    assert!(machine.truth.lock().claimed.is_empty());
 }
 
 #[test]

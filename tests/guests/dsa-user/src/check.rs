@@ -232,6 +232,7 @@ impl Operation {
             destination,
             size: u32::try_from(self.size)?,
             seed: 0,
+            flags: 0,
             interrupt: queue.interrupt,
         }));
         wait.complete(memory, RECORD_AT)

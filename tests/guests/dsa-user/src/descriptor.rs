@@ -46,6 +46,8 @@ pub struct Fields {
     pub size: u32,
     /// Where a CRC starts.
     pub seed: u32,
+    /// Flags beside those of the completion, as the specification numbers them.
+    pub flags: u32,
     /// The queue's interrupt handle, where one is wanted.
     pub interrupt: Option<u16>,
 }
@@ -54,7 +56,7 @@ impl Descriptor {
     /// Puts the fields in their places. The PASID field stays 0: a dedicated queue has its own.
     pub fn new(fields: &Fields) -> Self {
         let interrupt = if fields.interrupt.is_some() { flags::INTERRUPT_REQUEST } else { 0 };
-        let flags = flags::COMPLETION_VALID | flags::COMPLETION_REQUEST | interrupt;
+        let flags = fields.flags | flags::COMPLETION_VALID | flags::COMPLETION_REQUEST | interrupt;
         Self([
             u64::from(fields.operation) << 56 | u64::from(flags) << 32,
             fields.record,
@@ -120,10 +122,11 @@ mod tests {
             destination: 0x3000,
             size: 0x400,
             seed: 0x5eed,
+            flags: 1 << 7,
             interrupt: Some(0x12),
         });
         let words = descriptor.words();
-        assert_eq!(words[0], 0x0300_001c_0000_0000);
+        assert_eq!(words[0], 0x0300_009c_0000_0000);
         assert_eq!(words[1..4], [0x1000, 0x2000, 0x3000]);
         assert_eq!(words[4..6], [0x12_0000_0400, 0x5eed]);
         assert_eq!(size_of::<Descriptor>(), 64);

@@ -13,7 +13,7 @@
 //! | `wait` | waits for the answer: by looking, or by interrupt |
 //! | `check` | operations with random data, each compared with what the processor computes |
 //! | `load` | copies for a time, so many at once |
-//! | `poke` | one copy between addresses of the user's choice |
+//! | `poke` | one copy, or another operation, between addresses of the user's choice |
 //!
 //! Nothing here knows that there is a hypervisor. The queue carries a PASID of which the guest sees nothing, and
 //! addresses are guest-physical ones, since the guest has no IOMMU of its own.
@@ -61,7 +61,7 @@ enum Command {
     /// The last line says how many copies there were, how many of them failed, how many in a second, and the time from
     /// submission to completion as this program saw it: the median, and what 99 of 100 did not exceed.
     Load(load::Load),
-    /// One copy between addresses of your choice, also ones that are not yours
+    /// One copy, or another operation, between addresses of your choice, also ones that are not yours
     ///
     /// The last line says what came of it: result=ok, error (with the status and the address that the device reports)
     /// or timeout, and with --fill whether the destination holds the filled bytes. The exit status is 0 if the device

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! One copy between addresses of the user's choice.
+//! One copy, or another operation, between addresses of the user's choice.
 //!
 //! **Principle.** Isolation shows where a guest names memory that it does not own, or an address that its neighbour
 //! uses too. The device is told exactly what the user says; this program itself only touches what it may: its own
@@ -19,6 +19,8 @@ const SOURCE_AT: usize = 0x1000;
 const DESTINATION_AT: usize = SIZE / 2;
 /// Most bytes of the copy.
 const LARGEST: u32 = (SIZE / 2 - SOURCE_AT) as u32;
+/// All flags of a descriptor.
+const FLAGS: u32 = 0xff_ffff;
 /// What is filled is written in words.
 const WORD: usize = 8;
 
@@ -39,6 +41,12 @@ pub struct Poke {
     /// or memmap= on its command line), a multiple of 8, as must be the length.
     #[arg(long)]
     fill: Option<u8>,
+    /// The operation's code; addresses and length go to where a copy has them
+    #[arg(long, value_parser = small, default_value = "0x03", value_name = "CODE")]
+    operation: u8,
+    /// Flags beside those of the completion, as bits
+    #[arg(long, value_parser = flags, default_value = "0", value_name = "BITS")]
+    flags: u32,
 }
 
 /// What came of it.
@@ -65,7 +73,14 @@ impl Outcome {
 impl fmt::Display for Poke {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let [src, dst] = [self.src, self.dst].map(|address| address.unwrap_or(0));
-        write!(f, "src={src} dst={dst} len={}", self.len)
+        write!(f, "src={src} dst={dst} len={}", self.len)?;
+        if self.operation != operation::MEMORY_MOVE {
+            write!(f, " operation={:#04x}", self.operation)?;
+        }
+        if self.flags != 0 {
+            write!(f, " flags={:#x}", self.flags)?;
+        }
+        Ok(())
     }
 }
 
@@ -94,6 +109,18 @@ fn number(text: &str) -> Result<u64, core::num::ParseIntError> {
     }
 }
 
+/// The same for what an operation's code may be.
+fn small(text: &str) -> Result<u8, String> {
+    let value = number(text).map_err(|error| error.to_string())?;
+    u8::try_from(value).map_err(|_| "more than 0xff".to_string())
+}
+
+/// The same for what flags may be.
+fn flags(text: &str) -> Result<u32, String> {
+    let value = number(text).map_err(|error| error.to_string())?;
+    u32::try_from(value).ok().filter(|flags| *flags <= FLAGS).ok_or_else(|| "more than 24 bits".to_string())
+}
+
 /// Does the copy.
 pub fn run(options: &Poke, memory: &mut Memory, queue: &Queue, wait: &Wait) -> Result<Outcome> {
     let len = options.len as usize;
@@ -120,12 +147,13 @@ pub fn run(options: &Poke, memory: &mut Memory, queue: &Queue, wait: &Wait) -> R
         }
     }
     queue.portal.submit(&Descriptor::new(&Fields {
-        operation: operation::MEMORY_MOVE,
+        operation: options.operation,
         record: memory.address(RECORD_AT),
         source: options.src.unwrap_or(memory.address(SOURCE_AT)),
         destination: options.dst.unwrap_or(memory.address(DESTINATION_AT)),
         size: options.len,
         seed: 0,
+        flags: options.flags,
         interrupt: queue.interrupt,
     }));
     let waited = wait.complete(memory, RECORD_AT);
@@ -154,15 +182,26 @@ mod tests {
         assert_eq!(number("0x123456000").unwrap(), 0x1_2345_6000);
         assert_eq!(number("4096").unwrap(), 4096);
         assert!(number("12k").is_err());
+        assert_eq!((small("0x20"), flags("2")), (Ok(0x20), Ok(2)));
+        assert!(small("256").is_err() && flags("0x1000000").is_err());
     }
 
     #[test]
     fn the_line_says_what_came_of_it() {
-        let poke = Poke { src: None, dst: Some(0x2000_0000), len: 4096, fill: None };
+        let plain = Poke {
+            src: None,
+            dst: Some(0x2000_0000),
+            len: 4096,
+            fill: None,
+            operation: operation::MEMORY_MOVE,
+            flags: 0,
+        };
         let outcome = Outcome { answer: Answer::Error(3, 0x2000_0000), matches: None };
         assert_eq!(
-            format!("{poke} {outcome}"),
+            format!("{plain} {outcome}"),
             "src=0 dst=536870912 len=4096 result=error match=none status=0x03 address=0x20000000"
         );
+        let other = Poke { operation: 1, flags: 2, dst: None, ..plain };
+        assert_eq!(other.to_string(), "src=0 dst=0 len=4096 operation=0x01 flags=0x2");
     }
 }

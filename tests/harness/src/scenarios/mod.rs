@@ -68,6 +68,7 @@ pub const ALL: &[Scenario] = &[
     configuration::TWINS,
     configuration::OF_ALL,
     no_iommu::REFUSED,
+    no_iommu::OFF,
     no_iommu::BYPASSED,
 ];
 

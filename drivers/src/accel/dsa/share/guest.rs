@@ -4,18 +4,35 @@
 use alloc::sync::Arc;
 use core::sync::atomic::{Ordering, fence};
 
-use pasidon_kernel::vdev::parent::Attached;
+use pasidon_kernel::vdev::parent::{Attached, SliceMemory, UntranslatedMemory};
 
 use super::super::capabilities::OPCAP_WORDS;
 use super::super::descriptor::{Answer, Descriptor, Refused, Rules};
+use super::super::pieces::Work;
 use super::{Member, SharedQueue};
+
+/// The guest's memory.
+#[derive(Clone)]
+enum GuestSide {
+    Translated(Arc<dyn SliceMemory>),
+    Untranslated(Arc<dyn UntranslatedMemory>),
+}
+
+impl GuestSide {
+    fn memory(&self) -> &dyn SliceMemory {
+        match self {
+            Self::Translated(memory) => &**memory,
+            Self::Untranslated(memory) => &**memory,
+        }
+    }
+}
 
 /// The way of a guest's descriptors to the device and back.
 pub(in super::super) struct Share {
     queue: Arc<SharedQueue>,
     member: Arc<Member>,
     handle: u16,
-    attached: Option<Attached>,
+    memory: Option<GuestSide>,
     /// Log2 of the largest transfer in bytes that the guest gave its queue.
     max_transfer_log2: u8,
 }
@@ -23,7 +40,7 @@ pub(in super::super) struct Share {
 impl Share {
     /// `handle`: what the guest's descriptors name the interrupt of completions with.
     pub fn new(queue: Arc<SharedQueue>, member: Arc<Member>, handle: u16) -> Self {
-        Self { queue, member, handle, attached: None, max_transfer_log2: 0 }
+        Self { queue, member, handle, memory: None, max_transfer_log2: 0 }
     }
 
     pub fn queue(&self) -> &SharedQueue {
@@ -35,7 +52,11 @@ impl Share {
     }
 
     pub fn attach(&mut self, attached: &Attached) {
-        self.attached = Some(attached.clone());
+        self.memory = Some(GuestSide::Translated(Arc::clone(&attached.memory)));
+    }
+
+    pub fn attach_untranslated(&mut self, memory: Arc<dyn UntranslatedMemory>) {
+        self.memory = Some(GuestSide::Untranslated(memory));
     }
 
     /// The largest transfer from here on.
@@ -46,14 +67,18 @@ impl Share {
     /// Takes a descriptor that the guest stored. What is refused is answered at once: its record is written.
     pub fn submit(&mut self, descriptor: &Descriptor, operations: &[u64; OPCAP_WORDS]) -> Option<Answer> {
         // A queue that is disabled ignores what is stored to its portal.
-        let attached = self.attached.as_ref().filter(|_| self.member.is_open())?;
+        let side = self.memory.as_ref().filter(|_| self.member.is_open())?;
         let rules = Rules {
             operations,
             max_transfer_log2: self.max_transfer_log2,
             handle: self.handle,
-            memory: &*attached.memory,
+            memory: side.memory(),
         };
-        let refused = match descriptor.check(&rules) {
+        let proven = || match side {
+            GuestSide::Translated(_) => Ok(()),
+            GuestSide::Untranslated(memory) => Work::new(*descriptor, &**memory).map(drop),
+        };
+        let refused = match descriptor.check(&rules).and_then(|()| proven()) {
             Ok(()) if self.queue.submit(&self.member, *descriptor) => return None,
             Ok(()) => Refused::FULL,
             Err(refused) => refused,
@@ -78,12 +103,12 @@ impl Share {
 
     /// Writes a completion record for the guest; the status comes last.
     fn write_record(&self, answer: &Answer) {
-        let (Some(attached), Some((place, record))) = (&self.attached, &answer.record) else { return };
+        let (Some(side), Some((place, record))) = (&self.memory, &answer.record) else { return };
         // Where it is memory no more, nobody waits for it.
         for (word, value) in record.iter().enumerate().rev() {
             fence(Ordering::SeqCst);
             if let Some(place) = place.checked_add(word as u64 * 8) {
-                attached.memory.write_u64(place, *value);
+                side.memory().write_u64(place, *value);
             }
         }
     }

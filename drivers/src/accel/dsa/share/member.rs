@@ -2,28 +2,36 @@
 //! One who has a share of a queue: what waits, what the device has, and what it has completed.
 
 use alloc::collections::VecDeque;
+use alloc::sync::Arc;
 use core::fmt;
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use pasidon_kernel::base::addr::{HostPhys, Iova, PAGE_SIZE};
 use pasidon_kernel::dma::pasid::Pasid;
+use pasidon_kernel::vdev::parent::UntranslatedMemory;
 use pasidon_kernel::vdev::turns::MemberId;
 use spin::Mutex;
 
-use super::super::descriptor::{Descriptor, RECORD_BYTES, RECORD_WORDS, Record, Wishes, status};
+use super::super::descriptor::{Descriptor, RECORD_BYTES, RECORD_WORDS, Record, Submission, Wishes, status};
 use super::super::errors::ErrorMailbox;
-use super::{ShareInterrupt, Trapping};
+use super::super::pieces::Work;
+use super::{Portals, ShareInterrupt, Trapping};
 use crate::memory::DmaMemory;
 
 /// Stands for no tag.
 const NO_PASID: u32 = u32::MAX;
 
-/// With what a member sends.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(in super::super) struct Tag {
-    pub pasid: Pasid,
-    /// Where the device finds the page with the completion records.
-    pub records: Iova,
+/// What a member's descriptors reach.
+#[derive(Clone)]
+pub(in super::super) enum Reach {
+    /// What the I/O address space behind a PASID maps.
+    Tagged {
+        pasid: Pasid,
+        /// Where the device finds the page with the completion records.
+        records: Iova,
+    },
+    /// What is put into them, without an IOMMU.
+    Untranslated(Arc<dyn UntranslatedMemory>),
 }
 
 /// Who has a share of a queue.
@@ -36,7 +44,7 @@ pub(in super::super) struct Member {
     /// Errors that the device reported for it.
     pub errors: ErrorMailbox,
     pub(super) state: Mutex<State>,
-    /// As in the tag.
+    /// As in its reach.
     pasid: AtomicU32,
     submitted: AtomicU64,
     completed: AtomicU64,
@@ -49,6 +57,8 @@ struct Flight {
     record: u8,
     /// `None`: the guest is not told of it any more.
     wishes: Option<Wishes>,
+    /// What there is to do of it, where it is done in pieces.
+    work: Option<Work>,
     completed: bool,
 }
 
@@ -70,7 +80,7 @@ pub(super) struct State {
     open: Option<u16>,
     /// The device is being reset.
     pub(super) suspended: bool,
-    tag: Option<Tag>,
+    reach: Option<Reach>,
     /// What waits, the oldest first.
     pub(super) backlog: VecDeque<Descriptor>,
     /// What was sent, the oldest first.
@@ -109,7 +119,7 @@ impl Member {
             state: Mutex::new(State {
                 open: None,
                 suspended: false,
-                tag: None,
+                reach: None,
                 backlog: VecDeque::with_capacity(most),
                 flights: VecDeque::with_capacity(most),
                 records: u128::MAX,
@@ -133,21 +143,30 @@ impl Member {
         self.page
     }
 
-    /// Its tag while it has one.
+    /// Its tag while it has one; without an IOMMU it has none.
     pub fn pasid(&self) -> Option<Pasid> {
         Pasid::new(self.pasid.load(Ordering::Acquire))
     }
 
-    /// Its tag from here on.
-    pub fn set_tag(&self, tag: Option<Tag>) {
-        self.state.lock().tag = tag;
-        self.pasid.store(tag.map_or(NO_PASID, |tag| tag.pasid.value()), Ordering::Release);
+    /// What it reaches from here on.
+    pub fn set_reach(&self, reach: Option<Reach>) {
+        let pasid = match &reach {
+            Some(Reach::Tagged { pasid, .. }) => pasid.value(),
+            _ => NO_PASID,
+        };
+        self.state.lock().reach = reach;
+        self.pasid.store(pasid, Ordering::Release);
     }
 
-    /// The guest's queue takes that many descriptors from here on. Not without a tag, and while the device is reset.
+    /// Whether it reaches something.
+    pub fn is_attached(&self) -> bool {
+        self.state.lock().reach.is_some()
+    }
+
+    /// The guest's queue takes that many descriptors from here on. Not while it reaches nothing, and while the device is reset.
     pub fn open(&self, entries: u16) -> bool {
         let mut state = self.state.lock();
-        let may = state.tag.is_some() && !state.suspended;
+        let may = state.reach.is_some() && !state.suspended;
         if may {
             state.open = Some(entries);
         }
@@ -210,6 +229,37 @@ impl Member {
     fn record(&self, record: u8) -> HostPhys {
         HostPhys(self.page.0 + u64::from(record) * RECORD_BYTES)
     }
+
+    fn clear_record(&self, record: u8, memory: &dyn DmaMemory) {
+        let place = self.record(record);
+        for half in 0..RECORD_WORDS as u64 / 2 {
+            memory.write128(HostPhys(place.0 + half * 16), [0; 2]);
+        }
+    }
+
+    fn read_record(&self, record: u8, memory: &dyn DmaMemory) -> Record {
+        let place = self.record(record);
+        core::array::from_fn(|word| memory.read64(HostPhys(place.0 + word as u64 * 8)))
+    }
+}
+
+impl Flight {
+    /// The device has completed what it had of it: what it gets next, where there is more, and somebody waits for it.
+    fn next_piece(
+        &mut self,
+        trapping: &Trapping,
+        member: &Member,
+        reached: &dyn UntranslatedMemory,
+    ) -> Option<Submission> {
+        let work = self.work.as_mut().filter(|_| self.wishes.is_some())?;
+        let record = member.read_record(self.record, &*trapping.memory);
+        if !work.advance(&record) {
+            return None;
+        }
+        member.clear_record(self.record, &*trapping.memory);
+        let handle = member.interrupt.handle.load(Ordering::Acquire);
+        work.next(reached, member.record(self.record), handle)
+    }
 }
 
 impl fmt::Display for Member {
@@ -226,7 +276,7 @@ impl State {
 
     /// Whether one more may be sent, as far as this member goes.
     pub fn may_send(&self) -> bool {
-        self.tag.is_some() && !self.suspended && self.in_flight < self.part && self.records != 0
+        self.reach.is_some() && !self.suspended && self.in_flight < self.part && self.records != 0
     }
 
     /// Whether it has something to send, and may.
@@ -236,37 +286,58 @@ impl State {
 
     /// Gives the device a descriptor, for which it has room. To be asked first: [`State::may_send`].
     pub fn send(&mut self, trapping: &Trapping, member: &Member, descriptor: &Descriptor) -> Sent {
-        let (Some(tag), record @ 0..128) = (self.tag, self.records.trailing_zeros()) else {
-            return Sent::Retry;
-        };
+        let record @ 0..128 = self.records.trailing_zeros() else { return Sent::Retry };
         let record = record as u8;
-        let place = member.record(record);
-        for half in 0..RECORD_WORDS as u64 / 2 {
-            trapping.memory.write128(HostPhys(place.0 + half * 16), [0; 2]);
-        }
-        let iova = Iova(tag.records.0 + u64::from(record) * RECORD_BYTES);
-        let ShareInterrupt { handle, portal, .. } = &member.interrupt;
-        let handle = handle.load(Ordering::Acquire);
-        let submission = descriptor.submission(tag.pasid.value(), iova, handle);
-        if !trapping.enqueue.enqueue(*portal, &submission) {
+        let handle = member.interrupt.handle.load(Ordering::Acquire);
+        let portal = member.interrupt.portal;
+        member.clear_record(record, &*trapping.memory);
+        let (accepted, work) = match (&self.reach, &trapping.portals) {
+            (Some(Reach::Tagged { pasid, records }), Portals::Deferrable(portals)) => {
+                let iova = Iova(records.0 + u64::from(record) * RECORD_BYTES);
+                (portals.enqueue(portal, &descriptor.submission(pasid.value(), iova, handle)), None)
+            }
+            (Some(Reach::Untranslated(memory)), Portals::Posted(portals)) => {
+                let mut work = Work::new(*descriptor, &**memory).ok();
+                let piece =
+                    work.as_mut().and_then(|work| work.next(&**memory, member.record(record), handle));
+                piece.iter().for_each(|piece| portals.store(portal, piece));
+                (piece.is_some(), work)
+            }
+            _ => (false, None),
+        };
+        if !accepted {
             member.deferred.fetch_add(1, Ordering::Relaxed);
             return Sent::Retry;
         }
         self.records &= !(1 << record);
         self.in_flight += 1;
-        self.flights.push_back(Flight { record, wishes: Some(descriptor.wishes()), completed: false });
+        self.flights.push_back(Flight { record, wishes: Some(descriptor.wishes()), work, completed: false });
         member.submitted.fetch_add(1, Ordering::Relaxed);
         Sent::Accepted
     }
 
     /// Sees what the device has completed; how many there were. The newest is looked at first: what a drain waited for
     /// is then seen as completed where the drain is.
-    pub fn collect(&mut self, memory: &dyn DmaMemory, member: &Member) -> u32 {
+    pub fn collect(&mut self, trapping: &Trapping, member: &Member) -> u32 {
         let mut completed = 0;
+        let goes_on = !self.suspended;
         for flight in self.flights.iter_mut().rev().filter(|flight| !flight.completed) {
-            if memory.read64(member.record(flight.record)) & status::CODE != 0 {
-                flight.completed = true;
-                completed += 1;
+            let place = member.record(flight.record);
+            if trapping.memory.read64(place) & status::CODE == 0 {
+                continue;
+            }
+            let next = match (&self.reach, &trapping.portals) {
+                (Some(Reach::Untranslated(memory)), Portals::Posted(portals)) if goes_on => {
+                    flight.next_piece(trapping, member, &**memory).map(|piece| (portals, piece))
+                }
+                _ => None,
+            };
+            match next {
+                Some((portals, piece)) => portals.store(member.interrupt.portal, &piece),
+                None => {
+                    flight.completed = true;
+                    completed += 1;
+                }
             }
         }
         self.in_flight -= completed as u16;
@@ -278,11 +349,14 @@ impl State {
     pub fn take(&mut self, memory: &dyn DmaMemory, member: &Member) -> Option<Completion> {
         loop {
             let place = self.flights.iter().position(|flight| flight.completed)?;
-            let Flight { record, wishes, .. } = self.flights.remove(place)?;
+            let Flight { record, wishes, work, .. } = self.flights.remove(place)?;
             self.records |= 1 << record;
             let Some(wishes) = wishes else { continue };
-            let from = member.record(record);
-            let record = core::array::from_fn(|word| memory.read64(HostPhys(from.0 + word as u64 * 8)));
+            let record = member.read_record(record, memory);
+            let record = match (work, &self.reach) {
+                (Some(work), Some(Reach::Untranslated(reached))) => work.finish(&record, &**reached),
+                _ => record,
+            };
             return Some(Completion { record, wishes });
         }
     }

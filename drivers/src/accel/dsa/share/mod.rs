@@ -30,7 +30,7 @@ pub(super) mod guest;
 mod member;
 
 use member::Sent;
-pub(super) use member::{Completion, Member, Tag};
+pub(super) use member::{Completion, Member, Reach};
 
 /// Writes to the portals of a device that it may refuse (PCI Express: Deferrable Memory Write).
 pub trait Enqueue: Send + Sync {
@@ -39,11 +39,27 @@ pub trait Enqueue: Send + Sync {
     fn enqueue(&self, offset: u64, descriptor: &Submission) -> bool;
 }
 
-/// What a trapped type needs of the machine.
+/// Stores of 64 bytes to the portals of a device, which it cannot refuse (PCI Express: Memory Write).
+pub trait Store: Send + Sync {
+    /// Writes 64 bytes at that offset of BAR2, as one transaction. What was written to memory before is there for the
+    /// device to see. From any processor.
+    fn store(&self, offset: u64, descriptor: &Submission);
+}
+
+/// The way to the portals of the queue.
 #[derive(Clone)]
-pub struct Trapping {
+pub(super) enum Portals {
+    /// A shared queue: each descriptor brings its PASID.
+    Deferrable(Arc<dyn Enqueue>),
+    /// A dedicated queue without a PASID, on a device that no IOMMU stands in front of.
+    Posted(Arc<dyn Store>),
+}
+
+/// What the queue needs of the machine.
+#[derive(Clone)]
+pub(super) struct Trapping {
     /// How descriptors get to the device.
-    pub enqueue: Arc<dyn Enqueue>,
+    pub portals: Portals,
     /// For completion records.
     pub memory: Arc<dyn DmaMemory>,
 }
@@ -65,7 +81,7 @@ struct Line {
     members: Vec<Option<Arc<Member>>>,
 }
 
-/// A work queue with its members.
+/// A work queue with its members. To the device it is a dedicated one where there is no IOMMU.
 pub(super) struct SharedQueue {
     index: u8,
     size: u16,
@@ -174,7 +190,7 @@ impl SharedQueue {
     /// Sees which descriptors of a member the device has completed, and uses the room.
     pub fn collect(&self, member: &Member) {
         let mut state = member.state.lock();
-        let completed = state.collect(&*self.trapping.memory, member);
+        let completed = state.collect(&self.trapping, member);
         let asks = state.wants_turn();
         drop(state);
         self.return_places(completed);
@@ -191,20 +207,26 @@ impl SharedQueue {
     }
 
     /// The same as [`SharedQueue::collect`] for every member, where somebody waits: an interrupt may be late, or held back
-    /// while its owner is away, and others may go on meanwhile. Names whose descriptors were completed.
-    pub fn look(&self, concerned: &mut dyn FnMut(Pasid)) {
+    /// while its owner is away, and others may go on meanwhile. Names whose descriptors were completed; true: there are
+    /// some without a name.
+    pub fn look(&self, concerned: &mut dyn FnMut(Pasid)) -> bool {
         if !self.asked.load(Ordering::SeqCst) {
-            return;
+            return false;
         }
+        let mut nameless = false;
         let mut line = self.line.lock();
         for member in line.members.iter().flatten() {
-            let completed = member.state.lock().collect(&*self.trapping.memory, member);
+            let completed = member.state.lock().collect(&self.trapping, member);
             if completed > 0 {
                 self.return_places(completed);
-                member.pasid().map(&mut *concerned);
+                match member.pasid() {
+                    Some(pasid) => concerned(pasid),
+                    None => nameless = true,
+                }
             }
         }
         self.serve(&mut line);
+        nameless
     }
 
     /// Whether somebody waits for room.

@@ -95,7 +95,8 @@ fn lines_of(start: State, steps: &[Step]) -> (u64, u64) {
         registers: Arc::clone(&model),
         host: host.clone(),
         partition: Partition::default(),
-        trapping: None,
+        sending: Sending::Tagged(None),
+        memory: Arc::new(ModelMemory::new()),
         options: Options::default(),
     })
     .unwrap();

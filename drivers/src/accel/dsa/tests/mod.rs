@@ -17,10 +17,11 @@ use pasidon_kernel::vm::exit::MsiMessage;
 use spin::Mutex;
 
 use self::model::Model;
-use super::{DsaParent, Options, Partition, Setup, Submission, TYPE_DWQ};
+use super::{DsaParent, Options, Partition, Sending, Setup, Submission, TYPE_DWQ};
 use crate::pci::Function;
 use crate::pci::tests::{ConfigModel, TestHost};
 use crate::registers::Registers;
+use crate::testing::ModelMemory;
 
 mod guest_pci;
 mod isolation;
@@ -30,6 +31,7 @@ pub(crate) mod model;
 mod parent;
 mod share;
 mod slot;
+mod untranslated;
 
 /// What a driver writes of a queue's configuration: offset and value.
 const CONFIGURATION: [(u64, u32); 5] = [(0x800, 8), (0x600, 1), (0x620, 1), (0x808, 1), (0x80c, 21 | 5 << 5)];
@@ -57,7 +59,8 @@ fn parent_on(
         registers: Arc::clone(model),
         host,
         partition: Partition { queues: plan.to_vec(), shared: 0 },
-        trapping: None,
+        sending: Sending::Tagged(None),
+        memory: Arc::new(ModelMemory::new()),
         options,
     })
 }

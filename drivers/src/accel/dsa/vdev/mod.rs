@@ -9,6 +9,7 @@
 
 use alloc::boxed::Box;
 use alloc::string::{String, ToString};
+use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::fmt;
 use core::sync::atomic::Ordering;
@@ -17,8 +18,8 @@ use pasidon_kernel::base::addr::{HostPhys, PAGE_SIZE};
 use pasidon_kernel::base::allowance::{Allowance, Withheld};
 use pasidon_kernel::base::refusal::Refusal;
 use pasidon_kernel::vdev::parent::{
-    Attached, Bar, DeviceQuiesced, InterruptBinding, PciIdentity, Portal, QuiesceFailed, Remains, VdevModel,
-    VdevRegisters,
+    Attached, Bar, DeviceQuiesced, InterruptBinding, PciIdentity, Portal, QuiesceFailed, Remains,
+    UntranslatedMemory, VdevModel, VdevRegisters,
 };
 
 use self::commands::Pending;
@@ -30,7 +31,7 @@ use super::commands::error;
 use super::descriptor::DESCRIPTOR_BYTES;
 use super::device::OPERATION_BATCH;
 use super::lease::Lease;
-use super::registers::portal;
+use super::registers::{GenCap, portal};
 
 mod commands;
 mod remains;
@@ -80,11 +81,16 @@ impl<L: Lease> DsaVdev<L> {
         if !lease.takes_batches() {
             operations[0] &= !OPERATION_BATCH;
         }
+        let mut general = device.capabilities.general;
+        if device.untranslated {
+            // It is done in pieces, each of which would have to know of the others.
+            general.0 &= !GenCap::OVERLAPPING_COPY;
+        }
         let shadow = Shadow::new(
             size,
             device.limits(),
             operations,
-            device.capabilities.general,
+            general,
             device.capabilities.groups.read_buffers(),
         );
         Self {
@@ -97,6 +103,24 @@ impl<L: Lease> DsaVdev<L> {
             commands: 0,
             lines,
             merge: Merge::new(),
+        }
+    }
+
+    fn title(&self) -> String {
+        alloc::format!("{} {}", self.lease.device().name, self.lease.name())
+    }
+
+    fn check_unattached(&self) -> Result<(), Refusal> {
+        match (self.lease.is_attached(), self.lease.pasid()) {
+            (false, _) => Ok(()),
+            (true, Some(present)) => Err(Refusal::new(
+                self.title(),
+                alloc::format!("PASID {present} is attached already"),
+                "detach it first",
+            )),
+            (true, None) => {
+                Err(Refusal::new(self.title(), "memory is attached already", "end the vdev first"))
+            }
         }
     }
 
@@ -345,25 +369,23 @@ impl<L: Lease> VdevModel for DsaVdev<L> {
     }
 
     fn attach(&mut self, attached: Attached) -> Result<(), Refusal> {
+        self.check_unattached()?;
         let device = self.lease.device();
-        let what = || alloc::format!("{} {}", device.name, self.lease.name());
-        if let Some(present) = self.lease.pasid() {
-            return Err(Refusal::new(
-                what(),
-                alloc::format!("PASID {present} is attached already"),
-                "detach it first",
-            ));
-        }
         let pasid = attached.pasid;
-        if pasid.value() >> device.pasid_bits() != 0 {
+        if device.untranslated || pasid.value() >> device.pasid_bits() != 0 {
             return Err(Refusal::new(
-                what(),
+                self.title(),
                 alloc::format!("PASID {pasid} does not fit the device's {} bits", device.pasid_bits()),
                 "use a smaller PASID",
             ));
         }
         self.lease.attach(&attached);
         Ok(())
+    }
+
+    fn attach_untranslated(&mut self, memory: Arc<dyn UntranslatedMemory>) -> Result<(), Refusal> {
+        self.check_unattached()?;
+        self.lease.attach_untranslated(memory).map_err(|refusal| refusal.within(&self.lease.device().name))
     }
 
     fn quiesce(&mut self) -> Result<DeviceQuiesced, QuiesceFailed> {

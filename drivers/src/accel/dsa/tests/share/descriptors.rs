@@ -86,19 +86,19 @@ fn what_is_refused_is_answered_as_a_device_would() {
         ("a drain that tells nobody", with(&|d| d[0] = 2 << 56 | CRAV), [0x11, 0, 8, 0]),
         ("more than its limit", with(&|d| d[4] = HANDLE | 0x20_0001), [0x13, 0, 0, 0]),
         ("a source that ends in a window", with(&|d| d[2] = far), [0x03, far, 0, 0]),
-        ("its own window as destination", with(&|d| d[3] = window), [0x03, window, 0, 0]),
+        ("its own window as destination", with(&|d| d[3] = window), [0x83, window, 0, 0]),
         ("addresses that wrap", with(&|d| d[2] = u64::MAX - 1), [0x03, u64::MAX - 1, 0, 0]),
         (
             "a fill of the window",
             with(&|d| (d[0], d[3]) = (4 << 56 | 0x1c << 32, window)),
-            [0x03, window, 0, 0],
+            [0x83, window, 0, 0],
         ),
         (
             "a second destination",
             with(&|d| (d[0], d[5]) = (9 << 56 | 0x1c << 32, window)),
-            [0x03, window, 0, 0],
+            [0x83, window, 0, 0],
         ),
-        ("a delta record", with(&|d| (d[0], d[5]) = (7 << 56 | 0x1c << 32, window)), [0x03, window, 0, 0]),
+        ("a delta record", with(&|d| (d[0], d[5]) = (7 << 56 | 0x1c << 32, window)), [0x83, window, 0, 0]),
         (
             "a CRC seed by address",
             with(&|d| (d[0], d[6]) = (0x10 << 56 | 1 << 48 | 0x1c << 32, window)),

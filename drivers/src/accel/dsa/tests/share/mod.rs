@@ -4,9 +4,8 @@
 
 use super::model::{HANDLE_BASE, IMS_HANDLE_BASE, MSIX, QUEUES};
 use super::*;
-use crate::accel::dsa::{Enqueue, TYPE_SWQ, Trapping};
+use crate::accel::dsa::{Enqueue, TYPE_SWQ};
 use crate::memory::DmaMemory;
-use crate::testing::ModelMemory;
 
 mod descriptors;
 mod fairness;
@@ -89,10 +88,8 @@ impl Machine {
             registers: Arc::clone(&model),
             host: TestHost::new(),
             partition: Partition { queues: Vec::new(), shared },
-            trapping: Some(Trapping {
-                enqueue: Arc::clone(&portals) as Arc<dyn Enqueue>,
-                memory: Arc::clone(&memory) as Arc<dyn DmaMemory>,
-            }),
+            sending: Sending::Tagged(Some(Arc::clone(&portals) as Arc<dyn Enqueue>)),
+            memory: Arc::clone(&memory) as Arc<dyn DmaMemory>,
             options: Options::default(),
         })
         .unwrap();
