@@ -63,14 +63,11 @@ pub fn figure(drawing: &Drawing, (from, to): (f64, f64)) -> String {
     figure + "</ul>\n</figure>\n"
 }
 
-/// The next number that reads well: 1, 2 or 5 with zeros.
+/// The next number whose quarters read well.
 fn round_up(number: f64) -> f64 {
     let unit = 10_f64.powf(number.max(f64::MIN_POSITIVE).log10().floor());
-    [1.0, 2.0, 5.0, 10.0]
-        .into_iter()
-        .map(|digit| digit * unit)
-        .find(|round| *round >= number)
-        .unwrap_or(number)
+    let digits = [1.0, 1.2, 1.6, 2.0, 2.4, 3.0, 4.0, 5.0, 6.0, 8.0, 10.0];
+    digits.into_iter().map(|digit| digit * unit).find(|round| *round >= number).unwrap_or(number)
 }
 
 /// A number on an axis of that length: with as many digits as tell its parts from each other.
@@ -87,7 +84,7 @@ mod tests {
     #[test]
     fn axes_end_at_round_numbers() {
         let rounded = [0.03, 1.0, 1.1, 42.0, 99.0, 4750.2].map(round_up);
-        for (got, expected) in rounded.into_iter().zip([0.05, 1.0, 2.0, 50.0, 100.0, 5000.0]) {
+        for (got, expected) in rounded.into_iter().zip([0.03, 1.0, 1.2, 50.0, 100.0, 5000.0]) {
             assert!((got - expected).abs() < 1e-9, "{got} {expected}");
         }
         let numbers =

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! What is shown of a machine that was recorded: two Linux guests of which one copies, is restarted, and has copied, and
-//! the other then writes to memory that is not its own.
+//! What is shown of machines that were recorded: two Linux guests of which one copies, is restarted, and has copied, and
+//! the other then writes to memory that is not its own; and two that share a queue, both copying.
 
 use super::snapshot::Snapshot;
 use super::source::{snapshots, transcript};
@@ -10,6 +10,7 @@ use std::path::Path;
 use std::time::Duration;
 
 const RECORDED: &[u8] = include_bytes!("../../tests/watch/two-guests.jsonl");
+const SHARES: &[u8] = include_bytes!("../../tests/watch/shares.jsonl");
 /// A character that clears the screen, and one that a browser would take for a tag.
 const HOSTILE: &str = "\\u001b[2J<script>alert('x')</script>\\u202e\\u0007";
 
@@ -50,6 +51,21 @@ fn the_recorded_machine_in_tables() {
     let copying = text(&all[..2]);
     assert!(copying.contains("alpha  running    256M      1      1       1      1  "), "{copying}");
     assert!(!copying.contains("write to 0x20000000"));
+}
+
+#[test]
+fn descriptors_are_counted_where_the_hypervisor_submits_them() {
+    let all = snapshots(SHARES);
+    let shown = text(&all);
+    let rows = shown.lines().filter(|line| line.starts_with("dsa0/dsa-swq#"));
+    let rows: Vec<Vec<&str>> = rows.map(|row| row.split_whitespace().collect()).collect();
+    let (alpha, beta) = (&rows[0], &rows[1]);
+    // Descriptors and submission exits per second, interrupts, and no fault.
+    assert_eq!(alpha[alpha.len() - 4..], ["1986", "1986", "1986", "0"]);
+    // A vdev that is being worked on while it is asked says nothing of itself, and keeps its other counters.
+    assert_eq!(beta[4..], ["trapped", "busy", "-", "-", "-", "1884", "1880", "0"]);
+    // Exits, processor time, interrupts, descriptors and submission exits.
+    page(&all, |_, document| assert_eq!(count(document, "figure", ""), 5));
 }
 
 #[test]
