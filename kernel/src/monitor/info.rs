@@ -3,7 +3,7 @@
 //!
 //! **Principle.** Whoever renders these holds no lock and can change nothing. Taking a snapshot never
 //! waits for a device. Field names are the ones of `--json` and so part of the monitor's interface; programs
-//! at the other end of the line read answers back into the same types.
+//! at the other end of the line read answers back into the same types, also recorded ones of before a field was there.
 
 use alloc::borrow::Cow;
 use alloc::format;
@@ -234,6 +234,7 @@ pub struct VdevInfo {
     /// Name of its type.
     pub type_name: String,
     /// Why its isolation is weaker than it should be. Anything here is TAINTED.
+    #[serde(default)]
     pub taints: Vec<String>,
     /// Its PASID; `None` where its parent is used without an IOMMU.
     pub pasid: Option<u32>,
@@ -324,6 +325,7 @@ pub struct ParentInfo {
     /// Whether an IOMMU confines it. False is TAINTED.
     pub iommu: bool,
     /// Why isolation on it is weaker than it should be. Anything here is TAINTED.
+    #[serde(default)]
     pub taints: Vec<String>,
     /// Why it cannot be used at all.
     pub unusable: Option<String>,
