@@ -61,10 +61,19 @@ pub fn ways(snapshot: &Snapshot) -> Vec<Way> {
 fn way(snapshot: &Snapshot, vdev: &VdevRow) -> Way {
     let info = &vdev.info;
     let free = info.pasid.is_none() && snapshot.parent(&info.parent).is_some_and(|parent| !parent.iommu);
-    let (space, memory, alarm) = match free {
-        true => ("no IOMMU".to_owned(), "all memory".to_owned(), Some("nothing confines its DMA".to_owned())),
+    let (space, memory, foreign) = match free {
+        // Where descriptors are trapped, the hypervisor itself stands in for the IOMMU.
+        true if snapshot.is_direct(vdev) == Some(false) => {
+            ("no IOMMU".to_owned(), format!("what Pasidon lets {} name", info.vm), None)
+        }
+        true => {
+            let why = "nothing confines its DMA".to_owned();
+            ("no IOMMU".to_owned(), "all memory".to_owned(), Some(why))
+        }
         false => space(snapshot, &info.vm, info.ioas),
     };
+    let wrong: Vec<String> = foreign.into_iter().chain(info.taints.iter().cloned()).collect();
+    let alarm = (!wrong.is_empty()).then(|| wrong.join("; "));
     Way {
         vm: info.vm.clone(),
         vdev: vdev.name.clone(),
@@ -172,7 +181,18 @@ mod tests {
     fn what_must_not_be_is_said() {
         let foreign = ways(&snapshot(json!([vdev(1, "alpha", json!(1), json!(2))]), true));
         assert_eq!(foreign[0].alarm.as_deref(), Some("space 2 is beta's, not alpha's"));
-        let free = ways(&snapshot(json!([vdev(1, "alpha", Value::Null, Value::Null)]), false));
+        let mut tainted = vdev(1, "alpha", json!(1), json!(1));
+        tainted["taints"] = json!(["its portal is unsafe"]);
+        assert_eq!(ways(&snapshot(json!([tainted]), true))[0].alarm.as_deref(), Some("its portal is unsafe"));
+        let mut free = snapshot(json!([vdev(1, "alpha", Value::Null, Value::Null)]), false);
+        let trapped = json!([{ "name": "dsa-dwq", "description": "", "direct_portal": false, "instances": 1, "available": 0 }]);
+        let mut parents = json!([{ "name": "dsa0", "requester": "0000:00:04.0", "iommu": false, "unusable": null,
+            "types": trapped, "events": 0, "details": [] }]);
+        free.take("parents", parents.clone());
+        assert_eq!(ways(&free)[0].memory, "what Pasidon lets alpha name");
+        parents[0]["types"] = json!([]);
+        free.take("parents", parents);
+        let free = ways(&free);
         assert_eq!((free[0].memory.as_str(), free[0].alarm.is_some()), ("all memory", true));
     }
 

@@ -308,6 +308,7 @@ fn parents(snapshot: &Snapshot) -> Grid {
             grid.marked(alarm, [parent.name.clone(), what.to_owned(), state]);
         };
         add(!parent.iommu, "IOMMU", if parent.iommu { "on" } else { "off" }.to_owned());
+        parent.taints.iter().for_each(|why| add(true, "TAINTED", why.clone()));
         parent.unusable.iter().for_each(|why| add(true, "unusable", why.clone()));
         for kind in &parent.types {
             let portal = if kind.direct_portal { "direct" } else { "trapped" };
