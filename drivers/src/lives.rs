@@ -36,8 +36,8 @@ const DEVICE: Requester = Requester::new(0, 0, 4, 0);
 const CPU: u32 = 5;
 /// Guest memory; far from the pages of the tables.
 const MEMORY: u64 = 1 << 36;
-/// Command register of the function in slot 1, and its memory and bus-master bits.
-const COMMAND: u64 = 1 << 15 | 4;
+/// Command registers of the first slot's port and of the function in it, and their memory and bus-master bits.
+const COMMANDS: [u64; 2] = [1 << 15 | 4, 1 << 20 | 4];
 const MEMORY_AND_MASTER: u64 = 0b110;
 /// Reset WQ.
 const RESET_WQ: u32 = 10;
@@ -125,7 +125,7 @@ impl VmHost for Boards {
 
     fn build(&self, vm: &Vm, _ram: &Arc<GuestRam>) -> Result<(), Refusal> {
         let board = Board {
-            bus: PciBus::new(&[PCI_WINDOW]),
+            bus: PciBus::new(&[PCI_WINDOW], 1),
             slots: BTreeMap::new(),
             portals: BTreeMap::new(),
             messages: Vec::new(),
@@ -136,7 +136,7 @@ impl VmHost for Boards {
 
     fn plug(&self, vm: &Vm, vdev: &Vdev) -> Result<(), Refusal> {
         self.on(vm, |board| {
-            let slot = board.bus.add(vdev.guest_side())?;
+            let slot = board.with(|bus, actions| bus.add(vdev.guest_side(), actions))?;
             board.slots.insert(vdev.id(), slot);
             Ok(())
         })
@@ -278,7 +278,9 @@ impl Rig {
     fn start(&self, vm: &Vm) {
         self.system.start_vm(&self.boards, vm).unwrap();
         self.boards.on(vm, |board| {
-            board.with(|bus, actions| bus.ecam_write(COMMAND, 2, MEMORY_AND_MASTER, actions));
+            for command in COMMANDS {
+                board.with(|bus, actions| bus.ecam_write(command, 2, MEMORY_AND_MASTER, actions));
+            }
         });
     }
 

@@ -68,10 +68,11 @@ impl Hardware for El2 {
     fn build(
         vm: &str,
         ram_bytes: u64,
+        slots: u8,
         entry: EntryState,
         stage2: &Stage2Tables,
     ) -> Result<(vcpu::Core, ArmChipset), Refusal> {
-        let mut chipset = ArmChipset::new(1, ram_bytes, Workarounds::UNKNOWN, time::unix_seconds)?;
+        let mut chipset = ArmChipset::new(1, ram_bytes, slots, Workarounds::UNKNOWN, time::unix_seconds)?;
         let vmid = OwnVmid::take()?;
         let Some(number) = vmid.vmid() else {
             return Err(Refusal::new("VMID", "none was taken", ""));

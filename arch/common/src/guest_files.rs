@@ -66,7 +66,13 @@ impl Files {
         };
         match (kernel, initrd) {
             (Ok(kernel), Ok(initrd)) => {
-                let image = BootImage { kernel, initrd, cmdline: &vm.cmdline.value, seed: None };
+                let image = BootImage {
+                    kernel,
+                    initrd,
+                    cmdline: &vm.cmdline.value,
+                    slots: vm.slots.value,
+                    seed: None,
+                };
                 let loaded = H::load(&Nowhere(H::ram(vm.memory.value)), &image);
                 loaded.err().map(|refusal| vm.image_refused(&refusal)).into_iter().collect()
             }
@@ -86,6 +92,7 @@ struct Image {
     kernel: &'static [u8],
     initrd: Option<&'static [u8]>,
     cmdline: String,
+    slots: u8,
 }
 
 impl Images {
@@ -100,6 +107,7 @@ impl Images {
                     None => None,
                 },
                 cmdline: vm.cmdline.value.clone(),
+                slots: vm.slots.value,
             })
         };
         Self(vms.iter().filter_map(image).collect())
@@ -114,8 +122,8 @@ impl Images {
             self.0.iter().find(|image| image.vm == vm).ok_or_else(|| {
                 Refusal::new("kernel", "the configuration names none", "correct pasidon.toml")
             })?;
-        let Image { kernel, initrd, cmdline, .. } = image;
-        Ok(BootImage { kernel, initrd: *initrd, cmdline, seed: entropy::seed() })
+        let Image { kernel, initrd, cmdline, slots, .. } = image;
+        Ok(BootImage { kernel, initrd: *initrd, cmdline, slots: *slots, seed: entropy::seed() })
     }
 }
 

@@ -33,6 +33,8 @@ pub struct BootImage<'a> {
     pub initrd: Option<&'a [u8]>,
     /// Command line, without a terminating zero.
     pub cmdline: &'a str,
+    /// Slots of its PCI bus, of which the firmware tells it.
+    pub slots: u8,
     /// What its random numbers begin with, another one at each start; `None` where the machine has no source.
     pub seed: Option<Seed>,
 }
@@ -71,13 +73,14 @@ pub trait Hardware: Sized + 'static {
     /// When the image is no kernel for the VM, or does not fit its RAM.
     fn load(memory: &dyn GuestMemory, image: &BootImage<'_>) -> Result<Self::Entry, Refusal>;
 
-    /// Makes the devices and the vCPU of a VM with so many bytes of RAM, before its first instruction.
+    /// Makes the devices and the vCPU of a VM with so many bytes of RAM and slots, before its first instruction.
     ///
     /// # Errors
     /// When there is no memory for them.
     fn build(
         vm: &str,
         ram_bytes: u64,
+        slots: u8,
         entry: Self::Entry,
         stage2: &Self::Stage2,
     ) -> Result<(Self::Core, Self::Chipset), Refusal>;
@@ -178,22 +181,30 @@ pub trait Chipset: Send {
     /// A byte typed for the guest, or a BREAK; false where its queue is full and it was not taken.
     fn push_input(&mut self, received: Received, actions: Actions<'_>) -> bool;
 
-    /// The PCI bus, for what the monitor shows of its vdevs and for their lifecycle.
+    /// The PCI bus, for what the monitor shows of its vdevs.
     fn pci(&mut self) -> &mut PciBus;
 
-    /// Puts a vdev on the bus. Before the guest runs, or it may not look.
+    /// The PCI bus, for what may have it interrupt the guest. Of what it asks for, `actions` gets what is not the
+    /// business of the devices themselves.
+    fn with_pci<T>(&mut self, actions: Actions<'_>, act: impl FnOnce(&mut PciBus, Actions<'_>) -> T) -> T;
+
+    /// Puts a vdev on the bus.
     ///
     /// # Errors
     /// When no slot is free, or a BAR finds no room.
-    fn add_vdev(&mut self, model: Box<dyn VdevRegisters>) -> Result<Slot, Refusal> {
-        self.pci().add(model)
+    fn add_vdev(&mut self, model: Box<dyn VdevRegisters>, actions: Actions<'_>) -> Result<Slot, Refusal> {
+        self.with_pci(actions, |pci, actions| pci.add(model, actions))
     }
 
     /// Ends a vdev on the bus, its portals unmapped; the model comes back for its end.
-    fn end_vdev(&mut self, slot: Slot, actions: Actions<'_>) -> Option<Box<dyn VdevRegisters>>;
+    fn end_vdev(&mut self, slot: Slot, actions: Actions<'_>) -> Option<Box<dyn VdevRegisters>> {
+        self.with_pci(actions, |pci, actions| pci.end(slot, actions))
+    }
 
     /// The physical device raised interrupt `vector` of the vdev in `slot`.
-    fn vdev_interrupt(&mut self, slot: Slot, vector: u16, actions: Actions<'_>);
+    fn vdev_interrupt(&mut self, slot: Slot, vector: u16, actions: Actions<'_>) {
+        self.with_pci(actions, |pci, actions| pci.interrupt(slot, vector, actions));
+    }
 
     /// Whether the vCPU's next entry would be different from the present one, since the last call; where interrupts
     /// go to the vCPU as messages, never.

@@ -57,6 +57,7 @@ impl Hardware for Pc {
     fn build(
         vm: &str,
         _ram_bytes: u64,
+        slots: u8,
         entry: EntryState,
         stage2: &Stage2,
     ) -> Result<(vcpu::Core, PcChipset), Refusal> {
@@ -65,7 +66,7 @@ impl Hardware for Pc {
         let physical_bits = features.physical_bits.min(stage2::PHYSICAL_BITS);
         let mut core = vcpu::Core::new(vm, extension, stage2.root(), physical_bits, cpu::arch_capabilities());
         core.hardware.start_at(&entry);
-        Ok((core, PcChipset::new(time::unix_ns())?))
+        Ok((core, PcChipset::new(time::unix_ns(), slots)?))
     }
 
     fn take_seat(core: &mut vcpu::Core, chipset: &mut PcChipset, vm: VmId, pcpu: PcpuId) {

@@ -165,6 +165,14 @@ pub static VM: Section = Section {
             about: "Quota: how many PASIDs its vdevs may hold together. Every vdev holds one.",
         },
         Key {
+            name: "slots",
+            takes: "a whole number from 0 to 248",
+            default: Some("4 more than it has vdevs, and at least `8`"),
+            example: "slots = 8",
+            about: "Hot-plug slots of its PCI bus, one for each vdev that it has at a time. They are there from the start, \
+                    the empty ones too; `vdev create` needs an empty one.",
+        },
+        Key {
             name: "vcpus",
             takes: "a whole number",
             default: Some("`1`"),

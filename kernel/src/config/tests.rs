@@ -30,6 +30,7 @@ kernel = "guests/vmlinuz"
 initrd = "guests/alpha.img"
 cmdline = "console=ttyS0"
 pasids = 2
+slots = 12
 vcpus = 1
 autostart = false
 on_reboot = "stop"
@@ -94,7 +95,7 @@ fn every_key_is_read() {
     assert_eq!(alpha.kernel.value, "guests/vmlinuz");
     assert_eq!(alpha.initrd.as_ref().unwrap().value, "guests/alpha.img");
     assert_eq!(alpha.cmdline.value, "console=ttyS0");
-    assert_eq!((alpha.pasids.value, alpha.vcpus.value), (2, 1));
+    assert_eq!((alpha.pasids.value, alpha.slots.value, alpha.vcpus.value), (2, 12, 1));
     assert!(!alpha.autostart.value);
     assert_eq!(alpha.on_reboot.value, OnReboot::Stop);
     assert_eq!(alpha.vdevs.len(), 2);
@@ -106,9 +107,28 @@ fn every_key_is_read() {
     assert_eq!(config.parents[1].shared_entries, None);
 
     let beta = config.vm("beta").unwrap();
-    assert_eq!((beta.index, beta.pasids.value, beta.autostart.value), (1, 8, true));
+    assert_eq!((beta.index, beta.pasids.value, beta.slots.value, beta.autostart.value), (1, 8, 8, true));
     assert_eq!(beta.on_reboot.value, OnReboot::Restart);
     assert_eq!(beta.kernel.value, "guests/vmlinuz");
+}
+
+#[test]
+fn slots_are_enough_for_the_vdevs_and_some_more() {
+    let vdev = "[[vm.vdev]]\nparent = \"dsa0\"\ntype = \"x\"\n";
+    let with = |keys: &str, vdevs: usize| vm("bad", &format!("pasids = 999\n{keys}{}", vdev.repeat(vdevs)));
+    for (keys, vdevs, slots) in
+        [("", 4, 8), ("", 5, 9), ("", 246, 248), ("slots = 3\n", 3, 3), ("slots = 0\n", 0, 0)]
+    {
+        let text = format!("[parent.dsa0]\npci = \"0000:00:04.0\"\n{}", with(keys, vdevs));
+        let parsed = parse(text.as_bytes()).unwrap();
+        assert_eq!((parsed.config.vms[0].slots.value, parsed.errors.len()), (slots, 0));
+    }
+    assert_eq!(
+        one_vm_refused(&with("slots = 2\n", 3)),
+        "pasidon.toml:12:9: vm bad: 3 vdevs do not fit 2 slots; write slots = 3 or remove a vdev"
+    );
+    assert!(one_vm_refused(&with("", 249)).ends_with("249 vdevs do not fit 248 slots; remove vdevs"));
+    assert!(one_vm_refused(&with("slots = 249\n", 0)).contains("use a number from 0 to 248"));
 }
 
 #[test]
@@ -392,7 +412,7 @@ fn check_any(bytes: &[u8]) {
             for vm in &parsed.config.vms {
                 assert!(parsed.errors.iter().all(|error| error.scope != Scope::Vm(vm.index)));
                 assert!((MIN_MEMORY..=MAX_MEMORY).contains(&vm.memory.value));
-                assert!(vm.vdevs.len() <= usize::from(vm.pasids.value));
+                assert!(vm.vdevs.len() <= usize::from(vm.pasids.value).min(vm.slots.value.into()));
                 for vdev in &vm.vdevs {
                     assert!(parsed.config.parent(&vdev.parent).is_some());
                 }

@@ -112,6 +112,8 @@ pub struct VmConfig {
     pub cmdline: Spanned<String>,
     /// Quota of PASIDs; at least the number of vdevs.
     pub pasids: Spanned<u16>,
+    /// Slots of its PCI bus, 0 to 248; at least the number of vdevs.
+    pub slots: Spanned<u8>,
     /// Number of vCPUs: 1.
     pub vcpus: Spanned<u16>,
     /// Starts with the machine.

@@ -85,8 +85,9 @@ pub enum Action {
         /// Length in bytes.
         len: u64,
     },
-    /// A vdev's model waits for its device ([`VdevRegisters::is_waiting`](crate::vdev::parent::VdevRegisters::is_waiting)):
-    /// somebody is to look.
+    /// A vdev's model waits for its device ([`VdevRegisters::is_waiting`](crate::vdev::parent::VdevRegisters::is_waiting)),
+    /// or the guest has let go of a vdev ([`PciBus::has_let_go`](crate::dev::pci::PciBus::has_let_go)): somebody is to
+    /// look.
     Attend,
     /// A byte the guest printed on its console.
     Console(u8),

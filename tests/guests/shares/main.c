@@ -17,8 +17,11 @@
 
 #include "bare.h"
 
-#define ECAM 0xe0000000ull
+#define ECAM 0xd0000000ull
+/* Bus 0 with the ports, and a bus for each of their slots. */
 #define FUNCTIONS 256
+#define PORT 0x000c1b36
+#define BUSES 0x18
 #define MOST 248
 #define DSA 0x0b258086
 #define MEMORY_AND_MASTER 6
@@ -90,6 +93,15 @@ extern uint64_t pdpt[];
 static volatile uint32_t *config(unsigned function, unsigned offset)
 {
 	return (volatile uint32_t *)(ECAM + ((uint64_t)function << 12) + offset);
+}
+
+/* Turns a port on; the function that its slot leads to, or 0. */
+static unsigned behind(unsigned port)
+{
+	if (*config(port, 0) != PORT)
+		return 0;
+	*config(port, 4) = MEMORY_AND_MASTER;
+	return (*config(port, BUSES) >> 8 & 0xff) << 8;
 }
 
 static uint64_t bar(unsigned function, unsigned offset)
@@ -202,8 +214,10 @@ void main(void)
 	enable_interrupts();
 	for (unsigned page = 0; page < WINDOW_PAGES; page++)
 		pdpt[WINDOW_GIB + page] = (uint64_t)(WINDOW_GIB + page) << 30 | UNCACHED_PAGE;
-	for (unsigned function = 0; function < FUNCTIONS; function++) {
-		if (*config(function, 0) != DSA || count == MOST)
+	for (unsigned port = 0; port < FUNCTIONS; port++) {
+		unsigned function = behind(port);
+
+		if (!function || *config(function, 0) != DSA || count == MOST)
 			continue;
 		found++;
 		vdevs[count].portal = bring_up(function, &vdevs[count].handle);

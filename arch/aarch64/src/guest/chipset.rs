@@ -8,17 +8,15 @@
 //! to look at their list registers again.
 //! **Invariant.** No window holds RAM, so no BAR and no portal can be where RAM is.
 
-use alloc::boxed::Box;
 use core::fmt;
 
 use pasidon_arch_common::hardware::Chipset;
 use pasidon_kernel::base::refusal::Refusal;
 use pasidon_kernel::dev::Received;
 use pasidon_kernel::dev::bus::{GuestBus, all_ones};
-use pasidon_kernel::dev::pci::{PciBus, Slot};
+use pasidon_kernel::dev::pci::PciBus;
 use pasidon_kernel::dev::pl011::Pl011;
 use pasidon_kernel::dev::pl031::Pl031;
-use pasidon_kernel::vdev::parent::VdevRegisters;
 use pasidon_kernel::vm::exit::{AccessKind, Action, Actions, Device, Exit};
 
 use super::gic::{Gic, VcpuSet, Window};
@@ -77,7 +75,7 @@ impl fmt::Debug for ArmChipset {
 }
 
 impl ArmChipset {
-    /// The machine after power-on, with `vcpus` (1..= [`layout::VCPUS_MAX`]) and `ram_size` bytes of RAM.
+    /// The machine after power-on, with `vcpus` (1..= [`layout::VCPUS_MAX`]), `ram_size` bytes of RAM and `slots` slots.
     /// `workarounds` is what the machine's firmware says of its processors, `clock` the time in seconds since 1970.
     ///
     /// # Errors
@@ -85,6 +83,7 @@ impl ArmChipset {
     pub fn new(
         vcpus: u16,
         ram_size: u64,
+        slots: u8,
         workarounds: Workarounds,
         clock: fn() -> u64,
     ) -> Result<Self, Refusal> {
@@ -102,7 +101,7 @@ impl ArmChipset {
         for window in layout::PCI_WINDOWS {
             bus.claim_mmio(window.start, window.len, Target::Pci(window.start))?;
         }
-        let pci = PciBus::new(&layout::PCI_WINDOWS);
+        let pci = PciBus::new(&layout::PCI_WINDOWS, slots);
         Ok(Self {
             bus,
             pci,
@@ -230,14 +229,9 @@ impl Chipset for ArmChipset {
         &mut self.pci
     }
 
-    fn end_vdev(&mut self, slot: Slot, actions: Actions<'_>) -> Option<Box<dyn VdevRegisters>> {
+    fn with_pci<T>(&mut self, actions: Actions<'_>, act: impl FnOnce(&mut PciBus, Actions<'_>) -> T) -> T {
         let Self { pci, gic, lost, .. } = self;
-        pci.end(slot, &mut |action| route(gic, lost, action, actions))
-    }
-
-    fn vdev_interrupt(&mut self, slot: Slot, vector: u16, actions: Actions<'_>) {
-        let Self { pci, gic, lost, .. } = self;
-        pci.interrupt(slot, vector, &mut |action| route(gic, lost, action, actions));
+        act(pci, &mut |action| route(gic, lost, action, actions))
     }
 
     fn take_wake(&mut self) -> bool {

@@ -6,8 +6,8 @@
 //! 0x080A_0000    GICv3 redistributors, 128 KiB per vCPU
 //! 0x0900_0000    PL011 serial port
 //! 0x0901_0000    PL031 real-time clock
-//! 0x1000_0000    32-bit PCI window, 128 MiB
-//! 0x3F00_0000    ECAM: configuration space of bus 0, 1 MiB
+//! 0x1000_0000    32-bit PCI window, 256 MiB
+//! 0x3000_0000    ECAM: configuration space of 256 buses, 256 MiB
 //! 0x4000_0000    RAM, in whole 2 MiB blocks of stage 2
 //! 0x20_0000_0000 64-bit prefetchable PCI window, 16 GiB
 //! ```
@@ -40,14 +40,14 @@ pub const UART_LEN: u64 = 0x1000;
 pub const RTC_BASE: u64 = 0x0901_0000;
 /// Its window.
 pub const RTC_LEN: u64 = 0x1000;
-/// ECAM of bus 0.
-pub const ECAM_BASE: u64 = 0x3f00_0000;
-/// Length of the ECAM: one bus.
-pub const ECAM_LEN: u64 = 1 << 20;
+/// ECAM of all buses.
+pub const ECAM_BASE: u64 = 0x3000_0000;
+/// Length of the ECAM: 256 buses.
+pub const ECAM_LEN: u64 = 256 << 20;
 /// 32-bit PCI window.
 pub const PCI32_BASE: u64 = 0x1000_0000;
 /// Its length.
-pub const PCI32_LEN: u64 = 0x800_0000;
+pub const PCI32_LEN: u64 = 0x1000_0000;
 /// 64-bit prefetchable PCI window.
 pub const PCI64_BASE: u64 = 0x20_0000_0000;
 /// Its length.

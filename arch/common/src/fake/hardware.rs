@@ -95,6 +95,7 @@ impl Hardware for Fake {
     fn build(
         vm: &str,
         _ram_bytes: u64,
+        slots: u8,
         _entry: (),
         stage2: &FakeStage2,
     ) -> Result<(FakeCore, FakeChipset), Refusal> {
@@ -108,7 +109,7 @@ impl Hardware for Fake {
             timer: None,
             loaded: false,
         };
-        let bus = PciBus::new(&[PciWindow::prefetchable(1 << 40, 1 << 30)]);
+        let bus = PciBus::new(&[PciWindow::prefetchable(1 << 40, 1 << 30)], slots);
         Ok((core, FakeChipset { vm: vm.to_string(), bus }))
     }
 
@@ -350,6 +351,10 @@ impl Chipset for FakeChipset {
 
     fn pci(&mut self) -> &mut PciBus {
         &mut self.bus
+    }
+
+    fn with_pci<T>(&mut self, actions: Actions<'_>, act: impl FnOnce(&mut PciBus, Actions<'_>) -> T) -> T {
+        act(&mut self.bus, actions)
     }
 
     fn end_vdev(&mut self, slot: Slot, actions: Actions<'_>) -> Option<Box<dyn VdevRegisters>> {

@@ -33,8 +33,9 @@ impl<H: Hardware> Vms<H> {
         };
         instance.with_board(|board| {
             if let Some(slot) = board.slot(vdev) {
-                let pci = board.chipset.pci();
-                pci.withhold_portals(slot, withhold, &mut |action| instance.act(action));
+                board.chipset.with_pci(&mut |action| instance.act(action), |pci, actions| {
+                    pci.withhold_portals(slot, withhold, actions);
+                });
             }
         })?;
         instance.forget_translations()
@@ -56,7 +57,7 @@ impl<H: Hardware> VmHost for &'static Vms<H> {
         let mut stage2 = H::stage2(vms.frames)?;
         stage2.map_ram(ram)?;
         let entry = H::load(&memory, &image)?;
-        let (mut core, mut chipset) = H::build(vm.name(), ram.bytes(), entry, &stage2)?;
+        let (mut core, mut chipset) = H::build(vm.name(), ram.bytes(), image.slots, entry, &stage2)?;
         H::release_ram(ram);
         let seat = vms.scheduler.assign(VcpuId { vm: id, index: 0 })?;
         H::take_seat(&mut core, &mut chipset, id, seat.pcpu);
@@ -85,10 +86,11 @@ impl<H: Hardware> VmHost for &'static Vms<H> {
         let instance = self.instance(vm.id()).ok_or_else(|| {
             Refusal::new(format!("vm {}", vm.name()), "it has no instance", "start it first")
         })?;
-        let mut board = instance.lock_board()?;
-        let slot = board.chipset.add_vdev(vdev.guest_side())?;
-        board.plug(vdev.id(), slot);
-        Ok(())
+        instance.with_board(|board| {
+            let slot = board.chipset.add_vdev(vdev.guest_side(), &mut |action| instance.act(action))?;
+            board.plug(vdev.id(), slot);
+            Ok(())
+        })?
     }
 
     fn unplug(&self, vm: &Vm, vdev: VdevId) -> Result<PortalsUnmapped, Refusal> {
@@ -121,7 +123,9 @@ impl<H: Hardware> VmHost for &'static Vms<H> {
         };
         let done = instance.try_with_board(|board| {
             if let Some(slot) = board.slot(vdev) {
-                board.chipset.pci().device_event(slot, &mut |action| instance.act(action));
+                board.chipset.with_pci(&mut |action| instance.act(action), |pci, actions| {
+                    pci.device_event(slot, actions);
+                });
             }
         });
         done.is_some()

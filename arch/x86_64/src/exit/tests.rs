@@ -90,7 +90,7 @@ impl Machine {
             rig.processor.run(|| SYSTEM_CALLS.map(|msr| unsafe { cpu::read_msr(msr) })).unwrap();
         poke_at(&mut core.hardware, Poke::SystemCalls(system_calls));
         let memory = RamView::new(&guest.memory);
-        let board = Mutex::new(Board::new(PcChipset::new(0).unwrap()));
+        let board = Mutex::new(Board::new(PcChipset::new(0, 1).unwrap()));
         Machine { rig, guest, core, memory, board, seen: Seen::default() }
     }
 
@@ -128,8 +128,10 @@ impl Machine {
 
     /// Plugs a vdev and turns its bus mastering, memory decoding and MSI-X on. Returns where BAR 0 is.
     fn plug(&mut self, model: Box<dyn VdevRegisters>) -> u64 {
-        const FUNCTION: u64 = layout::ECAM_BASE + (1 << 15);
-        self.board.lock().chipset.add_vdev(model).unwrap();
+        const PORT: u64 = layout::ECAM_BASE + (1 << 15);
+        const FUNCTION: u64 = layout::ECAM_BASE + (1 << 20);
+        self.board.lock().chipset.add_vdev(model, &mut |_| {}).unwrap();
+        self.access(PORT + 4, 2, AccessKind::Write(6));
         self.access(FUNCTION + 4, 2, AccessKind::Write(6));
         self.access(FUNCTION + 0x82, 2, AccessKind::Write(0x8000));
         self.access(FUNCTION + 0x10, 8, AccessKind::Read) & !0xf

@@ -2,9 +2,9 @@
 //! The guest's ACPI tables: what there is besides RAM and the processor.
 //!
 //! **Principle.** Hardware-reduced ACPI: no timer interrupt, no 8259, no SCI, no ACPI mode to switch to. The
-//! tables are bytes computed from [`layout`] alone, so they cannot disagree with it.
+//! tables are bytes computed from [`layout`] and the number of slots alone, so they cannot disagree with it.
 //!
-//! Source: ACPI specification 6.5, chapters 5 and 6; PCI Firmware Specification 3.3, chapter 4 (MCFG).
+//! Source: ACPI specification 6.5, chapters 5 and 6; PCI Firmware Specification 3.3, chapter 4 (MCFG, _OSC).
 
 use alloc::vec;
 use alloc::vec::Vec;
@@ -40,11 +40,11 @@ mod boot_arch {
     pub const NO_CMOS_RTC: u16 = 1 << 5;
 }
 
-/// The tables as they lie in memory from [`layout::ACPI_BASE`]; RSDP is first.
-pub fn tables() -> Vec<u8> {
+/// The tables of a machine with so many slots as they lie in memory from [`layout::ACPI_BASE`]; RSDP is first.
+pub fn tables(slots: u8) -> Vec<u8> {
     let mut image = vec![0; Rsdp::len()];
-    let dsdt = place(&mut image, dsdt().as_slice());
-    let entries = [serialize(&fadt(dsdt)), serialize(&madt()), serialize(&mcfg())];
+    let dsdt = place(&mut image, dsdt(slots).as_slice());
+    let entries = [serialize(&fadt(dsdt)), serialize(&madt()), serialize(&mcfg(slots))];
     let mut xsdt = XSDT::new(OEM_ID, OEM_TABLE_ID, OEM_REVISION);
     for table in &entries {
         xsdt.add_entry(place(&mut image, table));
@@ -106,13 +106,14 @@ fn madt() -> MADT {
     madt
 }
 
-fn mcfg() -> MCFG {
+/// Bus 0, and one for each slot.
+fn mcfg(slots: u8) -> MCFG {
     let mut mcfg = MCFG::new(OEM_ID, OEM_TABLE_ID, OEM_REVISION);
-    mcfg.add_ecam(layout::ECAM_BASE, 0, 0, 0);
+    mcfg.add_ecam(layout::ECAM_BASE, 0, 0, slots);
     mcfg
 }
 
-fn dsdt() -> Sdt {
+fn dsdt(slots: u8) -> Sdt {
     let window32 = aml::AddressSpace::new_memory(
         aml::AddressSpaceCacheable::NotCacheable,
         true,
@@ -139,11 +140,12 @@ fn dsdt() -> Sdt {
             &aml::Name::new(
                 "_CRS".into(),
                 &aml::ResourceTemplate::new(vec![
-                    &aml::AddressSpace::new_bus_number(0u16, 0u16),
+                    &aml::AddressSpace::new_bus_number(0u16, u16::from(slots)),
                     &window32,
                     &window64,
                 ]),
             ),
+            &Raw(operating_system_capabilities()),
         ],
     )
     .bytes();
@@ -190,6 +192,53 @@ fn dsdt() -> Sdt {
     dsdt
 }
 
+/// What the operating system may do by itself with PCI Express: hot-plug, and the structures that come with it. Nothing
+/// else is there to be given away.
+fn operating_system_capabilities() -> Vec<u8> {
+    const PCI_HOST_BRIDGE: &str = "33db4d5b-1ff7-401c-9657-7441c03dd766";
+    const REVISION: u8 = 1;
+    const NATIVE_HOT_PLUG: u8 = 1 << 0;
+    const CAPABILITY_STRUCTURES: u8 = 1 << 4;
+    /// Where the controls are among the capabilities.
+    const CONTROLS_AT: u8 = 8;
+    let [errors, controls] = ["CDW1", "CDW3"].map(aml::Path::new);
+    let (buffer, granted) = (aml::Arg(3), aml::Local(0));
+    // Bits of the first word.
+    let unknown_uuid = aml::Or::new(&errors, &errors, &4u8);
+    let unknown_revision = aml::Or::new(&errors, &errors, &8u8);
+    let masked = aml::Or::new(&errors, &errors, &16u8);
+    aml::Method::new(
+        "_OSC".into(),
+        4,
+        true,
+        vec![
+            &aml::CreateDWordField::new(&errors, &buffer, &aml::ZERO),
+            &aml::If::new(
+                &aml::Equal::new(&aml::Arg(0), &aml::Uuid::new(PCI_HOST_BRIDGE)),
+                vec![
+                    &aml::CreateDWordField::new(&controls, &buffer, &CONTROLS_AT),
+                    &aml::If::new(&aml::NotEqual::new(&aml::Arg(1), &REVISION), vec![&unknown_revision]),
+                    &aml::And::new(&granted, &controls, &(NATIVE_HOT_PLUG | CAPABILITY_STRUCTURES)),
+                    &aml::If::new(&aml::NotEqual::new(&granted, &controls), vec![&masked]),
+                    &aml::Store::new(&controls, &granted),
+                ],
+            ),
+            &aml::Else::new(vec![&unknown_uuid]),
+            &aml::Return::new(&buffer),
+        ],
+    )
+    .bytes()
+}
+
+/// AML that is there already.
+struct Raw(Vec<u8>);
+
+impl Aml for Raw {
+    fn to_aml_bytes(&self, sink: &mut dyn acpi_tables::AmlSink) {
+        sink.vec(&self.0);
+    }
+}
+
 /// An AML object as its bytes.
 trait Bytes {
     fn bytes(&self) -> Vec<u8>;
@@ -224,7 +273,7 @@ mod tests {
 
     #[test]
     fn every_table_is_reached_from_rsdp_and_sums_to_zero() {
-        let image = tables();
+        let image = tables(248);
         assert!(image.len() as u64 <= layout::ACPI_LEN);
         assert_eq!(&image[..8], b"RSD PTR ");
         assert_eq!((sum(&image[..20]), sum(&image[..36])), (0, 0));
@@ -233,6 +282,19 @@ mod tests {
         let names: Vec<&[u8]> = found.iter().map(|t| &t[..4]).collect();
         assert_eq!(names, [b"FACP", b"APIC", b"MCFG"]);
         assert_eq!(&table(&image, u64_at(found[0], 140))[..4], b"DSDT");
+    }
+
+    /// What Linux makes of it shows in the scenario `hot-plug`.
+    #[test]
+    fn the_tables_tell_of_a_bus_for_each_slot_and_give_hot_plug_away() {
+        for slots in [0, 8, 248] {
+            let mcfg = serialize(&mcfg(slots));
+            assert_eq!((u64_at(&mcfg, 44), mcfg[54], mcfg[55]), (layout::ECAM_BASE, 0, slots));
+        }
+        let method = operating_system_capabilities();
+        let has = |bytes: &[u8]| method.windows(bytes.len()).any(|window| window == bytes);
+        assert!(has(&[0x5b, 0x4d, 0xdb, 0x33, 0xf7, 0x1f, 0x1c, 0x40]), "the UUID of PCI host bridges");
+        assert!(has(b"\x7bCDW3\x0a\x11\x60"), "and of the controls into a local, with the two bits");
     }
 
     #[test]

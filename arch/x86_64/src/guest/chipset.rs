@@ -6,7 +6,6 @@
 //! [`Action::Message`], which [`LocalApic::accept_message`] takes.
 //! **Invariant.** No window holds RAM, so no BAR and no portal can be where RAM is.
 
-use alloc::boxed::Box;
 use alloc::sync::Arc;
 use core::fmt;
 
@@ -16,10 +15,9 @@ use pasidon_kernel::dev::Received;
 use pasidon_kernel::dev::bus::{GuestBus, all_ones};
 use pasidon_kernel::dev::i8254::{self, I8254};
 use pasidon_kernel::dev::mc146818::{self, Mc146818};
-use pasidon_kernel::dev::pci::{PciBus, Slot};
+use pasidon_kernel::dev::pci::PciBus;
 use pasidon_kernel::dev::uart16550::{self, Uart16550};
 use pasidon_kernel::irq::msi::{PostedInterrupts, Posting};
-use pasidon_kernel::vdev::parent::VdevRegisters;
 use pasidon_kernel::vm::exit::{Access, AccessKind, Action, Actions, Device, Exit};
 
 use super::ioapic::IoApic;
@@ -73,11 +71,11 @@ impl fmt::Debug for PcChipset {
 }
 
 impl PcChipset {
-    /// The machine after power-on, at that time since 1970.
+    /// The machine after power-on, with so many slots, at that time since 1970.
     ///
     /// # Errors
     /// When two devices of the board claim the same addresses.
-    pub fn new(unix_ns: u64) -> Result<Self, Refusal> {
+    pub fn new(unix_ns: u64, slots: u8) -> Result<Self, Refusal> {
         let mut bus = GuestBus::new();
         bus.claim_mmio(layout::LAPIC_BASE, layout::LAPIC_LEN, Target::LocalApic)?;
         bus.claim_mmio(layout::IOAPIC_BASE, layout::IOAPIC_LEN, Target::IoApic)?;
@@ -97,7 +95,7 @@ impl PcChipset {
         for window in layout::PCI_WINDOWS {
             bus.claim_mmio(window.start, window.len, Target::Pci(window.start))?;
         }
-        let pci = PciBus::new(&layout::PCI_WINDOWS);
+        let pci = PciBus::new(&layout::PCI_WINDOWS, slots);
         Ok(Self {
             bus,
             pci,
@@ -275,12 +273,8 @@ impl Chipset for PcChipset {
         &mut self.pci
     }
 
-    fn end_vdev(&mut self, slot: Slot, actions: Actions<'_>) -> Option<Box<dyn VdevRegisters>> {
-        self.pci.end(slot, actions)
-    }
-
-    fn vdev_interrupt(&mut self, slot: Slot, vector: u16, actions: Actions<'_>) {
-        self.pci.interrupt(slot, vector, actions);
+    fn with_pci<T>(&mut self, actions: Actions<'_>, act: impl FnOnce(&mut PciBus, Actions<'_>) -> T) -> T {
+        act(&mut self.pci, actions)
     }
 }
 
@@ -342,7 +336,7 @@ mod tests {
     impl Rig {
         fn new() -> Self {
             let mut rig = Self {
-                chipset: PcChipset::new(0).unwrap(),
+                chipset: PcChipset::new(0, 2).unwrap(),
                 lapic: LocalApic::new(0),
                 now: Moment::default(),
                 seen: Vec::new(),

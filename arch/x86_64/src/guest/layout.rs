@@ -4,8 +4,8 @@
 //! ```text
 //! 0x0000_0000  RAM (0xA_0000..0x10_0000 reserved; ACPI tables at 0xE_0000, reset code at 0xF_FFF0)
 //! 0xC000_0000  end of low RAM at most
-//! 0xE000_0000  ECAM: configuration space of bus 0, 1 MiB
-//! 0xE800_0000  32-bit PCI window, 128 MiB
+//! 0xD000_0000  ECAM: configuration space of 256 buses, 256 MiB
+//! 0xE000_0000  32-bit PCI window, 256 MiB
 //! 0xFEC0_0000  I/O APIC
 //! 0xFEE0_0000  local APIC
 //! 0x1_0000_0000 RAM above the hole
@@ -28,14 +28,14 @@ pub const RAM_MAX: u64 = LOW_RAM_MAX + (PCI64_BASE - HIGH_RAM_BASE);
 /// Legacy hole (video memory, option ROMs, BIOS): backed by RAM, but reserved in the memory map.
 pub const LEGACY_HOLE: core::ops::Range<u64> = 0xa_0000..0x10_0000;
 
-/// ECAM of bus 0.
-pub const ECAM_BASE: u64 = 0xe000_0000;
-/// Length of the ECAM: one bus.
-pub const ECAM_LEN: u64 = 1 << 20;
+/// ECAM of all buses.
+pub const ECAM_BASE: u64 = 0xd000_0000;
+/// Length of the ECAM: 256 buses.
+pub const ECAM_LEN: u64 = 256 << 20;
 /// 32-bit PCI window.
-pub const PCI32_BASE: u64 = 0xe800_0000;
+pub const PCI32_BASE: u64 = 0xe000_0000;
 /// Its length.
-pub const PCI32_LEN: u64 = 0x800_0000;
+pub const PCI32_LEN: u64 = 0x1000_0000;
 /// 64-bit prefetchable PCI window. Ends within 38 bits, which every 64-bit processor with nested paging
 /// can address.
 pub const PCI64_BASE: u64 = 0x20_0000_0000;

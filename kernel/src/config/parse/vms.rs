@@ -15,6 +15,7 @@ use crate::config::table::Table;
 use crate::config::types::{OnReboot, VdevConfig, VmConfig};
 use crate::config::value::{self, Misfit};
 use crate::console::framing::CHANNELS;
+use crate::dev::pci::SLOTS_MAX;
 
 /// Most VMs: the channels of the framed console without the monitor's.
 pub const MAX_VMS: usize = CHANNELS as usize - 1;
@@ -24,6 +25,10 @@ const MAX_WEIGHT: u8 = u8::MAX;
 
 /// PASID quota of a VM that does not name one.
 const DEFAULT_PASIDS: u16 = 8;
+
+/// Slots of a VM that does not say how many: so many more than it has vdevs, and so many at least.
+const SPARE_SLOTS: usize = 4;
+const LEAST_SLOTS: usize = 8;
 
 /// Every sound `[[vm]]` in the order of the file.
 pub(super) fn vms(
@@ -145,6 +150,7 @@ fn vm(
             format!("write pasids = {} or remove a vdev", vdevs.len()),
         ));
     }
+    let slots = slots(&table, &vdevs, errors);
     Some(VmConfig {
         index,
         at,
@@ -154,11 +160,28 @@ fn vm(
         initrd,
         cmdline: cmdline.unwrap_or(Spanned::new(String::new(), at)),
         pasids,
+        slots,
         vcpus,
         autostart,
         on_reboot,
         vdevs,
     })
+}
+
+/// How many slots the VM has: enough for its vdevs.
+fn slots(table: &Table<'_>, vdevs: &[VdevConfig], errors: &mut Vec<ConfigError>) -> Spanned<u8> {
+    let given = table.integer("slots", 0..=SLOTS_MAX.into(), errors);
+    let default = (vdevs.len() + SPARE_SLOTS).clamp(LEAST_SLOTS, SLOTS_MAX.into());
+    let slots = given.map_or(default, |given| given.value.into());
+    if let Some(excess) = vdevs.get(slots) {
+        let (count, at) = (vdevs.len(), given.map_or(excess.at, |given| given.at));
+        let remedy = match count <= SLOTS_MAX.into() {
+            true => format!("write slots = {count} or remove a vdev"),
+            false => "remove vdevs".to_string(),
+        };
+        errors.push(table.error(at, format_args!("{count} vdevs do not fit {slots} slots"), remedy));
+    }
+    Spanned::new(slots.min(SLOTS_MAX.into()) as u8, given.map_or(table.at, |given| given.at))
 }
 
 fn cmdline(text: &str) -> Result<String, Misfit> {

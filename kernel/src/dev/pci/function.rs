@@ -50,6 +50,8 @@ pub(super) struct VdevFunction {
     homes: Vec<u64>,
     config: ConfigSpace,
     msix: Msix,
+    /// The port that it is behind lets it send.
+    sends: bool,
     /// The slice did not stop when it was reset last.
     failed: Option<QuiesceFailed>,
     portal_traps: u64,
@@ -127,6 +129,7 @@ impl VdevFunction {
             homes: addresses,
             config,
             msix,
+            sends: false,
             failed: None,
             portal_traps: 0,
         })
@@ -173,11 +176,6 @@ impl VdevFunction {
         self.portal_traps
     }
 
-    /// The ranges that the BARs occupy after reset: start and length.
-    pub(super) fn homes(&self) -> impl Iterator<Item = (u64, u64)> {
-        self.homes.iter().copied().zip(self.identity.bars.iter().map(|b| b.size))
-    }
-
     /// The ranges that the BARs claim now: BAR index, start and length.
     pub(super) fn claims(&self) -> impl Iterator<Item = (u8, u64, u64)> {
         let on = self.config.memory_enabled();
@@ -196,8 +194,12 @@ impl VdevFunction {
     fn gate(&self) -> Gate {
         Gate {
             enabled: self.config.msix_enabled(),
-            open: !self.config.msix_function_masked() && self.config.bus_master(),
+            open: !self.config.msix_function_masked() && self.is_master(),
         }
+    }
+
+    fn is_master(&self) -> bool {
+        self.sends && self.config.bus_master()
     }
 
     pub(super) fn config_read(&self, offset: u64, size: u8) -> u64 {
@@ -206,12 +208,25 @@ impl VdevFunction {
 
     pub(super) fn config_write(&mut self, offset: u64, size: u8, value: u64, actions: Actions<'_>) -> Change {
         let claims = |f: &Self| f.claims().collect::<Vec<_>>();
-        let (claims_before, master_before, gate_before) =
-            (claims(self), self.config.bus_master(), self.gate());
-        if self.config.write(offset, size, value) {
-            return Change::Reset;
+        let before = claims(self);
+        let reset = self.watched(actions, |function| function.config.write(offset, size, value));
+        match reset {
+            true => Change::Reset,
+            false if claims(self) == before => Change::Nothing,
+            false => Change::Decoding,
         }
-        let (master, gate) = (self.config.bus_master(), self.gate());
+    }
+
+    /// Whether the port that it is behind lets it send: without, it is no bus master, whatever its own register says.
+    pub(super) fn let_send(&mut self, sends: bool, actions: Actions<'_>) {
+        self.watched(actions, |function| function.sends = sends);
+    }
+
+    /// Does what may change whether it may send, and draws the consequences.
+    fn watched<T>(&mut self, actions: Actions<'_>, change: impl FnOnce(&mut Self) -> T) -> T {
+        let (master_before, gate_before) = (self.is_master(), self.gate());
+        let changed = change(self);
+        let (master, gate) = (self.is_master(), self.gate());
         if gate != gate_before {
             self.msix.note_gate();
             if !gate.open {
@@ -225,7 +240,7 @@ impl VdevFunction {
             model.set_bus_master(master, &mut |vector| msix.raise(vector, gate, actions));
         }
         self.msix.flush(gate, actions);
-        if claims(self) == claims_before { Change::Nothing } else { Change::Decoding }
+        changed
     }
 
     /// Registers back to their start, so that the function claims no address. The caller has the portals

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The guest's PCI bus 0: a host bridge, and one function per vdev.
+//! The guest's PCI Express: on bus 0 a host bridge and root ports, in the slot of each port one vdev.
 //!
-//! **Principle.** The guest may move BARs as it likes, but a BAR is decoded only where it lies wholly in
-//! a PCI window and clear of the BARs before it. Windows never hold RAM or another device, so a portal
-//! (a page of the physical device) can appear nowhere else.
+//! **Principle.** The guest may move BARs and windows as it likes, but a BAR is decoded only where it lies wholly in
+//! a PCI window, in one of its port's windows, and clear of the BARs before it. PCI windows never hold RAM or another
+//! device, so a portal (a page of the physical device) can appear nowhere else.
 //! **Invariant.** The portals mapped in the guest, as told by [`Action::MapPortal`] and
 //! [`Action::UnmapPortal`], are exactly those of the BARs decoded now. They never overlap. Before a slice
 //! is reset or taken away, its portals are gone.
@@ -12,7 +12,10 @@
 
 mod config;
 mod function;
+mod hotplug;
 mod msix;
+mod port;
+mod window;
 
 #[cfg(test)]
 mod tests;
@@ -25,67 +28,38 @@ use crate::base::addr::{GuestPhys, HostPhys};
 use crate::base::refusal::Refusal;
 use crate::dev::bus::{all_ones, look_up};
 use crate::irq::msi::Posting;
-use crate::vdev::parent::{Bar, QuiesceFailed, VdevRegisters};
+use crate::vdev::parent::{QuiesceFailed, VdevRegisters};
 use crate::vm::exit::{Action, Actions, MsiMessage};
 
 use config::ConfigSpace;
 use function::{Change, VdevFunction};
+use port::{Port, PortChange};
+use window::first_fit;
 
-/// Device numbers on a bus; 0 is the host bridge.
-const DEVICES: usize = 32;
-/// Header type, and its bit of a device with several functions.
-const HEADER_TYPE: u64 = 0x0e;
-const MULTIFUNCTION: u64 = 1 << 7;
+pub use window::PciWindow;
+
 /// Functions of a device.
-const FUNCTIONS: usize = 8;
-
-/// A vdev's place on the bus: a function of one of the devices 1..=31. Those that are function 0 of a device come first:
-/// more than 31 vdevs are functions of devices that have one already.
+const FUNCTIONS: u8 = 8;
+/// The most slots: the functions of devices 1 to 31 of bus 0 are their ports.
+pub const SLOTS_MAX: u8 = 31 * FUNCTIONS;
+/// The slot of a port, which a vdev is in.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct Slot(u8);
 
 impl Slot {
-    /// The device number.
-    pub const fn device(self) -> u8 {
-        self.0 >> 3
+    /// Its number, from 1, which the port shows (Physical Slot Number): Linux has it in `/sys/bus/pci/slots`. The bus
+    /// that the port leads to at the start has it, too; the vdev there is device 0, function 0.
+    pub const fn number(self) -> u8 {
+        self.0 + 1
     }
 
-    /// The function's number in it.
-    pub const fn function(self) -> u8 {
-        self.0 & 7
+    /// Device 31:3 and function 2:0 of its port on bus 0.
+    pub const fn port(self) -> u8 {
+        self.0 + FUNCTIONS
     }
 
-    /// Device 31:3, function 2:0: what it is known by on its bus.
-    pub const fn routing_id(self) -> u8 {
-        self.0
-    }
-}
-
-/// The places that are that function of their device.
-fn places(function: usize) -> impl Iterator<Item = usize> {
-    (1..DEVICES).map(move |device| device << 3 | function)
-}
-
-/// A range of guest-physical addresses that the platform leaves to BARs.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct PciWindow {
-    /// First address.
-    pub start: u64,
-    /// Length in bytes.
-    pub len: u64,
-    /// Whether prefetchable BARs are put here after reset, or the others.
-    pub prefetchable: bool,
-}
-
-impl PciWindow {
-    /// For BARs that are not prefetchable.
-    pub const fn fixed(start: u64, len: u64) -> Self {
-        Self { start, len, prefetchable: false }
-    }
-
-    /// For prefetchable BARs.
-    pub const fn prefetchable(start: u64, len: u64) -> Self {
-        Self { start, len, prefetchable: true }
+    fn index(self) -> usize {
+        self.0.into()
     }
 }
 
@@ -106,31 +80,37 @@ struct Mapped {
     len: u64,
 }
 
-/// The guest's PCI bus.
+/// The guest's PCI Express.
 pub struct PciBus {
     windows: Vec<PciWindow>,
     bridge: ConfigSpace,
-    /// By device and function; the first device's stay empty.
-    functions: Vec<Option<Box<VdevFunction>>>,
+    /// By slot.
+    ports: Vec<Port>,
     /// Ascending by start.
     decoded: Vec<Decoded>,
     /// Where in it the last access was: mostly the next one is there, too.
     last: usize,
     mapped: Vec<Mapped>,
     unclaimed: u64,
-    /// Function-level resets at which a slice did not stop.
+    /// Resets at which a slice did not stop.
     failed_resets: u64,
-    /// The device whose interrupts have changed with the last write.
+    /// The slot whose interrupts have changed with the last write.
     rerouted: Option<usize>,
 }
 
 impl PciBus {
-    /// A bus with a host bridge only. The windows must not overlap RAM or another device.
-    pub fn new(windows: &[PciWindow]) -> Self {
+    /// With so many empty slots, [`SLOTS_MAX`] at most. The windows must not overlap RAM or another device.
+    pub fn new(windows: &[PciWindow], slots: u8) -> Self {
+        let slots = slots.min(SLOTS_MAX);
+        let port = |slot: Slot| {
+            // Several are functions of one device, which says so.
+            let several = slot.index() / usize::from(FUNCTIONS) * usize::from(FUNCTIONS) + 1 < slots.into();
+            Port::new(slot.number(), several, &parts(windows, slot))
+        };
         Self {
             windows: windows.to_vec(),
             bridge: ConfigSpace::host_bridge(),
-            functions: (0..DEVICES * FUNCTIONS).map(|_| None).collect(),
+            ports: (0..slots).map(Slot).map(port).collect(),
             decoded: Vec::new(),
             last: 0,
             mapped: Vec::new(),
@@ -140,42 +120,62 @@ impl PciBus {
         }
     }
 
-    /// Puts a vdev into the first free slot, its BARs assigned, memory decoding off; where there is none, into that
-    /// of a vdev that has ended, before a further function of a device: drivers look for these only where the device said
-    /// from the start that it has them.
+    /// Puts a vdev into the first free slot, its BARs assigned, memory decoding off; where there is none, into one with
+    /// what is left of a vdev that has ended. The guest is told as hardware would: by the port's interrupt.
     ///
     /// # Errors
-    /// When no slot is free, or a BAR finds no room in the windows; the model is dropped.
-    pub fn add(&mut self, model: Box<dyn VdevRegisters>) -> Result<Slot, Refusal> {
-        let ended = |i: &usize| self.functions[*i].as_ref().is_some_and(|function| function.has_ended());
-        let unused = |i: &usize| self.functions[*i].is_none();
-        let free = (0..FUNCTIONS)
-            .find_map(|function| places(function).find(unused).or_else(|| places(function).find(ended)))
-            .ok_or_else(|| {
-                let all = (DEVICES - 1) * FUNCTIONS;
-                let why = format!("all {all} places of the PCI bus are taken");
-                Refusal::new("vdev", why, "give the VM fewer vdevs")
-            })?;
-        // One that has ended has no portals that would have to go.
-        self.functions[free] = None;
-        self.decoded.retain(|decoded| decoded.slot != free);
-        let mut taken: Vec<(u64, u64)> =
-            self.functions.iter().flatten().flat_map(|function| function.homes()).collect();
-        let windows = &self.windows;
+    /// When no slot is free, or a BAR finds no room in the slot's part of the windows; the model is dropped.
+    pub fn add(&mut self, model: Box<dyn VdevRegisters>, actions: Actions<'_>) -> Result<Slot, Refusal> {
+        let unused = |port: &Port| port.function().is_none();
+        let ended = |port: &Port| port.function().is_some_and(VdevFunction::has_ended);
+        let place =
+            self.ports.iter().position(unused).or_else(|| self.ports.iter().position(ended)).ok_or_else(
+                || {
+                    let why = format!("all {} slots are taken", self.ports.len());
+                    Refusal::new("vdev", why, "give the VM more `slots` in pasidon.toml, or fewer vdevs")
+                },
+            )?;
+        let slot = Slot(place as u8);
+        let windows = parts(&self.windows, slot);
+        let mut taken: Vec<(u64, u64)> = Vec::new();
         let function = VdevFunction::new(model, |bar| {
-            let home = first_fit(windows, &taken, bar)?;
+            let home = first_fit(&windows, &taken, bar)?;
             taken.push((home, bar.size));
             Some(home)
         })?;
-        self.functions[free] = Some(Box::new(function));
-        Ok(Slot(free as u8))
+        if let Some(port) = self.ports.get_mut(place) {
+            // What has ended has no portals that would have to go.
+            port.put_in(function);
+        }
+        self.after(place, PortChange { decoding: true, link_down: false }, actions);
+        Ok(slot)
+    }
+
+    /// Asks the guest to let go of a vdev, as whoever presses the slot's attention button does. Whether it will hear.
+    pub fn ask(&mut self, slot: Slot, actions: Actions<'_>) -> bool {
+        let Some(port) = self.ports.get_mut(slot.index()) else {
+            return false;
+        };
+        let hears = port.ask();
+        port.finish(actions);
+        hears
+    }
+
+    /// Whether the guest has let go of a vdev after [`PciBus::ask`]: it has switched the slot's power off. Announced by
+    /// [`Action::Attend`].
+    pub fn has_let_go(&self, slot: Slot) -> bool {
+        self.ports.get(slot.index()).is_some_and(Port::has_let_go)
     }
 
     /// Ends a vdev as far as the guest is concerned: its portals are unmapped, and the model comes back for its end.
-    /// The function stays, with what the model says remains. `None` if the slot has no vdev.
+    /// Where the guest has the slot's power off, the slot is empty then. Else the function stays, with what the model
+    /// says remains, until the guest switches the power off. `None` if the slot has no vdev.
     pub fn end(&mut self, slot: Slot, actions: Actions<'_>) -> Option<Box<dyn VdevRegisters>> {
         let model = self.function(slot)?.end(actions)?;
         self.update_decoding(actions);
+        if let Some(port) = self.ports.get_mut(slot.index()) {
+            port.finish(actions);
+        }
         Some(model)
     }
 
@@ -190,8 +190,8 @@ impl PciBus {
     /// The slots of vdevs that have not ended.
     pub fn slots(&self) -> impl Iterator<Item = Slot> {
         (0u8..=u8::MAX)
-            .zip(&self.functions)
-            .filter(|(_, f)| f.as_ref().is_some_and(|function| !function.has_ended()))
+            .zip(&self.ports)
+            .filter(|(_, port)| port.function().is_some_and(|function| !function.has_ended()))
             .map(|(i, _)| Slot(i))
     }
 
@@ -202,13 +202,13 @@ impl PciBus {
 
     /// Why the function in a slot is without its slice: that did not stop when it was reset.
     pub fn failed(&self, slot: Slot) -> Option<&QuiesceFailed> {
-        self.functions.get(usize::from(slot.0))?.as_ref()?.failed()
+        self.ports.get(slot.index())?.function()?.failed()
     }
 
     /// Accesses to portals that exited: each submission, where portals are trapped; where they are mapped, those while
     /// one was not, which a driver that behaves does not do.
     pub fn portal_traps(&self, slot: Slot) -> u64 {
-        let function = self.functions.get(usize::from(slot.0)).and_then(Option::as_ref);
+        let function = self.ports.get(slot.index()).and_then(Port::function);
         function.map_or(0, |function| function.portal_traps())
     }
 
@@ -235,8 +235,8 @@ impl PciBus {
     /// After a write of the guest's: where it has changed which messages a function sends, has the physical interrupts
     /// behind them posted to it, or not. `posting` says for a message whether, and how, that is possible.
     pub fn route_interrupts(&mut self, posting: &mut dyn FnMut(MsiMessage) -> Option<Posting>) {
-        if let Some(device) = self.rerouted.take()
-            && let Some(Some(function)) = self.functions.get_mut(device)
+        if let Some(place) = self.rerouted.take()
+            && let Some(function) = self.ports.get_mut(place).and_then(Port::function_mut)
         {
             function.route_interrupts(posting);
         }
@@ -244,64 +244,107 @@ impl PciBus {
 
     /// Reads configuration space: `offset` is bus 27:20, device 19:15, function 14:12, register 11:0.
     pub fn ecam_read(&mut self, offset: u64, size: u8) -> u64 {
-        let (place, register) = match ecam_target(offset) {
-            Some(target) => target,
-            None => return all_ones(size),
-        };
-        let value = match self.functions.get(place) {
-            _ if place == 0 => self.bridge.read(register, size),
-            Some(Some(function)) => {
-                function.config_read(register, size) | self.multifunction(place, register, size)
+        let register = offset & REGISTER;
+        let value = match self.target(offset) {
+            Target::Bridge => self.bridge.read(register, size),
+            Target::Port(place) => self.ports.get(place).map_or(u64::MAX, |port| port.read(register, size)),
+            Target::Function(place) => {
+                let function = self.ports.get_mut(place).and_then(Port::reachable);
+                function.map_or(u64::MAX, |function| function.config_read(register, size))
             }
-            _ => all_ones(size),
+            Target::Nobody => u64::MAX,
         };
         value & all_ones(size)
     }
 
-    /// The bit of the header type that says that a device has more functions than this one, as it lies in a read.
-    fn multifunction(&self, place: usize, register: u64, size: u8) -> u64 {
-        let first = place & !(FUNCTIONS - 1);
-        let more = self.functions[first..first + FUNCTIONS].iter().skip(1).any(Option::is_some);
-        match HEADER_TYPE.checked_sub(register) {
-            Some(byte) if more && byte < size.into() => MULTIFUNCTION << (8 * byte),
-            _ => 0,
+    /// Writes configuration space.
+    pub fn ecam_write(&mut self, offset: u64, size: u8, value: u64, actions: Actions<'_>) {
+        let register = offset & REGISTER;
+        match self.target(offset) {
+            Target::Port(place) => {
+                if let Some(port) = self.ports.get_mut(place) {
+                    let change = port.write(register, size, value);
+                    self.after(place, change, actions);
+                }
+            }
+            Target::Function(place) => self.function_write(place, register, size, value, actions),
+            Target::Bridge | Target::Nobody => {}
         }
     }
 
-    /// Writes configuration space.
-    pub fn ecam_write(&mut self, offset: u64, size: u8, value: u64, actions: Actions<'_>) {
-        let Some((device, register)) = ecam_target(offset) else {
-            return;
-        };
-        let Some(Some(function)) = self.functions.get_mut(device) else {
+    fn function_write(&mut self, place: usize, register: u64, size: u8, value: u64, actions: Actions<'_>) {
+        let Some(function) = self.ports.get_mut(place).and_then(Port::reachable) else {
             return;
         };
         match function.config_write(register, size, value, actions) {
             Change::Nothing => {}
             Change::Decoding => self.update_decoding(actions),
-            Change::Reset => self.function_level_reset(device, actions),
+            Change::Reset => self.reset(place, actions),
         }
-        if let Some(Some(function)) = self.functions.get_mut(device) {
+        self.settle(place, actions);
+    }
+
+    /// Whom an access to configuration space is for. A bus that several ports lead to is the first one's.
+    fn target(&self, offset: u64) -> Target {
+        let (bus, place) = (offset >> 20, (offset >> 12) as u8);
+        let Ok(bus) = u8::try_from(bus) else {
+            return Target::Nobody;
+        };
+        if bus == 0 {
+            return match place.checked_sub(FUNCTIONS) {
+                Some(port) => Target::Port(port.into()),
+                None if place == 0 => Target::Bridge,
+                None => Target::Nobody,
+            };
+        }
+        match self.ports.iter().position(|port| port.leads_to(bus)) {
+            // On a link there is device 0 only.
+            Some(port) if place == 0 && self.ports.get(port).is_some_and(|port| port.secondary() == bus) => {
+                Target::Function(port)
+            }
+            _ => Target::Nobody,
+        }
+    }
+
+    /// Draws the consequences of a change in a port or its slot.
+    fn after(&mut self, place: usize, change: PortChange, actions: Actions<'_>) {
+        if change.link_down {
+            self.reset(place, actions);
+        } else if change.decoding {
+            self.update_decoding(actions);
+        }
+        if let Some(port) = self.ports.get_mut(place) {
+            port.finish(actions);
+        }
+        self.settle(place, actions);
+    }
+
+    /// To be called after what may have begun something on the device, or changed what a function sends.
+    fn settle(&mut self, place: usize, actions: Actions<'_>) {
+        if let Some(function) = self.ports.get_mut(place).and_then(Port::function_mut) {
             function.ask_for_attention(actions);
             if function.interrupts_changed() {
-                self.rerouted = Some(device);
+                self.rerouted = Some(place);
             }
         }
     }
 
-    fn function_level_reset(&mut self, device: usize, actions: Actions<'_>) {
-        if let Some(function) = &mut self.functions[device] {
+    /// Resets the function in a slot, by itself or with its link.
+    fn reset(&mut self, place: usize, actions: Actions<'_>) {
+        if let Some(function) = self.ports.get_mut(place).and_then(Port::function_mut) {
             function.reset_registers();
             function.take_interrupts_back();
         }
         // The portals go first: nothing is submitted while the slice is reset.
         self.update_decoding(actions);
-        if let Some(Err(failed)) = self.functions[device].as_mut().map(|function| function.reset_model()) {
+        let function = self.ports.get_mut(place).and_then(Port::function_mut);
+        if let Some(Err(failed)) = function.map(VdevFunction::reset_model) {
             self.failed_resets = self.failed_resets.saturating_add(1);
             // The guest can do this for ever: lines at 1, 2, 4, 8, …
             if self.failed_resets.is_power_of_two() {
                 log::error!(
-                    "vdev in slot {device}: did not stop at function-level reset: {} ({} so far)",
+                    "vdev in slot {}: did not stop at a reset: {} ({} so far)",
+                    place + 1,
                     failed.why,
                     self.failed_resets
                 );
@@ -320,7 +363,7 @@ impl PciBus {
             self.unclaimed = self.unclaimed.saturating_add(1);
             return None;
         };
-        let function = self.functions.get_mut(slot)?.as_mut()?;
+        let function = self.ports.get_mut(slot)?.function_mut()?;
         Some((slot, function, bar, address - start))
     }
 
@@ -334,12 +377,9 @@ impl PciBus {
 
     /// Writes to a PCI window.
     pub fn mmio_write(&mut self, address: u64, size: u8, value: u64, actions: Actions<'_>) {
-        if let Some((device, function, bar, offset)) = self.decode(address, size) {
+        if let Some((place, function, bar, offset)) = self.decode(address, size) {
             function.bar_write(bar, offset, size, value, actions);
-            function.ask_for_attention(actions);
-            if function.interrupts_changed() {
-                self.rerouted = Some(device);
-            }
+            self.settle(place, actions);
         }
     }
 
@@ -357,15 +397,16 @@ impl PciBus {
     }
 
     fn function(&mut self, slot: Slot) -> Option<&mut VdevFunction> {
-        self.functions.get_mut(usize::from(slot.0))?.as_deref_mut()
+        self.ports.get_mut(slot.index())?.function_mut()
     }
 
     /// Finds out anew which BARs answer, and moves the portals after them.
     fn update_decoding(&mut self, actions: Actions<'_>) {
         let mut decoded: Vec<Decoded> = Vec::new();
-        for (slot, function) in self.functions.iter().enumerate() {
-            for (bar, start, len) in function.iter().flat_map(|function| function.claims()) {
-                let in_window = self.windows.iter().any(|w| contains(w, start, len));
+        for (slot, port) in self.ports.iter().enumerate() {
+            for (bar, start, len) in port.function().into_iter().flat_map(VdevFunction::claims) {
+                let in_window =
+                    self.windows.iter().any(|w| w.contains(start, len)) && port.passes(start, len);
                 let at = decoded.partition_point(|d| d.start < start);
                 let free_below = at.checked_sub(1).is_none_or(|i| decoded[i].start + decoded[i].len <= start);
                 let free_above = decoded.get(at).is_none_or(|d| start.saturating_add(len) <= d.start);
@@ -378,7 +419,8 @@ impl PciBus {
 
         let mut wanted = Vec::new();
         for d in &self.decoded {
-            let portals = self.functions[d.slot].iter().flat_map(|function| function.portals());
+            let function = self.ports.get(d.slot).and_then(Port::function);
+            let portals = function.into_iter().flat_map(VdevFunction::portals);
             wanted.extend(portals.filter(|p| p.bar == d.bar).map(|p| Mapped {
                 guest: GuestPhys(d.start + p.offset),
                 host: p.host,
@@ -395,27 +437,22 @@ impl PciBus {
     }
 }
 
-/// Place and register of an ECAM offset; `None` where no function can be.
-fn ecam_target(offset: u64) -> Option<(usize, u64)> {
-    (offset >> 20 == 0).then_some(((offset >> 12) as usize & 0xff, offset & 0xfff))
+/// The register of an ECAM offset.
+const REGISTER: u64 = 0xfff;
+
+/// Whom an access to configuration space is for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Target {
+    /// The host bridge.
+    Bridge,
+    /// Where a port would be on bus 0.
+    Port(usize),
+    /// What is in the slot of a port.
+    Function(usize),
+    Nobody,
 }
 
-fn contains(window: &PciWindow, start: u64, len: u64) -> bool {
-    start.checked_sub(window.start).and_then(|o| o.checked_add(len)).is_some_and(|end| end <= window.len)
-}
-
-/// The lowest aligned address in a fitting window that is clear of `taken` ranges (start, length).
-fn first_fit(windows: &[PciWindow], taken: &[(u64, u64)], bar: &Bar) -> Option<u64> {
-    let fitting = windows.iter().filter(|w| w.prefetchable == bar.prefetchable);
-    for window in fitting {
-        let mut at = window.start.checked_next_multiple_of(bar.size)?;
-        while contains(window, at, bar.size) {
-            let conflict = taken.iter().find(|(start, len)| at < start + len && *start < at + bar.size);
-            match conflict {
-                None => return Some(at),
-                Some((start, len)) => at = (start + len).checked_next_multiple_of(bar.size)?,
-            }
-        }
-    }
-    None
+/// A slot's parts of the windows: what firmware gives its port.
+fn parts(windows: &[PciWindow], slot: Slot) -> Vec<PciWindow> {
+    windows.iter().map(|window| window.part(slot.number())).collect()
 }

@@ -28,7 +28,7 @@ use x86_64::ACCESSES;
 const ACCESSES: &[Access] = &[];
 
 /// The vdev that is plugged first.
-const FIRST: &str = "0000:00:01.0";
+const FIRST: &str = "0000:01:00.0";
 /// `O_SYNC`, with which the kernel maps a BAR uncached even where it is prefetchable.
 const UNCACHED: i32 = rustix::fs::OFlags::SYNC.bits() as i32;
 /// The BAR of the registers.

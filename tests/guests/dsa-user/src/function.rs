@@ -23,7 +23,7 @@ const UNCACHED: i32 = rustix::fs::OFlags::SYNC.bits() as i32;
 
 /// A PCI function that this program drives.
 pub struct Function {
-    /// Such as `0000:00:01.0`.
+    /// Such as `0000:01:00.0`.
     pub address: String,
     /// Its folder in sysfs.
     pub path: PathBuf,

@@ -41,7 +41,7 @@ use std::time::Duration;
 struct Arguments {
     #[command(subcommand)]
     command: Command,
-    /// The PCI function, such as 0000:00:01.0 [default: the first DSA]
+    /// The PCI function, such as 0000:01:00.0 [default: the first DSA]
     #[arg(long, global = true)]
     device: Option<String>,
     /// How to wait for an operation's end

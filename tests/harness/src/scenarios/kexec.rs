@@ -2,7 +2,9 @@
 //! A guest's kernel that starts the next one by itself, in good order or because it crashed. There is no firmware and no
 //! reset in between, so the next one finds every device, its vdev too, as the last one left it.
 
-use super::pasidon::{BOOT_TIMEOUT, COMMAND_TIMEOUT, HOST, check, copies, dsa_up, named, shell, until, vm};
+use super::pasidon::{
+    BOOT_TIMEOUT, COMMAND_TIMEOUT, HOST, check, copies, dsa_up, in_slot, named, shell, until, vm,
+};
 use crate::arch::Arch;
 use crate::cpu::Cpu;
 use crate::demonstration::{self, Vdev};
@@ -110,8 +112,8 @@ fn keep_copying(console: Console<'_>) -> Result<()> {
 
 /// What the last kernel left of the vdev: the function's command register, and the queue as Pasidon has it.
 fn left(machine: &Machine, console: Console<'_>, command: &str, queue: &str) -> Result<()> {
-    let function = "/sys/bus/pci/devices/0000:00:01.0";
-    check(machine, console, &format!("cd {function}; echo status=$?"), "status=0")?;
+    let function = in_slot(1);
+    check(machine, console, &format!("cd /sys/bus/pci/devices/{function}; echo status=$?"), "status=0")?;
     let read = "hexdump -s 4 -n 1 -e '1/1 \"command=%02x\\n\"' config";
     check(machine, console, read, &format!("command={command}"))?;
     let name = vdev(machine, "alpha")?.name;

@@ -30,6 +30,11 @@ pub fn vm(name: &str, vdevs: usize, words: &str) -> String {
     )
 }
 
+/// The PCI function of the vdev in a guest's slot of that number, as Linux calls it: each slot has a bus of its own.
+pub fn in_slot(number: u8) -> String {
+    format!("0000:{number:02x}:00.0")
+}
+
 /// Waits until the Linux guest of that name is at its shell, and returns its console.
 ///
 /// # Errors

@@ -18,7 +18,7 @@ use pasidon_kernel::base::refusal::Refusal;
 use pasidon_kernel::memory::ram::RamRange;
 use vm_fdt::{Error, FdtWriter};
 
-use super::{Initrd, Seed};
+use super::{BootImage, Initrd, Seed};
 use crate::guest::layout::{self, intid};
 
 /// Phandles.
@@ -47,15 +47,14 @@ const KASLR_SEED: usize = 8;
 /// Clock of the serial port in Hz; no divisor is ever used.
 const UART_CLOCK: u32 = 24_000_000;
 
-/// The device tree of a VM.
+/// The device tree of a VM with so many bytes of RAM.
 pub(super) fn build(
     vcpus: u16,
     ram_size: u64,
-    cmdline: &str,
     initrd: Initrd,
-    seed: Option<&Seed>,
+    image: &BootImage<'_>,
 ) -> Result<Vec<u8>, Refusal> {
-    write(vcpus, ram_size, cmdline, initrd, seed)
+    write(vcpus, ram_size, initrd, image)
         .map_err(|error| Refusal::new("device tree", error.to_string(), "this is an error of the hypervisor"))
 }
 
@@ -68,13 +67,8 @@ fn ppi(number: u32) -> [u32; interrupt::CELLS as usize] {
     [interrupt::PPI, number - intid::PPI, interrupt::LEVEL_HIGH]
 }
 
-fn write(
-    vcpus: u16,
-    ram_size: u64,
-    cmdline: &str,
-    initrd: Initrd,
-    seed: Option<&Seed>,
-) -> Result<Vec<u8>, Error> {
+fn write(vcpus: u16, ram_size: u64, initrd: Initrd, image: &BootImage<'_>) -> Result<Vec<u8>, Error> {
+    let BootImage { cmdline, slots, seed, .. } = *image;
     let mut tree = FdtWriter::new()?;
     let root = tree.begin_node("")?;
     tree.property_string("compatible", "pasidon,guest")?;
@@ -82,7 +76,7 @@ fn write(
     tree.property_u32("#address-cells", 2)?;
     tree.property_u32("#size-cells", 2)?;
     tree.property_u32("interrupt-parent", phandle::GIC)?;
-    chosen(&mut tree, cmdline, initrd, seed)?;
+    chosen(&mut tree, cmdline, initrd, seed.as_ref())?;
     for RamRange { start, len } in layout::ram_ranges(ram_size) {
         let node = tree.begin_node(&format!("memory@{:x}", start.0))?;
         tree.property_string("device_type", "memory")?;
@@ -94,7 +88,7 @@ fn write(
     timer(&mut tree)?;
     uart(&mut tree)?;
     rtc(&mut tree)?;
-    pci(&mut tree)?;
+    pci(&mut tree, slots)?;
     tree.end_node(root)?;
     tree.finish()
 }
@@ -196,14 +190,15 @@ fn rtc(tree: &mut FdtWriter) -> Result<(), Error> {
     tree.end_node(node)
 }
 
-fn pci(tree: &mut FdtWriter) -> Result<(), Error> {
+fn pci(tree: &mut FdtWriter, slots: u8) -> Result<(), Error> {
     let node = tree.begin_node(&format!("pcie@{:x}", layout::ECAM_BASE))?;
     tree.property_string("compatible", "pci-host-ecam-generic")?;
     tree.property_string("device_type", "pci")?;
     tree.property_u32("#address-cells", 3)?;
     tree.property_u32("#size-cells", 2)?;
     tree.property_array_u64("reg", &[layout::ECAM_BASE, layout::ECAM_LEN])?;
-    tree.property_array_u32("bus-range", &[0, 0])?;
+    // Bus 0, and one for each slot.
+    tree.property_array_u32("bus-range", &[0, slots.into()])?;
     let windows = [
         (pci_space::MEMORY_32, layout::PCI32_BASE, layout::PCI32_LEN),
         (pci_space::MEMORY_64_PREFETCHABLE, layout::PCI64_BASE, layout::PCI64_LEN),

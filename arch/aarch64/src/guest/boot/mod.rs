@@ -87,7 +87,7 @@ pub fn load(memory: &dyn GuestMemory, image: &BootImage<'_>) -> Result<EntryStat
     let tree_at = top - LARGE_PAGE_SIZE;
     let kernel = image::load(memory, image.kernel, tree_at)?;
     let initrd = write_initrd(memory, image.initrd, kernel.end, tree_at)?;
-    let tree = device_tree::build(VCPUS, ram, image.cmdline, initrd, image.seed.as_ref())?;
+    let tree = device_tree::build(VCPUS, ram, initrd, image)?;
     if tree.len() as u64 > LARGE_PAGE_SIZE {
         return Err(Refusal::new("device tree", "it is larger than 2 MiB", "shorten the command line"));
     }

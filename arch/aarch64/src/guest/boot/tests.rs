@@ -27,7 +27,7 @@ fn ram(size: usize) -> TestMemory {
 }
 
 fn boot(memory: &TestMemory, kernel: &[u8], initrd: Option<&[u8]>) -> Result<EntryState, Refusal> {
-    let image = BootImage { kernel, initrd, cmdline: "console=ttyAMA0", seed: None };
+    let image = BootImage { kernel, initrd, cmdline: "console=ttyAMA0", slots: 8, seed: None };
     load(memory, &image)
 }
 
@@ -73,10 +73,15 @@ fn an_image_is_loaded_and_starts_as_linux_asks() {
     assert!(chosen.property("rng-seed").is_none() && chosen.property("kaslr-seed").is_none());
 }
 
+/// What a VM without files is told.
+fn told(seed: Option<Seed>) -> BootImage<'static> {
+    BootImage { kernel: &[], initrd: None, cmdline: "", slots: 8, seed }
+}
+
 #[test]
 fn a_seed_is_split_into_addresses_and_numbers() {
     let seed: Seed = core::array::from_fn(|i| i as u8);
-    let bytes = device_tree::build(1, 64 << 20, "", Initrd::default(), Some(&seed)).unwrap();
+    let bytes = device_tree::build(1, 64 << 20, Initrd::default(), &told(Some(seed))).unwrap();
     let tree = Fdt::new(&bytes).unwrap();
     let chosen = tree.find_node("/chosen").unwrap();
     assert_eq!(chosen.property("kaslr-seed").unwrap().value, &seed[..8]);
@@ -109,7 +114,7 @@ impl GuestMemory for Large {
 fn an_initrd_may_be_larger_than_a_gib() {
     let initrd = vec![0; 1126 << 20];
     let image = kernel();
-    let image = BootImage { kernel: &image, initrd: Some(&initrd), cmdline: "", seed: None };
+    let image = BootImage { kernel: &image, initrd: Some(&initrd), cmdline: "", slots: 8, seed: None };
     for (size, top) in [(3 << 30, 3 << 30), (3074 << 20, 3074 << 20), (100 << 30, 32 << 30)] {
         let memory = Large(size);
         let entry = load(&memory, &image).unwrap();
@@ -135,7 +140,7 @@ fn without_an_initrd_none_is_named() {
 
 #[test]
 fn the_tree_describes_the_machine() {
-    let bytes = device_tree::build(2, 64 << 20, "", Initrd::default(), None).unwrap();
+    let bytes = device_tree::build(2, 64 << 20, Initrd::default(), &told(None)).unwrap();
     let tree = Fdt::new(&bytes).unwrap();
     let memory: Vec<_> = tree.memory().regions().map(|r| (r.starting_address as u64, r.size)).collect();
     assert_eq!(memory, [(layout::RAM_BASE, Some(64 << 20))]);
@@ -163,6 +168,7 @@ fn the_tree_describes_the_machine() {
 
     let pci = tree.find_compatible(&["pci-host-ecam-generic"]).unwrap();
     assert_eq!(numbers(&pci, "reg"), [layout::ECAM_BASE, layout::ECAM_LEN]);
+    assert_eq!(cells(&pci, "bus-range"), [0, 8], "a bus for each slot");
     assert_eq!(cells(&pci, "msi-parent"), cells(&gic, "phandle"));
     assert!(pci.property("dma-coherent").is_some());
     let ranges = cells(&pci, "ranges");
@@ -214,7 +220,7 @@ fn what_does_not_fit_is_refused() {
     }
     let long = "x".repeat(CMDLINE_MAX + 1);
     for cmdline in [long.as_str(), "a\0b"] {
-        let image = BootImage { kernel: &kernel(), initrd: None, cmdline, seed: None };
+        let image = BootImage { kernel: &kernel(), initrd: None, cmdline, slots: 8, seed: None };
         let error = load(&ram(RAM), &image).unwrap_err();
         assert!(error.to_string().contains("command line"));
     }

@@ -2,7 +2,7 @@
 
 use pasidon_kernel::base::addr::{GuestPhys, HostPhys};
 use pasidon_kernel::dev::Received;
-use pasidon_kernel::vdev::parent::{Bar, PciIdentity, Portal, QuiesceFailed, Remains};
+use pasidon_kernel::vdev::parent::{Bar, PciIdentity, Portal, QuiesceFailed, Remains, VdevRegisters};
 use pasidon_kernel::vm::exit::Access;
 use proptest::prelude::*;
 
@@ -74,7 +74,7 @@ struct Rig {
 impl Rig {
     /// A machine whose kernel has set up the interrupt controller.
     fn new() -> Self {
-        let chipset = ArmChipset::new(1, layout::RAM_MIN, Workarounds::UNKNOWN, || 1_700_000_000).unwrap();
+        let chipset = ArmChipset::new(1, layout::RAM_MIN, 2, Workarounds::UNKNOWN, || 1_700_000_000).unwrap();
         let mut rig = Self { chipset, seen: Vec::new() };
         rig.write(layout::GICR_BASE + 0x14, 4, 0);
         rig.write(layout::GICD_BASE, 4, 0x12);
@@ -135,8 +135,9 @@ fn typing_reaches_the_processor_as_a_level_interrupt() {
 #[test]
 fn a_vdev_interrupts_by_message_and_its_portal_is_mapped() {
     let mut rig = Rig::new();
-    let slot = rig.chipset.add_vdev(Box::new(Model)).unwrap();
-    let config = layout::ECAM_BASE + (u64::from(slot.routing_id()) << 12);
+    let slot = rig.chipset.add_vdev(Box::new(Model), &mut |_| {}).unwrap();
+    rig.write(layout::ECAM_BASE + (u64::from(slot.port()) << 12) + 4, 2, 6);
+    let config = layout::ECAM_BASE + (u64::from(slot.number()) << 20);
     assert_eq!(rig.read(config, 4), 0x0b25_8086);
     let bar = |rig: &mut Rig, at| rig.read(config + at, 8) & !0xf;
     let (registers, portal) = (bar(&mut rig, 0x10), bar(&mut rig, 0x18));
@@ -209,21 +210,23 @@ fn what_nobody_answers_reads_as_ones_and_is_counted() {
 proptest! {
     #[test]
     fn no_access_panics_and_no_interrupt_leaves_the_machine(
-        ops in proptest::collection::vec((0usize..9, any::<u64>(), any::<u64>(), 0u8..9, any::<bool>()), 0..300),
+        ops in proptest::collection::vec((0usize..10, any::<u64>(), any::<u64>(), 0u8..9, any::<bool>()), 0..300),
     ) {
-        const BASES: [u64; 9] = [
+        const BASES: [u64; 10] = [
             layout::GICD_BASE,
             layout::GICR_BASE,
             layout::UART_BASE,
             layout::RTC_BASE,
             layout::ECAM_BASE,
             layout::ECAM_BASE + (1 << 15),
+            layout::ECAM_BASE + (1 << 20),
             layout::PCI32_BASE,
             layout::PCI64_BASE,
             0,
         ];
         let mut rig = Rig::new();
-        let slot = rig.chipset.add_vdev(Box::new(Model)).unwrap();
+        let slot = rig.chipset.add_vdev(Box::new(Model), &mut |_| {}).unwrap();
+        rig.write(layout::ECAM_BASE + (1 << 15) + 4, 2, 6);
         for (base, offset, value, size, write) in ops {
             let kind = if write { AccessKind::Write(value & all_ones(size)) } else { AccessKind::Read };
             let read = rig.access(BASES[base].wrapping_add(offset & 0x1_1fff), size, kind);

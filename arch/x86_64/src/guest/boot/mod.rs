@@ -91,7 +91,7 @@ pub fn load(memory: &dyn GuestMemory, image: &BootImage<'_>) -> Result<EntryStat
             format!("use {} MiB to {} MiB", layout::RAM_MIN >> 20, layout::RAM_MAX >> 20),
         ));
     }
-    write(memory, "ACPI tables", layout::ACPI_BASE, &acpi::tables())?;
+    write(memory, "ACPI tables", layout::ACPI_BASE, &acpi::tables(image.slots))?;
     write(memory, "reset code", layout::RESET_VECTOR, &RESET_CODE)?;
     write_cmdline(memory, image.cmdline)?;
     if image.kernel.starts_with(elf::MAGIC) {

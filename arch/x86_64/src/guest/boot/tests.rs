@@ -54,7 +54,7 @@ fn vmlinux_32(machine: u8) -> Vec<u8> {
 }
 
 fn image<'a>(kernel: &'a [u8], initrd: Option<&'a [u8]>) -> BootImage<'a> {
-    BootImage { kernel, initrd, cmdline: "console=ttyS0", seed: None }
+    BootImage { kernel, initrd, cmdline: "console=ttyS0", slots: 8, seed: None }
 }
 
 fn refusal(kernel: &[u8]) -> Refusal {
@@ -274,7 +274,7 @@ fn memory_and_command_line_have_limits() {
     let error = load(&TestMemory::new(0, 1 << 20), &image(&kernel, None)).unwrap_err();
     assert_eq!(error.what, "memory");
     let long = "x".repeat(boot::CMDLINE_LEN as usize);
-    let boot_image = BootImage { kernel: &kernel, initrd: None, cmdline: &long, seed: None };
+    let boot_image = BootImage { kernel: &kernel, initrd: None, cmdline: &long, slots: 8, seed: None };
     assert_eq!(load(&TestMemory::new(0, RAM), &boot_image).unwrap_err().what, "command line");
 }
 

@@ -19,17 +19,19 @@ struct Function {
 
 impl Function {
     fn new(vdev: &Arc<SharedModel>) -> Self {
-        let mut bus = PciBus::new(&[PciWindow::prefetchable(0x20_0000_0000, 0x1_0000_0000)]);
-        let slot = bus.add(vdev.guest_side()).unwrap();
+        let mut bus = PciBus::new(&[PciWindow::prefetchable(0x20_0000_0000, 0x1_0000_0000)], 1);
+        let slot = bus.add(vdev.guest_side(), &mut |_| {}).unwrap();
+        // Its port passes on what is asked for.
+        bus.ecam_write(u64::from(slot.port()) << 12 | COMMAND, 2, 6, &mut |_| {});
         Self { bus, slot, actions: Vec::new() }
     }
 
     fn config(&mut self, offset: u64, size: u8) -> u64 {
-        self.bus.ecam_read(u64::from(self.slot.device()) << 15 | offset, size)
+        self.bus.ecam_read(u64::from(self.slot.number()) << 20 | offset, size)
     }
 
     fn set_config(&mut self, offset: u64, size: u8, value: u64) {
-        let at = u64::from(self.slot.device()) << 15 | offset;
+        let at = u64::from(self.slot.number()) << 20 | offset;
         self.bus.ecam_write(at, size, value, &mut |action| self.actions.push(action));
     }
 

@@ -1,19 +1,26 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
+mod hotplug;
+mod ports;
+
 use std::sync::{Arc, Mutex};
 
 use proptest::prelude::*;
 
 use super::*;
 use crate::irq::msi::PostedInterrupts;
-use crate::vdev::parent::{PciIdentity, Portal, Remains};
+use crate::vdev::parent::{Bar, PciIdentity, Portal, Remains};
 use crate::vm::exit::MsiMessage;
 
-const WINDOW32: PciWindow = PciWindow::fixed(0xe800_0000, 0x800_0000);
+const WINDOW32: PciWindow = PciWindow::fixed(0xe000_0000, 0x1000_0000);
 const WINDOW64: PciWindow = PciWindow::prefetchable(0x20_0000_0000, 0x4_0000_0000);
 const TABLE: u64 = 0x2000;
 const PBA: u64 = 0x3000;
 const PORTAL: u64 = 0x1000;
 const PORTAL_HOST: HostPhys = HostPhys(0xc000_5000);
+const SLOTS: u8 = 10;
+/// The command register of either header type.
+const COMMAND: u64 = 4;
+const MEMORY_AND_MASTER: u64 = 6;
 
 /// What a model was told.
 #[derive(Default, Debug)]
@@ -136,7 +143,12 @@ impl Remains for Left {
     }
 }
 
-/// A bus with one vdev, and what came out of it.
+/// Where the configuration space of a slot's function is at the start.
+fn function(slot: Slot) -> u64 {
+    u64::from(slot.number()) << 20
+}
+
+/// A bus with one vdev behind a port that is turned on, and what came out of it.
 struct Rig {
     bus: PciBus,
     slot: Slot,
@@ -151,17 +163,33 @@ impl Rig {
 
     fn with(log: Log) -> Self {
         let log = Arc::new(Mutex::new(log));
-        let mut bus = PciBus::new(&[WINDOW32, WINDOW64]);
-        let slot = bus.add(Box::new(Model(log.clone()))).unwrap();
-        Self { bus, slot, seen: Vec::new(), log }
+        let mut bus = PciBus::new(&[WINDOW32, WINDOW64], SLOTS);
+        let slot = bus.add(Box::new(Model(log.clone())), &mut |a| panic!("{a:?}")).unwrap();
+        let mut rig = Self { bus, slot, seen: Vec::new(), log };
+        rig.set_port(slot, COMMAND, 2, MEMORY_AND_MASTER);
+        rig
+    }
+
+    /// Another vdev, in the next slot.
+    fn add(&mut self) -> Result<Slot, Refusal> {
+        self.bus.add(Box::new(Model(self.log.clone())), &mut |a| self.seen.push(a))
     }
 
     fn config(&mut self, offset: u64, size: u8) -> u64 {
-        self.bus.ecam_read((u64::from(self.slot.routing_id()) << 12) + offset, size)
+        self.bus.ecam_read(function(self.slot) + offset, size)
     }
 
     fn set_config(&mut self, offset: u64, size: u8, value: u64) {
-        let at = (u64::from(self.slot.routing_id()) << 12) + offset;
+        self.bus.ecam_write(function(self.slot) + offset, size, value, &mut |a| self.seen.push(a));
+    }
+
+    /// A register of a slot's port.
+    fn port(&mut self, slot: Slot, offset: u64, size: u8) -> u64 {
+        self.bus.ecam_read((u64::from(slot.port()) << 12) + offset, size)
+    }
+
+    fn set_port(&mut self, slot: Slot, offset: u64, size: u8, value: u64) {
+        let at = (u64::from(slot.port()) << 12) + offset;
         self.bus.ecam_write(at, size, value, &mut |a| self.seen.push(a));
     }
 
@@ -221,27 +249,33 @@ fn message(data: u32) -> Action {
 }
 
 #[test]
-fn a_scan_finds_the_bridge_and_the_vdev_and_nothing_else() {
+fn a_scan_finds_the_bridge_the_ports_and_the_vdev_and_nothing_else() {
     let mut rig = Rig::new();
     let mut found = Vec::new();
-    for device in 0..32 {
-        let id = rig.bus.ecam_read(device << 15, 4);
+    for place in 0..1u64 << 16 {
+        let id = rig.bus.ecam_read(place << 12, 4);
         if id != 0xffff_ffff {
-            found.push((device, id, rig.bus.ecam_read((device << 15) + 8, 4) >> 8));
+            let class = rig.bus.ecam_read((place << 12) + 8, 4) >> 8;
+            found.push((place, id, class, rig.bus.ecam_read((place << 12) + 0xe, 1)));
         }
-        assert_eq!(rig.bus.ecam_read((device << 15) + 0x1000, 4), 0xffff_ffff, "function 1");
     }
-    assert_eq!(found, [(0, 0x0008_1b36, 0x06_0000), (1, 0x0b25_8086, 0x08_8000)]);
-    assert_eq!(rig.bus.ecam_read(1 << 20, 4), 0xffff_ffff, "bus 1");
+    let port = |place, header| (place, 0x000c_1b36, 0x06_0400, header);
+    let mut wanted = vec![(0, 0x0008_1b36, 0x06_0000, 0)];
+    wanted.extend((8..18).map(|place| port(place, 0x81)));
+    wanted.push((1 << 8, 0x0b25_8086, 0x08_8000, 0));
+    assert_eq!(found, wanted);
     assert_eq!(rig.bus.slots().collect::<Vec<_>>(), [rig.slot]);
+    // A device of one function does not say that it has several.
+    let mut bus = PciBus::new(&[WINDOW32, WINDOW64], 9);
+    assert_eq!([8u64, 15, 16].map(|place| bus.ecam_read(place << 12 | 0xe, 1)), [0x81, 0x81, 1]);
 }
 
 #[test]
-fn capabilities_are_chained_and_say_integrated_endpoint_with_reset_and_msix() {
+fn capabilities_are_chained_and_say_endpoint_with_reset_and_msix() {
     let mut rig = Rig::new();
     assert_ne!(rig.config(6, 2) & 0x10, 0);
     let express = rig.config(0x34, 1);
-    assert_eq!((rig.config(express, 1), rig.config(express + 2, 2)), (0x10, 0x92));
+    assert_eq!((rig.config(express, 1), rig.config(express + 2, 2)), (0x10, 2));
     assert_ne!(rig.config(express + 4, 4) & 1 << 28, 0);
     let msix = rig.config(express + 1, 1);
     assert_eq!((rig.config(msix, 1), rig.config(msix + 1, 1)), (0x11, 0));
@@ -280,13 +314,12 @@ fn the_portal_is_mapped_while_the_bar_is_decoded_and_follows_it() {
     assert_eq!(rig.take(), [map(home)]);
     rig.set_config(4, 2, 0x406);
     assert_eq!(rig.take(), [], "still decoded");
-    // Moved in two halves: in between it lies nowhere.
+    // To the port's other window, in two halves: in between it lies nowhere.
     let moved = WINDOW32.start + 0x10_0000;
     rig.set_bar(2, moved);
-    assert_eq!(
-        rig.take(),
-        [unmap(home), map(home & !0xffff_ffff | moved), unmap(home & !0xffff_ffff | moved), map(moved)]
-    );
+    assert_eq!(rig.take(), [unmap(home), map(moved)]);
+    rig.set_bar(2, moved + 0x10_0000);
+    assert_eq!(rig.take(), [unmap(moved)], "the next port's window");
     for bad in [0, 0x10_0000, 0xfee0_0000, WINDOW32.start - 0x4000, WINDOW64.start + WINDOW64.len, !0x3fff] {
         rig.set_bar(2, bad);
         let mut mapped = 0i32;
@@ -616,41 +649,27 @@ fn slots_of_ended_vdevs_are_used_again_when_there_are_no_others() {
     let mut rig = Rig::new();
     let base = rig.start();
     assert!(rig.bus.end(rig.slot, &mut |_| {}).is_some());
-    for device in 2..32 {
-        let slot = rig.bus.add(Box::new(Model(rig.log.clone()))).unwrap();
-        assert_eq!((slot.device(), slot.function()), (device, 0));
+    for number in 2..=SLOTS {
+        assert_eq!(rig.add().unwrap().number(), number);
     }
-    let again = rig.bus.add(Box::new(Model(rig.log.clone()))).unwrap();
-    assert_eq!(again, rig.slot);
+    assert_eq!(rig.add().unwrap(), rig.slot);
     assert_eq!(rig.bar(0), base, "its addresses are used again");
     assert_eq!(rig.bus.mmio_read(base + 8, 4), 0xffff_ffff, "decoding is off");
     rig.set_config(4, 2, 6);
     assert_eq!(rig.bus.mmio_read(base + 8, 4), 8);
-    let further = rig.bus.add(Box::new(Model(rig.log.clone()))).unwrap();
-    assert_eq!((further.device(), further.function()), (1, 1));
+    let refusal = rig.add().unwrap_err();
+    assert!(refusal.why.contains("all 10 slots"), "{refusal}");
 }
 
 #[test]
-fn a_bus_with_more_vdevs_than_devices_has_devices_of_several_functions() {
-    let mut rig = Rig::new();
-    let header = |bus: &mut PciBus, place: u64, at: u64, size| bus.ecam_read(place << 12 | at, size);
-    let first = u64::from(rig.slot.routing_id());
-    assert_eq!(header(&mut rig.bus, first, 0x0e, 1), 0);
-    for _ in 0..31 {
-        rig.bus.add(Box::new(Model(rig.log.clone()))).unwrap();
-    }
-    assert_eq!(header(&mut rig.bus, first, 0x0e, 1), 0x80);
-    assert_eq!(header(&mut rig.bus, first, 0x0c, 4) >> 16 & 0xff, 0x80);
-    assert_eq!(header(&mut rig.bus, first, 0x0f, 1), 0);
-    assert_eq!(header(&mut rig.bus, first | 1, 0, 4), header(&mut rig.bus, first, 0, 4));
-    assert_eq!(header(&mut rig.bus, 2 << 3, 0x0e, 1), 0, "another device has one");
-    assert_eq!(header(&mut rig.bus, 2 << 3 | 1, 0, 4), 0xffff_ffff);
-    assert_eq!(header(&mut rig.bus, 0, 0x0e, 1) & 0x80, 0, "the bridge has one, too");
-    assert_eq!(header(&mut rig.bus, 1, 0, 4), 0xffff_ffff);
-    let more = (32..248).filter(|_| rig.bus.add(Box::new(Model(rig.log.clone()))).is_ok()).count();
-    assert_eq!(more, 216);
-    let refusal = rig.bus.add(Box::new(Model(rig.log.clone()))).unwrap_err();
-    assert!(refusal.why.contains("all 248 places"), "{refusal}");
+fn there_may_be_as_many_slots_as_ports_fit_a_bus() {
+    let log = Arc::new(Mutex::new(Log::default()));
+    let mut bus = PciBus::new(&[WINDOW32, WINDOW64], u8::MAX);
+    let add = |bus: &mut PciBus| bus.add(Box::new(Model(log.clone())), &mut |_| {});
+    let last = (0..248).map(|_| add(&mut bus).unwrap()).last().unwrap();
+    assert_eq!((last.number(), last.port()), (248, 0xff));
+    assert!(add(&mut bus).is_err());
+    assert_eq!(bus.ecam_read(248 << 20, 4), 0x0b25_8086);
 }
 
 #[test]
@@ -680,20 +699,21 @@ fn an_access_to_an_unmapped_portal_goes_nowhere() {
 #[test]
 fn vdevs_lie_apart() {
     let mut rig = Rig::new();
-    for _ in 1..31 {
-        rig.bus.add(Box::new(Model(rig.log.clone()))).unwrap();
+    for _ in 1..SLOTS {
+        rig.add().unwrap();
     }
-    for device in 1..32u64 {
-        rig.bus.ecam_write((device << 15) + 4, 2, 2, &mut |a| rig.seen.push(a));
+    for slot in (0..SLOTS).map(Slot) {
+        rig.set_port(slot, COMMAND, 2, MEMORY_AND_MASTER);
+        rig.bus.ecam_write(function(slot) + COMMAND, 2, 2, &mut |a| rig.seen.push(a));
     }
     let mut pages: Vec<u64> = rig
         .take()
         .iter()
-        .map(|a| if let Action::MapPortal { guest, .. } = a { guest.0 } else { 0 })
+        .filter_map(|a| if let Action::MapPortal { guest, .. } = a { Some(guest.0) } else { None })
         .collect();
     pages.sort();
     pages.dedup();
-    assert_eq!((pages.len(), pages[0] >= WINDOW64.start), (31, true));
+    assert_eq!((pages.len(), pages[0] >= WINDOW64.start), (SLOTS.into(), true));
 }
 
 /// A model whose identity and portals are given.
@@ -738,30 +758,32 @@ fn models_that_cannot_be_are_refused() {
     for (name, change) in shapes {
         let (mut identity, mut portal) = (good.clone(), portal);
         change(&mut identity, &mut portal);
-        let mut bus = PciBus::new(&[WINDOW32, WINDOW64]);
-        assert!(bus.add(Box::new(Shaped(identity, vec![portal]))).is_err(), "{name}");
+        let mut bus = PciBus::new(&[WINDOW32, WINDOW64], 1);
+        assert!(bus.add(Box::new(Shaped(identity, vec![portal])), &mut |_| {}).is_err(), "{name}");
     }
     let mut huge = good;
     huge.bars[0].size = 1 << 39;
-    let mut bus = PciBus::new(&[WINDOW32, WINDOW64]);
-    assert!(bus.add(Box::new(Shaped(huge, vec![]))).unwrap_err().why.contains("no room"));
+    let mut bus = PciBus::new(&[WINDOW32, WINDOW64], 1);
+    let refusal = bus.add(Box::new(Shaped(huge, vec![])), &mut |_| {}).unwrap_err();
+    assert!(refusal.why.contains("no room"));
 }
 
 proptest! {
     #[test]
     fn portals_stay_in_the_windows_whatever_the_guest_does(
-        ops in proptest::collection::vec((0u8..9, 1u64..4, any::<u64>(), any::<u64>(), 0u8..10), 0..200),
+        ops in proptest::collection::vec((0u8..14, 0u8..3, any::<u64>(), any::<u64>(), 0u8..10), 0..200),
     ) {
         let log = Arc::new(Mutex::new(Log::default()));
-        let mut bus = PciBus::new(&[WINDOW32, WINDOW64]);
-        for _ in 0..3 {
-            bus.add(Box::new(Model(log.clone()))).unwrap();
+        let mut bus = PciBus::new(&[WINDOW32, WINDOW64], 3);
+        for slot in 0..3 {
+            bus.add(Box::new(Model(log.clone())), &mut |_| {}).unwrap();
+            bus.ecam_write(u64::from(Slot(slot).port()) << 12 | COMMAND, 2, MEMORY_AND_MASTER, &mut |_| {});
         }
         let mut mapped: Vec<(u64, u64)> = Vec::new();
-        for (op, device, select, value, size) in ops {
+        for (op, slot, select, value, size) in ops {
             let mut sink = |action| match action {
                 Action::MapPortal { guest, len, .. } => {
-                    let inside = [WINDOW32, WINDOW64].iter().any(|w| contains(w, guest.0, len));
+                    let inside = [WINDOW32, WINDOW64].iter().any(|w| w.contains(guest.0, len));
                     assert!(inside, "{guest} is in no window");
                     assert!(mapped.iter().all(|(g, l)| guest.0 + len <= *g || g + l <= guest.0), "overlap");
                     mapped.push((guest.0, len));
@@ -773,7 +795,10 @@ proptest! {
                 }
                 _ => {}
             };
-            let function = device << 15;
+            // The bus that it is on at the start, or any.
+            let slot = Slot(slot);
+            let function = if select & 0x300 == 0 { (value & 0xff) << 20 } else { function(slot) };
+            let port = u64::from(slot.port()) << 12;
             // Interesting addresses: in the windows, at their ends, in RAM, anywhere.
             let target = match select % 5 {
                 0 => WINDOW32.start + value % WINDOW32.len,
@@ -793,6 +818,12 @@ proptest! {
                 4 => bus.mmio_write(target, size, value, &mut sink),
                 5 => { bus.mmio_read(target, size); }
                 6 => bus.mmio_store64(target, &[value as u8; 64], &mut sink),
+                7 => bus.ecam_write(port + (select & 0xfff), size, value, &mut sink),
+                8 => bus.ecam_write(port + 0x18 + (select & 0x18), 4, target >> 16, &mut sink),
+                9 => bus.ecam_write(port + [0x3e, 0x50, 0x58, 0x5a][select as usize & 3], 2, value, &mut sink),
+                10 => drop(bus.ask(slot, &mut sink)),
+                11 => drop(bus.end(slot, &mut sink)),
+                12 => drop(bus.add(Box::new(Model(log.clone())), &mut sink)),
                 _ => bus.interrupt(Slot(select as u8), value as u16, &mut sink),
             }
         }
