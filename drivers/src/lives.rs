@@ -142,6 +142,18 @@ impl VmHost for Boards {
         })
     }
 
+    fn ask_to_let_go(&self, vm: &Vm, vdev: VdevId) -> Result<bool, Refusal> {
+        let asked = self.on(vm, |board| {
+            let slot = board.slots.get(&vdev).copied()?;
+            Some(board.with(|bus, actions| bus.ask(slot, actions)))
+        });
+        Ok(asked.unwrap_or(false))
+    }
+
+    fn has_let_go(&self, vm: &Vm, vdev: VdevId) -> bool {
+        self.on(vm, |board| board.slots.get(&vdev).is_some_and(|slot| board.bus.has_let_go(*slot)))
+    }
+
     fn unplug(&self, vm: &Vm, vdev: VdevId) -> Result<PortalsUnmapped, Refusal> {
         self.on(vm, |board| {
             if let Some(slot) = board.slots.remove(&vdev) {

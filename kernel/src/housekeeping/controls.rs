@@ -14,6 +14,7 @@ use crate::console::TypedInfo;
 use crate::dma::fault_log::FaultsInfo;
 use crate::monitor::info::{ParentInfo, PasidInfo, PcpuInfo, RetiredInfo, SystemInfo, VmInfo};
 use crate::monitor::{HostPower, MonitorHost, NewVdev, VmControl};
+use crate::system::Dismissal;
 use crate::vdev::VdevSpec;
 use crate::vm::{Vm, VmEnd, VmHost};
 
@@ -141,11 +142,15 @@ impl MonitorHost for Controls<'_> {
         Ok(vdev.0)
     }
 
-    fn destroy_vdev(&mut self, vdev: u32) -> Result<(), Refusal> {
+    fn destroy_vdev(&mut self, vdev: u32, now: bool) -> Result<Dismissal, Refusal> {
         let vm = self.owner(vdev).ok_or_else(|| {
             Refusal::new(format!("vdev #{vdev}"), "there is no such vdev", "`vdevs` lists them")
         })?;
-        self.keeper.system.destroy_vdev(self.vm_host, &vm, VdevId(vdev)).map(drop)
+        let (system, vdev) = (self.keeper.system, VdevId(vdev));
+        match now {
+            true => system.destroy_vdev(self.vm_host, &vm, vdev).map(|_| Dismissal::Ended),
+            false => system.dismiss_vdev(self.vm_host, &vm, vdev),
+        }
     }
 
     fn reset_parent(&mut self, parent: &str) -> Result<usize, Refusal> {

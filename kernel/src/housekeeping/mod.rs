@@ -30,9 +30,9 @@ use crate::console::log::Logger;
 use crate::console::{Console, Input, Typed, TypedInfo};
 use crate::dev::Received;
 use crate::irq::host::Host;
-use crate::monitor::info::{HypervisorMemory, RetiredInfo, VmInfo};
+use crate::monitor::info::{HypervisorMemory, RetiredInfo, VmInfo, vdev_name};
 use crate::monitor::{HostPower, Monitor};
-use crate::system::System;
+use crate::system::{Departed, PATIENCE_NS, System, VdevName};
 use crate::vm::{Vm, VmEnd, VmHost};
 
 use controls::Controls;
@@ -192,7 +192,8 @@ impl Housekeeping {
     pub fn next_work(&self) -> Option<u64> {
         let attend = self.system.needs_attention().then(|| self.attention.lock().due());
         let retry = self.system.next_retry();
-        [self.next_look(), self.events.due(), attend, retry].into_iter().flatten().min()
+        let departure = self.system.next_departure();
+        [self.next_look(), self.events.due(), attend, retry, departure].into_iter().flatten().min()
     }
 
     /// Does what there is to do. On the first processor, between turns, with no lock held.
@@ -210,6 +211,9 @@ impl Housekeeping {
         self.retry_retired(vm_host);
         let woken = self.woken.swap(false, Ordering::SeqCst);
         self.events.work(self.system, self.machine.host, vm_host);
+        if self.system.next_departure().is_some_and(|due| woken || due <= self.now_ns()) {
+            self.serve_departures(vm_host);
+        }
         if woken {
             self.serve(vm_host);
             let power = self.wanted_power.lock().take();
@@ -355,6 +359,21 @@ impl Housekeeping {
     fn retry_retired(&self, vm_host: &dyn VmHost) {
         for RetiredInfo { what, vm, value, .. } in self.system.retry_retired(vm_host).reclaimed {
             log::info!("vm {vm}: {what} {value} has stopped and is free again");
+        }
+    }
+
+    /// Ends the vdevs whose guests have let go of them, or have had their time.
+    fn serve_departures(&self, vm_host: &dyn VmHost) {
+        for Departed { vdev, let_go } in self.system.serve_departures(vm_host) {
+            let VdevName { vm_name, vdev, parent, type_name, .. } = &vdev;
+            let name = vdev_name(parent, type_name, vdev.0);
+            match let_go {
+                true => log::info!("vm {vm_name}: vdev {name}: the guest has let go of it"),
+                false => log::warn!(
+                    "vm {vm_name}: vdev {name}: the guest has not let go of it within {} s: it has ended",
+                    PATIENCE_NS / 1_000_000_000
+                ),
+            }
         }
     }
 

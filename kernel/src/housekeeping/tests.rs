@@ -10,6 +10,7 @@ use proptest::prelude::*;
 use super::events::INTERVAL_NS;
 use super::*;
 use crate::base::allowance::BURST;
+use crate::base::id::VdevId;
 use crate::config::{ConsoleMode, VmConfig, parse};
 use crate::console::LEAVE_KEY;
 use crate::console::framing::{Decoder, Encoder};
@@ -501,6 +502,33 @@ fn messages_that_come_while_the_line_is_taken_are_shown() {
     assert_eq!(rig.keeper.next_work(), None);
 }
 
+/// By the guest's word, which wakes the first processor, or by the clock.
+#[test]
+fn a_vdev_that_was_asked_for_goes_when_its_guest_lets_go_or_time_is_over() {
+    for lets_go in [true, false] {
+        let mut rig = Rig::new(ConsoleMode::Framed);
+        rig.start("alpha");
+        rig.truth.lock().listens = true;
+        rig.send(0, b"vdev destroy 1 --json\r");
+        rig.pass(SECOND);
+        let vdev = rig.system.vdev_infos().remove(0);
+        assert_eq!((vdev.id, &*vdev.state), (1, "leaving"));
+        let due = rig.keeper.next_work().expect("it waits");
+        assert!(due > rig.now + 15 * SECOND, "and does nothing meanwhile");
+        if lets_go {
+            rig.truth.lock().let_go.insert(VdevId(1));
+            rig.keeper.wake();
+            rig.pass(SECOND);
+        } else {
+            rig.pass(20 * SECOND);
+        }
+        assert_eq!((rig.system.vdev_infos().len(), rig.keeper.next_work()), (0, None));
+        let said = lines::kept().join("\n");
+        let wanted = ["the guest has let go of it", "has not let go of it within 20 s: it has ended"];
+        assert!(said.contains(wanted[usize::from(!lets_go)]), "{said}");
+    }
+}
+
 /// What may happen on other processors, on the line and in guests.
 #[derive(Clone, Debug)]
 enum Event {
@@ -523,7 +551,7 @@ enum Event {
 const LAST_KEY: u8 = 250;
 
 /// With a JSON answer each, of one line.
-const COMMANDS: [&str; 12] = [
+const COMMANDS: [&str; 14] = [
     "vms",
     "vm alpha start",
     "vm alpha stop",
@@ -533,6 +561,8 @@ const COMMANDS: [&str; 12] = [
     "vm beta resume",
     "vm beta break",
     "vdev create alpha dsa0/direct",
+    "vdev destroy 1",
+    "vdev destroy 2 now",
     "nonsense",
     "top",
     "shutdown",
@@ -559,6 +589,7 @@ proptest! {
     #[test]
     fn nothing_that_was_left_is_forgotten_or_done_twice(events in proptest::collection::vec(events(), 0..60)) {
         let mut rig = Rig::new(ConsoleMode::Framed);
+        rig.truth.lock().listens = true;
         let (mut faults, mut commands, mut shutdowns, mut messages) = (0, 0, 0, 0);
         let mut keys = [0u8; 2];
         for event in &events {
@@ -606,7 +637,8 @@ proptest! {
         }
         rig.truth.lock().waiting = false;
         rig.truth.lock().room = usize::MAX;
-        rig.pass(10 * SECOND);
+        // Longer than guests are waited for.
+        rig.pass(30 * SECOND);
         for (vm, channel) in rig.system.vms().into_iter().zip([1, 3]) {
             if !vm.state().is_alive() {
                 rig.start(vm.name());

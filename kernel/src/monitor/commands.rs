@@ -51,18 +51,22 @@ pub static COMMANDS: [Command; 18] = [
         usage: &["vdevs"],
         about: "Lists the vdevs with their owners, PASIDs and counters.",
         more: &[
+            "STATE is leaving where the guest was asked to let go of it (vdev destroy), and has not yet.",
             "SUBMISSION EXITS counts accesses to a portal that came to the hypervisor: each descriptor of a",
             "trapped type. It is 0 while the guest reaches its queue directly.",
         ],
     },
     Command {
         name: "vdev",
-        usage: &["vdev ID", "vdev create VM PARENT/TYPE [KEY=N]...", "vdev destroy ID"],
+        usage: &["vdev ID", "vdev create VM PARENT/TYPE [KEY=N]...", "vdev destroy ID [now]"],
         about: "Shows one vdev, creates one, or ends one.",
         more: &[
             "ID is the number, or the whole name as vdevs shows it. Creating gives queue, PASID, address",
             "space and interrupts, or nothing. Ending quiesces in order before anything is reused. KEY is",
             "entries (how many descriptors its queue holds), or weight (its part of a queue it shares).",
+            "Destroying asks the guest first: the vdev is leaving until the guest's driver has let go of it,",
+            "for 20 seconds at most. now ends it without a word: the guest keeps a device that has halted. So",
+            "does one that would not hear, and one that has not let go in time.",
         ],
     },
     Command {

@@ -12,6 +12,7 @@ use crate::monitor::info::{
     AwayInfo, Detail, ExitCount, HypervisorMemory, InterruptInfo, IoasInfo, IommuInfo, MemoryInfo,
     ParentInfo, PasidInfo, PasidSpaceInfo, PcpuInfo, SystemInfo, TypeInfo, VdevInfo, VmInfo,
 };
+use crate::system::Dismissal;
 use log::LevelFilter;
 
 /// What came in turns of others.
@@ -33,6 +34,7 @@ fn vdev(id: u32, vm: &str, pasid: u32) -> VdevInfo {
         parent: "dsa0".into(),
         type_name: "dsa-dwq".into(),
         taints: Vec::new(),
+        state: "attached".into(),
         pasid: Some(pasid),
         ioas: Some(id),
         interrupts: vec![InterruptInfo {
@@ -225,9 +227,9 @@ impl MonitorHost for FakeHost {
         Ok(3)
     }
 
-    fn destroy_vdev(&mut self, vdev: u32) -> Result<(), Refusal> {
-        self.done.push(format!("destroy {vdev}"));
-        Ok(())
+    fn destroy_vdev(&mut self, vdev: u32, now: bool) -> Result<Dismissal, Refusal> {
+        self.done.push(format!("destroy {vdev}{}", if now { " now" } else { "" }));
+        Ok(if now { Dismissal::Ended } else { Dismissal::Asked })
     }
 
     fn reset_parent(&mut self, parent: &str) -> Result<usize, Refusal> {

@@ -9,6 +9,7 @@ use crate::base::refusal::Refusal;
 use crate::console::TypedInfo;
 use crate::dma::fault_log::FaultsInfo;
 use crate::monitor::info::{ParentInfo, PasidInfo, PcpuInfo, SystemInfo, VmInfo};
+use crate::system::Dismissal;
 
 /// What can be done to a VM.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -106,11 +107,11 @@ pub trait MonitorHost {
     /// When there is no such VM, parent or type, a quota or the parent has nothing left, or a step fails.
     fn create_vdev(&mut self, vdev: NewVdev<'_>) -> Result<u32, Refusal>;
 
-    /// Ends a vdev in order.
+    /// Takes a vdev away: asks its guest first, or, `now`, ends it at once.
     ///
     /// # Errors
     /// When there is no such vdev, or its portals may still be in reach.
-    fn destroy_vdev(&mut self, vdev: u32) -> Result<(), Refusal>;
+    fn destroy_vdev(&mut self, vdev: u32, now: bool) -> Result<Dismissal, Refusal>;
 
     /// Resets a parent as a whole. Returns how many things are still not proven quiet.
     ///

@@ -236,6 +236,9 @@ pub struct VdevInfo {
     /// Why its isolation is weaker than it should be. Anything here is TAINTED.
     #[serde(default)]
     pub taints: Vec<String>,
+    /// `attached`, or `leaving` where its guest was asked to let go of it and has not yet.
+    #[serde(default)]
+    pub state: Word,
     /// Its PASID; `None` where its parent is used without an IOMMU.
     pub pasid: Option<u32>,
     /// The I/O address space it is attached to.

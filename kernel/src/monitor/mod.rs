@@ -31,6 +31,7 @@ use crate::config::ConsoleMode;
 use crate::console::log::{LEVELS, level_name};
 use crate::console::{BadLine, Console, Sink};
 use crate::monitor::info::{SystemInfo, VdevRow, VmInfo, vdev_name};
+use crate::system::Dismissal;
 use top::Sample;
 
 pub use commands::{COMMANDS, Command, command};
@@ -167,11 +168,8 @@ impl Monitor {
             ("vdev", ["create", vm, slice, options @ ..]) => {
                 create_vdev(host, vm, slice, options, command, json)?
             }
-            ("vdev", ["destroy", vdev]) => {
-                let vdev = find_vdev(host, vdev)?;
-                host.destroy_vdev(vdev.info.id)?;
-                done(json, &format!("vdev {} destroyed", vdev.name))
-            }
+            ("vdev", ["destroy", vdev]) => destroy_vdev(host, vdev, false, json)?,
+            ("vdev", ["destroy", vdev, "now"]) => destroy_vdev(host, vdev, true, json)?,
             ("vdev", [vdev]) => {
                 let vdev = find_vdev(host, vdev)?;
                 answer(json, &vdev, || show::vdev(&vdev))
@@ -378,6 +376,16 @@ fn find_vdev(host: &dyn MonitorHost, word: &str) -> Result<VdevRow, Refusal> {
     let names: Vec<String> = vdevs.iter().map(|vdev| vdev.name.clone()).collect();
     let found = vdevs.into_iter().find(|vdev| Some(vdev.info.id) == number || vdev.name == word);
     found.ok_or_else(|| unknown("vdev", word, names.iter().map(String::as_str)))
+}
+
+fn destroy_vdev(host: &mut dyn MonitorHost, vdev: &str, now: bool, json: bool) -> Result<String, Refusal> {
+    let vdev = find_vdev(host, vdev)?;
+    let dismissal = host.destroy_vdev(vdev.info.id, now)?;
+    let what = match dismissal {
+        Dismissal::Ended => format!("vdev {} destroyed", vdev.name),
+        Dismissal::Asked => format!("vdev {}: its guest is asked to let go of it", vdev.name),
+    };
+    Ok(done(json, &what))
 }
 
 fn help(as_json: bool) -> String {

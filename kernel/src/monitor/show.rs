@@ -112,6 +112,7 @@ pub(super) fn vdevs(vdevs: &[VdevRow]) -> String {
     let mut table = Table::new([
         "VDEV",
         "VM",
+        "STATE",
         "#PASID",
         "#SPACE",
         "QUEUE",
@@ -124,6 +125,7 @@ pub(super) fn vdevs(vdevs: &[VdevRow]) -> String {
         table.row([
             vdev.name.clone(),
             vdev.info.vm.clone(),
+            vdev.info.state.to_string(),
             or_none(vdev.info.pasid),
             or_none(vdev.info.ioas),
             or_none(vdev.detail("queue")),
@@ -140,6 +142,7 @@ pub(super) fn vdev(vdev: &VdevRow) -> String {
     let own = [
         ("name", vdev.name.clone()),
         ("vm", vdev.info.vm.clone()),
+        ("state", vdev.info.state.to_string()),
         ("pasid", or_none(vdev.info.pasid)),
         ("space", or_none(vdev.info.ioas)),
         ("submission exits", vdev.submission_exits.to_string()),

@@ -65,9 +65,9 @@ fn tables_for_people() {
     );
     assert_eq!(
         text("vdevs"),
-        "VDEV            VM     PASID  SPACE  QUEUE        ENTRIES  SUBMISSION EXITS  INTERRUPTS  FAULT RECORDS\n\
-         dsa0/dsa-dwq#1  alpha      1      1  0 (enabled)       16                 0       10016              0\n\
-         dsa0/dsa-dwq#2  beta       2      2  1 (enabled)       16                 0       10016              1\n"
+        "VDEV            VM     STATE     PASID  SPACE  QUEUE        ENTRIES  SUBMISSION EXITS  INTERRUPTS  FAULT RECORDS\n\
+         dsa0/dsa-dwq#1  alpha  attached      1      1  0 (enabled)       16                 0       10016              0\n\
+         dsa0/dsa-dwq#2  beta   attached      2      2  1 (enabled)       16                 0       10016              1\n"
     );
     assert_eq!(
         text("exits"),
@@ -137,7 +137,10 @@ fn operations_reach_the_host_once() {
             ]
         )
     );
-    assert_eq!(asked("vdev destroy 2"), ("vdev dsa0/dsa-dwq#2 destroyed\n".into(), vec!["destroy 2".into()]));
+    let said = "vdev dsa0/dsa-dwq#2: its guest is asked to let go of it\n".into();
+    assert_eq!(asked("vdev destroy 2"), (said, vec!["destroy 2".into()]));
+    let said = "vdev dsa0/dsa-dwq#2 destroyed\n".into();
+    assert_eq!(asked("vdev destroy 2 now"), (said, vec!["destroy 2 now".into()]));
     assert_eq!(asked("parent dsa0 reset"), ("parent dsa0 reset\n".into(), vec!["reset dsa0".into()]));
     assert_eq!(
         asked("parent dsa1 reset"),
@@ -165,7 +168,7 @@ fn refusals_say_what_helps_and_do_nothing() {
         (
             "vdev create alpha dsa0",
             "vdev: the arguments do not fit; use vdev ID, or vdev create VM PARENT/TYPE [KEY=N]..., \
-             or vdev destroy ID",
+             or vdev destroy ID [now]",
         ),
         (
             "vdev create alpha dsa0/dsa-dwq entries=0",

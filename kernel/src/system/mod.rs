@@ -8,6 +8,7 @@
 //! architecture is waited for; the exception is one I/O address space's own lock, which only operations
 //! on that address space take. A vCPU's exit path takes none of them.
 
+mod departures;
 mod life;
 mod parents;
 mod reclaim;
@@ -44,6 +45,8 @@ use crate::vdev::retired::{Retirement, Retry};
 use crate::vdev::{Services, Vdev};
 use crate::vm::{Vm, VmEnd, VmSpec};
 
+use departures::Leaving;
+pub use departures::{Departed, Dismissal, PATIENCE_NS};
 pub use life::Served;
 use parents::ParentEntry;
 pub use parents::{ParentOptions, ParentReport, check_confined};
@@ -78,6 +81,8 @@ pub struct System {
     tags: Mutex<BTreeMap<(Requester, Pasid), Arc<Vdev>>>,
     /// Vdevs that could not be told what happened to them, because their VM's devices were in use.
     untold: Mutex<BTreeSet<(VmId, VdevId)>>,
+    /// Vdevs that their guests were asked to let go of.
+    leaving: Mutex<Vec<Leaving>>,
     retired: Mutex<Vec<Retirement>>,
     /// VMs that are [`VmState::Held`](crate::vm::VmState::Held), and the ends that are not proven yet.
     held: Mutex<BTreeMap<VmId, VmEnd>>,
@@ -116,6 +121,7 @@ impl System {
             vms: RwLock::new(Vec::new()),
             tags: Mutex::new(BTreeMap::new()),
             untold: Mutex::new(BTreeSet::new()),
+            leaving: Mutex::new(Vec::new()),
             retired: Mutex::new(Vec::new()),
             held: Mutex::new(BTreeMap::new()),
             retry: Mutex::new(Retry::soon(0)),

@@ -29,6 +29,10 @@ enum Event {
     /// On an address space of its own, with one page mapped.
     CreateOnOwnSpace(Index, u64),
     DestroyVdev(Index),
+    /// Asked of its guest, which hears it or not.
+    Dismiss(Index, bool),
+    /// Those that were asked let go, or their time is over.
+    Depart(bool),
     DestroySpace(Index),
     Fault(u32),
     Interrupt(Index, Index),
@@ -109,6 +113,8 @@ fn event(fail: impl Strategy<Value = Fail> + 'static) -> impl Strategy<Value = E
         5 => (index(), any::<bool>()).prop_map(|(vm, direct)| Event::CreateVdev(vm, direct)),
         2 => (index(), 0u64..1024).prop_map(|(vm, page)| Event::CreateOnOwnSpace(vm, page)),
         4 => index().prop_map(Event::DestroyVdev),
+        2 => (index(), any::<bool>()).prop_map(|(vdev, listens)| Event::Dismiss(vdev, listens)),
+        2 => any::<bool>().prop_map(Event::Depart),
         1 => index().prop_map(Event::DestroySpace),
         1 => (0u32..9).prop_map(Event::Fault),
         1 => (index(), index()).prop_map(|(cpu, vector)| Event::Interrupt(cpu, vector)),
@@ -157,6 +163,24 @@ fn happen(machine: &TestMachine, event: &Event) {
                 let (vm, vdev) = &all[index.index(all.len())];
                 drop(system.destroy_vdev(host, vm, vdev.id()));
             }
+        }
+        Event::Dismiss(index, listens) => {
+            let all: Vec<_> =
+                vms.iter().flat_map(|vm| vm.vdevs().into_iter().map(move |v| (vm, v))).collect();
+            host.lock().listens = *listens;
+            if !all.is_empty() {
+                let (vm, vdev) = &all[index.index(all.len())];
+                drop(system.dismiss_vdev(host, vm, vdev.id()));
+            }
+        }
+        Event::Depart(let_go) => {
+            if *let_go {
+                let all = vms.iter().flat_map(|vm| vm.vdevs()).map(|vdev| vdev.id()).collect();
+                host.lock().let_go = all;
+            } else if let Some(due) = system.next_departure() {
+                host.set_clock(due.max(host.now_ns()));
+            }
+            drop(system.serve_departures(host));
         }
         Event::DestroySpace(vm) => {
             let vm = pick(vm);

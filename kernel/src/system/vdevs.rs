@@ -179,15 +179,17 @@ impl System {
         }
     }
 
-    /// Ends a vdev of a running or paused VM.
+    pub(super) fn no_vdev(&self, vm: &Vm, vdev: VdevId) -> Refusal {
+        vm.refuse(format!("it has no vdev {vdev}"), "`vdevs` lists them")
+    }
+
+    /// Ends a vdev of a running or paused VM, whatever its guest does with it.
     ///
     /// # Errors
     /// When another operation changes the VM, it has no such vdev, or a vCPU may still reach its portals.
     pub fn destroy_vdev(&self, vm_host: &dyn VmHost, vm: &Vm, vdev: VdevId) -> Result<EndReport, Refusal> {
         let _operation = vm.begin()?;
-        let Some(found) = vm.vdev(vdev) else {
-            return Err(vm.refuse(format!("it has no vdev {vdev}"), "`vdevs` lists them"));
-        };
+        let found = vm.vdev(vdev).ok_or_else(|| self.no_vdev(vm, vdev))?;
         let mut report = EndReport::default();
         let unmapped = vm_host.unplug(vm, vdev)?;
         self.end_vdev(&found, unmapped, &mut report)?;

@@ -61,6 +61,7 @@ pub enum Fail {
 /// What happened, for tests of order.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Step {
+    Asked(VdevId),
     PortalsUnmapped(VdevId),
     PortalsReturned(VdevId),
     Announced(VdevId),
@@ -122,6 +123,9 @@ pub struct Truth {
     pub portals: BTreeMap<(VmId, VdevId), usize>,
     /// Those that are kept from their guests for a while.
     pub withheld: BTreeMap<(VmId, VdevId), usize>,
+    /// Guests hear what their slots say, and of which vdevs they have let go.
+    pub listens: bool,
+    pub let_go: BTreeSet<VdevId>,
     /// What stage 2 maps.
     pub stage2: BTreeMap<VmId, Vec<(u64, u64)>>,
     pub running: BTreeSet<VmId>,

@@ -67,6 +67,19 @@ impl VmHost for SharedTruth {
         Ok(())
     }
 
+    fn ask_to_let_go(&self, _vm: &Vm, vdev: VdevId) -> Result<bool, Refusal> {
+        let mut truth = self.lock();
+        if truth.fails(Fail::Unplug) {
+            return Err(fault("ask"));
+        }
+        truth.steps.push(Step::Asked(vdev));
+        Ok(truth.listens)
+    }
+
+    fn has_let_go(&self, _vm: &Vm, vdev: VdevId) -> bool {
+        self.lock().let_go.contains(&vdev)
+    }
+
     fn unplug(&self, vm: &Vm, vdev: VdevId) -> Result<PortalsUnmapped, Refusal> {
         let mut truth = self.lock();
         if truth.fails(Fail::Unplug) {

@@ -23,7 +23,7 @@ use alloc::string::{String, ToString};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::fmt;
-use core::sync::atomic::{AtomicU64, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use spin::Mutex;
 
@@ -144,6 +144,8 @@ pub struct Vdev {
     faults: AtomicU64,
     gate: Gate,
     interrupts: Arc<Interrupts>,
+    /// Its guest was asked to let go of it.
+    leaving: AtomicBool,
     /// `None` after the end.
     live: Mutex<Option<Reach>>,
 }
@@ -242,6 +244,7 @@ impl Vdev {
             ioas,
             faults: AtomicU64::new(0),
             interrupts: Arc::new(Interrupts::new(services, parent)),
+            leaving: AtomicBool::new(false),
             live: Mutex::new(None),
         };
         let mut reach = reach;
@@ -391,6 +394,15 @@ impl Vdev {
         self.gate.open(self.parent)
     }
 
+    /// Its guest was asked to let go of it.
+    pub(crate) fn leave(&self) {
+        self.leaving.store(true, Ordering::Relaxed);
+    }
+
+    pub(crate) fn is_leaving(&self) -> bool {
+        self.leaving.load(Ordering::Relaxed)
+    }
+
     pub(crate) fn count_fault(&self) {
         self.faults.fetch_add(1, Ordering::Relaxed);
     }
@@ -434,6 +446,7 @@ impl Vdev {
             parent: self.parent.name().to_string(),
             type_name: self.type_name.clone(),
             taints: self.taints.clone(),
+            state: if self.is_leaving() { "leaving" } else { "attached" }.into(),
             pasid: self.pasid().map(Pasid::value),
             ioas: self.ioas.map(|id| id.0),
             interrupts: self.interrupts.describe(interrupt),

@@ -193,6 +193,16 @@ pub trait VmHost: Send + Sync {
     /// When the bus has no room for it.
     fn plug(&self, vm: &Vm, vdev: &Vdev) -> Result<(), Refusal>;
 
+    /// Asks the guest to let go of a plugged vdev, as whoever presses the attention button of its slot does. Whether it
+    /// will hear; one that has no driver for slots, or has none at work, does not.
+    ///
+    /// # Errors
+    /// When a pCPU does not come back from the guest.
+    fn ask_to_let_go(&self, vm: &Vm, vdev: VdevId) -> Result<bool, Refusal>;
+
+    /// Whether the guest has let go of a vdev after [`VmHost::ask_to_let_go`].
+    fn has_let_go(&self, vm: &Vm, vdev: VdevId) -> bool;
+
     /// Takes a vdev off the bus; from then on no vCPU can reach its portals.
     ///
     /// # Errors

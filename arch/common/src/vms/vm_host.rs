@@ -93,6 +93,27 @@ impl<H: Hardware> VmHost for &'static Vms<H> {
         })?
     }
 
+    fn ask_to_let_go(&self, vm: &Vm, vdev: VdevId) -> Result<bool, Refusal> {
+        let Some(instance) = self.instance(vm.id()) else {
+            return Ok(false);
+        };
+        instance.with_board(|board| {
+            let slot = board.slot(vdev);
+            slot.is_some_and(|slot| {
+                board
+                    .chipset
+                    .with_pci(&mut |action| instance.act(action), |pci, actions| pci.ask(slot, actions))
+            })
+        })
+    }
+
+    fn has_let_go(&self, vm: &Vm, vdev: VdevId) -> bool {
+        let look = |board: &mut Board<H::Chipset>| {
+            board.slot(vdev).is_some_and(|slot| board.chipset.pci().has_let_go(slot))
+        };
+        self.instance(vm.id()).is_some_and(|instance| instance.with_board(look).unwrap_or(false))
+    }
+
     fn unplug(&self, vm: &Vm, vdev: VdevId) -> Result<PortalsUnmapped, Refusal> {
         if let Some(instance) = self.instance(vm.id()) {
             instance.with_board(|board| {
