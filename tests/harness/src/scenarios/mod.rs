@@ -4,6 +4,7 @@
 mod clocks;
 mod configuration;
 mod guests;
+mod hot_plug;
 mod interrupts;
 mod inventory;
 mod inventory_mode;
@@ -58,6 +59,7 @@ pub const ALL: &[Scenario] = &[
     shared_queue::FAIR,
     shared_queue::THOUSAND,
     vdev::DESTROYED,
+    hot_plug::HOT_PLUG,
     vdev::BUS_MASTER,
     vdev::SLEEP,
     vdev::ACCEL_CONFIG,
