@@ -16,9 +16,27 @@ use crate::sparse::Sparse;
 /// A tag in use.
 struct Attachment {
     domain: DomainId,
+    /// What it led to before, which the unit has not confirmed to have forgotten.
+    before: Option<DomainId>,
     /// Its end was begun and not confirmed by the unit: the tag is not free, and DMA with it may still
     /// reach the table.
     ending: bool,
+}
+
+/// What a tag led to.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Parted {
+    /// Its domain.
+    pub domain: DomainId,
+    /// The one before, where it was replaced and that was not confirmed.
+    pub before: Option<DomainId>,
+}
+
+impl Parted {
+    /// All of them.
+    pub(super) fn domains(self) -> impl Iterator<Item = DomainId> {
+        [Some(self.domain), self.before].into_iter().flatten()
+    }
 }
 
 /// The tags of one device.
@@ -40,7 +58,7 @@ impl Attachments {
 
     /// Takes a free tag.
     pub(super) fn begin(&mut self, tag: Pasid, domain: DomainId) {
-        let attachment = Attachment { domain, ending: false };
+        let attachment = Attachment { domain, before: None, ending: false };
         self.0.insert(tag.value() as usize, attachment);
     }
 
@@ -52,14 +70,44 @@ impl Attachments {
         AttachFailed { refusal, tag_kept: true }
     }
 
-    /// Its end begins: the domain that it led to. May be repeated.
-    pub(super) fn end(&mut self, tag: Pasid) -> Result<DomainId, Refusal> {
-        let attachment = self
-            .0
-            .get_mut(tag.value() as usize)
-            .ok_or_else(|| Refusal::new(format!("PASID {tag}"), "not attached on this device", ""))?;
+    /// It is about to lead to another domain: the one that it leads to.
+    pub(super) fn replace(&mut self, tag: Pasid, domain: DomainId) -> Result<DomainId, Refusal> {
+        let attachment = self.attachment(tag)?;
+        let refuse = |why, remedy| Err(Refusal::new(format!("PASID {tag}"), why, remedy));
+        if attachment.ending {
+            return refuse(
+                "the end of its attachment was not confirmed by the IOMMU",
+                "detach it again first",
+            );
+        }
+        if attachment.before.is_some() {
+            return refuse("its last replacement was not confirmed by the IOMMU", "detach it");
+        }
+        if attachment.domain == domain {
+            return refuse("it is attached to that table already", "name another");
+        }
+        let before = core::mem::replace(&mut attachment.domain, domain);
+        attachment.before = Some(before);
+        Ok(before)
+    }
+
+    /// The unit has forgotten where it led to before.
+    pub(super) fn replaced(&mut self, tag: Pasid) {
+        if let Some(attachment) = self.0.get_mut(tag.value() as usize) {
+            attachment.before = None;
+        }
+    }
+
+    fn attachment(&mut self, tag: Pasid) -> Result<&mut Attachment, Refusal> {
+        let attachment = self.0.get_mut(tag.value() as usize);
+        attachment.ok_or_else(|| Refusal::new(format!("PASID {tag}"), "not attached on this device", ""))
+    }
+
+    /// Its end begins: the domain that it led to, and one that it may still lead to. May be repeated.
+    pub(super) fn end(&mut self, tag: Pasid) -> Result<Parted, Refusal> {
+        let attachment = self.attachment(tag)?;
         attachment.ending = true;
-        Ok(attachment.domain)
+        Ok(Parted { domain: attachment.domain, before: attachment.before })
     }
 
     /// The unit has confirmed the end: the tag is free.

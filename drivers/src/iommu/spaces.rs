@@ -25,7 +25,7 @@ use pasidon_kernel::dma::pasid::Pasid;
 use pasidon_kernel::memory::page_table::{Geometry, PageTable, Removed};
 use spin::Mutex;
 
-use super::domains::{Domain, DomainId, Domains};
+use super::domains::{Domain, Domains};
 use super::unit::{DeviceTlb, IommuUnit, Place, Topology};
 use crate::table_memory::TableMemory;
 
@@ -51,14 +51,14 @@ impl<U: IommuUnit> Spaces<U> {
         geometry: Geometry<U::Entries>,
     ) -> Self {
         let least = |of: fn(&U) -> u32| units.iter().map(of).min().unwrap_or(0);
-        let last_domain = (1u32 << least(U::domain_bits).min(DomainId::BITS)) - 1;
+        let last_domain = units.iter().map(U::last_domain).min().unwrap_or(0);
         Self {
             capabilities: IommuCapabilities {
                 pasid_bits: least(U::pasid_bits).min(Pasid::BITS) as u8,
                 address_bits: geometry.address_bits,
                 largest_page: geometry.largest_page(),
             },
-            domains: Mutex::new(Domains::new(last_domain as DomainId, units.len())),
+            domains: Mutex::new(Domains::new(last_domain, units.len())),
             units,
             topology,
             memory,
@@ -213,12 +213,30 @@ impl<U: IommuUnit> Iommu for Spaces<U> {
         attached.map_err(|failed| failed.within(requester))
     }
 
+    fn replace(&self, requester: Requester, pasid: Pasid, table: TableId) -> Result<(), AttachFailed> {
+        let Place { unit: number, device } = self.topology.place(requester)?;
+        let unit = &self.units[number];
+        let mut domains = self.domains.lock();
+        let domain = domains.get(table).map_err(|refusal| refusal.within(requester))?;
+        let replaced = unit.replace(device, pasid, domain.id, domain.table.top());
+        if replaced.as_ref().err().is_none_or(|failed| failed.tag_kept) {
+            domain.attached(number, device, pasid, unit.has_device_tlb(device));
+        }
+        let before = replaced.map_err(|failed| failed.within(requester))?;
+        if let Some(domain) = domains.by_id(before) {
+            domain.detached(number, device, pasid);
+        }
+        Ok(())
+    }
+
     fn detach(&self, requester: Requester, pasid: Pasid) -> Result<(), Refusal> {
         let Place { unit, device } = self.topology.place(requester)?;
         let mut domains = self.domains.lock();
-        let id = self.units[unit].detach(device, pasid).map_err(|refusal| refusal.within(requester))?;
-        if let Some(domain) = domains.by_id(id) {
-            domain.detached(unit, device, pasid);
+        let parted = self.units[unit].detach(device, pasid).map_err(|refusal| refusal.within(requester))?;
+        for id in parted.domains() {
+            if let Some(domain) = domains.by_id(id) {
+                domain.detached(unit, device, pasid);
+            }
         }
         Ok(())
     }

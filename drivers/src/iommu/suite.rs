@@ -45,6 +45,15 @@ pub trait Rig {
     /// The host addresses that the noise of [`DEVICE`] with that tag has reached since the last call.
     fn reached(&self, tag: u32) -> Vec<u64>;
 
+    /// How often the noise of [`DEVICE`] with that tag has reached nothing since the last call.
+    fn missed(&self, tag: u32) -> usize;
+
+    /// Has [`DEVICE`] send with these tags all the time, by a unit that forgets their entries at any moment, or not.
+    fn send(&self, tags: &[u32], forgetful: bool);
+
+    /// Has the unit refuse the `nth` command from here on, counted from 0, whatever it is.
+    fn refuse_nth(&self, nth: usize);
+
     /// Whether the driver holds that tag of [`DEVICE`] for taken: attached, or ended without confirmation.
     fn is_taken(&self, tag: u32) -> bool;
 
@@ -150,6 +159,9 @@ macro_rules! isolation_tests {
             a_tag_that_is_not_attached_is_blocked
             a_detached_tag_faults
             a_reused_tag_reaches_only_its_new_table
+            a_replaced_table_is_the_old_or_the_new_one
+            a_replacement_that_is_refused_changes_nothing
+            a_replacement_that_fails_holds_both_tables
             every_large_tag_can_be_attached
             a_read_only_mapping_takes_no_write
             after_a_storm_faults_are_still_announced
@@ -233,6 +245,96 @@ pub fn a_reused_tag_reaches_only_its_new_table<R: Rig>(rig: &R) {
     rig.attach(7, new);
     assert_eq!(rig.write(7, 0), Ok(8 * GIB), "the old owner's memory");
     rig.iommu().destroy_table(old).unwrap();
+}
+
+/// A device that never stops sending meets the old table or the new one, and then the new one only. Whoever else is on the
+/// old one stays there.
+pub fn a_replaced_table_is_the_old_or_the_new_one<R: Rig>(rig: &R) {
+    for forgetful in [false, true] {
+        let tables = [4 * GIB, 8 * GIB].map(|host| (host, rig.table(host, 2 * MIB)));
+        let [(old, first), (new, second)] = tables;
+        for tag in [1, 2] {
+            rig.attach(tag, first);
+        }
+        rig.send(&[1, 2], forgetful);
+        for (from, to, table) in [(old, new, second), (new, old, first), (old, new, second)] {
+            rig.write(1, 0).unwrap();
+            let _before = (rig.reached(1), rig.reached(2), rig.missed(1), rig.missed(2));
+            rig.iommu().replace(DEVICE, tag(1), table).unwrap();
+            let reached = rig.reached(1);
+            assert!(
+                reached.contains(&to) && reached.iter().all(|at| [from, to].contains(at)),
+                "{reached:x?}"
+            );
+            assert_eq!(rig.reached(2), [old], "the neighbour never noticed");
+            assert_eq!((rig.missed(1), rig.missed(2)), (0, 0), "a moment with neither");
+            assert_eq!(rig.write(1, 0), Ok(to));
+            assert_eq!(rig.write(2, 0), Ok(old));
+        }
+        rig.send(&[], false);
+        // Neither is freed before its time, and both in the end.
+        assert!(rig.iommu().destroy_table(second).is_err());
+        rig.detach(1);
+        rig.iommu().destroy_table(second).unwrap();
+        rig.detach(2);
+        rig.iommu().destroy_table(first).unwrap();
+    }
+}
+
+pub fn a_replacement_that_is_refused_changes_nothing<R: Rig>(rig: &R) {
+    let table = rig.table(4 * GIB, 2 * MIB);
+    rig.attach(1, table);
+    let other = rig.table(8 * GIB, 2 * MIB);
+    let refused = |requester, pasid, table| {
+        let failed = rig.iommu().replace(requester, tag(pasid), table).unwrap_err();
+        assert!(!failed.tag_kept, "{failed:?}");
+    };
+    refused(DEVICE, 1, table);
+    refused(DEVICE, 2, other);
+    refused(DEVICE, 1, TableId(99));
+    refused(Requester::new(0, 0, 4, 0), 1, other);
+    assert_eq!(rig.write(1, 0), Ok(4 * GIB));
+    rig.detach(1);
+    for table in [table, other] {
+        rig.iommu().destroy_table(table).unwrap();
+    }
+}
+
+/// Each command of a replacement is refused in turn: the tag may reach either table, so both are held until its end.
+pub fn a_replacement_that_fails_holds_both_tables<R: Rig>(rig: &R) {
+    for nth in 0.. {
+        let (old, new) = (rig.table(4 * GIB, 2 * MIB), rig.table(8 * GIB, 2 * MIB));
+        rig.attach(1, old);
+        rig.attach(2, old);
+        rig.write(1, 0).unwrap();
+        rig.refuse_nth(nth);
+        let replaced = rig.iommu().replace(DEVICE, tag(1), new);
+        rig.refuse_nth(usize::MAX);
+        let ended = replaced.is_ok();
+        if let Err(failed) = replaced {
+            assert!(failed.tag_kept, "command {nth}: {failed:?}");
+            for table in [old, new] {
+                assert!(rig.iommu().destroy_table(table).is_err(), "command {nth}");
+                assert!(rig.iommu().replace(DEVICE, tag(1), table).is_err(), "command {nth}");
+            }
+        }
+        rig.detach(1);
+        assert_eq!(rig.write(1, 0), Err(R::NOT_ATTACHED));
+        rig.iommu().destroy_table(new).unwrap();
+        assert_eq!(rig.write(2, 0), Ok(4 * GIB));
+        // The way is free again.
+        let next = rig.table(12 * GIB, 2 * MIB);
+        rig.iommu().replace(DEVICE, tag(2), next).unwrap();
+        assert_eq!(rig.write(2, 0), Ok(12 * GIB));
+        rig.detach(2);
+        for table in [old, next] {
+            rig.iommu().destroy_table(table).unwrap();
+        }
+        if ended {
+            assert!(nth > 1, "it took a command");
+            break;
+        }
+    }
 }
 
 pub fn every_large_tag_can_be_attached<R: Rig>(rig: &R) {

@@ -16,6 +16,7 @@ use pasidon_kernel::dma::iommu::AttachFailed;
 use pasidon_kernel::dma::pasid::Pasid;
 use pasidon_kernel::memory::page_table::{Format, Top};
 
+use super::attachments::Parted;
 use super::domains::DomainId;
 use crate::memory::DmaMemory;
 
@@ -36,8 +37,8 @@ pub trait IommuUnit: Send + Sync {
     /// Width of the PASIDs that a device gets, in bits.
     fn pasid_bits(&self) -> u32;
 
-    /// Width of the identifiers that it tags its caches with, in bits.
-    fn domain_bits(&self) -> u32;
+    /// The largest identifier that it can tag the cache of a table with.
+    fn last_domain(&self) -> DomainId;
 
     /// Takes the unit over from the firmware. When it returns `Ok`, everything that the unit confines is blocked
     /// until it is claimed. Called once, on one processor, with interrupts off.
@@ -59,12 +60,24 @@ pub trait IommuUnit: Send + Sync {
     /// When the device is not claimed, the tag is in use, or the unit does not confirm.
     fn attach(&self, device: u32, tag: Pasid, domain: DomainId, table: Top) -> Result<(), AttachFailed>;
 
-    /// Parts a tag from its table, and forgets the whole domain. Returns the domain it led to.
+    /// Leads a tag to another table. Returns the domain that it led to.
+    ///
+    /// # Errors
+    /// As [`Iommu::replace`](pasidon_kernel::dma::iommu::Iommu::replace).
+    fn replace(
+        &self,
+        device: u32,
+        tag: Pasid,
+        domain: DomainId,
+        table: Top,
+    ) -> Result<DomainId, AttachFailed>;
+
+    /// Parts a tag from its table, and forgets the whole domain. Returns what it led to.
     ///
     /// # Errors
     /// When there is no such attachment, or the unit or the device does not confirm. It may still use the old table: the
     /// tag stays taken, and the call may be repeated.
-    fn detach(&self, device: u32, tag: Pasid) -> Result<DomainId, Refusal>;
+    fn detach(&self, device: u32, tag: Pasid) -> Result<Parted, Refusal>;
 
     /// Lets the unit see a new mapping.
     ///

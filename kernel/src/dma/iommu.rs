@@ -30,7 +30,7 @@ pub struct IommuCapabilities {
     pub largest_page: u64,
 }
 
-/// A tag was not joined to a table.
+/// A tag was not joined to a table, or not to another one.
 #[derive(Debug)]
 pub struct AttachFailed {
     /// Why.
@@ -109,6 +109,15 @@ pub trait Iommu: Send + Sync {
     /// # Errors
     /// When the tag is in use on that device, or the IOMMU does not confirm.
     fn attach(&self, requester: Requester, pasid: Pasid, table: TableId) -> Result<(), AttachFailed>;
+
+    /// Leads a tag that is attached to another table, while its device may be sending: each access meets the old table or
+    /// the new one, and from the return on the new one only. None meets neither.
+    ///
+    /// # Errors
+    /// When there is no such attachment, it leads to that table already, its last replacement was not confirmed, or the
+    /// IOMMU does not confirm. Where the tag was kept ([`AttachFailed::tag_kept`]) it may reach both until a detach has
+    /// worked.
+    fn replace(&self, requester: Requester, pasid: Pasid, table: TableId) -> Result<(), AttachFailed>;
 
     /// Parts tag and table: entry cleared, PASID cache, IOTLB and device TLB invalidated and waited
     /// for. The device must not send with that tag any more.

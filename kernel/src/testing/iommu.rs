@@ -76,7 +76,8 @@ impl Iommu for SharedTruth {
 
     fn destroy_table(&self, table: TableId) -> Result<(), Refusal> {
         let mut truth = self.lock();
-        let attached = truth.attached.values().any(|other| *other == table);
+        let mut attached = truth.attached.values().chain(truth.also_attached.values());
+        let attached = attached.any(|other| *other == table);
         truth.demand(!attached, || format!("{table:?} destroyed while attached"));
         if attached || truth.fails(Fail::DestroyTable) {
             return Err(fault("destroy table"));
@@ -110,6 +111,27 @@ impl Iommu for SharedTruth {
         Ok(())
     }
 
+    fn replace(&self, requester: Requester, pasid: Pasid, table: TableId) -> Result<(), AttachFailed> {
+        let mut truth = self.lock();
+        if truth.fails(Fail::Replace) {
+            return Err(fault("replace").into());
+        }
+        let known = truth.tables.contains_key(&table);
+        truth.demand(known, || format!("replacement by {table:?}, which is gone"));
+        let halfway = truth.fails(Fail::ReplaceHalfway);
+        match truth.attached.insert((requester, pasid), table) {
+            Some(before) if halfway => {
+                truth.also_attached.insert((requester, pasid), before);
+                Err(AttachFailed { refusal: fault("replace"), tag_kept: true })
+            }
+            Some(_) => Ok(()),
+            None => {
+                truth.demand(false, || format!("PASID {pasid} replaced, which is not attached"));
+                Err(fault("replace").into())
+            }
+        }
+    }
+
     fn detach(&self, requester: Requester, pasid: Pasid) -> Result<(), Refusal> {
         let mut truth = self.lock();
         let tagged = truth.queues.iter().any(|queue| queue.tag == Some(pasid));
@@ -120,6 +142,7 @@ impl Iommu for SharedTruth {
         if truth.attached.remove(&(requester, pasid)).is_none() {
             return Err(fault("detach"));
         }
+        truth.also_attached.remove(&(requester, pasid));
         truth.steps.push(Step::Detached(pasid));
         Ok(())
     }

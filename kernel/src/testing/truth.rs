@@ -33,6 +33,10 @@ pub enum Fail {
     Attach,
     /// Refused after the entry is written, so that the tag is attached.
     AttachHalfway,
+    /// Refused before anything is written.
+    Replace,
+    /// Refused after the entry is written, so that the tag may reach both tables.
+    ReplaceHalfway,
     Detach,
     AllocateVector,
     MapInterrupt,
@@ -97,6 +101,8 @@ pub struct Truth {
     pub next_table: u32,
     pub claimed: BTreeSet<Requester>,
     pub attached: BTreeMap<(Requester, Pasid), TableId>,
+    /// What it may reach as well, since a replacement was not confirmed.
+    pub also_attached: BTreeMap<(Requester, Pasid), TableId>,
     pub remapped: BTreeMap<u32, HostVector>,
     /// Handles whose messages are posted to guests: where, and as what. How often one was redirected.
     pub posted: BTreeMap<u32, (HostPhys, u8)>,

@@ -143,7 +143,7 @@ impl ContextTable {
         Ok(())
     }
 
-    /// Writes the word with V.
+    /// Writes the word with V. Of a descriptor that is valid that changes the ASID, in one store.
     pub fn make_valid<M: DmaMemory>(
         &mut self,
         memory: &TableMemory<M>,
@@ -156,6 +156,18 @@ impl ContextTable {
         let low = size | WALK_CACHEABLE | EPD1 | VALID | u64::from(self.output_size) << IPS_SHIFT;
         let high = AA64 | RECORD | ABORT | ASET | u64::from(context.asid) << ASID_SHIFT;
         memory.write(place, 0, low | high);
+        Ok(())
+    }
+
+    /// Leads a valid descriptor to another table, in one store: nothing else of it changes.
+    pub fn set_root<M: DmaMemory>(
+        &mut self,
+        memory: &TableMemory<M>,
+        tag: Pasid,
+        root: HostPhys,
+    ) -> Result<(), Refusal> {
+        let place = self.place(memory, tag)?;
+        memory.write(place, 1, root.0);
         Ok(())
     }
 

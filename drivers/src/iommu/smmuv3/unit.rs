@@ -33,7 +33,7 @@ use super::events::EventQueue;
 use super::registers::{GlobalError, Identification};
 use super::stage1::Stage1Entries;
 use super::stream_table::StreamTable;
-use crate::iommu::attachments::{Attachments, not_claimed};
+use crate::iommu::attachments::{Attachments, Parted, not_claimed};
 use crate::iommu::domains::DomainId;
 use crate::iommu::unit::{DeviceTlb, IommuUnit};
 use crate::iort::{Iort, Stream};
@@ -78,6 +78,8 @@ pub(super) struct Inner {
     pub(super) streams: StreamTable,
     pub(super) queue: Queue,
     pub(super) devices: BTreeMap<u32, Device>,
+    /// A descriptor may have the ASID that is for changes of the table.
+    in_transit: bool,
 }
 
 /// A claimed device.
@@ -117,7 +119,7 @@ impl<R: Registers, M: DmaMemory> Unit<R, M> {
             registers,
             host,
             identification,
-            inner: Mutex::new(Inner { streams, queue, devices: BTreeMap::new() }),
+            inner: Mutex::new(Inner { streams, queue, devices: BTreeMap::new(), in_transit: false }),
             events: Mutex::new(events),
             errors: Mutex::new(()),
             failed: AtomicBool::new(false),
@@ -134,6 +136,11 @@ impl<R: Registers, M: DmaMemory> Unit<R, M> {
     /// How people call it: by the address of its registers.
     pub fn name(&self) -> String {
         unit_name(self.base)
+    }
+
+    /// The ASID of a descriptor that changes its table: no table's.
+    fn transit_asid(&self) -> DomainId {
+        ((1u32 << self.identification.asid_bits().min(DomainId::BITS)) - 1) as DomainId
     }
 
     /// Takes note of global errors, so that the next one of the kind is announced. Not those of the command
@@ -185,8 +192,8 @@ impl<R: Registers, M: DmaMemory> IommuUnit for Unit<R, M> {
         self.substream_bits
     }
 
-    fn domain_bits(&self) -> u32 {
-        self.identification.asid_bits()
+    fn last_domain(&self) -> DomainId {
+        self.transit_asid() - 1
     }
 
     fn take_over(&self) -> Result<(), Refusal> {
@@ -196,7 +203,7 @@ impl<R: Registers, M: DmaMemory> IommuUnit for Unit<R, M> {
     fn claim(&self, stream: u32, device_tlb: Option<DeviceTlb>) -> Result<(), Refusal> {
         let device_tlb = device_tlb.is_some();
         let mut inner = self.inner.lock();
-        let Inner { streams, queue, devices } = &mut *inner;
+        let Inner { streams, queue, devices, .. } = &mut *inner;
         if devices.contains_key(&stream) {
             return Err(Refusal::new(
                 "claim",
@@ -255,25 +262,75 @@ impl<R: Registers, M: DmaMemory> IommuUnit for Unit<R, M> {
         })
     }
 
-    fn detach(&self, stream: u32, tag: Pasid) -> Result<DomainId, Refusal> {
+    /// A descriptor's ASID and its table are in two words, of which only one can change at a time; and what is cached
+    /// under an ASID must be of one table. So it goes by an ASID that nobody else has: to that one, to the other table,
+    /// to the other table's ASID.
+    fn replace(&self, stream: u32, tag: Pasid, asid: DomainId, table: Top) -> Result<DomainId, AttachFailed> {
+        let transit = self.transit_asid();
         let mut inner = self.inner.lock();
-        let Inner { queue, devices, .. } = &mut *inner;
+        let Inner { queue, devices, in_transit, .. } = &mut *inner;
         let device = devices.get_mut(&stream).ok_or_else(not_claimed)?;
-        let asid = device.attachments.end(tag)?;
-        device.contexts.make_invalid(&self.tables, tag)?;
-        let mut commands = Vec::with_capacity(5);
-        commands.extend([
+        if *in_transit {
+            return Err(Refusal::new(
+                format!("PASID {tag}"),
+                "another replacement was not confirmed by the IOMMU",
+                "end the vdev of that one first",
+            )
+            .into());
+        }
+        let before = device.attachments.replace(tag, asid)?;
+        *in_transit = true;
+        let forget = [Command::ForgetContext { stream, tag }];
+        let forget_transit =
+            [Command::ForgetContext { stream, tag }, Command::Sync, Command::ForgetTable { asid: transit }];
+        // Also of the table before: nobody else may be on it, and then it may go.
+        let forget_all = [
             Command::ForgetContext { stream, tag },
             Command::Sync,
-            Command::ForgetTable { asid },
-        ]);
+            Command::ForgetTable { asid: transit },
+            Command::ForgetTable { asid: before },
+        ];
+        let contexts = &mut device.contexts;
+        let on_the_way = Context { asid: transit, root: table.root };
+        let replaced = contexts
+            .make_valid(&self.tables, tag, on_the_way)
+            .and_then(|()| self.execute(queue, &forget))
+            .and_then(|()| contexts.set_root(&self.tables, tag, table.root))
+            .and_then(|()| self.execute(queue, &forget_transit))
+            .and_then(|()| contexts.make_valid(&self.tables, tag, Context { asid, root: table.root }))
+            .and_then(|()| self.execute(queue, &forget_all))
+            .and_then(|()| {
+                let in_device = [Command::ForgetInDevice { stream, tag }];
+                if device.device_tlb { self.execute(queue, &in_device) } else { Ok(()) }
+            });
+        replaced.map_err(|refusal| AttachFailed { refusal, tag_kept: true })?;
+        *in_transit = false;
+        device.attachments.replaced(tag);
+        Ok(before)
+    }
+
+    fn detach(&self, stream: u32, tag: Pasid) -> Result<Parted, Refusal> {
+        let mut inner = self.inner.lock();
+        let Inner { queue, devices, in_transit, .. } = &mut *inner;
+        let device = devices.get_mut(&stream).ok_or_else(not_claimed)?;
+        let parted = device.attachments.end(tag)?;
+        device.contexts.make_invalid(&self.tables, tag)?;
+        let mut commands = Vec::with_capacity(7);
+        commands.extend([Command::ForgetContext { stream, tag }, Command::Sync]);
+        commands.extend(parted.domains().map(|asid| Command::ForgetTable { asid }));
+        if parted.before.is_some() {
+            commands.push(Command::ForgetTable { asid: self.transit_asid() });
+        }
         if device.device_tlb {
             commands.extend([Command::Sync, Command::ForgetInDevice { stream, tag }]);
         }
         self.execute(queue, &commands)?;
+        if parted.before.is_some() {
+            *in_transit = false;
+        }
         device.contexts.zero(&self.tables, tag)?;
         device.attachments.ended(tag);
-        Ok(asid)
+        Ok(parted)
     }
 
     fn publish(&self, _asid: DomainId, _start: u64, _len: u64) -> Result<(), Refusal> {

@@ -3,7 +3,8 @@
 //!
 //! **Invariants.** What is absent blocks: a requester without a context entry, an untagged request of a
 //! claimed device (its RID_PASID, 0, never has an entry) and a PASID without an entry all fault. An entry
-//! is filled from its far end and made present by the last store, and loses `P` first when it goes.
+//! is filled from its far end and made present by the last store, and loses `P` first when it goes. One that is present
+//! changes in one store of 128 bits.
 //! Source: Intel VT-d specification, "Scalable-Mode Root/Context/PASID Entry".
 
 use pasidon_kernel::base::addr::{HostPhys, PAGE_SIZE};
@@ -168,6 +169,15 @@ impl PasidDirectory {
             memory.write(table, first + at, word);
         }
         Ok(())
+    }
+
+    /// Leads a PASID whose entry is present to another second-stage table: in one store, since the unit reads two words at
+    /// once, and the others do not differ.
+    pub fn replace<M: DmaMemory>(&self, memory: &TableMemory<M>, pasid: Pasid, stage: PasidEntry) {
+        if let Some(&table) = self.tables.get((pasid.value() >> PASID_TABLE_BITS) as usize) {
+            let [first, second, ..] = stage.words();
+            memory.write_pair(table, entry_word(pasid), [first, second]);
+        }
     }
 
     /// Makes the entry absent, leaving the rest: the unit may be in the middle of reading it.

@@ -35,7 +35,7 @@ use super::registers::{Capability, ExtendedCapability, Global, command, offset};
 use super::scope::Coverage;
 use super::second_stage::SecondStageEntries;
 use super::tables::{ContextTables, PasidDirectory, PasidEntry, RID_PASID};
-use crate::iommu::attachments::{Attachments, not_claimed};
+use crate::iommu::attachments::{Attachments, Parted, not_claimed};
 use crate::iommu::domains::DomainId;
 use crate::iommu::unit::{DeviceTlb, IommuUnit};
 use crate::memory::DmaMemory;
@@ -212,6 +212,22 @@ impl<R: Registers, M: DmaMemory> Unit<R, M> {
         result.map_err(|refusal| refusal.within(self.name()))
     }
 
+    /// What makes the unit, and the device, forget that a tag led to a domain.
+    fn partings(&self, rid: u16, device: &Device, pasid: Pasid, domain: DomainId) -> Vec<Invalidation> {
+        let mut commands = Vec::with_capacity(5);
+        if cfg!(not(feature = "omit-pasid-cache-invalidation")) {
+            commands.extend([Invalidation::PasidCache { domain, pasid }, Invalidation::Fence]);
+        }
+        commands.push(Invalidation::IotlbDomain { domain });
+        if let Some(tlb) = device.device_tlb {
+            commands.extend([
+                Invalidation::Fence,
+                Invalidation::PasidDeviceTlb { rid, pfsid: self.pfsid(rid), pasid, tlb },
+            ]);
+        }
+        commands
+    }
+
     /// The function whose invalidation queue is throttled: named only where the unit wants it.
     const fn pfsid(&self, rid: u16) -> u16 {
         if self.extended.device_tlb_throttle() { rid } else { 0 }
@@ -231,8 +247,8 @@ impl<R: Registers, M: DmaMemory> IommuUnit for Unit<R, M> {
         self.extended.pasid_bits().into()
     }
 
-    fn domain_bits(&self) -> u32 {
-        self.capability.domain_bits()
+    fn last_domain(&self) -> DomainId {
+        ((1u32 << self.capability.domain_bits().min(DomainId::BITS)) - 1) as DomainId
     }
 
     fn take_over(&self) -> Result<(), Refusal> {
@@ -302,31 +318,41 @@ impl<R: Registers, M: DmaMemory> IommuUnit for Unit<R, M> {
         })
     }
 
-    fn detach(&self, device: u32, pasid: Pasid) -> Result<DomainId, Refusal> {
+    fn replace(
+        &self,
+        device: u32,
+        pasid: Pasid,
+        domain: DomainId,
+        table: Top,
+    ) -> Result<DomainId, AttachFailed> {
         let rid = rid(device);
         let mut inner = self.inner.lock();
         let Inner { queue, devices, .. } = &mut *inner;
         let device = devices.get_mut(&rid).ok_or_else(not_claimed)?;
-        let domain = device.attachments.end(pasid)?;
+        let before = device.attachments.replace(pasid, domain)?;
+        let entry = PasidEntry::new(table, domain, self.extended.page_walk_coherent());
+        device.directory.replace(&self.tables, pasid, entry);
+        let commands = self.partings(rid, device, pasid, before);
+        let forgotten = self.push_out().and_then(|()| self.forget(queue, &commands));
+        forgotten.map_err(|refusal| AttachFailed { refusal, tag_kept: true })?;
+        device.attachments.replaced(pasid);
+        Ok(before)
+    }
+
+    fn detach(&self, device: u32, pasid: Pasid) -> Result<Parted, Refusal> {
+        let rid = rid(device);
+        let mut inner = self.inner.lock();
+        let Inner { queue, devices, .. } = &mut *inner;
+        let device = devices.get_mut(&rid).ok_or_else(not_claimed)?;
+        let parted = device.attachments.end(pasid)?;
         device.directory.clear_present(&self.tables, pasid);
         self.push_out()?;
-
-        let mut commands = Vec::with_capacity(5);
-        if cfg!(not(feature = "omit-pasid-cache-invalidation")) {
-            commands.extend([Invalidation::PasidCache { domain, pasid }, Invalidation::Fence]);
+        for domain in parted.domains() {
+            self.forget(queue, &self.partings(rid, device, pasid, domain))?;
         }
-        commands.push(Invalidation::IotlbDomain { domain });
-        if let Some(tlb) = device.device_tlb {
-            commands.extend([
-                Invalidation::Fence,
-                Invalidation::PasidDeviceTlb { rid, pfsid: self.pfsid(rid), pasid, tlb },
-            ]);
-        }
-        self.forget(queue, &commands)?;
-
         device.directory.zero(&self.tables, pasid);
         device.attachments.ended(pasid);
-        Ok(domain)
+        Ok(parted)
     }
 
     fn publish(&self, domain: DomainId, start: u64, len: u64) -> Result<(), Refusal> {

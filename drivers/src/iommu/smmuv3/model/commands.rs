@@ -27,6 +27,15 @@ impl UnitModel {
                 state.raise_error(1);
                 return;
             }
+            if opcode != 0x46 {
+                let left = state.refuse_nth.take();
+                state.refuse_nth = left.and_then(|left| left.checked_sub(1));
+                if left == Some(0) {
+                    state.error = 1;
+                    state.raise_error(1);
+                    return;
+                }
+            }
             if opcode == 0x46 {
                 assert_eq!(command, [0x46, 0], "CMD_SYNC with a signal nobody asked for");
                 state.log.push("sync");
@@ -87,6 +96,7 @@ impl UnitModel {
             0x05 => {
                 assert_eq!(high & 1, 0, "the first-level descriptor may be cached too");
                 state.cds.remove(&(stream, tag));
+                state.fetching.remove(&(stream, tag));
             }
             0x11 => {
                 state.tlb.retain(|key, _| key.0 != asid);

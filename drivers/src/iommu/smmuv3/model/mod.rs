@@ -92,6 +92,8 @@ pub struct State {
     pub deaf: bool,
     /// Commands of this opcode are refused, this often.
     pub refuse: Option<(u64, usize)>,
+    /// After so many others the next is refused, whatever it is but a wait.
+    pub refuse_nth: Option<usize>,
     /// So many ATC_INV are not answered.
     pub silent_devices: usize,
     unanswered: bool,
@@ -99,6 +101,13 @@ pub struct State {
     pub noisy: Vec<(u32, Option<u32>)>,
     /// Where the noise arrived, by tag.
     pub reached: BTreeMap<Option<u32>, BTreeSet<u64>>,
+    /// How often it arrived nowhere.
+    pub missed: BTreeMap<Option<u32>, usize>,
+    /// What the unit remembers is gone whenever noise comes: it may drop anything at any moment.
+    pub forgetful: bool,
+    /// Words of context descriptors that a fetch which has not ended may have read, since the unit was told to forget
+    /// them: it reads one after the other, and in any order.
+    fetching: BTreeMap<(u32, u32), BTreeSet<[u64; 2]>>,
 }
 
 /// One SMMU.
@@ -123,11 +132,46 @@ impl UnitModel {
     }
 
     fn noise_within(&self, state: &mut State) {
+        if state.forgetful {
+            state.cds.clear();
+            state.tlb.clear();
+            state.walks.clear();
+        }
         for (stream, tag) in state.noisy.clone() {
-            if let Ok(host) = self.translate(state, stream, tag, 0, true) {
-                state.reached.entry(tag).or_default().insert(host);
+            self.torn_fetches(state, stream, tag);
+            match self.translate(state, stream, tag, 0, true) {
+                Ok(host) => drop(state.reached.entry(tag).or_default().insert(host)),
+                Err(_) => *state.missed.entry(tag).or_default() += 1,
             }
         }
+    }
+
+    /// The device sends by every descriptor that words read at different times make.
+    fn torn_fetches(&self, state: &mut State, stream: u32, tag: Option<u32>) {
+        let key = (stream, tag.unwrap_or(0));
+        let Some(seen) = state.fetching.get(&key).filter(|_| state.forgetful).cloned() else { return };
+        let Some(Some(whole)) = state.cds.remove(&key).or_else(|| {
+            let _ = self.translate(state, stream, tag, 0, true);
+            state.cds.remove(&key)
+        }) else {
+            return;
+        };
+        for [first, _] in &seen {
+            for [_, second] in &seen {
+                let mut torn = whole;
+                (torn[0], torn[1]) = (*first, *second);
+                state.cds.insert(key, Some(torn));
+                state.tlb.clear();
+                state.walks.clear();
+                // What it leaves in the caches others meet.
+                for (stream, tag) in core::iter::once((stream, tag)).chain(state.noisy.clone()) {
+                    if let Ok(host) = self.translate(state, stream, tag, 0, true) {
+                        state.reached.entry(tag).or_default().insert(host);
+                    }
+                }
+            }
+        }
+        state.cds.remove(&key);
     }
 
     /// Leaves entries in every cache, as firmware would that used the unit before.

@@ -126,6 +126,9 @@ impl UnitModel {
             Some(cached) => *cached,
             None => {
                 let fetched = self.fetch_context(stream_entry, tag);
+                if let Some([first, second, ..]) = fetched.filter(|_| state.forgetful) {
+                    state.fetching.entry(key).or_default().insert([first, second]);
+                }
                 state.cds.insert(key, fetched);
                 fetched
             }

@@ -92,6 +92,20 @@ impl Rig for SmmuRig {
         Vec::from_iter(state.reached.remove(&Some(tag)).unwrap_or_default())
     }
 
+    fn missed(&self, tag: u32) -> usize {
+        self.unit.state.lock().unwrap().missed.remove(&Some(tag)).unwrap_or_default()
+    }
+
+    fn send(&self, tags: &[u32], forgetful: bool) {
+        let mut state = self.unit.state.lock().unwrap();
+        state.noisy = tags.iter().map(|tag| (STREAM, Some(*tag))).collect();
+        state.forgetful = forgetful;
+    }
+
+    fn refuse_nth(&self, nth: usize) {
+        self.unit.state.lock().unwrap().refuse_nth = Some(nth);
+    }
+
     fn is_taken(&self, tag: u32) -> bool {
         let inner = self.smmu.units()[0].inner.lock();
         inner.devices[&STREAM].attachments.check_free(suite::tag(tag)).is_err()

@@ -92,6 +92,8 @@ pub struct State {
     pub stuck: bool,
     /// Descriptors of this type are refused, this often.
     pub refuse: Option<(u64, usize)>,
+    /// After so many others the next is refused, whatever it is but a wait.
+    pub refuse_nth: Option<usize>,
     /// So many device-TLB invalidations are not answered.
     pub silent_devices: usize,
     unanswered: bool,
@@ -99,6 +101,10 @@ pub struct State {
     pub noisy: Vec<(u16, u32)>,
     /// Where the noise arrived, by tag.
     pub reached: BTreeMap<u32, BTreeSet<u64>>,
+    /// How often it arrived nowhere.
+    pub missed: BTreeMap<u32, usize>,
+    /// What the unit remembers is gone whenever noise comes: it may drop anything at any moment.
+    pub forgetful: bool,
     /// Devices that send the same message all the time, likewise. Routing ID, address.
     pub noisy_messages: Vec<(u16, u64)>,
     /// What these raised.
@@ -142,9 +148,14 @@ impl UnitModel {
     }
 
     fn noise_within(&self, state: &mut State) {
+        if state.forgetful {
+            state.pasids.clear();
+            state.iotlb.clear();
+        }
         for (rid, pasid) in state.noisy.clone() {
-            if let Ok(host) = self.translate(state, rid, Some(pasid), 0, true) {
-                state.reached.entry(pasid).or_default().insert(host);
+            match self.translate(state, rid, Some(pasid), 0, true) {
+                Ok(host) => drop(state.reached.entry(pasid).or_default().insert(host)),
+                Err(_) => *state.missed.entry(pasid).or_default() += 1,
             }
         }
         for (rid, address) in state.noisy_messages.clone() {

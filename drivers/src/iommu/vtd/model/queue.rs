@@ -4,6 +4,8 @@
 use super::{FSTS_IQE, FSTS_ITE, GSTS_QIES, State, UnitModel, View};
 
 const DESCRIPTOR: u64 = 32;
+/// Type of a wait descriptor.
+const WAIT: u64 = 5;
 const PAGE: u64 = 4096;
 
 impl UnitModel {
@@ -25,6 +27,14 @@ impl UnitModel {
                 state.refuse = (times > 1).then_some((kind, times - 1));
                 state.set_error(FSTS_IQE);
                 return;
+            }
+            if words[0] & 0xf != WAIT {
+                let left = state.refuse_nth.take();
+                state.refuse_nth = left.and_then(|left| left.checked_sub(1));
+                if left == Some(0) {
+                    state.set_error(FSTS_IQE);
+                    return;
+                }
             }
             self.carry_out(state, words[0], words[1]);
             state.executed += 1;

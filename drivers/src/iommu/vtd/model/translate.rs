@@ -3,6 +3,9 @@
 
 use super::{CAP_PI, FSTS_PFO, GSTS_IRES, GSTS_TES, Raised, State, Translation, UnitModel, View};
 
+/// Stands in the place of a PASID where translations are of the second stage.
+const SECOND_STAGE: u32 = u32::MAX;
+
 const PAGE: u64 = 4096;
 const ADDRESS: u64 = 0x000f_ffff_ffff_f000;
 
@@ -131,7 +134,8 @@ impl UnitModel {
         {
             return Err(0x5a);
         }
-        let key = (entry[1] as u16, pasid, iova & !0xfff);
+        // Translations of the second stage are a domain's, whoever has it.
+        let key = (entry[1] as u16, SECOND_STAGE, iova & !0xfff);
         if iova >> 20 == 0xfee {
             return Err(0x87);
         }

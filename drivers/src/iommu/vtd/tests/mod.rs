@@ -92,6 +92,20 @@ impl Rig for VtdRig {
         Vec::from_iter(state.reached.remove(&tag).unwrap_or_default())
     }
 
+    fn missed(&self, tag: u32) -> usize {
+        self.unit.state.lock().unwrap().missed.remove(&tag).unwrap_or_default()
+    }
+
+    fn send(&self, tags: &[u32], forgetful: bool) {
+        let mut state = self.unit.state.lock().unwrap();
+        state.noisy = tags.iter().map(|tag| (DEVICE.rid, *tag)).collect();
+        state.forgetful = forgetful;
+    }
+
+    fn refuse_nth(&self, nth: usize) {
+        self.unit.state.lock().unwrap().refuse_nth = Some(nth);
+    }
+
     fn is_taken(&self, tag: u32) -> bool {
         let inner = self.vtd.units()[0].inner.lock();
         inner.devices[&DEVICE.rid].attachments.check_free(suite::tag(tag)).is_err()
