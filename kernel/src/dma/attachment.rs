@@ -14,6 +14,7 @@ use alloc::boxed::Box;
 use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::sync::Arc;
+use alloc::vec::Vec;
 
 use crate::base::addr::{HostPhys, PAGE_SIZE, Requester};
 use crate::base::id::VdevId;
@@ -64,12 +65,10 @@ pub struct RetiredAttachment {
     pub requester: Requester,
     /// Whose queue it was.
     pub vdev: VdevId,
-    /// The address space behind it.
-    pub ioas: Arc<IoAddressSpace>,
     /// Why.
     pub why: String,
     lease: PasidLease,
-    window: Option<Window>,
+    joined: Joined,
     /// The device does not send with the tag; it is the IOMMU that did not confirm.
     stopped: bool,
 }
@@ -85,7 +84,7 @@ impl RetiredAttachment {
         if !self.stopped {
             return Err(self);
         }
-        match part(&self.ioas, self.requester, self.pasid, &mut self.window) {
+        match self.joined.part(self.requester, self.pasid) {
             Ok(()) => Ok(Quiesced(self.lease)),
             Err(refusal) => {
                 self.why = refusal.to_string();
@@ -106,22 +105,109 @@ impl RetiredAttachment {
 
     /// Whether the slice's driver must keep a page that the device may still be led to.
     pub(crate) fn has_window(&self) -> bool {
-        self.window.is_some()
+        self.joined.has_window()
+    }
+
+    /// The address space behind it.
+    pub fn ioas(&self) -> &Arc<IoAddressSpace> {
+        &self.joined.ioas
     }
 }
 
-/// Takes the window away, and parts tag and table. The device has stopped sending with the tag.
-fn part(
-    ioas: &IoAddressSpace,
-    requester: Requester,
-    pasid: Pasid,
-    window: &mut Option<Window>,
-) -> Result<(), Refusal> {
-    if let Some(present) = window {
-        ioas.unmap(present.iova, PAGE_SIZE)?;
-        *window = None;
+/// What a tag reaches, or may.
+#[derive(Debug)]
+struct Joined {
+    ioas: Arc<IoAddressSpace>,
+    /// A page that the driver shares with the slice, in that address space.
+    window: Option<Window>,
+    /// What an exchange has left, where it was not clean.
+    elsewhere: Option<Box<Elsewhere>>,
+}
+
+/// What is to be taken back at the end.
+#[derive(Debug, Default)]
+struct Elsewhere {
+    /// An address space that the tag may reach as well, since its replacement was not confirmed.
+    before: Option<Arc<IoAddressSpace>>,
+    /// Others that still have the page.
+    windows: Vec<Arc<IoAddressSpace>>,
+}
+
+impl Joined {
+    /// Leads the tag to another address space, in which its window has the same place.
+    fn replace(
+        &mut self,
+        to: &Arc<IoAddressSpace>,
+        requester: Requester,
+        pasid: Pasid,
+    ) -> Result<(), Refusal> {
+        if self.elsewhere.as_ref().is_some_and(|elsewhere| elsewhere.before.is_some()) {
+            return Err(Refusal::new(
+                format!("PASID {pasid}"),
+                "its last replacement was not confirmed",
+                "end the vdev",
+            ));
+        }
+        // A device that is on its way to the new one finds its window there.
+        let window = match &self.window {
+            Some(window) if !Arc::ptr_eq(to, &self.ioas) => {
+                Some(to.map_window(window.page, Some(window.iova))?)
+            }
+            other => *other,
+        };
+        match self.ioas.replace(to, requester, pasid) {
+            Ok(()) => {
+                let before = core::mem::replace(&mut self.ioas, to.clone());
+                self.drop_window(before, window);
+                Ok(())
+            }
+            Err(AttachFailed { refusal, tag_kept: true }) => {
+                let before = core::mem::replace(&mut self.ioas, to.clone());
+                let elsewhere = self.elsewhere.get_or_insert_default();
+                elsewhere.windows.extend(window.map(|_| before.clone()));
+                elsewhere.before = Some(before);
+                Err(refusal)
+            }
+            Err(AttachFailed { refusal, tag_kept: false }) => {
+                if !Arc::ptr_eq(to, &self.ioas) {
+                    self.drop_window(to.clone(), window);
+                }
+                Err(refusal)
+            }
+        }
     }
-    ioas.detach(requester, pasid)
+
+    /// The window is needed in an address space no more. Where it cannot be taken out, that is done at the end.
+    fn drop_window(&mut self, from: Arc<IoAddressSpace>, window: Option<Window>) {
+        let kept = window.is_some_and(|window| from.unmap(window.iova, PAGE_SIZE).is_err());
+        if kept {
+            self.elsewhere.get_or_insert_default().windows.push(from);
+        }
+    }
+
+    /// Takes the window away, and parts tag and table. The device has stopped sending with the tag.
+    fn part(&mut self, requester: Requester, pasid: Pasid) -> Result<(), Refusal> {
+        if let Some(present) = self.window {
+            let mut windows = self.elsewhere.as_mut().map(|elsewhere| &mut elsewhere.windows);
+            while let Some((space, windows)) = windows.as_mut().and_then(|all| Some((all.pop()?, all))) {
+                if let Err(refusal) = space.unmap(present.iova, PAGE_SIZE) {
+                    windows.push(space);
+                    return Err(refusal);
+                }
+            }
+            self.ioas.unmap(present.iova, PAGE_SIZE)?;
+            self.window = None;
+        }
+        self.ioas.detach(requester, pasid)?;
+        if let Some(before) = self.elsewhere.take().and_then(|elsewhere| elsewhere.before) {
+            before.forget(requester, pasid);
+        }
+        Ok(())
+    }
+
+    fn has_window(&self) -> bool {
+        self.window.is_some()
+    }
 }
 
 /// One tag of one device, joined to one table.
@@ -130,8 +216,7 @@ pub struct Attachment {
     requester: Requester,
     vdev: VdevId,
     lease: PasidLease,
-    ioas: Arc<IoAddressSpace>,
-    window: Option<Window>,
+    joined: Joined,
 }
 
 impl Attachment {
@@ -155,7 +240,8 @@ impl Attachment {
                 "attach a VM's vdevs to its own address spaces",
             )))
         };
-        let attachment = Self { requester, vdev, lease, ioas: ioas.clone(), window: None };
+        let reached = Joined { ioas: ioas.clone(), window: None, elsewhere: None };
+        let attachment = Self { requester, vdev, lease, joined: reached };
         match joined {
             Ok(()) => Ok(attachment),
             Err(AttachFailed { refusal, tag_kept }) => Err(NotAttached {
@@ -186,7 +272,7 @@ impl Attachment {
 
     /// The address space.
     pub fn ioas(&self) -> &Arc<IoAddressSpace> {
-        &self.ioas
+        &self.joined.ioas
     }
 
     /// Lets the slice's device reach a page that its driver keeps until [`Attachment::end`] is confirmed. Once.
@@ -194,15 +280,15 @@ impl Attachment {
     /// # Errors
     /// When it has one, or the address space has no place for it.
     pub(crate) fn add_window(&mut self, page: HostPhys) -> Result<Window, Refusal> {
-        if self.window.is_some() {
+        if self.joined.has_window() {
             return Err(Refusal::new(
                 format!("PASID {}", self.pasid()),
                 "it has a window already",
                 "keep it",
             ));
         }
-        let window = self.ioas.map_window(page)?;
-        self.window = Some(window);
+        let window = self.joined.ioas.map_window(page, None)?;
+        self.joined.window = Some(window);
         Ok(window)
     }
 
@@ -212,30 +298,27 @@ impl Attachment {
     /// When the IOMMU does not confirm.
     pub fn end(mut self, stopped: DeviceQuiesced) -> Result<Quiesced, RetiredAttachment> {
         let DeviceQuiesced { .. } = stopped;
-        match part(&self.ioas, self.requester, self.lease.pasid(), &mut self.window) {
+        match self.joined.part(self.requester, self.lease.pasid()) {
             Ok(()) => Ok(Quiesced(self.lease)),
             Err(refusal) => Err(self.retire(refusal.to_string(), true)),
         }
     }
 
-    /// Puts another address space of the same VM behind the same tag, while the device is stopped; without a window.
+    /// Puts another address space of the same VM behind the same tag, while the device may be sending: each access meets
+    /// one of the two, and from the return on the new one.
     ///
     /// # Errors
-    /// When the end of the old or the beginning of the new one fails. The tag is then detached from both, unless it had
-    /// to be retired.
-    pub fn replace(self, stopped: DeviceQuiesced, ioas: &Arc<IoAddressSpace>) -> Result<Self, NotAttached> {
-        let (requester, vdev) = (self.requester, self.vdev);
-        match self.end(stopped) {
-            Ok(quiet) => Self::attach(requester, vdev, quiet.into_lease(), ioas),
-            Err(retired) => Err(NotAttached {
-                refusal: Refusal::new(
-                    format!("PASID {}", retired.pasid),
-                    format!("the end of its attachment was not confirmed: {}", retired.why),
-                    "reset the parent to get it back",
-                ),
-                lease: Err(Box::new(retired)),
-            }),
+    /// When they are not of one VM, or the address space or the IOMMU refuses. Where the IOMMU did not confirm, the tag may
+    /// reach both until its end, and is not led elsewhere.
+    pub fn replace(&mut self, ioas: &Arc<IoAddressSpace>) -> Result<(), Refusal> {
+        if ioas.owner() != self.joined.ioas.owner() {
+            return Err(Refusal::new(
+                format!("I/O address space {}", ioas.id()),
+                format!("it is of VM {}, the vdev of VM {}", ioas.owner(), self.joined.ioas.owner()),
+                "attach a VM's vdevs to its own address spaces",
+            ));
         }
+        self.joined.replace(ioas, self.requester, self.lease.pasid())
     }
 
     /// Gives up on an attachment that cannot be ended now. `stopped` says whether the device has stopped
@@ -246,10 +329,9 @@ impl Attachment {
             pasid: self.lease.pasid(),
             requester: self.requester,
             vdev: self.vdev,
-            ioas: self.ioas,
             why,
             lease: self.lease,
-            window: self.window,
+            joined: self.joined,
             stopped,
         }
     }
@@ -317,12 +399,15 @@ mod tests {
     fn replace_moves_the_same_tag_to_another_table() {
         let mut fixture = fixture();
         let (one, two) = (fixture.space(1, 1), fixture.space(2, 1));
-        let attachment = fixture.attach(&one).unwrap();
+        let mut attachment = fixture.attach(&one).unwrap();
         assert_eq!(fixture.attached(), [(1, 1)]);
-        let attachment = attachment.replace(stopped(), &two).unwrap();
-        assert_eq!(fixture.attached(), [(1, 2)]);
+        attachment.replace(&two).unwrap();
+        assert_eq!((fixture.attached(), attachment.ioas().id()), (vec![(1, 2)], IoasId(2)));
         one.destroy().unwrap();
         assert!(two.destroy().is_err());
+        assert!(attachment.replace(&one).is_err(), "it is gone");
+        assert!(attachment.replace(&two).is_err(), "it is there");
+        assert!(attachment.replace(&fixture.space(3, 2)).unwrap_err().why.contains("of VM 2"));
         fixture.pasids.give_back(attachment.end(stopped()).unwrap());
         two.destroy().unwrap();
         assert_eq!(fixture.attached(), []);
@@ -330,28 +415,62 @@ mod tests {
     }
 
     #[test]
-    fn a_replace_that_fails_leaves_the_tag_nowhere() {
+    fn a_window_goes_with_a_replacement() {
         let mut fixture = fixture();
         let (one, two) = (fixture.space(1, 1), fixture.space(2, 1));
-        let attachment = fixture.attach(&one).unwrap();
-        fixture.truth.fail(Fail::Attach);
-        let failed = attachment.replace(stopped(), &two).unwrap_err();
-        assert_eq!(fixture.attached(), []);
-        fixture.pasids.give_back(failed.lease.unwrap());
+        let windows = |fixture: &Fixture| -> Vec<u32> {
+            let truth = fixture.truth.lock();
+            truth.tables.iter().filter(|(_, maps)| !maps.is_empty()).map(|(table, _)| table.0).collect()
+        };
+        let mut attachment = fixture.attach(&one).unwrap();
+        let window = attachment.add_window(HostPhys(0x10_0000)).unwrap();
+        // Another's is at its place.
+        let taken = two.map_window(HostPhys(0x20_0000), None).unwrap();
+        assert_eq!(taken.iova, window.iova);
+        assert!(attachment.replace(&two).is_err());
+        assert_eq!(fixture.attached(), [(1, 1)]);
+        two.unmap(taken.iova, PAGE_SIZE).unwrap();
+        // Refused by the IOMMU: nothing is left in the other.
+        fixture.truth.fail(Fail::Replace);
+        assert!(attachment.replace(&two).is_err());
+        assert_eq!((fixture.attached(), windows(&fixture)), (vec![(1, 1)], vec![1]));
+        attachment.replace(&two).unwrap();
+        assert_eq!((fixture.attached(), windows(&fixture)), (vec![(1, 2)], vec![2]));
+        // It cannot be taken out of the one before: the end does that.
+        fixture.truth.fail(Fail::Unmap);
+        attachment.replace(&one).unwrap();
+        assert_eq!(windows(&fixture), [1, 2]);
+        fixture.truth.fail(Fail::Unmap);
+        let retired = attachment.end(stopped()).unwrap_err();
+        assert!(retired.has_window() && one.destroy().is_err());
+        fixture.pasids.give_back(retired.end(None).unwrap());
+        assert_eq!(windows(&fixture), [0u32; 0]);
+        for space in [one, two] {
+            space.destroy().unwrap();
+        }
+    }
 
-        let attachment = fixture.attach(&one).unwrap();
+    #[test]
+    fn a_replacement_that_is_not_confirmed_holds_both_until_the_end() {
+        let mut fixture = fixture();
+        let (one, two) = (fixture.space(1, 1), fixture.space(2, 1));
+        let mut attachment = fixture.attach(&one).unwrap();
+        attachment.add_window(HostPhys(0x10_0000)).unwrap();
+        fixture.truth.fail(Fail::ReplaceHalfway);
+        assert!(attachment.replace(&two).is_err());
+        assert!(one.destroy().is_err() && two.destroy().is_err());
+        assert!(attachment.replace(&one).unwrap_err().why.contains("not confirmed"));
         fixture.truth.fail(Fail::Detach);
-        let failed = attachment.replace(stopped(), &two).unwrap_err();
-        let retired = failed.lease.unwrap_err();
-        assert_eq!((retired.pasid.value(), retired.ioas.id()), (2, IoasId(1)));
-        assert_eq!(fixture.attached(), [(2, 1)]);
-        assert!(one.destroy().is_err());
-        two.destroy().unwrap();
+        let retired = attachment.end(stopped()).unwrap_err();
+        assert_eq!((retired.pasid.value(), retired.ioas().id()), (1, IoasId(2)));
+        assert!(one.destroy().is_err() && two.destroy().is_err());
         assert_eq!((fixture.quota.leased(), fixture.quota.retired()), (0, 1));
         // The device did stop; when the IOMMU answers again, the tag can still be parted.
         fixture.pasids.give_back(retired.end(None).unwrap());
         assert_eq!((fixture.quota.leased(), fixture.quota.retired()), (0, 0));
         one.destroy().unwrap();
+        two.destroy().unwrap();
+        assert!(fixture.truth.lock().violations.is_empty());
     }
 
     #[test]

@@ -13,6 +13,7 @@ use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::sync::Arc;
+use core::cmp::Ordering;
 use core::fmt;
 
 use spin::Mutex;
@@ -161,11 +162,11 @@ impl IoAddressSpace {
         Ok(())
     }
 
-    /// Maps a page that a driver shares with a slice that this is the address space of.
+    /// Maps a page that a driver shares with a slice that this is the address space of; where it has a place already, there.
     ///
     /// # Errors
-    /// When there is no place left for it, the address space is being destroyed, or the IOMMU refuses.
-    pub(crate) fn map_window(&self, page: HostPhys) -> Result<Window, Refusal> {
+    /// When there is no place left for it or its place is taken, the address space is being destroyed, or the IOMMU refuses.
+    pub(crate) fn map_window(&self, page: HostPhys, place: Option<Iova>) -> Result<Window, Refusal> {
         let refuse = |why: &str, remedy: &str| {
             Refusal::new(format!("I/O address space {}: a window for a driver", self.id), why, remedy)
         };
@@ -174,8 +175,11 @@ impl IoAddressSpace {
         if inner.state != State::Live {
             return Err(refuse("it is being destroyed", "create another"));
         }
-        let first = window::first(width).0;
-        let mut places = (first..window::end(width)).step_by(PAGE_SIZE as usize);
+        let places = match place {
+            Some(place) => place.0..place.0 + PAGE_SIZE,
+            None => window::first(width).0..window::end(width),
+        };
+        let mut places = places.step_by(PAGE_SIZE as usize);
         let free = places.find(|place| !inner.mappings.contains_key(place));
         let iova = Iova(free.ok_or_else(|| refuse("no place is left", "destroy a vdev of it"))?);
         self.iommu
@@ -270,6 +274,41 @@ impl IoAddressSpace {
             inner.attached.insert((requester, pasid));
         }
         attached
+    }
+
+    /// Leads a tag that is attached here to another address space, while its device may be sending. On refusal it is
+    /// listed where it may lead to: here, or with both.
+    pub(crate) fn replace(&self, to: &Self, requester: Requester, pasid: Pasid) -> Result<(), AttachFailed> {
+        let refuse = |why: &str, remedy: &str| {
+            AttachFailed::from(Refusal::new(format!("I/O address space {}", to.id), why, remedy))
+        };
+        // By number, so that two in opposite directions do not wait for each other.
+        let (mut own, mut other) = match self.id.0.cmp(&to.id.0) {
+            Ordering::Less => {
+                let own = self.inner.lock();
+                (own, to.inner.lock())
+            }
+            Ordering::Greater => {
+                let other = to.inner.lock();
+                (self.inner.lock(), other)
+            }
+            Ordering::Equal => return Err(refuse("it is the one that is attached", "name another")),
+        };
+        if other.state != State::Live {
+            return Err(refuse("it is being destroyed", "create another"));
+        }
+        let replaced = self.iommu.replace(requester, pasid, to.table);
+        if replaced.as_ref().err().is_none_or(|failed| failed.tag_kept) {
+            other.attached.insert((requester, pasid));
+        }
+        replaced?;
+        own.attached.remove(&(requester, pasid));
+        Ok(())
+    }
+
+    /// A tag that was listed with two is detached.
+    pub(crate) fn forget(&self, requester: Requester, pasid: Pasid) {
+        self.inner.lock().attached.remove(&(requester, pasid));
     }
 
     /// On refusal the tag stays listed: the table cannot be destroyed.
@@ -392,16 +431,20 @@ mod tests {
         let above = space.map(&ram, GuestPhys(0), limit, 0x1000, true).unwrap_err();
         assert!(above.why.contains("are windows"), "{above}");
         space.map(&ram, GuestPhys(0x1000), Iova(0x5000), 0x2000, true).unwrap();
-        let [one, two] = [0x10_0000, 0x20_0000].map(|page| space.map_window(HostPhys(page)).unwrap());
+        let [one, two] = [0x10_0000, 0x20_0000].map(|page| space.map_window(HostPhys(page), None).unwrap());
         assert_eq!((one.iova, two.iova), (limit, Iova(limit.0 + PAGE_SIZE)));
         assert_eq!(truth.lock().tables[&space.table][&one.iova.0], (0x10_0000, PAGE_SIZE));
         assert_eq!(space.translate(one.iova, 8), None);
         space.unmap(one.iova, PAGE_SIZE).unwrap();
-        assert_eq!(space.map_window(HostPhys(0x30_0000)).unwrap().iova, one.iova, "its place is free again");
+        assert_eq!(
+            space.map_window(HostPhys(0x30_0000), None).unwrap().iova,
+            one.iova,
+            "its place is free again"
+        );
         truth.fail(Fail::Map);
-        assert!(space.map_window(HostPhys(0x40_0000)).is_err());
+        assert!(space.map_window(HostPhys(0x40_0000), None).is_err());
         space.destroy().unwrap();
-        assert!(space.map_window(HostPhys(0x40_0000)).is_err());
+        assert!(space.map_window(HostPhys(0x40_0000), None).is_err());
     }
 
     #[test]

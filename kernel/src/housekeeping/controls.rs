@@ -8,7 +8,8 @@ use alloc::vec::Vec;
 
 use log::LevelFilter;
 
-use crate::base::id::VdevId;
+use crate::base::addr::{GuestPhys, Iova};
+use crate::base::id::{IoasId, VdevId};
 use crate::base::refusal::Refusal;
 use crate::console::TypedInfo;
 use crate::dma::fault_log::FaultsInfo;
@@ -151,6 +152,27 @@ impl MonitorHost for Controls<'_> {
             true => system.destroy_vdev(self.vm_host, &vm, vdev).map(|_| Dismissal::Ended),
             false => system.dismiss_vdev(self.vm_host, &vm, vdev),
         }
+    }
+
+    fn create_space(&mut self, vm: &str) -> Result<u32, Refusal> {
+        let vm = self.vm(vm)?;
+        Ok(self.keeper.system.create_space(&vm)?.id().0)
+    }
+
+    fn map_space(&mut self, ioas: u32, guest: u64, iova: u64, len: u64) -> Result<(), Refusal> {
+        self.keeper.system.map_space(IoasId(ioas), GuestPhys(guest), Iova(iova), len)
+    }
+
+    fn unmap_space(&mut self, ioas: u32, iova: u64, len: u64) -> Result<(), Refusal> {
+        self.keeper.system.unmap_space(IoasId(ioas), Iova(iova), len)
+    }
+
+    fn attach_space(&mut self, ioas: u32, vdev: u32) -> Result<(), Refusal> {
+        self.keeper.system.attach_space(IoasId(ioas), VdevId(vdev))
+    }
+
+    fn destroy_space(&mut self, ioas: u32) -> Result<(), Refusal> {
+        self.keeper.system.drop_space(IoasId(ioas))
     }
 
     fn reset_parent(&mut self, parent: &str) -> Result<usize, Refusal> {

@@ -21,7 +21,7 @@ pub struct Command {
 }
 
 /// All commands, in the order of `help`.
-pub static COMMANDS: [Command; 18] = [
+pub static COMMANDS: [Command; 19] = [
     Command {
         name: "help",
         usage: &["help [COMMAND]"],
@@ -98,6 +98,22 @@ pub static COMMANDS: [Command; 18] = [
         usage: &["iommu"],
         about: "Shows the IOMMU, the I/O address spaces, and what failed stops have cost.",
         more: &[],
+    },
+    Command {
+        name: "ioas",
+        usage: &[
+            "ioas create VM",
+            "ioas map IOAS ADDRESS IOVA SIZE",
+            "ioas unmap IOAS IOVA SIZE",
+            "ioas attach IOAS VDEV",
+            "ioas destroy IOAS",
+        ],
+        about: "Makes I/O address spaces beside a VM's own, and puts them behind its vdevs.",
+        more: &[
+            "IOAS is a number that `iommu` shows. map lets devices find SIZE bytes of the VM's memory, from its",
+            "ADDRESS on, at IOVA; unmap takes out what was mapped so. attach replaces what is behind a vdev while",
+            "it works: each access meets the old one or the new one. A VM's spaces go when it stops.",
+        ],
     },
     Command {
         name: "faults",

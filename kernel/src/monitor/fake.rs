@@ -232,6 +232,31 @@ impl MonitorHost for FakeHost {
         Ok(if now { Dismissal::Ended } else { Dismissal::Asked })
     }
 
+    fn create_space(&mut self, vm: &str) -> Result<u32, Refusal> {
+        self.done.push(format!("space of {vm}"));
+        Ok(3)
+    }
+
+    fn map_space(&mut self, ioas: u32, guest: u64, iova: u64, len: u64) -> Result<(), Refusal> {
+        self.done.push(format!("map {ioas}: {guest:#x} at {iova:#x}, {len:#x}"));
+        Ok(())
+    }
+
+    fn unmap_space(&mut self, ioas: u32, iova: u64, len: u64) -> Result<(), Refusal> {
+        self.done.push(format!("unmap {ioas}: {iova:#x}, {len:#x}"));
+        Ok(())
+    }
+
+    fn attach_space(&mut self, ioas: u32, vdev: u32) -> Result<(), Refusal> {
+        self.done.push(format!("attach {ioas} to {vdev}"));
+        Ok(())
+    }
+
+    fn destroy_space(&mut self, ioas: u32) -> Result<(), Refusal> {
+        self.done.push(format!("destroy space {ioas}"));
+        Ok(())
+    }
+
     fn reset_parent(&mut self, parent: &str) -> Result<usize, Refusal> {
         self.done.push(format!("reset {parent}"));
         Ok(0)

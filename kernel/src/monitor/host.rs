@@ -113,6 +113,36 @@ pub trait MonitorHost {
     /// When there is no such vdev, or its portals may still be in reach.
     fn destroy_vdev(&mut self, vdev: u32, now: bool) -> Result<Dismissal, Refusal>;
 
+    /// Makes an empty I/O address space for a VM. Returns its number.
+    ///
+    /// # Errors
+    /// When there is no such VM, it does not run, or the IOMMU has no table for it.
+    fn create_space(&mut self, vm: &str) -> Result<u32, Refusal>;
+
+    /// Maps memory of its VM in an I/O address space.
+    ///
+    /// # Errors
+    /// When there is no such address space, or it is not whole pages of the VM's memory that nothing is mapped at.
+    fn map_space(&mut self, ioas: u32, guest: u64, iova: u64, len: u64) -> Result<(), Refusal>;
+
+    /// Takes a mapping out of it.
+    ///
+    /// # Errors
+    /// When there is no such address space or mapping, or the IOMMU does not confirm.
+    fn unmap_space(&mut self, ioas: u32, iova: u64, len: u64) -> Result<(), Refusal>;
+
+    /// Puts it behind a vdev, in the place of the one that it has.
+    ///
+    /// # Errors
+    /// When there is no such address space or vdev, they are of different VMs, or the IOMMU does not confirm.
+    fn attach_space(&mut self, ioas: u32, vdev: u32) -> Result<(), Refusal>;
+
+    /// Destroys it.
+    ///
+    /// # Errors
+    /// When there is no such address space, it is the VM's own, or a vdev has it.
+    fn destroy_space(&mut self, ioas: u32) -> Result<(), Refusal>;
+
     /// Resets a parent as a whole. Returns how many things are still not proven quiet.
     ///
     /// # Errors

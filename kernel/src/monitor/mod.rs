@@ -9,6 +9,7 @@ mod commands;
 mod host;
 pub mod info;
 mod show;
+mod spaces;
 mod top;
 
 #[cfg(test)]
@@ -207,6 +208,7 @@ impl Monitor {
                 };
                 answer(json, &state, || show::taints(&system) + &show::iommu(&state))
             }
+            ("ioas", arguments) => spaces::ioas(host, arguments, command, json)?,
             ("faults", []) => {
                 let faults = host.faults();
                 answer(json, &faults, || show::faults(&faults))

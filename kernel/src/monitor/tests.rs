@@ -141,6 +141,23 @@ fn operations_reach_the_host_once() {
     assert_eq!(asked("vdev destroy 2"), (said, vec!["destroy 2".into()]));
     let said = "vdev dsa0/dsa-dwq#2 destroyed\n".into();
     assert_eq!(asked("vdev destroy 2 now"), (said, vec!["destroy 2 now".into()]));
+    assert_eq!(
+        asked("ioas create beta"),
+        ("I/O address space 3 created for vm beta, empty\n".into(), vec!["space of beta".into()])
+    );
+    assert_eq!(
+        asked("ioas map 3 0x8000000 0 2M"),
+        (
+            "I/O address space 3: 2M from 0x8000000 on mapped at 0x0\n".into(),
+            vec!["map 3: 0x8000000 at 0x0, 0x200000".into()]
+        )
+    );
+    assert_eq!(
+        asked("ioas attach #3 dsa0/dsa-dwq#2"),
+        ("I/O address space 3 is behind vdev dsa0/dsa-dwq#2 now\n".into(), vec!["attach 3 to 2".into()])
+    );
+    assert_eq!(asked("ioas unmap 3 0 4096").1, ["unmap 3: 0x0, 0x1000"]);
+    assert_eq!(asked("ioas destroy 3").1, ["destroy space 3"]);
     assert_eq!(asked("parent dsa0 reset"), ("parent dsa0 reset\n".into(), vec!["reset dsa0".into()]));
     assert_eq!(
         asked("parent dsa1 reset"),

@@ -108,7 +108,7 @@ impl System {
                 vm: retirement.vm.clone(),
                 parent: parent.clone(),
                 vdev: attachment.vdev.0,
-                ioas: Some(attachment.ioas.id().0),
+                ioas: Some(attachment.ioas().id().0),
                 reason: Some(retirement.why.clone()),
             }),
             _ => None,

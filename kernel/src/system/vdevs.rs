@@ -7,7 +7,7 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicU32, Ordering};
 
-use crate::base::addr::Requester;
+use crate::base::addr::{GuestPhys, Iova, Requester};
 use crate::base::drained::Drained;
 use crate::base::id::{IoasId, VdevId, VmId};
 use crate::base::refusal::Refusal;
@@ -76,6 +76,83 @@ impl System {
         found.destroy().map_err(|refusal| refusal.within(format!("vm {}", vm.name())))?;
         vm.life.lock().spaces.retain(|s| s.id() != space);
         Ok(())
+    }
+
+    /// The VM that an address space belongs to.
+    fn owner_of_space(&self, space: IoasId) -> Result<(Arc<Vm>, Arc<IoAddressSpace>), Refusal> {
+        let found = self.vms().into_iter().find_map(|vm| {
+            let found = vm.life.lock().spaces.iter().find(|listed| listed.id() == space).cloned();
+            found.map(|found| (vm, found))
+        });
+        found.ok_or_else(|| {
+            Refusal::new(
+                format!("I/O address space {space}"),
+                "there is no such address space",
+                "`iommu` lists them",
+            )
+        })
+    }
+
+    /// Maps memory of its VM in an address space, also while devices use it.
+    ///
+    /// # Errors
+    /// When there is no such address space, another operation changes the VM, it does not run, or as
+    /// [`IoAddressSpace::map`].
+    pub fn map_space(&self, space: IoasId, guest: GuestPhys, iova: Iova, len: u64) -> Result<(), Refusal> {
+        let (vm, space) = self.owner_of_space(space)?;
+        let _operation = vm.begin()?;
+        self.check_alive(&vm)?;
+        let ram = vm.ram().ok_or_else(|| vm.refuse("it has no memory", "start it first"))?;
+        space.map(&ram, guest, iova, len, true)
+    }
+
+    /// Takes a mapping of its VM's memory out of an address space, also while devices use it: then they fault there.
+    ///
+    /// # Errors
+    /// When there is no such address space, another operation changes the VM, or as [`IoAddressSpace::unmap`].
+    pub fn unmap_space(&self, space: IoasId, iova: Iova, len: u64) -> Result<(), Refusal> {
+        let (vm, space) = self.owner_of_space(space)?;
+        let _operation = vm.begin()?;
+        if iova >= space.limit() {
+            return Err(Refusal::new(
+                format!("I/O address space {}: unmap {len:#x} bytes at {iova}", space.id()),
+                "it is a driver's",
+                "end the vdev that has it",
+            ));
+        }
+        space.unmap(iova, len)
+    }
+
+    /// Destroys an address space that was made for a VM beside its own.
+    ///
+    /// # Errors
+    /// When there is no such address space, it is the VM's own, or as [`System::destroy_space`].
+    pub fn drop_space(&self, space: IoasId) -> Result<(), Refusal> {
+        let (vm, _) = self.owner_of_space(space)?;
+        if vm.life.lock().spaces.first().is_some_and(|first| first.id() == space) {
+            return Err(Refusal::new(
+                format!("I/O address space {space}"),
+                "it is the VM's own, on which its vdevs are created",
+                "it goes when the VM stops",
+            ));
+        }
+        self.destroy_space(&vm, space)
+    }
+
+    /// Puts an address space of its VM behind a vdev in the place of the one that it has ([`crate::dma::iommu::Iommu::replace`]).
+    ///
+    /// # Errors
+    /// When there is no such address space or vdev, another operation changes the VM, they are of different VMs, the vdev
+    /// is used without an IOMMU, or the IOMMU refuses or does not confirm.
+    pub fn attach_space(&self, space: IoasId, vdev: VdevId) -> Result<(), Refusal> {
+        let (vm, found) = self.owner_of_space(space)?;
+        let _operation = vm.begin()?;
+        let Some(vdev) = vm.vdev(vdev) else {
+            return Err(
+                vm.refuse(format!("it has no vdev {vdev}"), "attach a VM's vdevs to its own address spaces")
+            );
+        };
+        vdev.replace_space(&found)
     }
 
     pub(super) fn no_space(&self, vm: &Vm, space: IoasId) -> Refusal {

@@ -3,30 +3,35 @@
 
 use alloc::sync::Arc;
 
+use spin::Mutex;
+
 use crate::base::addr::{GuestPhys, HostPhys, Iova};
 use crate::dma::ioas::IoAddressSpace;
 use crate::memory::SharedMemory;
 use crate::memory::ram::GuestRam;
 use crate::vdev::parent::{SliceMemory, UntranslatedMemory};
 
+/// The I/O address space behind a slice, which can be replaced.
+pub(super) type PresentSpace = Arc<Mutex<Arc<IoAddressSpace>>>;
+
 /// Memory behind an I/O address space.
 pub(super) struct SpaceMemory {
-    pub(super) space: Arc<IoAddressSpace>,
+    pub(super) space: PresentSpace,
     pub(super) ram: Arc<SharedMemory>,
 }
 
 impl SliceMemory for SpaceMemory {
     fn write_u64(&self, iova: Iova, value: u64) -> bool {
-        let place = self.space.translate(iova, size_of_val(&value) as u64);
+        let place = self.space.lock().translate(iova, size_of_val(&value) as u64);
         place.is_some_and(|place| self.ram.write_u64(place, value))
     }
 
     fn covers(&self, iova: Iova, len: u64) -> bool {
-        self.space.translate(iova, len).is_some()
+        self.space.lock().translate(iova, len).is_some()
     }
 
     fn limit(&self) -> Iova {
-        self.space.limit()
+        self.space.lock().limit()
     }
 }
 

@@ -39,7 +39,7 @@ use crate::irq::msi::MsiController;
 use crate::irq::{Route, RouteTable};
 use crate::memory::ram::GuestRam;
 use crate::monitor::info::{Detail, InterruptInfo, PasidInfo, VdevInfo};
-use crate::vdev::memory::{SpaceMemory, WholeMemory};
+use crate::vdev::memory::{PresentSpace, SpaceMemory, WholeMemory};
 use crate::vdev::parent::{
     Attached, DeviceQuiesced, Parent, QuiesceFailed, VdevModel, VdevRegisters, VdevRequest, VdevType,
 };
@@ -140,7 +140,8 @@ pub struct Vdev {
     model: Arc<SharedModel>,
     /// Kept after the end, for messages.
     lease: Option<LeaseRecord>,
-    ioas: Option<IoasId>,
+    /// Likewise.
+    space: Option<PresentSpace>,
     faults: AtomicU64,
     gate: Gate,
     interrupts: Arc<Interrupts>,
@@ -227,8 +228,10 @@ impl Vdev {
                 }
             }
         };
-        let (lease, ioas) = match &reach {
-            Reach::Translated(attachment) => (Some(attachment.lease()), Some(attachment.ioas().id())),
+        let (lease, space) = match &reach {
+            Reach::Translated(attachment) => {
+                (Some(attachment.lease()), Some(Arc::new(Mutex::new(attachment.ioas().clone()))))
+            }
             Reach::Untranslated(_) => (None, None),
         };
         let vdev = Self {
@@ -241,7 +244,7 @@ impl Vdev {
             gate: Gate::new(model.interrupts().iter().map(|binding| binding.physical).collect()),
             model: SharedModel::new(model),
             lease,
-            ioas,
+            space,
             faults: AtomicU64::new(0),
             interrupts: Arc::new(Interrupts::new(services, parent)),
             leaving: AtomicBool::new(false),
@@ -268,13 +271,13 @@ impl Vdev {
             self.interrupts.add(interrupt, binding.for_guest);
         }
         let ram_view = services.host.guest_memory(ram);
-        let Reach::Translated(attachment) = reach else {
+        let (Reach::Translated(attachment), Some(space)) = (reach, &self.space) else {
             let memory = Arc::new(WholeMemory { layout: ram.clone(), ram: ram_view });
             return self.model.with(|model| model.attach_untranslated(memory)).unwrap_or(Ok(()));
         };
         let page = self.model.with(|model| model.window()).flatten();
         let window = page.map(|page| attachment.add_window(page)).transpose()?;
-        let memory = SpaceMemory { space: attachment.ioas().clone(), ram: ram_view };
+        let memory = SpaceMemory { space: space.clone(), ram: ram_view };
         let attached = Attached { pasid: attachment.pasid(), memory: Arc::new(memory), window };
         self.model.with(|model| model.attach(attached)).unwrap_or(Ok(()))
     }
@@ -374,6 +377,32 @@ impl Vdev {
         self.lease.map(|lease| lease.pasid)
     }
 
+    /// The I/O address space behind it; `None` where the parent is used without an IOMMU.
+    pub fn ioas(&self) -> Option<IoasId> {
+        Some(self.space.as_ref()?.lock().id())
+    }
+
+    /// Puts another I/O address space of its VM behind it ([`Attachment::replace`]), while it runs.
+    ///
+    /// # Errors
+    /// As there; when it has ended, or is used without an IOMMU.
+    pub(crate) fn replace_space(&self, to: &Arc<IoAddressSpace>) -> Result<(), Refusal> {
+        let within =
+            |refusal: Refusal| refusal.within(title(&self.vm_name, self.parent.name(), &self.type_name));
+        let refuse = |why: &str, remedy: &str| Err(within(Refusal::new("", why, remedy)));
+        let mut live = self.live.lock();
+        let Some(reach) = live.as_mut() else {
+            return refuse("it has ended already", "create another");
+        };
+        let (Reach::Translated(attachment), Some(space)) = (reach, &self.space) else {
+            return refuse("there is no IOMMU in front of it", "use a parent with an IOMMU");
+        };
+        let replaced = attachment.replace(to);
+        // Also where that was not confirmed: it is the one that it is led to.
+        *space.lock() = attachment.ioas().clone();
+        replaced.map_err(within)
+    }
+
     /// Its model.
     pub fn model(&self) -> &Arc<SharedModel> {
         &self.model
@@ -422,7 +451,7 @@ impl Vdev {
             vm: self.vm_name.clone(),
             parent: self.parent.name().to_string(),
             vdev: self.id.0,
-            ioas: self.ioas.map(|id| id.0),
+            ioas: self.ioas().map(|id| id.0),
             reason: None,
         })
     }
@@ -448,7 +477,7 @@ impl Vdev {
             taints: self.taints.clone(),
             state: if self.is_leaving() { "leaving" } else { "attached" }.into(),
             pasid: self.pasid().map(Pasid::value),
-            ioas: self.ioas.map(|id| id.0),
+            ioas: self.ioas().map(|id| id.0),
             interrupts: self.interrupts.describe(interrupt),
             away: self.gate.away.info(),
             fault_records: self.faults(),

@@ -13,6 +13,7 @@
 //! | `wait` | waits for the answer: by looking, or by interrupt |
 //! | `check` | operations with random data, each compared with what the processor computes |
 //! | `load` | copies for a time, so many at once |
+//! | `landing` | copies to one address, and at which of two places they land |
 //! | `poke` | one copy, or another operation, between addresses of the user's choice |
 //!
 //! Nothing here knows that there is a hypervisor. The queue carries a PASID of which the guest sees nothing, and
@@ -22,6 +23,7 @@ mod check;
 mod descriptor;
 mod device;
 mod function;
+mod landing;
 mod load;
 mod memory;
 mod poke;
@@ -61,6 +63,12 @@ enum Command {
     /// The last line says how many copies there were, how many of them failed, how many in a second, and the time from
     /// submission to completion as this program saw it: the median, and what 99 of 100 did not exceed.
     Load(load::Load),
+    /// Copies to one address for a time, and at which of two places they land
+    ///
+    /// For a hypervisor that puts other memory behind an address while the device works. The last line says how many copies
+    /// were found wholly at each place, and how many partly at both, and how many lines of 64 bytes at neither (lost) or at
+    /// both (doubled). The exit status is 0 only if none of these, and no copy failed.
+    Landing(landing::Landing),
     /// One copy, or another operation, between addresses of your choice, also ones that are not yours
     ///
     /// The last line says what came of it: result=ok, error (with the status and the address that the device reports)
@@ -135,6 +143,12 @@ fn run(arguments: &Arguments) -> Result<bool> {
             device.disable().context("switching the device off")?;
             println!("PASIDON dsa-user load {outcome}");
             Ok(outcome.failures == 0)
+        }
+        Command::Landing(options) => {
+            let outcome = landing::run(options, &mut memory, &queue, &wait)?;
+            device.disable().context("switching the device off")?;
+            println!("PASIDON landing {outcome}");
+            Ok(outcome.good())
         }
         Command::Poke(options) => {
             let outcome = poke::run(options, &mut memory, &queue, &wait)?;

@@ -115,7 +115,14 @@ impl Physical {
 
     /// Whether there is nothing but that byte.
     pub fn is_all(&self, byte: u8) -> bool {
-        (0..self.words).all(|word| {
+        self.holds(0, self.words * size_of::<u64>(), byte)
+    }
+
+    /// Whether so many bytes from an offset on are that byte; both are multiples of 8, within it.
+    pub fn holds(&self, offset: usize, len: usize, byte: u8) -> bool {
+        let words = offset / size_of::<u64>()..(offset + len) / size_of::<u64>();
+        assert!(words.end <= self.words);
+        words.into_iter().all(|word| {
             // SAFETY: as above.
             unsafe { self.base.add(word).read_volatile() == u64::from_ne_bytes([byte; 8]) }
         })

@@ -102,7 +102,7 @@ impl fmt::Display for Outcome {
 }
 
 /// Decimal, or hexadecimal with 0x.
-fn number(text: &str) -> Result<u64, core::num::ParseIntError> {
+pub fn number(text: &str) -> Result<u64, core::num::ParseIntError> {
     match text.strip_prefix("0x") {
         Some(digits) => u64::from_str_radix(digits, 16),
         None => text.parse(),

@@ -17,6 +17,7 @@ mod platform;
 mod report;
 mod shared_queue;
 mod sharing;
+mod spaces;
 mod vdev;
 
 use crate::scenario::Scenario;
@@ -55,6 +56,7 @@ pub const ALL: &[Scenario] = &[
     sharing::USER_SPACE,
     sharing::DENIED,
     sharing::DOORBELL,
+    spaces::REPLACE,
     shared_queue::DMATEST,
     shared_queue::FAIR,
     shared_queue::THOUSAND,
