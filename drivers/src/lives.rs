@@ -19,7 +19,7 @@ use pasidon_kernel::irq::{HostVector, Route};
 use pasidon_kernel::memory::frames::{Frames, GuestGone};
 use pasidon_kernel::memory::ram::{GuestRam, RamRange};
 use pasidon_kernel::monitor::info::PcpuInfo;
-use pasidon_kernel::system::{ParentOptions, System, SystemParts};
+use pasidon_kernel::system::{Dismissal, ParentOptions, System, SystemParts};
 use pasidon_kernel::vdev::{PortalsUnmapped, Vdev, VdevSpec};
 use pasidon_kernel::vm::exit::{Action, MsiMessage};
 use pasidon_kernel::vm::{VcpusStopped, Vm, VmEnd, VmHost, VmSpec, VmState};
@@ -39,6 +39,12 @@ const MEMORY: u64 = 1 << 36;
 /// Command registers of the first slot's port and of the function in it, and their memory and bus-master bits.
 const COMMANDS: [u64; 2] = [1 << 15 | 4, 1 << 20 | 4];
 const MEMORY_AND_MASTER: u64 = 0b110;
+/// That port, and registers of it: MSI's, and the slot's with button and its interrupt enabled.
+const PORT: u64 = 1 << 15;
+const MSI_CONTROL: u64 = 0x82;
+const SLOT_CONTROL: u64 = 0x58;
+const LISTENING: u64 = 0x21;
+const POWER_OFF: u64 = 1 << 10;
 /// Reset WQ.
 const RESET_WQ: u32 = 10;
 const PCI_WINDOW: PciWindow = PciWindow::prefetchable(0x20_0000_0000, 1 << 30);
@@ -405,6 +411,37 @@ fn a_queue_that_hangs_keeps_its_memory_until_the_device_is_reset() {
     let info = machine.system.info();
     assert_eq!((info.memory.free, info.pasids.leased, info.pasids.retired), (total, 0, 0));
     assert_eq!(machine.system.parent_infos()[0].types[0].available, 8);
+}
+
+/// Asked by the button of its slot, the guest switches that off: queue, PASID and interrupts are free then, not before.
+#[test]
+fn a_guest_that_lets_go_of_a_vdev_gives_everything_back() {
+    let machine = Rig::new();
+    let alpha = machine.vm("alpha");
+    let vdev = alpha.vdevs().remove(0);
+    let write = |at: u64, value: u64| {
+        machine.boards.on(&alpha, |board| {
+            board.with(|bus, actions| bus.ecam_write(PORT + at, 2, value, actions));
+        });
+    };
+    write(MSI_CONTROL, 1);
+    write(SLOT_CONTROL, LISTENING);
+    assert_eq!(machine.system.dismiss_vdev(&machine.boards, &alpha, vdev.id()), Ok(Dismissal::Asked));
+    assert_eq!(machine.boards.on(&alpha, |board| board.messages.len()), 1);
+    assert_eq!(machine.system.serve_departures(&machine.boards), []);
+    assert_eq!(machine.dma(&alpha, 0x5000), Ok(0x5000), "it works as ever");
+    write(SLOT_CONTROL, LISTENING | POWER_OFF);
+    let gone = machine.system.serve_departures(&machine.boards);
+    assert!(gone.len() == 1 && gone[0].let_go, "{gone:?}");
+    let pasid = vdev.pasid().unwrap().value();
+    assert!(machine.unit.dma(DEVICE.rid, Some(pasid), 0x5000, true).is_err());
+    let info = machine.system.info();
+    assert_eq!((info.vdevs, info.pasids.leased, info.retired.len()), (0, 0, 0));
+    assert_eq!(machine.system.parent_infos()[0].types[0].available, 8);
+    machine.boards.on(&alpha, |board| {
+        assert!(board.portals.is_empty());
+        assert_eq!(board.bus.ecam_read(COMMANDS[1] & !0xfff, 4), 0xffff_ffff, "the slot is empty");
+    });
 }
 
 /// What the device keeps for an interrupt that is held back belongs to its owner only.
