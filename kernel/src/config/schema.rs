@@ -170,7 +170,8 @@ pub static VM: Section = Section {
             default: Some("4 more than it has vdevs, and at least `8`"),
             example: "slots = 8",
             about: "Hot-plug slots of its PCI bus, one for each vdev that it has at a time. They are there from the start, \
-                    the empty ones too; `vdev create` needs an empty one.",
+                    the empty ones too; `vdev create` needs an empty one. Linux gives each an interrupt of its own, of which \
+                    one x86-64 processor has some 200, so give it 150 at most.",
         },
         Key {
             name: "vcpus",
