@@ -41,7 +41,9 @@ pub static COMMANDS: [Command; 19] = [
         more: &[
             "start builds the VM and lets it run; stop ends it in order: its vdevs are quiesced, their",
             "PASIDs returned, its memory freed and scrubbed. restart is both. pause stops its processors",
-            "where they are until resume; what its vdevs have accepted is still finished. break has its",
+            "where they are until resume, waits up to a second for what its vdevs have in the device, and",
+            "says of each: drained (nothing of it is under way), held (nothing is in the device, what waits",
+            "is sent after resume), or draining (the device has some still, which goes on). break has its",
             "serial port receive a BREAK, with which Linux takes the next key as a SysRq command. typed is",
             "what was sent to its console: bytes that wait, the room for more, and what it never got.",
         ],
@@ -52,6 +54,7 @@ pub static COMMANDS: [Command; 19] = [
         about: "Lists the vdevs with their owners, PASIDs and counters.",
         more: &[
             "STATE is leaving where the guest was asked to let go of it (vdev destroy), and has not yet.",
+            "WORK is running, or while the VM is paused draining, drained or held (see vm).",
             "SUBMISSION EXITS counts accesses to a portal that came to the hypervisor: each descriptor of a",
             "trapped type. It is 0 while the guest reaches its queue directly.",
         ],

@@ -35,6 +35,7 @@ fn vdev(id: u32, vm: &str, pasid: u32) -> VdevInfo {
         type_name: "dsa-dwq".into(),
         taints: Vec::new(),
         state: "attached".into(),
+        work: "running".into(),
         pasid: Some(pasid),
         ioas: Some(id),
         interrupts: vec![InterruptInfo {

@@ -20,7 +20,7 @@ pub enum VmControl {
     Stop,
     /// Ends it and starts it anew from its kernel.
     Restart,
-    /// Stops its vCPUs where they are. Its devices finish what they have.
+    /// Stops its vCPUs where they are, and waits a while for what its vdevs have under way: their states tell.
     Pause,
     /// Lets its vCPUs go on.
     Resume,

@@ -239,6 +239,10 @@ pub struct VdevInfo {
     /// `attached`, or `leaving` where its guest was asked to let go of it and has not yet.
     #[serde(default)]
     pub state: Word,
+    /// `running`; while its VM is paused `draining` (the device may have some of it), `drained` (nothing is under way) or
+    /// `held` (the device has nothing of it, and what waits stays). `running` stays where its driver can do neither.
+    #[serde(default = "running")]
+    pub work: Word,
     /// Its PASID; `None` where its parent is used without an IOMMU.
     pub pasid: Option<u32>,
     /// The I/O address space it is attached to.
@@ -251,6 +255,11 @@ pub struct VdevInfo {
     pub fault_records: u64,
     /// What its driver says (queue, state, submissions). Empty while the model is busy.
     pub details: Vec<Detail>,
+}
+
+/// What answers mean that were recorded before this was told.
+fn running() -> Word {
+    "running".into()
 }
 
 /// A vdev as the monitor lists it.

@@ -440,7 +440,12 @@ fn control(host: &mut dyn MonitorHost, vm: &str, verb: &str, as_json: bool) -> R
     };
     let vm = find_vm(host, vm)?;
     host.control(&vm.name, *control)?;
-    Ok(done(as_json, &format!("vm {} {past}", vm.name)))
+    let vdevs = match control {
+        VmControl::Pause => find_vm(host, &vm.name).ok().filter(|vm| !vm.vdevs.is_empty()),
+        _ => None,
+    };
+    let vdevs = vdevs.map(|vm| format!("; {}", show::vdev_states(&vm))).unwrap_or_default();
+    Ok(done(as_json, &format!("vm {} {past}{vdevs}", vm.name)))
 }
 
 fn create_vdev(

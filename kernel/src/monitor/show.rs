@@ -71,7 +71,6 @@ pub(super) struct VmView {
 
 pub(super) fn vm(view: &VmView) -> String {
     let vm = &view.info;
-    let vdev = |vdev: &VdevInfo| vdev_name(&vdev.parent, &vdev.type_name, vdev.id);
     let exits = vm.exits.iter().filter(|exit| exit.count > 0);
     let lines = [
         ("name", vm.name.clone()),
@@ -86,7 +85,7 @@ pub(super) fn vm(view: &VmView) -> String {
         ("away", away(&vm.away)),
         ("fault records", vm.fault_records.to_string()),
         ("exits", list(exits.map(|exit| format!("{} {}", exit.kind, exit.count)))),
-        ("vdevs", list(vm.vdevs.iter().map(vdev))),
+        ("vdevs", vdev_states(vm)),
         (
             "typed",
             or_none(view.typed.map(|typed| {
@@ -96,6 +95,15 @@ pub(super) fn vm(view: &VmView) -> String {
         ),
     ];
     pairs(lines)
+}
+
+/// The vdevs of a VM; while it is paused, what they have under way.
+pub(super) fn vdev_states(vm: &VmInfo) -> String {
+    let vdev = |vdev: &VdevInfo| {
+        let name = vdev_name(&vdev.parent, &vdev.type_name, vdev.id);
+        if vm.state == "paused" { format!("{name} {}", vdev.work) } else { name }
+    };
+    list(vm.vdevs.iter().map(vdev))
 }
 
 /// Interrupts that came in turns of other VMs.
@@ -113,6 +121,7 @@ pub(super) fn vdevs(vdevs: &[VdevRow]) -> String {
         "VDEV",
         "VM",
         "STATE",
+        "WORK",
         "#PASID",
         "#SPACE",
         "QUEUE",
@@ -126,6 +135,7 @@ pub(super) fn vdevs(vdevs: &[VdevRow]) -> String {
             vdev.name.clone(),
             vdev.info.vm.clone(),
             vdev.info.state.to_string(),
+            vdev.info.work.to_string(),
             or_none(vdev.info.pasid),
             or_none(vdev.info.ioas),
             or_none(vdev.detail("queue")),
@@ -143,6 +153,7 @@ pub(super) fn vdev(vdev: &VdevRow) -> String {
         ("name", vdev.name.clone()),
         ("vm", vdev.info.vm.clone()),
         ("state", vdev.info.state.to_string()),
+        ("work", vdev.info.work.to_string()),
         ("pasid", or_none(vdev.info.pasid)),
         ("space", or_none(vdev.info.ioas)),
         ("submission exits", vdev.submission_exits.to_string()),

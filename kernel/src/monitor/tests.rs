@@ -65,9 +65,9 @@ fn tables_for_people() {
     );
     assert_eq!(
         text("vdevs"),
-        "VDEV            VM     STATE     PASID  SPACE  QUEUE        ENTRIES  SUBMISSION EXITS  INTERRUPTS  FAULT RECORDS\n\
-         dsa0/dsa-dwq#1  alpha  attached      1      1  0 (enabled)       16                 0       10016              0\n\
-         dsa0/dsa-dwq#2  beta   attached      2      2  1 (enabled)       16                 0       10016              1\n"
+        "VDEV            VM     STATE     WORK     PASID  SPACE  QUEUE        ENTRIES  SUBMISSION EXITS  INTERRUPTS  FAULT RECORDS\n\
+         dsa0/dsa-dwq#1  alpha  attached  running      1      1  0 (enabled)       16                 0       10016              0\n\
+         dsa0/dsa-dwq#2  beta   attached  running      2      2  1 (enabled)       16                 0       10016              1\n"
     );
     assert_eq!(
         text("exits"),
@@ -166,6 +166,22 @@ fn operations_reach_the_host_once() {
     assert_eq!(asked("shutdown"), ("switching off\n".into(), vec!["Off".into()]));
     assert_eq!(asked("reboot"), ("resetting\n".into(), vec!["Reset".into()]));
     assert_eq!(asked("log warn").0, "log level warn\n");
+}
+
+#[test]
+fn a_pause_says_what_each_vdev_has_under_way() {
+    let (mut monitor, mut host) = (Monitor::new(ConsoleMode::Framed), FakeHost::new());
+    host.vms[0].state = "paused".into();
+    host.vms[0].vdevs[0].work = "draining".into();
+    let mut answer = |line: &str| match monitor.command(line, &mut host) {
+        Reply::Text(text) => text,
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(answer("vm alpha pause"), "vm alpha paused; dsa0/dsa-dwq#1 draining\n");
+    assert_eq!(answer("vm alpha pause --json"), "{\"done\":\"vm alpha paused; dsa0/dsa-dwq#1 draining\"}\n");
+    assert!(answer("vm alpha").contains("dsa0/dsa-dwq#1 draining"));
+    assert!(answer("vm beta").contains("dsa0/dsa-dwq#2\n"));
+    assert_eq!(answer("vm alpha resume"), "vm alpha resumed\n");
 }
 
 #[test]

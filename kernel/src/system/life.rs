@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The lives of VMs: started, paused, ended, started again.
+//! The lives of VMs: started, ended, started again.
 //!
 //! **Order.** Start: memory, address space, machine, vdevs, vCPUs. End: vCPUs, vdevs, address spaces,
 //! machine, memory. A start that fails at any step ends like a life.
@@ -181,36 +181,6 @@ impl System {
         vm.restarts.lock().begin(self.services.host.now_ns(), false);
         self.start(vm_host, vm, &operation)?;
         Ok(report)
-    }
-
-    /// Makes a running VM stand still. Its vdevs go on with what was submitted.
-    ///
-    /// # Errors
-    /// When another operation changes the VM, it does not run, or a vCPU does not stand still.
-    pub fn pause_vm(&self, vm_host: &dyn VmHost, vm: &Vm) -> Result<(), Refusal> {
-        let operation = vm.begin()?;
-        vm.become_state(&operation, VmState::Paused, None)?;
-        vm_host.pause(vm).or_else(|refusal| {
-            vm.become_state(&operation, VmState::Running, None)?;
-            vm_host.run(vm)?;
-            Err(refusal)
-        })
-    }
-
-    /// Lets a paused VM go on.
-    ///
-    /// # Errors
-    /// When another operation changes the VM, it is not paused, or its vCPUs cannot run.
-    pub fn resume_vm(&self, vm_host: &dyn VmHost, vm: &Vm) -> Result<(), Refusal> {
-        let operation = vm.begin()?;
-        if vm.state() != VmState::Paused {
-            return Err(vm.refuse(format!("it is {}", vm.state().name()), "only a paused VM can be resumed"));
-        }
-        vm.become_state(&operation, VmState::Running, None)?;
-        vm_host.run(vm).or_else(|refusal| {
-            vm.become_state(&operation, VmState::Paused, None)?;
-            Err(refusal)
-        })
     }
 
     /// Carries out what guests asked for by [`Vm::request`]. To be called from the main loop.

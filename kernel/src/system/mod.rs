@@ -11,6 +11,7 @@
 mod departures;
 mod life;
 mod parents;
+mod pause;
 mod reclaim;
 mod snapshot;
 pub mod startup;

@@ -16,7 +16,7 @@ use crate::dma::ioas::IoAddressSpace;
 use crate::dma::pasid::Pasid;
 use crate::vdev::retired::Retired;
 use crate::vdev::{Owner, PortalsUnmapped, Space, Vdev, VdevSpec, title};
-use crate::vm::{Vm, VmHost};
+use crate::vm::{Vm, VmHost, VmState};
 
 use super::{EndReport, System};
 
@@ -181,7 +181,11 @@ impl System {
     ) -> Result<VdevId, Refusal> {
         let _operation = vm.begin()?;
         self.check_alive(vm)?;
-        self.add_vdev(vm_host, vm, spec, space)
+        let id = self.add_vdev(vm_host, vm, spec, space)?;
+        if let (VmState::Paused, Some(vdev)) = (vm.state(), vm.vdev(id)) {
+            vdev.pause();
+        }
+        Ok(id)
     }
 
     pub(super) fn add_vdev(

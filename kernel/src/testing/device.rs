@@ -9,7 +9,7 @@ use crate::base::drained::Drained;
 use crate::base::refusal::Refusal;
 use crate::dma::pasid::Pasid;
 use crate::vdev::parent::{
-    Attached, Bar, DeviceQuiesced, DmaTag, InterruptBinding, Parent, ParentEvent, ParentUnreached,
+    Attached, Bar, DeviceQuiesced, DmaTag, InterruptBinding, Parent, ParentEvent, ParentUnreached, Paused,
     PciIdentity, Portal, QuiesceFailed, Remains, UntranslatedMemory, VdevModel, VdevRegisters, VdevRequest,
     VdevType,
 };
@@ -235,6 +235,16 @@ impl VdevRegisters for TestModel {
     fn reset(&mut self) -> Result<(), QuiesceFailed> {
         Ok(())
     }
+
+    /// A millisecond passes.
+    fn device_event(&mut self, _raise: &mut dyn FnMut(u16)) {
+        let mut truth = self.truth.lock();
+        let queue = &mut truth.queues[self.queue];
+        if queue.paused && queue.under_way > 0 {
+            queue.under_way -= 1;
+            self.truth.pass(1_000_000);
+        }
+    }
 }
 
 impl VdevModel for TestModel {
@@ -286,6 +296,7 @@ impl VdevModel for TestModel {
         let queue = self.queue;
         let mapped = truth.portals.values().any(|other| *other == queue);
         truth.demand(!mapped, || format!("queue {queue} stopped while its portal is mapped"));
+        truth.queues[queue].paused = false;
         // One that is stuck stays so until the device is reset.
         if truth.fails(Fail::Quiesce) || truth.queues[queue].retired {
             truth.queues[queue].retired = true;
@@ -295,6 +306,36 @@ impl VdevModel for TestModel {
         truth.queues[queue].untranslated = false;
         truth.steps.push(Step::QueueStopped);
         Ok(DeviceQuiesced::confirmed_by_device())
+    }
+
+    fn pause(&mut self) {
+        let mut truth = self.truth.lock();
+        let (hangs, closed) = (truth.fails(Fail::Drain), truth.fails(Fail::Resume));
+        let queue = &mut truth.queues[self.queue];
+        queue.paused = true;
+        queue.closed |= closed;
+        if hangs {
+            queue.under_way = u32::MAX;
+        }
+    }
+
+    fn paused(&self) -> Option<Paused> {
+        let truth = self.truth.lock();
+        let queue = &truth.queues[self.queue];
+        // A trapped one keeps what waits.
+        let still = if self.direct { Paused::Drained } else { Paused::Held };
+        queue.paused.then_some(if queue.under_way > 0 { Paused::Draining } else { still })
+    }
+
+    fn resume(&mut self) -> Result<(), String> {
+        let mut truth = self.truth.lock();
+        let queue = &mut truth.queues[self.queue];
+        if queue.closed {
+            self.truth.pass(1_000_000);
+            return Err("a drain is under way".to_string());
+        }
+        queue.paused = false;
+        Ok(())
     }
 
     fn describe(&self) -> Vec<(&'static str, String)> {

@@ -46,6 +46,10 @@ pub enum Fail {
     Tag,
     /// The queue does not stop.
     Quiesce,
+    /// The queue does not drain when its VM is paused.
+    Drain,
+    /// The device is at something when its VM is to go on.
+    Resume,
     Build,
     /// A pCPU does not come back from the guest: portals may still be reached.
     Unplug,
@@ -92,6 +96,12 @@ pub struct Queue {
     pub untranslated: bool,
     /// It would not stop.
     pub retired: bool,
+    /// Looks that it takes until what is under way is completed.
+    pub under_way: u32,
+    /// Nothing is sent on its guest's behalf.
+    pub paused: bool,
+    /// Its guest must not submit.
+    pub closed: bool,
 }
 
 #[derive(Debug, Default)]
@@ -219,6 +229,10 @@ impl SharedTruth {
 
     pub fn set_clock(&self, now_ns: u64) {
         self.now.store(now_ns, Ordering::Relaxed);
+    }
+
+    pub fn pass(&self, time_ns: u64) {
+        self.now.fetch_add(time_ns, Ordering::Relaxed);
     }
 
     pub fn fail(&self, what: Fail) {

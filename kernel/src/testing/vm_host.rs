@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use super::truth::{Fail, SharedTruth, Step, Truth};
+use super::truth::{Fail, Queue, SharedTruth, Step, Truth};
 use crate::base::addr::HostPhys;
 use crate::base::id::VdevId;
 use crate::base::refusal::Refusal;
@@ -111,12 +111,16 @@ impl VmHost for SharedTruth {
         truth.steps.push(Step::PortalsReturned(vdev));
     }
 
-    fn device_event(&self, _vm: &Vm, vdev: VdevId) -> bool {
+    fn device_event(&self, vm: &Vm, vdev: VdevId) -> bool {
         let mut truth = self.lock();
         if truth.fails(Fail::Announce) {
             return false;
         }
         truth.steps.push(Step::Announced(vdev));
+        drop(truth);
+        if let Some(vdev) = vm.vdev(vdev) {
+            vdev.model().with(|model| model.device_event(&mut |_| ()));
+        }
         true
     }
 
@@ -149,6 +153,9 @@ impl VmHost for SharedTruth {
         }
         let built = truth.stage2.contains_key(&vm.id());
         truth.demand(built, || "runs without stage 2".to_string());
+        let own = |queue: &&Queue| queue.owner.as_deref() == Some(vm.name());
+        let paused = truth.queues.iter().filter(own).any(|queue| queue.paused);
+        truth.demand(!paused, || "runs while a queue of it is paused".to_string());
         truth.running.insert(vm.id());
         Ok(())
     }

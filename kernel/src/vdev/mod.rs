@@ -41,7 +41,7 @@ use crate::memory::ram::GuestRam;
 use crate::monitor::info::{Detail, InterruptInfo, PasidInfo, VdevInfo};
 use crate::vdev::memory::{PresentSpace, SpaceMemory, WholeMemory};
 use crate::vdev::parent::{
-    Attached, DeviceQuiesced, Parent, QuiesceFailed, VdevModel, VdevRegisters, VdevRequest, VdevType,
+    Attached, DeviceQuiesced, Parent, Paused, QuiesceFailed, VdevModel, VdevRegisters, VdevRequest, VdevType,
 };
 use crate::vdev::retired::{Retired, Retirement, StuckSlice};
 use gate::{Came, Gate};
@@ -413,6 +413,21 @@ impl Vdev {
         self.model.guest_side_of(&self.interrupts)
     }
 
+    /// Its VM is paused ([`VdevModel::pause`]).
+    pub(crate) fn pause(&self) {
+        self.model.with(|model| model.pause());
+    }
+
+    /// Whether the device may have something of it although its VM is paused, and nobody is to say so yet.
+    pub(crate) fn is_draining(&self) -> bool {
+        self.model.paused() == Some(Paused::Draining)
+    }
+
+    /// Its VM is about to go on ([`VdevModel::resume`]).
+    pub(crate) fn resume(&self) -> Result<(), String> {
+        self.model.with(|model| model.resume()).unwrap_or(Ok(()))
+    }
+
     /// An interrupt came in another VM's turn of that number, and took that time.
     pub(crate) fn came_away(&self, turn: u64, time_ns: u64) -> Came {
         self.gate.came(self.parent, turn, time_ns)
@@ -476,6 +491,7 @@ impl Vdev {
             type_name: self.type_name.clone(),
             taints: self.taints.clone(),
             state: if self.is_leaving() { "leaving" } else { "attached" }.into(),
+            work: self.model.shown_paused().map_or("running", Paused::name).into(),
             pasid: self.pasid().map(Pasid::value),
             ioas: self.ioas().map(|id| id.0),
             interrupts: self.interrupts.describe(interrupt),

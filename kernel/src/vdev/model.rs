@@ -17,7 +17,7 @@ use crate::dev::bus::all_ones;
 use crate::irq::msi::Posting;
 use crate::vdev::interrupt::Interrupts;
 use crate::vdev::parent::{
-    InterruptBinding, PciIdentity, Portal, QuiesceFailed, Remains, VdevModel, VdevRegisters,
+    InterruptBinding, Paused, PciIdentity, Portal, QuiesceFailed, Remains, VdevModel, VdevRegisters,
 };
 
 /// A model, until the vdev ends.
@@ -72,6 +72,16 @@ impl SharedModel {
     /// What the model says about itself; nothing while it is busy.
     pub(super) fn describe(&self) -> Vec<(&'static str, String)> {
         self.model.try_lock().and_then(|model| model.as_deref().map(VdevModel::describe)).unwrap_or_default()
+    }
+
+    /// What it has under way while its VM is paused; `None` while it is not.
+    pub(super) fn paused(&self) -> Option<Paused> {
+        self.model.lock().as_deref().and_then(VdevModel::paused)
+    }
+
+    /// The same for the monitor, which waits for no model.
+    pub(super) fn shown_paused(&self) -> Option<Paused> {
+        self.model.try_lock().and_then(|model| model.as_deref().and_then(VdevModel::paused))
     }
 
     pub(super) fn take(&self) -> Option<Box<dyn VdevModel>> {

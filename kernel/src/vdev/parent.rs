@@ -263,6 +263,28 @@ pub struct QuiesceFailed {
     pub why: String,
 }
 
+/// What a slice whose VM is paused has under way.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Paused {
+    /// The device has some of it, or may have: it goes on, and writes to the guest's memory.
+    Draining,
+    /// Nothing. What was submitted is completed, and the guest's memory says so.
+    Drained,
+    /// The device has nothing of it. What waits for its turn waits until the VM goes on.
+    Held,
+}
+
+impl Paused {
+    /// The word for people and for `--json`.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Draining => "draining",
+            Self::Drained => "drained",
+            Self::Held => "held",
+        }
+    }
+}
+
 /// The guest's side of a slice: what its PCI function does behind its configuration space. The guest's bus holds no
 /// more of a slice than this.
 ///
@@ -389,6 +411,27 @@ pub trait VdevModel: VdevRegisters {
     /// When it has not stopped by now.
     fn try_quiesce(&mut self) -> Result<DeviceQuiesced, QuiesceFailed> {
         self.quiesce()
+    }
+
+    /// The VM is paused: its vCPUs stand still, and submit nothing until [`VdevModel::resume`] was granted. From here on
+    /// nothing more is sent on its behalf, and the model finds out when the device has nothing of it any more. Waits for
+    /// nothing; [`VdevRegisters::device_event`] goes on with it, and is to be called while [`VdevModel::paused`] says
+    /// that it is draining. May come again. Nothing happens where the driver can neither drain nor hold: then what was
+    /// submitted goes on.
+    fn pause(&mut self) {}
+
+    /// What it has under way while it is paused; `None` while it is not, and where the driver can do neither.
+    fn paused(&self) -> Option<Paused> {
+        None
+    }
+
+    /// The VM is about to go on: what was held is sent again, in its order. Waits for nothing.
+    ///
+    /// # Errors
+    /// When the device is at something during which the guest must not submit; nothing has changed, and it can be asked
+    /// again.
+    fn resume(&mut self) -> Result<(), String> {
+        Ok(())
     }
 
     /// For the monitor: name and value of what is worth knowing (queue, state, submissions).

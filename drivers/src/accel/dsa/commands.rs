@@ -100,6 +100,8 @@ pub enum Command {
     EnableWq(u8),
     /// Disable WQ: queued work is completed first.
     DisableWq(u8),
+    /// Drain WQ: ends when nothing of the queue is in flight. What is submitted meanwhile is undefined.
+    DrainWq(u8),
     /// Reset WQ: aborts, disables, clears the configuration but the size.
     ResetWq(u8),
     /// Abort PASID: what is in flight with that PASID is dropped, and nothing of it comes any more.
@@ -118,6 +120,7 @@ impl Command {
             Self::ResetDevice => (code::RESET_DEVICE, 0),
             Self::EnableWq(wq) => (code::ENABLE_WQ, u32::from(wq)),
             Self::DisableWq(wq) => (code::DISABLE_WQ, wq_bitmap(wq)),
+            Self::DrainWq(wq) => (code::DRAIN_WQ, wq_bitmap(wq)),
             Self::ResetWq(wq) => (code::RESET_WQ, wq_bitmap(wq)),
             Self::AbortPasid(pasid) => (code::ABORT_PASID, pasid & cmd::OPERAND_MASK),
             Self::RequestHandle(index) => (code::REQUEST_HANDLE, u32::from(index)),
@@ -142,6 +145,7 @@ impl fmt::Display for Command {
             Self::ResetDevice => f.write_str("Reset Device"),
             Self::EnableWq(wq) => write!(f, "Enable WQ {wq}"),
             Self::DisableWq(wq) => write!(f, "Disable WQ {wq}"),
+            Self::DrainWq(wq) => write!(f, "Drain WQ {wq}"),
             Self::ResetWq(wq) => write!(f, "Reset WQ {wq}"),
             Self::AbortPasid(pasid) => write!(f, "Abort PASID {pasid}"),
             Self::RequestHandle(index) => write!(f, "Request Interrupt Handle {index}"),
@@ -234,6 +238,7 @@ mod tests {
         assert_eq!(Command::ResetDevice.encode(), 0x0050_0000);
         assert_eq!(Command::EnableWq(3).encode(), 0x0060_0003);
         assert_eq!(Command::DisableWq(3).encode(), 0x0070_0008);
+        assert_eq!(Command::DrainWq(3).encode(), 0x0080_0008);
         assert_eq!(Command::ResetWq(17).encode(), 0x00a1_0002);
         assert_eq!(Command::RequestHandle(8).encode(), 0x00d0_0008);
         assert_eq!(Command::RequestImsHandle(0x123).encode(), 0x00d1_0123);

@@ -10,7 +10,7 @@ use core::sync::atomic::Ordering;
 use pasidon_kernel::base::addr::HostPhys;
 use pasidon_kernel::base::refusal::Refusal;
 use pasidon_kernel::dma::pasid::Pasid;
-use pasidon_kernel::vdev::parent::{Attached, InterruptBinding, UntranslatedMemory, VdevType};
+use pasidon_kernel::vdev::parent::{Attached, InterruptBinding, Paused, UntranslatedMemory, VdevType};
 
 use super::commands::{Command, CommandFailure};
 use super::device::{Device, Limits};
@@ -22,6 +22,19 @@ use super::slot::{Progress, Waiter};
 use crate::pci::ConfigSpace;
 use crate::registers::Registers;
 
+/// How far it is known that nothing of a queue is in flight while its VM is paused.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Drain {
+    /// To be asked of the device.
+    Wanted,
+    /// In line, or in the device.
+    Given,
+    /// The device's word, or the queue is disabled.
+    Done,
+    /// The device refused.
+    Refused,
+}
+
 /// The right to use one queue.
 pub(super) struct QueueLease<R: Registers, C: ConfigSpace> {
     device: Arc<Device<R, C>>,
@@ -30,6 +43,8 @@ pub(super) struct QueueLease<R: Registers, C: ConfigSpace> {
     may_be_running: bool,
     /// Whether the command that ends the queue is in line.
     stopping: bool,
+    /// `None` while its VM is not paused.
+    drain: Option<Drain>,
     /// The device's epoch as far as the vdev was told.
     epoch: u32,
     /// Resets of the device before the queue could last run.
@@ -52,6 +67,7 @@ impl<R: Registers, C: ConfigSpace> QueueLease<R, C> {
             index,
             may_be_running: false,
             stopping: false,
+            drain: None,
             epoch: device.epoch(),
             ran_after: device.resets.load(Ordering::Acquire),
         })
@@ -73,6 +89,20 @@ impl<R: Registers, C: ConfigSpace> QueueLease<R, C> {
     /// no command is needed, which a device that hangs again would not carry out.
     fn was_stopped_by_reset(&self) -> bool {
         self.device.resets.load(Ordering::Acquire) != self.ran_after && self.is_enabled() == Some(false)
+    }
+
+    /// The end of the drain, or of an earlier command of the queue.
+    fn note_end(&mut self, command: Command, end: Result<(), CommandFailure>) {
+        if !matches!(command, Command::DrainWq(_)) {
+            return;
+        }
+        self.drain = Some(match end {
+            Ok(()) => Drain::Done,
+            Err(failure) => {
+                log::warn!("parent {}: {failure}", self.device.name);
+                Drain::Refused
+            }
+        });
     }
 
     fn stop_for_good(&mut self, patience_ns: u64) -> Result<(), CommandFailure> {
@@ -192,7 +222,54 @@ impl<R: Registers, C: ConfigSpace> Lease for QueueLease<R, C> {
         self.device.is_in_line(self.waiter())
     }
 
+    fn pause(&mut self) {
+        if self.drain.is_none() {
+            self.drain = Some(Drain::Wanted);
+        }
+    }
+
+    fn paused(&mut self, commanded: bool) -> Paused {
+        // Its end is the guest's, and the line has one place for each queue.
+        if commanded {
+            return Paused::Draining;
+        }
+        loop {
+            match self.drain {
+                Some(Drain::Done) => return Paused::Drained,
+                Some(Drain::Refused) if self.is_enabled() == Some(false) => self.drain = Some(Drain::Done),
+                Some(Drain::Refused) | None => return Paused::Draining,
+                Some(Drain::Wanted | Drain::Given) => {}
+            }
+            match self.progress() {
+                Progress::Waiting(..) | Progress::Active(..) | Progress::Lost => return Paused::Draining,
+                Progress::Ended(command, end) => self.note_end(command, end),
+                Progress::Idle => match self.is_enabled() {
+                    Some(false) => self.drain = Some(Drain::Done),
+                    None => return Paused::Draining,
+                    Some(true) => {
+                        self.drain = Some(Drain::Given);
+                        self.give(Command::DrainWq);
+                    }
+                },
+            }
+        }
+    }
+
+    /// A drain that the device is at goes on: what is submitted meanwhile is undefined.
+    fn resume(&mut self) -> Result<(), String> {
+        if self.drain == Some(Drain::Given) {
+            self.withdraw();
+            if let Progress::Active(command, since_ns) = self.progress() {
+                let ns = self.device.host.now_ns().saturating_sub(since_ns);
+                return Err(CommandFailure::Unfinished(command, ns).to_string());
+            }
+        }
+        self.drain = None;
+        Ok(())
+    }
+
     fn quiesce(&mut self, patience_ns: u64) -> Result<(), String> {
+        self.drain = None;
         if !self.was_stopped_by_reset() {
             let stopped =
                 self.stop_for_good(patience_ns).map_err(|failure| failure.to_string()).and_then(|()| {

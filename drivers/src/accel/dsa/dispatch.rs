@@ -10,7 +10,8 @@
 //! and Disable WQ, and Abort PASID for a share, whose guest reaches the queue by way of the hypervisor only. Drain
 //! and Abort WQ end when nothing is queued, and a guest may go on submitting; Disable and Reset WQ take nothing more
 //! in. A Disable waits until little is queued, watched in WQCFG, before it takes the slot. The end of a queue goes
-//! before commands of guests.
+//! before commands of guests. Drain WQ is given for a guest only that is paused, and that stays so until it has ended:
+//! after what its processors may have had under way has arrived, and when little is queued.
 
 use core::sync::atomic::Ordering;
 
@@ -25,6 +26,9 @@ use crate::registers::Registers;
 /// Descriptors that a queue may hold when its Disable is given to the device: about what its engine has done by
 /// the time that anybody looks.
 const FEW: u32 = 2;
+/// How long stores to a portal may be under way after the processor that made them has stopped, in nanoseconds: nothing
+/// that can be read of the device flushes them. As long as Linux waits before it disables a queue.
+const STORES_NS: u64 = 100_000;
 /// Most commands that are begun in one look: a device that ends each at once must not keep the processor.
 const MAX_STEPS: usize = 8;
 
@@ -176,11 +180,14 @@ impl<R: Registers, C: ConfigSpace> Device<R, C> {
     /// Whether a command would end soon, or has waited long enough for that.
     fn is_ready(&self, access: &Access<'_, R>, job: Job, now: u64) -> bool {
         let patience = self.options.command_deadline_ns;
+        let waited = now.saturating_sub(job.since_ns);
+        let has_few = |wq: u8| {
+            !self.capabilities.work_queues.occupancy()
+                || self.queue_state(access, wq) & wqcfg::OCCUPANCY_MASK <= FEW
+        };
         match job.command {
-            Command::DisableWq(wq) if self.capabilities.work_queues.occupancy() => {
-                self.queue_state(access, wq) & wqcfg::OCCUPANCY_MASK <= FEW
-                    || now.saturating_sub(job.since_ns) > patience
-            }
+            Command::DisableWq(wq) => has_few(wq) || waited > patience,
+            Command::DrainWq(wq) => waited > STORES_NS && has_few(wq),
             _ => true,
         }
     }

@@ -12,7 +12,7 @@ use alloc::vec::Vec;
 use pasidon_kernel::base::addr::HostPhys;
 use pasidon_kernel::base::refusal::Refusal;
 use pasidon_kernel::dma::pasid::Pasid;
-use pasidon_kernel::vdev::parent::{Attached, InterruptBinding, UntranslatedMemory};
+use pasidon_kernel::vdev::parent::{Attached, InterruptBinding, Paused, UntranslatedMemory};
 
 use super::device::{Device, Limits};
 use super::errors::ErrorMailbox;
@@ -115,6 +115,19 @@ pub(super) trait Lease: Send {
             self.reset();
         }
     }
+
+    /// The VM is paused, and its guest submits nothing: nothing more is sent on its behalf. What is under way is found
+    /// out by [`Lease::paused`].
+    fn pause(&mut self);
+
+    /// How far that is. Waits for nothing. `commanded`: a command of the guest's on its queue has not ended.
+    fn paused(&mut self, commanded: bool) -> Paused;
+
+    /// What was held is sent again.
+    ///
+    /// # Errors
+    /// When the device is at something during which the guest must not submit.
+    fn resume(&mut self) -> Result<(), String>;
 
     /// Stops it for good and takes its tag away, within `patience_ns` for its turn and as much for the command
     /// itself. On failure it is retired, and the command stays in line: a later try finds out what became of it.

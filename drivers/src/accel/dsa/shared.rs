@@ -16,7 +16,7 @@ use core::sync::atomic::Ordering;
 use pasidon_kernel::base::addr::HostPhys;
 use pasidon_kernel::base::refusal::Refusal;
 use pasidon_kernel::dma::pasid::Pasid;
-use pasidon_kernel::vdev::parent::{Attached, InterruptBinding, UntranslatedMemory};
+use pasidon_kernel::vdev::parent::{Attached, InterruptBinding, Paused, UntranslatedMemory};
 
 use super::commands::Command;
 use super::device::{Device, Limits};
@@ -247,6 +247,13 @@ impl<R: Registers, C: ConfigSpace> Lease for ShareLease<R, C> {
         if self.doing.is_some() {
             self.share.collect();
         }
+        // What is held waits for its VM, so that its time does not count.
+        if self.member().is_held() {
+            let now = self.device.host.now_ns();
+            if let Some(Doing::Draining { since_ns } | Doing::Reset { since_ns }) = &mut self.doing {
+                *since_ns = now;
+            }
+        }
         match self.doing {
             Some(Doing::Enabled) => {
                 self.doing = None;
@@ -286,6 +293,28 @@ impl<R: Registers, C: ConfigSpace> Lease for ShareLease<R, C> {
     fn is_waiting(&self) -> bool {
         let waits_for_room = || self.share.queue().is_asked() && self.member().waits();
         self.doing.is_some() || self.device.is_in_line(self.waiter()) || waits_for_room()
+    }
+
+    fn pause(&mut self) {
+        self.share.queue().hold(self.member());
+    }
+
+    /// That nothing is in flight is told by the completion records: the guest is told by them, too.
+    fn paused(&mut self, _commanded: bool) -> Paused {
+        self.share.collect();
+        let member = self.member();
+        if member.has_flights() || member.is_suspended() || self.device.is_in_line(self.waiter()) {
+            Paused::Draining
+        } else if member.waits() {
+            Paused::Held
+        } else {
+            Paused::Drained
+        }
+    }
+
+    fn resume(&mut self) -> Result<(), String> {
+        self.share.queue().release(self.member());
+        Ok(())
     }
 
     fn quiesce(&mut self, patience_ns: u64) -> Result<(), String> {

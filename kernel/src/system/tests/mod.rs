@@ -4,6 +4,7 @@
 mod away;
 mod departures;
 mod failures;
+mod pausing;
 mod posting;
 mod refusals;
 
@@ -181,24 +182,6 @@ fn a_fault_that_resets_a_machine_restarts_a_vm_or_is_its_crash() {
     assert_eq!(alpha.state(), VmState::Crashed);
     let reason = alpha.reason().unwrap();
     assert!(reason.contains("triple fault") && reason.contains("again and again"), "{reason}");
-    machine.assert_as_at_start();
-}
-
-#[test]
-fn pause_keeps_everything_and_resume_goes_on() {
-    let machine = TestMachine::new();
-    let alpha = machine.system.define_vm(vm_spec("alpha", 2, 1, 1)).unwrap();
-    machine.system.start_vm(machine.truth, &alpha).unwrap();
-    machine.system.pause_vm(machine.truth, &alpha).unwrap();
-    assert!(!machine.truth.lock().running.contains(&alpha.id()));
-    assert_eq!(alpha.vdevs().len(), 1);
-    machine.system.resume_vm(machine.truth, &alpha).unwrap();
-    assert!(machine.truth.lock().running.contains(&alpha.id()));
-    machine.system.pause_vm(machine.truth, &alpha).unwrap();
-    machine.truth.fail(Fail::Run);
-    machine.system.resume_vm(machine.truth, &alpha).unwrap_err();
-    assert_eq!(alpha.state(), VmState::Paused);
-    machine.system.end_vm(machine.truth, &alpha, &POWER_OFF).unwrap();
     machine.assert_as_at_start();
 }
 

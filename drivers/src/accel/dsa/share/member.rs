@@ -80,6 +80,8 @@ pub(super) struct State {
     open: Option<u16>,
     /// The device is being reset.
     pub(super) suspended: bool,
+    /// Its VM is paused.
+    pub(super) held: bool,
     reach: Option<Reach>,
     /// What waits, the oldest first.
     pub(super) backlog: VecDeque<Descriptor>,
@@ -119,6 +121,7 @@ impl Member {
             state: Mutex::new(State {
                 open: None,
                 suspended: false,
+                held: false,
                 reach: None,
                 backlog: VecDeque::with_capacity(most),
                 flights: VecDeque::with_capacity(most),
@@ -207,6 +210,16 @@ impl Member {
         state.backlog.is_empty() && state.flights.is_empty()
     }
 
+    /// Whether its VM is paused.
+    pub fn is_held(&self) -> bool {
+        self.state.lock().held
+    }
+
+    /// Whether the device has something, or the guest has not been told of all that it had.
+    pub fn has_flights(&self) -> bool {
+        !self.state.lock().flights.is_empty()
+    }
+
     /// Whether something waits.
     pub fn waits(&self) -> bool {
         !self.state.lock().backlog.is_empty()
@@ -276,7 +289,11 @@ impl State {
 
     /// Whether one more may be sent, as far as this member goes.
     pub fn may_send(&self) -> bool {
-        self.reach.is_some() && !self.suspended && self.in_flight < self.part && self.records != 0
+        self.reach.is_some()
+            && !self.suspended
+            && !self.held
+            && self.in_flight < self.part
+            && self.records != 0
     }
 
     /// Whether it has something to send, and may.

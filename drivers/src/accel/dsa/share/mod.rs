@@ -9,7 +9,8 @@
 //!
 //! **Invariants.** Room (`free`) plus what is in flight of all members is the size of the queue. Of one member no more is
 //! in flight than its part ([`SharedQueue::part`]), so that one that comes finds room. Each member's descriptors go to
-//! the device in their order. Nothing is sent while the device is reset.
+//! the device in their order. Nothing is sent while the device is reset, nor of a member whose VM is paused; of what it
+//! has under way without an IOMMU the remaining pieces are.
 //!
 //! **Locks.** The line, then one member. Both are held for the time of a few descriptors.
 //!
@@ -255,6 +256,22 @@ impl SharedQueue {
         self.return_places(lost);
         if self.asked.load(Ordering::SeqCst) {
             self.serve(&mut self.line.lock());
+        }
+    }
+
+    /// Nothing more of a member is sent from here on, until [`SharedQueue::release`]. What waits keeps its place.
+    pub fn hold(&self, member: &Member) {
+        member.state.lock().held = true;
+    }
+
+    /// The end of that.
+    pub fn release(&self, member: &Member) {
+        let mut state = member.state.lock();
+        state.held = false;
+        let asks = state.wants_turn();
+        drop(state);
+        if asks {
+            self.ask(member);
         }
     }
 

@@ -29,6 +29,7 @@ mod lines;
 mod linux;
 pub(crate) mod model;
 mod parent;
+mod pausing;
 mod share;
 mod slot;
 mod untranslated;

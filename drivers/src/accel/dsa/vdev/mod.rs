@@ -18,7 +18,7 @@ use pasidon_kernel::base::addr::{HostPhys, PAGE_SIZE};
 use pasidon_kernel::base::allowance::{Allowance, Withheld};
 use pasidon_kernel::base::refusal::Refusal;
 use pasidon_kernel::vdev::parent::{
-    Attached, Bar, DeviceQuiesced, InterruptBinding, PciIdentity, Portal, QuiesceFailed, Remains,
+    Attached, Bar, DeviceQuiesced, InterruptBinding, Paused, PciIdentity, Portal, QuiesceFailed, Remains,
     UntranslatedMemory, VdevModel, VdevRegisters,
 };
 
@@ -59,6 +59,8 @@ pub(super) struct DsaVdev<L: Lease> {
     bus_master: bool,
     /// The guest's command that has not ended.
     pending: Option<Pending>,
+    /// What is under way while the VM is paused.
+    paused: Option<Paused>,
     /// The guest's command has ended, and the interrupt it asked for has not been raised.
     completion_due: bool,
     /// Whether the hypervisor knows that it has to look.
@@ -98,6 +100,7 @@ impl<L: Lease> DsaVdev<L> {
             shadow,
             bus_master: false,
             pending: None,
+            paused: None,
             completion_due: false,
             attended: false,
             commands: 0,
@@ -158,7 +161,11 @@ impl<L: Lease> DsaVdev<L> {
 
     /// Tells the device's driver whether somebody has to look after the guest's command.
     fn note_attention(&mut self) {
-        let wanted = self.pending.is_some() || self.completion_due;
+        let wanted = match self.paused {
+            // A command of the guest's waits with what is held.
+            Some(paused) => paused == Paused::Draining,
+            None => self.pending.is_some() || self.completion_due,
+        };
         if wanted != self.attended {
             self.attended = wanted;
             let count = &self.lease.device().attended;
@@ -170,7 +177,16 @@ impl<L: Lease> DsaVdev<L> {
         }
     }
 
+    /// Looks how far a pause is.
+    fn go_on_pausing(&mut self) {
+        if self.paused.is_some() {
+            self.paused = Some(self.lease.paused(self.pending.is_some()));
+            self.note_attention();
+        }
+    }
+
     fn quiesce_within(&mut self, patience_ns: u64) -> Result<DeviceQuiesced, QuiesceFailed> {
+        self.paused = None;
         self.abandon(Err(error::HARDWARE));
         self.completion_due = false;
         self.note_attention();
@@ -196,7 +212,7 @@ impl<L: Lease> DsaVdev<L> {
 
     /// Bus mastering on: goes on as before it went off, unless the whole device was reset or halted meanwhile, or the
     /// guest configured its queue so that it cannot be enabled. Then the guest's stays halted.
-    fn resume(&mut self) {
+    fn go_on_as_master(&mut self) {
         if !self.shadow.is_suspended() {
             return;
         }
@@ -322,7 +338,7 @@ impl<L: Lease> VdevRegisters for DsaVdev<L> {
         let before = core::mem::replace(&mut self.bus_master, enabled);
         match (before, enabled) {
             (true, false) => self.suspend(raise),
-            (false, true) => self.resume(),
+            (false, true) => self.go_on_as_master(),
             _ => {}
         }
     }
@@ -349,6 +365,7 @@ impl<L: Lease> VdevRegisters for DsaVdev<L> {
         if self.collect_error() && self.shadow.error_interrupts() {
             raise(VECTOR_MISC);
         }
+        self.go_on_pausing();
     }
 
     fn remains(&mut self, raise: &mut dyn FnMut(u16)) -> Box<dyn Remains> {
@@ -395,6 +412,26 @@ impl<L: Lease> VdevModel for DsaVdev<L> {
 
     fn try_quiesce(&mut self) -> Result<DeviceQuiesced, QuiesceFailed> {
         self.quiesce_within(0)
+    }
+
+    fn pause(&mut self) {
+        if self.paused.is_none() {
+            self.lease.pause();
+            // Until somebody has looked, and the guest has been told of what has ended.
+            self.paused = Some(Paused::Draining);
+            self.note_attention();
+        }
+    }
+
+    fn paused(&self) -> Option<Paused> {
+        self.paused
+    }
+
+    fn resume(&mut self) -> Result<(), String> {
+        self.lease.resume()?;
+        self.paused = None;
+        self.note_attention();
+        Ok(())
     }
 
     fn describe(&self) -> Vec<(&'static str, String)> {

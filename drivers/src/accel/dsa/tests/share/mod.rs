@@ -10,6 +10,7 @@ use crate::memory::DmaMemory;
 mod descriptors;
 mod fairness;
 mod lives;
+mod pausing;
 
 /// The queue that is shared: the last one.
 const SHARED: usize = QUEUES - 1;
