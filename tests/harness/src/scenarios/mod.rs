@@ -13,6 +13,7 @@ mod lifecycle;
 mod lost;
 mod no_iommu;
 pub(crate) mod pasidon;
+mod pausing;
 mod platform;
 mod report;
 mod shared_queue;
@@ -50,6 +51,7 @@ pub const ALL: &[Scenario] = &[
     kexec::KDUMP,
     clocks::CLOCKS,
     clocks::PAUSE,
+    pausing::DMA,
     interrupts::POSTED,
     sharing::BOTH,
     sharing::SAME_ADDRESSES,
