@@ -64,6 +64,19 @@ impl Controls<'_> {
     }
 }
 
+fn no_vdev(vdev: u32) -> Refusal {
+    Refusal::new(format!("vdev #{vdev}"), "there is no such vdev", "`vdevs` lists them")
+}
+
+fn spec_of(vdev: &NewVdev<'_>) -> VdevSpec {
+    VdevSpec {
+        parent: vdev.parent.to_string(),
+        type_name: vdev.type_name.to_string(),
+        entries: vdev.entries,
+        weight: vdev.weight,
+    }
+}
+
 impl MonitorHost for Controls<'_> {
     fn now_ns(&self) -> u64 {
         self.keeper.now_ns()
@@ -133,20 +146,19 @@ impl MonitorHost for Controls<'_> {
 
     fn create_vdev(&mut self, vdev: NewVdev<'_>) -> Result<u32, Refusal> {
         let vm = self.vm(vdev.vm)?;
-        let spec = VdevSpec {
-            parent: vdev.parent.to_string(),
-            type_name: vdev.type_name.to_string(),
-            entries: vdev.entries,
-            weight: vdev.weight,
-        };
-        let vdev = self.keeper.system.create_vdev(self.vm_host, &vm, &spec, None)?;
+        let vdev = self.keeper.system.create_vdev(self.vm_host, &vm, &spec_of(&vdev), None)?;
         Ok(vdev.0)
     }
 
+    fn move_vdev(&mut self, vdev: u32, to: NewVdev<'_>) -> Result<(u32, Dismissal), Refusal> {
+        let vm = self.owner(vdev).ok_or_else(|| no_vdev(vdev))?;
+        let system = self.keeper.system;
+        let (next, dismissal) = system.move_vdev(self.vm_host, &vm, VdevId(vdev), &spec_of(&to))?;
+        Ok((next.0, dismissal))
+    }
+
     fn destroy_vdev(&mut self, vdev: u32, now: bool) -> Result<Dismissal, Refusal> {
-        let vm = self.owner(vdev).ok_or_else(|| {
-            Refusal::new(format!("vdev #{vdev}"), "there is no such vdev", "`vdevs` lists them")
-        })?;
+        let vm = self.owner(vdev).ok_or_else(|| no_vdev(vdev))?;
         let (system, vdev) = (self.keeper.system, VdevId(vdev));
         match now {
             true => system.destroy_vdev(self.vm_host, &vm, vdev).map(|_| Dismissal::Ended),

@@ -61,12 +61,19 @@ pub static COMMANDS: [Command; 19] = [
     },
     Command {
         name: "vdev",
-        usage: &["vdev ID", "vdev create VM PARENT/TYPE [KEY=N]...", "vdev destroy ID [now]"],
-        about: "Shows one vdev, creates one, or ends one.",
+        usage: &[
+            "vdev ID",
+            "vdev create VM PARENT/TYPE [KEY=N]...",
+            "vdev move ID PARENT/TYPE [KEY=N]...",
+            "vdev destroy ID [now]",
+        ],
+        about: "Shows one vdev, creates, moves or ends one.",
         more: &[
             "ID is the number, or the whole name as vdevs shows it. Creating gives queue, PASID, address",
             "space and interrupts, or nothing. Ending quiesces in order before anything is reused. KEY is",
             "entries (how many descriptors its queue holds), or weight (its part of a queue it shares).",
+            "Moving creates another, on the same I/O address space, and then destroys this one: its guest can go",
+            "over from one to the other. Nothing changes where the other cannot be had.",
             "Destroying asks the guest first: the vdev is leaving until the guest's driver has let go of it,",
             "for 20 seconds at most. now ends it without a word: the guest keeps a device that has halted. So",
             "does one that would not hear, and one that has not let go in time.",

@@ -233,6 +233,11 @@ impl MonitorHost for FakeHost {
         Ok(if now { Dismissal::Ended } else { Dismissal::Asked })
     }
 
+    fn move_vdev(&mut self, vdev: u32, to: NewVdev<'_>) -> Result<(u32, Dismissal), Refusal> {
+        self.done.push(format!("move {vdev}: {to:?}"));
+        Ok((3, Dismissal::Asked))
+    }
+
     fn create_space(&mut self, vm: &str) -> Result<u32, Refusal> {
         self.done.push(format!("space of {vm}"));
         Ok(3)

@@ -107,6 +107,13 @@ pub trait MonitorHost {
     /// When there is no such VM, parent or type, a quota or the parent has nothing left, or a step fails.
     fn create_vdev(&mut self, vdev: NewVdev<'_>) -> Result<u32, Refusal>;
 
+    /// Creates a vdev as [`MonitorHost::create_vdev`] does, for the VM of another, and takes that one away. Returns the
+    /// number of the new one, and what became of the other.
+    ///
+    /// # Errors
+    /// As there, or when there is no such vdev; then everything is as it was.
+    fn move_vdev(&mut self, vdev: u32, to: NewVdev<'_>) -> Result<(u32, Dismissal), Refusal>;
+
     /// Takes a vdev away: asks its guest first, or, `now`, ends it at once.
     ///
     /// # Errors

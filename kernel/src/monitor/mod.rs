@@ -11,6 +11,7 @@ pub mod info;
 mod show;
 mod spaces;
 mod top;
+mod vdevs;
 
 #[cfg(test)]
 mod docs;
@@ -167,10 +168,13 @@ impl Monitor {
                 answer(json, &vdevs, || show::taints(&host.system()) + &show::vdevs(&vdevs))
             }
             ("vdev", ["create", vm, slice, options @ ..]) => {
-                create_vdev(host, vm, slice, options, command, json)?
+                vdevs::create(host, vm, slice, options, command, json)?
             }
-            ("vdev", ["destroy", vdev]) => destroy_vdev(host, vdev, false, json)?,
-            ("vdev", ["destroy", vdev, "now"]) => destroy_vdev(host, vdev, true, json)?,
+            ("vdev", ["move", vdev, slice, options @ ..]) => {
+                vdevs::go_over(host, vdev, slice, options, command, json)?
+            }
+            ("vdev", ["destroy", vdev]) => vdevs::destroy(host, vdev, false, json)?,
+            ("vdev", ["destroy", vdev, "now"]) => vdevs::destroy(host, vdev, true, json)?,
             ("vdev", [vdev]) => {
                 let vdev = find_vdev(host, vdev)?;
                 answer(json, &vdev, || show::vdev(&vdev))
@@ -380,16 +384,6 @@ fn find_vdev(host: &dyn MonitorHost, word: &str) -> Result<VdevRow, Refusal> {
     found.ok_or_else(|| unknown("vdev", word, names.iter().map(String::as_str)))
 }
 
-fn destroy_vdev(host: &mut dyn MonitorHost, vdev: &str, now: bool, json: bool) -> Result<String, Refusal> {
-    let vdev = find_vdev(host, vdev)?;
-    let dismissal = host.destroy_vdev(vdev.info.id, now)?;
-    let what = match dismissal {
-        Dismissal::Ended => format!("vdev {} destroyed", vdev.name),
-        Dismissal::Asked => format!("vdev {}: its guest is asked to let go of it", vdev.name),
-    };
-    Ok(done(json, &what))
-}
-
 fn help(as_json: bool) -> String {
     #[derive(Serialize)]
     struct Known {
@@ -446,51 +440,6 @@ fn control(host: &mut dyn MonitorHost, vm: &str, verb: &str, as_json: bool) -> R
     };
     let vdevs = vdevs.map(|vm| format!("; {}", show::vdev_states(&vm))).unwrap_or_default();
     Ok(done(as_json, &format!("vm {} {past}{vdevs}", vm.name)))
-}
-
-fn create_vdev(
-    host: &mut dyn MonitorHost,
-    vm: &str,
-    slice: &str,
-    options: &[&str],
-    command: &Command,
-    as_json: bool,
-) -> Result<String, Refusal> {
-    #[derive(Serialize)]
-    struct Created<'a> {
-        vdev: u32,
-        name: &'a str,
-        done: &'a str,
-    }
-    let (parent, type_name) = slice.split_once('/').ok_or_else(|| command.misused())?;
-    let (mut entries, mut weight) = (None, None);
-    let what = || format!("vm {vm}: vdev {slice}");
-    for option in options {
-        match option.split_once('=') {
-            Some(("entries", number)) if entries.is_none() => {
-                entries = Some(from_one(number).ok_or_else(|| {
-                    Refusal::new(what(), "entries is no number from 1 to 65535", "write entries=32")
-                })?);
-            }
-            Some(("weight", number)) if weight.is_none() => {
-                let number = from_one(number).and_then(|number| u8::try_from(number).ok());
-                weight = Some(number.ok_or_else(|| {
-                    Refusal::new(what(), "weight is no number from 1 to 255", "write weight=2")
-                })?);
-            }
-            _ => return Err(command.misused()),
-        }
-    }
-    let vm = find_vm(host, vm)?;
-    let id = host.create_vdev(NewVdev { vm: &vm.name, parent, type_name, entries, weight })?;
-    let name = vdev_name(parent, type_name, id);
-    let text = format!("vdev {name} created for vm {}", vm.name);
-    let created = Created { vdev: id, name: &name, done: &text };
-    Ok(answer(as_json, &created, || format!("{text}\n")))
-}
-
-fn from_one(number: &str) -> Option<u16> {
-    number.parse().ok().filter(|number| *number > 0)
 }
 
 fn log_level(host: &dyn MonitorHost, as_json: bool) -> String {

@@ -142,6 +142,10 @@ fn operations_reach_the_host_once() {
     let said = "vdev dsa0/dsa-dwq#2 destroyed\n".into();
     assert_eq!(asked("vdev destroy 2 now"), (said, vec!["destroy 2 now".into()]));
     assert_eq!(
+        asked("vdev move 2 dsa0/dsa-swq weight=3").0,
+        "vdev dsa0/dsa-swq#3 created for vm beta; its guest is asked to let go of dsa0/dsa-dwq#2\n"
+    );
+    assert_eq!(
         asked("ioas create beta"),
         ("I/O address space 3 created for vm beta, empty\n".into(), vec!["space of beta".into()])
     );
@@ -201,7 +205,7 @@ fn refusals_say_what_helps_and_do_nothing() {
         (
             "vdev create alpha dsa0",
             "vdev: the arguments do not fit; use vdev ID, or vdev create VM PARENT/TYPE [KEY=N]..., \
-             or vdev destroy ID [now]",
+             or vdev move ID PARENT/TYPE [KEY=N]..., or vdev destroy ID [now]",
         ),
         (
             "vdev create alpha dsa0/dsa-dwq entries=0",

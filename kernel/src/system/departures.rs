@@ -6,10 +6,12 @@
 
 use core::cmp::min;
 
+use alloc::format;
 use alloc::vec::Vec;
 
 use crate::base::id::{VdevId, VmId};
 use crate::base::refusal::Refusal;
+use crate::vdev::VdevSpec;
 use crate::vm::{Vm, VmHost};
 
 use super::{System, VdevName};
@@ -66,6 +68,38 @@ impl System {
         }
         drop(operation);
         self.destroy_vdev(vm_host, vm, vdev).map(|_| Dismissal::Ended)
+    }
+
+    /// Moves a vdev of a running or paused VM to another queue, type or parent: one that is made as `spec` says comes to the
+    /// guest, on the same I/O address space, and then this one is taken away as by [`System::dismiss_vdev`]. Both are there
+    /// until the guest has let go, so it can go over. Returns the number of the new one.
+    ///
+    /// # Errors
+    /// As [`System::create_vdev`] and [`System::destroy_vdev`], when it is leaving already; then everything is as it was.
+    pub fn move_vdev(
+        &self,
+        vm_host: &dyn VmHost,
+        vm: &Vm,
+        vdev: VdevId,
+        spec: &VdevSpec,
+    ) -> Result<(VdevId, Dismissal), Refusal> {
+        let found = vm.vdev(vdev).ok_or_else(|| self.no_vdev(vm, vdev))?;
+        if found.is_leaving() {
+            return Err(vm.refuse(
+                format!("vdev {vdev} is leaving already"),
+                "move one that stays, or create another",
+            ));
+        }
+        let next = self.create_vdev(vm_host, vm, spec, found.ioas())?;
+        match self.dismiss_vdev(vm_host, vm, vdev) {
+            Ok(dismissal) => Ok((next, dismissal)),
+            Err(refusal) => {
+                if let Err(stuck) = self.destroy_vdev(vm_host, vm, next) {
+                    log::error!("{stuck}");
+                }
+                Err(refusal)
+            }
+        }
     }
 
     /// When [`System::serve_departures`] is to be called at the latest, in nanoseconds of the host's clock; `None` while

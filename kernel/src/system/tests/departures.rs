@@ -85,3 +85,42 @@ fn what_ends_meanwhile_is_not_waited_for() {
         machine.assert_sound();
     }
 }
+
+#[test]
+fn a_vdev_moves_when_the_other_is_there_and_not_before() {
+    let machine = TestMachine::new();
+    let system = &machine.system;
+    let alpha = system.define_vm(vm_spec("alpha", 2, 2, 1)).unwrap();
+    system.start_vm(machine.truth, &alpha).unwrap();
+    machine.truth.lock().listens = true;
+    let vdev = alpha.vdevs()[0].id();
+    let other = system.create_space(&alpha).unwrap().id();
+    system.attach_space(other, vdev).unwrap();
+    let go_over = |vdev| system.move_vdev(machine.truth, &alpha, vdev, &vdev_spec());
+    let states = || -> Vec<(VdevId, bool)> {
+        alpha.vdevs().iter().map(|vdev| (vdev.id(), vdev.is_leaving())).collect()
+    };
+    // There is none to be had; then the guest cannot be asked.
+    for step in [Fail::CreateSlice, Fail::Attach, Fail::Tag, Fail::Plug, Fail::Unplug] {
+        machine.truth.fail(step);
+        go_over(vdev).unwrap_err();
+        assert_eq!(states(), [(vdev, false)], "{step:?}");
+        machine.assert_sound();
+    }
+    let (next, dismissal) = go_over(vdev).unwrap();
+    assert_eq!(dismissal, Dismissal::Asked);
+    assert_eq!(states(), [(vdev, true), (next, false)]);
+    assert_eq!(alpha.vdevs()[1].ioas(), Some(other), "on the same address space");
+    assert!(go_over(vdev).unwrap_err().why.contains("leaving already"));
+    assert!(go_over(next).is_err(), "the quota is for two");
+    machine.truth.lock().let_go.insert(vdev);
+    assert_eq!(system.serve_departures(machine.truth).len(), 1);
+    assert_eq!(states(), [(next, false)]);
+    // One that does not hear has both only for a moment.
+    machine.truth.lock().listens = false;
+    let (last, dismissal) = go_over(next).unwrap();
+    assert_eq!((dismissal, states()), (Dismissal::Ended, vec![(last, false)]));
+    machine.assert_sound();
+    system.end_vm(machine.truth, &alpha, &POWER_OFF).unwrap();
+    machine.assert_as_at_start();
+}

@@ -84,6 +84,72 @@ pub const HOT_PLUG: Scenario = Scenario {
     },
 };
 
+/// A guest's vdev goes to another parent, another type and another queue, while it works.
+pub const MOVE: Scenario = Scenario {
+    name: "move-vdev",
+    about: "a vdev moves under load to another parent, and to another type: the guest has the new one before the old one goes",
+    arches: Arch::ALL,
+    cpus: Cpu::ALL,
+    run: |lab| {
+        // HOST ends with the section of dsa0.
+        let shared = "shared_entries = 16\n";
+        let second = format!("{shared}\n[parent.dsa1]\npci = \"0000:00:05.0\"\n{shared}\n");
+        // Two programs at once.
+        let configuration = [HOST.trim_end(), "\n", &second, &vm("alpha", 1, "hugepages=4")].concat();
+        let machine = lab.pasidon(&configuration, |platform| demonstration::platform(platform).dsa(""))?;
+        let alpha = shell(&machine, "alpha")?;
+        let ways: &[&str] = match lab.arch() {
+            Arch::X86_64 => &["dsa1/dsa-dwq", "dsa0/dsa-swq", "dsa1/dsa-swq", "dsa1/dsa-dwq"],
+            Arch::Aarch64 => &["dsa1/dsa-dwq", "dsa0/dsa-dwq"],
+        };
+        check(&machine, alpha, &format!("uio-up {} uio_msix", in_slot(1)), " up")?;
+        check(&machine, alpha, "L='dsa-user load --seconds 600 --depth 4'; echo $?", "0")?;
+        let verify = "V='dsa-user verify --only copy,fill --wait interrupt'; echo $?";
+        check(&machine, alpha, verify, "0")?;
+        let works = |function: &str| {
+            let verify = format!("$V --operations 100 --device {function}");
+            check(&machine, alpha, &verify, "failures=0").map(drop)
+        };
+        let (mut vdev, mut slot) = (1, 1);
+        for to in ways {
+            // Many copies at once, all the time.
+            let function = in_slot(slot);
+            let load = format!("rm -f /tmp/load; $L --device {function} >/tmp/load 2>&1 &");
+            check(&machine, alpha, &load, "")?;
+            let submits = "until [ -s /tmp/load ]; do usleep 100000; done; head -n 1 /tmp/load";
+            check(&machine, alpha, submits, "waiting by")?;
+            let said = machine.monitor(&format!("vdev move {vdev} {to} entries=8"))?;
+            let next = said["vdev"].as_u64().with_context(|| format!("vdev move: {said}"))?;
+            // The new one works while the old one does, too.
+            let free = if slot == 1 { 2 } else { 1 };
+            is_there(&machine, alpha, free, true)?;
+            let function = in_slot(free);
+            check(&machine, alpha, &format!("uio-up {function} uio_msix"), " up")?;
+            works(&function)?;
+            machine.log().expect(&format!("#{vdev}: the guest has let go of it$"), COMMAND_TIMEOUT)?;
+            is_there(&machine, alpha, slot, false)?;
+            check(&machine, alpha, "wait $!; grep -c error= /tmp/load", "1")?;
+            works(&function)?;
+            let vdevs = machine.monitor("vdevs")?;
+            let name = format!("{to}#{next}");
+            ensure!(
+                vdevs.as_array().is_some_and(|list| list.len() == 1 && list[0]["name"] == *name),
+                "wanted {name} alone: {vdevs}"
+            );
+            (vdev, slot) = (next, free);
+        }
+        // What cannot be had changes nothing.
+        for nowhere in ["dsa0/none", "dsa7/dsa-dwq", "dsa0/dsa-dwq entries=60000"] {
+            let refused = machine.monitor(&format!("vdev move {vdev} {nowhere}"));
+            ensure!(refused.is_err(), "moved to {nowhere}: {refused:?}");
+        }
+        works(&in_slot(slot))?;
+        let pasids = machine.monitor("pasids")?;
+        ensure!(pasids.as_array().is_some_and(|list| list.len() == 1), "one PASID is left: {pasids}");
+        check(&machine, alpha, "dmesg | grep -c -e BUG: -e Oops -e WARNING:", "0").map(drop)
+    },
+};
+
 fn create(machine: &Machine) -> Result<()> {
     machine.monitor("vdev create alpha dsa0/dsa-dwq entries=8").map(drop)
 }

@@ -64,6 +64,7 @@ pub const ALL: &[Scenario] = &[
     shared_queue::THOUSAND,
     vdev::DESTROYED,
     hot_plug::HOT_PLUG,
+    hot_plug::MOVE,
     vdev::BUS_MASTER,
     vdev::SLEEP,
     vdev::ACCEL_CONFIG,
