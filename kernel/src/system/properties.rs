@@ -13,7 +13,7 @@ use crate::dma::fault::DmaFault;
 use crate::dma::fault::FaultAccess;
 use crate::irq::HostVector;
 use crate::irq::Route;
-use crate::testing::{CPUS, Fail, PARENT, REQUESTER, TRAPPED, TestMachine, VECTORS, vdev_spec, vm_spec};
+use crate::testing::{CPUS, Fail, PARENT, REQUESTER, TestMachine, VECTORS, trapped, vdev_spec, vm_spec};
 use crate::vm::VmEnd;
 
 #[derive(Clone, Debug)]
@@ -33,6 +33,8 @@ enum Event {
     Dismiss(Index, bool),
     /// Those that were asked let go, or their time is over.
     Depart(bool),
+    Move(Index, bool, bool),
+    AttachSpace(Index, Index),
     DestroySpace(Index),
     Fault(u32),
     Interrupt(Index, Index),
@@ -65,6 +67,8 @@ fn fail() -> impl Strategy<Value = Fail> {
         Fail::DestroyTable,
         Fail::Attach,
         Fail::AttachHalfway,
+        Fail::Replace,
+        Fail::ReplaceHalfway,
         Fail::Detach,
         Fail::AllocateVector,
         Fail::MapInterrupt,
@@ -93,6 +97,8 @@ fn clean_fail() -> impl Strategy<Value = Fail> {
         Fail::MapMore,
         Fail::Attach,
         Fail::AttachHalfway,
+        Fail::Replace,
+        Fail::ReplaceHalfway,
         Fail::AllocateVector,
         Fail::MapInterrupt,
         Fail::Tag,
@@ -119,6 +125,8 @@ fn event(fail: impl Strategy<Value = Fail> + 'static) -> impl Strategy<Value = E
         4 => index().prop_map(Event::DestroyVdev),
         2 => (index(), any::<bool>()).prop_map(|(vdev, listens)| Event::Dismiss(vdev, listens)),
         2 => any::<bool>().prop_map(Event::Depart),
+        2 => (index(), any::<bool>(), any::<bool>()).prop_map(|(vdev, direct, listens)| Event::Move(vdev, direct, listens)),
+        3 => (index(), index()).prop_map(|(space, vdev)| Event::AttachSpace(space, vdev)),
         1 => index().prop_map(Event::DestroySpace),
         1 => (0u32..9).prop_map(Event::Fault),
         1 => (index(), index()).prop_map(|(cpu, vector)| Event::Interrupt(cpu, vector)),
@@ -145,10 +153,7 @@ fn happen(machine: &TestMachine, event: &Event) {
         Event::Request(vm, end) => pick(vm).request(end.clone()),
         Event::Serve => drop(system.serve_requests(host)),
         Event::CreateVdev(vm, direct) => {
-            let mut spec = vdev_spec();
-            if !direct {
-                spec.type_name = TRAPPED.to_string();
-            }
+            let spec = if *direct { vdev_spec() } else { trapped() };
             drop(system.create_vdev(host, &pick(vm), &spec, None));
         }
         Event::CreateOnOwnSpace(vm, page) => {
@@ -185,6 +190,32 @@ fn happen(machine: &TestMachine, event: &Event) {
                 host.set_clock(due.max(host.now_ns()));
             }
             drop(system.serve_departures(host));
+        }
+        Event::Move(index, direct, listens) => {
+            let all: Vec<_> =
+                vms.iter().flat_map(|vm| vm.vdevs().into_iter().map(move |v| (vm, v))).collect();
+            host.lock().listens = *listens;
+            if !all.is_empty() {
+                let (vm, vdev) = &all[index.index(all.len())];
+                let spec = if *direct { vdev_spec() } else { trapped() };
+                let before = vm.vdevs().len();
+                let moved = system.move_vdev(host, vm, vdev.id(), &spec);
+                assert!(moved.is_ok() || vm.vdevs().len() >= before, "one that cannot move stays");
+            }
+        }
+        Event::AttachSpace(space, vdev) => {
+            let spaces: Vec<_> = vms
+                .iter()
+                .flat_map(|vm| vm.life.lock().spaces.iter().map(|space| space.id()).collect::<Vec<_>>())
+                .collect();
+            let vdevs: Vec<_> = vms.iter().flat_map(|vm| vm.vdevs()).collect();
+            if !spaces.is_empty() && !vdevs.is_empty() {
+                let (space, vdev) = (spaces[space.index(spaces.len())], &vdevs[vdev.index(vdevs.len())]);
+                let before = vdev.ioas();
+                let attached = system.attach_space(space, vdev.id());
+                assert!(attached.is_err() || vdev.ioas() == Some(space));
+                assert!(attached.is_ok() || [before, Some(space)].contains(&vdev.ioas()));
+            }
         }
         Event::DestroySpace(vm) => {
             let vm = pick(vm);

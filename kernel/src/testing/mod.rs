@@ -295,3 +295,8 @@ pub fn vdev_spec() -> VdevSpec {
         weight: None,
     }
 }
+
+/// The type without a portal.
+pub fn trapped() -> VdevSpec {
+    VdevSpec { type_name: TRAPPED.to_string(), ..vdev_spec() }
+}

@@ -16,7 +16,7 @@ use crate::dma::fault::DmaFault;
 use crate::dma::fault::FaultAccess;
 use crate::dma::window;
 use crate::irq::Route;
-use crate::testing::{Fail, Options, REQUESTER, Step, TRAPPED, TestMachine, vdev_spec, vm_spec};
+use crate::testing::{Fail, Options, REQUESTER, Step, TestMachine, trapped, vdev_spec, vm_spec};
 use crate::vdev::VdevSpec;
 use crate::vm::{VmEnd, VmState};
 
@@ -24,10 +24,6 @@ const POWER_OFF: VmEnd = VmEnd::PowerOff;
 
 fn pasid(value: u32) -> Pasid {
     Pasid::new(value).unwrap()
-}
-
-fn trapped() -> VdevSpec {
-    VdevSpec { type_name: TRAPPED.to_string(), ..vdev_spec() }
 }
 
 #[test]
