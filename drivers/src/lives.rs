@@ -6,7 +6,7 @@
 //! interrupt message arrives.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use pasidon_kernel::base::addr::{GuestPhys, HostPhys, LARGE_PAGE_SIZE, Requester};
@@ -14,12 +14,15 @@ use pasidon_kernel::base::id::{VdevId, VmId};
 use pasidon_kernel::base::refusal::Refusal;
 use pasidon_kernel::dev::Received;
 use pasidon_kernel::dev::pci::{PciBus, PciWindow, Slot};
+use pasidon_kernel::dma::iommu::Iommu;
 use pasidon_kernel::irq::host::Host;
+use pasidon_kernel::irq::msi::MsiController;
 use pasidon_kernel::irq::{HostVector, Route};
 use pasidon_kernel::memory::frames::{Frames, GuestGone};
 use pasidon_kernel::memory::ram::{GuestRam, RamRange};
 use pasidon_kernel::monitor::info::PcpuInfo;
 use pasidon_kernel::system::{Dismissal, ParentOptions, System, SystemParts};
+use pasidon_kernel::vdev::parent::{Parent, VdevRequest};
 use pasidon_kernel::vdev::{PortalsUnmapped, Vdev, VdevSpec};
 use pasidon_kernel::vm::exit::{Action, MsiMessage};
 use pasidon_kernel::vm::{VcpusStopped, Vm, VmEnd, VmHost, VmSpec, VmState};
@@ -29,8 +32,11 @@ use crate::accel::dsa::{DsaParent, Options, Partition, Sending, Setup, TYPE_DWQ}
 use crate::iommu::vtd::Vtd;
 use crate::iommu::vtd::dmar::{Dmar, Drhd};
 use crate::iommu::vtd::model::{CAP, CAP_FOUR_RECORDS, ECAP, ModelRegisters, Raised, UnitModel};
+use crate::memory::DmaMemory;
 use crate::pci::Function;
 use crate::testing::{ModelMemory, Watcher};
+
+mod creation;
 
 const DEVICE: Requester = Requester::new(0, 0, 4, 0);
 const CPU: u32 = 5;
@@ -54,6 +60,8 @@ const PCI_WINDOW: PciWindow = PciWindow::prefetchable(0x20_0000_0000, 1 << 30);
 struct TestHost {
     now: AtomicU64,
     vectors: Mutex<Vec<u32>>,
+    /// No message raises an interrupt without an interrupt remapper.
+    mute: AtomicBool,
 }
 
 impl Host for TestHost {
@@ -68,6 +76,11 @@ impl Host for TestHost {
         let vector = (0x40..0x60).find(|vector| !taken.contains(vector))?;
         taken.push(vector);
         Some(HostVector { vector, cpu: CPU })
+    }
+
+    fn unremapped_message(&self, vector: HostVector) -> Option<MsiMessage> {
+        let message = MsiMessage { address: 0xfee0_0000 | u64::from(vector.cpu) << 12, data: vector.vector };
+        (!self.mute.load(Ordering::Relaxed)).then_some(message)
     }
 
     fn free_vector(&self, vector: HostVector) {
@@ -217,10 +230,19 @@ struct Rig {
     tables: Arc<ModelMemory>,
     device: Arc<Model>,
     host: &'static TestHost,
+    parent: &'static dyn Parent,
+    /// Pages that the accelerator's driver has.
+    pages: Arc<ModelMemory>,
 }
 
 impl Rig {
     fn new() -> Self {
+        Self::with(Model::new(0x11fb), Sending::Tagged(None), 0)
+    }
+
+    /// `shared`: entries of the queue that is shared.
+    fn with(device: Arc<Model>, sending: Sending, shared: u16) -> Self {
+        let translated = matches!(sending, Sending::Tagged(_));
         let host: &'static TestHost = Box::leak(Box::default());
         let tables = Arc::new(ModelMemory::new());
         let unit = UnitModel::new(&tables, CAP | CAP_FOUR_RECORDS, ECAP);
@@ -242,37 +264,53 @@ impl Rig {
         })
         .unwrap();
         vtd.take_over().unwrap();
-        let vtd = Box::leak(Box::new(vtd));
+        let vtd: &'static Vtd<_, _> = Box::leak(Box::new(vtd));
         let frames = Frames::new([(HostPhys(MEMORY), 64 * LARGE_PAGE_SIZE)]);
         let mut system = System::new(SystemParts {
             host,
-            iommu: Some(vtd),
-            msi: Some(vtd),
+            iommu: translated.then_some(vtd as &dyn Iommu),
+            msi: translated.then_some(vtd as &dyn MsiController),
             frames: Box::leak(Box::new(frames)),
             cpus: vec![CPU],
             vectors: 0x40..0x60,
             last_pasid: None,
         })
         .unwrap();
-        let device = Model::new(0x11fb);
+        let pages = Arc::new(ModelMemory::new());
         let parent = DsaParent::new(Setup {
             name: "dsa0".into(),
             function: Function::new(Arc::clone(&device.config), DEVICE).unwrap(),
             registers: Arc::clone(&device),
             host: Arc::new(TestHost::default()),
-            partition: Partition::default(),
-            sending: Sending::Tagged(None),
-            memory: Arc::new(ModelMemory::new()),
+            partition: Partition { queues: Vec::new(), shared },
+            sending,
+            memory: Arc::clone(&pages) as Arc<dyn DmaMemory>,
             options: Options::default(),
         })
         .unwrap();
-        let options = ParentOptions { iommu: true, unsafe_portals: false };
-        system.add_parent(&**Box::leak(Box::new(parent)), options).unwrap();
-        Self { system, boards: Boards::default(), unit, tables, device, host }
+        let options = ParentOptions { iommu: translated, unsafe_portals: false };
+        let parent: &'static dyn Parent = &**Box::leak(Box::new(parent));
+        system.add_parent(parent, options).unwrap();
+        Self { system, boards: Boards::default(), unit, tables, device, host, parent, pages }
     }
 
     /// A running VM with 8 MiB and one queue, whose driver has turned memory and bus mastering on.
     fn vm(&self, name: &str) -> Arc<Vm> {
+        let queue = VdevSpec {
+            parent: "dsa0".to_string(),
+            type_name: TYPE_DWQ.to_string(),
+            entries: None,
+            weight: None,
+        };
+        self.vm_with(name, vec![queue])
+    }
+
+    /// The same without a vdev.
+    fn bare_vm(&self, name: &str) -> Arc<Vm> {
+        self.vm_with(name, Vec::new())
+    }
+
+    fn vm_with(&self, name: &str, vdevs: Vec<VdevSpec>) -> Arc<Vm> {
         let vm = self
             .system
             .define_vm(VmSpec {
@@ -281,16 +319,16 @@ impl Rig {
                 vcpus: 1,
                 pasid_quota: 1,
                 restart_on_reset: true,
-                vdevs: vec![VdevSpec {
-                    parent: "dsa0".to_string(),
-                    type_name: TYPE_DWQ.to_string(),
-                    entries: None,
-                    weight: None,
-                }],
+                vdevs,
             })
             .unwrap();
         self.start(&vm);
         vm
+    }
+
+    fn destroy(&self, vm: &Vm, vdev: VdevId) {
+        let report = self.system.destroy_vdev(&self.boards, vm, vdev).unwrap();
+        assert_eq!(report.retired, []);
     }
 
     fn start(&self, vm: &Vm) {

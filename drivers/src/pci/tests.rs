@@ -108,6 +108,11 @@ impl ConfigModel {
         self.word(PASID + 4) & 1 << 16 != 0
     }
 
+    /// As wide as that are the PASIDs that it can send.
+    pub(crate) fn set_pasid_bits(&self, bits: u32) {
+        self.words.lock()[PASID / 4 + 1] = bits << 8 | 4;
+    }
+
     pub(crate) fn ats_enabled(&self) -> bool {
         self.word(ATS + 4) & 1 << 31 != 0
     }

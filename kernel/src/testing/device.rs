@@ -248,10 +248,11 @@ impl VdevRegisters for TestModel {
 }
 
 impl VdevModel for TestModel {
-    /// A trapped slice has none, so that it works where interrupts cannot be remapped.
+    /// A trapped slice has none, unless told so: it works where interrupts cannot be remapped.
     fn interrupts(&self) -> Vec<InterruptBinding> {
-        let count = if self.direct { ENTRIES } else { 0 };
-        let for_guest = !self.truth.lock().keeps_interrupts;
+        let truth = self.truth.lock();
+        let count = if self.direct || truth.interrupts_for_all { ENTRIES } else { 0 };
+        let for_guest = !truth.keeps_interrupts;
         (0..count)
             .map(|virtual_vector| InterruptBinding {
                 physical: 1 + self.queue as u16 * ENTRIES + virtual_vector,

@@ -165,6 +165,11 @@ pub struct Truth {
     pub bytes: BTreeMap<u64, VmId>,
     pub fail: BTreeSet<Fail>,
     pub failed: usize,
+    /// Steps that could have failed, in their order; and the place in it of one that does.
+    pub asked: Vec<Fail>,
+    pub fail_at: Option<usize>,
+    /// Trapped slices have interrupts, too.
+    pub interrupts_for_all: bool,
     pub steps: Vec<Step>,
     pub violations: Vec<String>,
 }
@@ -172,7 +177,8 @@ pub struct Truth {
 impl Truth {
     /// Whether a step fails now.
     pub fn fails(&mut self, what: Fail) -> bool {
-        let fails = self.fail.remove(&what);
+        let fails = self.fail.remove(&what) || self.fail_at == Some(self.asked.len());
+        self.asked.push(what);
         self.failed += usize::from(fails);
         fails
     }

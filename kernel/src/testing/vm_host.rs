@@ -55,11 +55,10 @@ impl VmHost for SharedTruth {
 
     fn plug(&self, vm: &Vm, vdev: &Vdev) -> Result<(), Refusal> {
         let mut truth = self.lock();
-        let Some(portal) = vdev.model().portals().first() else {
-            return Ok(());
-        };
-        let queue = (portal.host.0 as usize - 0xf000_0000) / 0x1000;
-        truth.portals.insert((vm.id(), vdev.id()), queue);
+        if let Some(portal) = vdev.model().portals().first() {
+            let queue = (portal.host.0 as usize - 0xf000_0000) / 0x1000;
+            truth.portals.insert((vm.id(), vdev.id()), queue);
+        }
         // Fails with the portal mapped, which is the worse case.
         if truth.fails(Fail::Plug) {
             return Err(fault("plug"));

@@ -3,31 +3,64 @@
 
 use super::*;
 
+/// What hardware and drivers hold.
+fn held(machine: &TestMachine) -> String {
+    let truth = machine.truth.lock();
+    let tables = (&truth.tables, &truth.attached, &truth.stage2, &truth.portals);
+    let interrupts = (&truth.msix, &truth.vectors, &truth.remapped, &truth.posted);
+    format!("{:?} {tables:?} {interrupts:?}", truth.queues)
+}
+
+/// Each step of a creation, for a type with a portal, one without, and that one without an IOMMU.
 #[test]
 fn each_step_of_creation_that_fails_leaves_no_trace() {
-    for fail in [
-        Fail::CreateSlice,
-        Fail::Attach,
-        Fail::AttachHalfway,
-        Fail::AllocateVector,
-        Fail::MapInterrupt,
-        Fail::Tag,
-        Fail::Plug,
-    ] {
-        let machine = TestMachine::new();
-        let system = &machine.system;
-        let alpha = system.define_vm(vm_spec("alpha", 2, 4, 0)).unwrap();
-        system.start_vm(machine.truth, &alpha).unwrap();
-        machine.truth.fail(fail);
-        let refusal = system.create_vdev(machine.truth, &alpha, &vdev_spec(), None).unwrap_err();
-        assert!(refusal.what.starts_with("vm alpha: vdev dsa0"), "{refusal}");
-        assert_eq!(machine.truth.lock().failed, 1, "{fail:?} was not reached");
-        machine.assert_sound();
-        assert_eq!(alpha.vdevs().len(), 0);
-        assert_eq!((alpha.quota().leased(), alpha.quota().retired()), (0, 0), "{fail:?}");
-        system.create_vdev(machine.truth, &alpha, &vdev_spec(), None).unwrap();
-        system.end_vm(machine.truth, &alpha, &POWER_OFF).unwrap();
-        machine.assert_as_at_start();
+    const INTERRUPTS: [Fail; 4] =
+        [Fail::AllocateVector, Fail::MapInterrupt, Fail::AllocateVector, Fail::MapInterrupt];
+    const TABLE: [Fail; 2] = [Fail::Attach, Fail::AttachHalfway];
+    const WINDOW: [Fail; 2] = [Fail::Map, Fail::MapMore];
+    let off = Options {
+        bypassed: true,
+        parent: ParentOptions { iommu: false, unsafe_portals: false },
+        ..Options::default()
+    };
+    let ways: [(Options, VdevSpec, &[&[Fail]]); 3] = [
+        (Options::default(), vdev_spec(), &[&TABLE, &INTERRUPTS]),
+        (Options::default(), trapped(), &[&TABLE, &INTERRUPTS, &WINDOW]),
+        (off, trapped(), &[&INTERRUPTS]),
+    ];
+    for (options, spec, between) in ways {
+        let steps = [&[Fail::CreateSlice], &*between.concat(), &[Fail::Tag, Fail::Plug]].concat();
+        for at in 0..=steps.len() {
+            let (machine, added) = TestMachine::with(options);
+            added.unwrap();
+            machine.truth.lock().interrupts_for_all = true;
+            let system = &machine.system;
+            let alpha = system.define_vm(vm_spec("alpha", 2, 4, 0)).unwrap();
+            system.start_vm(machine.truth, &alpha).unwrap();
+            let before = held(&machine);
+            machine.truth.lock().asked.clear();
+            machine.truth.lock().fail_at = Some(at);
+            let created = system.create_vdev(machine.truth, &alpha, &spec, None);
+            machine.truth.lock().fail_at = None;
+            let asked = machine.truth.lock().asked.clone();
+            // Neither a step that is not reached nor one that is not known here.
+            assert_eq!(
+                asked.iter().take(at + 1).collect::<Vec<_>>(),
+                steps.iter().take(at + 1).collect::<Vec<_>>()
+            );
+            machine.assert_sound();
+            let Err(refusal) = created else {
+                assert_eq!(at, steps.len(), "{steps:?}");
+                continue;
+            };
+            assert!(refusal.what.starts_with("vm alpha: vdev dsa0"), "{refusal}");
+            assert_eq!(held(&machine), before, "{:?}", steps[at]);
+            assert_eq!(alpha.vdevs().len(), 0);
+            assert_eq!((alpha.quota().leased(), alpha.quota().retired()), (0, 0), "{:?}", steps[at]);
+            system.create_vdev(machine.truth, &alpha, &spec, None).unwrap();
+            system.end_vm(machine.truth, &alpha, &POWER_OFF).unwrap();
+            machine.assert_as_at_start();
+        }
     }
 }
 
