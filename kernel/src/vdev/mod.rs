@@ -491,7 +491,7 @@ impl Vdev {
             type_name: self.type_name.clone(),
             taints: self.taints.clone(),
             state: if self.is_leaving() { "leaving" } else { "attached" }.into(),
-            work: self.model.shown_paused().map_or("running", Paused::name).into(),
+            work: self.model.paused().map_or("running", Paused::name).into(),
             pasid: self.pasid().map(Pasid::value),
             ioas: self.ioas().map(|id| id.0),
             interrupts: self.interrupts.describe(interrupt),

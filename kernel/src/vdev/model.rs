@@ -10,6 +10,7 @@ use alloc::string::{String, ToString};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::fmt;
+use core::sync::atomic::{AtomicU8, Ordering};
 
 use spin::Mutex;
 
@@ -26,6 +27,8 @@ pub struct SharedModel {
     portals: Vec<Portal>,
     interrupts: Vec<InterruptBinding>,
     model: Mutex<Option<Box<dyn VdevModel>>>,
+    /// What it said of a pause at the end of the last call.
+    paused: AtomicU8,
 }
 
 impl SharedModel {
@@ -36,6 +39,7 @@ impl SharedModel {
             portals: model.portals(),
             interrupts: model.interrupts(),
             model: Mutex::new(Some(model)),
+            paused: AtomicU8::new(Paused::number(None)),
         })
     }
 
@@ -66,7 +70,11 @@ impl SharedModel {
 
     /// Calls the model, unless the vdev has ended.
     pub fn with<R>(&self, call: impl FnOnce(&mut dyn VdevModel) -> R) -> Option<R> {
-        self.model.lock().as_mut().map(|model| call(model.as_mut()))
+        self.model.lock().as_mut().map(|model| {
+            let result = call(model.as_mut());
+            self.paused.store(Paused::number(model.paused()), Ordering::Release);
+            result
+        })
     }
 
     /// What the model says about itself; nothing while it is busy.
@@ -74,14 +82,9 @@ impl SharedModel {
         self.model.try_lock().and_then(|model| model.as_deref().map(VdevModel::describe)).unwrap_or_default()
     }
 
-    /// What it has under way while its VM is paused; `None` while it is not.
+    /// What it has under way while its VM is paused, as of the last call; `None` while it is not. Waits for no model.
     pub(super) fn paused(&self) -> Option<Paused> {
-        self.model.lock().as_deref().and_then(VdevModel::paused)
-    }
-
-    /// The same for the monitor, which waits for no model.
-    pub(super) fn shown_paused(&self) -> Option<Paused> {
-        self.model.try_lock().and_then(|model| model.as_deref().and_then(VdevModel::paused))
+        Paused::from_number(self.paused.load(Ordering::Acquire))
     }
 
     pub(super) fn take(&self) -> Option<Box<dyn VdevModel>> {

@@ -283,6 +283,26 @@ impl Paused {
             Self::Held => "held",
         }
     }
+
+    /// For an atomic.
+    pub(crate) const fn number(paused: Option<Self>) -> u8 {
+        match paused {
+            None => 0,
+            Some(Self::Draining) => 1,
+            Some(Self::Drained) => 2,
+            Some(Self::Held) => 3,
+        }
+    }
+
+    /// The way back.
+    pub(crate) const fn from_number(number: u8) -> Option<Self> {
+        match number {
+            1 => Some(Self::Draining),
+            2 => Some(Self::Drained),
+            3 => Some(Self::Held),
+            _ => None,
+        }
+    }
 }
 
 /// The guest's side of a slice: what its PCI function does behind its configuration space. The guest's bus holds no

@@ -129,3 +129,12 @@ fn pauses_and_resumes_in_quick_succession_and_the_end_of_a_paused_vm() {
     machine.system.start_vm(machine.truth, &alpha).unwrap();
     assert_eq!(states(&machine), ["running"]);
 }
+
+/// A late interrupt may keep a model busy on another processor just when somebody asks.
+#[test]
+fn what_is_under_way_is_told_while_a_model_is_busy() {
+    let (machine, alpha) = paused([30, 30]);
+    let vdev = alpha.vdevs().remove(0);
+    let told = vdev.model().with(|_| states(&machine)).unwrap();
+    assert_eq!(told, ["drained", "held"]);
+}
