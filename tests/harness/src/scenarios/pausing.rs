@@ -27,6 +27,9 @@ const STILL: Duration = Duration::from_millis(1000);
 const VERIFIED: u64 = 600;
 const PAUSES: usize = 4;
 
+/// The accelerator, to QEMU.
+const DEVICE: &str = "/machine/peripheral/dsa0";
+
 /// One guest, and how much it has under way.
 struct Worker {
     name: &'static str,
@@ -46,7 +49,7 @@ const WORKERS: [Worker; 3] = [
 /// Pauses with DMA running.
 pub const DMA: Scenario = Scenario {
     name: "pause-dma",
-    about: "guests are paused again and again in the middle of DMA: drained and held are true, the neighbour goes on, no copy is lost or done twice",
+    about: "guests are paused again and again in the middle of DMA: drained and held are true, the neighbour goes on, no copy is lost or done twice; one that does not drain in time",
     arches: Arch::ALL,
     cpus: &[Cpu::Tcg],
     run: |lab| {
@@ -148,9 +151,35 @@ pub const DMA: Scenario = Scenario {
             let [_, failures] = summary(*console)?;
             ensure!(failures == 0, "{failures} failures\n{}", machine.transcript());
         }
-        Ok(())
+        hangs(&machine, consoles[0], names[0])
     },
 };
+
+/// A device that does not drain in time: that is said, and the guest, which must not submit meanwhile, goes on after it has.
+fn hangs(machine: &Machine, console: Console<'_>, name: &str) -> Result<()> {
+    console.send_line("dsa-user load --wait interrupt --seconds 8 --depth 4 --size 4096")?;
+    work(machine, BETWEEN)?;
+    let hang = |hangs: bool| {
+        let set = json!({ "path": DEVICE, "property": "drain-hang", "value": hangs });
+        machine.qmp()?.execute("qom-set", set).map(drop)
+    };
+    hang(true)?;
+    machine.monitor(&format!("vm {name} pause"))?;
+    let state_now = state(machine, name)?;
+    ensure!(state_now == "draining", "{state_now}, and the device drains for ever\n{}", machine.transcript());
+    let refused = machine.monitor(&format!("vm {name} resume")).err();
+    let refused = refused.with_context(|| format!("{name} goes on during a drain"))?;
+    ensure!(refused.to_string().contains("Drain WQ"), "{refused}");
+    hang(false)?;
+    until(machine, COMMAND_TIMEOUT, || {
+        let state = state(machine, name)?;
+        Ok((state != "drained").then(|| format!("{name} is {state}, and the drain has ended")))
+    })?;
+    machine.monitor(&format!("vm {name} resume"))?;
+    let [copies, failures] = summary(console)?;
+    ensure!(copies > 0 && failures == 0, "{failures} failures\n{}", machine.transcript());
+    Ok(())
+}
 
 /// Pauses a guest; the state of its vdev then. The answer says the same.
 fn pause(machine: &Machine, name: &str) -> Result<String> {
@@ -185,7 +214,7 @@ fn submitted(machine: &Machine, name: &str) -> Result<Option<Value>> {
 
 /// Descriptors that the device has completed.
 fn completed(machine: &Machine) -> Result<u64> {
-    let path = json!({ "path": "/machine/peripheral/dsa0", "property": "stat-completed" });
+    let path = json!({ "path": DEVICE, "property": "stat-completed" });
     let completed = machine.qmp()?.execute("qom-get", path)?;
     completed.as_u64().with_context(|| format!("stat-completed: {completed}"))
 }
