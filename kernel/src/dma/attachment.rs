@@ -190,7 +190,9 @@ impl Joined {
         if let Some(present) = self.window {
             let mut windows = self.elsewhere.as_mut().map(|elsewhere| &mut elsewhere.windows);
             while let Some((space, windows)) = windows.as_mut().and_then(|all| Some((all.pop()?, all))) {
-                if let Err(refusal) = space.unmap(present.iova, PAGE_SIZE) {
+                if !space.is_destroyed()
+                    && let Err(refusal) = space.unmap(present.iova, PAGE_SIZE)
+                {
                     windows.push(space);
                     return Err(refusal);
                 }
@@ -491,5 +493,19 @@ mod tests {
         drop(fixture.attach(&one).unwrap());
         assert_eq!(fixture.quota.retired(), 1);
         assert!(one.destroy().is_err());
+    }
+
+    #[test]
+    fn a_window_that_was_left_in_a_space_goes_with_it() {
+        let mut fixture = fixture();
+        let (one, two) = (fixture.space(1, 1), fixture.space(2, 1));
+        let mut attachment = fixture.attach(&one).unwrap();
+        attachment.add_window(HostPhys(0x10_0000)).unwrap();
+        fixture.truth.fail(Fail::Unmap);
+        attachment.replace(&two).unwrap();
+        one.destroy().unwrap();
+        fixture.pasids.give_back(attachment.end(stopped()).unwrap());
+        two.destroy().unwrap();
+        assert!(fixture.truth.lock().violations.is_empty());
     }
 }

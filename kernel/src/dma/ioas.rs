@@ -346,6 +346,11 @@ impl IoAddressSpace {
         Ok(())
     }
 
+    /// Whether its table is gone, and with it whatever it mapped.
+    pub(crate) fn is_destroyed(&self) -> bool {
+        self.inner.lock().state == State::Destroyed
+    }
+
     /// For the monitor; `vm` is its owner's name.
     pub fn info(&self, vm: &str) -> IoasInfo {
         let inner = self.inner.lock();

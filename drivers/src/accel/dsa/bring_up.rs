@@ -105,6 +105,7 @@ impl<R: Registers, C: ConfigSpace> Device<R, C> {
             share_interrupts: Mutex::new(Vec::new()),
             free_entries: Mutex::new(Vec::new()),
             epoch: AtomicU32::new(0),
+            is_down: AtomicBool::new(false),
             resets: AtomicU32::new(0),
             busy: AtomicBool::new(false),
             attended: AtomicU32::new(0),
@@ -142,6 +143,7 @@ impl<R: Registers, C: ConfigSpace> Device<R, C> {
     /// again: nothing survives a function-level reset.
     pub fn recover(&self, unreached: &ParentUnreached) -> Result<(), Refusal> {
         let closed = self.close(Unreached::Withheld(unreached))?;
+        self.is_down.store(true, Ordering::Release);
         if let Some(shared) = &self.shared {
             shared.suspend();
         }
@@ -179,6 +181,7 @@ impl<R: Registers, C: ConfigSpace> Device<R, C> {
                 self.write_msix_entry(closed.registers, entry, message);
             }
         }
+        self.is_down.store(false, Ordering::Release);
         Ok(())
     }
 

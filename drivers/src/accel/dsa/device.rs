@@ -72,6 +72,8 @@ pub(super) struct Device<R, C> {
     pub free_entries: Mutex<Vec<ShareInterrupt>>,
     /// Counts the resets of the whole device since bring-up.
     pub epoch: AtomicU32,
+    /// A reset is under way, or did not end well: nobody gets a part of it.
+    pub is_down: AtomicBool,
     /// How often a reset ended well, so that nothing of what ran before it is left.
     pub resets: AtomicU32,
     /// Whether a command is in line.

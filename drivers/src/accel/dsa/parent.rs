@@ -234,6 +234,7 @@ impl<R: Registers + 'static, C: ConfigSpace + 'static> Parent for DsaParent<R, C
 
     fn available(&self, type_name: &str) -> u16 {
         match type_name {
+            _ if self.device.is_down.load(Ordering::Acquire) => 0,
             TYPE_DWQ if portals_allowed(&self.device) && !self.device.untranslated => {
                 self.device.queues.iter().filter(|queue| queue.is_free()).count() as u16
             }
@@ -249,6 +250,13 @@ impl<R: Registers + 'static, C: ConfigSpace + 'static> Parent for DsaParent<R, C
                 what,
                 alloc::format!("unknown type {}", request.type_name),
                 alloc::format!("{} offers {TYPE_DWQ} and {TYPE_SWQ}", self.device.name),
+            ));
+        }
+        if self.device.is_down.load(Ordering::Acquire) {
+            return Err(Refusal::new(
+                what,
+                "the device did not come back from its last reset",
+                alloc::format!("try `parent {} reset` again", self.device.name),
             ));
         }
         if request.entries == Some(0) {

@@ -134,9 +134,14 @@ impl Work {
         Some(words)
     }
 
+    /// Whether the piece that the device has is not the last one.
+    pub fn has_more(&self) -> bool {
+        self.done + self.piece < self.end
+    }
+
     /// The device has completed a piece; whether there is another.
     pub fn advance(&mut self, record: &Record) -> bool {
-        let more = went_on(record) && self.done + self.piece < self.end;
+        let more = went_on(record) && self.has_more();
         if more {
             self.done += self.piece;
         }

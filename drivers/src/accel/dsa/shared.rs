@@ -64,6 +64,8 @@ pub(super) struct ShareLease<R: Registers, C: ConfigSpace> {
     retired: bool,
     /// The device's epoch as far as the vdev was told.
     epoch: u32,
+    /// The one in which the guest's queue was enabled last.
+    enabled_in: u32,
     /// Resets of the device before something could last be in flight.
     ran_after: u32,
 }
@@ -88,6 +90,7 @@ impl<R: Registers, C: ConfigSpace> ShareLease<R, C> {
             stopping: false,
             retired: false,
             epoch: device.epoch(),
+            enabled_in: device.epoch(),
             ran_after: device.resets.load(Ordering::Acquire),
         })
     }
@@ -107,6 +110,14 @@ impl<R: Registers, C: ConfigSpace> ShareLease<R, C> {
     /// Whether the whole device was reset after something could last be in flight.
     fn was_stopped_by_reset(&self) -> bool {
         self.device.resets.load(Ordering::Acquire) != self.ran_after && self.is_enabled() == Some(false)
+    }
+
+    /// What is being done has all its time from now on.
+    fn begin_anew(&mut self) {
+        let now = self.device.host.now_ns();
+        if let Some(Doing::Draining { since_ns } | Doing::Reset { since_ns }) = &mut self.doing {
+            *since_ns = now;
+        }
     }
 
     fn abort_for_good(&mut self, patience_ns: u64) -> Result<(), String> {
@@ -218,6 +229,7 @@ impl<R: Registers, C: ConfigSpace> Lease for ShareLease<R, C> {
             return false;
         }
         self.open = entries.min(self.entries);
+        self.enabled_in = self.device.epoch();
         self.ran_after = self.device.resets.load(Ordering::Acquire);
         self.share.limit(limits.max_transfer_log2);
         // While the device is reset this waits.
@@ -249,10 +261,7 @@ impl<R: Registers, C: ConfigSpace> Lease for ShareLease<R, C> {
         }
         // What is held waits for its VM, so that its time does not count.
         if self.member().is_held() {
-            let now = self.device.host.now_ns();
-            if let Some(Doing::Draining { since_ns } | Doing::Reset { since_ns }) = &mut self.doing {
-                *since_ns = now;
-            }
+            self.begin_anew();
         }
         match self.doing {
             Some(Doing::Enabled) => {
@@ -284,7 +293,7 @@ impl<R: Registers, C: ConfigSpace> Lease for ShareLease<R, C> {
 
     fn withdraw(&mut self) {
         let draining = matches!(self.doing.take(), Some(Doing::Draining { .. }));
-        if draining && self.device.epoch() == self.epoch {
+        if draining && self.device.epoch() == self.enabled_in {
             self.member().open(self.open);
         }
         self.device.withdraw(self.waiter());
@@ -313,6 +322,7 @@ impl<R: Registers, C: ConfigSpace> Lease for ShareLease<R, C> {
     }
 
     fn resume(&mut self) -> Result<(), String> {
+        self.begin_anew();
         self.share.queue().release(self.member());
         Ok(())
     }

@@ -354,6 +354,10 @@ impl<R: Registers, M: DmaMemory> IommuUnit for Unit<R, M> {
         } else {
             alloc::vec![Command::ForgetTable { asid }]
         };
+        // A descriptor that was left on the way may lead here under an ASID that is no table's.
+        if inner.in_transit {
+            commands.push(Command::ForgetTable { asid: self.transit_asid() });
+        }
         let mut devices = device_tlbs.map(|(stream, tag)| Command::ForgetInDevice { stream, tag }).peekable();
         if devices.peek().is_some() {
             commands.push(Command::Sync);

@@ -340,7 +340,10 @@ impl State {
         let goes_on = !self.suspended;
         for flight in self.flights.iter_mut().rev().filter(|flight| !flight.completed) {
             let place = member.record(flight.record);
-            if trapping.memory.read64(place) & status::CODE == 0 {
+            // While the device is reset one that is done in part goes no further, and is lost with it.
+            let in_part =
+                !goes_on && flight.wishes.is_some() && flight.work.is_some_and(|work| work.has_more());
+            if in_part || trapping.memory.read64(place) & status::CODE == 0 {
                 continue;
             }
             let next = match (&self.reach, &trapping.portals) {

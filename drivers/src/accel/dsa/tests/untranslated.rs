@@ -541,3 +541,41 @@ fn a_dedicated_queue_is_never_overrun() {
     }
     assert!(guests.iter().all(|guest| guest.guest.raised.len() == 6));
 }
+
+#[test]
+fn half_a_copy_is_not_told_as_done_while_the_device_is_reset() {
+    let machine = Machine::new();
+    let mut guest = machine.guest();
+    guest.submit([MOVE, 0x480, 0x80, 0x180, INTERRUPT | 0x100, 0, 0, 0]);
+    machine.complete([1, 0, 0, 0]);
+    let shared = machine.parent.device().shared.clone().unwrap();
+    shared.suspend();
+    guest.interrupt();
+    assert!(guest.guest.raised.is_empty(), "told with half of it done");
+    assert_ne!(guest.record(0x480), [1, 0, 0, 0]);
+    shared.resume();
+    guest.interrupt();
+    assert!(guest.guest.raised.is_empty() && machine.has().is_empty(), "it is lost");
+    guest.guest.vdev.try_quiesce().unwrap();
+}
+
+#[test]
+fn after_a_reset_that_failed_nobody_gets_a_part_of_the_device() {
+    let machine = Machine::new();
+    machine.model.state.lock().stays_stuck = true;
+    machine.model.state.lock().hang = Vec::from([1, 10]);
+    recover(&machine.parent).unwrap_err();
+    let request = VdevRequest { vm: "alpha", type_name: TYPE_SWQ, entries: None, weight: None };
+    let refusal = machine.parent.create(&request).map(drop).unwrap_err();
+    assert_eq!(
+        refusal.to_string(),
+        "vm alpha: vdev dsa0/dsa-swq: the device did not come back from its last reset; try `parent dsa0 reset` again"
+    );
+    assert_eq!(machine.parent.available(TYPE_SWQ), 0);
+    machine.model.state.lock().stays_stuck = false;
+    machine.model.state.lock().hang.clear();
+    machine.model.finish();
+    recover(&machine.parent).unwrap();
+    machine.guest().submit([FILL, 0x480, 7, 0x180, INTERRUPT | 8, 0, 0, 0]);
+    assert_eq!(machine.has().len(), 1);
+}

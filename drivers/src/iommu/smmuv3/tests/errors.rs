@@ -196,3 +196,23 @@ fn global_errors_are_announced_again_and_again() {
     let state = machine.unit.state.lock().unwrap();
     assert!(state.command_error());
 }
+
+/// A descriptor that was left on the way: what is unmapped from either table is forgotten all the same.
+#[test]
+fn what_is_unmapped_after_a_replacement_that_failed_is_out_of_reach() {
+    for nth in 0..4 {
+        let machine = SmmuRig::new();
+        let (old, new) = (machine.table(4 * GIB, 2 * MIB), machine.table(8 * GIB, 2 * MIB));
+        machine.attach(1, old);
+        Rig::send(&machine, &[1], true);
+        Rig::refuse_nth(&machine, nth);
+        assert!(machine.smmu.replace(DEVICE, tag(1), new).is_err());
+        Rig::refuse_nth(&machine, usize::MAX);
+        Rig::send(&machine, &[], false);
+        let _before = machine.write(1, 0);
+        for table in [old, new] {
+            machine.smmu.unmap(table, Iova(0), 2 * MIB).unwrap();
+        }
+        assert!(machine.write(1, 0).is_err(), "nth {nth}");
+    }
+}

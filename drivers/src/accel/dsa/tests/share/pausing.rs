@@ -170,3 +170,27 @@ fn the_end_and_a_reset_of_the_device_drop_what_is_held() {
     drop(beta);
     assert_eq!(machine.parent.available(TYPE_SWQ), before);
 }
+
+#[test]
+fn a_disable_does_not_fail_for_the_time_of_a_pause_in_which_nobody_looks() {
+    let machine = Machine::new(true);
+    let mut alpha = at_work(&machine, 1, 8);
+    alpha.guest.w32(0xa0, 1 << 31 | 7 << 20 | 1);
+    alpha.guest.vdev.pause();
+    while !machine.has().is_empty() {
+        machine.complete(0, SUCCESS, &mut alpha);
+    }
+    alpha.guest.event();
+    assert_eq!(alpha.guest.vdev.paused(), Some(Paused::Held));
+    assert!(!machine.parent.is_waiting(), "nobody looks");
+    let host = machine.parent.device().host.clone();
+    let start = host.now_ns();
+    while host.now_ns() - start < 60_000_000_000 {}
+    alpha.guest.vdev.resume().unwrap();
+    assert_eq!(alpha.guest.r32(0xa8) >> 31, 1, "still active");
+    while !machine.has().is_empty() {
+        machine.complete(0, SUCCESS, &mut alpha);
+    }
+    alpha.guest.event();
+    assert_eq!((alpha.guest.r32(0xa8), told(&alpha, 8).len()), (0, 8));
+}
