@@ -293,3 +293,20 @@ fn the_first_command_of_a_bring_up_enables_the_shared_queue_once() {
     let enables = commands(&machine).into_iter().filter(|code| *code == u64::from(ENABLE_WQ)).count();
     assert_eq!(enables, 1);
 }
+
+/// What the device had is lost with a reset, also for a queue that was about to be disabled: that is over.
+#[test]
+fn a_queue_that_was_draining_is_not_open_after_a_reset() {
+    let machine = Machine::new(true);
+    let mut guest = machine.guest(1);
+    guest.copy(0x40);
+    // Disable WQ, which waits for the copy.
+    guest.guest.w32(0xa0, 7 << 20 | 1);
+    assert_eq!(guest.guest.r32(0xa8) >> 31, 1, "active");
+    recover(&machine.parent).unwrap();
+    guest.guest.event();
+    let shared = machine.parent.device().shared.clone().unwrap();
+    shared.for_each(|member| assert!(!member.is_open(), "open behind a reset"));
+    guest.copy(0x40);
+    assert!(machine.has().is_empty());
+}
