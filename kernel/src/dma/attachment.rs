@@ -148,13 +148,11 @@ impl Joined {
                 "end the vdev",
             ));
         }
+        if Arc::ptr_eq(to, &self.ioas) {
+            return self.ioas.replace(to, requester, pasid).map_err(|failed| failed.refusal);
+        }
         // A device that is on its way to the new one finds its window there.
-        let window = match &self.window {
-            Some(window) if !Arc::ptr_eq(to, &self.ioas) => {
-                Some(to.map_window(window.page, Some(window.iova))?)
-            }
-            other => *other,
-        };
+        let window = self.window.map(|window| to.map_window(window.page, Some(window.iova))).transpose()?;
         match self.ioas.replace(to, requester, pasid) {
             Ok(()) => {
                 let before = core::mem::replace(&mut self.ioas, to.clone());
@@ -169,9 +167,7 @@ impl Joined {
                 Err(refusal)
             }
             Err(AttachFailed { refusal, tag_kept: false }) => {
-                if !Arc::ptr_eq(to, &self.ioas) {
-                    self.drop_window(to.clone(), window);
-                }
+                self.drop_window(to.clone(), window);
                 Err(refusal)
             }
         }
