@@ -143,6 +143,11 @@ fn happen(machine: &TestMachine, event: &Event) {
     let system = &machine.system;
     let vms = system.vms();
     let pick = |index: &Index| vms[index.index(vms.len())].clone();
+    let pick_vdev = |index: &Index| {
+        let mut all = vms.iter().flat_map(|vm| vm.vdevs().into_iter().map(move |vdev| (vm, vdev)));
+        let count = all.clone().count();
+        if count == 0 { None } else { all.nth(index.index(count)) }
+    };
     let host = machine.truth;
     match event {
         Event::Start(vm) => drop(system.start_vm(host, &pick(vm))),
@@ -166,19 +171,13 @@ fn happen(machine: &TestMachine, event: &Event) {
             }
         }
         Event::DestroyVdev(index) => {
-            let all: Vec<_> =
-                vms.iter().flat_map(|vm| vm.vdevs().into_iter().map(move |v| (vm, v))).collect();
-            if !all.is_empty() {
-                let (vm, vdev) = &all[index.index(all.len())];
+            if let Some((vm, vdev)) = pick_vdev(index) {
                 drop(system.destroy_vdev(host, vm, vdev.id()));
             }
         }
         Event::Dismiss(index, listens) => {
-            let all: Vec<_> =
-                vms.iter().flat_map(|vm| vm.vdevs().into_iter().map(move |v| (vm, v))).collect();
             host.lock().listens = *listens;
-            if !all.is_empty() {
-                let (vm, vdev) = &all[index.index(all.len())];
+            if let Some((vm, vdev)) = pick_vdev(index) {
                 drop(system.dismiss_vdev(host, vm, vdev.id()));
             }
         }
@@ -192,11 +191,8 @@ fn happen(machine: &TestMachine, event: &Event) {
             drop(system.serve_departures(host));
         }
         Event::Move(index, direct, listens) => {
-            let all: Vec<_> =
-                vms.iter().flat_map(|vm| vm.vdevs().into_iter().map(move |v| (vm, v))).collect();
             host.lock().listens = *listens;
-            if !all.is_empty() {
-                let (vm, vdev) = &all[index.index(all.len())];
+            if let Some((vm, vdev)) = pick_vdev(index) {
                 let spec = if *direct { vdev_spec() } else { trapped() };
                 let before = vm.vdevs().len();
                 let moved = system.move_vdev(host, vm, vdev.id(), &spec);

@@ -39,10 +39,7 @@ pub const HOT_PLUG: Scenario = Scenario {
         is_there(&machine, alpha, 3, true)?;
         let function = in_slot(3);
         check(&machine, alpha, &format!("uio-up {function} uio_msix"), " up")?;
-        check(&machine, alpha, "L='dsa-user load --seconds 600 --depth 4'; echo $?", "0")?;
-        check(&machine, alpha, &format!("$L --device {function} >/tmp/load 2>&1 &"), "")?;
-        let submits = "until [ -s /tmp/load ]; do usleep 100000; done; head -n 1 /tmp/load";
-        check(&machine, alpha, submits, "waiting by")?;
+        keep_copying(&machine, alpha, &function)?;
         let begun = Instant::now();
         let said = destroy(&machine, "3")?;
         ensure!(said.contains("asked"), "{said}");
@@ -54,7 +51,7 @@ pub const HOT_PLUG: Scenario = Scenario {
         is_there(&machine, alpha, 3, false)?;
         ensure!(demonstration::vdevs(&machine)?.len() == 2, "{}", machine.transcript());
         // Its driver in user space is left with a device that has gone.
-        check(&machine, alpha, "wait $!; grep -c error= /tmp/load", "1")?;
+        stopped_copying(&machine, alpha)?;
         // A guest that stands still answers nothing.
         create(&machine)?;
         is_there(&machine, alpha, 3, true)?;
@@ -103,7 +100,6 @@ pub const MOVE: Scenario = Scenario {
             Arch::Aarch64 => &["dsa1/dsa-dwq", "dsa0/dsa-dwq"],
         };
         check(&machine, alpha, &format!("uio-up {} uio_msix", in_slot(1)), " up")?;
-        check(&machine, alpha, "L='dsa-user load --seconds 600 --depth 4'; echo $?", "0")?;
         let verify = "V='dsa-user verify --only copy,fill --wait interrupt'; echo $?";
         check(&machine, alpha, verify, "0")?;
         let works = |function: &str| {
@@ -113,11 +109,7 @@ pub const MOVE: Scenario = Scenario {
         let (mut vdev, mut slot) = (1, 1);
         for to in ways {
             // Many copies at once, all the time.
-            let function = in_slot(slot);
-            let load = format!("rm -f /tmp/load; $L --device {function} >/tmp/load 2>&1 &");
-            check(&machine, alpha, &load, "")?;
-            let submits = "until [ -s /tmp/load ]; do usleep 100000; done; head -n 1 /tmp/load";
-            check(&machine, alpha, submits, "waiting by")?;
+            keep_copying(&machine, alpha, &in_slot(slot))?;
             let said = machine.monitor(&format!("vdev move {vdev} {to} entries=8"))?;
             let next = said["vdev"].as_u64().with_context(|| format!("vdev move: {said}"))?;
             // The new one works while the old one does, too.
@@ -128,7 +120,7 @@ pub const MOVE: Scenario = Scenario {
             works(&function)?;
             machine.log().expect(&format!("#{vdev}: the guest has let go of it$"), COMMAND_TIMEOUT)?;
             is_there(&machine, alpha, slot, false)?;
-            check(&machine, alpha, "wait $!; grep -c error= /tmp/load", "1")?;
+            stopped_copying(&machine, alpha)?;
             works(&function)?;
             let vdevs = machine.monitor("vdevs")?;
             let name = format!("{to}#{next}");
@@ -149,6 +141,20 @@ pub const MOVE: Scenario = Scenario {
         is_well(alpha)
     },
 };
+
+/// Has a driver in user space copy all the time, from here on.
+fn keep_copying(machine: &Machine, console: Console<'_>, function: &str) -> Result<()> {
+    check(machine, console, "L='dsa-user load --seconds 600 --depth 4'; echo $?", "0")?;
+    let load = format!("rm -f /tmp/load; $L --device {function} >/tmp/load 2>&1 &");
+    check(machine, console, &load, "")?;
+    let submits = "until [ -s /tmp/load ]; do usleep 100000; done; head -n 1 /tmp/load";
+    check(machine, console, submits, "waiting by").map(drop)
+}
+
+/// It has ended, since its device has gone.
+fn stopped_copying(machine: &Machine, console: Console<'_>) -> Result<()> {
+    check(machine, console, "wait $!; grep -c error= /tmp/load", "1").map(drop)
+}
 
 /// The guest's kernel has nothing to say against what it went through.
 fn is_well(console: Console<'_>) -> Result<()> {

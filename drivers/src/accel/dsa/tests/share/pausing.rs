@@ -120,16 +120,33 @@ fn pauses_in_quick_succession_lose_nothing_and_double_nothing() {
     assert!(machine.has().is_empty());
 }
 
+fn complete_all(machine: &Machine, guest: &mut Sharer) {
+    while !machine.has().is_empty() {
+        machine.complete(0, SUCCESS, guest);
+    }
+}
+
+/// A guest that has given Disable WQ, and was paused when some of what it had submitted was not sent yet.
+fn paused_in_a_disable(machine: &Machine) -> Sharer {
+    let mut guest = at_work(machine, 1, 8);
+    guest.guest.w32(0xa0, 1 << 31 | 7 << 20 | 1);
+    guest.guest.vdev.pause();
+    complete_all(machine, &mut guest);
+    guest
+}
+
+/// It ends well, and the guest is told of all that it had.
+fn the_disable_ends(machine: &Machine, guest: &mut Sharer) {
+    complete_all(machine, guest);
+    guest.guest.event();
+    assert_eq!((guest.guest.r32(0xa8), told(guest, 8).len()), (0, 8));
+}
+
 /// A disable of the guest's waits for what is held, and does not fail for the time of the pause.
 #[test]
 fn a_disable_that_waits_for_what_is_held_ends_after_the_pause() {
     let machine = Machine::new(true);
-    let mut alpha = at_work(&machine, 1, 8);
-    alpha.guest.w32(0xa0, 1 << 31 | 7 << 20 | 1);
-    alpha.guest.vdev.pause();
-    while !machine.has().is_empty() {
-        machine.complete(0, SUCCESS, &mut alpha);
-    }
+    let mut alpha = paused_in_a_disable(&machine);
     // Longer than any command may wait.
     for _ in 0..20_000 {
         alpha.guest.event();
@@ -139,11 +156,7 @@ fn a_disable_that_waits_for_what_is_held_ends_after_the_pause() {
     assert!(!machine.parent.is_waiting(), "nobody looks after what waits for a person");
     alpha.guest.vdev.resume().unwrap();
     assert!(machine.parent.is_waiting());
-    while !machine.has().is_empty() {
-        machine.complete(0, SUCCESS, &mut alpha);
-    }
-    alpha.guest.event();
-    assert_eq!((alpha.guest.r32(0xa8), told(&alpha, 8).len()), (0, 8));
+    the_disable_ends(&machine, &mut alpha);
 }
 
 #[test]
@@ -174,12 +187,7 @@ fn the_end_and_a_reset_of_the_device_drop_what_is_held() {
 #[test]
 fn a_disable_does_not_fail_for_the_time_of_a_pause_in_which_nobody_looks() {
     let machine = Machine::new(true);
-    let mut alpha = at_work(&machine, 1, 8);
-    alpha.guest.w32(0xa0, 1 << 31 | 7 << 20 | 1);
-    alpha.guest.vdev.pause();
-    while !machine.has().is_empty() {
-        machine.complete(0, SUCCESS, &mut alpha);
-    }
+    let mut alpha = paused_in_a_disable(&machine);
     alpha.guest.event();
     assert_eq!(alpha.guest.vdev.paused(), Some(Paused::Held));
     assert!(!machine.parent.is_waiting(), "nobody looks");
@@ -188,9 +196,5 @@ fn a_disable_does_not_fail_for_the_time_of_a_pause_in_which_nobody_looks() {
     while host.now_ns() - start < 60_000_000_000 {}
     alpha.guest.vdev.resume().unwrap();
     assert_eq!(alpha.guest.r32(0xa8) >> 31, 1, "still active");
-    while !machine.has().is_empty() {
-        machine.complete(0, SUCCESS, &mut alpha);
-    }
-    alpha.guest.event();
-    assert_eq!((alpha.guest.r32(0xa8), told(&alpha, 8).len()), (0, 8));
+    the_disable_ends(&machine, &mut alpha);
 }
