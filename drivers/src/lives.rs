@@ -15,6 +15,7 @@ use pasidon_kernel::base::refusal::Refusal;
 use pasidon_kernel::dev::Received;
 use pasidon_kernel::dev::pci::{PciBus, PciWindow, Slot};
 use pasidon_kernel::dma::iommu::Iommu;
+use pasidon_kernel::dma::pasid::NamespaceScope;
 use pasidon_kernel::irq::host::Host;
 use pasidon_kernel::irq::msi::MsiController;
 use pasidon_kernel::irq::{HostVector, Route};
@@ -274,6 +275,7 @@ impl Rig {
             cpus: vec![CPU],
             vectors: 0x40..0x60,
             last_pasid: None,
+            pasid_scope: NamespaceScope::Host,
         })
         .unwrap();
         let pages = Arc::new(ModelMemory::new());

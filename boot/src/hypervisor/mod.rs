@@ -68,7 +68,7 @@ pub fn run(handover: Handover) -> ! {
     }
     let Some(wanted) = Wanted::new(handover.parsed) else { nothing_started() };
     let mode = wanted.host().console.value;
-    let last_pasid = wanted.host().last_pasid;
+    let (last_pasid, pasid_scope) = (wanted.host().last_pasid, wanted.host().pasid_namespace.value);
     log::set_max_level(wanted.host().log.value);
 
     let frames = handover.frames;
@@ -88,6 +88,7 @@ pub fn run(handover: Handover) -> ! {
         cpus,
         vectors: host::device_vectors(),
         last_pasid: last_pasid.and_then(|last| Pasid::new(last.value.into())),
+        pasid_scope,
     };
     let mut system = match System::new(parts) {
         Ok(system) => system,

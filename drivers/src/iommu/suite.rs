@@ -162,6 +162,7 @@ macro_rules! isolation_tests {
             a_replaced_table_is_the_old_or_the_new_one
             a_replacement_that_is_refused_changes_nothing
             a_replacement_that_fails_holds_both_tables
+            two_devices_may_send_the_same_tag
             every_large_tag_can_be_attached
             a_read_only_mapping_takes_no_write
             after_a_storm_faults_are_still_announced
@@ -335,6 +336,29 @@ pub fn a_replacement_that_fails_holds_both_tables<R: Rig>(rig: &R) {
             break;
         }
     }
+}
+
+/// Also where both had it on the same table, and one of them gets another.
+pub fn two_devices_may_send_the_same_tag<R: Rig>(rig: &R) {
+    let other = Requester { rid: DEVICE.rid + 1, ..DEVICE };
+    rig.iommu().claim(other).unwrap();
+    let write = |device| rig.dma(device, Some(3), 0x1000, true);
+    let (alpha, beta) = (rig.table(4 * GIB, 2 * MIB), rig.table(8 * GIB, 2 * MIB));
+    rig.attach(3, alpha);
+    assert!(write(other).is_err());
+    rig.iommu().attach(other, tag(3), beta).unwrap();
+    for _ in 0..2 {
+        assert_eq!((write(DEVICE), write(other)), (Ok(4 * GIB + 0x1000), Ok(8 * GIB + 0x1000)));
+    }
+    rig.iommu().replace(other, tag(3), alpha).unwrap();
+    assert_eq!((write(DEVICE), write(other)), (Ok(4 * GIB + 0x1000), Ok(4 * GIB + 0x1000)));
+    rig.detach(3);
+    assert_eq!((write(DEVICE), write(other)), (Err(R::NOT_ATTACHED), Ok(4 * GIB + 0x1000)));
+    rig.attach(3, beta);
+    assert_eq!((write(DEVICE), write(other)), (Ok(8 * GIB + 0x1000), Ok(4 * GIB + 0x1000)));
+    rig.iommu().detach(other, tag(3)).unwrap();
+    assert_eq!((write(DEVICE), write(other)), (Ok(8 * GIB + 0x1000), Err(R::NOT_ATTACHED)));
+    rig.iommu().destroy_table(alpha).unwrap();
 }
 
 pub fn every_large_tag_can_be_attached<R: Rig>(rig: &R) {

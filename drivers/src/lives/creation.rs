@@ -210,23 +210,31 @@ fn without_a_place_on_the_guests_bus_there_is_nothing() {
     }
 }
 
-/// The last step: the device cannot send with the tag.
+/// The device can send one PASID: each vdev in turn has it, and there are never two.
 #[test]
-fn without_a_tag_in_the_device_there_is_nothing() {
-    for way in [Way::Dedicated, Way::Shared] {
+fn without_a_pasid_that_the_device_can_send_there_is_nothing() {
+    // A device with a shared queue offers no more shares than it has PASIDs.
+    let shares = "2nd of 1 shares";
+    for (way, why) in
+        [(Way::Dedicated, "all that the device can send, 1..=1, are in use"), (Way::Shared, shares)]
+    {
         let device = Model::new(0x11fb);
         device.config.set_pasid_bits(1);
         let rig = way.rig_on(device);
-        let vm = rig.bare_vm("alpha");
-        let create = || rig.system.create_vdev(&rig.boards, &vm, &way.spec(), None);
-        rig.destroy(&vm, create().unwrap());
-        let (before, used) = (books(&rig, &vm), rig.tables.used());
-        for _ in 0..3 {
-            let refusal = create().unwrap_err().to_string();
-            assert!(refusal.contains("does not fit the device's 1 bits"), "{refusal}");
-            assert_eq!(books(&rig, &vm), before, "{way:?}");
-            assert_eq!(rig.tables.used(), used, "{way:?}");
+        let (alpha, beta) = (rig.bare_vm("alpha"), rig.bare_vm("beta"));
+        let create = |vm| rig.system.create_vdev(&rig.boards, vm, &way.spec(), None);
+        for vm in [&alpha, &beta] {
+            rig.destroy(vm, create(vm).unwrap());
         }
-        assert_eq!(rig.end(&vm), 0);
+        for (vm, other) in [(&alpha, &beta), (&beta, &alpha), (&alpha, &beta)] {
+            let first = create(vm).unwrap();
+            let (before, used) = (books(&rig, other), rig.tables.used());
+            let refusal = create(other).unwrap_err().to_string();
+            assert!(refusal.contains(why), "{refusal}");
+            assert_eq!(books(&rig, other), before, "{way:?}");
+            assert_eq!(rig.tables.used(), used, "{way:?}");
+            rig.destroy(vm, first);
+        }
+        assert_eq!((rig.end(&alpha), rig.end(&beta)), (0, 0));
     }
 }

@@ -72,6 +72,14 @@ pub static HOST: Section = Section {
             example: "last_pasid = 255",
             about: "The largest PASID that is given out, and so how many there are. PASIDs are given out in turn, so that one that was given back rests as long as possible.",
         },
+        Key {
+            name: "pasid_namespace",
+            takes: "`\"host\"` or `\"device\"`",
+            default: Some("`\"host\"`"),
+            example: "pasid_namespace = \"host\"",
+            about: "Where a PASID is given out once: on the whole host, so that the number alone says whose it is, or on each \
+                    device, so that each has all of them. The IOMMU tells devices apart before it looks at the PASID.",
+        },
     ],
 };
 

@@ -5,6 +5,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::base::addr::Requester;
+use crate::dma::pasid::NamespaceScope;
 
 /// Every key given.
 pub(super) const FULL: &str = r#"
@@ -13,6 +14,7 @@ mode = "run"
 log = "debug"
 console = "framed"
 last_pasid = 255
+pasid_namespace = "device"
 
 [parent.dsa1]
 match = "8086:0b25"
@@ -81,6 +83,7 @@ fn every_key_is_read() {
     assert_eq!(config.host.log.value, log::LevelFilter::Debug);
     assert_eq!(config.host.console.value, ConsoleMode::Framed);
     assert_eq!(config.host.last_pasid.map(|last| last.value), Some(255));
+    assert_eq!(config.host.pasid_namespace.value, NamespaceScope::Device);
     let names: Vec<_> = config.parents.iter().map(|parent| parent.name.value.as_str()).collect();
     assert_eq!(names, ["dsa1", "dsa0"], "in the order of the file");
     let dsa0 = config.parent("dsa0").unwrap();
@@ -160,7 +163,7 @@ fn values_know_their_places() {
     let error = alpha.error_at(alpha.memory.at, "memory: the machine has 128M left", "use less");
     assert_eq!(
         error.to_string(),
-        "pasidon.toml:19:10: vm alpha: memory: the machine has 128M left; use less"
+        "pasidon.toml:20:10: vm alpha: memory: the machine has 128M left; use less"
     );
 }
 

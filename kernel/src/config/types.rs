@@ -9,6 +9,7 @@ use alloc::vec::Vec;
 use super::error::{ConfigError, Position, Scope, Spanned};
 use crate::base::addr::Requester;
 use crate::base::refusal::Refusal;
+use crate::dma::pasid::NamespaceScope;
 
 /// The whole file. Everything in it is consistent as far as the text alone can tell.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -32,6 +33,8 @@ pub struct HostConfig {
     pub console: Spanned<ConsoleMode>,
     /// The largest PASID that is given out; `None`: the largest that the IOMMU understands.
     pub last_pasid: Option<Spanned<u16>>,
+    /// Whether PASIDs differ on the whole host, or on each device.
+    pub pasid_namespace: Spanned<NamespaceScope>,
 }
 
 /// What Pasidon does on a machine.

@@ -366,7 +366,7 @@ mod tests {
         }
 
         fn attach(&mut self, ioas: &Arc<IoAddressSpace>) -> Result<Attachment, NotAttached> {
-            let lease = self.pasids.lease(&self.quota, 0).unwrap();
+            let lease = self.pasids.lease(&self.quota, 20, 0).unwrap();
             Attachment::attach(REQUESTER, VdevId(1), lease, ioas)
         }
 
@@ -409,7 +409,7 @@ mod tests {
         fixture.pasids.give_back(attachment.end(stopped()).unwrap());
         two.destroy().unwrap();
         assert_eq!(fixture.attached(), []);
-        assert_eq!(fixture.pasids.info().leased, 0);
+        assert_eq!(fixture.pasids.leased(), 0);
     }
 
     #[test]

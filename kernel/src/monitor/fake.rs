@@ -110,7 +110,13 @@ impl FakeHost {
                     held: 0,
                     hypervisor: HypervisorMemory { image: 1 << 20, heap: 4 << 20, heap_used: 1 << 20 },
                 },
-                pasids: PasidSpaceInfo { first: 1, last: (1 << 20) - 1, leased: 2, retired: 0 },
+                pasids: PasidSpaceInfo {
+                    first: 1,
+                    last: (1 << 20) - 1,
+                    leased: 2,
+                    retired: 0,
+                    per_device: false,
+                },
                 vms: 2,
                 vdevs: 2,
                 ..SystemInfo::default()

@@ -122,7 +122,7 @@ pub struct HypervisorMemory {
     pub heap_used: u64,
 }
 
-/// The PASID namespace.
+/// The PASID namespace, or all of them.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 pub struct PasidSpaceInfo {
     /// Smallest PASID that is leased.
@@ -133,6 +133,9 @@ pub struct PasidSpaceInfo {
     pub leased: u32,
     /// Not used again, because their end was not confirmed.
     pub retired: u32,
+    /// Each device has a namespace of its own, and these are the sums.
+    #[serde(default)]
+    pub per_device: bool,
 }
 
 /// One VM.

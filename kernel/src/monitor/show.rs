@@ -453,8 +453,12 @@ pub(super) fn version(version: &Version<'_>) -> String {
         (
             "pasids",
             format!(
-                "{} leased, {} retired, from {} to {}",
-                pasids.leased, pasids.retired, pasids.first, pasids.last
+                "{} leased, {} retired, from {} to {}{}",
+                pasids.leased,
+                pasids.retired,
+                pasids.first,
+                pasids.last,
+                if pasids.per_device { " on each device" } else { "" }
             ),
         ),
         ("vms", system.vms.to_string()),

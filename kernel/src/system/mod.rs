@@ -36,7 +36,7 @@ use crate::base::addr::Requester;
 use crate::base::id::{VdevId, VmId};
 use crate::base::refusal::Refusal;
 use crate::dma::iommu::Iommu;
-use crate::dma::pasid::{Pasid, PasidSpace};
+use crate::dma::pasid::{NamespaceScope, Pasid, PasidNamespaces};
 use crate::irq::RouteTable;
 use crate::irq::host::Host;
 use crate::irq::msi::MsiController;
@@ -70,6 +70,8 @@ pub struct SystemParts {
     pub vectors: Range<u32>,
     /// Largest PASID to use; `None` for all that the IOMMU understands.
     pub last_pasid: Option<Pasid>,
+    /// Whether PASIDs differ on the whole host, or on each device.
+    pub pasid_scope: NamespaceScope,
 }
 
 /// The hypervisor's state.
@@ -105,16 +107,14 @@ impl System {
             .iommu
             .map_or(Pasid::BITS, |iommu| u32::from(iommu.capabilities().pasid_bits).min(Pasid::BITS));
         let widest = Pasid::new(((1u64 << bits) - 1) as u32);
-        let (Some(first), Some(widest)) = (Pasid::new(1), widest) else {
-            return Err(Refusal::new("PASID namespace", "no such width", ""));
-        };
+        let widest = widest.ok_or_else(|| Refusal::new("PASID namespace", "no such width", ""))?;
         let last = parts.last_pasid.map_or(widest, |last| last.min(widest));
         Ok(Self {
             services: Services {
                 host: parts.host,
                 iommu: parts.iommu,
                 msi: parts.msi,
-                pasids: Mutex::new(PasidSpace::new(first, last)?),
+                pasids: Mutex::new(PasidNamespaces::new(parts.pasid_scope, last)?),
                 routes: RouteTable::new(parts.cpus, parts.vectors),
             },
             frames: parts.frames,

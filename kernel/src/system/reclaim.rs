@@ -126,7 +126,7 @@ impl System {
                 let (tag, vdev) = ((attachment.requester, attachment.pasid), attachment.vdev);
                 match attachment.end(stopped) {
                     Ok(quiet) => {
-                        self.services.pasids.lock().give_back(quiet);
+                        self.services.pasids.lock().give_back(tag.0, quiet);
                         self.forget_tag(tag, vdev);
                         None
                     }

@@ -53,7 +53,7 @@ impl Parent for TestParent {
     }
 
     fn dma_tag(&self) -> DmaTag {
-        if self.0.lock().tagged_by_requester { DmaTag::Requester } else { DmaTag::Pasid }
+        if self.0.lock().tagged_by_requester { DmaTag::Requester } else { DmaTag::Pasid { bits: 20 } }
     }
 
     fn types(&self) -> &[VdevType] {

@@ -19,7 +19,7 @@ pub use truth::{Fail, Step};
 
 use crate::base::addr::{GuestPhys, HostPhys, LARGE_PAGE_SIZE, Requester};
 use crate::dma::iommu::Iommu;
-use crate::dma::pasid::Pasid;
+use crate::dma::pasid::{NamespaceScope, Pasid};
 use crate::dma::window;
 use crate::irq::msi::MsiController;
 use crate::irq::{HostVector, Route};
@@ -102,6 +102,7 @@ impl TestMachine {
             cpus: CPUS.to_vec(),
             vectors: VECTORS,
             last_pasid: Pasid::new(options.last_pasid),
+            pasid_scope: NamespaceScope::Host,
         })
         .unwrap();
         Self { truth, system, memory }

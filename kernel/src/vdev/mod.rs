@@ -33,7 +33,7 @@ use crate::base::refusal::Refusal;
 use crate::dma::attachment::{Attachment, Quiesced, RetiredAttachment};
 use crate::dma::ioas::IoAddressSpace;
 use crate::dma::iommu::Iommu;
-use crate::dma::pasid::{LeaseRecord, Pasid, PasidQuota, PasidSpace};
+use crate::dma::pasid::{LeaseRecord, Pasid, PasidNamespaces, PasidQuota};
 use crate::irq::host::Host;
 use crate::irq::msi::MsiController;
 use crate::irq::{Route, RouteTable};
@@ -85,7 +85,7 @@ pub(crate) struct Services {
     pub(crate) host: &'static dyn Host,
     pub(crate) iommu: Option<&'static dyn Iommu>,
     pub(crate) msi: Option<&'static dyn MsiController>,
-    pub(crate) pasids: Mutex<PasidSpace>,
+    pub(crate) pasids: Mutex<PasidNamespaces>,
     pub(crate) routes: RouteTable,
 }
 
@@ -214,8 +214,9 @@ impl Vdev {
             Space::Untranslated => Reach::Untranslated(owner.ram.clone()),
             Space::Translated(ioas) => {
                 // Without a tag, dropping the model gives the slice back.
-                let lease =
-                    services.pasids.lock().lease(owner.quota, services.host.now_ns()).map_err(within)?;
+                let (device, bits) = (parent.requester(), parent.dma_tag().pasid_bits());
+                let now = services.host.now_ns();
+                let lease = services.pasids.lock().lease(device, bits, owner.quota, now).map_err(within)?;
                 match Attachment::attach(parent.requester(), id, lease, ioas) {
                     Ok(attachment) => Reach::Translated(attachment),
                     Err(failed) => {
@@ -525,7 +526,7 @@ fn settle(
 ) -> Option<Retirement> {
     match ended {
         Ok(quiet) => {
-            services.pasids.lock().give_back(quiet);
+            services.pasids.lock().give_back(parent.requester(), quiet);
             None
         }
         Err(attachment) => {

@@ -45,10 +45,23 @@ impl VdevType {
 pub enum DmaTag {
     /// All slices share the parent's requester ID. Each sends with a PASID of its own, which has a page table of its
     /// own.
-    Pasid,
+    Pasid {
+        /// Width of the PASIDs that the device can send, at most [`Pasid::BITS`].
+        bits: u8,
+    },
     /// Each slice is a PCI function with a requester ID of its own, and would need a page table per requester: what is
     /// tagged with a PASID then is the guest's own business.
     Requester,
+}
+
+impl DmaTag {
+    /// Width of the PASIDs that a slice may be told to send: 0 where none is its own.
+    pub const fn pasid_bits(self) -> u8 {
+        match self {
+            Self::Pasid { bits } => bits,
+            Self::Requester => 0,
+        }
+    }
 }
 
 /// A request for one slice.

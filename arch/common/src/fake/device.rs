@@ -132,7 +132,7 @@ impl Parent for FakeParent {
     }
 
     fn dma_tag(&self) -> DmaTag {
-        DmaTag::Pasid
+        DmaTag::Pasid { bits: 20 }
     }
 
     fn types(&self) -> &[VdevType] {

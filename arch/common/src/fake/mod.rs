@@ -19,6 +19,7 @@ use std::sync::Arc;
 
 use pasidon_kernel::base::addr::{GuestPhys, HostPhys, LARGE_PAGE_SIZE};
 use pasidon_kernel::config::parse;
+use pasidon_kernel::dma::pasid::NamespaceScope;
 use pasidon_kernel::memory::frames::Frames;
 use pasidon_kernel::memory::ram::RamRange;
 use pasidon_kernel::system::{ParentOptions, System, SystemParts};
@@ -90,6 +91,7 @@ impl Rig {
             cpus: (0..PCPUS).collect(),
             vectors: device::VECTORS.start..device::VECTORS.end + VMS as u32,
             last_pasid: None,
+            pasid_scope: NamespaceScope::Host,
         })
         .expect("a system");
         let options = ParentOptions { iommu: false, unsafe_portals: false };

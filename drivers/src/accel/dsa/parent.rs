@@ -225,7 +225,7 @@ impl<R: Registers + 'static, C: ConfigSpace + 'static> Parent for DsaParent<R, C
     }
 
     fn dma_tag(&self) -> DmaTag {
-        DmaTag::Pasid
+        DmaTag::Pasid { bits: self.device.pasid_bits() }
     }
 
     fn types(&self) -> &[VdevType] {

@@ -167,7 +167,7 @@ impl Parent for FourQueues {
         Requester::new(0, 0, 4, 0)
     }
     fn dma_tag(&self) -> DmaTag {
-        DmaTag::Pasid
+        DmaTag::Pasid { bits: 20 }
     }
     fn types(&self) -> &[VdevType] {
         const fn kind(name: &'static str, direct_portal: bool) -> VdevType {

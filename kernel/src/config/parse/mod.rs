@@ -18,6 +18,7 @@ use crate::config::table::{Table, Value, unknown_key_remedy};
 use crate::config::types::{Config, ConsoleMode, HostConfig, Mode};
 use crate::config::value::Misfit;
 use crate::console::log::LEVELS;
+use crate::dma::pasid::NamespaceScope;
 
 /// Longest file that is read, in bytes. Far above any sensible configuration, far below what would hurt.
 pub const MAX_FILE: usize = 256 << 10;
@@ -117,11 +118,13 @@ fn host(text: &str, top: &DeTable<'_>, errors: &mut Vec<ConfigError>) -> HostCon
     table.refuse_unknown_keys(errors);
     let modes = [("plain", ConsoleMode::Plain), ("framed", ConsoleMode::Framed)];
     let what = [("run", Mode::Run), ("inventory", Mode::Inventory)];
+    let scopes = [("host", NamespaceScope::Host), ("device", NamespaceScope::Device)];
     HostConfig {
         mode: table.choice("mode", &what, Mode::Run, errors),
         log: table.choice("log", &LEVELS, log::LevelFilter::Info, errors),
         console: table.choice("console", &modes, ConsoleMode::Plain, errors),
         last_pasid: table.integer("last_pasid", 1..=u16::MAX, errors),
+        pasid_namespace: table.choice("pasid_namespace", &scopes, NamespaceScope::Host, errors),
     }
 }
 

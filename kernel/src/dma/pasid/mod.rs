@@ -11,11 +11,15 @@
 //! Source: PCIe 6.20 (PASID TLP prefix).
 
 mod lease;
+mod namespaces;
+mod scope;
 mod space;
 
 use core::fmt;
 
 pub use lease::{LeaseRecord, PasidLease, PasidQuota};
+pub use namespaces::PasidNamespaces;
+pub use scope::NamespaceScope;
 pub use space::PasidSpace;
 
 /// A process address space identifier (PCIe), the same thing as an Arm SubstreamID. 20 bits.

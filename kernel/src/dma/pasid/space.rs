@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The namespace that all leases come from.
+//! One namespace that leases come from.
 //!
 //! **Invariant.** Numbers not yet used are preferred, then the one that has been back for longest.
 
@@ -12,9 +12,9 @@ use super::Pasid;
 use super::lease::{Counters, LeaseRecord, PasidLease, PasidQuota};
 use crate::base::refusal::Refusal;
 use crate::dma::attachment::Quiesced;
-use crate::monitor::info::PasidSpaceInfo;
 
-/// The namespace that all leases come from. Leasing and returning take constant time.
+/// One namespace that leases come from. Leasing and returning take constant time; only for a device that cannot send all
+/// of its numbers, leasing looks for one among those that came back.
 #[derive(Debug)]
 pub struct PasidSpace {
     first: u32,
@@ -48,11 +48,11 @@ impl PasidSpace {
         })
     }
 
-    /// Leases one number on a VM's quota, at a time in nanoseconds since boot.
+    /// Leases one number of at most `bits` bits on a VM's quota, at a time in nanoseconds since boot.
     ///
     /// # Errors
     /// When the quota or the namespace is used up.
-    pub fn lease(&mut self, quota: &PasidQuota, now_ns: u64) -> Result<PasidLease, Refusal> {
+    pub fn lease(&mut self, quota: &PasidQuota, bits: u8, now_ns: u64) -> Result<PasidLease, Refusal> {
         let taken = quota.leased() + quota.retired();
         if taken >= quota.limit() {
             return Err(Refusal::new(
@@ -65,24 +65,13 @@ impl PasidSpace {
                 },
             ));
         }
-        let (pasid, used_before) = if self.fresh <= self.last {
+        let last = self.last.min(largest(bits));
+        let (pasid, used_before) = if self.fresh <= last {
             self.fresh += 1;
             (Pasid(self.fresh - 1), 0)
         } else {
-            self.returned.pop_front().ok_or_else(|| {
-                let retired = self.counters.retired.load(Ordering::Relaxed);
-                Refusal::new(
-                    "PASID",
-                    format!(
-                        "all {} of {}..={} are in use{}",
-                        self.last - self.first + 1,
-                        self.first,
-                        self.last,
-                        of_which_retired(retired)
-                    ),
-                    "destroy a vdev",
-                )
-            })?
+            let fits = self.returned.iter().position(|(pasid, _)| pasid.value() <= last);
+            fits.and_then(|at| self.returned.remove(at)).ok_or_else(|| self.used_up(last))?
         };
         let record = LeaseRecord { pasid, since_ns: now_ns, used_before };
         Ok(PasidLease::new(record, quota, &self.counters))
@@ -95,15 +84,34 @@ impl PasidSpace {
         self.returned.extend(record.map(|record| (record.pasid, record.used_before.saturating_add(1))));
     }
 
-    /// For the monitor.
-    pub fn info(&self) -> PasidSpaceInfo {
-        PasidSpaceInfo {
-            first: self.first,
-            last: self.last,
-            leased: self.counters.leased.load(Ordering::Relaxed),
-            retired: self.counters.retired.load(Ordering::Relaxed),
-        }
+    /// How many are leased now.
+    pub fn leased(&self) -> u32 {
+        self.counters.leased.load(Ordering::Relaxed)
     }
+
+    /// How many are not used again, because their end was not confirmed.
+    pub fn retired(&self) -> u32 {
+        self.counters.retired.load(Ordering::Relaxed)
+    }
+
+    /// There is none up to `last`.
+    fn used_up(&self, last: u32) -> Refusal {
+        let retired = of_which_retired(self.retired());
+        let (first, all) = (self.first, self.last);
+        if last < all {
+            let why = format!("all that the device can send, {first}..={last}, are in use{retired}");
+            let remedy = "destroy a vdev, or use pasid_namespace = \"device\" in [host]";
+            return Refusal::new("PASID", why, remedy);
+        }
+        let count = all - first + 1;
+        let why = format!("all {count} of {first}..={all} are in use{retired}");
+        Refusal::new("PASID", why, "destroy a vdev")
+    }
+}
+
+/// The largest number of so many bits.
+const fn largest(bits: u8) -> u32 {
+    if bits as u32 >= Pasid::BITS { (1 << Pasid::BITS) - 1 } else { (1 << bits) - 1 }
 }
 
 fn of_which_retired(retired: u32) -> alloc::string::String {
@@ -125,6 +133,9 @@ mod tests {
         PasidSpace::new(Pasid(first), Pasid(last)).unwrap()
     }
 
+    /// A device that can send every number.
+    const WIDE: u8 = Pasid::BITS as u8;
+
     #[test]
     fn zero_is_never_leased() {
         assert!(PasidSpace::new(Pasid(0), Pasid(7)).is_err());
@@ -135,12 +146,12 @@ mod tests {
     fn a_number_that_came_back_is_used_last() {
         let mut space = space(1, 3);
         let quota = PasidQuota::new(VmId(0), 3);
-        let first = space.lease(&quota, 0).unwrap();
+        let first = space.lease(&quota, WIDE, 0).unwrap();
         assert_eq!(first.pasid(), Pasid(1));
         space.give_back(Quiesced::for_test(first));
         let next: Vec<u32> = (0..3)
             .map(|_| {
-                let lease = space.lease(&quota, 0).unwrap();
+                let lease = space.lease(&quota, WIDE, 0).unwrap();
                 let number = lease.pasid().value();
                 core::mem::forget(lease);
                 number
@@ -153,10 +164,10 @@ mod tests {
     fn a_lease_tells_since_when_it_is_and_how_often_the_number_was_leased() {
         let mut space = space(1, 2);
         let quota = PasidQuota::new(VmId(0), 2);
-        let other = space.lease(&quota, 5).unwrap();
+        let other = space.lease(&quota, WIDE, 5).unwrap();
         assert_eq!(other.record(), LeaseRecord { pasid: Pasid(1), since_ns: 5, used_before: 0 });
         for round in 0..3 {
-            let lease = space.lease(&quota, 10 + u64::from(round)).unwrap();
+            let lease = space.lease(&quota, WIDE, 10 + u64::from(round)).unwrap();
             let expected =
                 LeaseRecord { pasid: Pasid(2), since_ns: 10 + u64::from(round), used_before: round };
             assert_eq!(lease.record(), expected);
@@ -168,42 +179,63 @@ mod tests {
     fn quota_and_namespace_refuse_with_a_remedy() {
         let mut space = space(1, 2);
         let small = PasidQuota::new(VmId(0), 1);
-        let kept = space.lease(&small, 0).unwrap();
+        let kept = space.lease(&small, WIDE, 0).unwrap();
         assert_eq!(
-            space.lease(&small, 0).unwrap_err().to_string(),
+            space.lease(&small, WIDE, 0).unwrap_err().to_string(),
             "PASID: quota of 1 used up; raise pasids of this VM or destroy one of its vdevs"
         );
         let large = PasidQuota::new(VmId(1), 9);
-        let other = space.lease(&large, 0).unwrap();
+        let other = space.lease(&large, WIDE, 0).unwrap();
         assert_eq!(
-            space.lease(&large, 0).unwrap_err().to_string(),
+            space.lease(&large, WIDE, 0).unwrap_err().to_string(),
             "PASID: all 2 of 1..=2 are in use; destroy a vdev"
         );
-        assert_eq!((space.info().leased, small.leased(), large.leased()), (2, 1, 1));
+        assert_eq!((space.leased(), small.leased(), large.leased()), (2, 1, 1));
         space.give_back(Quiesced::for_test(kept));
         space.give_back(Quiesced::for_test(other));
-        assert_eq!((space.info().leased, space.info().retired), (0, 0));
+        assert_eq!((space.leased(), space.retired()), (0, 0));
+    }
+
+    #[test]
+    fn a_narrow_device_gets_what_it_can_send_or_hears_why_not() {
+        let mut space = space(1, 9);
+        let quota = PasidQuota::new(VmId(0), 9);
+        let low = space.lease(&quota, 1, 0).unwrap();
+        assert_eq!(low.pasid(), Pasid(1));
+        assert_eq!(
+            space.lease(&quota, 1, 0).unwrap_err().to_string(),
+            "PASID: all that the device can send, 1..=1, are in use; \
+             destroy a vdev, or use pasid_namespace = \"device\" in [host]"
+        );
+        let others: Vec<PasidLease> = (2..=9).map(|_| space.lease(&quota, WIDE, 0).unwrap()).collect();
+        for lease in others.into_iter().rev().chain([low]) {
+            space.give_back(Quiesced::for_test(lease));
+        }
+        // Its only number came back as the last one.
+        assert_eq!(space.lease(&quota, 1, 0).unwrap().pasid(), Pasid(1));
+        assert_eq!(space.lease(&quota, WIDE, 0).unwrap().pasid(), Pasid(9));
+        assert!(space.lease(&quota, 0, 0).is_err());
     }
 
     #[test]
     fn a_dropped_lease_is_retired_and_stays_on_the_quota() {
         let mut space = space(1, 1);
         let quota = PasidQuota::new(VmId(0), 1);
-        drop(space.lease(&quota, 0).unwrap());
+        drop(space.lease(&quota, WIDE, 0).unwrap());
         assert_eq!((quota.leased(), quota.retired()), (0, 1));
-        assert_eq!((space.info().leased, space.info().retired), (0, 1));
-        assert!(space.lease(&quota, 0).unwrap_err().why.contains("1 retired"));
+        assert_eq!((space.leased(), space.retired()), (0, 1));
+        assert!(space.lease(&quota, WIDE, 0).unwrap_err().why.contains("1 retired"));
         let other = PasidQuota::new(VmId(1), 1);
-        assert!(space.lease(&other, 0).unwrap_err().why.contains("1 retired"));
+        assert!(space.lease(&other, WIDE, 0).unwrap_err().why.contains("1 retired"));
     }
 
     #[test]
     fn a_lease_of_another_namespace_is_not_taken() {
         let (mut one, mut two) = (space(1, 1), space(1, 1));
         let quota = PasidQuota::new(VmId(0), 1);
-        let lease = one.lease(&quota, 0).unwrap();
+        let lease = one.lease(&quota, WIDE, 0).unwrap();
         two.give_back(Quiesced::for_test(lease));
-        assert_eq!(one.info().retired, 1);
+        assert_eq!(one.retired(), 1);
         assert!(two.returned.is_empty());
     }
 
@@ -219,7 +251,7 @@ mod tests {
             let mut retired = BTreeSet::new();
             for (step, vm, index) in steps {
                 match step {
-                    0 => if let Ok(lease) = space.lease(&quotas[usize::from(vm)], 0) {
+                    0 => if let Ok(lease) = space.lease(&quotas[usize::from(vm)], WIDE, 0) {
                         prop_assert!((3..=12).contains(&lease.pasid().value()));
                         prop_assert!(live.iter().all(|other| other.pasid() != lease.pasid()));
                         prop_assert!(!retired.contains(&lease.pasid()));
@@ -235,8 +267,8 @@ mod tests {
                         retired.insert(lease.pasid());
                     }
                 }
-                prop_assert_eq!(space.info().leased as usize, live.len());
-                prop_assert_eq!(space.info().retired as usize, retired.len());
+                prop_assert_eq!(space.leased() as usize, live.len());
+                prop_assert_eq!(space.retired() as usize, retired.len());
                 for quota in &quotas {
                     let held = live.iter().filter(|lease| lease.owner() == quota.owner()).count();
                     prop_assert_eq!(quota.leased() as usize, held);

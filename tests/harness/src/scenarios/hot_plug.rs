@@ -88,11 +88,12 @@ pub const MOVE: Scenario = Scenario {
     arches: Arch::ALL,
     cpus: Cpu::ALL,
     run: |lab| {
-        // HOST ends with the section of dsa0.
+        // HOST begins with the host's section and ends with that of dsa0.
+        let host = HOST.replacen("[host]", "[host]\npasid_namespace = \"device\"", 1);
         let shared = "shared_entries = 16\n";
         let second = format!("{shared}\n[parent.dsa1]\npci = \"0000:00:05.0\"\n{shared}\n");
         // Two programs at once.
-        let configuration = [HOST.trim_end(), "\n", &second, &vm("alpha", 1, "hugepages=4")].concat();
+        let configuration = [host.trim_end(), "\n", &second, &vm("alpha", 1, "hugepages=4")].concat();
         let machine = lab.pasidon(&configuration, |platform| demonstration::platform(platform).dsa(""))?;
         let alpha = shell(&machine, "alpha")?;
         let ways: &[&str] = match lab.arch() {
@@ -112,6 +113,11 @@ pub const MOVE: Scenario = Scenario {
             keep_copying(&machine, alpha, &in_slot(slot))?;
             let said = machine.monitor(&format!("vdev move {vdev} {to} entries=8"))?;
             let next = said["vdev"].as_u64().with_context(|| format!("vdev move: {said}"))?;
+            if vdev == 1 {
+                let both = machine.monitor("pasids")?;
+                let numbers = both.as_array().into_iter().flatten().map(|pasid| pasid["pasid"].as_u64());
+                ensure!(numbers.eq([Some(1), Some(1)]), "wanted PASID 1 on each device: {both}");
+            }
             // The new one works while the old one does, too.
             let free = if slot == 1 { 2 } else { 1 };
             is_there(&machine, alpha, free, true)?;
