@@ -18,10 +18,11 @@ use pasidon_kernel::dma::iommu::Iommu;
 use pasidon_kernel::dma::pasid::NamespaceScope;
 use pasidon_kernel::irq::host::Host;
 use pasidon_kernel::irq::msi::MsiController;
+use pasidon_kernel::irq::vectors::{VectorControl, Vectors};
 use pasidon_kernel::irq::{HostVector, Route};
 use pasidon_kernel::memory::frames::{Frames, GuestGone};
 use pasidon_kernel::memory::ram::{GuestRam, RamRange};
-use pasidon_kernel::monitor::info::PcpuInfo;
+use pasidon_kernel::monitor::info::{PcpuInfo, VectorInfo};
 use pasidon_kernel::system::{Dismissal, ParentOptions, System, SystemParts};
 use pasidon_kernel::vdev::parent::{Parent, VdevRequest};
 use pasidon_kernel::vdev::{PortalsUnmapped, Vdev, VdevSpec};
@@ -135,6 +136,23 @@ impl VmHost for Boards {
 
     fn portal_traps(&self, vm: &Vm, vdev: VdevId) -> u64 {
         self.on(vm, |board| board.bus.portal_traps(board.slots[&vdev]))
+    }
+
+    fn control_vectors(
+        &self,
+        vm: &Vm,
+        vdev: VdevId,
+        which: Vectors,
+        control: VectorControl,
+    ) -> Result<(), Refusal> {
+        self.on(vm, |board| {
+            let slot = board.slots[&vdev];
+            board.with(|bus, actions| bus.control_vectors(slot, which, control, actions))
+        })
+    }
+
+    fn vectors(&self, vm: &Vm, vdev: VdevId) -> Vec<VectorInfo> {
+        self.on(vm, |board| board.bus.vectors(board.slots[&vdev]))
     }
 
     fn pcpus(&self) -> Vec<PcpuInfo> {

@@ -21,6 +21,7 @@ use pasidon_kernel::base::refusal::Refusal;
 use pasidon_kernel::dev::Received;
 use pasidon_kernel::housekeeping::Housekeeping;
 use pasidon_kernel::memory::frames::Frames;
+use pasidon_kernel::monitor::info::VectorInfo;
 use pasidon_kernel::system::System;
 use pasidon_kernel::vm::exit::Action;
 use pasidon_kernel::vm::sched::{PATIENCE_NS, PcpuId, Scheduler};
@@ -245,6 +246,13 @@ impl<H: Hardware> Instance<H> {
         let mut board = self.lock_board().ok()?;
         let slot = board.slot(vdev)?;
         Some(board.chipset.pci().portal_traps(slot))
+    }
+
+    /// The MSI-X vectors of a vdev.
+    pub fn vectors(&self, vdev: VdevId) -> Option<Vec<VectorInfo>> {
+        let mut board = self.lock_board().ok()?;
+        let slot = board.slot(vdev)?;
+        Some(board.chipset.pci().vectors(slot))
     }
 
     /// The physical device raised an interrupt of a vdev. False, with nothing done, where the devices are in use.

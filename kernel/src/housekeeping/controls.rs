@@ -13,7 +13,8 @@ use crate::base::id::{IoasId, VdevId};
 use crate::base::refusal::Refusal;
 use crate::console::TypedInfo;
 use crate::dma::fault_log::FaultsInfo;
-use crate::monitor::info::{ParentInfo, PasidInfo, PcpuInfo, RetiredInfo, SystemInfo, VmInfo};
+use crate::irq::vectors::{VectorControl, Vectors};
+use crate::monitor::info::{ParentInfo, PasidInfo, PcpuInfo, RetiredInfo, SystemInfo, VectorInfo, VmInfo};
 use crate::monitor::{HostPower, MonitorHost, NewVdev, VmControl};
 use crate::system::Dismissal;
 use crate::vdev::VdevSpec;
@@ -114,6 +115,10 @@ impl MonitorHost for Controls<'_> {
         self.owner(vdev).map_or(0, |vm| self.vm_host.portal_traps(&vm, VdevId(vdev)))
     }
 
+    fn vectors(&self, vdev: u32) -> Vec<VectorInfo> {
+        self.owner(vdev).map(|vm| self.vm_host.vectors(&vm, VdevId(vdev))).unwrap_or_default()
+    }
+
     fn console_of(&self, vm: &str) -> Option<usize> {
         self.keeper.console_of(self.keeper.system.vm_named(vm)?.id())
     }
@@ -164,6 +169,11 @@ impl MonitorHost for Controls<'_> {
             true => system.destroy_vdev(self.vm_host, &vm, vdev).map(|_| Dismissal::Ended),
             false => system.dismiss_vdev(self.vm_host, &vm, vdev),
         }
+    }
+
+    fn control_vectors(&mut self, vdev: u32, which: Vectors, control: VectorControl) -> Result<(), Refusal> {
+        let vm = self.owner(vdev).ok_or_else(|| no_vdev(vdev))?;
+        self.keeper.system.control_vectors(self.vm_host, &vm, VdevId(vdev), which, control)
     }
 
     fn create_space(&mut self, vm: &str) -> Result<u32, Refusal> {

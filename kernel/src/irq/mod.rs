@@ -10,6 +10,7 @@
 
 pub mod host;
 pub mod msi;
+pub mod vectors;
 
 use alloc::boxed::Box;
 use alloc::format;

@@ -66,8 +66,10 @@ pub static COMMANDS: [Command; 19] = [
             "vdev create VM PARENT/TYPE [KEY=N]...",
             "vdev move ID PARENT/TYPE [KEY=N]...",
             "vdev destroy ID [now]",
+            "vdev irq ID VECTOR mask|unmask|trigger",
+            "vdev irq ID VECTOR automask on|off",
         ],
-        about: "Shows one vdev, creates, moves or ends one.",
+        about: "Shows one vdev, creates, moves or ends one, or holds its interrupts back.",
         more: &[
             "ID is the number, or the whole name as vdevs shows it. Creating gives queue, PASID, address",
             "space and interrupts, or nothing. Ending quiesces in order before anything is reused. KEY is",
@@ -77,6 +79,10 @@ pub static COMMANDS: [Command; 19] = [
             "Destroying asks the guest first: the vdev is leaving until the guest's driver has let go of it,",
             "for 20 seconds at most. now ends it without a word: the guest keeps a device that has halted. So",
             "does one that would not hear, and one that has not let go in time.",
+            "irq masks MSI-X vectors (mask, unmask), or has an interrupt come as if the device had sent it (trigger).",
+            "VECTOR is a number, or all. The mask lies on top of the guest's, which cannot take it away; what comes",
+            "meanwhile is pending, in the guest's pending bits too, and is one interrupt after unmask. With automask",
+            "on, each interrupt that is sent masks its vector. All that ends with the vdev. `interrupts` shows it.",
         ],
     },
     Command {
@@ -134,10 +140,14 @@ pub static COMMANDS: [Command; 19] = [
     Command {
         name: "interrupts",
         usage: &["interrupts"],
-        about: "Lists the physical interrupts that lead to vdevs.",
+        about: "Lists the MSI-X vectors of vdevs, and the physical interrupts that lead to them.",
         more: &[
             "POSTED AS is the guest's vector where the hardware posts it to the guest without the hypervisor,",
-            "which then sees, and counts, none of them. Else the hypervisor delivers it.",
+            "which then sees, and counts, none of them. Else the hypervisor delivers it. GUEST is what the guest has",
+            "made of the vector: off (MSI-X is off), unused (no message), masked or open. HOST is what `vdev irq` has:",
+            "open or masked, with automask, and pending where one waits for the last mask to go. CAME counts physical",
+            "interrupts, DELIVERED what was sent to the guest, PENDED what came while something masked the vector, and",
+            "TRIGGERED what `vdev irq` had come; these count as delivered or pended, too.",
         ],
     },
     Command {

@@ -8,9 +8,10 @@ use crate::console::{TYPED_MAX, TypedInfo};
 use crate::dma::fault::{DmaFault, FaultAccess};
 use crate::dma::fault_log::{FaultLog, FaultOwner, FaultsInfo};
 use crate::dma::pasid::Pasid;
+use crate::irq::vectors::{VectorControl, Vectors};
 use crate::monitor::info::{
     AwayInfo, Detail, ExitCount, HypervisorMemory, InterruptInfo, IoasInfo, IommuInfo, MemoryInfo,
-    ParentInfo, PasidInfo, PasidSpaceInfo, PcpuInfo, SystemInfo, TypeInfo, VdevInfo, VmInfo,
+    ParentInfo, PasidInfo, PasidSpaceInfo, PcpuInfo, SystemInfo, TypeInfo, VdevInfo, VectorInfo, VmInfo,
 };
 use crate::system::Dismissal;
 use log::LevelFilter;
@@ -44,7 +45,7 @@ fn vdev(id: u32, vm: &str, pasid: u32) -> VdevInfo {
             host_vector: 0x40 + id,
             cpu: 0,
             posted_as: (id == 2).then_some(0x24),
-            delivered: 10_016,
+            came: 10_016,
         }],
         away: AWAY,
         fault_records: u64::from(id == 2),
@@ -205,6 +206,20 @@ impl MonitorHost for FakeHost {
         0
     }
 
+    fn vectors(&self, vdev: u32) -> Vec<VectorInfo> {
+        let vector = |vector: u16| VectorInfo {
+            vector,
+            guest: "open".into(),
+            masked: (vdev, vector) == (2, 1),
+            automask: (vdev, vector) == (1, 1),
+            pending: (vdev, vector) == (2, 1),
+            delivered: 10_016 * u64::from(vector),
+            pended: u64::from(vdev == 2),
+            triggered: 0,
+        };
+        Vec::from([0, 1].map(vector))
+    }
+
     fn console_of(&self, vm: &str) -> Option<usize> {
         ["alpha", "beta"].iter().position(|name| *name == vm)
     }
@@ -242,6 +257,11 @@ impl MonitorHost for FakeHost {
     fn move_vdev(&mut self, vdev: u32, to: NewVdev<'_>) -> Result<(u32, Dismissal), Refusal> {
         self.done.push(format!("move {vdev}: {to:?}"));
         Ok((3, Dismissal::Asked))
+    }
+
+    fn control_vectors(&mut self, vdev: u32, which: Vectors, control: VectorControl) -> Result<(), Refusal> {
+        self.done.push(format!("irq of {vdev}: {which:?} {control:?}"));
+        Ok(())
     }
 
     fn create_space(&mut self, vm: &str) -> Result<u32, Refusal> {

@@ -8,7 +8,8 @@ use log::LevelFilter;
 use crate::base::refusal::Refusal;
 use crate::console::TypedInfo;
 use crate::dma::fault_log::FaultsInfo;
-use crate::monitor::info::{ParentInfo, PasidInfo, PcpuInfo, SystemInfo, VmInfo};
+use crate::irq::vectors::{VectorControl, Vectors};
+use crate::monitor::info::{ParentInfo, PasidInfo, PcpuInfo, SystemInfo, VectorInfo, VmInfo};
 use crate::system::Dismissal;
 
 /// What can be done to a VM.
@@ -82,6 +83,9 @@ pub trait MonitorHost {
     /// wants.
     fn submission_exits(&self, vdev: u32) -> u64;
 
+    /// The MSI-X vectors of a vdev; none where there is no such vdev.
+    fn vectors(&self, vdev: u32) -> Vec<VectorInfo>;
+
     /// The VM's place among the `[[vm]]` sections, from 0
     /// ([`VmConfig::index`](crate::config::VmConfig::index)); `None` where it was created later.
     fn console_of(&self, vm: &str) -> Option<usize>;
@@ -119,6 +123,13 @@ pub trait MonitorHost {
     /// # Errors
     /// When there is no such vdev, or its portals may still be in reach.
     fn destroy_vdev(&mut self, vdev: u32, now: bool) -> Result<Dismissal, Refusal>;
+
+    /// Masks, unmasks or triggers vectors of a vdev, on top of what its guest does with them.
+    ///
+    /// # Errors
+    /// When there is no such vdev or vector; when one is to be triggered that the guest has not set up; or when the
+    /// hardware does not confirm a mask.
+    fn control_vectors(&mut self, vdev: u32, which: Vectors, control: VectorControl) -> Result<(), Refusal>;
 
     /// Makes an empty I/O address space for a VM. Returns its number.
     ///

@@ -168,7 +168,7 @@ pub struct VmInfo {
     pub run_ns: u64,
     /// Exits by kind since it was defined, all kinds in a fixed order.
     pub exits: Vec<ExitCount>,
-    /// Interrupts of physical devices delivered to its vdevs.
+    /// Interrupts of physical devices that came to the hypervisor for its vdevs.
     pub interrupts: u64,
     /// Interrupts that came in turns of other VMs, in all lives and with those of vdevs that have ended.
     pub away: AwayInfo,
@@ -278,9 +278,9 @@ pub struct VdevRow {
 }
 
 impl VdevRow {
-    /// How many interrupts of it the hypervisor delivered.
+    /// How many interrupts of it came to the hypervisor.
     pub fn interrupts(&self) -> u64 {
-        self.info.interrupts.iter().map(|line| line.delivered).fold(0, u64::saturating_add)
+        self.info.interrupts.iter().map(|line| line.came).fold(0, u64::saturating_add)
     }
 
     /// A value only its driver knows.
@@ -303,8 +303,31 @@ pub struct InterruptInfo {
     pub cpu: u32,
     /// Vector of the guest that the hardware posts it as, without the hypervisor; `None` where the hypervisor delivers it.
     pub posted_as: Option<u8>,
-    /// How often the hypervisor delivered it.
+    /// How often it came to the hypervisor.
+    #[serde(alias = "delivered")]
+    pub came: u64,
+}
+
+/// One MSI-X vector of a vdev.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct VectorInfo {
+    /// Its number.
+    pub vector: u16,
+    /// What the guest has made of it: `off` (MSI-X is off), `unused` (no message programmed), `masked` (the vector, the
+    /// function, or no bus master) or `open`.
+    pub guest: Word,
+    /// The host masks it.
+    pub masked: bool,
+    /// Each interrupt that is sent has the host mask it.
+    pub automask: bool,
+    /// An interrupt waits for the last mask to go.
+    pub pending: bool,
+    /// Interrupts that the hypervisor sent to the guest.
     pub delivered: u64,
+    /// Interrupts that came while something masked it. Those of one time are one interrupt when they are sent.
+    pub pended: u64,
+    /// Interrupts that the monitor had come.
+    pub triggered: u64,
 }
 
 /// One PASID in use or retired.

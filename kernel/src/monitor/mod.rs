@@ -175,6 +175,9 @@ impl Monitor {
             }
             ("vdev", ["destroy", vdev]) => vdevs::destroy(host, vdev, false, json)?,
             ("vdev", ["destroy", vdev, "now"]) => vdevs::destroy(host, vdev, true, json)?,
+            ("vdev", ["irq", vdev, vectors, verb @ ..]) => {
+                vdevs::irq(host, vdev, vectors, verb, command, json)?
+            }
             ("vdev", [vdev]) => {
                 let vdev = find_vdev(host, vdev)?;
                 answer(json, &vdev, || show::vdev(&vdev))
@@ -218,7 +221,8 @@ impl Monitor {
                 answer(json, &faults, || show::faults(&faults))
             }
             ("interrupts", []) => {
-                let rows = show::interrupt_rows(&vdev_rows(&host.vms(), host));
+                let vdevs = vdev_rows(&host.vms(), host);
+                let rows = show::interrupt_rows(&vdevs, |vdev| host.vectors(vdev));
                 answer(json, &rows, || show::interrupts(&rows))
             }
             ("exits", []) => {

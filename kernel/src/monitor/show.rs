@@ -11,7 +11,8 @@ use crate::base::table::{Table, bytes, duration, pairs};
 use crate::console::TypedInfo;
 use crate::dma::fault_log::FaultsInfo;
 use crate::monitor::info::{
-    AwayInfo, IommuInfo, ParentInfo, PasidInfo, RetiredInfo, SystemInfo, VdevInfo, VdevRow, VmInfo, vdev_name,
+    AwayInfo, IommuInfo, ParentInfo, PasidInfo, RetiredInfo, SystemInfo, VdevInfo, VdevRow, VectorInfo,
+    VmInfo, vdev_name,
 };
 
 /// Stands where there is no value.
@@ -304,64 +305,83 @@ pub(super) fn faults(faults: &FaultsInfo) -> String {
     text
 }
 
-/// A physical interrupt as programs get it.
+/// A vector of a vdev as programs get it, with the physical interrupt that leads to it.
 #[derive(Debug, Serialize)]
 pub(super) struct InterruptRow {
     pub vdev: String,
     pub vm: String,
     pub parent: String,
-    pub entry: u16,
-    pub virtual_vector: u16,
-    pub host_vector: u32,
-    pub cpu: u32,
+    pub entry: Option<u16>,
+    pub host_vector: Option<u32>,
+    pub cpu: Option<u32>,
     pub posted_as: Option<u8>,
-    pub delivered: u64,
+    pub came: Option<u64>,
+    #[serde(flatten)]
+    pub info: VectorInfo,
 }
 
-pub(super) fn interrupt_rows(vdevs: &[VdevRow]) -> Vec<InterruptRow> {
-    let rows = |vdev: &VdevRow| {
-        let line = |line: &crate::monitor::info::InterruptInfo| InterruptRow {
+/// `vectors` has those of a vdev.
+pub(super) fn interrupt_rows(
+    vdevs: &[VdevRow],
+    vectors: impl Fn(u32) -> Vec<VectorInfo>,
+) -> Vec<InterruptRow> {
+    let row = |vdev: &VdevRow, info: VectorInfo| {
+        let line = vdev.info.interrupts.iter().find(|line| line.virtual_vector == info.vector);
+        InterruptRow {
             vdev: vdev.name.clone(),
             vm: vdev.info.vm.clone(),
             parent: vdev.info.parent.clone(),
-            entry: line.entry,
-            virtual_vector: line.virtual_vector,
-            host_vector: line.host_vector,
-            cpu: line.cpu,
-            posted_as: line.posted_as,
-            delivered: line.delivered,
-        };
-        vdev.info.interrupts.iter().map(line).collect::<Vec<_>>()
+            entry: line.map(|line| line.entry),
+            host_vector: line.map(|line| line.host_vector),
+            cpu: line.map(|line| line.cpu),
+            posted_as: line.and_then(|line| line.posted_as),
+            came: line.map(|line| line.came),
+            info,
+        }
     };
-    vdevs.iter().flat_map(rows).collect()
+    vdevs.iter().flat_map(|vdev| vectors(vdev.info.id).into_iter().map(move |info| row(vdev, info))).collect()
 }
 
 pub(super) fn interrupts(rows: &[InterruptRow]) -> String {
     let mut table = Table::new([
-        "PARENT",
+        "VDEV",
+        "VM",
+        "#VECTOR",
         "#ENTRY",
         "#CPU",
         "#HOST VECTOR",
-        "VM",
-        "VDEV",
-        "#VECTOR",
         "#POSTED AS",
+        "GUEST",
+        "HOST",
+        "#CAME",
         "#DELIVERED",
+        "#PENDED",
+        "#TRIGGERED",
     ]);
+    let hexadecimal = |number: Option<u32>| or_none(number.map(|number| format!("{number:#x}")));
     for row in rows {
+        let host = [
+            (true, if row.info.masked { "masked" } else { "open" }),
+            (row.info.automask, "automask"),
+            (row.info.pending, "pending"),
+        ];
         table.row([
-            row.parent.clone(),
-            row.entry.to_string(),
-            row.cpu.to_string(),
-            format!("{:#x}", row.host_vector),
-            row.vm.clone(),
             row.vdev.clone(),
-            row.virtual_vector.to_string(),
-            row.posted_as.map_or_else(|| "-".to_string(), |vector| format!("{vector:#x}")),
-            row.delivered.to_string(),
+            row.vm.clone(),
+            row.info.vector.to_string(),
+            or_none(row.entry),
+            or_none(row.cpu),
+            hexadecimal(row.host_vector),
+            hexadecimal(row.posted_as.map(u32::from)),
+            row.info.guest.to_string(),
+            list(host.iter().filter(|(is_so, _)| *is_so).map(|(_, word)| word.to_string())),
+            or_none(row.came),
+            row.info.delivered.to_string(),
+            row.info.pended.to_string(),
+            row.info.triggered.to_string(),
         ]);
     }
-    table.render_or("no interrupt leads to a vdev")
+    table.render_or("there is no vdev")
 }
 
 /// Exits as programs get them.

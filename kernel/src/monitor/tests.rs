@@ -79,9 +79,11 @@ fn tables_for_people() {
     assert!(text("faults").ends_with("1 record since boot, of one fault or several\n"));
     assert_eq!(
         text("interrupts"),
-        "PARENT  ENTRY  CPU  HOST VECTOR  VM     VDEV            VECTOR  POSTED AS  DELIVERED\n\
-         dsa0        1    0         0x41  alpha  dsa0/dsa-dwq#1       1          -      10016\n\
-         dsa0        2    0         0x42  beta   dsa0/dsa-dwq#2       1       0x24      10016\n"
+        "VDEV            VM     VECTOR  ENTRY  CPU  HOST VECTOR  POSTED AS  GUEST  HOST              CAME  DELIVERED  PENDED  TRIGGERED\n\
+         dsa0/dsa-dwq#1  alpha       0      -    -            -          -  open   open                 -          0       0          0\n\
+         dsa0/dsa-dwq#1  alpha       1      1    0         0x41          -  open   open, automask   10016      10016       0          0\n\
+         dsa0/dsa-dwq#2  beta        0      -    -            -          -  open   open                 -          0       1          0\n\
+         dsa0/dsa-dwq#2  beta        1      2    0         0x42       0x24  open   masked, pending  10016      10016       1          0\n"
     );
     assert!(text("parents").contains("dsa0    0000:00:04.0  on     dsa-dwq          6   8  direct"));
     assert!(text("pasids").contains("\n    2  attached       41       0  beta   dsa0       2      2\n"));
@@ -108,6 +110,9 @@ fn json_for_programs() {
     assert_eq!(value("iommu")["iommu"]["spaces"][0]["mapped_bytes"], 256 << 20);
     assert_eq!(value("faults")["faults"][0]["address"], 0x4000_0000);
     assert_eq!(value("interrupts")[1]["delivered"], 10_016);
+    assert_eq!(value("interrupts")[3]["masked"], true);
+    assert_eq!(value("interrupts")[0]["entry"], Value::Null);
+    assert_eq!(value("vdev irq 1 all mask")["done"], "vdev dsa0/dsa-dwq#1: all vectors: masked");
     assert_eq!(value("exits")[0]["total"], 6514);
     assert_eq!(value("log debug")["level"], "debug");
     assert_eq!(value("version")["version"], VERSION);
@@ -137,6 +142,22 @@ fn operations_reach_the_host_once() {
             ]
         )
     );
+    for (words, said, control) in [
+        ("1 mask", "vector 1: masked; 1 is pending", "One(1) Mask"),
+        ("0 unmask", "vector 0: unmasked", "One(0) Unmask"),
+        ("all trigger", "all vectors: triggered; 1 is pending", "All Trigger"),
+        ("all automask on", "all vectors: automask on; 1 is pending", "All Automask(true)"),
+        ("0 automask off", "vector 0: automask off", "One(0) Automask(false)"),
+    ] {
+        let said = format!("vdev dsa0/dsa-dwq#2: {said}\n");
+        assert_eq!(asked(&format!("vdev irq #2 {words}")), (said, vec![format!("irq of 2: {control}")]));
+    }
+    for words in ["2", "2 all", "2 all automask", "2 all mask on", "2 one mask", "2 -1 mask", "2 65536 mask"]
+    {
+        let (said, done) = asked(&format!("vdev irq {words}"));
+        assert!(said.starts_with("vdev: the arguments do not fit") && done.is_empty(), "{words}: {said}");
+    }
+    assert!(asked("vdev irq 3 all mask").0.starts_with("monitor: unknown vdev 3"));
     let said = "vdev dsa0/dsa-dwq#2: its guest is asked to let go of it\n".into();
     assert_eq!(asked("vdev destroy 2"), (said, vec!["destroy 2".into()]));
     let said = "vdev dsa0/dsa-dwq#2 destroyed\n".into();
@@ -205,7 +226,8 @@ fn refusals_say_what_helps_and_do_nothing() {
         (
             "vdev create alpha dsa0",
             "vdev: the arguments do not fit; use vdev ID, or vdev create VM PARENT/TYPE [KEY=N]..., \
-             or vdev move ID PARENT/TYPE [KEY=N]..., or vdev destroy ID [now]",
+             or vdev move ID PARENT/TYPE [KEY=N]..., or vdev destroy ID [now], \
+             or vdev irq ID VECTOR mask|unmask|trigger, or vdev irq ID VECTOR automask on|off",
         ),
         (
             "vdev create alpha dsa0/dsa-dwq entries=0",

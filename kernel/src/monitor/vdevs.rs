@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Vdevs that are created, moved and destroyed.
+//! Vdevs that are created, moved and destroyed, and their interrupts.
 
 use alloc::format;
 use alloc::string::String;
@@ -9,6 +9,7 @@ use serde::Serialize;
 use super::info::vdev_name;
 use super::{Command, Dismissal, MonitorHost, NewVdev, answer, done, find_vdev, find_vm};
 use crate::base::refusal::Refusal;
+use crate::irq::vectors::{VectorControl, Vectors};
 
 /// `vdev destroy …`
 pub(super) fn destroy(
@@ -69,6 +70,35 @@ pub(super) fn go_over(
     };
     let text = format!("vdev {name} created for vm {}; {old}", vdev.info.vm);
     Ok(answer(as_json, &Created { vdev: id, name: &name, done: &text }, || format!("{text}\n")))
+}
+
+/// `vdev irq …`
+pub(super) fn irq(
+    host: &mut dyn MonitorHost,
+    vdev: &str,
+    vectors: &str,
+    verb: &[&str],
+    command: &Command,
+    as_json: bool,
+) -> Result<String, Refusal> {
+    let (control, past) = match verb {
+        ["mask"] => (VectorControl::Mask, "masked"),
+        ["unmask"] => (VectorControl::Unmask, "unmasked"),
+        ["trigger"] => (VectorControl::Trigger, "triggered"),
+        ["automask", "on"] => (VectorControl::Automask(true), "automask on"),
+        ["automask", "off"] => (VectorControl::Automask(false), "automask off"),
+        _ => return Err(command.misused()),
+    };
+    let vdev = find_vdev(host, vdev)?;
+    let which = match vectors {
+        "all" => Vectors::All,
+        vector => Vectors::One(vector.parse().map_err(|_| command.misused())?),
+    };
+    host.control_vectors(vdev.info.id, which, control)?;
+    let pending =
+        host.vectors(vdev.info.id).into_iter().filter(|info| info.pending && which.contain(info.vector));
+    let pending: String = pending.map(|info| format!("; {} is pending", info.vector)).collect();
+    Ok(done(as_json, &format!("vdev {}: {which}: {past}{pending}", vdev.name)))
 }
 
 /// What is asked for, of a VM that need not exist.

@@ -16,6 +16,7 @@ mod reclaim;
 mod snapshot;
 pub mod startup;
 mod vdevs;
+mod vectors;
 
 #[cfg(test)]
 mod properties;

@@ -42,6 +42,8 @@ pub enum Fail {
     MapInterrupt,
     UnmapInterrupt,
     Redirect,
+    /// The VM's devices do not take what the host does to their vectors.
+    Vectors,
     /// The model refuses the tag.
     Tag,
     /// The queue does not stop.
@@ -132,6 +134,9 @@ pub struct Truth {
     pub cannot_hold: bool,
     /// Interrupts of slices are not their guests' own.
     pub keeps_interrupts: bool,
+    /// Vectors that the host masks, and those that each interrupt masks.
+    pub masked: BTreeSet<(VdevId, u16)>,
+    pub automask: BTreeSet<(VdevId, u16)>,
     pub vectors: BTreeSet<HostVector>,
     /// Vectors that a message could raise since they were allocated, and that have not settled since.
     pub unsettled: BTreeSet<HostVector>,

@@ -8,9 +8,10 @@ use crate::base::addr::HostPhys;
 use crate::base::id::VdevId;
 use crate::base::refusal::Refusal;
 use crate::dev::Received;
+use crate::irq::vectors::{VectorControl, Vectors};
 use crate::memory::frames::GuestGone;
 use crate::memory::ram::GuestRam;
-use crate::monitor::info::PcpuInfo;
+use crate::monitor::info::{PcpuInfo, VectorInfo};
 use crate::vdev::{PortalsUnmapped, Vdev};
 use crate::vm::{VcpusStopped, Vm, VmHost};
 
@@ -139,6 +140,56 @@ impl VmHost for SharedTruth {
 
     fn portal_traps(&self, _vm: &Vm, _vdev: VdevId) -> u64 {
         0
+    }
+
+    fn control_vectors(
+        &self,
+        vm: &Vm,
+        vdev: VdevId,
+        which: Vectors,
+        control: VectorControl,
+    ) -> Result<(), Refusal> {
+        let mut truth = self.lock();
+        if truth.fails(Fail::Vectors) {
+            return Err(fault("vectors"));
+        }
+        let count = vm.vdev(vdev).map_or(0, |vdev| vdev.model().identity().msix_vectors);
+        for vector in (0..count).filter(|vector| which.contain(*vector)) {
+            let place = (vdev, vector);
+            match control {
+                VectorControl::Mask => drop(truth.masked.insert(place)),
+                VectorControl::Unmask => drop(truth.masked.remove(&place)),
+                VectorControl::Automask(true) => drop(truth.automask.insert(place)),
+                VectorControl::Automask(false) => drop(truth.automask.remove(&place)),
+                VectorControl::Trigger => {}
+            }
+            // Past a mask nothing is posted. The test's vdevs have an entry of their own for each vector.
+            let entry = vm.vdev(vdev).and_then(|vdev| {
+                let mut interrupts = vdev.model().interrupts().iter();
+                interrupts.find(|binding| binding.virtual_vector == vector).map(|binding| binding.physical)
+            });
+            let message = entry.and_then(|entry| truth.msix.get(&entry).copied());
+            let masked = truth.masked.contains(&place) || truth.automask.contains(&place);
+            let posted = message.is_some_and(|message| truth.posted.contains_key(&message.data));
+            truth.demand(!(masked && posted), || format!("{place:?} is masked and posted"));
+        }
+        Ok(())
+    }
+
+    fn vectors(&self, vm: &Vm, vdev: VdevId) -> Vec<VectorInfo> {
+        let truth = self.lock();
+        let count = vm.vdev(vdev).map_or(0, |vdev| vdev.model().identity().msix_vectors);
+        let info = |vector| VectorInfo {
+            vector,
+            guest: "open".into(),
+            masked: truth.masked.contains(&(vdev, vector)),
+            automask: truth.automask.contains(&(vdev, vector)),
+            pending: false,
+            delivered: 0,
+            pended: 0,
+            triggered: 0,
+        };
+        (0..count).map(info).collect()
     }
 
     fn pcpus(&self) -> Vec<PcpuInfo> {

@@ -28,6 +28,10 @@ pub(crate) struct Interrupt {
     remapped: Option<RemappedInterrupt>,
     /// It may be posted to the guest.
     for_guest: bool,
+    /// How the guest would have it posted.
+    wanted: Option<Posting>,
+    /// It is not posted whatever the guest wants: the host masks it, or counts each.
+    kept: bool,
     /// The guest's vector that it is posted as; `None` while it is the hypervisor's.
     pub(crate) posted_as: Option<u8>,
     /// The hardware did not confirm a change of that. It is not posted any more then, if that is confirmed.
@@ -106,6 +110,8 @@ impl Interrupt {
                     route: handle,
                     remapped,
                     for_guest: false,
+                    wanted: None,
+                    kept: false,
                     posted_as: None,
                     unconfirmed: false,
                 })
@@ -144,6 +150,11 @@ impl Interrupt {
         }
     }
 
+    /// Whether the hardware has confirmed that it goes there.
+    fn is_certainly(&self, to: Option<&Posting>) -> bool {
+        !self.unconfirmed && self.posted_as == to.map(|posting| posting.vector)
+    }
+
     fn redirect(&mut self, msi: &dyn MsiController, to: Option<&Posting>) {
         let Some(remapped) = self.remapped else { return };
         let delivery = to.map_or(Delivery::Host(self.route.vector()), Delivery::Guest);
@@ -179,6 +190,11 @@ struct Connected {
     posts: Allowance,
 }
 
+/// The guest's own interrupt behind that MSI-X vector of the vdev.
+fn of_guest(interrupts: &mut [Interrupt], vector: u16) -> Option<&mut Interrupt> {
+    interrupts.iter_mut().find(|each| each.for_guest && each.virtual_vector() == Some(vector))
+}
+
 impl Interrupts {
     /// None yet.
     pub(crate) fn new(services: &Services, parent: &dyn Parent) -> Self {
@@ -202,22 +218,45 @@ impl Interrupts {
     }
 
     /// Has the interrupt behind that MSI-X vector of the vdev posted to the guest, or raised for the hypervisor. Where it
-    /// cannot be posted, or that was done too often, it is the hypervisor's. One that is not for the guest stays so.
+    /// cannot be posted, or that was done too often, it is the hypervisor's. One that is not for the guest stays so, and
+    /// one that is kept until it is not.
     pub(crate) fn redirect(&self, vector: u16, to: Option<&Posting>) {
         let Some(msi) = self.msi else { return };
         let Connected { interrupts, posts } = &mut *self.connected.lock();
-        let wanted = |each: &&mut Interrupt| each.for_guest && each.virtual_vector() == Some(vector);
-        let Some(interrupt) = interrupts.iter_mut().find(wanted) else { return };
-        let is_so = |to: Option<&Posting>, interrupt: &Interrupt| {
-            !interrupt.unconfirmed && interrupt.posted_as == to.map(|posting| posting.vector)
-        };
-        if is_so(to, interrupt) {
+        let Some(interrupt) = of_guest(interrupts, vector) else { return };
+        interrupt.wanted = to.cloned();
+        let to = to.filter(|_| !interrupt.kept);
+        if interrupt.is_certainly(to) {
             return;
         }
         let to = to.filter(|_| !interrupt.unconfirmed && posts.take(self.host.now_ns()).is_some());
-        if !is_so(to, interrupt) {
+        if !interrupt.is_certainly(to) {
             interrupt.redirect(msi, to);
         }
+    }
+
+    /// Keeps the interrupt behind that vector the hypervisor's, or lets it be posted as the guest wants it. When it
+    /// returns, no message is posted past the hypervisor that is not in the guest's memory already.
+    ///
+    /// Refused, with nothing changed, where the hardware does not confirm that.
+    pub(crate) fn keep(&self, vector: u16, keep: bool) -> Result<(), Refusal> {
+        let Some(msi) = self.msi else { return Ok(()) };
+        let mut connected = self.connected.lock();
+        let Some(interrupt) = of_guest(&mut connected.interrupts, vector) else { return Ok(()) };
+        interrupt.kept = keep;
+        let to = interrupt.wanted.clone().filter(|_| !keep && !interrupt.unconfirmed);
+        if !interrupt.is_certainly(to.as_ref()) {
+            interrupt.redirect(msi, to.as_ref());
+        }
+        if keep && interrupt.unconfirmed {
+            interrupt.kept = false;
+            return Err(Refusal::new(
+                "",
+                "the hardware does not confirm that it is posted to the guest no more",
+                "try again, or end the vdev",
+            ));
+        }
+        Ok(())
     }
 
     /// Each of them, for the monitor; none while they are being changed.

@@ -439,6 +439,11 @@ impl Vdev {
         self.gate.open(self.parent)
     }
 
+    /// Keeps an interrupt of its own from being posted to its guest, or no longer ([`Interrupts::keep`]).
+    pub(crate) fn keep_interrupt(&self, vector: u16, keep: bool) -> Result<(), Refusal> {
+        self.interrupts.keep(vector, keep)
+    }
+
     /// Its guest was asked to let go of it.
     pub(crate) fn leave(&self) {
         self.leaving.store(true, Ordering::Relaxed);
@@ -482,7 +487,7 @@ impl Vdev {
                 host_vector: vector.vector,
                 cpu: vector.cpu,
                 posted_as: interrupt.posted_as,
-                delivered: routes.delivered(&interrupt.route),
+                came: routes.delivered(&interrupt.route),
             }
         };
         VdevInfo {

@@ -27,9 +27,10 @@ use crate::dev::Received;
 use crate::dma::ioas::IoAddressSpace;
 use crate::dma::pasid::PasidQuota;
 use crate::irq::RouteTable;
+use crate::irq::vectors::{VectorControl, Vectors};
 use crate::memory::frames::GuestGone;
 use crate::memory::ram::{GuestRam, RamRange};
-use crate::monitor::info::{PcpuInfo, VmInfo};
+use crate::monitor::info::{PcpuInfo, VectorInfo, VmInfo};
 use crate::vdev::gate::Came;
 use crate::vdev::{PortalsUnmapped, Vdev, VdevSpec};
 use crate::vm::stats::VmStats;
@@ -231,6 +232,22 @@ pub trait VmHost: Send + Sync {
 
     /// How many exits accesses to a vdev's portals have caused; 0 where there is no such vdev.
     fn portal_traps(&self, vm: &Vm, vdev: VdevId) -> u64;
+
+    /// Masks, unmasks or triggers vectors of a plugged vdev
+    /// ([`PciBus::control_vectors`](crate::dev::pci::PciBus::control_vectors)).
+    ///
+    /// # Errors
+    /// As there; when there is no such vdev, or a pCPU does not come back from the guest.
+    fn control_vectors(
+        &self,
+        vm: &Vm,
+        vdev: VdevId,
+        which: Vectors,
+        control: VectorControl,
+    ) -> Result<(), Refusal>;
+
+    /// The MSI-X vectors of a vdev; none where there is no such vdev.
+    fn vectors(&self, vm: &Vm, vdev: VdevId) -> Vec<VectorInfo>;
 
     /// Every pCPU, for the monitor.
     fn pcpus(&self) -> Vec<PcpuInfo>;
@@ -500,11 +517,7 @@ impl Vm {
             starts: self.stats.starts(),
             run_ns: self.stats.run_ns(now),
             exits: self.stats.all_exits(),
-            interrupts: vdevs
-                .iter()
-                .flat_map(|vdev| &vdev.interrupts)
-                .map(|interrupt| interrupt.delivered)
-                .sum(),
+            interrupts: vdevs.iter().flat_map(|vdev| &vdev.interrupts).map(|interrupt| interrupt.came).sum(),
             away: self.stats.away.info(),
             fault_records: self.stats.faults(),
             vdevs,

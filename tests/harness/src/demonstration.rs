@@ -127,7 +127,7 @@ pub fn vdevs(machine: &Machine) -> Result<Vec<Vdev>> {
 fn vdev(entry: &Value) -> Result<Vdev> {
     let text = |name: &str| entry[name].as_str().map(str::to_owned);
     let number = |name: &str| entry[name].as_u64();
-    let delivered = |line: &Value| line["delivered"].as_u64();
+    let came = |line: &Value| line["came"].as_u64();
     let read = || {
         let lines = entry["interrupts"].as_array()?;
         Some(Vdev {
@@ -135,7 +135,7 @@ fn vdev(entry: &Value) -> Result<Vdev> {
             name: text("name")?,
             pasid: number("pasid")?,
             submission_exits: number("submission_exits")?,
-            interrupts: lines.iter().map(delivered).sum::<Option<u64>>()?,
+            interrupts: lines.iter().map(came).sum::<Option<u64>>()?,
             fault_records: number("fault_records")?,
         })
     };
@@ -176,7 +176,7 @@ mod tests {
             "name": "dsa0/dsa-dwq#1",
             "pasid": 3,
             "submission_exits": 7,
-            "interrupts": [{ "delivered": 2 }, { "delivered": 9 }],
+            "interrupts": [{ "came": 2 }, { "came": 9 }],
             "fault_records": 1,
         });
         let wanted = Vdev {

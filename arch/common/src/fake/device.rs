@@ -3,7 +3,7 @@
 
 use core::ops::Range;
 use core::sync::atomic::{AtomicU64, Ordering};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, OnceLock};
 
 use pasidon_kernel::base::addr::Requester;
@@ -57,8 +57,11 @@ struct Entry {
 pub struct Device {
     entries: BTreeMap<u16, Entry>,
     ids: BTreeMap<u16, String>,
-    /// When an interrupt was raised that has not come to its guest; `None` where the guest was paused meanwhile.
+    /// When an interrupt was raised that has not come to its guest; `None` where the guest was paused meanwhile, or the
+    /// host may have masked it.
     outstanding: BTreeMap<u16, Option<u64>>,
+    /// Vdevs whose interrupts the host may have masked.
+    masked: BTreeSet<u16>,
 }
 
 fn vector_of(message: MsiMessage) -> HostVector {
@@ -74,7 +77,14 @@ impl Device {
 
     /// A vdev's interrupt was raised.
     pub fn note(&mut self, id: u16, now: u64) {
-        self.outstanding.entry(id).or_insert(Some(now));
+        let due = (!self.masked.contains(&id)).then_some(now);
+        self.outstanding.entry(id).or_insert(due);
+    }
+
+    /// The host is about to mask interrupts of a vdev: from here on nobody says when they are to come.
+    pub fn mask(&mut self, id: u16) {
+        self.masked.insert(id);
+        self.outstanding.entry(id).and_modify(|due| *due = None);
     }
 
     /// An entry raises its interrupt: where that is to be taken.
@@ -110,10 +120,11 @@ impl Device {
         own.for_each(|(_, raised)| *raised = None);
     }
 
-    /// Interrupts that a VM has not got.
-    pub fn owed_to(&self, vm: &str) -> Vec<String> {
-        let own =
-            self.entries.values().filter(|entry| entry.vm == vm && self.outstanding.contains_key(&entry.id));
+    /// Interrupts that a VM has not got, but for those that the host keeps pending.
+    pub fn owed_to(&self, vm: &str, pending: &BTreeSet<u16>) -> Vec<String> {
+        let own = self.entries.values().filter(|entry| {
+            entry.vm == vm && self.outstanding.contains_key(&entry.id) && !pending.contains(&entry.id)
+        });
         own.map(|entry| format!("an interrupt of {vm}'s vdev {} never came (held: {})", entry.id, entry.held))
             .collect()
     }

@@ -26,7 +26,7 @@ use pasidon_kernel::dev::pci::{PciBus, PciWindow, Slot};
 use pasidon_kernel::memory::GuestMemory;
 use pasidon_kernel::memory::frames::Frames;
 use pasidon_kernel::memory::ram::{GuestRam, RamRange};
-use pasidon_kernel::vdev::parent::VdevRegisters;
+use pasidon_kernel::vdev::parent::{PciIdentity, VdevRegisters};
 use pasidon_kernel::vm::exit::{Action, Actions, MsiMessage};
 use pasidon_kernel::vm::sched::PcpuId;
 use pasidon_kernel::vm::stats::ExitKind;
@@ -45,6 +45,12 @@ pub const KEY: MsiMessage = MsiMessage { address: 0, data: u32::MAX - 1 };
 const LOADED_MAX: usize = 16;
 /// Where a vdev's messages go.
 pub const MESSAGES: u64 = 0xfee0_0000;
+/// Registers of PCI functions, and what a driver writes there.
+const COMMAND: u64 = 4;
+const MEMORY_AND_MASTER: u64 = 0b110;
+const BAR: u64 = 0x10;
+const MSIX_CONTROL: u64 = 0x82;
+const MSIX_ENABLED: u64 = 1 << 15;
 
 /// The processor.
 #[derive(Debug)]
@@ -363,11 +369,19 @@ impl Chipset for FakeChipset {
         self.bus.end(slot, actions)
     }
 
-    fn vdev_interrupt(&mut self, slot: Slot, _vector: u16, actions: Actions<'_>) {
-        if let Some(model) = self.bus.model(slot) {
-            let data = model.identity().device.into();
-            actions(Action::Message(MsiMessage { address: MESSAGES, data }));
-        }
+    /// As its guest's driver has set it up: what it sends tells which one it is.
+    fn add_vdev(&mut self, model: Box<dyn VdevRegisters>, actions: Actions<'_>) -> Result<Slot, Refusal> {
+        let PciIdentity { device, msix_table, .. } = model.identity();
+        let slot = self.bus.add(model, actions)?;
+        let function = u64::from(slot.number()) << 20;
+        let mut set = |at, value| self.bus.ecam_write(at, 2, value, &mut *actions);
+        set((u64::from(slot.port()) << 12) + COMMAND, MEMORY_AND_MASTER);
+        set(function + COMMAND, MEMORY_AND_MASTER);
+        set(function + MSIX_CONTROL, MSIX_ENABLED);
+        let entry = (self.bus.ecam_read(function + BAR, 8) & !0xf) + u64::from(msix_table);
+        self.bus.mmio_write(entry, 8, MESSAGES, &mut *actions);
+        self.bus.mmio_write(entry + 8, 8, device.into(), actions);
+        Ok(slot)
     }
 }
 

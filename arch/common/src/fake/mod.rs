@@ -15,6 +15,7 @@ mod outside;
 mod posted;
 mod sim;
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use pasidon_kernel::base::addr::{GuestPhys, HostPhys, LARGE_PAGE_SIZE};
@@ -23,9 +24,9 @@ use pasidon_kernel::dma::pasid::NamespaceScope;
 use pasidon_kernel::memory::frames::Frames;
 use pasidon_kernel::memory::ram::RamRange;
 use pasidon_kernel::system::{ParentOptions, System, SystemParts};
-use pasidon_kernel::vdev::VdevSpec;
+use pasidon_kernel::vdev::{Vdev, VdevSpec};
 use pasidon_kernel::vm::sched::{PcpuId, SLICE_NS, Scheduler};
-use pasidon_kernel::vm::{VmSpec, VmState};
+use pasidon_kernel::vm::{Vm, VmHost, VmSpec, VmState};
 
 use self::device::{FakeHost, FakeParent};
 use self::outside::Desk;
@@ -36,6 +37,7 @@ use crate::run::{World, tests::Loop};
 use crate::vms::Vms;
 
 pub use self::hardware::Fake;
+pub use self::outside::MASKS;
 pub use self::sim::{PCPUS, settle};
 
 /// VMs of the machine: `vm0`, `vm1`, ….
@@ -147,12 +149,22 @@ impl Rig {
                 wrong.push(format!("{} asked for its end, and nobody came", vm.name()));
             }
             match vm.state() {
-                VmState::Running => wrong.extend(self.sim.owed_to(vm.name())),
+                VmState::Running => wrong.extend(self.sim.owed_to(vm.name(), &self.pending(&vm))),
                 VmState::Paused | VmState::Created | VmState::Stopped | VmState::Crashed => {}
                 other => wrong.push(format!("{} is {} for ever", vm.name(), other.name())),
             }
         }
         wrong
+    }
+
+    /// Numbers of a VM's vdevs whose interrupts the host masks and keeps.
+    fn pending(&self, vm: &Vm) -> BTreeSet<u16> {
+        let kept = |vdev: &Arc<Vdev>| {
+            let vectors = self.world.vms.vectors(vm, vdev.id());
+            vectors.iter().any(|info| info.masked && info.pending)
+        };
+        let vdevs = vm.vdevs();
+        vdevs.iter().filter(|vdev| kept(vdev)).map(|vdev| vdev.model().identity().device).collect()
     }
 
     /// Ends what is left, and says what does not come back.

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! What the first pCPU does besides: the hypervisor's housekeeping, and commands of the test, one in each round.
 //!
-//! The lower two bits of a command are the VM's number, the others modulo 8 what is to be done with it: start, type a
-//! key, stop, restart, pause, resume, end a vdev, make one.
+//! The lower two bits of a command are the VM's number, the next three what is to be done with it: start, type a
+//! key, stop, restart, pause, resume, end a vdev, make one. From [`MASKS`] on it is about the interrupts of a vdev: mask,
+//! unmask, automask on, off, trigger, and unmask again.
 
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, OnceLock};
@@ -14,9 +15,10 @@ use pasidon_kernel::console::log::Logger;
 use pasidon_kernel::dev::Received;
 use pasidon_kernel::housekeeping::{HostMachine, Housekeeping};
 use pasidon_kernel::irq::host::Host;
+use pasidon_kernel::irq::vectors::{VectorControl, Vectors};
 use pasidon_kernel::monitor::info::HypervisorMemory;
 use pasidon_kernel::system::System;
-use pasidon_kernel::vm::{VmEnd, VmHost};
+use pasidon_kernel::vm::{Vm, VmEnd, VmHost};
 
 use super::hardware::{Fake, Life};
 use super::line::{Port, Switch, say};
@@ -28,6 +30,8 @@ use crate::vms::Outside;
 
 /// What a command may take: guests leave when they are told to.
 const COMMAND_NS: u64 = 8_000_000;
+/// Commands about interrupts.
+pub const MASKS: u8 = 128;
 /// Between two commands, in nanoseconds.
 const PAUSE_NS: u64 = 300_000;
 
@@ -96,10 +100,32 @@ impl Desk {
         }
     }
 
+    fn control_vectors(&self, world: &World<Fake>, vm: &Vm, what: u8) {
+        let Some(vdev) = vm.vdevs().pop() else { return };
+        let control = match what % 8 {
+            0 => VectorControl::Mask,
+            2 => VectorControl::Automask(true),
+            3 => VectorControl::Automask(false),
+            4 => VectorControl::Trigger,
+            _ => VectorControl::Unmask,
+        };
+        if matches!(control, VectorControl::Mask | VectorControl::Automask(true)) {
+            self.sim.lock().device.mask(vdev.model().identity().device);
+        }
+        let done = world.system.control_vectors(&world.vms, vm, vdev.id(), Vectors::All, control);
+        if done.is_err() && vm.state().is_alive() {
+            self.sim.lock().violations.push(format!("{}: {control:?}: {done:?}", vm.name()));
+        }
+    }
+
     fn command(&self, world: &World<Fake>, byte: u8) {
         let (system, vms) = (world.system, world.vms);
         let Some(vm) = system.vm(VmId(u16::from(byte) % VMS as u16)) else { return };
         let stopped = VmEnd::Stopped("told to".to_string());
+        if let Some(what) = byte.checked_sub(MASKS) {
+            self.control_vectors(world, &vm, what / VMS as u8);
+            return;
+        }
         // What cannot be done in the VM's state is refused.
         let _ = match byte / VMS as u8 % 8 {
             0 => system.start_vm(&vms, &vm),

@@ -332,11 +332,11 @@ impl Sim {
     }
 
     /// What a VM that runs has not got although it should have.
-    pub fn owed_to(&self, vm: &str) -> Vec<String> {
+    pub fn owed_to(&self, vm: &str, pending: &BTreeSet<u16>) -> Vec<String> {
         let state = self.lock();
         let timer = state.timers.contains_key(vm).then(|| format!("{vm}'s timer never came"));
         let key = state.keys.contains_key(vm).then(|| format!("{vm} never got a key"));
-        timer.into_iter().chain(key).chain(state.device.owed_to(vm)).collect()
+        timer.into_iter().chain(key).chain(state.device.owed_to(vm, pending)).collect()
     }
 
     /// Ends the machine for all where the holder panics, so that the others do not wait for ever.

@@ -2,8 +2,9 @@
 //! The loop on a machine whose every step the test chooses.
 
 use super::{Local, Next, World};
-use crate::fake::{Fake, Rig, Script, VMS};
+use crate::fake::{Fake, MASKS, Rig, Script, VMS};
 use crate::hardware::Hardware;
+use pasidon_kernel::vm::VmHost;
 use pasidon_kernel::vm::sched::SLICE_NS;
 use proptest::prelude::*;
 
@@ -66,7 +67,7 @@ proptest! {
     #[test]
     fn nothing_is_lost_or_late_whatever_comes_between(
         schedule in schedules(),
-        commands in bytes(&[4], 24),
+        commands in bytes(&[4, 128, 136], 24),
         guests in programs(),
         posts: bool,
     ) {
@@ -152,5 +153,38 @@ fn the_first_pcpu_is_woken_wherever_it_is() {
             let wrong = run(Script { schedule, commands: vec![0, 1], guests, share: 1, ..Script::default() });
             assert!(wrong.is_empty(), "after {before} steps, {between} of the first pCPU: {wrong:#?}");
         }
+    }
+}
+
+/// Interrupts of `vm0` come at every step while the host masks them, lets them through, and lets one through at a time.
+#[test]
+fn what_the_host_masks_is_kept_and_comes_when_it_lets_go() {
+    const RAISE: u8 = 192;
+    let of_vm0 = |what: u8| MASKS + what * VMS as u8;
+    let [mask, unmask, automask] = [0, 1, 2].map(of_vm0);
+    for (commands, masked) in [
+        (vec![mask], true),
+        (vec![mask, unmask], false),
+        (vec![automask], true),
+        (vec![automask, unmask, unmask], true),
+        (vec![mask, mask, unmask, unmask], false),
+    ] {
+        let mut pended = 0;
+        for gap in 1..24 {
+            let schedule =
+                (0..3000).map(|step| if step % gap == 0 { RAISE } else { step as u8 % 2 }).collect();
+            let all = [vec![0], commands.clone()].concat();
+            let guests = vec![vec![0; 20]];
+            let rig = Rig::new(Script { schedule, commands: all, guests, share: 1, ..Script::default() });
+            let rests = rig.run(STEPS);
+            let vm = &rig.world.system.vms()[0];
+            let info = rig.world.vms.vectors(vm, vm.vdevs()[0].id())[0].clone();
+            let wrong = [rig.check(), rig.end()].concat();
+            assert!(rests && wrong.is_empty(), "{wrong:#?}");
+            assert_eq!((info.masked, info.pending), (masked, masked), "{info:?}");
+            assert!(commands.len() == 1 || info.delivered > 0, "{info:?}");
+            pended += info.pended;
+        }
+        assert!(pended > 0, "{commands:?}");
     }
 }

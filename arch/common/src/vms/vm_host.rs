@@ -10,9 +10,10 @@ use pasidon_kernel::base::allowance::Allowance;
 use pasidon_kernel::base::id::VdevId;
 use pasidon_kernel::base::refusal::Refusal;
 use pasidon_kernel::dev::Received;
+use pasidon_kernel::irq::vectors::{VectorControl, Vectors};
 use pasidon_kernel::memory::frames::GuestGone;
 use pasidon_kernel::memory::ram::GuestRam;
-use pasidon_kernel::monitor::info::PcpuInfo;
+use pasidon_kernel::monitor::info::{PcpuInfo, VectorInfo};
 use pasidon_kernel::vdev::{PortalsUnmapped, Vdev};
 use pasidon_kernel::vm::sched::{PATIENCE_NS, VcpuId};
 use pasidon_kernel::vm::{VcpusStopped, Vm, VmHost};
@@ -158,6 +159,27 @@ impl<H: Hardware> VmHost for &'static Vms<H> {
 
     fn portal_traps(&self, vm: &Vm, vdev: VdevId) -> u64 {
         self.instance(vm.id()).and_then(|instance| instance.portal_traps(vdev)).unwrap_or(0)
+    }
+
+    fn control_vectors(
+        &self,
+        vm: &Vm,
+        vdev: VdevId,
+        which: Vectors,
+        control: VectorControl,
+    ) -> Result<(), Refusal> {
+        let missing = || Refusal::new(format!("vdev #{}", vdev.0), "it is not plugged", "see `vdevs`");
+        let instance = self.instance(vm.id()).ok_or_else(missing)?;
+        instance.with_board(|board| {
+            let slot = board.slot(vdev).ok_or_else(missing)?;
+            board.chipset.with_pci(&mut |action| instance.act(action), |pci, actions| {
+                pci.control_vectors(slot, which, control, actions)
+            })
+        })?
+    }
+
+    fn vectors(&self, vm: &Vm, vdev: VdevId) -> Vec<VectorInfo> {
+        self.instance(vm.id()).and_then(|instance| instance.vectors(vdev)).unwrap_or_default()
     }
 
     fn pcpus(&self) -> Vec<PcpuInfo> {

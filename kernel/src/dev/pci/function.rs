@@ -18,6 +18,8 @@ use crate::base::addr::PAGE_SIZE;
 use crate::base::refusal::Refusal;
 use crate::dev::bus::all_ones;
 use crate::irq::msi::Posting;
+use crate::irq::vectors::{VectorControl, Vectors};
+use crate::monitor::info::VectorInfo;
 use crate::vdev::parent::{Bar, PciIdentity, Portal, QuiesceFailed, Remains, VdevRegisters};
 use crate::vm::exit::{Action, Actions, MsiMessage};
 
@@ -140,6 +142,8 @@ impl VdevFunction {
     pub(super) fn end(&mut self, actions: Actions<'_>) -> Option<Box<dyn VdevRegisters>> {
         self.take_interrupts_back();
         let mut model = self.model.take()?;
+        // A driver that waits for an interrupt is not to wait for ever.
+        self.msix.release(self.gate(), actions);
         if self.remains.is_none() {
             let (gate, msix) = (self.gate(), &mut self.msix);
             self.remains = Some(model.remains(&mut |vector| msix.raise(vector, gate, actions)));
@@ -305,6 +309,46 @@ impl VdevFunction {
             let msix = &mut self.msix;
             model.interrupt(vector, &mut |vector| msix.raise(vector, gate, actions));
         }
+    }
+
+    /// The host's side of its vectors ([`super::PciBus::control_vectors`]).
+    pub(super) fn control_vectors(
+        &mut self,
+        which: Vectors,
+        control: VectorControl,
+        actions: Actions<'_>,
+    ) -> Result<(), Refusal> {
+        let gate = self.gate();
+        let all = (0..self.identity.msix_vectors).filter(|vector| which.contain(*vector));
+        let mut vectors: Vec<u16> = all.collect();
+        if vectors.is_empty() {
+            let remedy = match self.identity.msix_vectors {
+                0 => "it has none".into(),
+                count => format!("it has 0 to {}", count - 1),
+            };
+            return Err(Refusal::new(format!("{which}"), "there is no such vector", remedy));
+        }
+        if control == VectorControl::Trigger {
+            let refuse = |why: &str| {
+                Err(Refusal::new(format!("{which}"), why, "wait until its guest's driver has set it up"))
+            };
+            if !gate.enabled {
+                return refuse("the guest has MSI-X off");
+            }
+            vectors.retain(|vector| self.msix.is_programmed(*vector));
+            if vectors.is_empty() {
+                return refuse("the guest has programmed no message");
+            }
+        }
+        for vector in vectors {
+            self.msix.control(vector, control, gate, actions);
+        }
+        Ok(())
+    }
+
+    /// Its vectors, for the monitor.
+    pub(super) fn vectors(&self) -> Vec<VectorInfo> {
+        self.msix.describe(self.gate())
     }
 
     /// Something happened on the device: the interrupts are the model's own.

@@ -28,6 +28,8 @@ use crate::base::addr::{GuestPhys, HostPhys};
 use crate::base::refusal::Refusal;
 use crate::dev::bus::{all_ones, look_up};
 use crate::irq::msi::Posting;
+use crate::irq::vectors::{VectorControl, Vectors};
+use crate::monitor::info::VectorInfo;
 use crate::vdev::parent::{QuiesceFailed, VdevRegisters};
 use crate::vm::exit::{Action, Actions, MsiMessage};
 
@@ -223,6 +225,30 @@ impl PciBus {
             function.interrupt(vector, actions);
             function.ask_for_attention(actions);
         }
+    }
+
+    /// Masks, unmasks or triggers vectors of a vdev, for the host: on top of what the guest does with them. What is posted
+    /// to the guest does not come by here.
+    ///
+    /// # Errors
+    /// When the slot has no vdev, or that no such vector; when one is to be triggered that the guest has not set up.
+    pub fn control_vectors(
+        &mut self,
+        slot: Slot,
+        which: Vectors,
+        control: VectorControl,
+        actions: Actions<'_>,
+    ) -> Result<(), Refusal> {
+        match self.function(slot) {
+            Some(function) => function.control_vectors(which, control, actions),
+            None => Err(Refusal::new(format!("{which}"), "there is no vdev in its slot", "see `vdevs`")),
+        }
+    }
+
+    /// The vectors of a vdev, for the monitor.
+    pub fn vectors(&self, slot: Slot) -> Vec<VectorInfo> {
+        let function = self.ports.get(slot.index()).and_then(Port::function);
+        function.map(VdevFunction::vectors).unwrap_or_default()
     }
 
     /// Something happened on the device that a vdev is to hear of ([`VdevRegisters::device_event`]).

@@ -2,12 +2,15 @@
 //! The MSI-X table and pending-bit array of one function.
 //!
 //! **Invariant.** An interrupt raised while MSI-X is enabled is sent at once or its pending bit is set; a
-//! pending bit leads to exactly one message, at the moment when nothing masks it any more.
+//! pending bit leads to exactly one message, at the moment when nothing masks it any more: the guest, or the host
+//! ([`crate::irq::vectors`]). The guest finds the bit in the array whoever masks.
 //!
 //! Source: PCI Express Base 5.0, sections 6.1.4 and 7.7.2.
 
 use alloc::vec::Vec;
 
+use crate::irq::vectors::VectorControl;
+use crate::monitor::info::VectorInfo;
 use crate::vm::exit::{Action, Actions, MsiMessage};
 
 /// Bytes of a table entry.
@@ -32,12 +35,42 @@ struct Entry {
     masked: bool,
     /// What others were told last that it sends.
     sends: Option<MsiMessage>,
+    host: HostSide,
+}
+
+/// What the host has of an entry. A reset of the function leaves it.
+#[derive(Clone, Copy, Default, Debug)]
+struct HostSide {
+    masked: bool,
+    /// Each message masks it.
+    automask: bool,
+    /// Messages sent.
+    delivered: u64,
+    /// Interrupts that something masked.
+    pended: u64,
+    /// Interrupts that were the host's own.
+    triggered: u64,
 }
 
 impl Entry {
     /// As after reset, for who was told that it sends `sends`.
-    const fn reset(sends: Option<MsiMessage>) -> Self {
-        Self { message: MsiMessage { address: 0, data: 0 }, masked: true, sends }
+    const fn reset(sends: Option<MsiMessage>, host: HostSide) -> Self {
+        Self { message: MsiMessage { address: 0, data: 0 }, masked: true, sends, host }
+    }
+
+    fn is_masked(&self) -> bool {
+        self.masked || self.host.masked
+    }
+
+    /// Whether the guest has given it a message: at address 0 is no interrupt controller.
+    fn is_programmed(&self) -> bool {
+        self.message.address != 0
+    }
+
+    fn send(&mut self, actions: Actions<'_>) {
+        self.host.delivered = self.host.delivered.saturating_add(1);
+        self.host.masked |= self.host.automask;
+        actions(Action::Message(self.message));
     }
 }
 
@@ -64,7 +97,7 @@ pub(super) fn pba_len(vectors: u16) -> u64 {
 impl Msix {
     pub(super) fn new(vectors: u16) -> Self {
         Self {
-            entries: alloc::vec![Entry::reset(None); usize::from(vectors)],
+            entries: alloc::vec![Entry::reset(None, HostSide::default()); usize::from(vectors)],
             pending: alloc::vec![0; usize::from(vectors).div_ceil(64)],
             changed: false,
         }
@@ -72,7 +105,7 @@ impl Msix {
 
     /// As after a reset of the function.
     pub(super) fn reset(&mut self) {
-        self.entries.iter_mut().for_each(|entry| *entry = Entry::reset(entry.sends));
+        self.entries.iter_mut().for_each(|entry| *entry = Entry::reset(entry.sends, entry.host));
         self.pending.fill(0);
         self.changed = true;
     }
@@ -108,17 +141,73 @@ impl Msix {
     /// An interrupt of the function. Without MSI-X enabled there is no way to send or keep it.
     pub(super) fn raise(&mut self, vector: u16, gate: Gate, actions: Actions<'_>) {
         let index = usize::from(vector);
-        let Some(entry) = self.entries.get(index) else {
+        let Some(entry) = self.entries.get_mut(index) else {
             return;
         };
         if !gate.enabled {
             return;
         }
-        if gate.open && !entry.masked {
-            actions(Action::Message(entry.message));
+        if gate.open && !entry.is_masked() {
+            entry.send(actions);
         } else if let Some(word) = self.pending.get_mut(index / 64) {
+            entry.host.pended = entry.host.pended.saturating_add(1);
             *word |= 1 << (index % 64);
         }
+    }
+
+    /// The host's side of one vector; what it lets through is sent. Nothing where there is no such vector.
+    pub(super) fn control(&mut self, vector: u16, control: VectorControl, gate: Gate, actions: Actions<'_>) {
+        let Some(Entry { host, .. }) = self.entries.get_mut(usize::from(vector)) else {
+            return;
+        };
+        match control {
+            VectorControl::Mask => host.masked = true,
+            VectorControl::Unmask => {
+                host.masked = false;
+                self.flush(gate, actions);
+            }
+            VectorControl::Automask(on) => host.automask = on,
+            VectorControl::Trigger => {
+                host.triggered = host.triggered.saturating_add(1);
+                self.raise(vector, gate, actions);
+            }
+        }
+    }
+
+    /// Whether the guest has given a vector a message.
+    pub(super) fn is_programmed(&self, vector: u16) -> bool {
+        self.entries.get(usize::from(vector)).is_some_and(Entry::is_programmed)
+    }
+
+    /// The host lets go of its vectors, for good: what it held back is sent.
+    pub(super) fn release(&mut self, gate: Gate, actions: Actions<'_>) {
+        self.entries.iter_mut().for_each(|Entry { host, .. }| (host.masked, host.automask) = (false, false));
+        self.flush(gate, actions);
+    }
+
+    fn is_pending(&self, index: usize) -> bool {
+        self.pending.get(index / 64).is_some_and(|word| *word & 1 << (index % 64) != 0)
+    }
+
+    /// Each vector, for the monitor.
+    pub(super) fn describe(&self, gate: Gate) -> Vec<VectorInfo> {
+        let info = |(index, entry): (usize, &Entry)| VectorInfo {
+            vector: index as u16,
+            guest: match (gate, entry) {
+                (Gate { enabled: false, .. }, _) => "off",
+                (_, entry) if !entry.is_programmed() => "unused",
+                (Gate { open: true, .. }, Entry { masked: false, .. }) => "open",
+                _ => "masked",
+            }
+            .into(),
+            masked: entry.host.masked,
+            automask: entry.host.automask,
+            pending: self.is_pending(index),
+            delivered: entry.host.delivered,
+            pended: entry.host.pended,
+            triggered: entry.host.triggered,
+        };
+        self.entries.iter().enumerate().map(info).collect()
     }
 
     /// Sends what is pending and no longer masked.
@@ -126,11 +215,11 @@ impl Msix {
         if !gate.enabled || !gate.open {
             return;
         }
-        for (entries, word) in self.entries.chunks(64).zip(&mut self.pending) {
-            for (bit, entry) in entries.iter().enumerate() {
-                if *word & 1 << bit != 0 && !entry.masked {
+        for (entries, word) in self.entries.chunks_mut(64).zip(&mut self.pending) {
+            for (bit, entry) in entries.iter_mut().enumerate() {
+                if *word & 1 << bit != 0 && !entry.is_masked() {
                     *word &= !(1 << bit);
-                    actions(Action::Message(entry.message));
+                    entry.send(actions);
                 }
             }
         }

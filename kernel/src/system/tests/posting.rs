@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Interrupts that the hardware posts to guests.
+//! Interrupts that the hardware posts to guests, and the host's masks, which nothing is posted past.
 
 use alloc::sync::Arc;
 
@@ -8,6 +8,7 @@ use crate::base::addr::HostPhys;
 use crate::base::allowance::BURST;
 use crate::irq::host::Host;
 use crate::irq::msi::{PostedInterrupts, Posting};
+use crate::irq::vectors::{VectorControl, Vectors};
 
 /// Memory of a VM's for them.
 #[derive(Debug)]
@@ -113,5 +114,55 @@ fn one_that_is_not_the_guests_own_is_never_posted() {
     assert_eq!(told(&machine), [None, None]);
     assert_eq!(machine.truth.lock().redirects, 0);
     machine.system.end_vm(machine.truth, &alpha, &POWER_OFF).unwrap();
+    machine.assert_as_at_start();
+}
+
+/// Whatever order they come in: while the host masks or counts it, an interrupt is the hypervisor's (the test's bus
+/// looks); what the guest wanted last comes back with the end of that.
+#[test]
+fn nothing_is_posted_past_a_mask_of_the_hosts() {
+    use VectorControl::{Automask, Mask, Trigger, Unmask};
+    let (machine, alpha) = machine();
+    let descriptor = Arc::new(Descriptor);
+    let vdev = alpha.vdevs()[0].id();
+    let mut side = alpha.vdevs()[0].guest_side();
+    let control = |which, control| {
+        machine.system.control_vectors(machine.truth, &alpha, vdev, which, control).unwrap();
+        told(&machine)
+    };
+    for vector in [0, 1] {
+        side.route_interrupt(vector, Some(&as_vector(&descriptor, 0x40 + vector as u8)));
+    }
+    assert_eq!(control(Vectors::One(1), Mask), [Some(0x40), None]);
+    assert_eq!(control(Vectors::One(1), Mask), [Some(0x40), None], "again");
+    assert_eq!(control(Vectors::All, Trigger), [Some(0x40), None]);
+    side.route_interrupt(1, Some(&as_vector(&descriptor, 0x52)));
+    assert_eq!(told(&machine), [Some(0x40), None], "the guest cannot have it back");
+    assert_eq!(control(Vectors::All, Automask(true)), [None, None]);
+    assert_eq!(control(Vectors::All, Unmask), [None, None], "each is to be counted");
+    assert_eq!(control(Vectors::One(1), Automask(false)), [None, Some(0x52)], "as the guest wanted it last");
+    side.route_interrupt(0, None);
+    assert_eq!(control(Vectors::All, Automask(false)), [None, Some(0x52)], "it does not want it now");
+
+    // What does not work leaves it as it was.
+    let refused = |control| {
+        let refused = machine.system.control_vectors(machine.truth, &alpha, vdev, Vectors::All, control);
+        let refusal = refused.unwrap_err().to_string();
+        assert!(refusal.contains("vdev") && !refusal.contains('\n'), "{refusal}");
+        told(&machine)
+    };
+    machine.truth.fail(Fail::Vectors);
+    assert_eq!(refused(Mask), [None, Some(0x52)]);
+    machine.truth.fail(Fail::Redirect);
+    refused(Mask);
+    assert!(machine.truth.lock().masked.is_empty(), "nothing is masked that may be posted");
+    side.route_interrupt(1, None);
+    side.route_interrupt(1, Some(&as_vector(&descriptor, 0x52)));
+    assert_eq!(told(&machine), [None, Some(0x52)]);
+
+    // Its end is its masks' end.
+    control(Vectors::All, Mask);
+    machine.system.end_vm(machine.truth, &alpha, &POWER_OFF).unwrap();
+    assert!(machine.system.control_vectors(machine.truth, &alpha, vdev, Vectors::All, Mask).is_err());
     machine.assert_as_at_start();
 }

@@ -11,6 +11,7 @@ mod inventory_mode;
 mod kexec;
 mod lifecycle;
 mod lost;
+mod masks;
 mod no_iommu;
 pub(crate) mod pasidon;
 mod pausing;
@@ -53,6 +54,7 @@ pub const ALL: &[Scenario] = &[
     clocks::PAUSE,
     pausing::DMA,
     interrupts::POSTED,
+    masks::MASKS,
     sharing::BOTH,
     sharing::SAME_ADDRESSES,
     sharing::USER_SPACE,

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 mod hotplug;
 mod ports;
+mod vectors;
 
 use std::sync::{Arc, Mutex};
 
