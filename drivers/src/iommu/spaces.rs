@@ -11,7 +11,7 @@
 //! waits for no lock.
 
 use alloc::format;
-use alloc::string::String;
+use alloc::string::{String, ToString};
 use alloc::vec;
 use alloc::vec::Vec;
 use core::ops::Range;
@@ -57,6 +57,7 @@ impl<U: IommuUnit> Spaces<U> {
                 pasid_bits: least(U::pasid_bits).min(Pasid::BITS) as u8,
                 address_bits: geometry.address_bits,
                 largest_page: geometry.largest_page(),
+                lacks_dirty_tracking: units.iter().find_map(U::lacks_dirty_tracking),
             },
             domains: Mutex::new(Domains::new(last_domain, units.len())),
             units,
@@ -251,7 +252,12 @@ impl<U: IommuUnit> Iommu for Spaces<U> {
     }
 
     fn describe(&self) -> Vec<(&'static str, String)> {
-        let mut lines = vec![("page tables", format!("{}", self.domains.lock().len()))];
+        let dirty = match self.capabilities.lacks_dirty_tracking {
+            Some(lack) => format!("not marked ({lack})"),
+            None => "marked, not read".to_string(),
+        };
+        let mut lines =
+            vec![("page tables", format!("{}", self.domains.lock().len())), ("dirty pages", dirty)];
         lines.extend(self.units.iter().flat_map(U::describe));
         lines.extend(self.topology.describe());
         lines

@@ -40,6 +40,9 @@ pub trait IommuUnit: Send + Sync {
     /// The largest identifier that it can tag the cache of a table with.
     fn last_domain(&self) -> DomainId;
 
+    /// What it lacks to mark the pages that devices write to, as a register says it.
+    fn lacks_dirty_tracking(&self) -> Option<&'static str>;
+
     /// Takes the unit over from the firmware. When it returns `Ok`, everything that the unit confines is blocked
     /// until it is claimed. Called once, on one processor, with interrupts off.
     ///

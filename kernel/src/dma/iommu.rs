@@ -5,7 +5,8 @@
 //! caches invalidated, invalidations waited for. After [`Iommu::detach`] no DMA with that tag can reach
 //! the old table. The cost of attach and detach does not depend on how many others are attached.
 
-use alloc::string::String;
+use alloc::format;
+use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 use core::fmt::Display;
 
@@ -28,6 +29,8 @@ pub struct IommuCapabilities {
     pub address_bits: u8,
     /// Largest leaf it takes, in bytes.
     pub largest_page: u64,
+    /// What its units lack to mark the pages that devices write to, as a register says it; `None` where all mark them.
+    pub lacks_dirty_tracking: Option<&'static str>,
 }
 
 /// A tag was not joined to a table, or not to another one.
@@ -125,6 +128,29 @@ pub trait Iommu: Send + Sync {
     /// # Errors
     /// When there is no such attachment, or the IOMMU does not confirm.
     fn detach(&self, requester: Requester, pasid: Pasid) -> Result<(), Refusal>;
+
+    /// Reads and clears which pages of a range devices have written to since the last time, as ranges for `sink`: what a
+    /// migration copies again. A page that is written to while it is read is told now or the next time.
+    ///
+    /// # Errors
+    /// When the hardware does not mark pages, or this driver does not read the marks; none does yet. Whoever needs to know
+    /// pauses the vdevs and takes all that is mapped for written.
+    fn take_dirty(
+        &self,
+        _table: TableId,
+        iova: Iova,
+        len: u64,
+        _sink: &mut dyn FnMut(Iova, u64),
+    ) -> Result<(), Refusal> {
+        let why = match self.capabilities().lacks_dirty_tracking {
+            Some(lack) => format!("the IOMMU does not mark what devices write to ({lack})"),
+            None => {
+                "the IOMMU marks what devices write to, but this version does not read the marks".to_string()
+            }
+        };
+        let what = format!("I/O page table: dirty pages of {len:#x} bytes at {iova}");
+        Err(Refusal::new(what, why, "pause the vdevs, and take all that is mapped for written"))
+    }
 
     /// Reads and clears recorded faults, oldest first, and at most so many that a flood does not hold the
     /// caller for long. Called after the fault interrupt; waits for no lock that mapping holds.

@@ -24,7 +24,12 @@ impl Iommu for SharedTruth {
     }
 
     fn capabilities(&self) -> IommuCapabilities {
-        IommuCapabilities { pasid_bits: 20, address_bits: 39, largest_page: 1 << 30 }
+        IommuCapabilities {
+            pasid_bits: 20,
+            address_bits: 39,
+            largest_page: 1 << 30,
+            lacks_dirty_tracking: None,
+        }
     }
 
     fn confines(&self, _requester: Requester) -> bool {

@@ -165,6 +165,11 @@ impl Identification {
         self.idr0 >> 4 & 1 != 0
     }
 
+    /// HTTU: the unit sets access flags and the dirty state in the tables.
+    pub const fn dirty_bits(self) -> bool {
+        self.idr0_field(7, 6) == 0b10
+    }
+
     /// HYP: has translations of EL2 of its own.
     pub const fn hypervisor_streams(self) -> bool {
         self.idr0 >> 9 & 1 != 0

@@ -192,6 +192,10 @@ impl<R: Registers, M: DmaMemory> IommuUnit for Unit<R, M> {
         self.substream_bits
     }
 
+    fn lacks_dirty_tracking(&self) -> Option<&'static str> {
+        (!self.identification.dirty_bits()).then_some("IDR0.HTTU is not 2")
+    }
+
     fn last_domain(&self) -> DomainId {
         self.transit_asid() - 1
     }

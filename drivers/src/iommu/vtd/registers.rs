@@ -268,6 +268,11 @@ impl ExtendedCapability {
         self.bit(43)
     }
 
+    /// SLADS (SSADS): the unit sets accessed and dirty bits in second-stage entries.
+    pub const fn dirty_bits(self) -> bool {
+        self.bit(45)
+    }
+
     /// SLTS (SSTS): second-stage translation in scalable mode.
     pub const fn second_stage(self) -> bool {
         self.bit(46)

@@ -247,6 +247,10 @@ impl<R: Registers, M: DmaMemory> IommuUnit for Unit<R, M> {
         self.extended.pasid_bits().into()
     }
 
+    fn lacks_dirty_tracking(&self) -> Option<&'static str> {
+        (!self.extended.dirty_bits()).then_some("ECAP.SLADS is 0")
+    }
+
     fn last_domain(&self) -> DomainId {
         ((1u32 << self.capability.domain_bits().min(DomainId::BITS)) - 1) as DomainId
     }

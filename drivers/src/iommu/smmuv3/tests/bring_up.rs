@@ -85,6 +85,11 @@ fn what_the_unit_can_do_is_what_is_offered() {
     assert_eq!(SmmuRig::with(IDR0 & !IDR0_CD2L, IDR1).smmu.capabilities().pasid_bits, 10);
     let narrow = IDR1 & !(0x1f << 6) | 8 << 6;
     assert_eq!(SmmuRig::with(IDR0, narrow).smmu.capabilities().pasid_bits, 8);
+    // HTTU: none, access flags only, both.
+    for (value, lack) in [(0, Some("IDR0.HTTU is not 2")), (1, Some("IDR0.HTTU is not 2")), (2, None)] {
+        let machine = SmmuRig::with(IDR0 & !(3 << 6) | value << 6, IDR1);
+        assert_eq!(machine.smmu.capabilities().lacks_dirty_tracking, lack);
+    }
     let lines = machine.smmu.describe();
     let claimed = lines.iter().find(|line| line.0 == "claimed").unwrap();
     assert!(claimed.1.contains("0x6a08"), "{}", claimed.1);

@@ -139,6 +139,25 @@ fn capabilities_are_told() {
 }
 
 #[test]
+fn whether_what_devices_write_to_is_marked_is_told() {
+    for (ecap, told, why) in [
+        (
+            ECAP & !(1 << 45),
+            "not marked (ECAP.SLADS is 0)",
+            "does not mark what devices write to (ECAP.SLADS is 0)",
+        ),
+        (ECAP | 1 << 45, "marked, not read", "this version does not read the marks"),
+    ] {
+        let machine = VtdRig::with(CAP, ecap);
+        let table = machine.table(4 * GIB, 2 * MIB);
+        let mut none = |_, _| panic!("nothing is known to be dirty");
+        let refusal = machine.vtd.take_dirty(table, Iova(0), 2 * MIB, &mut none).unwrap_err();
+        assert!(refusal.why.contains(why), "{refusal}");
+        assert!(machine.vtd.describe().contains(&("dirty pages", told.into())));
+    }
+}
+
+#[test]
 fn it_describes_itself() {
     let machine = VtdRig::new();
     let table = machine.table(4 * GIB, 2 * MIB);
