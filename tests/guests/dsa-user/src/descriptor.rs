@@ -69,6 +69,11 @@ impl Descriptor {
         ])
     }
 
+    /// Puts a word, by its number, to be what it is said to be.
+    pub fn set(&mut self, word: usize, value: u64) {
+        self.0[word] = value;
+    }
+
     /// As the device takes it.
     pub fn words(&self) -> &[u64; 8] {
         &self.0

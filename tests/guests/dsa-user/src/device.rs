@@ -8,8 +8,8 @@ use crate::portal::Portal;
 use anyhow::{Result, bail, ensure};
 use pasidon_drivers::accel::dsa::commands::{Command, code, describe};
 use pasidon_drivers::accel::dsa::registers::{
-    CMD, CMDCAP, CMDSTS, GENCAP, GENSTS, GenCap, OFFSETS, OFFSETS_UNIT, VERSION, WQCAP, WqCap, cmd, gensts,
-    grpcfg, portal, wqcfg,
+    CMD, CMDCAP, CMDSTS, GENCAP, GENSTS, GenCap, OFFSETS, OFFSETS_UNIT, SWERR, VERSION, WQCAP, WqCap, cmd,
+    gensts, grpcfg, portal, swerr, wqcfg,
 };
 use pasidon_drivers::registers::{Mmio, Registers};
 use std::time::{Duration, Instant};
@@ -26,6 +26,8 @@ const COMMAND_DEADLINE: Duration = Duration::from_secs(10);
 /// Fields of OFFSETS.
 const OFFSET_FIELD: u64 = 0xffff;
 const WQCFG_SHIFT: u32 = 16;
+/// Where in SWERR the address is.
+const SWERR_ADDRESS: usize = 16;
 /// Least log2 of the batch limit that a queue can be enabled with.
 const SMALLEST_BATCH_LOG2: u32 = 1;
 const PRIORITY: u32 = 10;
@@ -121,6 +123,22 @@ impl Device {
             largest_transfer: 1 << self.general.max_transfer_log2(),
             interrupt: handle,
         })
+    }
+
+    /// Disables the queue, until it is enabled again.
+    pub fn close_queue(&self) -> Result<()> {
+        self.command(Command::DisableWq(QUEUE)).map(drop)
+    }
+
+    /// Takes the error that the device has recorded, if there is one: its code, and the address in it.
+    pub fn take_error(&self) -> Option<(u8, u64)> {
+        let first = self.registers.read64(SWERR);
+        if first & swerr::VALID == 0 {
+            return None;
+        }
+        let address = self.registers.read64(SWERR + SWERR_ADDRESS);
+        self.registers.write64(SWERR, swerr::VALID | swerr::OVERFLOW);
+        Some(((first >> swerr::CODE_SHIFT) as u8, address))
     }
 
     /// Waits for what is queued and switches the device off.

@@ -71,8 +71,8 @@ enum Command {
     Landing(landing::Landing),
     /// One copy, or another operation, between addresses of your choice, also ones that are not yours
     ///
-    /// The last line says what came of it: result=ok, error (with the status and the address that the device reports)
-    /// or timeout, and with --fill whether the destination holds the filled bytes. The exit status is 0 if the device
+    /// The last line says what came of it: result=ok, error (with the status and the address that the device reports),
+    /// recorded (with those in the device's error register, where there is no record) or timeout, and with --fill whether the destination holds the filled bytes. The exit status is 0 if the device
     /// answered at all.
     Poke(poke::Poke),
 }
@@ -151,7 +151,7 @@ fn run(arguments: &Arguments) -> Result<bool> {
             Ok(outcome.good())
         }
         Command::Poke(options) => {
-            let outcome = poke::run(options, &mut memory, &queue, &wait)?;
+            let outcome = poke::run(options, &mut memory, &device, &queue, &wait)?;
             device.disable().context("switching the device off")?;
             println!("PASIDON poke {options} {outcome}");
             Ok(outcome.answered())

@@ -6,7 +6,7 @@
 //! memory, and where there is something to fill, addresses that the kernel was told to leave alone.
 
 use crate::descriptor::{Descriptor, Fields, RECORD, Record, SUCCESS, operation};
-use crate::device::Queue;
+use crate::device::{Device, Queue};
 use crate::memory::{Memory, Physical, SIZE};
 use crate::wait::Wait;
 use anyhow::{Result, ensure};
@@ -23,6 +23,8 @@ const LARGEST: u32 = (SIZE / 2 - SOURCE_AT) as u32;
 const FLAGS: u32 = 0xff_ffff;
 /// What is filled is written in words.
 const WORD: usize = 8;
+/// Words of a descriptor.
+const WORDS: usize = 8;
 
 #[derive(Args)]
 pub struct Poke {
@@ -47,6 +49,12 @@ pub struct Poke {
     /// Flags beside those of the completion, as bits
     #[arg(long, value_parser = flags, default_value = "0", value_name = "BITS")]
     flags: u32,
+    /// What a 64-bit word of the descriptor is to be, 0 to 7, after all else; may be given several times
+    #[arg(long, value_parser = word, value_name = "WORD=VALUE")]
+    set: Vec<(usize, u64)>,
+    /// Submit while the queue is disabled
+    #[arg(long)]
+    closed: bool,
 }
 
 /// What came of it.
@@ -60,6 +68,8 @@ enum Answer {
     Ok,
     /// Status of the completion record, and the address that it names.
     Error(u8, u64),
+    /// Code and address of the error that the device recorded instead.
+    Recorded(u8, u64),
     Timeout,
 }
 
@@ -80,7 +90,10 @@ impl fmt::Display for Poke {
         if self.flags != 0 {
             write!(f, " flags={:#x}", self.flags)?;
         }
-        Ok(())
+        for (word, value) in &self.set {
+            write!(f, " set={word}={value:#x}")?;
+        }
+        if self.closed { f.write_str(" closed") } else { Ok(()) }
     }
 }
 
@@ -95,6 +108,9 @@ impl fmt::Display for Outcome {
             Answer::Ok => write!(f, "result=ok match={matches}"),
             Answer::Error(status, address) => {
                 write!(f, "result=error match={matches} status={status:#04x} address={address:#x}")
+            }
+            Answer::Recorded(code, address) => {
+                write!(f, "result=recorded match={matches} status={code:#04x} address={address:#x}")
             }
             Answer::Timeout => write!(f, "result=timeout match={matches}"),
         }
@@ -121,8 +137,21 @@ fn flags(text: &str) -> Result<u32, String> {
     u32::try_from(value).ok().filter(|flags| *flags <= FLAGS).ok_or_else(|| "more than 24 bits".to_string())
 }
 
+/// The same for a word of the descriptor.
+fn word(text: &str) -> Result<(usize, u64), String> {
+    let (place, value) = text.split_once('=').ok_or("not WORD=VALUE")?;
+    let place = place.parse().ok().filter(|place| *place < WORDS).ok_or("no word from 0 to 7")?;
+    Ok((place, number(value).map_err(|error| error.to_string())?))
+}
+
 /// Does the copy.
-pub fn run(options: &Poke, memory: &mut Memory, queue: &Queue, wait: &Wait) -> Result<Outcome> {
+pub fn run(
+    options: &Poke,
+    memory: &mut Memory,
+    device: &Device,
+    queue: &Queue,
+    wait: &Wait,
+) -> Result<Outcome> {
     let len = options.len as usize;
     ensure!(
         options.fill.is_none() || len.is_multiple_of(WORD),
@@ -146,7 +175,7 @@ pub fn run(options: &Poke, memory: &mut Memory, queue: &Queue, wait: &Wait) -> R
             None => bytes[DESTINATION_AT..DESTINATION_AT + len].fill(!fill),
         }
     }
-    queue.portal.submit(&Descriptor::new(&Fields {
+    let mut descriptor = Descriptor::new(&Fields {
         operation: options.operation,
         record: memory.address(RECORD_AT),
         source: options.src.unwrap_or(memory.address(SOURCE_AT)),
@@ -155,16 +184,27 @@ pub fn run(options: &Poke, memory: &mut Memory, queue: &Queue, wait: &Wait) -> R
         seed: 0,
         flags: options.flags,
         interrupt: queue.interrupt,
-    }));
-    let waited = wait.complete(memory, RECORD_AT);
+    });
+    options.set.iter().for_each(|(word, value)| descriptor.set(*word, *value));
+    // Not one of an earlier descriptor.
+    device.take_error();
+    if options.closed {
+        device.close_queue()?;
+    }
+    queue.portal.submit(&descriptor);
+    let waited = wait.complete_or(memory, RECORD_AT, || device.take_error());
+    if options.closed {
+        device.enable_queue(wait.by_interrupt())?;
+    }
     let bytes = memory.bytes();
     let record = Record(&bytes[RECORD_AT..RECORD_AT + RECORD]);
     let answer = match (record.status(), waited) {
+        (0, Ok(Some((code, address)))) => Answer::Recorded(code, address),
         (0, _) => Answer::Timeout,
         // The record is there, but its interrupt did not come.
         (_, Err(error)) => return Err(error),
-        (SUCCESS, Ok(())) => Answer::Ok,
-        (status, Ok(())) => Answer::Error(status, record.fault_address()),
+        (SUCCESS, Ok(_)) => Answer::Ok,
+        (status, Ok(_)) => Answer::Error(status, record.fault_address()),
     };
     let matches = options.fill.map(|fill| match &destination {
         Some(destination) => destination.is_all(fill),
@@ -183,6 +223,8 @@ mod tests {
         assert_eq!(number("4096").unwrap(), 4096);
         assert!(number("12k").is_err());
         assert_eq!((small("0x20"), flags("2")), (Ok(0x20), Ok(2)));
+        assert_eq!(word("7=0x10"), Ok((7, 16)));
+        assert!(["8=1", "1", "=1", "1=", "-1=1"].iter().all(|text| word(text).is_err()));
         assert!(small("256").is_err() && flags("0x1000000").is_err());
     }
 
@@ -195,13 +237,17 @@ mod tests {
             fill: None,
             operation: operation::MEMORY_MOVE,
             flags: 0,
+            set: Vec::new(),
+            closed: false,
         };
         let outcome = Outcome { answer: Answer::Error(3, 0x2000_0000), matches: None };
         assert_eq!(
             format!("{plain} {outcome}"),
             "src=0 dst=536870912 len=4096 result=error match=none status=0x03 address=0x20000000"
         );
-        let other = Poke { operation: 1, flags: 2, dst: None, ..plain };
-        assert_eq!(other.to_string(), "src=0 dst=0 len=4096 operation=0x01 flags=0x2");
+        let outcome = Outcome { answer: Answer::Recorded(0x1b, 0), matches: None };
+        assert_eq!(outcome.to_string(), "result=recorded match=none status=0x1b address=0x0");
+        let other = Poke { operation: 1, flags: 2, dst: None, set: vec![(1, 32)], closed: true, ..plain };
+        assert_eq!(other.to_string(), "src=0 dst=0 len=4096 operation=0x01 flags=0x2 set=1=0x20 closed");
     }
 }

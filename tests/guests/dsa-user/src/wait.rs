@@ -82,14 +82,27 @@ impl Wait {
 
     /// Returns once the completion record at `record` has a status.
     pub fn complete(&self, memory: &Memory, record: usize) -> Result<()> {
+        self.complete_or(memory, record, || None::<()>).map(drop)
+    }
+
+    /// The same, or once there is something else instead of a status. By interrupt nobody looks for that.
+    pub fn complete_or<T>(
+        &self,
+        memory: &Memory,
+        record: usize,
+        mut instead: impl FnMut() -> Option<T>,
+    ) -> Result<Option<T>> {
         let start = Instant::now();
         if let Self::Interrupt(interrupts) = self {
             interrupts.wait()?;
             // The record is written before the interrupt is sent.
             ensure!(memory.status(record) != 0, "an interrupt came without a completion record");
-            return Ok(());
+            return Ok(None);
         }
         while memory.status(record) == 0 {
+            if let Some(found) = instead() {
+                return Ok(Some(found));
+            }
             if start.elapsed() > DEADLINE {
                 bail!(
                     "no completion record after {} s; `dmesg` and the hypervisor's log may say why",
@@ -98,7 +111,7 @@ impl Wait {
             }
             std::hint::spin_loop();
         }
-        Ok(())
+        Ok(None)
     }
 }
 

@@ -4,6 +4,7 @@
 mod clocks;
 mod configuration;
 mod guests;
+mod hostile;
 mod hot_plug;
 mod interrupts;
 mod inventory;
@@ -62,6 +63,7 @@ pub const ALL: &[Scenario] = &[
     sharing::DOORBELL,
     spaces::REPLACE,
     shared_queue::DMATEST,
+    shared_queue::HOSTILE_GUEST,
     shared_queue::FAIR,
     shared_queue::THOUSAND,
     vdev::DESTROYED,

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! No IOMMU, in the machine or before a device: nothing is shared there that an IOMMU would have to confine.
 
+use super::hostile::{Attempt, END, NEVER, submit, submit_all};
 use super::pasidon::{BOOT_TIMEOUT, HOST, check, copies, copies_done, dsa_up, shell, vm};
 use crate::arch::Arch;
 use crate::cpu::Cpu;
@@ -33,9 +34,6 @@ fn off() -> String {
 /// Verified copies that each guest does.
 const COPIES: u64 = 2_000;
 
-/// Where a guest's 256 MiB end, from where they start: above lies memory of the machine that is somebody else's.
-const END: u64 = 0x1000_0000;
-
 /// Copies of a guest that reach beyond it: from or to where, from the start of its memory, how many bytes, and the status
 /// that it finds.
 const BEYOND: [(&str, u64, u64, u8); 6] = [
@@ -50,19 +48,14 @@ const BEYOND: [(&str, u64, u64, u8); 6] = [
 ];
 
 /// What nobody can prove to stay within the guest.
-const UNPROVEN: [(&str, &str); 9] = [
-    ("--dst=0xfffffffffffff000", "status=0x83"),
+const UNPROVEN: [Attempt<'_>; 5] = [
     // Messages of interrupts.
     ("--dst=0xfee00000", "status=0x83"),
-    // A list of descriptors, a drain that reads, a delta record, a CRC with a seed from memory, DIF.
-    ("--operation=0x01 --len=2", "status=0x10"),
+    // A drain that reads, a delta record, a CRC with a seed from memory, DIF.
     ("--operation=0x02 --flags=0x30000", "status=0x10"),
     ("--operation=0x08", "status=0x10"),
     ("--operation=0x10 --flags=0x10000", "status=0x10"),
     ("--operation=0x13", "status=0x10"),
-    // Block on fault; a flag that is some later device's.
-    ("--flags=0x2", "status=0x11"),
-    ("--flags=0x800000", "status=0x11"),
 ];
 
 /// Sharing without an IOMMU.
@@ -86,11 +79,10 @@ pub const OFF: Scenario = Scenario {
         for (which, place, len, status) in BEYOND {
             let options = format!("--{which}={:#x} --len={len}", start + place);
             let faults = start + place.max(END);
-            poke(&machine, mallory, &options, &format!("status={status:#04x} address={faults:#x}"))?;
+            submit(&machine, mallory, &options, &format!("status={status:#04x} address={faults:#x}"))?;
         }
-        for (options, status) in UNPROVEN {
-            poke(&machine, mallory, options, status)?;
-        }
+        submit_all(&machine, mallory, &NEVER)?;
+        submit_all(&machine, mallory, &UNPROVEN)?;
         copies_done(&machine, alpha, COPIES).context("alpha was harmed")?;
         copies_done(&machine, beta, COPIES).context("beta was harmed")?;
         // Who was denied may go on.
@@ -119,11 +111,6 @@ pub const OFF: Scenario = Scenario {
         copies(&machine, alpha, 200).map(drop)
     },
 };
-
-/// One descriptor of a guest, and what it finds.
-fn poke(machine: &Machine, console: Console<'_>, options: &str, wanted: &str) -> Result<()> {
-    check(machine, console, &format!("dsa-user poke {options}"), wanted).map(drop)
-}
 
 fn is_tainted(told: &Value) -> bool {
     told["taints"].as_array().is_some_and(|taints| !taints.is_empty())

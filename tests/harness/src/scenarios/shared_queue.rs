@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Guests that share one work queue: their portals are trapped, and each descriptor is checked.
 
+use super::hostile::{self, Attempt};
 use super::pasidon::{
-    self, COMMAND_TIMEOUT, COPIES_TIMEOUT, HOST, check, copies_done, dsa_up, shell, user_interrupts_up,
+    self, COMMAND_TIMEOUT, COPIES_TIMEOUT, HOST, check, copies_done, dsa_up, shell, until, user_interrupts_up,
 };
 use crate::arch::Arch;
 use crate::cpu::Cpu;
@@ -80,6 +81,76 @@ fn ends(machine: &Machine) -> Result<()> {
     let alpha = shell(machine, "alpha")?;
     dsa_up(machine, alpha)?;
     check(machine, alpha, "dsa-test 200", "copies=200 failures=0").map(drop)
+}
+
+/// What Pasidon or the device answers of a descriptor of each kind, where the guest hears of it.
+const HOSTILE: [Attempt<'_>; 11] = [
+    // A completion record that is not aligned, that would lie beyond the guest's memory or wrap around, and none where one
+    // is asked for.
+    ("--set=1=0x1008", "result=recorded match=none status=0x1b"),
+    ("--set=1=0x20000000", "status=0x1a address=0x20000000"),
+    ("--set=1=0xffffffffffffffe0", "status=0x1a"),
+    ("--set=0=0x0300000800000000", "result=recorded match=none status=0x11"),
+    // The interrupt of somebody else: the queue's own events, a neighbour's.
+    ("--flags=0x10 --set=4=0x000001000", "status=0x19"),
+    ("--flags=0x10 --set=4=0x700001000", "status=0x19"),
+    // Reserved bytes.
+    ("--set=6=0x1", "status=0x12"),
+    // Memory beyond its own, as itself and with a PASID and privilege of its own choice.
+    ("--src=0x20000000", "status=0x03 address=0x20000000"),
+    ("--src=0x20000000 --set=0=0x0300000c80000001", "status=0x03 address=0x20000000"),
+    ("--src=0x20000000 --set=0=0x0300000c000fffff", "status=0x03 address=0x20000000"),
+    // A drain that reads where it is told to.
+    ("--operation=0x02 --flags=0x10000 --len=1 --src=0x20000000", "result=error"),
+];
+
+/// Writes that go nowhere: the device takes them for done, and the IOMMU records who it was.
+const LOST: [&str; 3] = [
+    "--dst=0x20000000",
+    // Messages of interrupts.
+    "--dst=0xfee00000",
+    "--dst=0x20000000 --set=0=0x0300000c80000001",
+];
+
+/// A guest whose descriptors are hostile, beside one on the same queue.
+pub const HOSTILE_GUEST: Scenario = Scenario {
+    name: "swq-hostile",
+    about: "a guest with a share of a queue submits hostile descriptors of each kind: each meets its denial, a neighbour on the same queue copies on",
+    arches: &[Arch::X86_64],
+    cpus: &[Cpu::Tcg],
+    run: |lab| {
+        let guests = ["alpha", "mallory"].map(|name| vm(name, "dsa-swq", "entries = 16")).concat();
+        let machine = lab.pasidon(&[HOST, &guests].concat(), demonstration::platform)?;
+        let [alpha, mallory] = [shell(&machine, "alpha")?, shell(&machine, "mallory")?];
+        dsa_up(&machine, alpha)?;
+        alpha.send_line(&format!("dsa-test {BESIDE}"))?;
+        hostile::submit_all(&machine, mallory, &hostile::NEVER)?;
+        hostile::submit_all(&machine, mallory, &HOSTILE)?;
+        for options in LOST {
+            let before = fault_records(&machine, "mallory")?;
+            hostile::submit(&machine, mallory, options, "result=ok")?;
+            until(&machine, COMMAND_TIMEOUT, || {
+                let now = fault_records(&machine, "mallory")?;
+                Ok((now == before).then(|| format!("no fault was recorded of {options}")))
+            })?;
+        }
+        // What it says of PASID and privilege is nothing: the copy is its own, in its own memory.
+        hostile::submit(&machine, mallory, "--fill=90 --set=0=0x0300000c80000001", "result=ok match=yes")?;
+        // Nothing comes of what is submitted to a queue that is off.
+        hostile::submit(&machine, mallory, "--closed", "result=timeout")?;
+        let verify = "dsa-user verify --only copy,fill,compare --operations 200";
+        check(&machine, mallory, verify, "failures=0")?;
+        copies_done(&machine, alpha, BESIDE).context("alpha was harmed")?;
+        ensure!(fault_records(&machine, "alpha")? == 0, "faults of mallory's are taken for alpha's");
+        Ok(())
+    },
+};
+
+/// Verified copies of the neighbour.
+const BESIDE: u64 = 20_000;
+
+fn fault_records(machine: &Machine, name: &str) -> Result<u64> {
+    Ok(of(&demonstration::vdevs(machine)?, name)?.fault_records)
 }
 
 /// What each descriptor takes an engine, in microseconds, so that the accelerator is what there is too little of.
