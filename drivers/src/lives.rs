@@ -14,6 +14,7 @@ use pasidon_kernel::base::id::{VdevId, VmId};
 use pasidon_kernel::base::refusal::Refusal;
 use pasidon_kernel::dev::Received;
 use pasidon_kernel::dev::pci::{PciBus, PciWindow, Slot};
+use pasidon_kernel::dma::address_space::AddressSpace;
 use pasidon_kernel::dma::iommu::Iommu;
 use pasidon_kernel::dma::pasid::NamespaceScope;
 use pasidon_kernel::irq::host::Host;
@@ -321,6 +322,7 @@ impl Rig {
             type_name: TYPE_DWQ.to_string(),
             entries: None,
             weight: None,
+            space: AddressSpace::Vm,
         };
         self.vm_with(name, vec![queue])
     }

@@ -51,7 +51,13 @@ impl Way {
 
     fn spec(self) -> VdevSpec {
         let type_name = if self == Self::Dedicated { TYPE_DWQ } else { TYPE_SWQ };
-        VdevSpec { parent: "dsa0".to_string(), type_name: type_name.to_string(), entries: None, weight: None }
+        VdevSpec {
+            parent: "dsa0".to_string(),
+            type_name: type_name.to_string(),
+            entries: None,
+            weight: None,
+            space: AddressSpace::Vm,
+        }
     }
 }
 

@@ -246,6 +246,23 @@ pub static VDEV: Section = Section {
             about: "Its part of a work queue that it shares with others: as much as two of weight 1 has one of weight 2. \
                     For trapped types.",
         },
+        Key {
+            name: "address_space",
+            takes: "`\"vm\"`, `\"own\"` or `\"dma-only\"`",
+            default: Some("`\"vm\"`"),
+            example: "address_space = \"dma-only\"",
+            about: "What its DMA reaches: all of the VM's memory, in the I/O address space that the VM's vdevs share or in one \
+                    of its own, or only `windows`. A guest that does not keep to its windows gets faults, so its driver must know \
+                    of them. `\"own\"` and `\"dma-only\"` need the parent to have an IOMMU.",
+        },
+        Key {
+            name: "windows",
+            takes: "a list of strings `ADDRESS+SIZE`",
+            default: Some("none"),
+            example: "windows = [\"0x8000000+16M\"]",
+            about: "Memory of the guest that a vdev with `address_space = \"dma-only\"` reaches, and nothing else, at the same \
+                    addresses: 1 to 16 ranges, ADDRESS hexadecimal, SIZE a number with `K`, `M` or `G`, both multiples of 4K.",
+        },
     ],
 };
 

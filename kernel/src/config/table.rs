@@ -94,6 +94,28 @@ impl<'t> Table<'t> {
         }
     }
 
+    /// A list of strings, each with its place; empty where it is absent. What is something else is reported.
+    pub fn strings(&self, name: &str, errors: &mut Vec<ConfigError>) -> Vec<Spanned<String>> {
+        let Some((value, at)) = self.value(name) else { return Vec::new() };
+        let Some(list) = value.get_ref().as_array() else {
+            self.wrong_type(name, value.get_ref(), at, errors);
+            return Vec::new();
+        };
+        if list.is_empty() {
+            let remedy = format!("write {}", self.describe(name).example);
+            errors.push(self.error(at, format_args!("{name} is empty"), remedy));
+        }
+        let mut strings = Vec::new();
+        for value in list.iter() {
+            let at = Position::of(self.text, value.span().start);
+            match value.get_ref() {
+                DeValue::String(text) => strings.push(Spanned::new(text.to_string(), at)),
+                other => self.wrong_type(name, other, at, errors),
+            }
+        }
+        strings
+    }
+
     /// A string that must be there.
     pub fn required_string(&self, name: &str, errors: &mut Vec<ConfigError>) -> Option<Spanned<String>> {
         if self.value(name).is_none() {

@@ -4,8 +4,10 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::base::addr::Requester;
+use crate::base::addr::{GuestPhys, Requester};
+use crate::dma::address_space::AddressSpace;
 use crate::dma::pasid::NamespaceScope;
+use crate::memory::ram::RamRange;
 
 /// Every key given.
 pub(super) const FULL: &str = r#"
@@ -46,6 +48,8 @@ on_reboot = "stop"
   parent = "dsa1"
   type = "dsa-swq"
   weight = 3
+  address_space = "dma-only"
+  windows = ["0x8000000+16M", "0x1000+4K"]
 
 [[vm]]
 name = "beta"
@@ -106,6 +110,10 @@ fn every_key_is_read() {
     assert_eq!(alpha.vdevs[1].type_name.value, "dsa-swq");
     assert_eq!((alpha.vdevs[1].entries, alpha.vdevs[0].weight), (None, None));
     assert_eq!(alpha.vdevs[1].weight.map(|weight| weight.value), Some(3));
+    assert_eq!(alpha.vdevs[0].space.value, AddressSpace::Vm);
+    let windows = [(0x800_0000, 16 << 20), (0x1000, 0x1000)];
+    let windows = windows.map(|(start, len)| RamRange { start: GuestPhys(start), len });
+    assert_eq!(alpha.vdevs[1].space.value, AddressSpace::DmaOnly(windows.into()));
     assert_eq!(config.parents[0].shared_entries.map(|entries| entries.value), Some(24));
     assert_eq!(config.parents[1].shared_entries, None);
 
@@ -113,6 +121,40 @@ fn every_key_is_read() {
     assert_eq!((beta.index, beta.pasids.value, beta.slots.value, beta.autostart.value), (1, 8, 8, true));
     assert_eq!(beta.on_reboot.value, OnReboot::Restart);
     assert_eq!(beta.kernel.value, "guests/vmlinuz");
+}
+
+#[test]
+fn windows_are_ranges_of_whole_pages_for_dma_only() {
+    let vdev = "[[vm.vdev]]\nparent = \"dsa0\"\ntype = \"x\"\n";
+    let refused = |keys: &str| one_vm_refused(&vm("bad", &format!("{vdev}{keys}")));
+    let only = "address_space = \"dma-only\"\n";
+    for (keys, wanted) in [
+        (only.to_string(), "address_space is \"dma-only\", but no windows are named"),
+        ("windows = [\"0x0+4K\"]".into(), "windows are for address_space = \"dma-only\""),
+        ("address_space = \"dmaonly\"".into(), "did you mean address_space = \"dma-only\"?"),
+        (format!("{only}windows = []"), "windows is empty; write windows = [\"0x8000000+16M\"]"),
+        (
+            format!("{only}windows = \"0x0+4K\""),
+            "windows takes a list of strings ADDRESS+SIZE, but this is a string",
+        ),
+        (format!("{only}windows = [4096]"), "but this is an integer"),
+        (format!("{only}windows = [\"4096+4K\"]"), "window \"4096+4K\" is no range of memory"),
+        (format!("{only}windows = [\"0x+4K\"]"), "is no range of memory"),
+        (format!("{only}windows = [\"0x1000+\"]"), "is no range of memory"),
+        (format!("{only}windows = [\"0x1000+0K\"]"), "is not whole pages"),
+        (format!("{only}windows = [\"0x1800+4K\"]"), "is not whole pages"),
+        (format!("{only}windows = [\"0x1000+6K\"]"), "is not whole pages"),
+        (format!("{only}windows = [\"0xfffffffffffff000+8K\"]"), "is no range of memory"),
+        (format!("{only}windows = [\"0x0+99999999999999999999G\"]"), "is no range of memory"),
+        (format!("{only}windows = [\"0x1000+8K\", \"0x2000+4K\"]"), "overlaps one before it"),
+    ] {
+        let said = refused(&keys);
+        assert!(said.contains(wanted), "{keys}: {said}");
+    }
+    let many: Vec<String> = (0..17).map(|page| format!("\"{:#x}+4K\"", page * 4096)).collect();
+    assert!(
+        refused(&format!("{only}windows = [{}]", many.join(", "))).contains("17 windows are more than 16")
+    );
 }
 
 #[test]
@@ -218,7 +260,7 @@ fn unknown_keys_name_the_nearest_known_one() {
     assert_eq!(
         one_vm_refused(&vm("bad", "[[vm.vdev]]\nparent = \"dsa0\"\ntype = \"x\"\nsize = 3")),
         "pasidon.toml:14:1: vm bad: vdev number 1: unknown key \"size\"; \
-         [[vm.vdev]] knows parent, type, entries, weight"
+         [[vm.vdev]] knows parent, type, entries, weight, address_space, windows"
     );
 }
 

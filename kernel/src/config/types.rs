@@ -9,6 +9,7 @@ use alloc::vec::Vec;
 use super::error::{ConfigError, Position, Scope, Spanned};
 use crate::base::addr::Requester;
 use crate::base::refusal::Refusal;
+use crate::dma::address_space::AddressSpace;
 use crate::dma::pasid::NamespaceScope;
 
 /// The whole file. Everything in it is consistent as far as the text alone can tell.
@@ -149,6 +150,8 @@ pub struct VdevConfig {
     pub entries: Option<Spanned<u16>>,
     /// Its part of what it shares with others, 1 to 255; `None` leaves it to the driver.
     pub weight: Option<Spanned<u8>>,
+    /// What its DMA reaches.
+    pub space: Spanned<AddressSpace>,
 }
 
 impl Config {

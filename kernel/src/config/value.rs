@@ -3,7 +3,8 @@
 
 use alloc::string::String;
 
-use crate::base::addr::{LARGE_PAGE_SIZE, Requester};
+use crate::base::addr::{GuestPhys, LARGE_PAGE_SIZE, PAGE_SIZE, Requester};
+use crate::memory::ram::RamRange;
 
 /// Smallest memory of a VM, in bytes.
 pub const MIN_MEMORY: u64 = 16 << 20;
@@ -27,23 +28,43 @@ const fn misfit(why: &'static str, remedy: &'static str) -> Misfit {
     Misfit { why, remedy }
 }
 
-/// `256M` in bytes. K, M and G are powers of 1024.
+/// Bytes as a whole number and K, M or G, which are powers of 1024; `Some(None)` where they are too many to count.
+fn size(text: &str) -> Option<Option<u64>> {
+    let (at, shift) = match text.char_indices().last()? {
+        (at, 'K') => (at, 10),
+        (at, 'M') => (at, 20),
+        (at, 'G') => (at, 30),
+        _ => return None,
+    };
+    let digits = &text[..at];
+    let number = !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit());
+    number.then(|| digits.parse::<u64>().ok().and_then(|number| number.checked_mul(1 << shift)))
+}
+
+/// `0x8000000+16M`: whole pages of a guest's memory.
+pub(super) fn window(text: &str) -> Result<RamRange, Misfit> {
+    const FORM: Misfit = misfit("is no range of memory", "write ADDRESS+SIZE, like \"0x8000000+16M\"");
+    let parse = || {
+        let (start, len) = text.split_once('+')?;
+        let digits =
+            start.strip_prefix("0x").filter(|digits| digits.bytes().all(|b| b.is_ascii_hexdigit()))?;
+        Some((u64::from_str_radix(digits, 16).ok()?, size(len)??))
+    };
+    let (start, len) = parse().ok_or(FORM)?;
+    if len == 0 || start % PAGE_SIZE != 0 || len % PAGE_SIZE != 0 {
+        return Err(misfit("is not whole pages", "use multiples of 4K"));
+    }
+    let start = GuestPhys(start);
+    match start.checked_add(len) {
+        Some(_) => Ok(RamRange { start, len }),
+        None => Err(FORM),
+    }
+}
+
+/// `256M` in bytes.
 pub(super) fn memory(text: &str) -> Result<u64, Misfit> {
     const FORM: Misfit = misfit("is no size", "write a whole number and K, M or G, like memory = \"256M\"");
-    let (digits, shift) = match text.char_indices().last() {
-        Some((at, 'K')) => (&text[..at], 10),
-        Some((at, 'M')) => (&text[..at], 20),
-        Some((at, 'G')) => (&text[..at], 30),
-        _ => return Err(FORM),
-    };
-    if digits.is_empty() || !digits.bytes().all(|byte| byte.is_ascii_digit()) {
-        return Err(FORM);
-    }
-    let bytes = digits
-        .parse::<u64>()
-        .ok()
-        .and_then(|number| number.checked_mul(1 << shift))
-        .filter(|bytes| *bytes <= MAX_MEMORY);
+    let bytes = size(text).ok_or(FORM)?.filter(|bytes| *bytes <= MAX_MEMORY);
     match bytes {
         None => Err(misfit("is more than a VM can have", "use at most 1024G")),
         Some(bytes) if bytes < MIN_MEMORY => Err(misfit("is too little to run in", "use at least 16M")),

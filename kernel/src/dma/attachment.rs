@@ -362,7 +362,7 @@ mod tests {
 
     impl Fixture {
         fn space(&self, id: u32, owner: u16) -> Arc<IoAddressSpace> {
-            Arc::new(IoAddressSpace::create(IoasId(id), VmId(owner), self.truth).unwrap())
+            Arc::new(IoAddressSpace::create(IoasId(id), VmId(owner), self.truth, false).unwrap())
         }
 
         fn attach(&mut self, ioas: &Arc<IoAddressSpace>) -> Result<Attachment, NotAttached> {

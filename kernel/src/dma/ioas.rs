@@ -60,20 +60,28 @@ pub struct IoAddressSpace {
     owner: VmId,
     iommu: &'static dyn Iommu,
     table: TableId,
+    /// It was made with a vdev, and goes with the last one on it.
+    made_for_vdev: bool,
     inner: Mutex<Inner>,
 }
 
 impl IoAddressSpace {
-    /// An empty address space of a VM. `id` is not used for any other, ever.
+    /// An empty address space of a VM, or one that is made for a vdev of it. `id` is not used for any other, ever.
     ///
     /// # Errors
     /// When the IOMMU has no table for it.
-    pub fn create(id: IoasId, owner: VmId, iommu: &'static dyn Iommu) -> Result<Self, Refusal> {
+    pub fn create(
+        id: IoasId,
+        owner: VmId,
+        iommu: &'static dyn Iommu,
+        made_for_vdev: bool,
+    ) -> Result<Self, Refusal> {
         Ok(Self {
             id,
             owner,
             iommu,
             table: iommu.create_table().map_err(|refusal| refusal.within("I/O address space"))?,
+            made_for_vdev,
             inner: Mutex::new(Inner {
                 state: State::Live,
                 mappings: BTreeMap::new(),
@@ -86,6 +94,11 @@ impl IoAddressSpace {
     /// Its number.
     pub fn id(&self) -> IoasId {
         self.id
+    }
+
+    /// Whether it goes with the last vdev on it.
+    pub(crate) fn is_made_for_vdev(&self) -> bool {
+        self.made_for_vdev
     }
 
     /// The VM that owns it.
@@ -393,7 +406,7 @@ mod tests {
 
     fn space() -> (&'static SharedTruth, IoAddressSpace) {
         let truth: &'static SharedTruth = Box::leak(Box::new(SharedTruth::new(1)));
-        let space = IoAddressSpace::create(IoasId(1), VmId(3), truth).unwrap();
+        let space = IoAddressSpace::create(IoasId(1), VmId(3), truth, false).unwrap();
         (truth, space)
     }
 

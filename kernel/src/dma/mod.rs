@@ -4,6 +4,7 @@
 //! A [`pasid`] names an address space in a device's requests, an [`ioas`] is that space, an
 //! [`attachment`] joins the two on an [`iommu`]. What reaches beyond is a [`fault`].
 
+pub mod address_space;
 pub mod attachment;
 pub mod fault;
 pub mod fault_log;

@@ -12,6 +12,7 @@ use crate::base::addr::{GuestPhys, Iova};
 use crate::base::id::{IoasId, VdevId};
 use crate::base::refusal::Refusal;
 use crate::console::TypedInfo;
+use crate::dma::address_space::AddressSpace;
 use crate::dma::fault_log::FaultsInfo;
 use crate::irq::vectors::{VectorControl, Vectors};
 use crate::monitor::info::{ParentInfo, PasidInfo, PcpuInfo, RetiredInfo, SystemInfo, VectorInfo, VmInfo};
@@ -75,6 +76,7 @@ fn spec_of(vdev: &NewVdev<'_>) -> VdevSpec {
         type_name: vdev.type_name.to_string(),
         entries: vdev.entries,
         weight: vdev.weight,
+        space: AddressSpace::Vm,
     }
 }
 
@@ -151,14 +153,16 @@ impl MonitorHost for Controls<'_> {
 
     fn create_vdev(&mut self, vdev: NewVdev<'_>) -> Result<u32, Refusal> {
         let vm = self.vm(vdev.vm)?;
-        let vdev = self.keeper.system.create_vdev(self.vm_host, &vm, &spec_of(&vdev), None)?;
+        let vdev =
+            self.keeper.system.create_vdev(self.vm_host, &vm, &spec_of(&vdev), vdev.ioas.map(IoasId))?;
         Ok(vdev.0)
     }
 
     fn move_vdev(&mut self, vdev: u32, to: NewVdev<'_>) -> Result<(u32, Dismissal), Refusal> {
         let vm = self.owner(vdev).ok_or_else(|| no_vdev(vdev))?;
         let system = self.keeper.system;
-        let (next, dismissal) = system.move_vdev(self.vm_host, &vm, VdevId(vdev), &spec_of(&to))?;
+        let space = to.ioas.map(IoasId);
+        let (next, dismissal) = system.move_vdev(self.vm_host, &vm, VdevId(vdev), &spec_of(&to), space)?;
         Ok((next.0, dismissal))
     }
 

@@ -25,6 +25,14 @@ pub struct RamRange {
     pub len: u64,
 }
 
+impl RamRange {
+    /// Whether all of another range is in it.
+    pub fn contains(&self, other: &Self) -> bool {
+        let offset = other.start.0.checked_sub(self.start.0);
+        offset.and_then(|offset| offset.checked_add(other.len)).is_some_and(|end| end <= self.len)
+    }
+}
+
 /// A piece of RAM that is contiguous on both sides.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct RamSegment {

@@ -73,8 +73,9 @@ pub static COMMANDS: [Command; 19] = [
         more: &[
             "ID is the number, or the whole name as vdevs shows it. Creating gives queue, PASID, address",
             "space and interrupts, or nothing. Ending quiesces in order before anything is reused. KEY is",
-            "entries (how many descriptors its queue holds), or weight (its part of a queue it shares).",
-            "Moving creates another, on the same I/O address space, and then destroys this one: its guest can go",
+            "entries (how many descriptors its queue holds), weight (its part of a queue it shares), or ioas",
+            "(the number of an I/O address space of the VM, which is then behind it from the start).",
+            "Moving creates another, on the same I/O address space (or ioas), and then destroys this one: its guest can go",
             "over from one to the other. Nothing changes where the other cannot be had.",
             "Destroying asks the guest first: the vdev is leaving until the guest's driver has let go of it,",
             "for 20 seconds at most. now ends it without a word: the guest keeps a device that has halted. So",

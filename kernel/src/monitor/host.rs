@@ -51,6 +51,8 @@ pub struct NewVdev<'a> {
     pub entries: Option<u16>,
     /// Its part of what it shares with others; `None` leaves it to the driver.
     pub weight: Option<u8>,
+    /// The I/O address space it is created on; `None`: the VM's own, or that of the vdev that moves.
+    pub ioas: Option<u32>,
 }
 
 /// The hypervisor as the monitor sees and controls it. The monitor holds no lock while it calls.

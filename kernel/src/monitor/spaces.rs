@@ -52,7 +52,8 @@ pub(super) fn ioas(
     })
 }
 
-fn space(word: &str) -> Result<u32, Refusal> {
+/// The number of an I/O address space.
+pub(super) fn space(word: &str) -> Result<u32, Refusal> {
     let number = word.strip_prefix('#').unwrap_or(word).parse().ok();
     number.ok_or_else(|| bad(word, "is no number of an I/O address space", "`iommu` lists them"))
 }

@@ -132,12 +132,12 @@ fn json_for_programs() {
 fn operations_reach_the_host_once() {
     assert_eq!(asked("vm alpha restart"), ("vm alpha restarted\n".into(), vec!["Restart alpha".into()]));
     assert_eq!(
-        asked("vdev create beta dsa0/dsa-dwq entries=32"),
+        asked("vdev create beta dsa0/dsa-dwq entries=32 ioas=7"),
         (
             "vdev dsa0/dsa-dwq#3 created for vm beta\n".into(),
             vec![
                 "NewVdev { vm: \"beta\", parent: \"dsa0\", type_name: \"dsa-dwq\", entries: Some(32), \
-                 weight: None }"
+                 weight: None, ioas: Some(7) }"
                     .into()
             ]
         )

@@ -7,6 +7,7 @@ use alloc::string::String;
 use serde::Serialize;
 
 use super::info::vdev_name;
+use super::spaces;
 use super::{Command, Dismissal, MonitorHost, NewVdev, answer, done, find_vdev, find_vm};
 use crate::base::refusal::Refusal;
 use crate::irq::vectors::{VectorControl, Vectors};
@@ -109,7 +110,7 @@ fn wanted<'a>(
     command: &Command,
 ) -> Result<NewVdev<'a>, Refusal> {
     let (parent, type_name) = slice.split_once('/').ok_or_else(|| command.misused())?;
-    let (mut entries, mut weight) = (None, None);
+    let (mut entries, mut weight, mut ioas) = (None, None, None);
     let what = || format!("vm {vm}: vdev {slice}");
     for option in options {
         match option.split_once('=') {
@@ -124,10 +125,11 @@ fn wanted<'a>(
                     Refusal::new(what(), "weight is no number from 1 to 255", "write weight=2")
                 })?);
             }
+            Some(("ioas", number)) if ioas.is_none() => ioas = Some(spaces::space(number)?),
             _ => return Err(command.misused()),
         }
     }
-    Ok(NewVdev { vm, parent, type_name, entries, weight })
+    Ok(NewVdev { vm, parent, type_name, entries, weight, ioas })
 }
 
 fn from_one(number: &str) -> Option<u16> {

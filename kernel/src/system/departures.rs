@@ -9,7 +9,7 @@ use core::cmp::min;
 use alloc::format;
 use alloc::vec::Vec;
 
-use crate::base::id::{VdevId, VmId};
+use crate::base::id::{IoasId, VdevId, VmId};
 use crate::base::refusal::Refusal;
 use crate::vdev::VdevSpec;
 use crate::vm::{Vm, VmHost};
@@ -71,7 +71,7 @@ impl System {
     }
 
     /// Moves a vdev of a running or paused VM to another queue, type or parent: one that is made as `spec` says comes to the
-    /// guest, on the same I/O address space, and then this one is taken away as by [`System::dismiss_vdev`]. Both are there
+    /// guest, on the same I/O address space or the one of that number, and then this one is taken away as by [`System::dismiss_vdev`]. Both are there
     /// until the guest has let go, so it can go over. Returns the number of the new one.
     ///
     /// # Errors
@@ -82,6 +82,7 @@ impl System {
         vm: &Vm,
         vdev: VdevId,
         spec: &VdevSpec,
+        space: Option<IoasId>,
     ) -> Result<(VdevId, Dismissal), Refusal> {
         let found = vm.vdev(vdev).ok_or_else(|| self.no_vdev(vm, vdev))?;
         if found.is_leaving() {
@@ -90,7 +91,7 @@ impl System {
                 "move one that stays, or create another",
             ));
         }
-        let next = self.create_vdev(vm_host, vm, spec, found.ioas())?;
+        let next = self.create_vdev(vm_host, vm, spec, space.or(found.ioas()))?;
         match self.dismiss_vdev(vm_host, vm, vdev) {
             Ok(dismissal) => Ok((next, dismissal)),
             Err(refusal) => {

@@ -36,13 +36,14 @@ use spin::{Mutex, RwLock};
 use crate::base::addr::Requester;
 use crate::base::id::{VdevId, VmId};
 use crate::base::refusal::Refusal;
+use crate::base::table::bytes;
 use crate::dma::iommu::Iommu;
 use crate::dma::pasid::{NamespaceScope, Pasid, PasidNamespaces};
 use crate::irq::RouteTable;
 use crate::irq::host::Host;
 use crate::irq::msi::MsiController;
 use crate::memory::frames::Frames;
-use crate::memory::ram::check_layout;
+use crate::memory::ram::{RamRange, check_layout};
 use crate::vdev::retired::{Retirement, Retry};
 use crate::vdev::{Services, Vdev};
 use crate::vm::{Vm, VmEnd, VmSpec};
@@ -98,6 +99,23 @@ pub struct System {
     next_ioas: AtomicU32,
 }
 
+/// Whether every window of a vdev is in its VM's RAM.
+fn check_windows(spec: &VmSpec) -> Result<(), Refusal> {
+    for vdev in &spec.vdevs {
+        let outside = |window: &&RamRange| !spec.ram.iter().any(|range| range.contains(window));
+        if let Some(window) = vdev.space.windows().iter().find(outside) {
+            let ram: Vec<String> =
+                spec.ram.iter().map(|range| format!("{}+{}", range.start, bytes(range.len))).collect();
+            return Err(Refusal::new(
+                format!("vdev {}/{}", vdev.parent, vdev.type_name),
+                format!("its window {}+{} is not all memory of the VM", window.start, bytes(window.len)),
+                format!("use ranges in {}", ram.join(", ")),
+            ));
+        }
+    }
+    Ok(())
+}
+
 impl System {
     /// A system without parents and VMs.
     ///
@@ -141,10 +159,12 @@ impl System {
     /// Defines a VM. It is started by [`System::start_vm`].
     ///
     /// # Errors
-    /// When there is one of that name, its RAM is not laid out soundly, or there are too many.
+    /// When there is one of that name, its RAM is not laid out soundly, a vdev has windows outside of it, or there are too
+    /// many.
     pub fn define_vm(&self, spec: VmSpec) -> Result<Arc<Vm>, Refusal> {
         let what = format!("vm {}", spec.name);
         check_layout(&spec.ram).map_err(|refusal| refusal.within(&what))?;
+        check_windows(&spec).map_err(|refusal| refusal.within(&what))?;
         let mut vms = self.vms.write();
         if vms.iter().any(|vm| vm.name() == spec.name) {
             return Err(Refusal::new(what, "defined twice", "give each VM its own name"));

@@ -9,11 +9,15 @@ use proptest::sample::Index;
 use super::*;
 use crate::base::addr::{GuestPhys, Iova, LARGE_PAGE_SIZE};
 use crate::base::drained::Drained;
+use crate::dma::address_space::AddressSpace;
 use crate::dma::fault::DmaFault;
 use crate::dma::fault::FaultAccess;
 use crate::irq::HostVector;
 use crate::irq::Route;
-use crate::testing::{CPUS, Fail, PARENT, REQUESTER, TestMachine, VECTORS, trapped, vdev_spec, vm_spec};
+use crate::testing::{
+    CPUS, Fail, PARENT, REQUESTER, TestMachine, VECTORS, ram_range, trapped, vdev_spec, vm_spec,
+};
+use crate::vdev::VdevSpec;
 use crate::vm::VmEnd;
 
 #[derive(Clone, Debug)]
@@ -28,6 +32,8 @@ enum Event {
     CreateVdev(Index, bool),
     /// On an address space of its own, with one page mapped.
     CreateOnOwnSpace(Index, u64),
+    /// On one that is made with it, of all memory or with two pages.
+    CreateConfined(Index, Option<u64>),
     DestroyVdev(Index),
     /// Asked of its guest, which hears it or not.
     Dismiss(Index, bool),
@@ -122,6 +128,7 @@ fn event(fail: impl Strategy<Value = Fail> + 'static) -> impl Strategy<Value = E
         1 => Just(Event::Serve),
         5 => (index(), any::<bool>()).prop_map(|(vm, direct)| Event::CreateVdev(vm, direct)),
         2 => (index(), 0u64..1024).prop_map(|(vm, page)| Event::CreateOnOwnSpace(vm, page)),
+        3 => (index(), prop::option::of(0u64..1024)).prop_map(|(vm, page)| Event::CreateConfined(vm, page)),
         4 => index().prop_map(Event::DestroyVdev),
         2 => (index(), any::<bool>()).prop_map(|(vdev, listens)| Event::Dismiss(vdev, listens)),
         2 => any::<bool>().prop_map(Event::Depart),
@@ -170,6 +177,14 @@ fn happen(machine: &TestMachine, event: &Event) {
                 drop(space.unmap(Iova(0x5000), 0x1000));
             }
         }
+        Event::CreateConfined(vm, page) => {
+            let space = match page {
+                None => AddressSpace::Own,
+                // RAM or not.
+                Some(page) => AddressSpace::DmaOnly(vec![ram_range(page * 0x1000, 0x2000)]),
+            };
+            drop(system.create_vdev(host, &pick(vm), &VdevSpec { space, ..vdev_spec() }, None));
+        }
         Event::DestroyVdev(index) => {
             if let Some((vm, vdev)) = pick_vdev(index) {
                 drop(system.destroy_vdev(host, vm, vdev.id()));
@@ -195,7 +210,7 @@ fn happen(machine: &TestMachine, event: &Event) {
             if let Some((vm, vdev)) = pick_vdev(index) {
                 let spec = if *direct { vdev_spec() } else { trapped() };
                 let before = vm.vdevs().len();
-                let moved = system.move_vdev(host, vm, vdev.id(), &spec);
+                let moved = system.move_vdev(host, vm, vdev.id(), &spec, None);
                 assert!(moved.is_ok() || vm.vdevs().len() >= before, "one that cannot move stays");
             }
         }

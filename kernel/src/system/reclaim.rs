@@ -124,10 +124,12 @@ impl System {
                     slice = None;
                 }
                 let (tag, vdev) = ((attachment.requester, attachment.pasid), attachment.vdev);
+                let space = attachment.ioas().clone();
                 match attachment.end(stopped) {
                     Ok(quiet) => {
                         self.services.pasids.lock().give_back(tag.0, quiet);
                         self.forget_tag(tag, vdev);
+                        self.leave_space(&space);
                         None
                     }
                     Err(attachment) => still(

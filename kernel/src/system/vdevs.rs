@@ -11,9 +11,11 @@ use crate::base::addr::{GuestPhys, Iova, Requester};
 use crate::base::drained::Drained;
 use crate::base::id::{IoasId, VdevId, VmId};
 use crate::base::refusal::Refusal;
+use crate::dma::address_space::AddressSpace;
 use crate::dma::fault::{DmaFault, Noted};
 use crate::dma::ioas::IoAddressSpace;
 use crate::dma::pasid::Pasid;
+use crate::memory::ram::{GuestRam, RamRange};
 use crate::vdev::retired::Retired;
 use crate::vdev::{Owner, PortalsUnmapped, Space, Vdev, VdevSpec, title};
 use crate::vm::{Vm, VmHost, VmState};
@@ -44,14 +46,46 @@ pub(super) fn next(counter: &AtomicU32, what: &str) -> Result<u32, Refusal> {
 
 impl System {
     /// Makes an empty address space and lists it, so that the VM's end destroys it.
-    pub(super) fn new_space(&self, vm: &Vm) -> Result<Arc<IoAddressSpace>, Refusal> {
+    pub(super) fn new_space(&self, vm: &Vm, made_for_vdev: bool) -> Result<Arc<IoAddressSpace>, Refusal> {
         let iommu = self.services.iommu.ok_or_else(|| {
             Refusal::new("I/O address space", "there is no IOMMU", "use a machine with an IOMMU")
         })?;
         let id = IoasId(next(&self.next_ioas, "I/O address space")?);
-        let space = Arc::new(IoAddressSpace::create(id, vm.id(), iommu)?);
+        let space = Arc::new(IoAddressSpace::create(id, vm.id(), iommu, made_for_vdev)?);
         vm.life.lock().spaces.push(space.clone());
         Ok(space)
+    }
+
+    /// Makes and fills the address space that a vdev is to have for itself; `None` where it shares its VM's.
+    fn space_for(
+        &self,
+        vm: &Vm,
+        ram: &Arc<GuestRam>,
+        wanted: &AddressSpace,
+    ) -> Result<Option<Arc<IoAddressSpace>>, Refusal> {
+        if *wanted == AddressSpace::Vm {
+            return Ok(None);
+        }
+        let space = self.new_space(vm, true)?;
+        let map = |range: &RamRange| space.map(ram, range.start, Iova(range.start.0), range.len, true);
+        let mapped = match wanted {
+            AddressSpace::DmaOnly(windows) => windows.iter().try_for_each(map),
+            AddressSpace::Vm | AddressSpace::Own => space.map_all(ram),
+        };
+        if let Err(refusal) = mapped {
+            self.leave_space(&space);
+            return Err(refusal);
+        }
+        Ok(Some(space))
+    }
+
+    /// Destroys an address space that was made for a vdev, unless somebody else is on it. Where a tag may still reach it, it
+    /// goes with its VM.
+    pub(super) fn leave_space(&self, space: &IoAddressSpace) {
+        if space.is_made_for_vdev() && space.destroy().is_ok() {
+            let Some(vm) = self.vm(space.owner()) else { return };
+            vm.life.lock().spaces.retain(|listed| listed.id() != space.id());
+        }
     }
 
     /// Makes another, empty address space for a running VM; it lives as long as this life of the VM, or
@@ -62,7 +96,7 @@ impl System {
     pub fn create_space(&self, vm: &Vm) -> Result<Arc<IoAddressSpace>, Refusal> {
         let _operation = vm.begin()?;
         self.check_alive(vm)?;
-        self.new_space(vm).map_err(|refusal| refusal.within(format!("vm {}", vm.name())))
+        self.new_space(vm, false).map_err(|refusal| refusal.within(format!("vm {}", vm.name())))
     }
 
     /// Destroys an address space that no tag can reach.
@@ -167,7 +201,7 @@ impl System {
         }
     }
 
-    /// Creates a vdev of a running or paused VM, on its default address space or another one.
+    /// Creates a vdev of a running or paused VM, on the address space that `spec` asks for, or on another one of the VM.
     ///
     /// # Errors
     /// When another operation changes the VM, it does not run, there is no such parent, type or address space, or a step
@@ -216,6 +250,15 @@ impl System {
         let Some(ram) = &ram else {
             return Err(Refusal::new(what(), "the VM has no memory", "start it first"));
         };
+        let own = match (space, entry.options.iommu) {
+            (None, true) => self.space_for(vm, ram, &spec.space).map_err(|refusal| refusal.within(what()))?,
+            (None, false) if spec.space != AddressSpace::Vm => {
+                let why = format!("{} has iommu = \"off\", so nothing confines it", spec.parent);
+                return Err(Refusal::new(what(), why, "leave address_space out"));
+            }
+            _ => None,
+        };
+        let found = own.or(found);
         let place = match (entry.options.iommu, &found) {
             (true, Some(found)) => Space::Translated(found),
             (true, None) => {
@@ -234,6 +277,9 @@ impl System {
             Err(failed) => {
                 for retirement in failed.retired {
                     self.retire(retirement, &mut EndReport::default());
+                }
+                if let Some(space) = &found {
+                    self.leave_space(space);
                 }
                 return Err(failed.refusal);
             }
@@ -292,6 +338,9 @@ impl System {
         }
         for retirement in retired {
             self.retire(retirement, report);
+        }
+        if let Some(space) = vdev.space() {
+            self.leave_space(&space);
         }
         Ok(())
     }

@@ -18,6 +18,7 @@ pub use device::{PARENT, REQUESTER, TRAPPED, TestParent};
 pub use truth::{Fail, Step};
 
 use crate::base::addr::{GuestPhys, HostPhys, LARGE_PAGE_SIZE, Requester};
+use crate::dma::address_space::AddressSpace;
 use crate::dma::iommu::Iommu;
 use crate::dma::pasid::{NamespaceScope, Pasid};
 use crate::dma::window;
@@ -288,12 +289,18 @@ pub fn vm_spec(name: &str, frames: u64, quota: u32, vdevs: usize) -> VmSpec {
 }
 
 /// The direct type of the parent.
+/// So many bytes of a VM's memory.
+pub fn ram_range(start: u64, len: u64) -> RamRange {
+    RamRange { start: GuestPhys(start), len }
+}
+
 pub fn vdev_spec() -> VdevSpec {
     VdevSpec {
         parent: PARENT.to_string(),
         type_name: device::DIRECT.to_string(),
         entries: None,
         weight: None,
+        space: AddressSpace::Vm,
     }
 }
 

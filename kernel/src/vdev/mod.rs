@@ -30,6 +30,7 @@ use spin::Mutex;
 use crate::base::addr::Requester;
 use crate::base::id::{IoasId, VdevId, VmId};
 use crate::base::refusal::Refusal;
+use crate::dma::address_space::AddressSpace;
 use crate::dma::attachment::{Attachment, Quiesced, RetiredAttachment};
 use crate::dma::ioas::IoAddressSpace;
 use crate::dma::iommu::Iommu;
@@ -59,6 +60,8 @@ pub struct VdevSpec {
     pub entries: Option<u16>,
     /// Its part of what it shares with others; `None` leaves it to the driver.
     pub weight: Option<u8>,
+    /// The I/O address space it is created on, unless another is named.
+    pub space: AddressSpace,
 }
 
 /// Proof that no vCPU can reach any portal of a vdev.
@@ -380,7 +383,12 @@ impl Vdev {
 
     /// The I/O address space behind it; `None` where the parent is used without an IOMMU.
     pub fn ioas(&self) -> Option<IoasId> {
-        Some(self.space.as_ref()?.lock().id())
+        Some(self.space()?.id())
+    }
+
+    /// Likewise, itself.
+    pub(crate) fn space(&self) -> Option<Arc<IoAddressSpace>> {
+        Some(self.space.as_ref()?.lock().clone())
     }
 
     /// Puts another I/O address space of its VM behind it ([`Attachment::replace`]), while it runs.

@@ -20,6 +20,7 @@ use std::sync::Arc;
 
 use pasidon_kernel::base::addr::{GuestPhys, HostPhys, LARGE_PAGE_SIZE};
 use pasidon_kernel::config::parse;
+use pasidon_kernel::dma::address_space::AddressSpace;
 use pasidon_kernel::dma::pasid::NamespaceScope;
 use pasidon_kernel::memory::frames::Frames;
 use pasidon_kernel::memory::ram::RamRange;
@@ -217,5 +218,6 @@ fn vdev() -> VdevSpec {
         type_name: device::TYPE.to_string(),
         entries: None,
         weight: None,
+        space: AddressSpace::Vm,
     }
 }

@@ -22,6 +22,7 @@ use crate::base::addr::{LARGE_PAGE_SIZE, Requester};
 use crate::base::nearest::nearest;
 use crate::base::refusal::Refusal;
 use crate::base::table::bytes;
+use crate::dma::address_space::AddressSpace;
 use crate::vdev::parent::{Parent, VdevModel, VdevRequest};
 
 /// A PCI function that the machine has.
@@ -212,6 +213,16 @@ fn reserve(
                 kind.name, vdev.parent.value
             ),
             "use another type, or iommu = \"on\"",
+        ));
+    }
+    if vdev.space.value != AddressSpace::Vm && !parent_config.iommu.value {
+        return Err(vm.error_at(
+            vdev.space.at,
+            format_args!(
+                "{subject}: an address space of its own needs an IOMMU, but parent {} has iommu = \"off\"",
+                vdev.parent.value
+            ),
+            "leave address_space out, or write iommu = \"on\"",
         ));
     }
     let request = VdevRequest {

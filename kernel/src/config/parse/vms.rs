@@ -8,7 +8,7 @@ use alloc::vec::Vec;
 use toml::de::{DeTable, DeValue};
 
 use super::parents::{NamedParent, known_parent};
-use super::{converted, required, whole, wrong_section};
+use super::{converted, misfitting, required, whole, wrong_section};
 use crate::config::error::{ConfigError, Position, Scope, Spanned};
 use crate::config::schema;
 use crate::config::table::Table;
@@ -16,12 +16,17 @@ use crate::config::types::{OnReboot, VdevConfig, VmConfig};
 use crate::config::value::{self, Misfit};
 use crate::console::framing::CHANNELS;
 use crate::dev::pci::SLOTS_MAX;
+use crate::dma::address_space::AddressSpace;
+use crate::memory::ram::RamRange;
 
 /// Most VMs: the channels of the framed console without the monitor's.
 pub const MAX_VMS: usize = CHANNELS as usize - 1;
 
 /// Largest weight of a vdev.
 const MAX_WEIGHT: u8 = u8::MAX;
+
+/// Most windows of a vdev.
+const MAX_WINDOWS: usize = 16;
 
 /// PASID quota of a VM that does not name one.
 const DEFAULT_PASIDS: u16 = 8;
@@ -224,12 +229,67 @@ fn vdevs(
         let entries = table.integer("entries", 1..=u16::MAX, errors);
         let weight = table.integer("weight", 1..=MAX_WEIGHT.into(), errors);
         let weight = weight.map(|weight| Spanned::new(weight.value.min(MAX_WEIGHT.into()) as u8, weight.at));
+        let space = address_space(&table, errors);
         if let Some(parent) = &parent {
             known_parent(&table, parent, parents, errors);
         }
         if let (Some(parent), Some(type_name)) = (parent, type_name) {
-            vdevs.push(VdevConfig { at, parent, type_name, entries, weight });
+            vdevs.push(VdevConfig { at, parent, type_name, entries, weight, space });
         }
     }
     vdevs
+}
+
+/// What a vdev's DMA reaches.
+fn address_space(table: &Table<'_>, errors: &mut Vec<ConfigError>) -> Spanned<AddressSpace> {
+    #[derive(Clone, Copy, PartialEq)]
+    enum Kind {
+        Vm,
+        Own,
+        DmaOnly,
+    }
+    let kinds = [("vm", Kind::Vm), ("own", Kind::Own), ("dma-only", Kind::DmaOnly)];
+    let kind = table.choice("address_space", &kinds, Kind::Vm, errors);
+    let place = table.value("windows").map(|(_, at)| at);
+    let mut windows: Vec<RamRange> = Vec::new();
+    for text in table.strings("windows", errors) {
+        let window = match value::window(&text) {
+            Ok(window) => window,
+            Err(misfit) => {
+                errors.push(misfitting(table, text.at, "window", &text, misfit));
+                continue;
+            }
+        };
+        let overlaps = |other: &RamRange| {
+            window.start.0 < other.start.0 + other.len && other.start.0 < window.start.0 + window.len
+        };
+        if windows.iter().any(overlaps) {
+            let misfit = Misfit { why: "overlaps one before it", remedy: "name each page once" };
+            errors.push(misfitting(table, text.at, "window", &text, misfit));
+        }
+        windows.push(window);
+    }
+    if let Some(at) = place.filter(|_| windows.len() > MAX_WINDOWS) {
+        let what = format!("{} windows are more than {MAX_WINDOWS}", windows.len());
+        errors.push(table.error(at, what, "join some"));
+    }
+    match (kind.value, place) {
+        (Kind::DmaOnly, None) => errors.push(table.error(
+            kind.at,
+            "address_space is \"dma-only\", but no windows are named",
+            "add a line like windows = [\"0x8000000+16M\"]",
+        )),
+        (Kind::Vm | Kind::Own, Some(at)) => errors.push(table.error(
+            at,
+            "windows are for address_space = \"dma-only\"",
+            "write that, or leave windows out",
+        )),
+        _ => {}
+    }
+    let space = match kind.value {
+        Kind::Vm => AddressSpace::Vm,
+        Kind::Own => AddressSpace::Own,
+        Kind::DmaOnly => AddressSpace::DmaOnly(windows),
+    };
+    Spanned::new(space, kind.at)
 }

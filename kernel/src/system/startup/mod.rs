@@ -291,6 +291,7 @@ fn spec(vm: &VmConfig, ram: Vec<RamRange>) -> VmSpec {
                 type_name: vdev.type_name.value.clone(),
                 entries: vdev.entries.map(|entries| entries.value),
                 weight: vdev.weight.map(|weight| weight.value),
+                space: vdev.space.value.clone(),
             })
             .collect(),
     }

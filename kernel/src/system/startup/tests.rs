@@ -6,6 +6,7 @@ use std::cell::RefCell;
 use super::*;
 use crate::base::addr::GuestPhys;
 use crate::config::parse;
+use crate::dma::address_space::AddressSpace;
 use crate::testing::{Fail, Options, REQUESTER, TestMachine, TestParent, lines};
 use crate::vdev::parent::Planned;
 use crate::vm::VmState;
@@ -159,6 +160,7 @@ fn a_vm_is_what_its_section_asks_for() {
         type_name: "direct".to_string(),
         entries,
         weight: None,
+        space: AddressSpace::Vm,
     };
     let alpha = VmSpec {
         name: "alpha".to_string(),

@@ -96,7 +96,7 @@ fn a_vdev_moves_when_the_other_is_there_and_not_before() {
     let vdev = alpha.vdevs()[0].id();
     let other = system.create_space(&alpha).unwrap().id();
     system.attach_space(other, vdev).unwrap();
-    let go_over = |vdev| system.move_vdev(machine.truth, &alpha, vdev, &vdev_spec());
+    let go_over = |vdev| system.move_vdev(machine.truth, &alpha, vdev, &vdev_spec(), None);
     let states = || -> Vec<(VdevId, bool)> {
         alpha.vdevs().iter().map(|vdev| (vdev.id(), vdev.is_leaving())).collect()
     };

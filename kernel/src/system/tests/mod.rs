@@ -2,6 +2,7 @@
 //! Lives of VMs and vdevs, one situation at a time. Random ones are in `properties`.
 
 mod away;
+mod confined;
 mod departures;
 mod failures;
 mod pausing;

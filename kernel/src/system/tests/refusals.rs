@@ -2,6 +2,7 @@
 //! What is refused, and in which words.
 
 use super::*;
+use crate::dma::address_space::AddressSpace;
 
 #[test]
 fn without_an_iommu_there_is_no_vdev() {
@@ -89,6 +90,7 @@ fn refusals_say_what_why_and_what_helps() {
             type_name: type_name.to_string(),
             entries: None,
             weight: None,
+            space: AddressSpace::Vm,
         };
         system.create_vdev(machine.truth, &alpha, &spec, None).unwrap_err().to_string()
     };

@@ -49,6 +49,10 @@ struct Arguments {
     /// How to wait for an operation's end
     #[arg(long, value_enum, global = true, default_value_t = How::Polling)]
     wait: How,
+    /// Guest-physical memory to take the program's own from, where the device reaches no other, such as 0x8000000+64M; boot the
+    /// guest with enough hugepages= [default: anywhere]
+    #[arg(long, global = true)]
+    within: Option<memory::Within>,
 }
 
 #[derive(Subcommand)]
@@ -130,7 +134,7 @@ fn run(arguments: &Arguments) -> Result<bool> {
         queue.largest_transfer >> 10,
         wait.describe()
     );
-    let mut memory = memory::Memory::new()?;
+    let mut memory = memory::Memory::new(arguments.within)?;
     match &arguments.command {
         Command::Verify(options) => {
             let summary = verify(options, &mut memory, &queue, &wait)?;

@@ -10,6 +10,7 @@ use anyhow::{Context, Result, ensure};
 use rustix::mm::{MapFlags, ProtFlags, mmap, mmap_anonymous};
 use std::fs::{self, File, OpenOptions};
 use std::os::unix::fs::FileExt;
+use std::str::FromStr;
 use std::sync::atomic::{AtomicU8, Ordering};
 
 const HUGE_PAGES: &str = "/proc/sys/vm/nr_hugepages";
@@ -23,6 +24,34 @@ const ENTRY: u64 = 8;
 const FRAME: u64 = (1 << 55) - 1;
 const PRESENT: u64 = 1 << 63;
 
+/// A range of guest-physical addresses, written as `0x8000000+64M`.
+#[derive(Clone, Copy)]
+pub struct Within {
+    start: u64,
+    len: u64,
+}
+
+impl Within {
+    fn holds(self, page: u64) -> bool {
+        let offset = page.checked_sub(self.start);
+        offset.is_some_and(|offset| offset.saturating_add(SIZE as u64) <= self.len)
+    }
+}
+
+impl FromStr for Within {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let parse = || {
+            let (start, len) = text.split_once('+')?;
+            let start = u64::from_str_radix(start.strip_prefix("0x")?, 16).ok()?;
+            let len = len.strip_suffix('M')?.parse::<u32>().ok()?;
+            Some(Self { start, len: u64::from(len) << 20 })
+        };
+        parse().ok_or("write an address and a size, like 0x8000000+64M")
+    }
+}
+
 /// One huge page.
 pub struct Memory {
     base: *mut u8,
@@ -30,8 +59,18 @@ pub struct Memory {
 }
 
 impl Memory {
-    /// Takes a huge page and finds out where it is.
-    pub fn new() -> Result<Self> {
+    /// Takes a huge page, and finds out where it is. Where it has to be in a range, as many as it takes; the others are given
+    /// back with the program's end.
+    pub fn new(within: Option<Within>) -> Result<Self> {
+        loop {
+            let page = Self::take()?;
+            if within.is_none_or(|within| within.holds(page.guest_physical)) {
+                return Ok(page);
+            }
+        }
+    }
+
+    fn take() -> Result<Self> {
         let count = fs::read_to_string(HUGE_PAGES).with_context(|| format!("reading {HUGE_PAGES}"))?;
         if count.trim() == "0" {
             fs::write(HUGE_PAGES, "1").with_context(|| format!("writing 1 to {HUGE_PAGES}"))?;
@@ -40,7 +79,7 @@ impl Memory {
         // SAFETY: a new mapping where the kernel chooses; it is zeroed.
         let base =
             unsafe { mmap_anonymous(core::ptr::null_mut(), SIZE, ProtFlags::READ | ProtFlags::WRITE, flags) }
-                .context("taking a huge page; boot the guest with hugepages=1 if its memory is fragmented")?
+                .context("taking a huge page; boot the guest with more hugepages=")?
                 .cast::<u8>();
         let mut entry = [0; ENTRY as usize];
         File::open(PAGEMAP)

@@ -62,6 +62,7 @@ pub const ALL: &[Scenario] = &[
     sharing::DENIED,
     sharing::DOORBELL,
     spaces::REPLACE,
+    spaces::DMA_ONLY,
     shared_queue::DMATEST,
     shared_queue::HOSTILE_GUEST,
     shared_queue::FAIR,

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! I/O address spaces that change while devices use them.
 
-use super::pasidon::{COMMAND_TIMEOUT, COPIES_TIMEOUT, HOST, copies_done, dsa_up, shell, vm};
+use super::pasidon::{COMMAND_TIMEOUT, COPIES_TIMEOUT, HOST, check, copies_done, dsa_up, in_slot, shell, vm};
 use crate::arch::Arch;
 use crate::cpu::Cpu;
 use crate::demonstration;
@@ -11,6 +11,8 @@ use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 
 const MIB: u64 = 1 << 20;
+/// Half of a guest's memory.
+const HALF: u64 = 128 * MIB;
 /// Where a guest's memory is left alone, from its start on, and what follows.
 const BEFORE: u64 = 128 * MIB;
 const AFTER: u64 = 126 * MIB;
@@ -45,6 +47,81 @@ pub const REPLACE: Scenario = Scenario {
         copies_done(&machine, beta, 2000)?;
         let faults = machine.monitor("faults")?;
         ensure!(faults["records"] == 0, "no access of anybody met neither: {faults}");
+        Ok(())
+    },
+};
+
+/// A vdev that reaches a part of its guest's memory, beside one that reaches all of it on its own.
+pub const DMA_ONLY: Scenario = Scenario {
+    name: "dma-only",
+    about: "a vdev with windows of its guest's memory works there, and is refused in the rest of it, where the guest's other vdev works",
+    arches: Arch::ALL,
+    cpus: Cpu::ALL,
+    run: |lab| {
+        let start = lab.arch().ram_start();
+        let halves = [start, start + HALF].map(|at| format!("{at:#x}+{}M", HALF / MIB));
+        let [lower, upper] = &halves;
+        let vdev = |kind: &str, space: &str| {
+            format!(
+                "  [[vm.vdev]]\n  parent = \"dsa0\"\n  type = \"{kind}\"\n  entries = 8\n  address_space = \"{space}\"\n"
+            )
+        };
+        let windows = format!("  windows = [\"{upper}\"]\n");
+        // More than either half has, so that there are some in each.
+        let mut configuration = [HOST, &vm("alpha", 0, "hugepages=72"), &vdev("dsa-dwq", "own")].concat();
+        let confined: &[(u8, &str)] = match lab.arch() {
+            Arch::X86_64 => &[(2, "dsa-dwq"), (3, "dsa-swq")],
+            Arch::Aarch64 => &[(2, "dsa-dwq")],
+        };
+        for (_, kind) in confined {
+            configuration += &(vdev(kind, "dma-only") + &windows);
+        }
+        let machine = lab.pasidon(&configuration, demonstration::platform)?;
+        let alpha = shell(&machine, "alpha")?;
+        let verify = |slot, half: &str| -> Result<()> {
+            let device = in_slot(slot);
+            check(&machine, alpha, &format!("V='dsa-user verify --operations 100'; W={half}; echo $?"), "0")?;
+            check(&machine, alpha, &format!("$V --device {device} --within $W"), "failures=0").map(drop)
+        };
+        for half in &halves {
+            verify(1, half)?;
+        }
+        let faults = || -> Result<u64> {
+            let faults = machine.monitor("faults")?;
+            faults["records"].as_u64().with_context(|| format!("faults: {faults}"))
+        };
+        ensure!(faults()? == 0, "a fault before anybody left its memory");
+        for (slot, kind) in confined {
+            verify(*slot, upper)?;
+            // What it may read goes nowhere else.
+            let (from, to) = (start + HALF, start + HALF / 2);
+            check(
+                &machine,
+                alpha,
+                &format!("P='dsa-user poke --src={from:#x} --dst={to:#x}'; echo $?"),
+                "0",
+            )?;
+            let poke = format!("$P --len=64 --within {upper} --device {}", in_slot(*slot));
+            // Nobody answers a write, so the device takes it for done.
+            check(&machine, alpha, &poke, "result=ok")?;
+            let vdev = format!("vm alpha vdev dsa0/{kind}#{slot}");
+            let said = format!("fault: {vdev} pasid .*: write to {to:#x} refused");
+            machine.log().expect(&said, COMMAND_TIMEOUT)?;
+            let before = faults()?;
+            verify(*slot, upper)?;
+            ensure!(faults()? == before, "a fault within the windows");
+        }
+        for half in [lower, upper] {
+            verify(1, half)?;
+        }
+        // Each has its own, beside the VM's; it goes with its vdev.
+        let spaces = || -> Result<usize> {
+            let iommu = machine.monitor("iommu")?;
+            iommu["iommu"]["spaces"].as_array().map(Vec::len).with_context(|| format!("iommu: {iommu}"))
+        };
+        ensure!(spaces()? == 2 + confined.len(), "an address space for each vdev, and the VM's");
+        machine.monitor("vdev destroy 2 now")?;
+        ensure!(spaces()? == 1 + confined.len(), "the address space went with its vdev");
         Ok(())
     },
 };
