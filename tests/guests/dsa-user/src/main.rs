@@ -13,6 +13,7 @@
 //! | `wait` | waits for the answer: by looking, or by interrupt |
 //! | `check` | operations with random data, each compared with what the processor computes |
 //! | `load` | copies for a time, so many at once |
+//! | `count` | copies one after the other, between markers at which instructions are counted |
 //! | `landing` | copies to one address, and at which of two places they land |
 //! | `poke` | one copy, or another operation, between addresses of the user's choice |
 //!
@@ -20,6 +21,7 @@
 //! addresses are guest-physical ones, since the guest has no IOMMU of its own.
 
 mod check;
+mod count;
 mod descriptor;
 mod device;
 mod function;
@@ -67,6 +69,10 @@ enum Command {
     /// The last line says how many copies there were, how many of them failed, how many in a second, and the time from
     /// submission to completion as this program saw it: the median, and what 99 of 100 did not exceed.
     Load(load::Load),
+    /// Copies one after the other: what a store to the portal takes, and a copy from there to its completion
+    ///
+    /// The last line says how many copies there were, and the medians in ticks of the processor's counter.
+    Count(count::Count),
     /// Copies to one address for a time, and at which of two places they land
     ///
     /// For a hypervisor that puts other memory behind an address while the device works. The last line says how many copies
@@ -147,6 +153,12 @@ fn run(arguments: &Arguments) -> Result<bool> {
             device.disable().context("switching the device off")?;
             println!("PASIDON dsa-user load {outcome}");
             Ok(outcome.failures == 0)
+        }
+        Command::Count(options) => {
+            let outcome = count::run(options, &mut memory, &queue, &wait)?;
+            device.disable().context("switching the device off")?;
+            println!("PASIDON dsa-user count {outcome}");
+            Ok(true)
         }
         Command::Landing(options) => {
             let outcome = landing::run(options, &mut memory, &queue, &wait)?;

@@ -3,9 +3,10 @@
 
 use super::plugin::{self, Counted};
 use super::{Figure, Results, median, timed};
+use crate::arch::Arch;
 use crate::demonstration;
 use crate::scenario::Lab;
-use crate::scenarios::pasidon::{HOST, dsa_up, shell, vm};
+use crate::scenarios::pasidon::{HOST, check, dsa_up, shell, vm};
 use crate::workshop::Workshop;
 use anyhow::{Context, Result};
 use std::collections::BTreeMap;
@@ -47,6 +48,55 @@ fn figures(rounds: BTreeMap<u32, Vec<Counted>>) -> Result<Vec<Figure>> {
         Ok(Figure::new(format!("instructions per {name}"), median(each.collect()), "instructions"))
     };
     rounds.into_iter().map(figure).collect()
+}
+
+/// Kinds of rounds of `dsa-user count`: one store to the portal, and copies from store to completion.
+const STORE: u32 = 6;
+const COPIES: u32 = 7;
+/// Copies of a round.
+const PER_ROUND: f64 = 20.0;
+
+/// Counts what one descriptor takes on a portal that the guest reaches directly, and on one that is trapped.
+pub fn submissions(workshop: &dyn Workshop, folder: &Path) -> Result<Results> {
+    let mut figures = Vec::new();
+    for kind in ["dsa-dwq", "dsa-swq"] {
+        // Behind an SMMU there is no trapped one.
+        if kind == "dsa-dwq" || workshop.arch() == Arch::X86_64 {
+            figures.extend(submissions_to(workshop, folder, kind)?);
+        }
+    }
+    Ok(figures.into())
+}
+
+fn submissions_to(workshop: &dyn Workshop, folder: &Path, kind: &str) -> Result<Vec<Figure>> {
+    let lab = Lab { workshop, folder: folder.to_path_buf() };
+    let log = folder.join(format!("submissions-{kind}.log"));
+    let arguments = plugin::arguments(workshop, &log)?;
+    let vdev = format!("  [[vm.vdev]]\n  parent = \"dsa0\"\n  type = \"{kind}\"\n  entries = 8\n\n");
+    let configuration = [HOST, &vm("alpha", 0, ""), &vdev].concat();
+    let machine = lab.pasidon(&configuration, |p| demonstration::platform(p).arguments(arguments))?;
+    let alpha = shell(&machine, "alpha")?;
+    let said = check(&machine, alpha, "dsa-user count", "PASIDON dsa-user count ")?;
+    let exits: u64 = demonstration::vdevs(&machine)?.iter().map(|vdev| vdev.submission_exits).sum();
+    // QEMU writes its log out when it ends.
+    drop(machine);
+    let told = |name: &str| -> Result<f64> {
+        let word = said.split_whitespace().find_map(|word| word.strip_prefix(name)?.strip_prefix('='));
+        word.and_then(|word| word.parse().ok()).with_context(|| format!("no {name} in {said}"))
+    };
+    let rounds = plugin::read(&log)?;
+    let counted = |kind| -> Result<f64> {
+        let rounds = rounds.get(&kind).with_context(|| format!("the plugin saw no round of kind {kind}"))?;
+        Ok(median(rounds.iter().map(|round| round.hypervisor).collect()))
+    };
+    let figure = |what: &str, value, unit| Figure::new(format!("{kind}: {what}"), value, unit);
+    Ok(vec![
+        figure("exits per descriptor", exits as f64 / told("copies")?, "exits"),
+        figure("instructions of Pasidon for a store to the portal", counted(STORE)?, "instructions"),
+        figure("the same per copy, with its completion", counted(COPIES)? / PER_ROUND, "instructions"),
+        figure("a store to the portal, as its guest sees it", told("store_ticks")?, "ticks"),
+        figure("a copy of 4 KiB, likewise", told("copy_ticks")?, "ticks"),
+    ])
 }
 
 #[cfg(test)]

@@ -71,6 +71,12 @@ const ALL: &[Benchmark] = &[
     },
     Benchmark { name: "exits", about: "instructions per exit, counted", cpu: Cpu::Tcg, run: counted::exits },
     Benchmark {
+        name: "submissions",
+        about: "a descriptor on a portal that is the guest's, and on one that is trapped, counted",
+        cpu: Cpu::Tcg,
+        run: counted::submissions,
+    },
+    Benchmark {
         name: "attachments",
         about: "attaching and ending a PASID beside 1 and beside 1,000 others, counted",
         cpu: Cpu::Tcg,
