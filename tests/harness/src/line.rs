@@ -51,7 +51,7 @@ impl Line {
         let transcript = Arc::new(Transcript::new(["monitor and log".to_owned()]));
         let sink = Arc::clone(&transcript);
         std::thread::spawn(move || {
-            carry(output, Framing::Framed, &sink, usize::MAX);
+            carry(output, Framing::Framed, &sink);
             sink.end("the line was closed at its other end".to_owned());
         });
         Line::new(input, transcript)
@@ -209,18 +209,14 @@ const COLUMNS: usize = 80;
 /// The prompt of the Linux guest's shell, as `tests/guests/linux/init` sets it.
 pub const PROMPT: &str = "guest# ";
 
-/// Carries what comes on a serial line into the transcript until it ends. Channels from `reserved` on get the stream
-/// behind their own number: that one is somebody else's.
-pub fn carry(output: impl Read, framing: Framing, transcript: &Transcript, reserved: usize) {
+/// Carries what comes on a serial line into the transcript until it ends, each channel into the stream of its number.
+pub fn carry(output: impl Read, framing: Framing, transcript: &Transcript) {
     let mut decoder = Decoder::default();
     copy_blocks(output, |block| match framing {
         Framing::Plain => transcript.receive(block.iter().map(|byte| (MONITOR, *byte))),
         Framing::Framed => {
             let received = block.iter().filter_map(|byte| decoder.receive(*byte));
-            transcript.receive(received.map(|(channel, byte)| {
-                let channel = usize::from(channel);
-                (if channel < reserved { channel } else { channel + 1 }, byte)
-            }));
+            transcript.receive(received.map(|(channel, byte)| (usize::from(channel), byte)));
         }
     });
 }

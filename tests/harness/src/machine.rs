@@ -8,12 +8,15 @@ use crate::platform::{Platform, Qemu};
 use crate::qmp::Qmp;
 use crate::transcript::Transcript;
 use anyhow::{Context, Result, bail, ensure};
+use pasidon_kernel::console::framing::CHANNELS;
 use serde_json::{Value, json};
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tempfile::TempDir;
 
+/// The stream of what QEMU says, behind those of the channels.
+const STREAM_OF_QEMU: usize = CHANNELS as usize;
 /// How long QEMU may take to end.
 const END_TIMEOUT: Duration = Duration::from_secs(60);
 
@@ -67,16 +70,18 @@ impl Machine {
             Framing::Plain => "serial line",
             Framing::Framed => "monitor and log",
         };
-        let names = std::iter::once(first).chain(vms.iter().map(String::as_str)).chain(["QEMU"]);
-        let transcript = Arc::new(Transcript::new(names.map(str::to_owned)));
-        let stream_of_qemu = vms.len() + 1;
+        // VMs that are defined later have channels behind these.
+        let later = (vms.len() + 1..STREAM_OF_QEMU).map(|channel| format!("channel {channel}"));
+        let names = std::iter::once(first.to_owned()).chain(vms.iter().cloned()).chain(later);
+        let names = names.take(STREAM_OF_QEMU).chain(["QEMU".to_owned()]);
+        let transcript = Arc::new(Transcript::new(names));
         let sink = Arc::clone(&transcript);
         std::thread::spawn(move || {
-            copy_blocks(errors, |block| sink.receive(block.iter().map(|byte| (stream_of_qemu, *byte))));
+            copy_blocks(errors, |block| sink.receive(block.iter().map(|byte| (STREAM_OF_QEMU, *byte))));
         });
         let sink = Arc::clone(&transcript);
         std::thread::spawn(move || {
-            carry(output, framing, &sink, stream_of_qemu);
+            carry(output, framing, &sink);
             sink.end("QEMU ended".to_owned());
         });
         Ok(Machine { child: Mutex::new(child), line: Line::new(input, transcript), vms, private })
@@ -87,15 +92,16 @@ impl Machine {
         &self.vms
     }
 
-    /// The console of the VM of that name.
+    /// The console of the VM of that name; of one that is not in the configuration, the channel that the monitor names.
     ///
     /// # Errors
-    /// When the configuration has no such VM.
+    /// When there is no such VM.
     pub fn console(&self, vm: &str) -> Result<Console<'_>> {
-        match self.vms.iter().position(|name| name == vm) {
-            Some(index) => Ok(self.line.console(index + 1)),
-            None => bail!("the configuration has no VM {vm}"),
+        if let Some(index) = self.vms.iter().position(|name| name == vm) {
+            return Ok(self.line.console(index + 1));
         }
+        let channel = self.monitor(&format!("console {vm}"))?["channel"].as_u64();
+        Ok(self.line.console(channel.context("the monitor names no channel")?.try_into()?))
     }
 
     /// Pasidon's log and monitor; of a machine without Pasidon, its serial line.
