@@ -48,6 +48,8 @@ type Key = (Subject, Counter);
 pub struct History {
     times: VecDeque<u64>,
     counters: BTreeMap<Key, VecDeque<(u64, u64)>>,
+    /// The number of each VM: another one of the same name has another.
+    vms: BTreeMap<String, u32>,
 }
 
 /// A rate at a time in seconds since boot; `None` where the counter told none.
@@ -72,6 +74,13 @@ impl History {
         self.times.push_back(time);
         if self.times.len() > SAMPLES {
             self.times.pop_front();
+        }
+        for vm in snapshot.vms.iter().flatten() {
+            let before = self.vms.insert(vm.name.clone(), vm.id);
+            if before.is_some_and(|id| id != vm.id) {
+                let gone = Subject::Vm(vm.name.clone());
+                self.counters.retain(|(subject, _), _| *subject != gone);
+            }
         }
         for (key, count) in counters(snapshot) {
             self.counters.entry(key).or_default().push_back((time, count));
@@ -214,6 +223,16 @@ mod tests {
         assert_eq!(History::of(&snapshots[..3]).rate(&alpha(), Counter::Exits), None);
         let points = History::of(&snapshots).points(&alpha(), Counter::Exits);
         assert_eq!(points, [(11.0, Some(200.0)), (12.0, None), (13.0, Some(10.0))]);
+    }
+
+    #[test]
+    fn another_vm_of_the_same_name_begins_anew() {
+        let mut history = History::of(&[snapshot(10, Some(100), ""), snapshot(11, Some(300), "")]);
+        let mut other = snapshot(12, Some(400), "");
+        other.vms.iter_mut().flatten().for_each(|vm| vm.id = 32);
+        history.add(&other);
+        assert_eq!(history.rate(&alpha(), Counter::Exits), None);
+        assert_eq!(history.points(&alpha(), Counter::Exits), []);
     }
 
     #[test]
