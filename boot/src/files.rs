@@ -12,7 +12,7 @@ use alloc::vec::Vec;
 use pasidon_arch::guest::boot::loaded_len;
 use pasidon_arch_common::guest_files::{self, Part};
 use pasidon_kernel::base::refusal::Refusal;
-use pasidon_kernel::config::{self, ConfigError, Mode, Parsed};
+use pasidon_kernel::config::{self, ConfigError, Definition, Mode, Parsed};
 use uefi::boot::{self, AllocateType, MemoryType, PAGE_SIZE, ScopedProtocol};
 use uefi::proto::media::file::{Directory, File, FileAttribute, FileInfo, FileMode, FileType, RegularFile};
 use uefi::proto::media::fs::SimpleFileSystem;
@@ -30,10 +30,12 @@ pub struct BootDisk {
     disk: Disk,
     /// `pasidon.toml`, parsed.
     pub parsed: Result<Parsed, Vec<ConfigError>>,
+    /// The files of VMs that may be defined later.
+    pub definitions: Vec<Definition>,
 }
 
 impl BootDisk {
-    /// Reads `pasidon.toml` and nothing else.
+    /// Reads `pasidon.toml` and the definitions that it names, and nothing else.
     ///
     /// # Errors
     /// When there is no such disk, or no `pasidon.toml` on it.
@@ -46,7 +48,10 @@ impl BootDisk {
                 "put it in the top folder of the disk that Pasidon is started from",
             )
         })?;
-        Ok(Self { disk, parsed: config::parse(toml) })
+        let parsed = config::parse(toml);
+        let mut read = |path: &str| disk.read(path, &whole);
+        let definitions = parsed.as_ref().map_or_else(|_| Vec::new(), |parsed| parsed.definitions(&mut read));
+        Ok(Self { disk, parsed, definitions })
     }
 
     /// Whether the inventory is asked for.
@@ -55,10 +60,11 @@ impl BootDisk {
         mode == Ok(Mode::Inventory)
     }
 
-    /// Reads every kernel and initrd that a VM names.
+    /// Reads every kernel and initrd that a VM names, also one that may be defined later.
     pub fn guests(&mut self) -> guest_files::Files {
         let vms = self.parsed.as_ref().map_or(&[][..], |parsed| &parsed.config.vms);
-        guest_files::Files::read(vms, &mut |path, part| match part {
+        let later = self.definitions.iter().flat_map(|definition| &definition.vms);
+        guest_files::Files::read(vms.iter().chain(later), &mut |path, part| match part {
             Part::Whole => self.disk.read(path, &whole),
             Part::Loaded => self.disk.read(path, &loaded_len),
         })
@@ -69,6 +75,8 @@ impl BootDisk {
 pub struct Files {
     /// `pasidon.toml`, parsed.
     pub parsed: Result<Parsed, Vec<ConfigError>>,
+    /// The files of VMs that may be defined later.
+    pub definitions: Vec<Definition>,
     /// Every kernel and initrd that a VM names.
     pub guests: guest_files::Files,
     /// `pasidon.sym`.
@@ -79,12 +87,12 @@ impl Files {
     /// Reads all of them.
     pub fn read(mut boot: BootDisk) -> Self {
         let guests = boot.guests();
-        let BootDisk { mut disk, parsed } = boot;
+        let BootDisk { mut disk, parsed, definitions } = boot;
         let symbols = disk
             .read(SYMBOLS, &whole)
             .inspect_err(|why| log::warn!("\\{SYMBOLS}: {why}; backtraces will show addresses only"))
             .ok();
-        Self { parsed, guests, symbols }
+        Self { parsed, definitions, guests, symbols }
     }
 }
 

@@ -144,6 +144,7 @@ fn set_up(crossing: Crossing) -> Result<Handover, Refusal> {
     provoke::fail(config);
     Ok(Handover {
         parsed: files.parsed,
+        definitions: files.definitions,
         files: files.guests,
         image_bytes: image.1,
         frames,

@@ -28,7 +28,7 @@ use pasidon_kernel::system::{Dismissal, ParentOptions, System, SystemParts};
 use pasidon_kernel::vdev::parent::{Parent, VdevRequest};
 use pasidon_kernel::vdev::{PortalsUnmapped, Vdev, VdevSpec};
 use pasidon_kernel::vm::exit::{Action, MsiMessage};
-use pasidon_kernel::vm::{VcpusStopped, Vm, VmEnd, VmHost, VmSpec, VmState};
+use pasidon_kernel::vm::{BootSpec, VcpusStopped, Vm, VmEnd, VmHost, VmSpec, VmState};
 
 use crate::accel::dsa::tests::model::Model;
 use crate::accel::dsa::{DsaParent, Options, Partition, Sending, Setup, TYPE_DWQ};
@@ -341,6 +341,8 @@ impl Rig {
                 vcpus: 1,
                 pasid_quota: 1,
                 restart_on_reset: true,
+                boots: BootSpec::default(),
+                slots: 8,
                 vdevs,
             })
             .unwrap();

@@ -9,7 +9,7 @@ use alloc::vec::Vec;
 
 use crate::base::refusal::Refusal;
 use crate::base::table::{Table, fold};
-use crate::config::{Config, ConfigError, FILE_NAME, Scope};
+use crate::config::{Config, ConfigError, Scope};
 
 /// Spaces before what stands under a title.
 const INDENT: usize = 2;
@@ -41,6 +41,10 @@ impl Stops {
             Scope::Vm(index) => Self::One(match vm(index) {
                 Some(vm) => alloc::format!("vm {}", vm.name.value),
                 None => "a VM".to_string(),
+            }),
+            Scope::Definition(index) => Self::One(match config.host.definitions.get(index) {
+                Some(path) => alloc::format!("definition {}", path.value),
+                None => "a definition".to_string(),
             }),
         }
     }
@@ -101,7 +105,7 @@ impl Inventory {
     /// Notes what would be refused of the configuration.
     pub fn refuse_configured(&mut self, config: &Config, errors: &[ConfigError]) {
         for error in errors {
-            let place = alloc::format!("{FILE_NAME}:{}", error.at);
+            let place = alloc::format!("{}:{}", error.file, error.at);
             self.refuse(
                 Stops::of(error, config),
                 Refusal::new(place, error.what.as_str(), error.remedy.as_str()),
@@ -205,7 +209,7 @@ mod tests {
     fn errors_of_the_configuration_say_what_they_stop() {
         let text =
             "[host]\nmode = \"inventory\"\n[hots]\n[parent.dsa0]\npci = \"0000:00:04.0\"\n[[vm]]\nname = 1\n";
-        let Parsed { config, errors } = parse(text.as_bytes()).unwrap();
+        let Parsed { config, errors, .. } = parse(text.as_bytes()).unwrap();
         let mut inventory = Inventory::new();
         inventory.refuse_configured(&config, &errors);
         let parent = &config.parents[0];

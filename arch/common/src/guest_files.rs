@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! What VMs boot: kernels and initrds, as the configuration names them.
+//! What VMs boot: kernels and initrds, as the configuration and its definitions name them.
 //!
 //! **Principle.** A file is read once, whoever names it, and stays for as long as the machine runs: a VM boots it again
 //! at each start. Before the first VM is built every image is loaded into memory that forgets, by the same loader, so
 //! that whoever reads the log sees all errors of all files at once.
 
+use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
 
@@ -13,6 +14,7 @@ use pasidon_kernel::base::refusal::Refusal;
 use pasidon_kernel::config::{Config, ConfigError, VmConfig};
 use pasidon_kernel::memory::ram::RamRange;
 use pasidon_kernel::memory::{BadGuestAddress, GuestMemory};
+use pasidon_kernel::vm::{BootSpec, VmSpec};
 
 use crate::entropy;
 use crate::hardware::{BootImage, Hardware};
@@ -35,10 +37,13 @@ pub struct Files(Vec<(String, Bytes)>);
 
 impl Files {
     /// Has each file read that one of these VMs names.
-    pub fn read(vms: &[VmConfig], read: &mut dyn FnMut(&str, Part) -> Bytes) -> Self {
+    pub fn read<'v>(
+        vms: impl Iterator<Item = &'v VmConfig> + Clone,
+        read: &mut dyn FnMut(&str, Part) -> Bytes,
+    ) -> Self {
         // Initrds first, so that a file that is both is there as a whole.
-        let initrds = vms.iter().filter_map(|vm| vm.initrd.as_ref()).map(|path| (path, Part::Whole));
-        let kernels = vms.iter().map(|vm| (&vm.kernel, Part::Loaded));
+        let initrds = vms.clone().filter_map(|vm| vm.initrd.as_ref()).map(|path| (path, Part::Whole));
+        let kernels = vms.map(|vm| (&vm.kernel, Part::Loaded));
         let mut files: Vec<(String, Bytes)> = Vec::new();
         for (path, part) in initrds.chain(kernels) {
             if files.iter().all(|(known, _)| *known != path.value) {
@@ -51,6 +56,25 @@ impl Files {
     fn get(&self, path: &str) -> Bytes {
         let found = self.0.iter().find(|(known, _)| known == path);
         found.map_or_else(|| Err(String::from("it was not read")), |(_, bytes)| bytes.clone())
+    }
+
+    /// What a VM boots, with a seed that no other start gets.
+    ///
+    /// # Errors
+    /// When one of its files is not there.
+    pub fn image<'f>(&'f self, vm: &'f VmSpec) -> Result<BootImage<'f>, Refusal> {
+        let BootSpec { kernel, initrd, cmdline } = &vm.boots;
+        let get = |what: &str, path: &str| {
+            self.get(path)
+                .map_err(|why| Refusal::new(format!("{what} \"{path}\""), why, "boot again with it"))
+        };
+        Ok(BootImage {
+            kernel: get("kernel", kernel)?,
+            initrd: initrd.as_ref().map(|path| get("initrd", path)).transpose()?,
+            cmdline,
+            slots: vm.slots,
+            seed: entropy::seed(),
+        })
     }
 
     /// Checks that each VM's files are there, and that its kernel is one that it can boot.
@@ -78,52 +102,6 @@ impl Files {
             }
             (kernel, initrd) => [kernel.err(), initrd.err()].into_iter().flatten().collect(),
         }
-    }
-}
-
-/// What each VM boots.
-#[derive(Debug)]
-pub struct Images(Vec<Image>);
-
-/// What one VM boots.
-#[derive(Debug)]
-struct Image {
-    vm: String,
-    kernel: &'static [u8],
-    initrd: Option<&'static [u8]>,
-    cmdline: String,
-    slots: u8,
-}
-
-impl Images {
-    /// Of the VMs that [`Files::check`] has found nothing wrong with.
-    pub fn new(vms: &[VmConfig], files: &Files) -> Self {
-        let image = |vm: &VmConfig| {
-            Some(Image {
-                vm: vm.name.value.clone(),
-                kernel: files.get(&vm.kernel.value).ok()?,
-                initrd: match &vm.initrd {
-                    Some(path) => Some(files.get(&path.value).ok()?),
-                    None => None,
-                },
-                cmdline: vm.cmdline.value.clone(),
-                slots: vm.slots.value,
-            })
-        };
-        Self(vms.iter().filter_map(image).collect())
-    }
-
-    /// What the VM of that name boots, with a seed that no other start gets.
-    ///
-    /// # Errors
-    /// When it has none.
-    pub fn of(&self, vm: &str) -> Result<BootImage<'_>, Refusal> {
-        let image =
-            self.0.iter().find(|image| image.vm == vm).ok_or_else(|| {
-                Refusal::new("kernel", "the configuration names none", "correct pasidon.toml")
-            })?;
-        let Image { kernel, initrd, cmdline, slots, .. } = image;
-        Ok(BootImage { kernel, initrd: *initrd, cmdline, slots: *slots, seed: entropy::seed() })
     }
 }
 
@@ -174,10 +152,28 @@ mod tests {
 
     /// Files of which some are missing; every other goes to the bottom of RAM.
     fn files(config: &Config, missing: &[&str]) -> Files {
-        Files::read(&config.vms, &mut |path, _| match missing.contains(&path) {
+        Files::read(config.vms.iter(), &mut |path, _| match missing.contains(&path) {
             true => Err("it is not there".to_string()),
             false => Ok(&[0; 16]),
         })
+    }
+
+    /// A VM that boots these.
+    fn boots(kernel: &str, initrd: Option<&str>) -> VmSpec {
+        VmSpec {
+            name: "alpha".to_string(),
+            ram: Vec::new(),
+            vcpus: 1,
+            pasid_quota: 0,
+            restart_on_reset: true,
+            boots: BootSpec {
+                kernel: kernel.to_string(),
+                initrd: initrd.map(str::to_string),
+                cmdline: "quiet".to_string(),
+            },
+            slots: 9,
+            vdevs: Vec::new(),
+        }
     }
 
     fn lines(errors: &[ConfigError]) -> Vec<String> {
@@ -187,7 +183,7 @@ mod tests {
     #[test]
     fn each_file_is_read_once_and_initrds_whole() {
         let mut read = Vec::new();
-        Files::read(&config().vms, &mut |path, part| {
+        Files::read(config().vms.iter(), &mut |path, part| {
             read.push((path.to_string(), part));
             Ok(&[])
         });
@@ -199,13 +195,13 @@ mod tests {
         let config = config();
         let files = files(&config, &[]);
         assert_eq!(files.check::<Fake>(&config), []);
-        let images = Images::new(&config.vms, &files);
-        let alpha = images.of("alpha").unwrap();
-        assert_eq!((alpha.kernel, alpha.initrd, alpha.cmdline), (&[0; 16][..], Some(&[0; 16][..]), "quiet"));
-        let beta = images.of("beta").unwrap();
-        assert_eq!((beta.kernel, beta.initrd, beta.cmdline), (&[0; 16][..], None, ""));
-        let refusal = images.of("delta").unwrap_err().to_string();
-        assert_eq!(refusal, "kernel: the configuration names none; correct pasidon.toml");
+        let alpha = boots("kernel", Some("initrd"));
+        let image = files.image(&alpha).unwrap();
+        assert_eq!((image.kernel, image.initrd, image.cmdline), (&[0; 16][..], Some(&[0; 16][..]), "quiet"));
+        assert_eq!(image.slots, 9);
+        assert_eq!(files.image(&boots("kernel", None)).unwrap().initrd, None);
+        let refusal = files.image(&boots("other", None)).unwrap_err().to_string();
+        assert_eq!(refusal, "kernel \"other\": it was not read; boot again with it");
     }
 
     #[test]
@@ -228,12 +224,10 @@ mod tests {
         );
         let initrd = files(&config, &["initrd"]);
         assert_eq!(lines(&initrd.check::<Fake>(&config)).len(), 2);
-        let images = Images::new(&config.vms, &initrd);
-        assert!(
-            images.of("alpha").is_err() && images.of("beta").is_ok(),
-            "no VM boots half of what it names"
-        );
-        let unread = Files::read(&[], &mut |_, _| Ok(&[]));
+        let alpha = boots("kernel", Some("initrd"));
+        assert!(initrd.image(&boots("kernel", None)).is_ok());
+        assert!(initrd.image(&alpha).is_err(), "no VM boots half of what it names");
+        let unread = Files::read([].iter(), &mut |_, _| Ok(&[]));
         assert!(
             lines(&unread.check::<Fake>(&config))[2].contains("vm beta: kernel \"kernel\": it was not read")
         );
@@ -243,8 +237,9 @@ mod tests {
     fn what_the_loader_refuses_is_said() {
         let mut config = config();
         let above: &'static [u8] = Vec::leak((16 * MIB - 7).to_le_bytes().to_vec());
-        let files =
-            Files::read(&config.vms, &mut |path, _| Ok(if path == "kernel" { above } else { &[0; 16] }));
+        let files = Files::read(config.vms.iter(), &mut |path, _| {
+            Ok(if path == "kernel" { above } else { &[0; 16] })
+        });
         let line = |place, vm| {
             format!(
                 "pasidon.toml:{place}: vm {vm}: kernel \"kernel\": 8 bytes at 0xfffff9 are not guest RAM; move it"
@@ -252,7 +247,7 @@ mod tests {
         };
         assert_eq!(lines(&files.check::<Fake>(&config)), [line("4:10", "alpha"), line("10:10", "beta")]);
         let files =
-            Files::read(&config.vms, &mut |path, _| Ok(if path == "kernel" { &[] } else { &[0; 17] }));
+            Files::read(config.vms.iter(), &mut |path, _| Ok(if path == "kernel" { &[] } else { &[0; 17] }));
         assert_eq!(
             lines(&files.check::<Fake>(&config)),
             ["pasidon.toml:5:10: vm alpha: initrd \"initrd\": it has 17 bytes; shorten it"]

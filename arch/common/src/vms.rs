@@ -29,7 +29,7 @@ use pasidon_kernel::vm::{Vm, VmEnd, VmHost};
 use spin::{Mutex, MutexGuard, RwLock};
 
 use crate::board::Board;
-use crate::guest_files::Images;
+use crate::guest_files::Files;
 use crate::hardware::{Chipset, Hardware, Stage2};
 use crate::memory::RamView;
 use crate::pauses::Pauses;
@@ -116,10 +116,10 @@ pub struct Vms<H: Hardware> {
     /// Who runs when.
     pub scheduler: Scheduler,
     outside: &'static dyn Outside,
-    /// By number of the VM.
+    /// By place of the VM.
     instances: RwLock<Vec<Option<Arc<Instance<H>>>>>,
     system: &'static System,
-    images: Images,
+    files: Files,
 }
 
 impl<H: Hardware> core::fmt::Debug for Vms<H> {
@@ -311,15 +311,15 @@ pub fn kick<H: Hardware>(index: u32) {
 }
 
 impl<H: Hardware> Vms<H> {
-    /// No instances yet. Memory for tables comes from `frames`.
+    /// No instances yet. Memory for tables comes from `frames`, what VMs boot from `files`.
     pub fn new(
         frames: &'static Frames,
         scheduler: Scheduler,
         outside: &'static dyn Outside,
         system: &'static System,
-        images: Images,
+        files: Files,
     ) -> Self {
-        Self { frames, scheduler, outside, instances: RwLock::new(Vec::new()), system, images }
+        Self { frames, scheduler, outside, instances: RwLock::new(Vec::new()), system, files }
     }
 
     /// The rest of the hypervisor.
@@ -339,7 +339,8 @@ impl<H: Hardware> Vms<H> {
 
     /// The instance of a VM, while it has one. Whoever holds on to it delays the end of the VM.
     pub fn instance(&self, vm: VmId) -> Option<Arc<Instance<H>>> {
-        self.instances.read().get(usize::from(vm.0))?.clone()
+        let instances = self.instances.read();
+        instances.get(vm.place())?.as_ref().filter(|instance| instance.id == vm).cloned()
     }
 
     /// Gives up the pCPUs on which somebody has waited for a turn for too long.

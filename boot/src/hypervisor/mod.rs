@@ -19,8 +19,8 @@ use pasidon_arch::platform::Platform;
 use pasidon_arch::run::{self, World};
 use pasidon_arch::vms::{Vms, kick};
 use pasidon_arch::{fault, history, pcpu, time};
-use pasidon_arch_common::guest_files::{Files, Images};
-use pasidon_kernel::config::{ConfigError, Parsed};
+use pasidon_arch_common::guest_files::Files;
+use pasidon_kernel::config::{ConfigError, Definition, Parsed};
 use pasidon_kernel::console::Console;
 use pasidon_kernel::dma::pasid::Pasid;
 use pasidon_kernel::housekeeping::Housekeeping;
@@ -41,6 +41,8 @@ use iommu::MachineIommu;
 pub struct Handover {
     /// `pasidon.toml`.
     pub parsed: Result<Parsed, Vec<ConfigError>>,
+    /// The files of VMs that may be defined later.
+    pub definitions: Vec<Definition>,
     /// Every kernel and initrd that a VM names.
     pub files: Files,
     /// Size of the loaded image in bytes.
@@ -66,7 +68,7 @@ pub fn run(handover: Handover) -> ! {
     if !fault::add_context(print_history) {
         log::warn!("a fault report will not show the last exits: too many want to add to it");
     }
-    let Some(wanted) = Wanted::new(handover.parsed) else { nothing_started() };
+    let Some(wanted) = Wanted::new(handover.parsed, handover.definitions) else { nothing_started() };
     let mode = wanted.host().console.value;
     let (last_pasid, pasid_scope) = (wanted.host().last_pasid, wanted.host().pasid_namespace.value);
     log::set_max_level(wanted.host().log.value);
@@ -104,15 +106,14 @@ pub fn run(handover: Handover) -> ! {
         measure::attachments(iommu.as_ref().and_then(MachineIommu::iommu), device, frames);
     }
     let system: &'static System = SYSTEM.call_once(|| system);
-    let images = Images::new(checked.vms(), &handover.files);
     let defined = checked.define(system, &supply);
     let housekeeping = HOUSEKEEPING.call_once(|| {
         let machine = host_machine::host_machine(handover.image_bytes);
-        let console = Console::new(mode, defined.names(), mark());
-        Housekeeping::new(system, machine, console, defined.places(), defined.refused().to_vec())
+        let console = Console::new(mode, mark());
+        Housekeeping::new(system, machine, console, defined.refused().to_vec(), defined.definitions().clone())
     });
     let scheduler = Scheduler::new(count, SLICE_NS);
-    let vms = VMS.call_once(|| Vms::new(frames, scheduler, housekeeping, system, images));
+    let vms = VMS.call_once(|| Vms::new(frames, scheduler, housekeeping, system, handover.files));
     run::install(World { system, vms, notes: &run::NOTES });
     provoke::lose_pcpu(system);
     connect_interrupts(iommu.as_ref(), &handover.platform, housekeeping);

@@ -72,14 +72,18 @@ fn look(found: &mut Inventory, mut disk: BootDisk, tables: &Tables) {
     let pci = pci(found, tables);
     let iommu = iommus(found, tables, platform.as_ref(), &pci);
     match &disk.parsed {
-        Ok(Parsed { config, errors }) => {
+        Ok(Parsed { config, errors, .. }) => {
             let (config, errors) = (config.clone(), errors.clone());
             found.refuse_configured(&config, &errors);
             accelerators(found, &pci, iommu.as_ref(), &config);
-            if !config.vms.is_empty() {
-                let files = disk.guests();
-                found.refuse_configured(&config, &check_memory(&config, for_guests));
-                found.refuse_configured(&config, &files.check::<Processor>(&config));
+            let files = disk.guests();
+            found.refuse_configured(&config, &check_memory(&config, for_guests));
+            found.refuse_configured(&config, &files.check::<Processor>(&config));
+            for definition in &mut disk.definitions {
+                let alone = config.with_vms_of(definition);
+                definition.refuse(check_memory(&alone, for_guests));
+                definition.refuse(files.check::<Processor>(&alone));
+                found.refuse_configured(&config, &definition.errors);
             }
         }
         // Whoever asks for the inventory has a file that can be read.

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Where a value stands in `pasidon.toml`, and the one-line errors that point at it.
 
+use alloc::borrow::Cow;
 use alloc::string::String;
 use core::fmt;
 use core::ops::Deref;
@@ -78,13 +79,18 @@ pub enum Scope {
     Parent(usize),
     /// One VM, by its place among the `[[vm]]` sections of the file, counted from 0. The others may start.
     Vm(usize),
+    /// One file of VMs that may be defined later, by its place in [`HostConfig::definitions`](super::HostConfig), counted
+    /// from 0.
+    Definition(usize),
 }
 
-/// One error of the configuration, printed as `pasidon.toml:LINE:COL: what; remedy`.
+/// One error of the configuration, printed as `FILE:LINE:COL: what; remedy`.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct ConfigError {
     /// What it stops.
     pub scope: Scope,
+    /// In which file.
+    pub file: Cow<'static, str>,
     /// Where.
     pub at: Position,
     /// What is wrong, outermost thing first: `vm alpha: memory: …`.
@@ -94,9 +100,9 @@ pub struct ConfigError {
 }
 
 impl ConfigError {
-    /// From its parts.
+    /// From its parts, in `pasidon.toml`.
     pub fn new(scope: Scope, at: Position, what: impl Into<String>, remedy: impl Into<String>) -> Self {
-        Self { scope, at, what: what.into(), remedy: remedy.into() }
+        Self { scope, file: FILE_NAME.into(), at, what: what.into(), remedy: remedy.into() }
     }
 
     /// A refusal met while the configuration was carried out, pointing at the value that asked for it.
@@ -107,7 +113,7 @@ impl ConfigError {
 
 impl fmt::Display for ConfigError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{FILE_NAME}:{}: {}", self.at, self.what)?;
+        write!(f, "{}:{}: {}", self.file, self.at, self.what)?;
         if !self.remedy.is_empty() {
             write!(f, "; {}", self.remedy)?;
         }

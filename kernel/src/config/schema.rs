@@ -66,6 +66,14 @@ pub static HOST: Section = Section {
             about: "How the serial line is shared: one guest at a time for people, or every guest at once in frames that a program takes apart.",
         },
         Key {
+            name: "definitions",
+            takes: "a list of strings",
+            default: Some("none"),
+            example: "definitions = [\"vms/gamma.toml\"]",
+            about: "Files on the ESP with `[[vm]]` sections, whose VMs are not there at the start: `vm define FILE` makes \
+                    them, see [below](#vms-that-come-later).",
+        },
+        Key {
             name: "last_pasid",
             takes: "a whole number from 1 to 65535",
             default: Some("the largest that the IOMMU understands"),
@@ -134,7 +142,7 @@ pub static PARENT: Section = Section {
 /// `[[vm]]`.
 pub static VM: Section = Section {
     heading: "[[vm]]",
-    about: "A virtual machine. At least one, at most 31.",
+    about: "A virtual machine. At least one, unless there are `definitions`; at most 31.",
     keys: &[
         Key { name: "name", takes: "a string", default: None, example: "name = \"alpha\"", about: NAME_RULE },
         Key {

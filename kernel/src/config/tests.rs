@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Each error of the configuration, by its whole line; and that no text at all makes the parser panic.
 
+mod definitions;
+
 use proptest::prelude::*;
 
 use super::*;
@@ -15,6 +17,7 @@ pub(super) const FULL: &str = r#"
 mode = "run"
 log = "debug"
 console = "framed"
+definitions = ["vms/gamma.toml"]
 last_pasid = 255
 pasid_namespace = "device"
 
@@ -81,13 +84,15 @@ fn one_vm_refused(section: &str) -> String {
 
 #[test]
 fn every_key_is_read() {
-    let Parsed { config, errors } = parse(FULL.as_bytes()).unwrap();
+    let Parsed { config, errors, .. } = parse(FULL.as_bytes()).unwrap();
     assert_eq!(errors, []);
     assert_eq!(config.host.mode.value, Mode::Run);
     assert_eq!(config.host.log.value, log::LevelFilter::Debug);
     assert_eq!(config.host.console.value, ConsoleMode::Framed);
     assert_eq!(config.host.last_pasid.map(|last| last.value), Some(255));
     assert_eq!(config.host.pasid_namespace.value, NamespaceScope::Device);
+    let definitions: Vec<_> = config.host.definitions.iter().map(|path| path.value.as_str()).collect();
+    assert_eq!(definitions, ["vms/gamma.toml"]);
     let names: Vec<_> = config.parents.iter().map(|parent| parent.name.value.as_str()).collect();
     assert_eq!(names, ["dsa1", "dsa0"], "in the order of the file");
     let dsa0 = config.parent("dsa0").unwrap();
@@ -205,7 +210,7 @@ fn values_know_their_places() {
     let error = alpha.error_at(alpha.memory.at, "memory: the machine has 128M left", "use less");
     assert_eq!(
         error.to_string(),
-        "pasidon.toml:20:10: vm alpha: memory: the machine has 128M left; use less"
+        "pasidon.toml:21:10: vm alpha: memory: the machine has 128M left; use less"
     );
 }
 
@@ -421,7 +426,7 @@ fn a_vm_on_a_refused_parent_is_refused_and_says_why() {
     assert!(parsed.config.vm("good").is_some() && parsed.config.vm("bad").is_none());
     assert_eq!(
         parsed.errors.last().unwrap().to_string(),
-        "pasidon.toml:13:10: vm bad: vdev number 1: parent dsa0 was refused; correct it first, it is on line 1"
+        "pasidon.toml:13:10: vm bad: vdev number 1: parent dsa0 was refused; correct it first, it is on line 1 of pasidon.toml"
     );
 }
 

@@ -36,6 +36,21 @@ pub struct HostConfig {
     pub last_pasid: Option<Spanned<u16>>,
     /// Whether PASIDs differ on the whole host, or on each device.
     pub pasid_namespace: Spanned<NamespaceScope>,
+    /// Files of VMs that may be defined later: paths on the ESP, each once, without blanks.
+    pub definitions: Vec<Spanned<String>>,
+}
+
+/// A file of VMs that may be defined later.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Definition {
+    /// Its place in [`HostConfig::definitions`].
+    pub index: usize,
+    /// Its path on the ESP.
+    pub path: String,
+    /// Its VMs, none of which starts with the machine; empty where something is wrong with one of them or with the file.
+    pub vms: Vec<VmConfig>,
+    /// What that is.
+    pub errors: Vec<ConfigError>,
 }
 
 /// What Pasidon does on a machine.
@@ -172,9 +187,27 @@ impl Config {
         self.vms.retain(|vm| !refused(Scope::Vm(vm.index)));
     }
 
+    /// The same with the VMs of a definition in the place of its own.
+    #[must_use]
+    pub fn with_vms_of(&self, definition: &Definition) -> Self {
+        Self { vms: definition.vms.clone(), ..self.clone() }
+    }
+
     /// An error that stops everything, for checks that need the machine.
     pub fn error_at(&self, at: Position, what: impl Into<String>, remedy: impl Into<String>) -> ConfigError {
         ConfigError::new(Scope::Whole, at, what, remedy)
+    }
+}
+
+impl Definition {
+    /// Refuses it as a whole for errors of its VMs that were found later.
+    pub fn refuse(&mut self, errors: impl IntoIterator<Item = ConfigError>) {
+        let (scope, path) = (Scope::Definition(self.index), &self.path);
+        let own = errors.into_iter().map(|error| ConfigError { scope, file: path.clone().into(), ..error });
+        self.errors.extend(own);
+        if !self.errors.is_empty() {
+            self.vms.clear();
+        }
     }
 }
 

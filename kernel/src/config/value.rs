@@ -122,6 +122,24 @@ pub(super) fn name(text: &str) -> Result<(), Misfit> {
     }
 }
 
+/// A name of a VM: no word that the monitor takes in its place.
+pub(super) fn vm_name(text: &str) -> Result<String, Misfit> {
+    name(text)?;
+    match text {
+        "define" => Err(misfit("is a word of the monitor (`vm define`)", "choose another")),
+        _ => Ok(String::from(text)),
+    }
+}
+
+/// A path on the ESP that can be a word of a command.
+pub(super) fn definition_path(text: &str) -> Result<String, Misfit> {
+    let path = path(text)?;
+    match path.contains(char::is_whitespace) {
+        true => Err(misfit("has blanks, so the monitor cannot take it", "rename the file")),
+        false => Ok(path),
+    }
+}
+
 /// A file on the ESP, with the separators made alike.
 pub(super) fn path(text: &str) -> Result<String, Misfit> {
     let path = text.replace('\\', "/");

@@ -5,12 +5,17 @@
 //! the current channel; `DLE DLE` is the byte 0x10 itself; every other byte belongs to the current
 //! channel. A line starts on channel [`MONITOR_CHANNEL`].
 
+use crate::base::id::VmId;
+
 /// ASCII data link escape.
 pub const DLE: u8 = 0x10;
 /// The channel of monitor and log.
 pub const MONITOR_CHANNEL: u8 = 0;
 /// How many channels the encoding can name.
 pub const CHANNELS: u8 = 32;
+/// The channel of the VM at place 0; the others' follow it.
+pub const FIRST_VM_CHANNEL: u8 = MONITOR_CHANNEL + 1;
+const _: () = assert!(VmId::PLACES + FIRST_VM_CHANNEL as usize <= CHANNELS as usize);
 /// The character that selects channel 0; the other channels' follow it.
 const FIRST_SELECTOR: u8 = b'@';
 

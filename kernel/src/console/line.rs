@@ -140,7 +140,7 @@ mod tests {
             explore(move || {
                 let (port, logger, truth) =
                     (leak(Lines::default()), leak(Logger::explored()), leak(SharedTruth::new(0)));
-                let console = Console::new(ConsoleMode::Framed, [], 0);
+                let console = Console::new(ConsoleMode::Framed, 0);
                 let line = Arc::new(Line::explored(console, port, logger, truth));
                 let other = line.clone();
                 let other = loom::thread::spawn(move || {

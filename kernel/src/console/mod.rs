@@ -15,7 +15,7 @@
 //! mark: a number of this boot, which it has no way to read.
 //!
 //! **Framed mode**, for programs: all of them at once, see [`framing`]. There is no prompt and no echo.
-//! Channel 0 is monitor and log, channel n the n-th VM of the configuration, counted from 1.
+//! Channel 0 is monitor and log, channel n + 1 the VM at place n ([`VmId::place`](crate::base::id::VmId::place)), whichever that is just now.
 //!
 //! **Invariants.** In framed mode no byte is lost or mixed up: each call hands all its bytes to the sink,
 //! which may wait for the line. Text of the monitor is cleared of control characters, so that only
@@ -39,7 +39,7 @@ use arrayvec::ArrayVec;
 
 use backlog::Backlog;
 use editor::{Edit, Editor};
-use framing::{Decoder, Encoder, MONITOR_CHANNEL};
+use framing::{Decoder, Encoder, FIRST_VM_CHANNEL, MONITOR_CHANNEL};
 
 use crate::base::refusal::Refusal;
 use crate::config::ConsoleMode;
@@ -74,7 +74,7 @@ pub type Sink<'a> = &'a mut dyn FnMut(u8);
 /// What came in.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Input {
-    /// Something for a guest's console. `vm` is its [`VmConfig::index`](crate::config::VmConfig::index).
+    /// Something for the console of the VM at a place.
     Guest {
         /// The VM.
         vm: usize,
@@ -117,7 +117,8 @@ pub struct Console {
     mode: ConsoleMode,
     /// A number that no guest knows.
     mark: u16,
-    guests: Vec<Guest>,
+    /// By the place of the VM.
+    guests: Vec<Option<Guest>>,
     encoder: Encoder,
     decoder: Decoder,
     editor: Editor,
@@ -135,15 +136,13 @@ pub struct Console {
 }
 
 impl Console {
-    /// A console for the VMs of those names, by their index in the configuration (a refused one counts,
-    /// with any name). The monitor has the line, without a prompt until [`Console::answer`] is called
+    /// A console without VMs. The monitor has the line, without a prompt until [`Console::answer`] is called
     /// for the first time. `mark` shall be a number that guests cannot guess.
-    pub fn new(mode: ConsoleMode, names: impl IntoIterator<Item = String>, mark: u16) -> Self {
-        let guests = names.into_iter().map(|name| Guest { name, backlog: Backlog::default() });
+    pub fn new(mode: ConsoleMode, mark: u16) -> Self {
         Self {
             mode,
             mark,
-            guests: guests.collect(),
+            guests: Vec::new(),
             encoder: Encoder::default(),
             decoder: Decoder::default(),
             editor: Editor::new(mode == ConsoleMode::Plain),
@@ -161,6 +160,30 @@ impl Console {
         self.mode
     }
 
+    /// There is a VM of that name at a place from now on.
+    pub fn add(&mut self, vm: usize, name: &str) {
+        if self.guests.len() <= vm {
+            self.guests.resize_with(vm + 1, || None);
+        }
+        self.guests[vm] = Some(Guest { name: String::from(name), backlog: Backlog::default() });
+    }
+
+    /// The VM at that place is gone, and what it printed and nobody has seen. The monitor has the line.
+    pub fn remove(&mut self, vm: usize) {
+        if let Some(guest) = self.guests.get_mut(vm) {
+            *guest = None;
+        }
+        self.last_focus = self.last_focus.filter(|last| *last != vm);
+    }
+
+    fn guest(&mut self, vm: usize) -> Option<&mut Guest> {
+        self.guests.get_mut(vm)?.as_mut()
+    }
+
+    fn name_of(&self, vm: usize) -> &str {
+        self.guests.get(vm).and_then(Option::as_ref).map_or("", |guest| &guest.name)
+    }
+
     /// The guest that has the line, in plain mode.
     pub fn focus(&self) -> Option<usize> {
         self.focus
@@ -168,22 +191,23 @@ impl Console {
 
     /// How many bytes of a guest wait until it is entered, in plain mode.
     pub fn unseen(&self, vm: usize) -> usize {
-        self.guests.get(vm).map_or(0, |guest| guest.backlog.unseen())
+        self.guests.get(vm).and_then(Option::as_ref).map_or(0, |guest| guest.backlog.unseen())
     }
 
-    /// Bytes that a guest printed. Those of a VM that is not in the configuration go nowhere.
+    /// Bytes that a guest printed. Those of a VM that is not there go nowhere.
     pub fn guest_output(&mut self, vm: usize, bytes: &[u8], sink: Sink<'_>) {
-        let Some(guest) = self.guests.get_mut(vm) else {
+        let shown = self.focus == Some(vm);
+        let mode = self.mode;
+        let Some(guest) = self.guest(vm) else {
             return;
         };
-        match self.mode {
+        match mode {
             ConsoleMode::Framed => {
                 // Channels beyond the last one are cut off by the encoder.
-                let channel = u8::try_from(vm + 1).unwrap_or(u8::MAX);
+                let channel = u8::try_from(vm).map_or(u8::MAX, |vm| vm.saturating_add(FIRST_VM_CHANNEL));
                 self.encoder.send(channel, bytes, sink);
             }
             ConsoleMode::Plain => {
-                let shown = self.focus == Some(vm);
                 guest.backlog.keep(bytes, shown);
                 if shown && let Some(last) = bytes.last() {
                     bytes.iter().copied().for_each(&mut *sink);
@@ -239,28 +263,29 @@ impl Console {
     /// # Errors
     /// When the mode is framed, where every guest has its channel all the time, and for an unknown VM.
     pub fn enter(&mut self, vm: usize, sink: Sink<'_>) -> Result<(), Refusal> {
-        let Some(guest) = self.guests.get_mut(vm) else {
+        let framed = self.mode == ConsoleMode::Framed;
+        let Some(guest) = self.guest(vm) else {
             return Err(Refusal::new("console", "there is no such VM", "see vms"));
         };
-        if self.mode == ConsoleMode::Framed {
+        if framed {
             return Err(Refusal::new(
                 format!("console {}", guest.name),
                 "the line is framed",
-                format!("it is channel {} all the time", vm + 1),
+                format!("it is channel {} all the time", vm + usize::from(FIRST_VM_CHANNEL)),
             ));
         }
-        self.monitor = Monitor::Prompting;
-        self.focus = Some(vm);
-        self.last_focus = Some(vm);
-        self.leaving = None;
         let mut banner = format!("--- console {}, Ctrl-] leaves it ---\n", guest.name);
         match guest.backlog.take_dropped() {
             0 => {}
             lost => banner += &format!("--- {lost} bytes before this were not kept ---\n"),
         }
+        self.monitor = Monitor::Prompting;
+        self.focus = Some(vm);
+        self.last_focus = Some(vm);
+        self.leaving = None;
         self.print("", &banner, sink);
         let mut last = b'\n';
-        if let Some(guest) = self.guests.get_mut(vm) {
+        if let Some(guest) = self.guest(vm) {
             guest.backlog.replay(&mut |byte| {
                 last = byte;
                 sink(byte);
@@ -278,7 +303,7 @@ impl Console {
             self.raw(LAST_LINE, sink);
             self.raw(b"\r\n", sink);
             self.at_line_start = true;
-            let name = self.guests.get(vm).map_or("", |guest| &guest.name);
+            let name = self.name_of(vm);
             let banner = format!("--- monitor {:04x}, Ctrl-] returns to {name} ---\n", self.mark);
             self.print("", &banner, sink);
             if self.monitor == Monitor::Prompting {
@@ -326,8 +351,8 @@ impl Console {
         if channel == MONITOR_CHANNEL {
             return self.monitor_input(received, sink);
         }
-        let vm = usize::from(channel) - 1;
-        (vm < self.guests.len()).then_some(Input::Guest { vm, received })
+        let vm = usize::from(channel - FIRST_VM_CHANNEL);
+        self.guest(vm).is_some().then_some(Input::Guest { vm, received })
     }
 
     /// What came in while the guest has the line.
@@ -350,7 +375,7 @@ impl Console {
                 inputs.push(Input::Guest { vm, received });
                 let recently = |noticed: u64| now_ns.saturating_sub(noticed) < NOTICE_NS;
                 if !self.noticed_ns.is_some_and(recently) {
-                    let name = self.guests.get(vm).map_or("", |guest| &guest.name);
+                    let name = self.name_of(vm);
                     let notice =
                         format!("Ctrl-] came together with other keys and went to {name}; alone it leaves\n");
                     self.marked(&notice, sink);

@@ -9,7 +9,10 @@ use super::*;
 const MS: u64 = 1_000_000;
 
 fn console(mode: ConsoleMode) -> Console {
-    Console::new(mode, ["alpha", "beta"].map(String::from), 0x3f9c)
+    let mut console = Console::new(mode, 0x3f9c);
+    console.add(0, "alpha");
+    console.add(1, "beta");
+    console
 }
 
 fn guest(vm: usize, byte: u8) -> Input {
@@ -46,6 +49,48 @@ fn burst(console: &mut Console, text: &[u8], line: &mut Line) -> Vec<Input> {
 fn left(name: &str) -> String {
     let restored = String::from_utf8([RESTORE_TERMINAL, LAST_LINE].concat()).unwrap();
     format!("{restored}\r\n--- monitor 3f9c, Ctrl-] returns to {name} ---\r\n")
+}
+
+#[test]
+fn vms_come_and_go_on_their_channels() {
+    let mut framed = console(ConsoleMode::Framed);
+    let mut sent = Vec::new();
+    framed.remove(1);
+    framed.guest_output(1, b"late", &mut |byte| sent.push(byte));
+    assert_eq!(sent, b"", "there is nobody");
+    let typed = |framed: &mut Console| {
+        let bytes =
+            b"\x10Bx\x10@".iter().flat_map(|byte| framed.input(Received::Byte(*byte), 0, &mut |_| ()));
+        bytes.collect::<Vec<_>>()
+    };
+    assert_eq!(typed(&mut framed), []);
+    framed.add(1, "gamma");
+    framed.guest_output(1, b"up", &mut |byte| sent.push(byte));
+    assert_eq!(sent, b"\x10Bup");
+    assert_eq!(typed(&mut framed), [Input::Guest { vm: 1, received: Received::Byte(b'x') }]);
+}
+
+#[test]
+fn nobody_sees_what_a_vm_printed_that_is_gone() {
+    let mut plain = console(ConsoleMode::Plain);
+    let mut sent = String::new();
+    let mut sink = |byte| sent.push(char::from(byte));
+    plain.answer("", &mut sink);
+    plain.guest_output(1, b"secret", &mut sink);
+    plain.enter(1, &mut sink).unwrap();
+    plain.leave(&mut sink);
+    plain.guest_output(1, b"secret", &mut sink);
+    assert_eq!(plain.unseen(1), 6);
+    plain.remove(1);
+    plain.add(1, "gamma");
+    sent.clear();
+    let mut sink = |byte| sent.push(char::from(byte));
+    plain.input(Received::Byte(LEAVE_KEY), 0, &mut sink);
+    assert_eq!(plain.focus(), None, "the key does not lead to another VM");
+    plain.enter(1, &mut sink).unwrap();
+    assert!(sent.contains("--- console gamma") && !sent.contains("secret"), "{sent}");
+    plain.remove(0);
+    assert!(plain.enter(0, &mut |_| ()).unwrap_err().why.contains("no such VM"));
 }
 
 #[test]

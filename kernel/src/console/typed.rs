@@ -80,6 +80,13 @@ impl Typed {
         &mut self.0[vm]
     }
 
+    /// Nothing waits for the guest at this place, and none of what it never got is counted: another one comes.
+    pub fn forget(&mut self, vm: usize, now_ns: u64) {
+        if let Some(queue) = self.0.get_mut(vm) {
+            *queue = Queue::new(now_ns);
+        }
+    }
+
     /// Something for the guest with this index. What is damaged, or finds no room, is counted as lost.
     pub fn push(&mut self, vm: usize, received: Received, now_ns: u64) {
         let queue = self.queue(vm, now_ns);

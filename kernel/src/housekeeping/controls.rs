@@ -15,7 +15,9 @@ use crate::console::TypedInfo;
 use crate::dma::address_space::AddressSpace;
 use crate::dma::fault_log::FaultsInfo;
 use crate::irq::vectors::{VectorControl, Vectors};
-use crate::monitor::info::{ParentInfo, PasidInfo, PcpuInfo, RetiredInfo, SystemInfo, VectorInfo, VmInfo};
+use crate::monitor::info::{
+    DefinitionInfo, ParentInfo, PasidInfo, PcpuInfo, RetiredInfo, SystemInfo, VectorInfo, VmInfo,
+};
 use crate::monitor::{HostPower, MonitorHost, NewVdev, VmControl};
 use crate::system::Dismissal;
 use crate::vdev::VdevSpec;
@@ -33,7 +35,7 @@ pub struct Controls<'a> {
 
 impl Controls<'_> {
     fn vm(&self, name: &str) -> Result<Arc<Vm>, Refusal> {
-        let missing = || match self.keeper.refused.iter().find(|vm| vm.name == name) {
+        let missing = || match self.keeper.refused.lock().iter().find(|vm| vm.name == name) {
             Some(vm) => Refusal::new(
                 format!("vm {name}"),
                 format!("it was refused at boot: {}", vm.reason.as_deref().unwrap_or_default()),
@@ -49,14 +51,13 @@ impl Controls<'_> {
         if !vm.state().is_alive() {
             return Err(Refusal::new(what, "it does not run, so nobody receives a BREAK", "start it"));
         }
-        match self.keeper.console_of(vm.id()) {
-            Some(console) if self.keeper.send_break(console) => Ok(()),
-            Some(_) => Err(Refusal::new(
+        match self.keeper.send_break(vm.id().place()) {
+            true => Ok(()),
+            false => Err(Refusal::new(
                 what,
                 "its console has no room for a BREAK",
                 "wait until it has read what was typed",
             )),
-            None => Err(Refusal::new(what, "it has no console", "name it in pasidon.toml")),
         }
     }
 
@@ -93,7 +94,7 @@ impl MonitorHost for Controls<'_> {
 
     fn vms(&self) -> Vec<VmInfo> {
         let mut vms = self.keeper.system.vm_infos();
-        vms.extend_from_slice(&self.keeper.refused);
+        vms.extend_from_slice(&self.keeper.refused.lock());
         vms
     }
 
@@ -122,7 +123,7 @@ impl MonitorHost for Controls<'_> {
     }
 
     fn console_of(&self, vm: &str) -> Option<usize> {
-        self.keeper.console_of(self.keeper.system.vm_named(vm)?.id())
+        Some(self.keeper.system.vm_named(vm)?.id().place())
     }
 
     fn typed(&self, vm: &str) -> Option<TypedInfo> {
@@ -137,6 +138,14 @@ impl MonitorHost for Controls<'_> {
         log::set_max_level(level);
     }
 
+    fn definitions(&self) -> Vec<DefinitionInfo> {
+        self.keeper.definitions.infos()
+    }
+
+    fn define(&mut self, file: &str) -> Result<Vec<String>, Refusal> {
+        Ok(self.keeper.define(file)?.iter().map(|vm| vm.name().to_string()).collect())
+    }
+
     fn control(&mut self, vm: &str, control: VmControl) -> Result<(), Refusal> {
         let (system, vm_host) = (self.keeper.system, self.vm_host);
         let vm = self.vm(vm)?;
@@ -148,6 +157,7 @@ impl MonitorHost for Controls<'_> {
             VmControl::Pause => system.pause_vm(vm_host, &vm),
             VmControl::Resume => system.resume_vm(vm_host, &vm),
             VmControl::Break => self.send_break(&vm),
+            VmControl::Remove => self.keeper.remove(&vm),
         }
     }
 

@@ -32,7 +32,7 @@ const _: () = assert!(Route::PARENTS as u32 == u64::BITS);
 pub struct Events {
     faults: Mutex<FaultLog>,
     /// Lines about events, by the name of the VM that caused them.
-    lines: Mutex<BTreeMap<Option<String>, Allowance>>,
+    pub(super) lines: Mutex<BTreeMap<Option<String>, Allowance>>,
     /// The IOMMU recorded faults.
     faulted: AtomicBool,
     /// Faults are recorded without an interrupt to announce them.
@@ -73,6 +73,11 @@ impl Events {
     /// All faults so far.
     pub fn faults(&self) -> FaultsInfo {
         self.faults.lock().snapshot()
+    }
+
+    /// The VM of that name is gone.
+    pub fn forget(&self, vm: &str) {
+        self.lines.lock().retain(|name, _| name.as_deref() != Some(vm));
     }
 
     /// Looks at them where it is time.

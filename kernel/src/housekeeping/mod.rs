@@ -32,7 +32,7 @@ use crate::dev::Received;
 use crate::irq::host::Host;
 use crate::monitor::info::{HypervisorMemory, RetiredInfo, VmInfo, vdev_name};
 use crate::monitor::{HostPower, Monitor};
-use crate::system::{Departed, PATIENCE_NS, System, VdevName};
+use crate::system::{Definitions, Departed, PATIENCE_NS, System, VdevName};
 use crate::vm::{Vm, VmEnd, VmHost};
 
 use controls::Controls;
@@ -79,10 +79,9 @@ pub struct Housekeeping {
     system: &'static System,
     machine: HostMachine,
     line: Line,
-    /// Place of each VM in the configuration: its console.
-    consoles: Vec<(VmId, usize)>,
-    /// VMs of the configuration that could not be made.
-    refused: Vec<VmInfo>,
+    /// VMs of the configuration that could not be made, unless one of that name was defined since.
+    refused: Mutex<Vec<VmInfo>>,
+    definitions: Definitions,
     monitor: Mutex<Monitor>,
     /// What was typed for guests. Taken after the monitor's lock, and before a board's.
     typed: Mutex<Typed>,
@@ -105,21 +104,23 @@ pub struct Housekeeping {
 }
 
 impl Housekeeping {
-    /// For the VMs that have these places in the configuration; `refused` are those of it that could not be made.
+    /// For the VMs that there are; `refused` are those of the configuration that could not be made, `definitions` what
+    /// others can be made of. No guest has the line.
     pub fn new(
         system: &'static System,
         machine: HostMachine,
-        console: Console,
-        consoles: Vec<(VmId, usize)>,
+        mut console: Console,
         refused: Vec<VmInfo>,
+        definitions: Definitions,
     ) -> Self {
         let mode = console.mode();
+        system.vms().iter().for_each(|vm| console.add(vm.id().place(), vm.name()));
         Self {
             system,
             machine,
             line: Line::new(console, machine.port, machine.logger, machine.host),
-            consoles,
-            refused,
+            refused: Mutex::new(refused),
+            definitions,
             monitor: Mutex::new(Monitor::new(mode)),
             typed: Mutex::new(Typed::default()),
             events: Events::default(),
@@ -178,9 +179,7 @@ impl Housekeeping {
 
     /// A byte that a guest printed on its console.
     pub fn guest_output(&self, vm: VmId, byte: u8) {
-        if let Some(console) = self.console_of(vm) {
-            self.line.with(|line, sink| line.guest_output(console, &[byte], sink));
-        }
+        self.line.with(|line, sink| line.guest_output(vm.place(), &[byte], sink));
     }
 
     /// Whether there is something to do at once.
@@ -234,20 +233,29 @@ impl Housekeeping {
         Controls { keeper: self, vm_host }
     }
 
-    /// A VM's place in the configuration.
-    fn console_of(&self, vm: VmId) -> Option<usize> {
-        self.consoles.iter().find(|(id, _)| *id == vm).map(|(_, console)| *console)
+    /// Defines the VMs of a file.
+    fn define(&self, file: &str) -> Result<Vec<Arc<Vm>>, Refusal> {
+        let defined = self.system.define_vms(self.definitions.vms_of(file)?)?;
+        for vm in &defined {
+            self.line.with(|console, _| console.add(vm.id().place(), vm.name()));
+        }
+        self.refused.lock().retain(|refused| defined.iter().all(|vm| vm.name() != refused.name));
+        Ok(defined)
     }
 
-    /// The VM at a place in the configuration.
-    fn vm_at(&self, console: usize) -> Option<Arc<Vm>> {
-        let (id, _) = self.consoles.iter().find(|(_, place)| *place == console)?;
-        self.system.vm(*id)
+    /// Removes a VM, and all that is kept for it here.
+    fn remove(&self, vm: &Vm) -> Result<(), Refusal> {
+        self.system.remove_vm(vm)?;
+        let place = vm.id().place();
+        self.line.with(|console, _| console.remove(place));
+        self.typed.lock().forget(place, self.now_ns());
+        self.events.forget(vm.name());
+        Ok(())
     }
 
-    /// What was typed for a VM, by its place in the configuration.
-    fn typed_for(&self, console: usize) -> TypedInfo {
-        self.typed.lock().info(console)
+    /// What was typed for the VM at a place.
+    fn typed_for(&self, place: usize) -> TypedInfo {
+        self.typed.lock().info(place)
     }
 
     /// Sends a BREAK to a VM's console, behind what was typed. False where there is no room for it.
@@ -277,7 +285,7 @@ impl Housekeeping {
     fn hand_out(&self, vm_host: &dyn VmHost) {
         self.typed.lock().hand_out(&mut |console, received| {
             // Where nobody is there to read it, it is taken all the same.
-            self.vm_at(console).is_none_or(|vm| vm_host.push_input(&vm, received))
+            self.system.vm_at(console).is_none_or(|vm| vm_host.push_input(&vm, received))
         });
     }
 
@@ -322,7 +330,7 @@ impl Housekeeping {
         let mut news = Vec::new();
         self.typed.lock().take_news(self.now_ns(), &mut |console, lost| news.push((console, lost)));
         for (console, lost) in news {
-            let vm = self.vm_at(console);
+            let vm = self.system.vm_at(console);
             log::warn!(
                 "vm {}: {lost} bytes for its console are lost so far: it does not read them, or they came damaged",
                 vm.as_ref().map_or("", |vm| vm.name())

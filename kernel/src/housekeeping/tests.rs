@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! The work of the first processor, on a machine whose line, clock and power are the test's.
 
+mod definitions;
+
 use std::cell::Cell;
 use std::collections::VecDeque;
 
@@ -16,6 +18,7 @@ use crate::console::LEAVE_KEY;
 use crate::console::framing::{Decoder, Encoder};
 use crate::dma::fault::{DmaFault, FaultAccess, Noted};
 use crate::dma::pasid::Pasid;
+use crate::system::Definable;
 use crate::testing::{REQUESTER, SharedTruth, TestMachine, Truth, lines, vm_spec};
 use crate::vm::VmState;
 
@@ -85,6 +88,21 @@ fn leak<T>(value: T) -> &'static T {
     Box::leak(Box::new(value))
 }
 
+/// The files that VMs can be defined of.
+fn definitions() -> Definitions {
+    let file = |file: &str, vms: Result<&[&str], &str>| Definable {
+        file: file.to_string(),
+        vms: vms
+            .map(|names| names.iter().map(|name| vm_spec(name, 2, 2, 1)).collect())
+            .map_err(str::to_string),
+    };
+    Definitions::new([
+        file("gamma", Ok(&["gamma"])),
+        file("pair", Ok(&["bad", "delta"])),
+        file("old", Err("old:1:2: vm old: wrong; right it")),
+    ])
+}
+
 /// The machine, with two VMs that are stopped, and its first processor asleep.
 struct Rig {
     truth: &'static SharedTruth,
@@ -111,17 +129,16 @@ impl Rig {
         let (truth, system) = (machine.truth, &machine.system);
         let (port, power, logger) =
             (leak(TestPort::default()), leak(TestPower::default()), leak(Logger::new()));
-        let mut consoles = Vec::new();
         for (place, name) in NAMES.into_iter().enumerate().filter(|(_, name)| *name != "bad") {
-            consoles.push((system.define_vm(vm_spec(name, 2, 2, 1)).unwrap().id(), place));
+            system.define_vm_at(vm_spec(name, 2, 2, 1), place).unwrap();
         }
         let refused = VmInfo::refused(&config_of("bad"), "no kernel".to_string());
         TENDED.set(0);
         let tend = || TENDED.set(TENDED.get() + 1);
         let memory = HypervisorMemory::default;
         let host = HostMachine { host: truth, port, logger, power, memory, tend };
-        let console = Console::new(mode, NAMES.map(str::to_string), 0x1234);
-        let keeper = Housekeeping::new(system, host, console, consoles, vec![refused]);
+        let console = Console::new(mode, 0x1234);
+        let keeper = Housekeeping::new(system, host, console, vec![refused], definitions());
         let mut rig = Self {
             truth,
             system,
@@ -551,7 +568,7 @@ enum Event {
 const LAST_KEY: u8 = 250;
 
 /// With a JSON answer each, of one line.
-const COMMANDS: [&str; 14] = [
+const COMMANDS: [&str; 18] = [
     "vms",
     "vm alpha start",
     "vm alpha stop",
@@ -560,6 +577,10 @@ const COMMANDS: [&str; 14] = [
     "vm beta pause",
     "vm beta resume",
     "vm beta break",
+    "vm define gamma",
+    "vm gamma start",
+    "vm gamma stop",
+    "vm gamma remove",
     "vdev create alpha dsa0/direct",
     "vdev destroy 1",
     "vdev destroy 2 now",

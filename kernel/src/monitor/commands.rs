@@ -36,8 +36,14 @@ pub static COMMANDS: [Command; 19] = [
     },
     Command {
         name: "vm",
-        usage: &["vm NAME", "vm NAME start|stop|restart|pause|resume", "vm NAME break"],
-        about: "Shows one VM, or controls it.",
+        usage: &[
+            "vm NAME",
+            "vm NAME start|stop|restart|pause|resume",
+            "vm NAME break",
+            "vm define [FILE]",
+            "vm NAME remove",
+        ],
+        about: "Shows one VM, controls it, defines or removes one.",
         more: &[
             "start builds the VM and lets it run; stop ends it in order: its vdevs are quiesced, their",
             "PASIDs returned, its memory freed and scrubbed. restart is both. pause stops its processors",
@@ -46,6 +52,10 @@ pub static COMMANDS: [Command; 19] = [
             "is sent after resume), or draining (the device has some still, which goes on). break has its",
             "serial port receive a BREAK, with which Linux takes the next key as a SysRq command. typed is",
             "what was sent to its console: bytes that wait, the room for more, and what it never got.",
+            "define makes the VMs of a file, all or none, which start then starts; without FILE it lists those",
+            "that there are. They were read at boot (definitions in pasidon.toml): the disk cannot be read",
+            "now. remove is the way back, for VMs of pasidon.toml too, until the next boot: the VM must be",
+            "stopped, and nothing of it kept back. Its name and the channel of its console are free then.",
         ],
     },
     Command {

@@ -10,7 +10,7 @@ use crate::generated::check_page;
 fn examples(command: &Command) -> Vec<String> {
     match command.name {
         "help" | "console" | "shutdown" | "reboot" => Vec::new(),
-        "vm" => vec!["vm alpha".into(), "vm alpha restart".into()],
+        "vm" => vec!["vm alpha".into(), "vm alpha restart".into(), "vm define vms/gamma.toml".into()],
         "vdev" => vec!["vdev create beta dsa0/dsa-dwq entries=16".into(), "vdev dsa0/dsa-dwq#1".into()],
         "ioas" => vec!["ioas create alpha".into(), "ioas attach 3 dsa0/dsa-dwq#1".into()],
         "log" => vec!["log debug".into()],

@@ -10,8 +10,9 @@ use crate::dma::fault_log::{FaultLog, FaultOwner, FaultsInfo};
 use crate::dma::pasid::Pasid;
 use crate::irq::vectors::{VectorControl, Vectors};
 use crate::monitor::info::{
-    AwayInfo, Detail, ExitCount, HypervisorMemory, InterruptInfo, IoasInfo, IommuInfo, MemoryInfo,
-    ParentInfo, PasidInfo, PasidSpaceInfo, PcpuInfo, SystemInfo, TypeInfo, VdevInfo, VectorInfo, VmInfo,
+    AwayInfo, DefinitionInfo, Detail, ExitCount, HypervisorMemory, InterruptInfo, IoasInfo, IommuInfo,
+    MemoryInfo, ParentInfo, PasidInfo, PasidSpaceInfo, PcpuInfo, SystemInfo, TypeInfo, VdevInfo, VectorInfo,
+    VmInfo,
 };
 use crate::system::Dismissal;
 use log::LevelFilter;
@@ -234,6 +235,26 @@ impl MonitorHost for FakeHost {
 
     fn set_log_level(&mut self, level: LevelFilter) {
         self.level = level;
+    }
+
+    fn definitions(&self) -> Vec<DefinitionInfo> {
+        let definition = |file: &str, vms: &[&str], refused: Option<&str>| DefinitionInfo {
+            file: file.into(),
+            vms: vms.iter().map(|vm| vm.to_string()).collect(),
+            refused: refused.map(String::from),
+        };
+        let wrong = "vms/old.toml:3:10: vm old: memory \"64\" is no size; write a whole number and K, M or G, like \
+                     memory = \"256M\"";
+        vec![
+            definition("vms/gamma.toml", &["gamma"], None),
+            definition("vms/pair.toml", &["left", "right"], None),
+            definition("vms/old.toml", &[], Some(wrong)),
+        ]
+    }
+
+    fn define(&mut self, file: &str) -> Result<Vec<String>, Refusal> {
+        self.done.push(format!("define {file}"));
+        Ok(self.definitions().into_iter().find(|known| known.file == file).unwrap().vms)
     }
 
     fn control(&mut self, vm: &str, control: VmControl) -> Result<(), Refusal> {

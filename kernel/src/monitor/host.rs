@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! What the monitor needs from the rest of the hypervisor.
 
+use alloc::string::String;
 use alloc::vec::Vec;
 
 use log::LevelFilter;
@@ -9,7 +10,7 @@ use crate::base::refusal::Refusal;
 use crate::console::TypedInfo;
 use crate::dma::fault_log::FaultsInfo;
 use crate::irq::vectors::{VectorControl, Vectors};
-use crate::monitor::info::{ParentInfo, PasidInfo, PcpuInfo, SystemInfo, VectorInfo, VmInfo};
+use crate::monitor::info::{DefinitionInfo, ParentInfo, PasidInfo, PcpuInfo, SystemInfo, VectorInfo, VmInfo};
 use crate::system::Dismissal;
 
 /// What can be done to a VM.
@@ -27,6 +28,8 @@ pub enum VmControl {
     Resume,
     /// Has its serial port receive a BREAK, after what was typed. Refused unless it runs.
     Break,
+    /// Takes its definition away. Refused unless it is stopped, and nothing of it is kept back.
+    Remove,
 }
 
 /// What can be done to the machine.
@@ -88,8 +91,7 @@ pub trait MonitorHost {
     /// The MSI-X vectors of a vdev; none where there is no such vdev.
     fn vectors(&self, vdev: u32) -> Vec<VectorInfo>;
 
-    /// The VM's place among the `[[vm]]` sections, from 0
-    /// ([`VmConfig::index`](crate::config::VmConfig::index)); `None` where it was created later.
+    /// The VM's place ([`VmId::place`](crate::base::id::VmId::place)); `None` where it was refused, and so is nowhere.
     fn console_of(&self, vm: &str) -> Option<usize>;
 
     /// What was typed for a VM and has not been taken; `None` where it has no console.
@@ -101,7 +103,16 @@ pub trait MonitorHost {
     /// Changes it.
     fn set_log_level(&mut self, level: LevelFilter);
 
-    /// Starts, stops, pauses a VM.
+    /// The files whose VMs can be defined.
+    fn definitions(&self) -> Vec<DefinitionInfo>;
+
+    /// Defines the VMs of a file, all or none, and starts none of them. Returns their names.
+    ///
+    /// # Errors
+    /// When there is no such file, it was refused at boot, or one of its VMs cannot be defined now.
+    fn define(&mut self, file: &str) -> Result<Vec<String>, Refusal>;
+
+    /// Starts, stops, pauses, removes a VM.
     ///
     /// # Errors
     /// When there is no such VM, or its state does not allow it.

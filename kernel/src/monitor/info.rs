@@ -141,7 +141,8 @@ pub struct PasidSpaceInfo {
 /// One VM.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct VmInfo {
-    /// Its number.
+    /// Its number: its place from 0, and 32 more for each VM that had that place before, up to 65535. In framed mode its
+    /// console is channel `id % 32 + 1`.
     pub id: u32,
     /// Its name.
     pub name: String,
@@ -203,6 +204,17 @@ impl VmInfo {
             vdevs: Vec::new(),
         }
     }
+}
+
+/// A file of VMs that can be defined.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct DefinitionInfo {
+    /// Its path on the ESP.
+    pub file: String,
+    /// The names of its VMs, whether they are defined or not; none where it was refused.
+    pub vms: Vec<String>,
+    /// Why it was refused at boot.
+    pub refused: Option<String>,
 }
 
 /// Interrupts of devices that came in turns of other VMs on the same pCPU.

@@ -12,6 +12,7 @@ mod show;
 mod spaces;
 mod top;
 mod vdevs;
+mod vms;
 
 #[cfg(test)]
 mod docs;
@@ -30,6 +31,7 @@ use crate::base::nearest::nearest;
 use crate::base::refusal::Refusal;
 use crate::base::table::Table;
 use crate::config::ConsoleMode;
+use crate::console::framing::FIRST_VM_CHANNEL;
 use crate::console::log::{LEVELS, level_name};
 use crate::console::{BadLine, Console, Sink};
 use crate::monitor::info::{SystemInfo, VdevRow, VmInfo, vdev_name};
@@ -49,7 +51,7 @@ const VERSION: &str = env!("CARGO_PKG_VERSION");
 pub enum Reply {
     /// Text to show ([`Console::answer`](crate::console::Console::answer)); may be empty.
     Text(String),
-    /// The line is to be given to the console of the VM with this index
+    /// The line is to be given to the console of the VM at this place
     /// ([`Console::enter`](crate::console::Console::enter)).
     Enter(usize),
     /// The first picture of a live display ([`Console::live`](crate::console::Console::live)). More come
@@ -157,12 +159,17 @@ impl Monitor {
                 let vms = host.vms();
                 answer(json, &vms, || show::taints(&host.system()) + &show::vms(&vms))
             }
+            ("vm", ["define"]) => {
+                let definitions = host.definitions();
+                answer(json, &definitions, || show::definitions(&definitions))
+            }
             ("vm", [vm]) => {
                 let vm = find_vm(host, vm)?;
                 let vm = show::VmView { typed: host.typed(&vm.name), info: vm };
                 answer(json, &vm, || show::vm(&vm))
             }
-            ("vm", [vm, verb]) => control(host, vm, verb, json)?,
+            ("vm", ["define", file]) => vms::define(host, file, json)?,
+            ("vm", [vm, verb]) => vms::control(host, vm, verb, json)?,
             ("vdevs", []) => {
                 let vdevs = vdev_rows(&host.vms(), host);
                 answer(json, &vdevs, || show::taints(&host.system()) + &show::vdevs(&vdevs))
@@ -277,8 +284,8 @@ impl Monitor {
         let Some(index) = host.console_of(&vm.name) else {
             return Err(Refusal::new(
                 format!("console {}", vm.name),
-                "it is not in the configuration, so it has no console",
-                "add it there",
+                "it was not made, so it has no console",
+                "`vms` says why it was not",
             ));
         };
         match self.mode {
@@ -289,7 +296,7 @@ impl Monitor {
             )),
             ConsoleMode::Plain => Ok(Reply::Enter(index)),
             ConsoleMode::Framed => {
-                let channel = Channel { channel: index + 1 };
+                let channel = Channel { channel: index + usize::from(FIRST_VM_CHANNEL) };
                 Ok(Reply::Text(answer(json, &channel, || {
                     format!("the console of {} is channel {}\n", vm.name, channel.channel)
                 })))
@@ -422,28 +429,6 @@ fn explain(topic: &str, as_json: bool) -> Result<String, Refusal> {
     let text = command.explain();
     let explained = Explained { name: command.name, text: &text };
     Ok(answer(as_json, &explained, || text.clone()))
-}
-
-fn control(host: &mut dyn MonitorHost, vm: &str, verb: &str, as_json: bool) -> Result<String, Refusal> {
-    const VERBS: [(&str, VmControl, &str); 6] = [
-        ("start", VmControl::Start, "started"),
-        ("stop", VmControl::Stop, "stopped"),
-        ("restart", VmControl::Restart, "restarted"),
-        ("pause", VmControl::Pause, "paused"),
-        ("resume", VmControl::Resume, "resumed"),
-        ("break", VmControl::Break, "was sent a BREAK"),
-    ];
-    let Some((_, control, past)) = VERBS.iter().find(|(known, ..)| *known == verb) else {
-        return Err(unknown("operation", verb, VERBS.iter().map(|(known, ..)| *known)));
-    };
-    let vm = find_vm(host, vm)?;
-    host.control(&vm.name, *control)?;
-    let vdevs = match control {
-        VmControl::Pause => find_vm(host, &vm.name).ok().filter(|vm| !vm.vdevs.is_empty()),
-        _ => None,
-    };
-    let vdevs = vdevs.map(|vm| format!("; {}", show::vdev_states(&vm))).unwrap_or_default();
-    Ok(done(as_json, &format!("vm {} {past}{vdevs}", vm.name)))
 }
 
 fn log_level(host: &dyn MonitorHost, as_json: bool) -> String {

@@ -11,8 +11,8 @@ use crate::base::table::{Table, bytes, duration, pairs};
 use crate::console::TypedInfo;
 use crate::dma::fault_log::FaultsInfo;
 use crate::monitor::info::{
-    AwayInfo, IommuInfo, ParentInfo, PasidInfo, RetiredInfo, SystemInfo, VdevInfo, VdevRow, VectorInfo,
-    VmInfo, vdev_name,
+    AwayInfo, DefinitionInfo, IommuInfo, ParentInfo, PasidInfo, RetiredInfo, SystemInfo, VdevInfo, VdevRow,
+    VectorInfo, VmInfo, vdev_name,
 };
 
 /// Stands where there is no value.
@@ -58,6 +58,15 @@ pub(super) fn vms(vms: &[VmInfo]) -> String {
         ]);
     }
     table.render_or("there is no VM")
+}
+
+/// The files whose VMs can be defined.
+pub(super) fn definitions(definitions: &[DefinitionInfo]) -> String {
+    let mut table = Table::new(["FILE", "VMS", "REFUSED"]);
+    for DefinitionInfo { file, vms, refused } in definitions {
+        table.row([file.clone(), vms.join(" "), refused.clone().unwrap_or_default()]);
+    }
+    table.render_or("pasidon.toml names no definitions")
 }
 
 /// A VM with what only its own view shows.

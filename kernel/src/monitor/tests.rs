@@ -46,6 +46,7 @@ fn answers_can_be_read_back() {
     let host = FakeHost::new();
     let rows = vdev_rows(&host.vms(), &host);
     assert_eq!(read::<SystemInfo>("version"), host.system());
+    assert_eq!(read::<Vec<info::DefinitionInfo>>("vm define"), host.definitions());
     assert_eq!(read::<Vec<VmInfo>>("vms"), host.vms());
     assert_eq!(read::<Vec<info::VdevRow>>("vdevs"), rows);
     assert_eq!(read::<Vec<info::PasidInfo>>("pasids"), host.pasids());
@@ -76,6 +77,13 @@ fn tables_for_people() {
     assert!(text("faults").contains(
         "   12.345678 fault: vm beta vdev dsa0/dsa-dwq#2 pasid 2: read from 0x40000000 refused: no mapping (code 0x59)\n"
     ));
+    let definitions = text("vm define");
+    let lines: Vec<&str> = definitions.lines().collect();
+    assert_eq!(
+        lines[..3],
+        ["FILE            VMS         REFUSED", "vms/gamma.toml  gamma", "vms/pair.toml   left right"]
+    );
+    assert!(lines[3].starts_with("vms/old.toml                vms/old.toml:3:10: vm old: "), "{}", lines[3]);
     assert!(text("faults").ends_with("1 record since boot, of one fault or several\n"));
     assert_eq!(
         text("interrupts"),
@@ -122,6 +130,17 @@ fn json_for_programs() {
     assert_eq!(value("vdev create beta dsa0/dsa-swq")["vdev"], 3);
     assert_eq!(value("vm beta")["typed"]["room"], crate::console::TYPED_MAX);
     assert_eq!(value("vm beta break")["done"], "vm beta was sent a BREAK");
+    assert_eq!(
+        value("vm define vms/pair.toml"),
+        serde_json::json!({
+            "vms": ["left", "right"],
+            "done": "vms left, right defined; `vm NAME start` starts one"
+        })
+    );
+    assert_eq!(
+        value("vm define")[0],
+        serde_json::json!({"file": "vms/gamma.toml", "vms": ["gamma"], "refused": null})
+    );
     assert_eq!(value("nonsense")["error"]["why"], "unknown command nonsense");
     assert_eq!(value("vm alpha start")["error"]["remedy"], "stop it first");
     assert_eq!(value("")["error"]["why"], "no command");
@@ -142,6 +161,12 @@ fn operations_reach_the_host_once() {
             ]
         )
     );
+    assert_eq!(asked("vm beta remove"), ("vm beta removed\n".into(), vec!["Remove beta".into()]));
+    assert_eq!(
+        asked("vm define vms/gamma.toml"),
+        ("vm gamma defined; `vm gamma start` starts it\n".into(), vec!["define vms/gamma.toml".into()])
+    );
+    assert_eq!(asked("vm define vms/pair.toml").0, "vms left, right defined; `vm NAME start` starts one\n");
     for (words, said, control) in [
         ("1 mask", "vector 1: masked; 1 is pending", "One(1) Mask"),
         ("0 unmask", "vector 0: unmasked", "One(0) Unmask"),
@@ -219,9 +244,18 @@ fn refusals_say_what_helps_and_do_nothing() {
         ("vm alhpa stop", "monitor: unknown vm alhpa; did you mean alpha?"),
         (
             "vm alpha kill",
-            "monitor: unknown operation kill; known: start, stop, restart, pause, resume, break",
+            "monitor: unknown operation kill; known: start, stop, restart, pause, resume, break, remove",
         ),
         ("vm alpha start", "vm alpha: it runs already; stop it first"),
+        (
+            "vm define vms/gama.toml",
+            "monitor: unknown definition vms/gama.toml; did you mean vms/gamma.toml?",
+        ),
+        (
+            "vm define elsewhere",
+            "monitor: unknown definition elsewhere; known: vms/gamma.toml, vms/pair.toml, vms/old.toml",
+        ),
+        ("vm gamma remove", "monitor: unknown vm gamma; known: alpha, beta"),
         ("vms all", "vms: the arguments do not fit; use vms"),
         (
             "vdev create alpha dsa0",
@@ -359,7 +393,7 @@ fn the_console_is_entered_or_named() {
 #[test]
 fn a_line_that_is_no_command_is_refused_in_the_form_it_asked_for() {
     let refused = |bytes: &[u8]| {
-        let mut console = Console::new(ConsoleMode::Framed, ["alpha".into()], 0);
+        let mut console = Console::new(ConsoleMode::Framed, 0);
         let mut inputs = Vec::new();
         for byte in bytes {
             inputs.extend(console.input(Received::Byte(*byte), 0, &mut |_| {}));
@@ -386,7 +420,8 @@ fn a_line_that_is_no_command_is_refused_in_the_form_it_asked_for() {
 fn replies_are_shown_on_the_console() {
     let mut host = FakeHost::new();
     let mut shown = |line: &str, mode: ConsoleMode| {
-        let mut console = Console::new(mode, ["alpha", "beta"].map(String::from), 0);
+        let mut console = Console::new(mode, 0);
+        console.add(1, "beta");
         let mut bytes = Vec::new();
         console.guest_output(1, b"guest# ", &mut |_| ());
         Monitor::new(mode).command(line, &mut host).show(&mut console, &mut |byte| bytes.push(byte));

@@ -8,6 +8,7 @@
 //! architecture is waited for; the exception is one I/O address space's own lock, which only operations
 //! on that address space take. A vCPU's exit path takes none of them.
 
+mod definition;
 mod departures;
 mod life;
 mod parents;
@@ -36,18 +37,20 @@ use spin::{Mutex, RwLock};
 use crate::base::addr::Requester;
 use crate::base::id::{VdevId, VmId};
 use crate::base::refusal::Refusal;
-use crate::base::table::bytes;
 use crate::dma::iommu::Iommu;
 use crate::dma::pasid::{NamespaceScope, Pasid, PasidNamespaces};
 use crate::irq::RouteTable;
 use crate::irq::host::Host;
 use crate::irq::msi::MsiController;
 use crate::memory::frames::Frames;
-use crate::memory::ram::{RamRange, check_layout};
 use crate::vdev::retired::{Retirement, Retry};
 use crate::vdev::{Services, Vdev};
-use crate::vm::{Vm, VmEnd, VmSpec};
+use crate::vm::VmEnd;
 
+#[cfg(test)]
+pub(crate) use definition::Definable;
+pub use definition::Definitions;
+use definition::Vms;
 use departures::Leaving;
 pub use departures::{Departed, Dismissal, PATIENCE_NS};
 pub use life::Served;
@@ -81,7 +84,7 @@ pub struct System {
     services: Services,
     frames: &'static Frames,
     parents: Vec<ParentEntry>,
-    vms: RwLock<Vec<Arc<Vm>>>,
+    vms: RwLock<Vms>,
     /// Whom a tag belongs to; retired ones stay, so that their faults have a name.
     tags: Mutex<BTreeMap<(Requester, Pasid), Arc<Vdev>>>,
     /// Vdevs that could not be told what happened to them, because their VM's devices were in use.
@@ -97,23 +100,6 @@ pub struct System {
     revived: AtomicU64,
     next_vdev: AtomicU32,
     next_ioas: AtomicU32,
-}
-
-/// Whether every window of a vdev is in its VM's RAM.
-fn check_windows(spec: &VmSpec) -> Result<(), Refusal> {
-    for vdev in &spec.vdevs {
-        let outside = |window: &&RamRange| !spec.ram.iter().any(|range| range.contains(window));
-        if let Some(window) = vdev.space.windows().iter().find(outside) {
-            let ram: Vec<String> =
-                spec.ram.iter().map(|range| format!("{}+{}", range.start, bytes(range.len))).collect();
-            return Err(Refusal::new(
-                format!("vdev {}/{}", vdev.parent, vdev.type_name),
-                format!("its window {}+{} is not all memory of the VM", window.start, bytes(window.len)),
-                format!("use ranges in {}", ram.join(", ")),
-            ));
-        }
-    }
-    Ok(())
 }
 
 impl System {
@@ -138,7 +124,7 @@ impl System {
             },
             frames: parts.frames,
             parents: Vec::new(),
-            vms: RwLock::new(Vec::new()),
+            vms: RwLock::default(),
             tags: Mutex::new(BTreeMap::new()),
             untold: Mutex::new(BTreeSet::new()),
             leaving: Mutex::new(Vec::new()),
@@ -154,41 +140,6 @@ impl System {
     /// The interrupt routes: what interrupt handlers look up.
     pub fn routes(&self) -> &RouteTable {
         &self.services.routes
-    }
-
-    /// Defines a VM. It is started by [`System::start_vm`].
-    ///
-    /// # Errors
-    /// When there is one of that name, its RAM is not laid out soundly, a vdev has windows outside of it, or there are too
-    /// many.
-    pub fn define_vm(&self, spec: VmSpec) -> Result<Arc<Vm>, Refusal> {
-        let what = format!("vm {}", spec.name);
-        check_layout(&spec.ram).map_err(|refusal| refusal.within(&what))?;
-        check_windows(&spec).map_err(|refusal| refusal.within(&what))?;
-        let mut vms = self.vms.write();
-        if vms.iter().any(|vm| vm.name() == spec.name) {
-            return Err(Refusal::new(what, "defined twice", "give each VM its own name"));
-        }
-        let id = u16::try_from(vms.len())
-            .map_err(|_| Refusal::new(what, "too many VMs", "define at most 65536"))?;
-        let vm = Arc::new(Vm::new(VmId(id), spec));
-        vms.push(vm.clone());
-        Ok(vm)
-    }
-
-    /// All VMs, in the order of definition.
-    pub fn vms(&self) -> Vec<Arc<Vm>> {
-        self.vms.read().clone()
-    }
-
-    /// The VM of that number.
-    pub fn vm(&self, id: VmId) -> Option<Arc<Vm>> {
-        self.vms.read().get(usize::from(id.0)).cloned()
-    }
-
-    /// The VM of that name.
-    pub fn vm_named(&self, name: &str) -> Option<Arc<Vm>> {
-        self.vms.read().iter().find(|vm| vm.name() == name).cloned()
     }
 
     /// Why isolation is weaker than it should be; empty is what one wants.

@@ -13,7 +13,7 @@ use crate::base::refusal::Refusal;
 use crate::irq::Route;
 use crate::vdev::interrupt::Interrupt;
 use crate::vdev::parent::{DmaTag, Parent, ParentEvent, ParentUnreached};
-use crate::vdev::{Services, Vdev};
+use crate::vdev::{Services, Vdev, VdevSpec, title};
 use crate::vm::{Vm, VmHost};
 
 use super::{ReclaimReport, System, VdevName};
@@ -96,6 +96,24 @@ impl core::fmt::Display for ParentReport {
 }
 
 impl System {
+    /// What a vdev of the VM of that name is to be made of.
+    pub(super) fn parent_of(&self, vm: &str, spec: &VdevSpec) -> Result<&ParentEntry, Refusal> {
+        let what = || title(vm, &spec.parent, &spec.type_name);
+        let Some(entry) = self.parents.iter().find(|e| e.parent.name() == spec.parent) else {
+            let names: Vec<&str> = self.parents().collect();
+            let remedy = if names.is_empty() {
+                "define one with [parent.NAME]".to_string()
+            } else {
+                format!("use one of: {}", names.join(", "))
+            };
+            return Err(Refusal::new(what(), format!("no parent {}", spec.parent), remedy));
+        };
+        match &entry.unusable {
+            Some(refusal) => Err(refusal.clone().within(what())),
+            None => Ok(entry),
+        }
+    }
+
     /// Takes a parent into use: claims it at the IOMMU and connects its event interrupt.
     ///
     /// # Errors

@@ -18,10 +18,13 @@ use crate::testing::{
     CPUS, Fail, PARENT, REQUESTER, TestMachine, VECTORS, ram_range, trapped, vdev_spec, vm_spec,
 };
 use crate::vdev::VdevSpec;
-use crate::vm::VmEnd;
+use crate::vm::{VmEnd, VmSpec, VmState};
 
 #[derive(Clone, Debug)]
 enum Event {
+    /// One of those that there may be.
+    Define(Index),
+    Remove(Index),
     Start(Index),
     End(Index, VmEnd),
     Restart(Index),
@@ -119,6 +122,8 @@ fn clean_fail() -> impl Strategy<Value = Fail> {
 fn event(fail: impl Strategy<Value = Fail> + 'static) -> impl Strategy<Value = Event> {
     let index = any::<Index>;
     prop_oneof![
+        2 => index().prop_map(Event::Define),
+        2 => index().prop_map(Event::Remove),
         4 => index().prop_map(Event::Start),
         2 => (index(), end()).prop_map(|(vm, end)| Event::End(vm, end)),
         1 => index().prop_map(Event::Restart),
@@ -145,18 +150,38 @@ fn event(fail: impl Strategy<Value = Fail> + 'static) -> impl Strategy<Value = E
     ]
 }
 
-/// Does one thing. Refusals are answers, too.
+/// Does one thing, where there is a VM for it. Refusals are answers, too.
 fn happen(machine: &TestMachine, event: &Event) {
     let system = &machine.system;
     let vms = system.vms();
+    let host = machine.truth;
+    if let Event::Define(index) = event {
+        let spec = &specs()[index.index(KNOWN.len())];
+        let known = system.vm_named(&spec.name).is_some();
+        assert_eq!(system.define_vms(core::slice::from_ref(spec)).is_err(), known);
+        return;
+    }
+    if vms.is_empty() {
+        return;
+    }
     let pick = |index: &Index| vms[index.index(vms.len())].clone();
     let pick_vdev = |index: &Index| {
         let mut all = vms.iter().flat_map(|vm| vm.vdevs().into_iter().map(move |vdev| (vm, vdev)));
         let count = all.clone().count();
         if count == 0 { None } else { all.nth(index.index(count)) }
     };
-    let host = machine.truth;
     match event {
+        Event::Define(_) => {}
+        Event::Remove(vm) => {
+            let vm = pick(vm);
+            let kept = system.retired().iter().any(|retirement| retirement.info().vm == vm.name());
+            let (state, retired) = (vm.state(), vm.quota().retired());
+            let removed = system.remove_vm(&vm);
+            assert_eq!(removed.is_ok(), state.may_become(VmState::Removed) && !kept, "{removed:?}");
+            assert!(removed.is_err() || (vm.quota().leased(), retired) == (0, 0));
+            assert_eq!(system.vm(vm.id()).is_none(), removed.is_ok());
+            assert!(removed.is_err() || system.start_vm(host, &vm).is_err());
+        }
         Event::Start(vm) => drop(system.start_vm(host, &pick(vm))),
         Event::End(vm, end) => drop(system.end_vm(host, &pick(vm), end)),
         Event::Restart(vm) => drop(system.restart_vm(host, &pick(vm), &VmEnd::Reset)),
@@ -275,12 +300,27 @@ fn happen(machine: &TestMachine, event: &Event) {
     }
 }
 
+/// The VMs that there may be: name, frames, quota, vdevs.
+const KNOWN: [(&str, u64, u32, usize); 4] =
+    [("alpha", 2, 2, 1), ("beta", 3, 3, 2), ("gamma", 4, 1, 0), ("delta", 2, 1, 1)];
+
+fn specs() -> [VmSpec; KNOWN.len()] {
+    KNOWN.map(|(name, frames, quota, vdevs)| vm_spec(name, frames, quota, vdevs))
+}
+
+/// With the first three of them.
 fn machine_with_vms() -> TestMachine {
     let machine = TestMachine::new();
-    for (name, frames, quota, vdevs) in [("alpha", 2, 2, 1), ("beta", 3, 3, 2), ("gamma", 4, 1, 0)] {
-        machine.system.define_vm(vm_spec(name, frames, quota, vdevs)).unwrap();
-    }
+    machine.system.define_vms(&specs()[..3]).unwrap();
     machine
+}
+
+/// Nothing of any VM is left, so each can go.
+fn remove_all(machine: &TestMachine) {
+    for vm in machine.system.vms() {
+        machine.system.remove_vm(&vm).unwrap();
+    }
+    machine.assert_as_at_start();
 }
 
 fn end_all(machine: &TestMachine) {
@@ -319,7 +359,7 @@ proptest! {
         // And all of that comes back when the hardware works again and the device was reset.
         let report = machine.system.recover_parent(machine.truth, PARENT).unwrap();
         prop_assert_eq!((report.reclaimed.len(), report.left.len()), (info.retired.len(), 0));
-        machine.assert_as_at_start();
+        remove_all(&machine);
     }
 
     #[test]
@@ -329,6 +369,6 @@ proptest! {
             happen(&machine, event);
         }
         end_all(&machine);
-        machine.assert_as_at_start();
+        remove_all(&machine);
     }
 }

@@ -4,7 +4,6 @@
 use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::sync::Arc;
-use alloc::vec::Vec;
 use core::sync::atomic::{AtomicU32, Ordering};
 
 use crate::base::addr::{GuestPhys, Iova, Requester};
@@ -230,18 +229,7 @@ impl System {
         space: Option<IoasId>,
     ) -> Result<VdevId, Refusal> {
         let what = || title(vm.name(), &spec.parent, &spec.type_name);
-        let Some(entry) = self.parents.iter().find(|e| e.parent.name() == spec.parent) else {
-            let names: Vec<&str> = self.parents().collect();
-            let remedy = if names.is_empty() {
-                "define one with [parent.NAME]".to_string()
-            } else {
-                format!("use one of: {}", names.join(", "))
-            };
-            return Err(Refusal::new(what(), format!("no parent {}", spec.parent), remedy));
-        };
-        if let Some(refusal) = &entry.unusable {
-            return Err(refusal.clone().within(what()));
-        }
+        let entry = self.parent_of(vm.name(), spec)?;
         let (ram, found) = {
             let life = vm.life.lock();
             let found = life.spaces.iter().find(|s| space.is_none_or(|id| s.id() == id)).cloned();

@@ -29,7 +29,7 @@ use crate::memory::ram::RamRange;
 use crate::system::{ParentOptions, System, SystemParts};
 use crate::vdev::VdevSpec;
 use crate::vdev::retired::{Retired, Retirement};
-use crate::vm::VmSpec;
+use crate::vm::{BootSpec, VmSpec};
 pub use truth::{SharedTruth, Truth};
 
 /// Processors of the machine.
@@ -284,6 +284,8 @@ pub fn vm_spec(name: &str, frames: u64, quota: u32, vdevs: usize) -> VmSpec {
         vcpus: 1,
         pasid_quota: quota,
         restart_on_reset: true,
+        boots: BootSpec::default(),
+        slots: 8,
         vdevs: vec![vdev_spec(); vdevs],
     }
 }

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! VMs: definition, state, and what each life of one holds.
 //!
-//! **Principle.** The definition ([`VmSpec`]) stays; memory, address spaces and vdevs belong to one life,
+//! **Principle.** The definition ([`VmSpec`]) stays until the VM is removed; memory, address spaces and vdevs belong to one life,
 //! from start to stop. One operation at a time changes a VM, and none waits for another: a second one is
 //! refused. A vCPU that meets the end of its VM therefore never waits for a processor that waits for it;
 //! it leaves a request ([`Vm::request`]) that the main loop carries out.
@@ -48,8 +48,23 @@ pub struct VmSpec {
     pub pasid_quota: u32,
     /// Whether a reset by the guest starts it again; otherwise it stops.
     pub restart_on_reset: bool,
+    /// What it boots.
+    pub boots: BootSpec,
+    /// Slots of its PCI bus.
+    pub slots: u8,
     /// Vdevs it is started with.
     pub vdevs: Vec<VdevSpec>,
+}
+
+/// What a VM boots, of the files that were loaded.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct BootSpec {
+    /// Path of its kernel on the ESP.
+    pub kernel: String,
+    /// Path of its initial RAM disk.
+    pub initrd: Option<String>,
+    /// Its kernel's command line.
+    pub cmdline: String,
 }
 
 /// Where a VM is in its life.
@@ -71,6 +86,8 @@ pub enum VmState {
     Crashed,
     /// Ended, but without proof that none of its vCPUs runs: what it has stays its own until there is one.
     Held,
+    /// Its definition is gone, and nothing follows.
+    Removed,
 }
 
 impl VmState {
@@ -78,7 +95,7 @@ impl VmState {
     pub const fn may_become(self, next: Self) -> bool {
         matches!(
             (self, next),
-            (Self::Created | Self::Stopped | Self::Crashed, Self::Starting)
+            (Self::Created | Self::Stopped | Self::Crashed, Self::Starting | Self::Removed)
                 | (Self::Starting, Self::Running | Self::Stopping)
                 | (Self::Running, Self::Paused | Self::Stopping)
                 | (Self::Paused, Self::Running | Self::Stopping)
@@ -98,6 +115,7 @@ impl VmState {
             Self::Stopped => "stopped",
             Self::Crashed => "crashed",
             Self::Held => "held",
+            Self::Removed => "removed",
         }
     }
 
@@ -184,7 +202,7 @@ pub trait VmHost: Send + Sync {
     /// May keep a reference to `ram` until [`VmHost::tear_down`].
     ///
     /// # Errors
-    /// When the image is no kernel for the VM, or there is no memory for tables.
+    /// When the image was not loaded or is no kernel for the VM, or there is no memory for tables.
     fn build(&self, vm: &Vm, ram: &Arc<GuestRam>) -> Result<(), Refusal>;
 
     /// Puts a vdev ([`Vdev::guest_side`]) on the VM's bus. Its interrupts arrive as
@@ -483,7 +501,12 @@ impl Vm {
         if !status.state.may_become(next) {
             let state = status.state.name();
             let (why, remedy) = match next {
-                VmState::Starting => (format!("it is {state}"), "stop it first"),
+                _ if status.state == VmState::Removed => (format!("it is {state}"), "define it again"),
+                VmState::Removed if status.state == VmState::Held => (
+                    format!("it is {state}: its end is not proven"),
+                    "`vms` shows why, and when it has ended",
+                ),
+                VmState::Starting | VmState::Removed => (format!("it is {state}"), "stop it first"),
                 VmState::Paused | VmState::Running => {
                     (format!("it is {state}"), "`vms` shows which are running or paused")
                 }
@@ -529,7 +552,7 @@ impl Vm {
 mod tests {
     use super::*;
 
-    const STATES: [VmState; 8] = [
+    const STATES: [VmState; 9] = [
         VmState::Created,
         VmState::Starting,
         VmState::Running,
@@ -538,6 +561,7 @@ mod tests {
         VmState::Stopped,
         VmState::Crashed,
         VmState::Held,
+        VmState::Removed,
     ];
 
     fn vm() -> Vm {
@@ -549,6 +573,8 @@ mod tests {
                 vcpus: 1,
                 pasid_quota: 1,
                 restart_on_reset: true,
+                boots: BootSpec::default(),
+                slots: 8,
                 vdevs: Vec::new(),
             },
         )
@@ -582,6 +608,9 @@ mod tests {
                 state.may_become(VmState::Starting),
                 matches!(state, VmState::Created | VmState::Stopped | VmState::Crashed)
             );
+            // And only one that could start is removed, which is the end.
+            assert_eq!(state.may_become(VmState::Removed), state.may_become(VmState::Starting));
+            assert!(!VmState::Removed.may_become(state));
             assert!(!state.may_become(VmState::Created) && !state.may_become(state));
         }
     }

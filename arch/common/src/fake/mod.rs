@@ -27,12 +27,12 @@ use pasidon_kernel::memory::ram::RamRange;
 use pasidon_kernel::system::{ParentOptions, System, SystemParts};
 use pasidon_kernel::vdev::{Vdev, VdevSpec};
 use pasidon_kernel::vm::sched::{PcpuId, SLICE_NS, Scheduler};
-use pasidon_kernel::vm::{Vm, VmHost, VmSpec, VmState};
+use pasidon_kernel::vm::{BootSpec, Vm, VmHost, VmSpec, VmState};
 
 use self::device::{FakeHost, FakeParent};
 use self::outside::Desk;
 use self::sim::Sim;
-use crate::guest_files::{Files, Images};
+use crate::guest_files::Files;
 use crate::notes::Notes;
 use crate::run::{World, tests::Loop};
 use crate::vms::Vms;
@@ -43,6 +43,8 @@ pub use self::sim::{PCPUS, settle};
 
 /// VMs of the machine: `vm0`, `vm1`, ….
 pub const VMS: usize = 4;
+/// What they boot.
+const KERNEL: &str = "none";
 
 std::thread_local! {
     /// RAM for the guests of the machines that this thread makes, one after the other.
@@ -105,8 +107,7 @@ impl Rig {
         let system: &'static System = Box::leak(Box::new(system));
         let desk: &'static Desk = Box::leak(Box::new(Desk::new(sim.clone(), system, host)));
         let scheduler = Scheduler::new(PCPUS as usize, SLICE_NS);
-        let vms: &'static Vms<Fake> =
-            Box::leak(Box::new(Vms::new(frames, scheduler, desk, system, images())));
+        let vms: &'static Vms<Fake> = Box::leak(Box::new(Vms::new(frames, scheduler, desk, system, files())));
         let notes: &'static Notes = Box::leak(Box::default());
         let world: &'static World<Fake> = Box::leak(Box::new(World { system, vms, notes }));
         host.meet(world);
@@ -193,11 +194,10 @@ impl Rig {
 }
 
 /// What the VMs boot: files with nothing in them.
-fn images() -> Images {
-    let section = |number| format!("[[vm]]\nname = \"vm{number}\"\nmemory = \"16M\"\nkernel = \"none\"\n");
-    let text: String = (0..VMS).map(section).collect();
+fn files() -> Files {
+    let text = format!("[[vm]]\nname = \"vm\"\nmemory = \"16M\"\nkernel = \"{KERNEL}\"\n");
     let vms = parse(text.as_bytes()).expect("a configuration").config.vms;
-    Images::new(&vms, &Files::read(&vms, &mut |_, _| Ok(&[])))
+    Files::read(vms.iter(), &mut |_, _| Ok(&[]))
 }
 
 fn spec(number: usize) -> VmSpec {
@@ -207,6 +207,8 @@ fn spec(number: usize) -> VmSpec {
         vcpus: 1,
         pasid_quota: 0,
         restart_on_reset: true,
+        boots: BootSpec { kernel: KERNEL.to_string(), ..BootSpec::default() },
+        slots: 8,
         vdevs: vec![vdev()],
     }
 }

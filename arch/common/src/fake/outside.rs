@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! What the first pCPU does besides: the hypervisor's housekeeping, and commands of the test, one in each round.
 //!
-//! The lower two bits of a command are the VM's number, the next three what is to be done with it: start, type a
-//! key, stop, restart, pause, resume, end a vdev, make one. From [`MASKS`] on it is about the interrupts of a vdev: mask,
-//! unmask, automask on, off, trigger, and unmask again.
+//! The lower two bits of a command are the VM's number, the next ones modulo 10 what is to be done with it: start, type a
+//! key, stop, restart, pause, resume, end a vdev, make one, remove it, define it again. From [`MASKS`] on it is about the
+//! interrupts of a vdev: mask, unmask, automask on, off, trigger, and unmask again.
 
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, OnceLock};
@@ -17,13 +17,13 @@ use pasidon_kernel::housekeeping::{HostMachine, Housekeeping};
 use pasidon_kernel::irq::host::Host;
 use pasidon_kernel::irq::vectors::{VectorControl, Vectors};
 use pasidon_kernel::monitor::info::HypervisorMemory;
-use pasidon_kernel::system::System;
+use pasidon_kernel::system::{Definitions, System};
 use pasidon_kernel::vm::{Vm, VmEnd, VmHost};
 
 use super::hardware::{Fake, Life};
 use super::line::{Port, Switch, say};
 use super::sim::{Sim, here};
-use super::{VMS, vdev};
+use super::{VMS, spec, vdev};
 use crate::hardware::Hardware;
 use crate::run::World;
 use crate::vms::Outside;
@@ -56,10 +56,8 @@ impl Desk {
             memory: HypervisorMemory::default,
             tend: || (),
         };
-        let vms = system.vms();
-        let console = Console::new(ConsoleMode::Framed, vms.iter().map(|vm| vm.name().to_string()), 0);
-        let consoles = vms.iter().map(|vm| vm.id()).zip(0..).collect();
-        let keeper = Housekeeping::new(system, machine, console, consoles, Vec::new());
+        let console = Console::new(ConsoleMode::Framed, 0);
+        let keeper = Housekeeping::new(system, machine, console, Vec::new(), Definitions::default());
         keeper.keys_interrupt();
         // The first look finds out that the next one need not come by itself.
         keeper.note_key();
@@ -120,14 +118,22 @@ impl Desk {
 
     fn command(&self, world: &World<Fake>, byte: u8) {
         let (system, vms) = (world.system, world.vms);
-        let Some(vm) = system.vm(VmId(u16::from(byte) % VMS as u16)) else { return };
-        let stopped = VmEnd::Stopped("told to".to_string());
+        let spec = spec(usize::from(byte) % VMS);
+        let operation = byte / VMS as u8 % 10;
+        // What cannot be done in the VM's state is refused.
+        let Some(vm) = system.vm_named(&spec.name) else {
+            if operation == 9 && byte < MASKS {
+                let defined = system.define_vm(spec);
+                assert!(defined.is_ok(), "{defined:?}");
+            }
+            return;
+        };
         if let Some(what) = byte.checked_sub(MASKS) {
             self.control_vectors(world, &vm, what / VMS as u8);
             return;
         }
-        // What cannot be done in the VM's state is refused.
-        let _ = match byte / VMS as u8 % 8 {
+        let stopped = VmEnd::Stopped("told to".to_string());
+        let _ = match operation {
             0 => system.start_vm(&vms, &vm),
             1 => {
                 if let Some(instance) = world.vms.instance(vm.id()) {
@@ -150,6 +156,8 @@ impl Desk {
                 Some(vdev) => system.destroy_vdev(&vms, &vm, vdev.id()).map(|_| self.is_forgotten(vm.name())),
                 None => Ok(()),
             },
+            8 => system.remove_vm(&vm),
+            9 => system.define_vm(spec).map(drop),
             _ => system.create_vdev(&vms, &vm, &vdev(), None).map(drop),
         };
     }

@@ -53,7 +53,7 @@ impl<H: Hardware> VmHost for &'static Vms<H> {
         let vms = *self;
         let id = vm.id();
         let shared = vms.system.vm(id).ok_or_else(|| Refusal::new("vm", "not defined", "define it first"))?;
-        let image = vms.images.of(vm.name())?;
+        let image = vms.files.image(vm.spec())?;
         let memory = RamView::new(ram);
         let mut stage2 = H::stage2(vms.frames)?;
         stage2.map_ram(ram)?;
@@ -75,7 +75,7 @@ impl<H: Hardware> VmHost for &'static Vms<H> {
             vms,
         };
         let mut instances = vms.instances.write();
-        let index = usize::from(id.0);
+        let index = id.place();
         if instances.len() <= index {
             instances.resize_with(index + 1, || None);
         }
@@ -225,7 +225,7 @@ impl<H: Hardware> VmHost for &'static Vms<H> {
     fn tear_down(&self, vm: &Vm, _stopped: VcpusStopped) -> Result<GuestGone, Refusal> {
         let take = || {
             let mut instances = self.instances.write();
-            instances.get_mut(usize::from(vm.id().0)).and_then(Option::take)
+            instances.get_mut(vm.id().place()).and_then(Option::take)
         };
         let mut shared = take();
         if shared.is_none() {
@@ -238,7 +238,7 @@ impl<H: Hardware> VmHost for &'static Vms<H> {
         match (alone, shared) {
             (None, Some(still)) => {
                 let refusal = still.lost();
-                if let Some(place) = self.instances.write().get_mut(usize::from(vm.id().0)) {
+                if let Some(place) = self.instances.write().get_mut(vm.id().place()) {
                     *place = Some(still);
                 }
                 Err(refusal)

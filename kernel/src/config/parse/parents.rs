@@ -9,6 +9,7 @@ use toml::de::DeTable;
 
 use super::{converted, misfitting, wrong_section};
 use crate::base::nearest::nearest;
+use crate::config::FILE_NAME;
 use crate::config::error::{ConfigError, Position, Scope, Spanned, quoted, shortened};
 use crate::config::schema;
 use crate::config::table::Table;
@@ -16,6 +17,7 @@ use crate::config::types::{ParentConfig, ParentSelector};
 use crate::config::value;
 
 /// A `[parent.NAME]`, sound or not.
+#[derive(Clone, PartialEq, Eq, Debug)]
 pub(super) struct NamedParent {
     name: Spanned<String>,
     pub(super) sound: Option<ParentConfig>,
@@ -136,7 +138,7 @@ pub(super) fn known_parent(
             errors.push(table.error(
                 parent.at,
                 format_args!("parent {} was refused", parent.value),
-                format!("correct it first, it is on line {line}"),
+                format!("correct it first, it is on line {line} of {FILE_NAME}"),
             ));
         }
         return;

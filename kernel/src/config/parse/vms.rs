@@ -9,18 +9,18 @@ use toml::de::{DeTable, DeValue};
 
 use super::parents::{NamedParent, known_parent};
 use super::{converted, misfitting, required, whole, wrong_section};
+use crate::base::id::VmId;
 use crate::config::error::{ConfigError, Position, Scope, Spanned};
 use crate::config::schema;
 use crate::config::table::Table;
 use crate::config::types::{OnReboot, VdevConfig, VmConfig};
 use crate::config::value::{self, Misfit};
-use crate::console::framing::CHANNELS;
 use crate::dev::pci::SLOTS_MAX;
 use crate::dma::address_space::AddressSpace;
 use crate::memory::ram::RamRange;
 
-/// Most VMs: the channels of the framed console without the monitor's.
-pub const MAX_VMS: usize = CHANNELS as usize - 1;
+/// Most VMs.
+pub const MAX_VMS: usize = VmId::PLACES;
 
 /// Largest weight of a vdev.
 const MAX_WEIGHT: u8 = u8::MAX;
@@ -109,7 +109,7 @@ fn vm(
 ) -> Option<VmConfig> {
     let subject = format!("vm number {}", index + 1);
     let mut table = Table::new(text, entries, &schema::VM, at, subject, Scope::Vm(index));
-    let name = required(&table, "name", errors, |text| value::name(text).map(|()| text.to_string()));
+    let name = required(&table, "name", errors, value::vm_name);
     if let Some(name) = &name {
         table.subject = format!("vm {}", name.value);
         match names.iter().find(|other| other.value == name.value) {

@@ -13,21 +13,20 @@ mod tests;
 use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::sync::Arc;
-use alloc::vec;
 use alloc::vec::Vec;
 
+use super::definition::{Definable, Definitions, check_spec};
 use super::{ParentOptions, System};
-use crate::base::id::VmId;
 use crate::base::refusal::Refusal;
 use crate::config::{
-    Config, ConfigError, ConsoleMode, HostConfig, OnReboot, ParentConfig, Parsed, PciDevice, Scope, VmConfig,
-    check_memory, check_vdevs, resolve_parents,
+    Config, ConfigError, ConsoleMode, Definition, HostConfig, OnReboot, ParentConfig, Parsed, PciDevice,
+    Scope, VmConfig, check_memory, check_vdevs, resolve_parents,
 };
 use crate::memory::ram::RamRange;
 use crate::monitor::info::VmInfo;
 use crate::vdev::VdevSpec;
 use crate::vdev::parent::{Parent, Planned};
-use crate::vm::{Vm, VmHost, VmSpec};
+use crate::vm::{BootSpec, Vm, VmHost, VmSpec};
 
 /// What is asked of the machine meanwhile; implemented by `boot`.
 pub trait Machine {
@@ -54,7 +53,10 @@ pub trait Machine {
 
 /// What the configuration asks for.
 #[derive(Debug)]
-pub struct Wanted(Config);
+pub struct Wanted {
+    config: Config,
+    definitions: Vec<Definition>,
+}
 
 /// What of the configuration the machine can give.
 pub struct Checked {
@@ -64,6 +66,7 @@ pub struct Checked {
     /// What was refused. It has been said.
     errors: Vec<ConfigError>,
     parents: Parents,
+    definitions: Vec<Definition>,
 }
 
 /// The VMs that the system knows, none of them started.
@@ -73,6 +76,7 @@ pub struct Defined {
     /// In the order of the configuration.
     vms: Vec<(VmConfig, Arc<Vm>)>,
     refused: Vec<VmInfo>,
+    definitions: Definitions,
 }
 
 /// What became of each parent whose device was found.
@@ -80,11 +84,12 @@ type Parents = Vec<(String, Result<&'static dyn Parent, Refusal>)>;
 
 impl Wanted {
     /// Takes what was read, and says what is wrong with it; `None` where nothing may be started.
-    pub fn new(parsed: Result<Parsed, Vec<ConfigError>>) -> Option<Self> {
+    pub fn new(parsed: Result<Parsed, Vec<ConfigError>>, definitions: Vec<Definition>) -> Option<Self> {
         match parsed {
-            Ok(Parsed { config, errors }) => {
+            Ok(Parsed { config, errors, .. }) => {
                 tell(&errors);
-                Some(Self(config))
+                definitions.iter().for_each(|definition| tell(&definition.errors));
+                Some(Self { config, definitions })
             }
             Err(errors) => {
                 tell(&errors);
@@ -95,33 +100,43 @@ impl Wanted {
 
     /// What concerns the machine as a whole.
     pub fn host(&self) -> &HostConfig {
-        &self.0.host
+        &self.config.host
     }
 
     /// Checks all of it against the machine, takes the parents into use, and says what is refused and why isolation is
     /// weaker than it should be. No VM may be defined yet.
     pub fn check(self, system: &mut System, machine: &dyn Machine) -> Checked {
-        let Self(mut config) = self;
+        let Self { mut config, mut definitions } = self;
         let wanted = config.vms.clone();
         let mut errors = Vec::new();
         let mut refuse = |config: &mut Config, found: Vec<ConfigError>| {
             config.remove_refused(&found);
             errors.extend(found);
         };
-        let found = check_memory(&config, system.frames.counts().for_guests);
+        let for_guests = system.frames.counts().for_guests;
+        let found = check_memory(&config, for_guests);
         refuse(&mut config, found);
         let found = machine.check_files(&config);
         refuse(&mut config, found);
         let resolved = resolve_parents(&config, &machine.devices());
         refuse(&mut config, resolved.errors);
-        let parents = take_parents(&config, &resolved.parents, system, machine);
+        let parents = take_parents(&config, &definitions, &resolved.parents, system, machine);
         let found = check_vdevs(&config, &|name| find(&parents, name));
         refuse(&mut config, found);
         tell(&errors);
+        for definition in definitions.iter_mut().filter(|definition| !definition.vms.is_empty()) {
+            // Each VM has the machine for itself here. What it has when it is started shows then.
+            let alone = config.with_vms_of(definition);
+            let memory = check_memory(&alone, for_guests);
+            let files = machine.check_files(&alone);
+            let vdevs = check_vdevs(&alone, &|name| find(&parents, name));
+            definition.refuse([memory, files, vdevs].concat());
+            tell(&definition.errors);
+        }
         for taint in system.taints() {
             log::warn!("TAINTED: {taint}");
         }
-        Checked { config, wanted, errors, parents }
+        Checked { config, wanted, errors, parents, definitions }
     }
 }
 
@@ -136,11 +151,11 @@ impl Checked {
         self.parents.iter().filter_map(|(_, parent)| parent.as_ref().ok().copied())
     }
 
-    /// Defines every VM that was not refused.
+    /// Defines every VM that was not refused, at its place in the configuration, where refused ones count.
     pub fn define(mut self, system: &System, machine: &dyn Machine) -> Defined {
         let mut vms = Vec::new();
         for config in self.config.vms {
-            match system.define_vm(spec(&config, machine.ram(config.memory.value))) {
+            match system.define_vm_at(spec(&config, machine.ram(config.memory.value)), config.index) {
                 Ok(vm) => vms.push((config, vm)),
                 Err(refusal) => {
                     let error = config.refused(config.name.at, &refusal);
@@ -153,7 +168,21 @@ impl Checked {
             let error = self.errors.iter().find(|error| error.scope == Scope::Vm(vm.index))?;
             Some(VmInfo::refused(vm, error.to_string()))
         };
+        let definable = |mut definition: Definition| {
+            let specs: Vec<VmSpec> =
+                definition.vms.iter().map(|vm| spec(vm, machine.ram(vm.memory.value))).collect();
+            let wrong =
+                |(vm, spec): (&VmConfig, &VmSpec)| Some(vm.refused(vm.name.at, &check_spec(spec).err()?));
+            let wrong: Vec<ConfigError> = definition.vms.iter().zip(&specs).filter_map(wrong).collect();
+            if !wrong.is_empty() {
+                definition.refuse(wrong);
+                tell(&definition.errors);
+            }
+            let refused = definition.errors.first().map(ConfigError::to_string);
+            Definable { file: definition.path, vms: refused.map_or(Ok(specs), Err) }
+        };
         Defined {
+            definitions: Definitions::new(self.definitions.into_iter().map(definable)),
             console: self.config.host.console.value,
             refused: self.wanted.iter().filter_map(refused).collect(),
             vms,
@@ -162,24 +191,14 @@ impl Checked {
 }
 
 impl Defined {
-    /// Each VM's place in the configuration, where refused ones count: its console.
-    pub fn places(&self) -> Vec<(VmId, usize)> {
-        self.vms.iter().map(|(config, vm)| (vm.id(), config.index)).collect()
-    }
-
-    /// A name for each place up to the last VM's.
-    pub fn names(&self) -> Vec<String> {
-        let places = self.vms.iter().map(|(config, _)| config.index + 1).max().unwrap_or(0);
-        let mut names = vec!["(refused)".to_string(); places];
-        for (config, vm) in &self.vms {
-            names[config.index] = vm.name().to_string();
-        }
-        names
-    }
-
     /// The VMs that could not be made, and why.
     pub fn refused(&self) -> &[VmInfo] {
         &self.refused
+    }
+
+    /// What `vm define` takes.
+    pub fn definitions(&self) -> &Definitions {
+        &self.definitions
     }
 
     /// Starts those VMs that start with the machine, one after the other, and says what became of each and what a person
@@ -202,6 +221,8 @@ impl Defined {
         }
         if running == 0 && waiting > 0 {
             log::info!("no VM starts with the machine; `vm NAME start` starts one");
+        } else if running == 0 && self.refused.is_empty() && self.definitions.is_any() {
+            log::info!("no VM is defined; `vm define` lists the files that can be");
         } else if running == 0 {
             log::error!("nothing was started: no VM is left to run; `vms` and `help` still work");
         }
@@ -220,6 +241,7 @@ fn tell(errors: &[ConfigError]) {
 /// Brings up those parents whose devices were found, and takes them into use.
 fn take_parents(
     config: &Config,
+    definitions: &[Definition],
     devices: &[(usize, PciDevice)],
     system: &mut System,
     machine: &dyn Machine,
@@ -234,7 +256,7 @@ fn take_parents(
             ParentOptions { iommu: parent.iommu.value, unsafe_portals: parent.allow_unsafe_portals.value };
         let taken = system
             .check_confinement(name, device.requester, options)
-            .and_then(|()| machine.bring_up(parent, device, planned(config, name)))
+            .and_then(|()| machine.bring_up(parent, device, planned(config, definitions, name)))
             .and_then(|driver| system.add_parent(driver, options).map(|()| driver));
         match &taken {
             Ok(driver) => log::info!("parent {name}: {} at {}", description(*driver), device.requester),
@@ -253,9 +275,10 @@ fn find(parents: &Parents, name: &str) -> Result<&'static dyn Parent, Refusal> {
     }
 }
 
-/// What each vdev on a parent asks for.
-fn planned(config: &Config, parent: &str) -> Vec<Planned> {
-    let vdevs = config.vms.iter().flat_map(|vm| &vm.vdevs);
+/// What each vdev on a parent asks for; those that may come later do behind the others.
+fn planned(config: &Config, definitions: &[Definition], parent: &str) -> Vec<Planned> {
+    let later = definitions.iter().flat_map(|definition| &definition.vms);
+    let vdevs = config.vms.iter().chain(later).flat_map(|vm| &vm.vdevs);
     let own = vdevs.filter(|vdev| vdev.parent.value == parent);
     own.map(|vdev| Planned {
         type_name: vdev.type_name.value.clone(),
@@ -283,6 +306,12 @@ fn spec(vm: &VmConfig, ram: Vec<RamRange>) -> VmSpec {
         vcpus: vm.vcpus.value,
         pasid_quota: vm.pasids.value.into(),
         restart_on_reset: vm.on_reboot.value == OnReboot::Restart,
+        boots: BootSpec {
+            kernel: vm.kernel.value.clone(),
+            initrd: vm.initrd.as_ref().map(|path| path.value.clone()),
+            cmdline: vm.cmdline.value.clone(),
+        },
+        slots: vm.slots.value,
         vdevs: vm
             .vdevs
             .iter()

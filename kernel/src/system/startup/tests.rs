@@ -80,14 +80,18 @@ struct Outcome {
     /// The parents that work, and the VMs that were not refused before any was defined.
     parents: Vec<String>,
     sound: Vec<String>,
-    places: Vec<(VmId, usize)>,
-    names: Vec<String>,
     refused: Vec<VmInfo>,
+    definitions: Definitions,
     lines: Vec<String>,
 }
 
 /// Starts a configuration on a machine with 96 MiB for guests and four queues.
 fn start(text: &str, fault: &Fault) -> Outcome {
+    start_with(text, &[], fault)
+}
+
+/// The same where the disk has files of definitions.
+fn start_with(text: &str, files: &[(&str, &str)], fault: &Fault) -> Outcome {
     lines::keep();
     let options = Options { frames: 48, iommu: !fault.no_iommu, ..Options::default() };
     let mut machine = TestMachine::without_parent(options);
@@ -95,12 +99,18 @@ fn start(text: &str, fault: &Fault) -> Outcome {
         machine.truth.fail(step);
     }
     let supply = Supply { parent: machine.parent(), broken: fault.broken, asked: RefCell::default() };
-    let wanted = Wanted::new(parse(text.as_bytes())).expect("something to start");
+    let parsed = parse(text.as_bytes());
+    let mut read = |path: &str| {
+        let found = files.iter().find(|(name, _)| *name == path);
+        found.map(|(_, text)| text.as_bytes()).ok_or_else(|| "it is not there".to_string())
+    };
+    let definitions = parsed.as_ref().map_or_else(|_| Vec::new(), |parsed| parsed.definitions(&mut read));
+    let wanted = Wanted::new(parsed, definitions).expect("something to start");
     let checked = wanted.check(&mut machine.system, &supply);
     let parents = checked.parents().map(|parent| parent.name().to_string()).collect();
     let sound = checked.vms().iter().map(|vm| vm.name.value.clone()).collect();
     let defined = checked.define(&machine.system, &supply);
-    let (places, names, refused) = (defined.places(), defined.names(), defined.refused().to_vec());
+    let (refused, definitions) = (defined.refused().to_vec(), defined.definitions().clone());
     defined.start(&machine.system, machine.truth);
     machine.assert_sound();
     Outcome {
@@ -108,9 +118,8 @@ fn start(text: &str, fault: &Fault) -> Outcome {
         asked: supply.asked.take(),
         parents,
         sound,
-        places,
-        names,
         refused,
+        definitions,
         lines: lines::kept(),
     }
 }
@@ -168,6 +177,8 @@ fn a_vm_is_what_its_section_asks_for() {
         vcpus: 1,
         pasid_quota: 3,
         restart_on_reset: false,
+        boots: BootSpec { kernel: "k".to_string(), ..BootSpec::default() },
+        slots: 8,
         vdevs: vec![vdev(None), vdev(Some(9))],
     };
     assert_eq!(outcome.machine.system.vm_named("alpha").unwrap().spec(), &alpha);
@@ -330,11 +341,9 @@ fn consoles_are_counted_by_the_places_in_the_file() {
     let text = [torn, vm("alpha", ""), gone("gone"), vm("waits", WAITS), gone("last")].concat();
     let outcome = start(&text, &Fault::default());
     assert!(outcome.lines[0].contains("vm torn: "), "{:?}", outcome.lines);
-    assert_eq!(outcome.names, ["(refused)", "alpha", "(refused)", "waits"]);
-    for (id, place) in &outcome.places {
-        assert_eq!(outcome.machine.system.vm(*id).unwrap().name(), outcome.names[*place]);
-    }
-    assert_eq!(outcome.places.len(), 2);
+    let vms = outcome.machine.system.vms();
+    let places: Vec<(&str, usize)> = vms.iter().map(|vm| (vm.name(), vm.id().place())).collect();
+    assert_eq!(places, [("alpha", 1), ("waits", 3)]);
     let refused: Vec<(&str, u32)> =
         outcome.refused.iter().map(|vm| (vm.name.as_str(), vm.id & 0xffff)).collect();
     assert_eq!(refused, [("gone", 2), ("last", 4)]);
@@ -347,7 +356,85 @@ fn a_vm_that_waits_is_defined_and_not_started() {
     let later = "vm later: defined, not started (autostart = false)";
     assert_eq!(outcome.lines, [TAKEN, later, "vm alpha: started, 16 MiB", HINT]);
     assert_eq!((outcome.life("later"), outcome.life("alpha")), ((0, VmState::Created), RUNS));
-    assert_eq!((outcome.places.len(), outcome.refused.len()), (2, 0));
+    assert_eq!((outcome.machine.system.vms().len(), outcome.refused.len()), (2, 0));
+}
+
+/// `[host]` with these definitions.
+fn host(files: &str) -> String {
+    format!("[host]\ndefinitions = [{files}]\n")
+}
+
+#[test]
+fn what_may_be_defined_is_checked_at_boot_and_made_later() {
+    let gamma = vm("gamma", VDEV) + &vm("delta", "");
+    let text = [host("\"g\""), PARENT.to_string(), vm("alpha", VDEV)].concat();
+    let outcome = start_with(&text, &[("g", &gamma)], &Fault::default());
+    assert_eq!(outcome.lines, [TAKEN, "vm alpha: started, 16 MiB, dsa0/direct with PASID 1", HINT]);
+    assert_eq!(outcome.asked, [[None, None]], "its queues are planned for, too");
+    let system = &outcome.machine.system;
+    assert!(system.vm_named("gamma").is_none());
+    let specs = outcome.definitions.vms_of("g").unwrap();
+    let vms = system.define_vms(specs).unwrap();
+    assert_eq!((vms[0].name(), vms[0].id().place(), vms[1].id().place()), ("gamma", 1, 2));
+    assert_eq!(vms[0].spec().boots.kernel, "k");
+    for vm in &vms {
+        assert_eq!(vm.state(), VmState::Created, "autostart says nothing there");
+        system.start_vm(outcome.machine.truth, vm).unwrap();
+    }
+    outcome.machine.assert_sound();
+    assert_eq!(
+        outcome.definitions.vms_of("h").unwrap_err().to_string(),
+        "definition h: it was not read at boot, and the disk cannot be read now; name it in definitions of [host] in \
+         pasidon.toml, and boot again"
+    );
+}
+
+#[test]
+fn a_wrong_definition_is_refused_at_boot_and_stops_nothing_else() {
+    let refused = |bad: &str, line: &str| {
+        let text = [host("\"bad\", \"good\""), PARENT.to_string(), vm("alpha", "")].concat();
+        let outcome = start_with(&text, &[("bad", bad), ("good", &vm("good", VDEV))], &Fault::default());
+        let mut lines = outcome.lines.clone();
+        lines.retain(|line| line != TAKEN);
+        assert_eq!(lines, [line, "vm alpha: started, 16 MiB", HINT]);
+        assert_eq!(
+            outcome.definitions.vms_of("bad").unwrap_err().to_string(),
+            format!("definition bad: it was refused at boot: {line}; correct the file and boot again")
+        );
+        assert_eq!(outcome.definitions.vms_of("good").unwrap().len(), 1);
+        let infos = outcome.definitions.infos();
+        assert_eq!((infos[0].vms.len(), infos[0].refused.as_deref()), (0, Some(line)));
+        assert_eq!((infos[1].vms.as_slice(), infos[1].refused.as_ref()), (&["good".to_string()][..], None));
+    };
+    refused(&vm("gamma", "slts = 3\n"), "bad:5:1: vm gamma: unknown key \"slts\"; did you mean slots?");
+    refused(
+        &(vm("sound", "") + &vm("gamma", "").replace("\"k\"", "\"gone\"")),
+        "bad:8:10: vm gamma: kernel \"gone\": it is not there; put a good one there or correct the path",
+    );
+    refused(
+        &vm("gamma", "").replace("16M", "18M"),
+        "bad:2:8: vm gamma: RAM at 0x1, 0x1200000 bytes: not whole 2 MiB pages; lay RAM out in ascending ranges of whole 2 \
+         MiB pages",
+    );
+    refused(
+        &vm("gamma", "").replace("16M", "512M"),
+        "bad:3:10: vm gamma: memory 512M is more than the 94M that the machine has left; give the VMs less, or the \
+         machine more",
+    );
+    refused(
+        &vm("gamma", &VDEV.replace("direct", "dirct")),
+        "bad:7:8: vm gamma: vdev number 1: parent dsa0 has no type \"dirct\"; did you mean \"direct\"?",
+    );
+}
+
+#[test]
+fn a_machine_may_start_with_definitions_only() {
+    let gone =
+        "pasidon.toml:2:16: definition \"g\": it is not there; put a good one there or correct the path";
+    let outcome = start_with(&host("\"g\""), &[], &Fault::default());
+    assert_eq!(outcome.lines, [gone, NOTHING, HINT]);
+    let outcome = start_with(&host("\"g\""), &[("g", &vm("gamma", ""))], &Fault::default());
+    assert_eq!(outcome.lines, ["no VM is defined; `vm define` lists the files that can be", HINT]);
 }
 
 /// The last lines say what there is to do.
@@ -388,7 +475,7 @@ fn why_isolation_is_weaker_is_said_once() {
 #[test]
 fn a_file_that_is_wrong_as_a_whole_starts_nothing() {
     lines::keep();
-    assert!(Wanted::new(parse(b"[hots]\n")).is_none());
+    assert!(Wanted::new(parse(b"[hots]\n"), Vec::new()).is_none());
     let lines = lines::kept();
     assert!(!lines.is_empty() && lines.iter().all(|line| line.starts_with("pasidon.toml:")), "{lines:?}");
 }

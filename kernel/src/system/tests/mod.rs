@@ -3,6 +3,7 @@
 
 mod away;
 mod confined;
+mod definition;
 mod departures;
 mod failures;
 mod pausing;
@@ -19,7 +20,7 @@ use crate::dma::window;
 use crate::irq::Route;
 use crate::testing::{Fail, Options, REQUESTER, Step, TestMachine, trapped, vdev_spec, vm_spec};
 use crate::vdev::VdevSpec;
-use crate::vm::{VmEnd, VmState};
+use crate::vm::{Vm, VmEnd, VmSpec, VmState};
 
 const POWER_OFF: VmEnd = VmEnd::PowerOff;
 

@@ -103,7 +103,7 @@ fn refusals_say_what_why_and_what_helps() {
     );
     assert_eq!(
         system.define_vm(vm_spec("alpha", 2, 1, 0)).unwrap_err().to_string(),
-        "vm alpha: defined twice; give each VM its own name"
+        "vm alpha: there is one of that name; remove that one first (`vm alpha remove`), or give this one a name of its own"
     );
     let big = system.define_vm(vm_spec("big", 20, 1, 0)).unwrap();
     assert_eq!(

@@ -15,7 +15,7 @@ use serde_json::Value;
 /// How often the guest is killed and started again.
 const ROUNDS: u32 = 20;
 /// What the hypervisor's allocator takes at least for anything, in bytes.
-const SMALLEST_BLOCK: u64 = 16;
+pub(super) const SMALLEST_BLOCK: u64 = 16;
 /// A build, and the same one without an invalidation of what an IOMMU remembers of a PASID: their features.
 struct Pair {
     sound: &'static [&'static str],
@@ -183,7 +183,7 @@ fn named_vdev(machine: &Machine, vm: &str) -> Result<u64> {
 
 /// What must be the same again when a VM has ended.
 #[derive(Debug, PartialEq)]
-struct Counters {
+pub(super) struct Counters {
     pasids: Value,
     memory: Value,
     available: Value,
@@ -193,12 +193,12 @@ struct Counters {
 }
 
 /// Bytes of the hypervisor's heap in use. Not a counter: buffers grow to their size in the first rounds.
-fn heap_used(machine: &Machine) -> Result<u64> {
+pub(super) fn heap_used(machine: &Machine) -> Result<u64> {
     let used = &machine.monitor("version")?["memory"]["hypervisor"]["heap_used"];
     used.as_u64().with_context(|| format!("heap_used is {used}"))
 }
 
-fn counters(machine: &Machine) -> Result<Counters> {
+pub(super) fn counters(machine: &Machine) -> Result<Counters> {
     let iommu = machine.monitor("iommu")?;
     let mut memory = machine.monitor("version")?["memory"].clone();
     memory["hypervisor"] = Value::Null;

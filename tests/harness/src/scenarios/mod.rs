@@ -3,6 +3,7 @@
 
 mod clocks;
 mod configuration;
+mod definitions;
 mod guests;
 mod hostile;
 mod hot_plug;
@@ -79,6 +80,7 @@ pub const ALL: &[Scenario] = &[
     configuration::OF_ONE_VM,
     configuration::TWINS,
     configuration::OF_ALL,
+    definitions::DEFINE,
     no_iommu::REFUSED,
     no_iommu::OFF,
     no_iommu::BYPASSED,
