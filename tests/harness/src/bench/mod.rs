@@ -6,6 +6,7 @@
 
 mod attached;
 mod counted;
+mod crowds;
 mod kvm;
 mod plugin;
 mod timed;
@@ -56,6 +57,8 @@ struct Benchmark {
     name: &'static str,
     /// What it does.
     about: &'static str,
+    /// The architectures that have what it measures.
+    arches: &'static [Arch],
     /// The processors of its machines.
     cpu: Cpu,
     run: fn(&dyn Workshop, &Path) -> Result<Results>,
@@ -66,25 +69,42 @@ const ALL: &[Benchmark] = &[
     Benchmark {
         name: "guests",
         about: "the platform without Pasidon, then two guests on it, one of them copying",
+        arches: Arch::ALL,
         cpu: Cpu::Tcg,
         run: timed::guests,
     },
-    Benchmark { name: "exits", about: "instructions per exit, counted", cpu: Cpu::Tcg, run: counted::exits },
+    Benchmark {
+        name: "exits",
+        about: "instructions per exit, counted",
+        arches: Arch::ALL,
+        cpu: Cpu::Tcg,
+        run: counted::exits,
+    },
     Benchmark {
         name: "submissions",
         about: "a descriptor on a portal that is the guest's, and on one that is trapped, counted",
+        arches: Arch::ALL,
         cpu: Cpu::Tcg,
         run: counted::submissions,
     },
     Benchmark {
+        name: "crowds",
+        about: "8, 64 and 1,023 vdevs that share a queue: what they take of Pasidon",
+        arches: &[Arch::X86_64],
+        cpu: Cpu::Tcg,
+        run: crowds::crowds,
+    },
+    Benchmark {
         name: "attachments",
         about: "attaching and ending a PASID beside 1 and beside 1,000 others, counted",
+        arches: Arch::ALL,
         cpu: Cpu::Tcg,
         run: attached::attachments,
     },
     Benchmark {
         name: "kvm",
         about: "instructions per exit beside those of Linux's KVM, on VMX",
+        arches: &[Arch::X86_64],
         cpu: Cpu::Vmx,
         run: kvm::kvm,
     },
@@ -102,7 +122,7 @@ pub fn run<W: Workshop>(
     folder: &Path,
     say: impl Fn(&str),
 ) -> Result<Results> {
-    let here: Vec<_> = ALL.iter().filter(|one| one.cpu.check(arch).is_ok()).collect();
+    let here: Vec<_> = ALL.iter().filter(|one| one.arches.contains(&arch)).collect();
     if let Some(name) = names.iter().find(|name| here.iter().all(|one| one.name != **name)) {
         let all: Vec<_> = here.iter().map(|one| one.name).collect();
         bail!("no benchmark {name} on {arch}; there are: {}", all.join(", "));

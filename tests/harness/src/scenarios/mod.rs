@@ -19,7 +19,7 @@ pub(crate) mod pasidon;
 mod pausing;
 mod platform;
 mod report;
-mod shared_queue;
+pub mod shared_queue;
 mod sharing;
 mod spaces;
 mod vdev;
