@@ -3,8 +3,8 @@
 //!
 //! **Principle.** Tables are shared by all units, and each unit answers for its own caches ([`IommuUnit`]). A page
 //! that left a tree is freed only after every unit that may know it has forgotten it.
-//! **Invariant.** An invalidation that fails leaves its mark: the next one on that table covers all of it, and
-//! nothing is freed before that has worked.
+//! **Invariant.** An invalidation that fails on a unit is asked of the others all the same, and leaves its mark: the next
+//! one on that table covers all of it, and nothing is freed before that has worked on every unit.
 //!
 //! **Locks.** The tables' lock is taken before a unit's, and both are held while a unit carries out commands, each of
 //! which is bounded in time. So nothing here is called from an interrupt handler but [`Iommu::drain_faults`], which
@@ -114,11 +114,15 @@ impl<U: IommuUnit> Spaces<U> {
         if removed.changed || domain.stale {
             let (start, len) = if domain.stale { (0, self.geometry.end()) } else { (start, len) };
             domain.stale = true;
+            let mut forgotten = Ok(());
             for (number, unit) in self.units.iter().enumerate() {
                 if domain.is_on(number) {
-                    unit.forget_range(domain.id, start, len, domain.device_tlbs(number))?;
+                    // One that does not answer keeps none of the others from forgetting.
+                    let here = unit.forget_range(domain.id, start, len, domain.device_tlbs(number));
+                    forgotten = forgotten.and(here);
                 }
             }
+            forgotten?;
             domain.stale = false;
         }
         domain.table.free(domain.limbo.drain(..));

@@ -91,7 +91,22 @@ pub fn machine() -> Iort {
     parse(&table(&nodes)).unwrap()
 }
 
-/// The same, with memory that the firmware uses through one stream.
+/// A machine with two SMMUs in segment 0: the second serves buses 40h to 4fh.
+pub fn machine_with_two_units() -> Iort {
+    let its_at = FIRST as u32;
+    let to_its = [[0, 0x1_0000, 0, its_at, 0]];
+    let second_at = SMMU_AT + 68 + 20;
+    let mappings = [
+        [0, 0x4000, 0, SMMU_AT, 0],
+        [0x4000, 0x1000, 0x4000, second_at, 0],
+        [0x5000, 0xb000, 0x5000, SMMU_AT, 0],
+    ];
+    let nodes =
+        [its(), smmu(0x905_0000, 0, &to_its), smmu(0xc00_0000, 0, &to_its), root_complex(0, &mappings)];
+    parse(&table(&nodes)).unwrap()
+}
+
+/// The same as [`machine`], with memory that the firmware uses through one stream.
 pub fn machine_with_reserved(stream: u32) -> Iort {
     let its_at = FIRST as u32;
     let nodes = [

@@ -60,14 +60,17 @@ impl<R: Registers> Segments<R> {
             .map(|(_, _, ecam)| Arc::clone(ecam))
     }
 
-    /// The buses behind a PCI-to-PCI bridge; `None` where the function is none.
+    /// The buses behind a PCI-to-PCI bridge; `None` where the function is none, or nobody has given it any: the numbers
+    /// are zero then, and bus 0 is not behind it.
     pub fn buses_behind(&self, requester: Requester) -> Option<BusRange> {
         let config = self.config_of(requester)?;
         let header = config.read32(requester, HEADER_TYPE) & HEADER_TYPE_MASK;
-        (header == HEADER_BRIDGE).then(|| {
-            let numbers = config.read32(requester, BUS_NUMBERS);
-            BusRange { secondary: (numbers >> 8) as u8, subordinate: (numbers >> 16) as u8 }
-        })
+        if header != HEADER_BRIDGE {
+            return None;
+        }
+        let numbers = config.read32(requester, BUS_NUMBERS);
+        let range = BusRange { secondary: (numbers >> 8) as u8, subordinate: (numbers >> 16) as u8 };
+        (requester.bus() < range.secondary && range.secondary <= range.subordinate).then_some(range)
     }
 
     /// Takes the right to do DMA from every device that the IOMMU does not stand in front of, and says so. Bridges keep
@@ -193,6 +196,15 @@ mod tests {
         assert_eq!(buses, Some(BusRange { secondary: 0x41, subordinate: 0x42 }));
         for none in [ON_BUS_0, Requester::new(0, 0, 6, 0), Requester::new(2, 0, 0, 0)] {
             assert_eq!(segments.buses_behind(none), None);
+        }
+    }
+
+    #[test]
+    fn a_bridge_that_nobody_gave_buses_has_none() {
+        let (words, segments) = machine();
+        for numbers in [0, 0x0042_0000, 0x0041_4200] {
+            words.lock().insert(address(BRIDGE_0, BUS_NUMBERS), numbers);
+            assert_eq!(segments.buses_behind(BRIDGE_0), None, "{numbers:#x}");
         }
     }
 

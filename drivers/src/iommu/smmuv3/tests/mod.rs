@@ -4,6 +4,7 @@
 mod bring_up;
 mod errors;
 mod isolation;
+mod units;
 
 use std::sync::Arc;
 

@@ -15,6 +15,8 @@ use crate::pci::BusRange;
 const BEHIND_BRIDGE: Requester = Requester::new(0, 5, 0, 0);
 const FIRST: u64 = 0xfed9_0000;
 const SECOND: u64 = 0xfed9_1000;
+/// The type of a descriptor that invalidates an IOTLB.
+const IOTLB: u64 = 2;
 
 struct TwoUnits {
     vtd: Vtd<ModelRegisters, ModelMemory>,
@@ -79,6 +81,58 @@ fn one_table_serves_devices_of_two_units() {
     assert_eq!(first.take_executed(), 0);
     machine.vtd.detach(BEHIND_BRIDGE, tag(1)).unwrap();
     machine.vtd.destroy_table(table).unwrap();
+}
+
+/// Whichever of them it is.
+#[test]
+fn a_unit_that_refuses_keeps_the_other_from_nothing() {
+    for stuck in [FIRST, SECOND] {
+        let machine = two_units((CAP, ECAP), (CAP, ECAP));
+        let table = machine.vtd.create_table().unwrap();
+        machine.vtd.map(table, Iova(0), HostPhys(4 * GIB), 2 * MIB, true).unwrap();
+        let places = [(FIRST, DEVICE), (SECOND, BEHIND_BRIDGE)];
+        let send = |(unit, device): (u64, Requester)| machine.units[&unit].dma(device.rid, Some(1), 0, true);
+        for place in places {
+            machine.vtd.attach(place.1, tag(1), table).unwrap();
+            assert_eq!(send(place), Ok(4 * GIB));
+        }
+        machine.units[&stuck].state.lock().unwrap().refuse = Some((IOTLB, 1));
+        assert!(machine.vtd.unmap(table, Iova(0), 2 * MIB).is_err());
+        let sent = places.map(|place| send(place).is_err());
+        assert_eq!(sent, places.map(|(unit, _)| unit != stuck));
+        // What it left undone is made up for, and both let go of the table.
+        machine.vtd.unmap(table, Iova(0), 2 * MIB).unwrap();
+        assert!(places.iter().all(|&place| send(place).is_err()));
+        for (_, device) in places {
+            machine.vtd.detach(device, tag(1)).unwrap();
+        }
+        machine.vtd.destroy_table(table).unwrap();
+    }
+}
+
+/// A tag leads to one table on one unit and to another on the other, and each replacement is its own unit's.
+#[test]
+fn a_replacement_concerns_one_unit() {
+    let machine = two_units((CAP, ECAP), (CAP, ECAP));
+    let [first, second] = [&machine.units[&FIRST], &machine.units[&SECOND]];
+    let [old, new] = [4 * GIB, 8 * GIB].map(|host| {
+        let table = machine.vtd.create_table().unwrap();
+        machine.vtd.map(table, Iova(0), HostPhys(host), 2 * MIB, true).unwrap();
+        table
+    });
+    machine.vtd.attach(DEVICE, tag(1), old).unwrap();
+    machine.vtd.attach(BEHIND_BRIDGE, tag(2), old).unwrap();
+    let reached =
+        || [first.dma(DEVICE.rid, Some(1), 0, true), second.dma(BEHIND_BRIDGE.rid, Some(2), 0, true)];
+    assert_eq!(reached(), [Ok(4 * GIB), Ok(4 * GIB)]);
+    second.take_executed();
+    machine.vtd.replace(DEVICE, tag(1), new).unwrap();
+    assert_eq!(second.take_executed(), 0);
+    assert_eq!(reached(), [Ok(8 * GIB), Ok(4 * GIB)]);
+    assert!(machine.vtd.destroy_table(old).is_err(), "the other unit knows it");
+    machine.vtd.replace(BEHIND_BRIDGE, tag(2), new).unwrap();
+    assert_eq!(reached(), [Ok(8 * GIB), Ok(8 * GIB)]);
+    machine.vtd.destroy_table(old).unwrap();
 }
 
 #[test]
