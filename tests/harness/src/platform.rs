@@ -18,6 +18,8 @@ struct Model {
     machine: &'static str,
     cpu: &'static str,
     iommu: Iommu,
+    /// A unit for another root bus, as a device without the name of that bus.
+    further_unit: &'static str,
     /// Properties of the accelerator.
     dsa: &'static str,
 }
@@ -30,6 +32,9 @@ enum Iommu {
     Machine(&'static str),
 }
 
+/// As Pasidon needs it: scalable mode with PASIDs, interrupt remapping with x2APIC; and what it uses: posted interrupts.
+const VT_D: &str = "intel-iommu,x-scalable-mode=on,x-pasid-mode=on,intremap=on,eim=on,x-posted-interrupts=on";
+
 const X86_64: Model = Model {
     firmware: &[
         ("/usr/share/OVMF/OVMF_CODE_4M.fd", "/usr/share/OVMF/OVMF_VARS_4M.fd"),
@@ -39,10 +44,8 @@ const X86_64: Model = Model {
     rom_folders: &["/usr/share/seabios", "/usr/share/qemu"],
     machine: "q35,hpet=on",
     cpu: "max",
-    // As Pasidon needs it: scalable mode with PASIDs, interrupt remapping with x2APIC; and what it uses: posted interrupts.
-    iommu: Iommu::Device(
-        "intel-iommu,x-scalable-mode=on,x-pasid-mode=on,intremap=on,eim=on,x-posted-interrupts=on",
-    ),
+    iommu: Iommu::Device(VT_D),
+    further_unit: VT_D,
     dsa: "",
 };
 
@@ -54,6 +57,7 @@ const AARCH64: Model = Model {
     // VHE, and none of what makes `max` slow to emulate.
     cpu: "neoverse-n1",
     iommu: Iommu::Machine("iommu=smmuv3"),
+    further_unit: "arm-smmuv3,stage=nested",
     // These processors have no store of 64 bytes, and interrupt messages go to the ITS.
     dsa: ",portal-merge=on,ims-window=0x8000000",
 };
@@ -123,6 +127,11 @@ pub fn packages(arch: Arch) -> &'static [&'static str] {
 const DISK_SLOT: &str = "0x2";
 /// PCI device number of the first accelerator; further ones follow.
 const DSA_SLOT: u32 = 4;
+
+/// The root bus with an IOMMU unit of its own, where the machine has one, as QEMU calls it.
+const FURTHER_BUS: &str = "pcie.1";
+/// Its number.
+pub const FURTHER_BUS_NUMBER: u8 = 0x40;
 
 /// What the machine starts.
 enum Boot {
@@ -206,13 +215,29 @@ impl Platform {
     }
 
     /// Adds a DSA at the next slot from 00:04.0 on, with those properties (`""`, or such as `device-id=0x0b25`).
-    pub fn dsa(mut self, properties: &str) -> Platform {
+    pub fn dsa(self, properties: &str) -> Platform {
         let slot = DSA_SLOT + self.accelerators;
+        self.dsa_at(&format!("addr={slot:#x}"), properties)
+    }
+
+    /// Adds a DSA at a place given as QEMU's properties of it.
+    fn dsa_at(mut self, place: &str, properties: &str) -> Platform {
         let name = self.accelerators;
         self.accelerators += 1;
         let separator = if properties.is_empty() { "" } else { "," };
         let model = self.model.dsa;
-        self.device(&format!("dsa,id=dsa{name},addr={slot:#x}{model}{separator}{properties}"))
+        self.device(&format!("dsa,id=dsa{name},{place}{model}{separator}{properties}"))
+    }
+
+    /// Adds a root bus of the number [`FURTHER_BUS_NUMBER`] with an IOMMU unit of its own, and on it two DSAs with those
+    /// properties: device 1, which the firmware names as an endpoint, and what is behind the port that is device 0.
+    pub fn further_unit(self, properties: &str) -> Platform {
+        let unit = self.model.further_unit;
+        self.device(&format!("pxb-pcie,id={FURTHER_BUS},bus_nr={FURTHER_BUS_NUMBER},addr=0x8"))
+            .device(&format!("{unit},primary-bus={FURTHER_BUS}"))
+            .device(&format!("pcie-root-port,id=further-port,bus={FURTHER_BUS},addr=0x0,chassis=1"))
+            .dsa_at(&format!("bus={FURTHER_BUS},addr=0x1"), properties)
+            .dsa_at("bus=further-port", properties)
     }
 
     /// Adds a device, as `-device` takes it.

@@ -48,6 +48,10 @@ struct Shape {
 
 const DSA0: &str = "[parent.dsa0]\npci = \"0000:00:04.0\"\n";
 
+/// On the machine with two units.
+const BEHIND_TWO: &str = "[parent.dsa0]\npci = \"0000:00:04.0\"\n[parent.dsa1]\npci = \"0000:40:01.0\"\n\
+                          [parent.dsa2]\npci = \"0000:41:00.0\"\n";
+
 const X86_64: &[Shape] = &[
     Shape {
         name: "all there",
@@ -70,6 +74,22 @@ const X86_64: &[Shape] = &[
             "device +0000:00:04.0 8086:11fb class 088000",
             "version +1.0",
             "queues +8 with 128 entries, 4 groups, 4 engines",
+        ],
+        refused: &[],
+        end: "Pasidon would start here, and refuse nothing",
+    },
+    Shape {
+        name: "two units",
+        machine: |platform| platform.dsa("").further_unit(""),
+        parents: BEHIND_TWO,
+        listed: &[
+            "structures +2 DRHD, 0 RMRR, 0 ATSR, 0 SATC",
+            "unit +vtd 0xfed91000",
+            "serves +segment 0000: 1 endpoints, 1 bridges, .*",
+            "serves +segment 0000: all that no other unit names, .*",
+            "parent +dsa0\n +behind +vtd 0xfed90000",
+            "parent +dsa1\n +behind +vtd 0xfed91000",
+            "parent +dsa2\n +behind +vtd 0xfed91000",
         ],
         refused: &[],
         end: "Pasidon would start here, and refuse nothing",
@@ -133,6 +153,19 @@ const AARCH64: &[Shape] = &[
             "behind +smmuv3 0x9050000",
             // This firmware leaves devices off that it has no driver for.
             "not read +its memory is off, and stays so",
+        ],
+        refused: &[],
+        end: "Pasidon would start here, and refuse nothing",
+    },
+    Shape {
+        name: "two units",
+        machine: |platform| platform.dsa("").further_unit(""),
+        parents: BEHIND_TWO,
+        listed: &[
+            "nodes +2 SMMUv3, 0 older SMMUs, 1 ITS groups, 0 reserved ranges .RMR.",
+            "parent +dsa0\n +behind +smmuv3 0x9050000",
+            "parent +dsa1\n +behind +smmuv3 0xc000000",
+            "parent +dsa2\n +behind +smmuv3 0xc000000",
         ],
         refused: &[],
         end: "Pasidon would start here, and refuse nothing",

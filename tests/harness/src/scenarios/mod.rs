@@ -31,6 +31,7 @@ pub const ALL: &[Scenario] = &[
     platform::BOOT,
     platform::DMATEST,
     platform::FAULT,
+    platform::UNITS,
     platform::USER_DRIVER,
     platform::SELF_TEST,
     inventory::INVENTORY,

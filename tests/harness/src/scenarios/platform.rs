@@ -144,6 +144,46 @@ pub const FAULT: Scenario = Scenario {
     },
 };
 
+/// Accelerators of the machine with two units: behind the first, and two behind the second.
+const BEHIND_UNITS: [&str; 3] = ["0000:00:04.0", "0000:40:01.0", "0000:41:00.0"];
+
+/// The firmware's table says which unit each device is behind, and the unit is what it says.
+pub const UNITS: Scenario = Scenario {
+    name: "platform-units",
+    about: "without Pasidon: Linux finds two IOMMU units and who is behind which; an accelerator behind the second does 200 verified copies, with interrupts",
+    arches: Arch::ALL,
+    cpus: Cpu::ALL,
+    run: |lab| {
+        let words = format!("{} pasidon.name=plain", lab.arch().words_for_bare_accelerator());
+        let model = "device-id=0x0b25";
+        let machine = lab.bare_linux(&words, |platform| platform.dsa(model).further_unit(model))?;
+        let console = machine.log();
+        console.expect("PASIDON guest plain up", BOOT_TIMEOUT)?;
+        console.expect(PROMPT, COMMAND_TIMEOUT)?;
+        // Linux asks the table for an Arm device's unit when a driver takes the device.
+        let mut units = Vec::new();
+        let mut channel = String::new();
+        for (number, function) in BEHIND_UNITS.iter().enumerate() {
+            let up = console.command(&format!("dsa-up {number}"), COMMAND_TIMEOUT)?;
+            ensure!(up.contains(" up"), "{up}\n{}", machine.transcript());
+            channel = up.split_once("channel=").map_or(*function, |(_, name)| name.trim()).to_owned();
+            let look = format!("readlink -f /sys/bus/pci/devices/{function}/iommu");
+            let said = console.command(&look, COMMAND_TIMEOUT)?;
+            let unit = said.trim().rsplit('/').next().unwrap_or_default().to_owned();
+            let known = unit.contains("dmar") || unit.contains("smmu");
+            ensure!(known, "{function}: {said}\n{}", machine.transcript());
+            units.push(unit);
+        }
+        ensure!(units[0] != units[1] && units[1] == units[2], "{BEHIND_UNITS:?}: {units:?}");
+        let said = console.command(&format!("dsa-test 200 {channel}"), COPIES_TIMEOUT)?;
+        ensure!(said.contains("copies=200 failures=0"), "{said}\n{}", machine.transcript());
+        let complained = format!("dmesg | grep -E '{}'", complaints(lab.arch()));
+        let said = console.command(&complained, COMMAND_TIMEOUT)?;
+        ensure!(said.trim().is_empty(), "{said}\n{}", machine.transcript());
+        Ok(())
+    },
+};
+
 /// Operations that the user-space driver has to do without a failure: looking for their ends, and told by interrupt.
 const POLLED: u64 = 1000;
 const INTERRUPTED: u64 = 200;
