@@ -139,7 +139,8 @@ pub static COMMANDS: [Command; 19] = [
         more: &[
             "IOAS is a number that `iommu` shows. map lets devices find SIZE bytes of the VM's memory, from its",
             "ADDRESS on, at IOVA; unmap takes out what was mapped so. attach replaces what is behind a vdev while",
-            "it works: each access meets the old one or the new one. A VM's spaces go when it stops.",
+            "it works: each access meets the old one or the new one. That is so for each vdev by itself: several",
+            "change one after another, whether their IOMMU unit is the same or not. A VM's spaces go when it stops.",
         ],
     },
     Command {

@@ -65,7 +65,7 @@ pub const DEFINE: Scenario = Scenario {
             machine.monitor("vm gamma stop")?;
             machine.monitor("vm gamma remove")?;
             refused(&machine, "console gamma", "unknown vm gamma")?;
-            lives.push(counters(&machine)?);
+            lives.push(counters(&machine, &["dsa0"])?);
         }
         copies_done(&machine, alpha, NEIGHBOURS)?;
         alpha.expect(PROMPT, COMMAND_TIMEOUT)?;
@@ -79,7 +79,7 @@ pub const DEFINE: Scenario = Scenario {
             {
                 machine.monitor(command)?;
             }
-            let now = counters(&machine)?;
+            let now = counters(&machine, &["dsa0"])?;
             ensure!(
                 now == *start,
                 "round {round}: at the start {start:?}, now {now:?}\n{}",

@@ -163,7 +163,7 @@ fn stopped_copying(machine: &Machine, console: Console<'_>) -> Result<()> {
 }
 
 /// The guest's kernel has nothing to say against what it went through.
-fn is_well(console: Console<'_>) -> Result<()> {
+pub(super) fn is_well(console: Console<'_>) -> Result<()> {
     // WARN() names the processor; others warn, too.
     let complaints = "dmesg | grep -A 2 -e BUG: -e Oops -e 'WARNING: CPU'";
     let said = console.command(complaints, COMMAND_TIMEOUT)?;
@@ -181,7 +181,7 @@ fn destroy(machine: &Machine, which: &str) -> Result<String> {
 }
 
 /// Waits until the guest's kernel has a function in that slot, or none.
-fn is_there(machine: &Machine, console: Console<'_>, slot: u8, wanted: bool) -> Result<()> {
+pub(super) fn is_there(machine: &Machine, console: Console<'_>, slot: u8, wanted: bool) -> Result<()> {
     let function = in_slot(slot);
     until(machine, COMMAND_TIMEOUT, || {
         let look = format!("usleep 200000; [ -e /sys/bus/pci/devices/{function} ]; echo there=$?");

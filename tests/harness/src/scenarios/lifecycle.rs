@@ -47,7 +47,7 @@ pub const KILLED: Scenario = Scenario {
         shell(&machine, "alpha")?;
         machine.monitor("vm alpha stop")?;
         wait_for_state(&machine, "alpha", "stopped")?;
-        let start = counters(&machine)?;
+        let start = counters(&machine, &["dsa0"])?;
         let mut heap = Vec::new();
         for round in 1..=ROUNDS {
             machine.monitor("vm alpha start")?;
@@ -57,7 +57,7 @@ pub const KILLED: Scenario = Scenario {
             alpha.expect("^PASIDON dsa-test started$", BOOT_TIMEOUT)?;
             machine.monitor("vm alpha stop")?;
             wait_for_state(&machine, "alpha", "stopped")?;
-            let now = counters(&machine)?;
+            let now = counters(&machine, &["dsa0"])?;
             ensure!(
                 now == start,
                 "round {round}: at the start {start:?}, now {now:?}\n{}",
@@ -186,7 +186,7 @@ fn named_vdev(machine: &Machine, vm: &str) -> Result<u64> {
 pub(super) struct Counters {
     pasids: Value,
     memory: Value,
-    available: Value,
+    available: Vec<Value>,
     spaces: Option<usize>,
     retired: Value,
     in_use: Value,
@@ -198,14 +198,21 @@ pub(super) fn heap_used(machine: &Machine) -> Result<u64> {
     used.as_u64().with_context(|| format!("heap_used is {used}"))
 }
 
-pub(super) fn counters(machine: &Machine) -> Result<Counters> {
+/// Takes count, with the queues of those parents; in a machine with the VM alpha.
+///
+/// # Errors
+/// When the monitor does not answer as documented.
+pub(super) fn counters(machine: &Machine, parents: &[&str]) -> Result<Counters> {
     let iommu = machine.monitor("iommu")?;
     let mut memory = machine.monitor("version")?["memory"].clone();
     memory["hypervisor"] = Value::Null;
     Ok(Counters {
         pasids: machine.monitor("pasids")?,
         memory,
-        available: named(machine, "parents", "dsa0")?["types"].clone(),
+        available: parents
+            .iter()
+            .map(|parent| Ok(named(machine, "parents", parent)?["types"].clone()))
+            .collect::<Result<_>>()?,
         spaces: iommu["iommu"]["spaces"].as_array().map(Vec::len),
         retired: iommu["retired"].clone(),
         in_use: named(machine, "vms", "alpha")?["memory_in_use"].clone(),

@@ -22,6 +22,7 @@ mod report;
 pub mod shared_queue;
 mod sharing;
 mod spaces;
+mod units;
 mod vdev;
 
 use crate::scenario::Scenario;
@@ -65,6 +66,7 @@ pub const ALL: &[Scenario] = &[
     sharing::DOORBELL,
     spaces::REPLACE,
     spaces::DMA_ONLY,
+    units::TWO,
     shared_queue::DMATEST,
     shared_queue::HOSTILE_GUEST,
     shared_queue::FAIR,
