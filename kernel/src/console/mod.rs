@@ -168,7 +168,7 @@ impl Console {
         self.guests[vm] = Some(Guest { name: String::from(name), backlog: Backlog::default() });
     }
 
-    /// The VM at that place is gone, and what it printed and nobody has seen. The monitor has the line.
+    /// The VM at that place is gone, and what it printed and nobody has seen. Not while it has the line.
     pub fn remove(&mut self, vm: usize) {
         if let Some(guest) = self.guests.get_mut(vm) {
             *guest = None;

@@ -173,6 +173,7 @@ impl System {
     }
 
     /// Puts an address space of its VM behind a vdev in the place of the one that it has ([`crate::dma::iommu::Iommu::replace`]).
+    /// One that was made with a vdev goes when no other is on it.
     ///
     /// # Errors
     /// When there is no such address space or vdev, another operation changes the VM, they are of different VMs, the vdev
@@ -185,7 +186,12 @@ impl System {
                 vm.refuse(format!("it has no vdev {vdev}"), "attach a VM's vdevs to its own address spaces")
             );
         };
-        vdev.replace_space(&found)
+        let before = vdev.space();
+        vdev.replace_space(&found)?;
+        if let Some(before) = before {
+            self.leave_space(&before);
+        }
+        Ok(())
     }
 
     pub(super) fn no_space(&self, vm: &Vm, space: IoasId) -> Refusal {
@@ -230,23 +236,30 @@ impl System {
     ) -> Result<VdevId, Refusal> {
         let what = || title(vm.name(), &spec.parent, &spec.type_name);
         let entry = self.parent_of(vm.name(), spec)?;
-        let (ram, found) = {
+        let (ram, found, is_vms) = {
             let life = vm.life.lock();
             let found = life.spaces.iter().find(|s| space.is_none_or(|id| s.id() == id)).cloned();
-            (life.ram.clone(), found)
+            let first = life.spaces.first().map(|first| first.id());
+            (life.ram.clone(), found, space.is_none() || space == first)
         };
         let Some(ram) = &ram else {
             return Err(Refusal::new(what(), "the VM has no memory", "start it first"));
         };
         let own = match (space, entry.options.iommu) {
             (None, true) => self.space_for(vm, ram, &spec.space).map_err(|refusal| refusal.within(what()))?,
-            (None, false) if spec.space != AddressSpace::Vm => {
-                let why = format!("{} has iommu = \"off\", so nothing confines it", spec.parent);
-                return Err(Refusal::new(what(), why, "leave address_space out"));
+            // Nothing would confine it to what is asked for, or what it had before it moved.
+            (_, false) if !is_vms || spec.space != AddressSpace::Vm => {
+                let why =
+                    format!("{} has iommu = \"off\", so it would reach all of the VM's memory", spec.parent);
+                return Err(Refusal::new(
+                    what(),
+                    why,
+                    "use a parent with an IOMMU, or the VM's address space",
+                ));
             }
             _ => None,
         };
-        let found = own.or(found);
+        let found = own.clone().or(found);
         let place = match (entry.options.iommu, &found) {
             (true, Some(found)) => Space::Translated(found),
             (true, None) => {
@@ -266,7 +279,7 @@ impl System {
                 for retirement in failed.retired {
                     self.retire(retirement, &mut EndReport::default());
                 }
-                if let Some(space) = &found {
+                if let Some(space) = &own {
                     self.leave_space(space);
                 }
                 return Err(failed.refusal);

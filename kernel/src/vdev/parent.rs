@@ -84,6 +84,8 @@ pub struct Planned {
     pub type_name: String,
     /// Queue entries wanted; `None` leaves it to the driver.
     pub entries: Option<u16>,
+    /// It is of a VM that may be defined later, so it takes nothing from those that are there.
+    pub later: bool,
 }
 
 /// What happened on a parent, as read by its own interrupt handler.

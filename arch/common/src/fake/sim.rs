@@ -76,7 +76,7 @@ pub struct State {
     pub device: Device,
     pub line: Line,
     /// How many bytes each VM has printed.
-    printed: BTreeMap<VmId, usize>,
+    pub printed: BTreeMap<VmId, usize>,
     /// What each guest does next, by its name.
     pub guests: BTreeMap<String, VecDeque<u8>>,
     pub commands: VecDeque<u8>,
@@ -167,10 +167,13 @@ impl State {
     pub fn line_wrong(&self) -> Vec<String> {
         let mut wrong = self.line.check(self.printed.values().sum());
         let sent = self.line.sent();
-        for (vm, count) in &self.printed {
-            let came = sent.get(&(vm.0 as u8 + 1)).map_or(0, Vec::len);
-            if came != *count {
-                wrong.push(format!("VM {vm} printed {count} bytes, and {came} came"));
+        // One VM of a place after the other.
+        let mut printed = BTreeMap::<usize, usize>::new();
+        self.printed.iter().for_each(|(vm, count)| *printed.entry(vm.place()).or_default() += count);
+        for (place, count) in printed {
+            let came = sent.get(&(place as u8 + 1)).map_or(0, Vec::len);
+            if came != count {
+                wrong.push(format!("the VMs of place {place} printed {count} bytes, and {came} came"));
             }
         }
         wrong

@@ -117,6 +117,18 @@ fn guests_go_on_beside_work_that_never_ends() {
     assert!(state.turns.len() == VMS && state.turns.values().all(|turns| *turns > 10), "{:?}", state.turns);
 }
 
+#[test]
+fn what_the_next_vm_of_a_place_prints_is_on_the_channel_of_the_place() {
+    // Removed, defined again, so with another number, and started: it prints.
+    let commands = vec![32, 36, 0];
+    let rig = Rig::new(Script { commands, guests: vec![vec![5; 20]], share: 1, ..Script::default() });
+    rig.run(20_000);
+    let printed = rig.sim.lock().printed.clone();
+    assert!(printed.iter().any(|(vm, count)| usize::from(vm.0) != vm.place() && *count > 0), "{printed:?}");
+    let wrong = [rig.check(), rig.end()].concat();
+    assert!(wrong.is_empty(), "{wrong:#?}");
+}
+
 /// An interrupt of `vm1`, whose pCPU is the second one, comes on the first; wherever both are, in every order of the
 /// next steps.
 #[test]

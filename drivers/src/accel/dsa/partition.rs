@@ -27,11 +27,12 @@ pub struct Partition {
 }
 
 impl Partition {
-    /// From what is planned. `shared` is what the configuration says of the shared queue; `portals`: whether vdevs with
+    /// From what is planned; of what may come later only queues of a size, which get what the others leave. `shared` is what the configuration says of the shared queue; `portals`: whether vdevs with
     /// queues of their own can be had.
     pub fn new(planned: &[Planned], shared: Option<u16>, portals: bool) -> Self {
         let own = planned.iter().filter(|vdev| vdev.type_name == TYPE_DWQ);
-        let shares = planned.iter().any(|vdev| vdev.type_name == TYPE_SWQ);
+        let own = own.filter(|vdev| !vdev.later || vdev.entries.is_some());
+        let shares = planned.iter().any(|vdev| vdev.type_name == TYPE_SWQ && !vdev.later);
         let default = if shares || !portals { SHARED_ENTRIES } else { 0 };
         Self { queues: own.map(|vdev| vdev.entries).collect(), shared: shared.unwrap_or(default) }
     }
@@ -94,6 +95,27 @@ mod tests {
     }
 
     #[test]
+    fn what_may_come_later_takes_nothing_from_what_is_there() {
+        let vdev = |type_name: &str, entries, later| Planned { type_name: type_name.into(), entries, later };
+        let own =
+            [vdev(TYPE_DWQ, Some(64), false), vdev(TYPE_DWQ, Some(62), false), vdev(TYPE_DWQ, None, false)];
+        let before = Partition::new(&own, None, true).sizes(4, 128);
+        for (later, left) in [
+            (vdev(TYPE_DWQ, None, true), [64, 62, 1, 1]),
+            (vdev(TYPE_SWQ, Some(8), true), [64, 62, 1, 1]),
+            (vdev(TYPE_DWQ, Some(64), true), [64, 62, 1, 1]),
+            (vdev(TYPE_DWQ, Some(1), true), [64, 62, 1, 1]),
+        ] {
+            let all: Vec<Planned> = own.iter().cloned().chain([later]).collect();
+            let sizes = Partition::new(&all, None, true).sizes(4, 128);
+            assert_eq!(sizes.iter().map(|size| size.entries).collect::<Vec<_>>(), left);
+            assert!(sizes.iter().all(|size| !size.shared));
+            assert!(sizes.iter().filter(|size| size.planned).count() >= 2);
+        }
+        assert_eq!(before.len(), 4);
+    }
+
+    #[test]
     fn without_a_plan_all_queues_are_equal() {
         assert_eq!(entries(&[], 8, 128), [16; 8]);
     }
@@ -123,7 +145,8 @@ mod tests {
 
     #[test]
     fn a_shared_queue_is_made_where_somebody_wants_it_or_nothing_else_is_to_be_had() {
-        let planned = |type_name: &str, entries| Planned { type_name: type_name.into(), entries };
+        let planned =
+            |type_name: &str, entries| Planned { type_name: type_name.into(), entries, later: false };
         let dwq = planned("dsa-dwq", Some(8));
         let both = [dwq.clone(), planned("dsa-swq", Some(64))];
         let shared = |planned: &[Planned], shared, portals| Partition::new(planned, shared, portals).shared;

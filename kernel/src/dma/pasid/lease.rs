@@ -42,6 +42,11 @@ impl PasidQuota {
         self.0.limit
     }
 
+    /// Whether it has none left.
+    pub(super) fn is_used_up(&self) -> bool {
+        self.leased() + self.retired() >= self.limit()
+    }
+
     /// How many it has now.
     pub fn leased(&self) -> u32 {
         self.0.counters.leased.load(Ordering::Relaxed)

@@ -58,7 +58,16 @@ impl PasidNamespaces {
             self.spaces.insert(key, PasidSpace::new(Self::FIRST, self.last)?);
         }
         let space = self.spaces.get_mut(&key);
-        space.ok_or_else(|| Refusal::new("PASID", "no namespace", ""))?.lease(quota, bits, now_ns)
+        let space = space.ok_or_else(|| Refusal::new("PASID", "no namespace", ""))?;
+        space.lease(quota, bits, now_ns).map_err(|refusal| {
+            // Others may have what this device can send.
+            let narrow = self.last.value().checked_shr(bits.into()).unwrap_or(0) != 0;
+            if self.scope == NamespaceScope::Host && narrow && !quota.is_used_up() {
+                let remedy = "destroy a vdev, or use pasid_namespace = \"device\" in [host]".into();
+                return Refusal { remedy, ..refusal };
+            }
+            refusal
+        })
     }
 
     /// Takes a number back from an attachment of that device that has ended.
@@ -119,6 +128,24 @@ mod tests {
         assert_eq!(all.lease(one, BITS, &quota, 0).unwrap().record().used_before, 1);
         drop(second);
         assert_eq!((all.info().retired, all.info().per_device), (2, true));
+    }
+
+    #[test]
+    fn what_a_narrow_device_can_do_depends_on_whose_the_numbers_are() {
+        let [one, two] = devices();
+        for (scope, remedy) in [
+            (NamespaceScope::Host, "destroy a vdev, or use pasid_namespace = \"device\" in [host]"),
+            (NamespaceScope::Device, "destroy a vdev"),
+        ] {
+            let mut all = PasidNamespaces::new(scope, Pasid(9)).unwrap();
+            let quota = PasidQuota::new(VmId(0), 3);
+            let kept = [one, two].map(|device| all.lease(device, BITS, &quota, 0).unwrap());
+            assert_eq!(all.lease(one, 1, &quota, 0).unwrap_err().remedy, remedy, "{scope:?}");
+            // A quota that is used up is another matter.
+            let last = all.lease(two, BITS, &quota, 0).unwrap();
+            assert!(all.lease(one, 1, &quota, 0).unwrap_err().why.contains("quota of 3"));
+            drop((kept, last));
+        }
     }
 
     #[test]

@@ -53,8 +53,7 @@ impl PasidSpace {
     /// # Errors
     /// When the quota or the namespace is used up.
     pub fn lease(&mut self, quota: &PasidQuota, bits: u8, now_ns: u64) -> Result<PasidLease, Refusal> {
-        let taken = quota.leased() + quota.retired();
-        if taken >= quota.limit() {
+        if quota.is_used_up() {
             return Err(Refusal::new(
                 "PASID",
                 format!("quota of {} used up{}", quota.limit(), of_which_retired(quota.retired())),
@@ -100,8 +99,7 @@ impl PasidSpace {
         let (first, all) = (self.first, self.last);
         if last < all {
             let why = format!("all that the device can send, {first}..={last}, are in use{retired}");
-            let remedy = "destroy a vdev, or use pasid_namespace = \"device\" in [host]";
-            return Refusal::new("PASID", why, remedy);
+            return Refusal::new("PASID", why, "destroy a vdev");
         }
         let count = all - first + 1;
         let why = format!("all {count} of {first}..={all} are in use{retired}");
@@ -205,7 +203,7 @@ mod tests {
         assert_eq!(
             space.lease(&quota, 1, 0).unwrap_err().to_string(),
             "PASID: all that the device can send, 1..=1, are in use; \
-             destroy a vdev, or use pasid_namespace = \"device\" in [host]"
+             destroy a vdev"
         );
         let others: Vec<PasidLease> = (2..=9).map(|_| space.lease(&quota, WIDE, 0).unwrap()).collect();
         for lease in others.into_iter().rev().chain([low]) {

@@ -275,14 +275,16 @@ fn find(parents: &Parents, name: &str) -> Result<&'static dyn Parent, Refusal> {
     }
 }
 
-/// What each vdev on a parent asks for; those that may come later do behind the others.
+/// What each vdev on a parent asks for, those that may come later behind the others.
 fn planned(config: &Config, definitions: &[Definition], parent: &str) -> Vec<Planned> {
-    let later = definitions.iter().flat_map(|definition| &definition.vms);
-    let vdevs = config.vms.iter().chain(later).flat_map(|vm| &vm.vdevs);
-    let own = vdevs.filter(|vdev| vdev.parent.value == parent);
-    own.map(|vdev| Planned {
+    let now = config.vms.iter().map(|vm| (vm, false));
+    let later = definitions.iter().flat_map(|definition| &definition.vms).map(|vm| (vm, true));
+    let vdevs = now.chain(later).flat_map(|(vm, later)| vm.vdevs.iter().map(move |vdev| (vdev, later)));
+    let own = vdevs.filter(|(vdev, _)| vdev.parent.value == parent);
+    own.map(|(vdev, later)| Planned {
         type_name: vdev.type_name.value.clone(),
         entries: vdev.entries.map(|entries| entries.value),
+        later,
     })
     .collect()
 }

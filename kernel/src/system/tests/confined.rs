@@ -85,6 +85,29 @@ fn a_vdev_that_moves_stays_confined() {
 }
 
 #[test]
+fn an_address_space_that_its_vdev_was_led_away_from_goes() {
+    let machine = TestMachine::new();
+    let system = &machine.system;
+    let alpha = system.define_vm(vm_spec("alpha", 2, 4, 0)).unwrap();
+    system.start_vm(machine.truth, &alpha).unwrap();
+    let default = alpha.life.lock().spaces[0].id();
+    for _ in 0..3 {
+        let vdev = system.create_vdev(machine.truth, &alpha, &confined(), None).unwrap();
+        let with_it =
+            system.create_vdev(machine.truth, &alpha, &vdev_spec(), alpha.vdev(vdev).unwrap().ioas());
+        system.attach_space(default, vdev).unwrap();
+        assert_eq!(spaces(&alpha), 2, "another is on it");
+        system.attach_space(default, with_it.unwrap()).unwrap();
+        assert_eq!(spaces(&alpha), 1);
+        for vdev in alpha.vdevs() {
+            system.destroy_vdev(machine.truth, &alpha, vdev.id()).unwrap();
+        }
+    }
+    system.end_vm(machine.truth, &alpha, &POWER_OFF).unwrap();
+    machine.assert_as_at_start();
+}
+
+#[test]
 fn a_confined_vdev_that_cannot_be_had_leaves_nothing() {
     let machine = TestMachine::new();
     let system = &machine.system;
@@ -158,7 +181,15 @@ fn without_an_iommu_there_is_no_address_space_to_have() {
     system.start_vm(machine.truth, &alpha).unwrap();
     let trapped = VdevSpec { space: AddressSpace::Own, ..trapped() };
     let refusal = system.create_vdev(machine.truth, &alpha, &trapped, None).unwrap_err();
-    assert!(refusal.why.contains("nothing confines it"), "{refusal}");
+    assert!(refusal.why.contains("would reach all of the VM's memory"), "{refusal}");
+    // Neither one that is named, be it there or not; the VM's own is what it has anyway.
+    let other = system.create_space(&alpha).unwrap().id();
+    let trapped = VdevSpec { space: AddressSpace::Vm, ..trapped };
+    for space in [other, IoasId(999)] {
+        assert!(system.create_vdev(machine.truth, &alpha, &trapped, Some(space)).is_err());
+    }
+    let first = alpha.life.lock().spaces[0].id();
+    system.create_vdev(machine.truth, &alpha, &trapped, Some(first)).unwrap();
     system.end_vm(machine.truth, &alpha, &POWER_OFF).unwrap();
     machine.assert_as_at_start();
 }
