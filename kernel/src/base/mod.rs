@@ -9,5 +9,6 @@ pub mod drained;
 pub mod id;
 pub mod nearest;
 pub mod refusal;
+pub(crate) mod size;
 pub(crate) mod sync;
 pub mod table;

@@ -4,6 +4,7 @@
 use alloc::string::String;
 
 use crate::base::addr::{GuestPhys, LARGE_PAGE_SIZE, PAGE_SIZE, Requester};
+use crate::base::size::split_unit;
 use crate::memory::ram::RamRange;
 
 /// Smallest memory of a VM, in bytes.
@@ -28,15 +29,9 @@ const fn misfit(why: &'static str, remedy: &'static str) -> Misfit {
     Misfit { why, remedy }
 }
 
-/// Bytes as a whole number and K, M or G, which are powers of 1024; `Some(None)` where they are too many to count.
+/// Bytes as a whole number and K, M or G; `Some(None)` where they are too many to count.
 fn size(text: &str) -> Option<Option<u64>> {
-    let (at, shift) = match text.char_indices().last()? {
-        (at, 'K') => (at, 10),
-        (at, 'M') => (at, 20),
-        (at, 'G') => (at, 30),
-        _ => return None,
-    };
-    let digits = &text[..at];
+    let (digits, shift) = split_unit(text)?;
     let number = !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit());
     number.then(|| digits.parse::<u64>().ok().and_then(|number| number.checked_mul(1 << shift)))
 }

@@ -8,6 +8,7 @@ use serde::Serialize;
 
 use super::{Command, MonitorHost, answer, done, find_vdev, find_vm};
 use crate::base::refusal::Refusal;
+use crate::base::size::split_unit;
 
 /// `ioas …`
 pub(super) fn ioas(
@@ -64,9 +65,7 @@ fn address(word: &str) -> Result<u64, Refusal> {
 
 /// Bytes: a number, or one and K, M or G.
 fn size_of(word: &str) -> Result<u64, Refusal> {
-    let units = [('K', 10), ('M', 20), ('G', 30)];
-    let unit = units.iter().find_map(|(unit, shift)| Some((word.strip_suffix(*unit)?, *shift)));
-    let (digits, shift) = unit.unwrap_or((word, 0));
+    let (digits, shift) = split_unit(word).unwrap_or((word, 0));
     let bytes = number(digits).and_then(|count| count.checked_mul(1 << shift));
     bytes.ok_or_else(|| bad(word, "is no size", "write bytes, or a number and K, M or G, like 2M"))
 }
