@@ -170,7 +170,7 @@ impl<'t> Table<'t> {
     }
 
     /// One of a few words; the first is the default.
-    pub fn choice<T: Copy>(
+    pub fn choice<T: Clone>(
         &self,
         name: &str,
         choices: &[(&'static str, T)],
@@ -181,7 +181,7 @@ impl<'t> Table<'t> {
             return Spanned::new(default, self.at);
         };
         if let Some((_, value)) = choices.iter().find(|(known, _)| *known == word.value) {
-            return Spanned::new(*value, word.at);
+            return Spanned::new(value.clone(), word.at);
         }
         let known = choices.iter().map(|(known, _)| *known);
         let remedy = match nearest(&word, known) {

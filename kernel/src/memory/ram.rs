@@ -31,6 +31,12 @@ impl RamRange {
         let offset = other.start.0.checked_sub(self.start.0);
         offset.and_then(|offset| offset.checked_add(other.len)).is_some_and(|end| end <= self.len)
     }
+
+    /// Whether there is an address in both.
+    pub fn overlaps(&self, other: &Self) -> bool {
+        self.start.0 < other.start.0.saturating_add(other.len)
+            && other.start.0 < self.start.0.saturating_add(self.len)
+    }
 }
 
 /// A piece of RAM that is contiguous on both sides.

@@ -242,54 +242,47 @@ fn vdevs(
 
 /// What a vdev's DMA reaches.
 fn address_space(table: &Table<'_>, errors: &mut Vec<ConfigError>) -> Spanned<AddressSpace> {
-    #[derive(Clone, Copy, PartialEq)]
-    enum Kind {
-        Vm,
-        Own,
-        DmaOnly,
-    }
-    let kinds = [("vm", Kind::Vm), ("own", Kind::Own), ("dma-only", Kind::DmaOnly)];
-    let kind = table.choice("address_space", &kinds, Kind::Vm, errors);
-    let place = table.value("windows").map(|(_, at)| at);
-    let mut windows: Vec<RamRange> = Vec::new();
-    for text in table.strings("windows", errors) {
-        let window = match value::window(&text) {
-            Ok(window) => window,
-            Err(misfit) => {
-                errors.push(misfitting(table, text.at, "window", &text, misfit));
-                continue;
-            }
-        };
-        let overlaps = |other: &RamRange| {
-            window.start.0 < other.start.0 + other.len && other.start.0 < window.start.0 + window.len
-        };
-        if windows.iter().any(overlaps) {
-            let misfit = Misfit { why: "overlaps one before it", remedy: "name each page once" };
-            errors.push(misfitting(table, text.at, "window", &text, misfit));
-        }
-        windows.push(window);
-    }
-    if let Some(at) = place.filter(|_| windows.len() > MAX_WINDOWS) {
-        let what = format!("{} windows are more than {MAX_WINDOWS}", windows.len());
-        errors.push(table.error(at, what, "join some"));
-    }
-    match (kind.value, place) {
-        (Kind::DmaOnly, None) => errors.push(table.error(
-            kind.at,
+    let kinds = [
+        ("vm", AddressSpace::Vm),
+        ("own", AddressSpace::Own),
+        ("dma-only", AddressSpace::DmaOnly(Vec::new())),
+    ];
+    let mut space = table.choice("address_space", &kinds, AddressSpace::Vm, errors);
+    let windows = windows(table, errors);
+    match (&mut space.value, table.value("windows")) {
+        (AddressSpace::DmaOnly(own), Some(_)) => *own = windows,
+        (AddressSpace::DmaOnly(_), None) => errors.push(table.error(
+            space.at,
             "address_space is \"dma-only\", but no windows are named",
             "add a line like windows = [\"0x8000000+16M\"]",
         )),
-        (Kind::Vm | Kind::Own, Some(at)) => errors.push(table.error(
+        (_, Some((_, at))) => errors.push(table.error(
             at,
             "windows are for address_space = \"dma-only\"",
             "write that, or leave windows out",
         )),
-        _ => {}
+        (_, None) => {}
     }
-    let space = match kind.value {
-        Kind::Vm => AddressSpace::Vm,
-        Kind::Own => AddressSpace::Own,
-        Kind::DmaOnly => AddressSpace::DmaOnly(windows),
-    };
-    Spanned::new(space, kind.at)
+    space
+}
+
+/// The windows of a vdev, without those that are none.
+fn windows(table: &Table<'_>, errors: &mut Vec<ConfigError>) -> Vec<RamRange> {
+    const OVERLAPS: Misfit = Misfit { why: "overlaps one before it", remedy: "name each page once" };
+    let mut windows: Vec<RamRange> = Vec::new();
+    for text in table.strings("windows", errors) {
+        let found = value::window(&text).and_then(|window| {
+            let known = windows.iter().any(|other| other.overlaps(&window));
+            if known { Err(OVERLAPS) } else { Ok(window) }
+        });
+        match found {
+            Ok(window) => windows.push(window),
+            Err(misfit) => errors.push(misfitting(table, text.at, "window", &text, misfit)),
+        }
+    }
+    if let Some((_, at)) = table.value("windows").filter(|_| windows.len() > MAX_WINDOWS) {
+        let what = format!("{} windows are more than {MAX_WINDOWS}", windows.len());
+        errors.push(table.error(at, what, "join some"));
+    }
+    windows
 }
