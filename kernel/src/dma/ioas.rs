@@ -24,7 +24,7 @@ use crate::base::refusal::Refusal;
 use crate::dma::iommu::{AttachFailed, Iommu, TableId};
 use crate::dma::pasid::Pasid;
 use crate::dma::window::{self, Window};
-use crate::memory::ram::GuestRam;
+use crate::memory::ram::{GuestRam, RamRange};
 use crate::monitor::info::IoasInfo;
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -227,14 +227,12 @@ impl IoAddressSpace {
         self.iommu.map(self.table, Iova(iova.0 + done), host, len, writable)
     }
 
-    /// Maps all RAM of the owner at the addresses at which the guest sees it.
+    /// Maps ranges of the owner's RAM at the addresses at which the guest sees them.
     ///
     /// # Errors
-    /// As [`IoAddressSpace::map`].
-    pub fn map_all(&self, ram: &Arc<GuestRam>) -> Result<(), Refusal> {
-        ram.ranges()
-            .iter()
-            .try_for_each(|range| self.map(ram, range.start, Iova(range.start.0), range.len, true))
+    /// As [`IoAddressSpace::map`]; those before stay mapped.
+    pub fn map_as_seen(&self, ram: &Arc<GuestRam>, ranges: &[RamRange]) -> Result<(), Refusal> {
+        ranges.iter().try_for_each(|range| self.map(ram, range.start, Iova(range.start.0), range.len, true))
     }
 
     /// Removes one whole mapping, as it was mapped. The owner's RAM stays held until the address space is

@@ -81,7 +81,7 @@ impl System {
         vm.life.lock().ram = Some(ram.clone());
         if self.services.iommu.is_some() {
             let space = self.new_space(vm, false).map_err(within)?;
-            space.map_all(&ram).map_err(within)?;
+            space.map_as_seen(&ram, ram.ranges()).map_err(within)?;
         }
         vm_host.build(vm, &ram).map_err(within)?;
         drop(ram);

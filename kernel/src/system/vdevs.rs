@@ -14,7 +14,7 @@ use crate::dma::address_space::AddressSpace;
 use crate::dma::fault::{DmaFault, Noted};
 use crate::dma::ioas::IoAddressSpace;
 use crate::dma::pasid::Pasid;
-use crate::memory::ram::{GuestRam, RamRange};
+use crate::memory::ram::GuestRam;
 use crate::vdev::retired::Retired;
 use crate::vdev::{Owner, PortalsUnmapped, Space, Vdev, VdevSpec, title};
 use crate::vm::{Vm, VmHost, VmState};
@@ -62,16 +62,13 @@ impl System {
         ram: &Arc<GuestRam>,
         wanted: &AddressSpace,
     ) -> Result<Option<Arc<IoAddressSpace>>, Refusal> {
-        if *wanted == AddressSpace::Vm {
-            return Ok(None);
-        }
-        let space = self.new_space(vm, true)?;
-        let map = |range: &RamRange| space.map(ram, range.start, Iova(range.start.0), range.len, true);
-        let mapped = match wanted {
-            AddressSpace::DmaOnly(windows) => windows.iter().try_for_each(map),
-            AddressSpace::Vm | AddressSpace::Own => space.map_all(ram),
+        let ranges = match wanted {
+            AddressSpace::Vm => return Ok(None),
+            AddressSpace::Own => ram.ranges(),
+            AddressSpace::DmaOnly(windows) => windows,
         };
-        if let Err(refusal) = mapped {
+        let space = self.new_space(vm, true)?;
+        if let Err(refusal) = space.map_as_seen(ram, ranges) {
             self.leave_space(&space);
             return Err(refusal);
         }
