@@ -71,8 +71,9 @@ impl System {
     }
 
     /// Moves a vdev of a running or paused VM to another queue, type or parent: one that is made as `spec` says comes to the
-    /// guest, on the same I/O address space or the one of that number, and then this one is taken away as by [`System::dismiss_vdev`]. Both are there
-    /// until the guest has let go, so it can go over. Returns the number of the new one.
+    /// guest, on the same I/O address space or the one of that number, and then this one is taken away as by
+    /// [`System::dismiss_vdev`]. Both are there until the guest has let go, so it can go over. Returns the number of the new
+    /// one.
     ///
     /// # Errors
     /// As [`System::create_vdev`] and [`System::destroy_vdev`], when it is leaving already; then everything is as it was.

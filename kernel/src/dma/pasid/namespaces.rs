@@ -8,6 +8,7 @@
 //! Sources: Intel VT-d 3.4 (a PASID table per context entry), Arm SMMUv3 5.4 (CDs per stream), PCIe 6.20.
 
 use alloc::collections::BTreeMap;
+use alloc::collections::btree_map::Entry;
 
 use super::lease::{PasidLease, PasidQuota};
 use super::{NamespaceScope, Pasid, PasidSpace};
@@ -53,12 +54,10 @@ impl PasidNamespaces {
         quota: &PasidQuota,
         now_ns: u64,
     ) -> Result<PasidLease, Refusal> {
-        let key = self.key(device);
-        if !self.spaces.contains_key(&key) {
-            self.spaces.insert(key, PasidSpace::new(Self::FIRST, self.last)?);
-        }
-        let space = self.spaces.get_mut(&key);
-        let space = space.ok_or_else(|| Refusal::new("PASID", "no namespace", ""))?;
+        let space = match self.spaces.entry(self.key(device)) {
+            Entry::Vacant(none) => none.insert(PasidSpace::new(Self::FIRST, self.last)?),
+            Entry::Occupied(space) => space.into_mut(),
+        };
         space.lease(quota, bits, now_ns).map_err(|refusal| {
             // Others may have what this device can send.
             let narrow = self.last.value().checked_shr(bits.into()).unwrap_or(0) != 0;
