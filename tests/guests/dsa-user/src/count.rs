@@ -5,10 +5,11 @@
 //! has run by then; `tests/platform/plugins/exits.c` of Pasidon does. The numbers are a kind (upper byte) and whether a
 //! round starts (0) or ends (1).
 
-use crate::descriptor::{Descriptor, Fields, RECORD, SUCCESS, operation};
+use crate::descriptor::{Fields, SUCCESS, operation};
 use crate::device::Queue;
 use crate::memory::{Memory, SIZE};
 use crate::wait::Wait;
+use crate::work::Work;
 use anyhow::{Result, ensure};
 use clap::Args;
 use core::arch::asm;
@@ -40,6 +41,8 @@ pub struct Outcome {
     copies: u64,
     store: u64,
     copy: u64,
+    /// How often the device stopped at a page that was not there.
+    pub partial: u64,
 }
 
 impl fmt::Display for Outcome {
@@ -90,45 +93,47 @@ pub fn run(options: &Count, memory: &mut Memory, queue: &Queue, wait: &Wait) -> 
     let largest = (DESTINATION_AT - SOURCE_AT) as u32;
     ensure!((1..=largest).contains(&options.size), "size {}; 1 to {largest} bytes", options.size);
     ensure!(options.rounds > 0, "no rounds");
-    let descriptor = Descriptor::new(&Fields {
+    let fields = Fields {
         operation: operation::MEMORY_MOVE,
-        record: memory.address(RECORD_AT),
         source: memory.address(SOURCE_AT),
         destination: memory.address(DESTINATION_AT),
         size: options.size,
         interrupt: queue.interrupt,
         ..Fields::default()
-    });
-    let ended = |memory: &mut Memory| -> Result<()> {
-        wait.complete(memory, RECORD_AT)?;
+    };
+    let copy = Work::new(fields, memory, RECORD_AT);
+    let mut partial = 0;
+    let mut ended = |mut work: Work, memory: &mut Memory| -> Result<()> {
+        work.finish(memory, queue, wait)?;
+        partial += work.partial();
         ensure!(memory.status(RECORD_AT) == SUCCESS, "a copy ended with {:#04x}", memory.status(RECORD_AT));
-        memory.bytes()[RECORD_AT..RECORD_AT + RECORD].fill(0);
+        memory.clear_record(RECORD_AT);
         Ok(())
     };
-    memory.bytes()[RECORD_AT..RECORD_AT + RECORD].fill(0);
+    memory.clear_record(RECORD_AT);
     let (mut stores, mut copies) = (Vec::new(), Vec::new());
     for _ in 0..options.rounds {
         mark!(STORE << 8);
         let start = ticks();
-        queue.portal.submit(&descriptor);
+        copy.submit(queue);
         let end = ticks();
         mark!(STORE << 8 | 1);
         stores.push(end - start);
-        ended(memory)?;
+        ended(copy.clone(), memory)?;
     }
     for _ in 0..options.rounds {
         mark!(COPIES << 8);
         let start = ticks();
         for _ in 0..PER_ROUND {
-            queue.portal.submit(&descriptor);
-            ended(memory)?;
+            copy.submit(queue);
+            ended(copy.clone(), memory)?;
         }
         let end = ticks();
         mark!(COPIES << 8 | 1);
         copies.push((end - start) / PER_ROUND);
     }
     let all = options.rounds as u64 * (1 + PER_ROUND);
-    Ok(Outcome { copies: all, store: median(stores), copy: median(copies) })
+    Ok(Outcome { copies: all, store: median(stores), copy: median(copies), partial })
 }
 
 fn median(mut values: Vec<u64>) -> u64 {
@@ -143,7 +148,7 @@ mod tests {
     #[test]
     fn what_is_told_are_medians() {
         assert_eq!(median(vec![9, 1, 5]), 5);
-        let told = Outcome { copies: 21, store: 5, copy: 7 }.to_string();
+        let told = Outcome { copies: 21, store: 5, copy: 7, partial: 0 }.to_string();
         assert_eq!(told, "copies=21 store_ticks=5 copy_ticks=7");
     }
 }

@@ -53,6 +53,17 @@ pub struct Queue {
     pub interrupt: Option<u16>,
 }
 
+impl Queue {
+    /// Says on a line whose queue it is, what it holds, and how ends are waited for.
+    pub fn announce(&self, of: &str, wait: &str) {
+        println!(
+            "dsa-user: {of} with {} entries, transfers up to {} KiB, {wait}",
+            self.entries,
+            self.largest_transfer >> 10
+        );
+    }
+}
+
 impl Device {
     /// Resets it and gives its first queue all there is. The function must be enabled.
     pub fn bring_up(function: &Function) -> Result<Self> {

@@ -5,7 +5,7 @@
 //! **Principle.** Each line of 64 bytes, the least that a device writes at once, must be found in exactly one of the two
 //! places. A copy may be found partly in one and partly in the other.
 
-use crate::descriptor::{Descriptor, Fields, RECORD, SUCCESS, operation};
+use crate::descriptor::{Descriptor, Fields, SUCCESS, operation};
 use crate::device::Queue;
 use crate::memory::{Memory, Physical};
 use crate::poke::number;
@@ -108,7 +108,7 @@ pub fn run(options: &Landing, memory: &mut Memory, queue: &Queue, wait: &Wait) -
         let byte = (round % 251) as u8;
         places.iter_mut().for_each(|place| place.fill(BEFORE));
         memory.bytes()[SOURCE_AT..SOURCE_AT + BYTES].fill(byte);
-        memory.bytes()[RECORD_AT..RECORD_AT + RECORD].fill(0);
+        memory.clear_record(RECORD_AT);
         queue.portal.submit(&Descriptor::new(&Fields {
             operation: operation::MEMORY_MOVE,
             record: memory.address(RECORD_AT),

@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Copies for a time, so many at once: how many the queue does, and how long each takes.
 
-use crate::descriptor::{Descriptor, Fields, RECORD, SUCCESS, operation};
+use crate::descriptor::{Fields, RECORD, SUCCESS, operation};
 use crate::device::Queue;
 use crate::memory::{Memory, SIZE};
 use crate::wait::Wait;
+use crate::work::Work;
 use anyhow::{Result, ensure};
 use clap::Args;
 use core::fmt;
@@ -38,6 +39,8 @@ pub struct Outcome {
     median: Duration,
     /// Of a hundred copies, 99 take no longer.
     percentile_99: Duration,
+    /// How often the device stopped at a page that was not there.
+    pub partial: u64,
 }
 
 impl fmt::Display for Outcome {
@@ -65,50 +68,56 @@ pub fn run(options: &Load, memory: &mut Memory, queue: &Queue, wait: &Wait) -> R
     memory.bytes()[..MOST * RECORD].fill(0);
     let start = Instant::now();
     let end = start + Duration::from_secs(options.seconds);
-    let mut since: Vec<Option<Instant>> = vec![None; options.depth];
+    let mut under_way: Vec<Option<(Instant, Work)>> = vec![None; options.depth];
     let mut times = Vec::new();
-    let mut failures = 0;
+    let (mut failures, mut partial) = (0, 0);
     loop {
         let go_on = Instant::now() < end;
         let mut changed = false;
-        for (place, since) in since.iter_mut().enumerate() {
+        for (place, slot) in under_way.iter_mut().enumerate() {
             let record = place * RECORD;
-            if let Some(began) = *since {
-                let status = memory.status(record);
-                if status == 0 {
+            if let Some((began, work)) = slot {
+                if memory.status(record) == 0 {
+                    continue;
+                }
+                changed = true;
+                if !work.ended(memory, queue, *began)? {
                     continue;
                 }
                 times.push(began.elapsed());
-                failures += usize::from(status != SUCCESS);
-                *since = None;
-                changed = true;
+                failures += usize::from(memory.status(record) != SUCCESS);
+                partial += work.partial();
+                *slot = None;
             }
             if go_on {
-                memory.bytes()[record..record + RECORD].fill(0);
-                *since = Some(Instant::now());
-                queue.portal.submit(&Descriptor::new(&Fields {
+                memory.clear_record(record);
+                if memory.untouched() {
+                    memory.forget(DESTINATION_AT..DESTINATION_AT + options.size as usize)?;
+                }
+                let fields = Fields {
                     operation: operation::MEMORY_MOVE,
-                    record: memory.address(record),
                     source: memory.address(SOURCE_AT),
                     destination: memory.address(DESTINATION_AT),
                     size: options.size,
                     interrupt: queue.interrupt,
                     ..Fields::default()
-                }));
+                };
+                let (_, work) = slot.insert((Instant::now(), Work::new(fields, memory, record)));
+                work.submit(queue);
             }
         }
-        if since.iter().all(Option::is_none) {
+        if under_way.iter().all(Option::is_none) {
             break;
         }
         if !changed {
-            let oldest = since.iter().flatten().min().copied();
+            let oldest = under_way.iter().flatten().map(|(began, _)| *began).min();
             wait.any(oldest.map_or(Duration::ZERO, |began| began.elapsed()))?;
         }
     }
-    Ok(outcome(times, failures, start.elapsed()))
+    Ok(outcome(times, failures, partial, start.elapsed()))
 }
 
-fn outcome(mut times: Vec<Duration>, failures: usize, took: Duration) -> Outcome {
+fn outcome(mut times: Vec<Duration>, failures: usize, partial: u64, took: Duration) -> Outcome {
     times.sort_unstable();
     let at = |part: f64| {
         let place = (times.len() as f64 * part).ceil() as usize;
@@ -120,6 +129,7 @@ fn outcome(mut times: Vec<Duration>, failures: usize, took: Duration) -> Outcome
         seconds: took.as_secs_f64(),
         median: at(0.5),
         percentile_99: at(0.99),
+        partial,
     }
 }
 
@@ -130,9 +140,9 @@ mod tests {
     #[test]
     fn times_are_told_by_their_ranks() {
         let times = (1..=200).rev().map(Duration::from_micros).collect();
-        let told = outcome(times, 2, Duration::from_secs(2)).to_string();
+        let told = outcome(times, 2, 0, Duration::from_secs(2)).to_string();
         assert_eq!(told, "copies=200 failures=2 per_second=100.00 median_us=100 p99_us=198");
-        let none = outcome(Vec::new(), 0, Duration::from_secs(1)).to_string();
+        let none = outcome(Vec::new(), 0, 0, Duration::from_secs(1)).to_string();
         assert_eq!(none, "copies=0 failures=0 per_second=0.00 median_us=0 p99_us=0");
     }
 }

@@ -4,10 +4,16 @@
 //! **Principle.** One huge page: contiguous, never moved or swapped, so that one look at its guest-physical address
 //! holds for all of it. Without an IOMMU of the guest's own, that is the address the device uses.
 //!
-//! Source: Linux, `Documentation/admin-guide/mm/pagemap.rst` and `hugetlbpage.rst`.
+//! **With shared virtual addressing** none of this is needed: it is memory of the allocator's, as any `Vec`'s, and its
+//! address for the device is the pointer. In exchange a page may be missing when the device comes to it.
+//!
+//! Source: Linux, `Documentation/admin-guide/mm/pagemap.rst` and `hugetlbpage.rst`; madvise(2).
 
+use crate::descriptor::{Fault, RECORD};
 use anyhow::{Context, Result, ensure};
-use rustix::mm::{MapFlags, ProtFlags, mmap, mmap_anonymous};
+use core::ops::Range;
+use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap, mmap_anonymous};
+use std::alloc::{Layout, alloc_zeroed};
 use std::fs::{self, File, OpenOptions};
 use std::os::unix::fs::FileExt;
 use std::str::FromStr;
@@ -52,19 +58,32 @@ impl FromStr for Within {
     }
 }
 
-/// One huge page.
+/// Memory of this program's, [`SIZE`] bytes. It stays until the program ends.
 pub struct Memory {
     base: *mut u8,
-    guest_physical: u64,
+    /// Its address for the device.
+    device: u64,
+    kind: Kind,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    /// A huge page, whose address is guest-physical.
+    HugePage,
+    /// The allocator's, at its virtual address.
+    Ordinary {
+        /// Whether operations are to find pages that nobody has touched.
+        untouched: bool,
+    },
 }
 
 impl Memory {
     /// Takes a huge page, and finds out where it is. Where it has to be in a range, as many as it takes; the others are given
     /// back with the program's end.
-    pub fn new(within: Option<Within>) -> Result<Self> {
+    pub fn huge_page(within: Option<Within>) -> Result<Self> {
         loop {
             let page = Self::take()?;
-            if within.is_none_or(|within| within.holds(page.guest_physical)) {
+            if within.is_none_or(|within| within.holds(page.device)) {
                 return Ok(page);
             }
         }
@@ -90,12 +109,72 @@ impl Memory {
             entry & PRESENT != 0 && entry & FRAME != 0,
             "{PAGEMAP} does not tell the address; run as root"
         );
-        Ok(Self { base, guest_physical: (entry & FRAME) * PAGE_SIZE })
+        Ok(Self { base, device: (entry & FRAME) * PAGE_SIZE, kind: Kind::HugePage })
+    }
+
+    /// Takes memory as any program does, for a device that uses virtual addresses. All of it has been touched, unless operations
+    /// are to find it `untouched`: then only the first page, where completion records go, since the device tells nobody about
+    /// one that it cannot write.
+    pub fn ordinary(untouched: bool) -> Result<Self> {
+        let layout = Layout::from_size_align(SIZE, PAGE_SIZE as usize)?;
+        // SAFETY: the layout has a size.
+        let base = unsafe { alloc_zeroed(layout) };
+        ensure!(!base.is_null(), "no memory: {SIZE} bytes are needed");
+        let mut memory = Self { base, device: base as u64, kind: Kind::Ordinary { untouched } };
+        // Nobody says whether the allocator has written the zeros or knew of them.
+        memory.bytes().fill(0);
+        if untouched {
+            // Each page is to be missing by itself. Where Linux has no transparent huge pages, it always is.
+            // SAFETY: within the allocation; says only how it is to be backed.
+            unsafe { madvise(base.cast(), SIZE, Advice::LinuxNoHugepage) }.ok();
+            memory.forget(PAGE_SIZE as usize..SIZE)?;
+        }
+        Ok(memory)
     }
 
     /// The address for the device.
     pub fn address(&self, offset: usize) -> u64 {
-        self.guest_physical + offset as u64
+        self.device + offset as u64
+    }
+
+    /// Whether operations are to find pages that nobody has touched.
+    pub fn untouched(&self) -> bool {
+        self.kind == Kind::Ordinary { untouched: true }
+    }
+
+    /// Gives back all pages in which the range lies, as they were when memory was fresh: not there, and zero for whoever looks.
+    pub fn forget(&mut self, range: Range<usize>) -> Result<()> {
+        self.advise(range, Advice::LinuxDontNeed)
+    }
+
+    /// Reads the pages in which the range lies, as a program does that looks before it writes. What was not there is then Linux's
+    /// page of zeros, which is copied at the first write and may not be written by anyone else.
+    pub fn look_at(&mut self, range: Range<usize>) -> Result<()> {
+        self.advise(range, Advice::LinuxPopulateRead)
+    }
+
+    /// Does about a page that the device could not use what the program's own access would do: has it brought in, and for a write
+    /// made its own. Returns whether that was possible: only for memory of this program's that has virtual addresses. What is in
+    /// it stays. (Writing a byte of it as it was would do the same; the compiler must then not make a read of it.)
+    pub fn bring_in(&self, fault: Fault) -> Result<bool> {
+        let offset = fault.address.checked_sub(self.device).filter(|offset| *offset < SIZE as u64);
+        let (Some(offset), Kind::Ordinary { .. }) = (offset, self.kind) else { return Ok(false) };
+        let advice = if fault.write { Advice::LinuxPopulateWrite } else { Advice::LinuxPopulateRead };
+        self.advise(offset as usize..offset as usize + 1, advice)?;
+        Ok(true)
+    }
+
+    /// Tells Linux about all pages in which a range lies.
+    fn advise(&self, range: Range<usize>, advice: Advice) -> Result<()> {
+        assert!(self.kind != Kind::HugePage && range.end <= SIZE);
+        let page = PAGE_SIZE as usize;
+        let start = range.start / page * page;
+        // Linux takes the whole of the last page.
+        let len = range.end - start;
+        // SAFETY: within the allocation, which nobody has borrowed; pages are made present or, by `forget`, become zero.
+        unsafe { madvise(self.base.add(start).cast(), len, advice) }.with_context(|| {
+            format!("telling Linux {advice:?} about {len:#x} bytes at {:#x}", self.address(start))
+        })
     }
 
     /// For the processor, while the device does not write there.
@@ -103,6 +182,18 @@ impl Memory {
         // SAFETY: mapped for as long as `self` is, and borrowed mutably; the device writes between submission and
         // completion only, and then only `status` is looked at.
         unsafe { core::slice::from_raw_parts_mut(self.base, SIZE) }
+    }
+
+    /// Clears a completion record for the next descriptor.
+    pub fn clear_record(&mut self, offset: usize) {
+        self.bytes()[offset..offset + RECORD].fill(0);
+    }
+
+    /// A completion record that the device has written.
+    pub fn record(&self, offset: usize) -> [u8; RECORD] {
+        assert!(offset + RECORD <= SIZE);
+        // SAFETY: within the memory, and nobody writes there: the device is done with it.
+        unsafe { self.base.add(offset).cast::<[u8; RECORD]>().read() }
     }
 
     /// A byte that the device writes while it is looked at.
@@ -165,5 +256,69 @@ impl Physical {
             // SAFETY: as above.
             unsafe { self.base.add(word).read_volatile() == u64::from_ne_bytes([byte; 8]) }
         })
+    }
+}
+
+#[cfg(test)]
+impl Memory {
+    /// Whether a page may be read, and whether it may be written: it is this program's alone.
+    pub fn state(&self, offset: usize) -> [bool; 2] {
+        const EXCLUSIVE: u64 = 1 << 56;
+        let mut entry = [0; ENTRY as usize];
+        let map = File::open(PAGEMAP).unwrap();
+        map.read_exact_at(&mut entry, self.address(offset) / PAGE_SIZE * ENTRY).unwrap();
+        let entry = u64::from_le_bytes(entry);
+        [PRESENT, EXCLUSIVE].map(|bit| entry & bit != 0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ordinary_memory_has_the_addresses_of_the_program() {
+        let mut memory = Memory::ordinary(false).unwrap();
+        assert!(!memory.untouched());
+        assert_eq!(memory.address(0x123), memory.bytes().as_ptr() as u64 + 0x123);
+        assert!(memory.address(0).is_multiple_of(PAGE_SIZE));
+    }
+
+    #[test]
+    fn whole_pages_are_forgotten_and_no_others() {
+        let mut memory = Memory::ordinary(true).unwrap();
+        let page = PAGE_SIZE as usize;
+        memory.bytes().fill(7);
+        memory.forget(3 * page - 1..3 * page + 1).unwrap();
+        memory.look_at(2 * page..3 * page).unwrap();
+        let zero: Vec<bool> = memory.bytes().chunks(page).map(|page| page == vec![0; page.len()]).collect();
+        assert_eq!(zero[..6], [false, false, true, true, false, false]);
+    }
+
+    #[test]
+    fn only_the_first_page_has_been_touched_where_the_others_are_not_to_be() {
+        let pages = |untouched| {
+            let memory = Memory::ordinary(untouched).unwrap();
+            [0, 0x1000, SIZE / 2, SIZE - 1].map(|offset| memory.state(offset)[0])
+        };
+        assert_eq!(pages(false), [true; 4]);
+        assert_eq!(pages(true), [true, false, false, false]);
+    }
+
+    #[test]
+    fn a_page_is_brought_in_as_it_is_needed_and_only_an_own_one() {
+        let mut memory = Memory::ordinary(true).unwrap();
+        let at = |memory: &Memory, address, write| memory.bring_in(Fault { address, write }).unwrap();
+        let page = memory.address(0x1000);
+        assert!(at(&memory, page, false));
+        // The page of zeros is there, and everyone's.
+        assert_eq!(memory.state(0x1000), [true, false]);
+        assert!(at(&memory, page + 0xfff, true));
+        assert_eq!(memory.state(0x1000), [true, true]);
+        assert_eq!(memory.state(0x2000), [false, false]);
+        memory.bytes()[0x1fff] = 7;
+        assert!(at(&memory, page, true) && at(&memory, memory.address(SIZE - 1), true));
+        assert_eq!((memory.bytes()[0x1fff], memory.state(SIZE - 1)), (7, [true, true]));
+        assert!(!at(&memory, memory.address(SIZE), true) && !at(&memory, memory.address(0) - 1, false));
     }
 }

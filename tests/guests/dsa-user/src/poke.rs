@@ -5,7 +5,7 @@
 //! uses too. The device is told exactly what the user says; this program itself only touches what it may: its own
 //! memory, and where there is something to fill, addresses that the kernel was told to leave alone.
 
-use crate::descriptor::{Descriptor, Fields, RECORD, Record, SUCCESS, operation};
+use crate::descriptor::{Descriptor, Fields, Record, SUCCESS, operation};
 use crate::device::{Device, Queue};
 use crate::memory::{Memory, Physical, SIZE};
 use crate::wait::Wait;
@@ -80,6 +80,20 @@ impl Outcome {
     }
 }
 
+impl Poke {
+    /// Whether it can be done where Linux has the device.
+    ///
+    /// # Errors
+    /// When an option takes the device's registers, or physical memory.
+    pub fn need_no_device(&self) -> Result<()> {
+        ensure!(
+            !self.closed && (self.fill.is_none() || (self.src, self.dst) == (None, None)),
+            "with --sva neither --closed, nor --fill together with --src or --dst: registers and physical memory are Linux's"
+        );
+        Ok(())
+    }
+}
+
 impl fmt::Display for Poke {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let [src, dst] = [self.src, self.dst].map(|address| address.unwrap_or(0));
@@ -144,11 +158,14 @@ fn word(text: &str) -> Result<(usize, u64), String> {
     Ok((place, number(value).map_err(|error| error.to_string())?))
 }
 
-/// Does the copy.
+/// Does the copy. `device`: where it is this program's, and not Linux's.
+///
+/// # Errors
+/// When the length does not go with what is to be filled, an address cannot be mapped, or the device does not do a command.
 pub fn run(
     options: &Poke,
     memory: &mut Memory,
-    device: &Device,
+    device: Option<&Device>,
     queue: &Queue,
     wait: &Wait,
 ) -> Result<Outcome> {
@@ -163,8 +180,8 @@ pub fn run(
     };
     let mut source = open(options.src)?;
     let mut destination = open(options.dst)?;
+    memory.clear_record(RECORD_AT);
     let bytes = memory.bytes();
-    bytes[RECORD_AT..RECORD_AT + RECORD].fill(0);
     if let Some(fill) = options.fill {
         match &mut source {
             Some(source) => source.fill(fill),
@@ -186,18 +203,21 @@ pub fn run(
         interrupt: queue.interrupt,
     });
     options.set.iter().for_each(|(word, value)| descriptor.set(*word, *value));
+    let take_error = || device.and_then(Device::take_error);
     // Not one of an earlier descriptor.
-    device.take_error();
-    if options.closed {
+    take_error();
+    let closed = device.filter(|_| options.closed);
+    if let Some(device) = closed {
         device.close_queue()?;
     }
     queue.portal.submit(&descriptor);
-    let waited = wait.complete_or(memory, RECORD_AT, || device.take_error());
-    if options.closed {
+    let waited = wait.complete_or(memory, RECORD_AT, take_error);
+    if let Some(device) = closed {
         device.enable_queue(wait.by_interrupt())?;
     }
+    let record = memory.record(RECORD_AT);
+    let record = Record(&record);
     let bytes = memory.bytes();
-    let record = Record(&bytes[RECORD_AT..RECORD_AT + RECORD]);
     let answer = match (record.status(), waited) {
         (0, Ok(Some((code, address)))) => Answer::Recorded(code, address),
         (0, _) => Answer::Timeout,

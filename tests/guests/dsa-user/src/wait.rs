@@ -20,7 +20,7 @@ use std::time::{Duration, Instant};
 /// The driver for waiting by interrupt.
 const DRIVER: &str = "uio_msix";
 /// What an operation may take at most.
-const DEADLINE: Duration = Duration::from_secs(10);
+pub const DEADLINE: Duration = Duration::from_secs(10);
 
 /// How to wait.
 pub enum Wait {
