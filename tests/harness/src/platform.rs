@@ -35,6 +35,10 @@ enum Iommu {
 /// As Pasidon needs it: scalable mode with PASIDs, interrupt remapping with x2APIC; and what it uses: posted interrupts.
 const VT_D: &str = "intel-iommu,x-scalable-mode=on,x-pasid-mode=on,intremap=on,eim=on,x-posted-interrupts=on";
 
+/// What the same unit needs beside for a guest of the machine, or Linux on it, to share address spaces with the accelerator:
+/// both stages and one upon the other, translations that devices keep, and what Linux asks for before it uses them so.
+const SHARED_ADDRESSES: &str = "x-flts=on,x-nest=on,device-iotlb=on,svm=on";
+
 const X86_64: Model = Model {
     firmware: &[
         ("/usr/share/OVMF/OVMF_CODE_4M.fd", "/usr/share/OVMF/OVMF_VARS_4M.fd"),
@@ -206,6 +210,13 @@ impl Platform {
     pub fn without_iommu(mut self) -> Platform {
         self.iommu = false;
         self
+    }
+
+    /// Gives the IOMMU what shared virtual addressing takes (x86_64): first-stage and nested translation, device TLBs, page
+    /// requests.
+    pub fn shared_addresses(mut self) -> Platform {
+        self.iommu = false;
+        self.device(&format!("{VT_D},{SHARED_ADDRESSES}"))
     }
 
     /// Takes the ACPI tables away, so that the firmware of an Arm machine offers a device tree.

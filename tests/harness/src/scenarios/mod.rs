@@ -22,6 +22,7 @@ mod report;
 pub mod shared_queue;
 mod sharing;
 mod spaces;
+mod sva;
 mod units;
 mod vdev;
 
@@ -34,6 +35,7 @@ pub const ALL: &[Scenario] = &[
     platform::FAULT,
     platform::UNITS,
     platform::USER_DRIVER,
+    sva::DEVICE_TLB,
     platform::SELF_TEST,
     inventory::INVENTORY,
     inventory::DEVICE_TREE,
