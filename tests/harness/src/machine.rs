@@ -20,6 +20,9 @@ const STREAM_OF_QEMU: usize = CHANNELS as usize;
 /// How long QEMU may take to end.
 const END_TIMEOUT: Duration = Duration::from_secs(60);
 
+/// The first accelerator, as QEMU calls it (qom-set, qom-get).
+pub const ACCELERATOR: &str = "/machine/peripheral/dsa0";
+
 /// A running machine.
 pub struct Machine {
     child: Mutex<Child>,
@@ -123,6 +126,16 @@ impl Machine {
     /// When QEMU does not answer.
     pub fn qmp(&self) -> Result<Qmp> {
         Qmp::connect(&self.private.path().join("qmp"))
+    }
+
+    /// What the first accelerator's model has counted, by the name of its property, such as `stat-completed`.
+    ///
+    /// # Errors
+    /// As [`Machine::qmp`]; when there is no such counter.
+    pub fn counter(&self, name: &str) -> Result<u64> {
+        let path = json!({ "path": ACCELERATOR, "property": name });
+        let value = self.qmp()?.execute("qom-get", path)?;
+        value.as_u64().with_context(|| format!("{name}: {value}"))
     }
 
     /// Waits until QEMU has ended by itself, as it does when the machine is switched off or resets.

@@ -37,7 +37,7 @@ const VT_D: &str = "intel-iommu,x-scalable-mode=on,x-pasid-mode=on,intremap=on,e
 
 /// What the same unit needs beside for a guest of the machine, or Linux on it, to share address spaces with the accelerator:
 /// both stages and one upon the other, translations that devices keep, and what Linux asks for before it uses them so.
-const SHARED_ADDRESSES: &str = "x-flts=on,x-nest=on,device-iotlb=on,svm=on";
+const SHARED_ADDRESSES: &str = ",x-flts=on,x-nest=on,device-iotlb=on,svm=on";
 
 const X86_64: Model = Model {
     firmware: &[
@@ -154,6 +154,8 @@ pub struct Platform {
     cpus: u32,
     memory_mib: u32,
     iommu: bool,
+    /// Properties of the IOMMU's device beside the model's, each behind a comma.
+    iommu_properties: &'static str,
     acpi: bool,
     devices: Vec<String>,
     accelerators: u32,
@@ -186,6 +188,7 @@ impl Platform {
             cpus: 2,
             memory_mib: 2048,
             iommu: true,
+            iommu_properties: "",
             acpi: true,
             devices: Vec::new(),
             accelerators: 0,
@@ -215,8 +218,8 @@ impl Platform {
     /// Gives the IOMMU what shared virtual addressing takes (x86_64): first-stage and nested translation, device TLBs, page
     /// requests.
     pub fn shared_addresses(mut self) -> Platform {
-        self.iommu = false;
-        self.device(&format!("{VT_D},{SHARED_ADDRESSES}"))
+        self.iommu_properties = SHARED_ADDRESSES;
+        self
     }
 
     /// Takes the ACPI tables away, so that the firmware of an Arm machine offers a device tree.
@@ -300,7 +303,7 @@ impl Platform {
             add(&["-drive", &format!("{code},readonly=on"), "-drive", &variables]);
         }
         if let (true, Iommu::Device(device)) = (self.iommu, &model.iommu) {
-            add(&["-device", device]);
+            add(&["-device", &format!("{device}{}", self.iommu_properties)]);
         }
         match &self.boot {
             Boot::Disk(path) => {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! What the scenarios that boot Pasidon have in common: configurations, how long things may take, and what the
-//! monitor says.
+//! What scenarios have in common: how long things may take, what a guest answers, and of those that boot Pasidon
+//! configurations and what the monitor says.
 
 use crate::demonstration::Copies;
 use crate::line::{Console, PROMPT};
@@ -54,6 +54,16 @@ pub fn check(machine: &Machine, console: Console<'_>, command: &str, wanted: &st
     let said = console.command(command, COPIES_TIMEOUT)?;
     ensure!(said.contains(wanted), "{command}: wanted {wanted}, got {said}\n{}", machine.transcript());
     Ok(said)
+}
+
+/// The same for a command that only reads, and all that it prints.
+///
+/// # Errors
+/// As there.
+pub fn check_exactly(machine: &Machine, console: Console<'_>, command: &str, wanted: &str) -> Result<()> {
+    let said = console.command(command, COMMAND_TIMEOUT)?;
+    ensure!(said == wanted, "{command}: wanted {wanted}, got {said}\n{}", machine.transcript());
+    Ok(())
 }
 
 /// Has a driver in the guest take the accelerator.

@@ -6,7 +6,7 @@ use super::pasidon::{COMMAND_TIMEOUT, COPIES_TIMEOUT, HOST, shell, until, user_i
 use crate::arch::Arch;
 use crate::cpu::Cpu;
 use crate::line::{Console, PROMPT};
-use crate::machine::Machine;
+use crate::machine::{ACCELERATOR, Machine};
 use crate::scenario::Scenario;
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
@@ -26,9 +26,6 @@ const STILL: Duration = Duration::from_millis(1000);
 /// Copies that are verified by the guest, each of another piece of data, and how often it is paused in their midst.
 const VERIFIED: u64 = 600;
 const PAUSES: usize = 4;
-
-/// The accelerator, to QEMU.
-const DEVICE: &str = "/machine/peripheral/dsa0";
 
 /// One guest, and how much it has under way.
 struct Worker {
@@ -160,7 +157,7 @@ fn hangs(machine: &Machine, console: Console<'_>, name: &str) -> Result<()> {
     console.send_line("dsa-user load --wait interrupt --seconds 8 --depth 4 --size 4096")?;
     work(machine, BETWEEN)?;
     let hang = |hangs: bool| {
-        let set = json!({ "path": DEVICE, "property": "drain-hang", "value": hangs });
+        let set = json!({ "path": ACCELERATOR, "property": "drain-hang", "value": hangs });
         machine.qmp()?.execute("qom-set", set).map(drop)
     };
     hang(true)?;
@@ -214,9 +211,7 @@ fn submitted(machine: &Machine, name: &str) -> Result<Option<Value>> {
 
 /// Descriptors that the device has completed.
 fn completed(machine: &Machine) -> Result<u64> {
-    let path = json!({ "path": DEVICE, "property": "stat-completed" });
-    let completed = machine.qmp()?.execute("qom-get", path)?;
-    completed.as_u64().with_context(|| format!("stat-completed: {completed}"))
+    machine.counter("stat-completed")
 }
 
 /// Waits until the device has completed so many more.

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! The platform without Pasidon: what it shows there is what Pasidon may be judged on.
 
+use super::pasidon::{COMMAND_TIMEOUT, COPIES_TIMEOUT, check, check_exactly};
 use crate::arch::Arch;
 use crate::cpu::Cpu;
 use crate::demonstration::Copies;
@@ -14,13 +15,9 @@ use std::time::Duration;
 /// What Debian's x86_64 kernel is told to bring VT-d up in scalable mode; on aarch64 it uses the SMMU unasked.
 const SCALABLE_MODE: &str = "intel_iommu=on,sm_on pasidon.name=plain";
 /// Firmware, kernel and init of a machine without a hypervisor; about 10 s on 2 cores that do nothing else.
-const BOOT_TIMEOUT: Duration = Duration::from_secs(180);
+pub(super) const BOOT_TIMEOUT: Duration = Duration::from_secs(180);
 /// Verified copies that the accelerator model has to do without a failure.
 const COPIES: u64 = 10_000;
-/// For all of them; about a minute.
-const COPIES_TIMEOUT: Duration = Duration::from_secs(600);
-/// A command that only reads.
-const COMMAND_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Size of the disk that the kernel writes to.
 const DISK_BYTES: u64 = 16 << 20;
@@ -69,11 +66,7 @@ pub const BOOT: Scenario = Scenario {
         let console = machine.log();
         console.expect("PASIDON guest plain up", BOOT_TIMEOUT)?;
         console.expect(PROMPT, COMMAND_TIMEOUT)?;
-        let expect = |command: &str, wanted: &str| -> Result<()> {
-            let said = console.command(command, COMMAND_TIMEOUT)?;
-            ensure!(said == wanted, "{command}: wanted {wanted}, got {said}\n{}", machine.transcript());
-            Ok(())
-        };
+        let expect = |command: &str, wanted: &str| check_exactly(&machine, console, command, wanted);
         for sign in signs(lab.arch()) {
             expect(&format!("dmesg | grep -c '{sign}'"), "1")?;
         }
@@ -214,16 +207,10 @@ pub const USER_DRIVER: Scenario = Scenario {
             ("uio-up 0000:00:04.0 uio_msix", up),
             (&interrupted, &interrupts),
         ] {
-            let said = console.command(command, COPIES_TIMEOUT)?;
-            ensure!(
-                said.contains(wanted),
-                "{command}: wanted {wanted}, got {said}\n{}",
-                machine.transcript()
-            );
+            check(&machine, console, command, wanted)?;
         }
         // What the program counted is what the device did.
-        let path = serde_json::json!({ "path": "/machine/peripheral/dsa0", "property": "stat-completed" });
-        let completed = machine.qmp()?.execute("qom-get", path)?;
+        let completed = machine.counter("stat-completed")?;
         ensure!(
             completed == POLLED + INTERRUPTED,
             "{POLLED} and {INTERRUPTED} operations, and the device completed {completed}\n{}",
